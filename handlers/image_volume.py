@@ -1,0 +1,95 @@
+"""The rules of an Image-Volume: what it is called, what it carries, whether it serves. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from worker.cloud import GIB, Image, NewVolume, Volume
+from worker.notification import IMAGE_VOLUME_NAME
+from worker.target import TAG, Target
+
+FRESH = f"{TAG}_updated_at"
+USABLE = frozenset({"available", "in-use"})
+
+
+def name_of(image_id: str) -> str:
+    """The name that Glance, Cinder's cache and we give to an image's Image-Volume."""
+    return f"image-{image_id}"
+
+
+def warming_name_of(image_id: str) -> str:
+    """The name of the throw-away volume that makes Cinder fill its image-volume cache."""
+    return f"warm-{image_id}"
+
+
+def image_of(volume: Volume) -> str:
+    """The id of the image that the volume was made for; "" if it is no Image-Volume."""
+    named = IMAGE_VOLUME_NAME.fullmatch(volume.name)
+    return named.group(1) if named else ""
+
+
+def metadata_of(image: Image, target: Target) -> dict[str, str]:
+    """What an Image-Volume must carry so that Cinder clones it for every project that may use the image.
+
+    Source: cinder/volume/flows/manager/create_volume.py, _clone_image_volume (`image_owner`);
+    glance_store/_drivers/cinder/store.py (`image_size` becomes the image's size).
+    """
+    return {
+        "glance_image_id": image.id,
+        "image_owner": image.owner,
+        "image_size": str(image.size),
+        TAG: target.name,
+    }
+
+
+def lacking(volume: Volume, wanted: Mapping[str, str]) -> dict[str, str]:
+    """The metadata that is missing on the volume or wrong."""
+    return {key: value for key, value in wanted.items() if volume.metadata.get(key) != value}
+
+
+def is_readonly(volume: Volume) -> bool:
+    """Whether its read-only flag is set; Cinder shows it as metadata."""
+    return volume.metadata.get("readonly", "").lower() == "true"
+
+
+def size_for(image: Image) -> int:
+    """GiB that a volume needs to hold the image."""
+    return max(1, image.min_disk, -(-max(image.size, image.virtual_size) // GIB))
+
+
+def new_volume(image: Image, target: Target, *, name: str) -> NewVolume:
+    """A volume of the image on the target, recognisable from its first moment, should its creator not live to see it."""
+    return NewVolume(
+        name=name,
+        size=size_for(image),
+        volume_type=target.volume_type,
+        image_id=image.id,
+        availability_zone=target.availability_zone,
+        metadata=metadata_of(image, target),
+    )
+
+
+def is_on(volume: Volume, target: Target) -> bool:
+    """Whether the volume is this target's: by our tag, else by its type."""
+    tag = volume.metadata.get(TAG)
+    return tag == target.name if tag else volume.volume_type == target.volume_type
+
+
+def is_ours(volume: Volume, target: Target) -> bool:
+    """Whether we made it, for this target."""
+    return volume.metadata.get(TAG) == target.name
+
+
+def is_broken(volume: Volume) -> bool:
+    """Whether it will never serve."""
+    return volume.status.startswith("error")
+
+
+def is_leaving(volume: Volume) -> bool:
+    """Whether it is on its way out."""
+    return volume.status == "deleting"
+
+
+def is_usable(volume: Volume) -> bool:
+    """Whether Cinder can clone it now; Glance reading it makes it in-use."""
+    return volume.status in USABLE

@@ -1,0 +1,41 @@
+"""Which image belongs on which target. Pure."""
+
+from __future__ import annotations
+
+from worker.cloud import Image
+from worker.target import Policy, Target
+
+YES = frozenset({"yes", "true", "1", "on"})
+NO = frozenset({"no", "false", "0", "off"})
+
+
+def refusal(image: Image, target: Target, policy: Policy) -> str | None:
+    """Why the image is not to be warm on the target, in one line; None if it is wanted there.
+
+    The owner's no always counts; the owner's yes overrides `visibilities` and `min_size`, not what limits others' use
+    of the storage (`projects`, `exclude_projects`, `max_size`).
+    """
+    asked = image.properties.get(policy.property, "").lower()
+    if image.status != "active":
+        return f"image is {image.status}, not active"
+    if image.container_format != "bare" or image.disk_format not in target.disk_formats:
+        return (
+            f"image is {image.disk_format}/{image.container_format}, not {'|'.join(sorted(target.disk_formats))}/bare"
+        )
+    if "cinder_encryption_key_id" in image.properties:
+        return "image holds an encrypted volume"
+    if asked in NO:
+        return f"the image's property {policy.property} says no"
+    if policy.projects and image.owner not in policy.projects:
+        return "its project is not among [prewarm] projects"
+    if image.owner in policy.exclude_projects:
+        return "its project is among [prewarm] exclude_projects"
+    if policy.max_size and image.size > policy.max_size:
+        return f"image of {image.size} bytes is above [prewarm] max_size"
+    if asked in YES:
+        return None
+    if image.visibility not in policy.visibilities:
+        return f"visibility {image.visibility} is not among [prewarm] visibilities"
+    if image.size < policy.min_size:
+        return f"image of {image.size} bytes is below [prewarm] min_size"
+    return None

@@ -1,0 +1,258 @@
+"""Prewarm: an image that is wanted on a target has an Image-Volume there that Cinder clones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import assert_never
+
+import structlog
+
+from handlers import ROUTES, image_volume, policy, strategies
+from handlers.reclaim import release
+from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, registered, store
+from handlers.target_store import TargetStores
+from worker.cloud import Image, Volume
+from worker.errors import Conflict, NotFound
+from worker.handler import Missing, Parts, Watch
+from worker.job import Key
+from worker.notification import Notification
+from worker.outcome import Again, Done, Outcome, Skip
+from worker.target import Target
+
+log = structlog.get_logger(__name__)
+
+PLANS: Mapping[str, Plan] = {"store": store.plan, "location": location.plan, "cache": cache.plan}
+LACKS: Mapping[str, Lacks] = {"store": registered.lacks, "location": registered.lacks, "cache": cache.lacks}
+# For how long a target that has failed is left out of what is done for others, in seconds
+SUSPECT_FOR = 600.0
+
+
+class Prewarm:
+    """Reconciles (image, target)."""
+
+    name = "prewarm"
+    event_types = ROUTES["prewarm"]
+
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.cloud
+        self._policy = parts.policy
+        self._now = parts.now
+        self._targets = {target.name: target for target in parts.targets}
+        self._stores = TargetStores(parts)
+        self._suspects: dict[str, float] = {}
+        self._resolved: tuple[Target, ...] = ()
+        self._copying: set[str] = set()
+
+    def keys(self, notification: Notification) -> Iterable[Key]:
+        """The image on every target; on one if the notification is about a volume that we made for that one."""
+        if not notification.image_id:
+            return ()
+        # Of an image's life only its being active concerns us; text payloads tell no status
+        if notification.event_type.startswith("image.") and notification.status not in ("active", ""):
+            return ()
+        targets = (notification.target,) if notification.target in self._targets else self._targets
+        return tuple(Key(self.name, notification.image_id, target) for target in targets)
+
+    def lanes(self) -> Mapping[str, int]:
+        """A lane for each target."""
+        return {f"{self.name}.{target.name}": target.max_concurrent for target in self._targets.values()}
+
+    async def reconcile(self, key: Key, watch: Watch) -> Outcome:
+        """Look, plan, act, until the Image-Volume is there or the plan says why not."""
+        if key.target not in self._targets:
+            return Skip("no such target is configured any more")
+        target = self._targets[key.target]
+        try:
+            image = await self._cloud.get_image(key.image_id)
+            if refusal := policy.refusal(image, target, self._policy):
+                return Skip(refusal)
+            target = await self._stores.resolve(target)
+            seen = Seen(image=image, now=self._now(), settle=self._policy.settle)
+            made = False
+            while not isinstance(action := self._plan(seen, target), Finish):
+                seen = await self._act(action, seen, target, watch)
+                made = made or isinstance(action, strategies.CopyImage | strategies.CreateVolume)
+        except NotFound:
+            return await self._gone(key.image_id)
+        if isinstance(action.outcome, Again) and action.outcome.counted:
+            self._suspects[target.name] = self._now() + SUSPECT_FOR
+        else:
+            self._suspects.pop(target.name, None)
+        if made and isinstance(action.outcome, Done):
+            return replace(action.outcome, changed=True)
+        return action.outcome
+
+    async def prepare(self) -> None:
+        """Read Glance's stores."""
+        self._resolved = await self._stores.all()
+
+    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
+        """The targets where the image is wanted and does not look warm. Pure."""
+        if image is None:
+            return
+        for target in self._resolved:
+            if policy.refusal(image, target, self._policy) is None and (
+                why := LACKS[target.strategy](image, volumes, target)
+            ):
+                yield Missing(Key(self.name, image_id, target.name), why)
+
+    def _plan(self, seen: Seen, target: Target) -> Action:
+        if refusal := policy.refusal(seen.image, target, self._policy):
+            return Finish(Skip(refusal))
+        return PLANS[target.strategy](seen, target)
+
+    async def _gone(self, image_id: str) -> Outcome:
+        """What to do when something was not found: if it was the image, nothing of it may stay."""
+        try:
+            await self._cloud.get_image(image_id)
+        except NotFound:
+            return await release(self._cloud, image_id)
+        return Again("something went while it was looked at")
+
+    async def _act(self, action: Action, seen: Seen, target: Target, watch: Watch) -> Seen:
+        """Do one action and read again what it may have changed."""
+        cloud, image_id = self._cloud, seen.image.id
+        match action:
+            case strategies.LookAtVolumes():
+                return replace(seen, volumes=await cloud.find_volumes(image_volume.name_of(image_id)))
+            case strategies.LookAtWarming():
+                return replace(seen, warming=await cloud.find_volumes(image_volume.warming_name_of(image_id)))
+            case strategies.LookAtLocations():
+                return replace(seen, locations=await cloud.get_locations(image_id))
+            case strategies.LookAtVolume(volume_id):
+                return await self._look_at(volume_id, seen)
+            case strategies.CopyImage(stores):
+                return await self._copy(stores, seen, watch)
+            case strategies.CreateVolume(new):
+                volume = await cloud.create_volume(new)
+                log.info("image_volume_creating", volume_id=volume.id, volume_type=new.volume_type, size=new.size)
+                return _with(volume, seen)
+            case strategies.DeleteVolume(volume_id, because):
+                await self._delete(volume_id)
+                return replace(_without(volume_id, seen), failed=because or seen.failed)
+            case strategies.SetMetadata(volume_id, metadata):
+                await cloud.set_metadata(volume_id, metadata)
+                return _with(await cloud.get_volume(volume_id), seen)
+            case strategies.SetReadonly(volume_id):
+                await cloud.set_readonly(volume_id)
+                return _believed(volume_id, {"readonly": "True"}, seen)
+            case strategies.AddLocation(url):
+                return await self._add_location(url, seen)
+            case strategies.RemoveFromStore(store_id):
+                await cloud.remove_from_store(image_id, store_id)
+                log.warning("broken_location_removed", store=store_id)
+                return replace(seen, image=await self._image(seen), locations=None, volumes=None)
+            case strategies.AwaitVolume(volume_id):
+                return await self._await_volume(volume_id, seen, watch)
+            case strategies.AwaitImage():
+                await watch.changed()
+                return replace(seen, image=await self._image(seen), now=self._now())
+            case strategies.AwaitEntry():
+                await watch.changed()
+                return replace(seen, volumes=None, looks=seen.looks + 1)
+            case Finish():
+                return seen
+            case never:
+                assert_never(never)
+
+    async def _image(self, seen: Seen) -> Image:
+        return await self._cloud.get_image(seen.image.id)
+
+    async def _look_at(self, volume_id: str, seen: Seen) -> Seen:
+        try:
+            return _with(await self._cloud.get_volume(volume_id), seen)
+        except NotFound:
+            return replace(seen, gone=seen.gone | {volume_id})
+
+    async def _copy(self, stores: tuple[str, ...], seen: Seen, watch: Watch) -> Seen:
+        """Ask Glance for one import into all stores where the image is wanted: it stages the data only once."""
+        others = [
+            other.glance_store
+            for other in await self._stores.all()
+            if other.strategy == "store"
+            and other.glance_store not in (seen.image.stores or ())
+            and policy.refusal(seen.image, other, self._policy) is None
+            and self._suspects.get(other.name, 0.0) < self._now()
+        ]
+        stores = tuple(dict.fromkeys((*stores, *others)))
+        if seen.image.id in self._copying:
+            # Asked for by the job of another target, this very moment
+            await watch.changed()
+            return replace(seen, image=await self._image(seen))
+        self._copying.add(seen.image.id)
+        try:
+            await self._cloud.copy_image(seen.image.id, stores)
+            log.info("image_copy_began", stores=stores)
+        except Conflict as error:
+            # Somebody else's import of this image was faster
+            log.info("image_copy_waits", why=str(error))
+            await watch.changed()
+            return replace(seen, image=await self._image(seen))
+        finally:
+            self._copying.discard(seen.image.id)
+        return replace(seen, image=await self._image(seen), imported=True)
+
+    async def _add_location(self, url: str, seen: Seen) -> Seen:
+        try:
+            await self._cloud.add_location(seen.image.id, url)
+            log.info("location_added", url=url)
+        except Conflict as error:
+            log.info("location_refused", url=url, why=str(error))
+            raise
+        # Two of these at once can lose one (Glance writes the whole list), so read it back
+        return replace(seen, image=await self._image(seen), locations=None)
+
+    async def _delete(self, volume_id: str) -> None:
+        try:
+            await self._cloud.delete_volume(volume_id)
+            log.info("volume_deleted", volume_id=volume_id)
+        except NotFound:
+            pass
+
+    async def _await_volume(self, volume_id: str, seen: Seen, watch: Watch) -> Seen:
+        await watch.changed()
+        try:
+            volume = await self._cloud.get_volume(volume_id)
+        except NotFound:
+            return replace(_without(volume_id, seen), image=await self._image(seen))
+        seen = _with(volume, seen)
+        if image_volume.is_broken(volume):
+            seen = replace(
+                seen, failed=f"Cinder could not make volume {volume_id} from the image (status {volume.status})"
+            )
+        if image_volume.is_usable(volume) or image_volume.is_broken(volume):
+            # It took its time: what was wanted then need not be wanted now
+            seen = replace(seen, image=await self._image(seen), now=self._now())
+        return seen
+
+
+def _with(volume: Volume, seen: Seen) -> Seen:
+    """What was seen, with this volume as it is now."""
+    if volume.name.startswith("warm-"):
+        return replace(seen, warming=_replaced(volume, seen.warming or ()))
+    return replace(seen, volumes=_replaced(volume, seen.volumes or ()))
+
+
+def _replaced(volume: Volume, volumes: tuple[Volume, ...]) -> tuple[Volume, ...]:
+    if any(other.id == volume.id for other in volumes):
+        return tuple(volume if other.id == volume.id else other for other in volumes)
+    return (*volumes, volume)
+
+
+def _without(volume_id: str, seen: Seen) -> Seen:
+    return replace(
+        seen,
+        volumes=None if seen.volumes is None else tuple(v for v in seen.volumes if v.id != volume_id),
+        warming=None if seen.warming is None else tuple(v for v in seen.warming if v.id != volume_id),
+    )
+
+
+def _believed(volume_id: str, metadata: Mapping[str, str], seen: Seen) -> Seen:
+    """What was seen, with metadata that was just written: Cinder has answered that it is."""
+    return replace(
+        seen,
+        volumes=tuple(
+            replace(v, metadata={**v.metadata, **metadata}) if v.id == volume_id else v for v in seen.volumes or ()
+        ),
+    )

@@ -1,0 +1,79 @@
+"""Reclaim: what was kept for an image that is gone goes too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import structlog
+
+from handlers import ROUTES, image_volume
+from worker.cloud import Cloud, Image, Volume
+from worker.errors import Conflict, NotFound
+from worker.handler import Missing, Parts, Watch
+from worker.job import Key
+from worker.notification import Notification
+from worker.outcome import Again, Done, Outcome, Skip
+
+log = structlog.get_logger(__name__)
+
+
+class Reclaim:
+    """Deletes the Image-Volumes of a deleted image from the internal project, whoever put them there for us."""
+
+    name = "reclaim"
+    event_types = ROUTES["reclaim"]
+
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.cloud
+
+    def keys(self, notification: Notification) -> Iterable[Key]:
+        """One key for the image."""
+        return (Key(self.name, notification.image_id),) if notification.image_id else ()
+
+    def lanes(self) -> Mapping[str, int]:
+        """One lane; deleting is quick and hurts nobody."""
+        return {self.name: 8}
+
+    async def reconcile(self, key: Key, watch: Watch) -> Outcome:  # noqa: ARG002  waiting would only hold a slot
+        """Delete them if Glance is certain that the image is not there."""
+        try:
+            await self._cloud.get_image(key.image_id)
+        except NotFound:
+            return await release(self._cloud, key.image_id)
+        return Skip("the image is there")
+
+    async def prepare(self) -> None:
+        """Nothing: the listing says it all."""
+
+    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
+        """An image that is not listed as active but has Image-Volumes; `reconcile` makes sure that it is gone."""
+        if image is None and any(not image_volume.is_leaving(volume) for volume in volumes):
+            yield Missing(Key(self.name, image_id), "image is gone or not active, Image-Volumes are there")
+
+
+async def release(cloud: Cloud, image_id: str) -> Outcome:
+    """Delete every Image-Volume of an image that does not exist any more."""
+    named = await cloud.find_volumes(image_volume.name_of(image_id))
+    warming = await cloud.find_volumes(image_volume.warming_name_of(image_id))
+    left = [volume for volume in (*named, *warming) if _is_of(volume, image_id)]
+    busy: list[str] = []
+    for volume in left:
+        if image_volume.is_leaving(volume):
+            continue
+        try:
+            await cloud.delete_volume(volume.id)
+            log.info("image_volume_deleted", volume_id=volume.id, why="image is gone")
+        except NotFound:
+            continue
+        except Conflict:
+            # Still being made, or a clone of it is: Cinder lets go of it later
+            busy.append(volume.id)
+    if busy:
+        return Again(f"in use or still being made: {', '.join(busy)}")
+    return Done(f"{len(left)} deleted")
+
+
+def _is_of(volume: Volume, image_id: str) -> bool:
+    """Whether the volume was kept for this image: by us or Glance (metadata), or by Cinder's cache (read-only, no claim)."""
+    claim = volume.metadata.get("glance_image_id")
+    return claim == image_id or (claim is None and image_volume.is_readonly(volume))

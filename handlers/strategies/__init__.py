@@ -1,0 +1,161 @@
+"""Strategies: how an Image-Volume gets onto a target. Each is a pure plan over what was seen: one next action, as a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from worker.cloud import Image, Location, NewVolume, Volume
+from worker.outcome import Outcome
+from worker.target import Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What has been read so far about an image on a target; None is what has not been looked at yet.
+
+    `volumes` are those of the internal project named like its Image-Volume, `warming` the throw-away ones, oldest
+    first; `gone` are volumes that locations point to and that are not there; `imported` whether this very run has asked
+    Glance to copy, `failed` why something it made came to nothing, `looks` how often it waited for a cache entry.
+    `settle` is for how many seconds an image must be unchanged to count as quiet.
+    """
+
+    image: Image
+    now: float
+    volumes: tuple[Volume, ...] | None = None
+    warming: tuple[Volume, ...] | None = None
+    locations: tuple[Location, ...] | None = None
+    gone: frozenset[str] = frozenset()
+    imported: bool = False
+    failed: str = ""
+    looks: int = 0
+    settle: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtVolumes:
+    """List the Image-Volumes of the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtWarming:
+    """List the throw-away volumes of the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtLocations:
+    """Read the image's locations."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtVolume:
+    """Read one volume that a location points to."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CopyImage:
+    """Have Glance copy the image into stores."""
+
+    stores: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CreateVolume:
+    """Make a volume from the image."""
+
+    new: NewVolume
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteVolume:
+    """Delete a volume that we made; with `because`, what it stands for has failed for now."""
+
+    volume_id: str
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetMetadata:
+    """Put a volume's metadata right."""
+
+    volume_id: str
+    metadata: Mapping[str, str] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SetReadonly:
+    """Set a volume's read-only flag."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddLocation:
+    """Tell Glance where the image's data lies besides."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFromStore:
+    """Take a broken location out of the image."""
+
+    store: str
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitVolume:
+    """Wait until this volume has changed."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitImage:
+    """Wait until the image has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitEntry:
+    """Wait for Cinder to show its cache entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Nothing more to do now."""
+
+    outcome: Outcome
+
+
+Action = (
+    LookAtVolumes
+    | LookAtWarming
+    | LookAtLocations
+    | LookAtVolume
+    | CopyImage
+    | CreateVolume
+    | DeleteVolume
+    | SetMetadata
+    | SetReadonly
+    | AddLocation
+    | RemoveFromStore
+    | AwaitVolume
+    | AwaitImage
+    | AwaitEntry
+    | Finish
+)
+
+
+class Plan(Protocol):
+    """The next action for a target, by what was seen. Pure: no IO, no clock."""
+
+    def __call__(self, seen: Seen, target: Target) -> Action: ...
+
+
+class Lacks(Protocol):
+    """Why an image does not look warm on a target in a bulk listing, in one line; None if it does. Pure."""
+
+    def __call__(self, image: Image, volumes: tuple[Volume, ...], target: Target) -> str | None: ...

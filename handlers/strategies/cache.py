@@ -1,0 +1,101 @@
+"""Strategy `cache`: a throw-away volume makes Cinder fill its own image-volume cache on the target. Pure.
+
+An entry is stale as soon as the image's `updated_at` has changed (cinder/image/cache.py), which no API shows; so the
+entry is marked with the `updated_at` that it was made for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from handlers import image_volume
+from handlers.strategies import (
+    Action,
+    AwaitEntry,
+    AwaitVolume,
+    CreateVolume,
+    DeleteVolume,
+    Finish,
+    LookAtVolumes,
+    LookAtWarming,
+    Seen,
+    SetMetadata,
+)
+from worker.cloud import Image, Volume
+from worker.outcome import Again, Done
+from worker.target import Target
+
+# A new image gets its last touches within moments of being active, each of which would make the entry stale
+FIRST_QUIET = 2.0
+LOOKS = 5
+NO_CACHE = "Cinder made no entry in its image-volume cache; is image_volume_cache_enabled set on this backend?"
+
+
+def entry_of(volumes: tuple[Volume, ...], target: Target, *, host: str = "") -> Volume | None:
+    """Cinder's cache entry on the target: by our tag, by the host it must be on, or by type. Never a location of Glance."""
+    entries = [
+        volume
+        for volume in volumes
+        if image_volume.is_usable(volume)
+        and (image_volume.FRESH in volume.metadata or "glance_image_id" not in volume.metadata)
+        and (image_volume.is_on(volume, target) or (host and volume.host == host))
+    ]
+    # The newest one is what Cinder uses: an older one is stale and about to be evicted
+    return max(entries, key=lambda volume: volume.created_at, default=None)
+
+
+def is_fresh(entry: Volume | None, updated_at: str) -> bool:
+    """Whether the entry was made for the image as it is now."""
+    return entry is not None and entry.metadata.get(image_volume.FRESH) == updated_at
+
+
+def plan(seen: Seen, target: Target) -> Action:
+    """The next action towards a fresh entry in Cinder's cache on the target."""
+    if seen.volumes is None:
+        return LookAtVolumes()
+    if seen.warming is None:
+        return LookAtWarming()
+    warming = [v for v in seen.warming if image_volume.is_ours(v, target) and not image_volume.is_leaving(v)]
+    for volume in warming:
+        if image_volume.is_broken(volume):
+            return DeleteVolume(volume.id)
+    if seen.failed:
+        return Finish(Again(seen.failed))
+    entry = entry_of(seen.volumes, target, host=warming[0].host if warming else "")
+    if is_fresh(entry, seen.image.updated_at):
+        if warming:
+            return DeleteVolume(warming[0].id)
+        return Finish(Done(entry.id if entry else ""))
+    if warming:
+        return _follow(warming[0], entry, seen, target)
+    quiet_for = seen.now - seen.image.updated_epoch
+    wait = (seen.settle if entry else min(seen.settle, FIRST_QUIET)) - quiet_for
+    if wait > 0:
+        return Finish(Again("the image was changed a moment ago", after=wait, counted=False))
+    new = image_volume.new_volume(seen.image, target, name=image_volume.warming_name_of(seen.image.id))
+    return CreateVolume(replace(new, metadata={**new.metadata, image_volume.FRESH: seen.image.updated_at}))
+
+
+def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -> Action:
+    """What comes after the throw-away volume was asked for."""
+    if not image_volume.is_usable(warming):
+        return AwaitVolume(warming.id)
+    if warming.metadata.get(image_volume.FRESH) != seen.image.updated_at:
+        return DeleteVolume(warming.id)
+    if entry is None:
+        if seen.looks < LOOKS:
+            return AwaitEntry()
+        return DeleteVolume(warming.id, because=NO_CACHE)
+    marks = image_volume.metadata_of(seen.image, target) | {image_volume.FRESH: seen.image.updated_at}
+    return SetMetadata(entry.id, image_volume.lacking(entry, marks))
+
+
+def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | None:
+    """Why Cinder's cache does not look fresh in a bulk listing."""
+    entries = tuple(volume for volume in volumes if volume.name == image_volume.name_of(image.id))
+    if len(entries) < len(volumes):
+        return "a throw-away volume is left"
+    entry = entry_of(entries, target)
+    if entry is None:
+        return "no entry in Cinder's image-volume cache"
+    return None if is_fresh(entry, image.updated_at) else "the entry is not known to be fresh"

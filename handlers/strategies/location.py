@@ -1,0 +1,46 @@
+"""Strategy `location`: we make the volume and tell Glance that it holds the image. Pure.
+
+Needs Glance's show_multiple_locations, which lets every reader of an image see where its data lies (OSSN-0065,
+OSSN-0090): so only where the operator has chosen it.
+"""
+
+from __future__ import annotations
+
+from handlers import image_volume
+from handlers.strategies import (
+    Action,
+    AddLocation,
+    AwaitVolume,
+    CreateVolume,
+    DeleteVolume,
+    Finish,
+    LookAtVolumes,
+    Seen,
+    registered,
+)
+from worker.outcome import Again
+from worker.target import Target
+
+
+def plan(seen: Seen, target: Target) -> Action:
+    """The next action towards a volume of ours on the target that Glance knows as a location."""
+    if registered.is_registered(seen, target):
+        return registered.plan(seen, target)
+    if seen.volumes is None:
+        return LookAtVolumes()
+    ours = [v for v in seen.volumes if image_volume.is_ours(v, target) and not image_volume.is_leaving(v)]
+    for volume in ours:
+        if image_volume.is_broken(volume):
+            return DeleteVolume(volume.id)
+    if seen.failed:
+        return Finish(Again(seen.failed))
+    usable = [volume for volume in ours if image_volume.is_usable(volume)]
+    if usable:
+        keep, *others = usable
+        if others:
+            return DeleteVolume(others[0].id)
+        # A location must not be there before its volume is: Cinder would clone what is still being written
+        return registered.put_right(keep, seen, target) or AddLocation(f"cinder://{target.glance_store}/{keep.id}")
+    if ours:
+        return AwaitVolume(ours[0].id)
+    return CreateVolume(image_volume.new_volume(seen.image, target, name=image_volume.name_of(seen.image.id)))

@@ -1,0 +1,88 @@
+"""An Image-Volume that Glance knows as a location: what keeps it usable, for both strategies that end in one. Pure."""
+
+from __future__ import annotations
+
+from handlers import image_volume
+from handlers.strategies import (
+    Action,
+    AwaitVolume,
+    DeleteVolume,
+    Finish,
+    LookAtLocations,
+    LookAtVolume,
+    LookAtVolumes,
+    RemoveFromStore,
+    Seen,
+    SetMetadata,
+    SetReadonly,
+)
+from worker.cloud import Image, Volume
+from worker.outcome import Again, Done
+from worker.target import Target
+
+
+def is_registered(seen: Seen, target: Target) -> bool:
+    """Whether the image has a location in the target's store."""
+    return target.glance_store in (seen.image.stores or ())
+
+
+def plan(seen: Seen, target: Target) -> Action:
+    """The next action for an image that has a location in the target's store."""
+    if seen.locations is None:
+        return LookAtLocations()
+    if seen.volumes is None:
+        return LookAtVolumes()
+    located = {location.volume_id for location in seen.locations if location.volume_id}
+    known = {volume.id: volume for volume in seen.volumes}
+    mine = [location.volume_id for location in seen.locations if location.store == target.glance_store]
+    if not mine:
+        # A Glance before 2.17 that hides locations: the volume is known by its type then
+        mine = [volume.id for volume in seen.volumes if image_volume.is_on(volume, target)]
+    if not mine:
+        return Finish(Again(f"the image is in store {target.glance_store}, but we see neither location nor volume"))
+    for volume_id in mine:
+        if volume_id not in known and volume_id not in seen.gone:
+            return LookAtVolume(volume_id)
+    serving = [known[volume_id] for volume_id in mine if volume_id in known]
+    for volume in serving:
+        if not image_volume.is_broken(volume) and not image_volume.is_usable(volume):
+            return AwaitVolume(volume.id)
+    usable = [volume for volume in serving if image_volume.is_usable(volume)]
+    if not usable:
+        if len(seen.locations) == 1:
+            return Finish(
+                Again("the image's only location points to a volume that is gone or in error: nobody can repair it")
+            )
+        return RemoveFromStore(target.glance_store)
+    if action := put_right(usable[0], seen, target):
+        return action
+    for volume in seen.volumes:
+        leftover = image_volume.is_ours(volume, target) and volume.id not in located
+        if leftover and (image_volume.is_usable(volume) or image_volume.is_broken(volume)):
+            return DeleteVolume(volume.id)
+    return Finish(Done(usable[0].id))
+
+
+def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
+    """What the volume lacks so that Cinder clones it for everyone who may use the image; None if nothing."""
+    if missing := image_volume.lacking(volume, image_volume.metadata_of(seen.image, target)):
+        return SetMetadata(volume.id, missing)
+    if not image_volume.is_readonly(volume):
+        return SetReadonly(volume.id)
+    return None
+
+
+def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | None:
+    """Why an image does not look warm in a bulk listing, which shows stores but no locations."""
+    if image.stores is not None and target.glance_store not in image.stores:
+        return f"not in store {target.glance_store}"
+    mine = [volume for volume in volumes if image_volume.is_ours(volume, target)]
+    if not mine:
+        return "no Image-Volume of ours"
+    if len(mine) > 1:
+        return "several Image-Volumes"
+    if not image_volume.is_usable(mine[0]):
+        return f"Image-Volume is {mine[0].status}"
+    if missing := image_volume.lacking(mine[0], image_volume.metadata_of(image, target)):
+        return f"wrong or missing: {', '.join(sorted(missing))}"
+    return None

@@ -1,0 +1,290 @@
+# Writes every configuration file from the switches and from keystone's ids.
+# shellcheck shell=bash
+
+flag() { if [ "${SWITCH[$1]}" = 1 ]; then echo true; else echo false; fi; }
+on() { [ "${SWITCH[$1]}" = 1 ]; }
+
+login() { # USER PROJECT: how a service logs in
+  cat <<C
+auth_type = password
+auth_url = $KEYSTONE
+username = $1
+password = $PASSWORD
+project_name = $2
+user_domain_name = Default
+project_domain_name = Default
+region_name = RegionOne
+C
+}
+
+authtoken() { # USER
+  cat <<C
+[keystone_authtoken]
+www_authenticate_uri = $KEYSTONE
+memcached_servers = $IP:11211
+service_token_roles = service
+service_token_roles_required = true
+$(login "$1" service)
+C
+}
+
+messaging() {
+  cat <<C
+[oslo_messaging_notifications]
+driver = messagingv2
+topics = notifications
+[oslo_concurrency]
+lock_path = $DATA/locks
+C
+}
+
+database() { # NAME
+  printf '[database]\nconnection = mysql+pymysql://%s:%s@%s/%s\n' "$1" "$PASSWORD" "$IP" "$1"
+}
+
+gunicorn() { # APPLICATION PORT PROCESSES THREADS
+  # keepalive: with the default of 2 s clients that keep connections meet resets.
+  cat <<C
+wsgi_app = '$1'
+bind = '$IP:$2'
+workers = $3
+threads = $4
+worker_class = 'gthread'
+timeout = 3600
+graceful_timeout = 5
+keepalive = 75
+$GUNICORN_EXTRA
+C
+}
+
+mariadb_config() {
+  # Written to the kernel at each commit, so a killed server loses nothing, but
+  # never synced to the disk: only a crash of the whole machine could hurt.
+  cat >"$ETC/mariadb/my.cnf" <<C
+[mariadbd]
+user = root
+datadir = $DATA/mariadb
+socket = $RUN/mariadb.sock
+pid-file = $RUN/mariadb.own.pid
+bind-address = $IP
+port = 3306
+max-connections = 500
+character-set-server = utf8mb3
+innodb-buffer-pool-size = 256M
+innodb-flush-log-at-trx-commit = 2
+innodb-flush-method = nosync
+performance-schema = off
+C
+}
+
+rabbitmq_config() {
+  # Definitions are put right at every start; a default_user only at a first one
+  # that nothing interrupts.
+  cat >"$ETC/rabbitmq/rabbitmq.conf" <<C
+listeners.tcp.default = $IP:5672
+management.tcp.ip = $IP
+management.tcp.port = 15672
+load_definitions = $ETC/rabbitmq/definitions.json
+C
+  cat >"$ETC/rabbitmq/definitions.json" <<C
+{
+  "users": [{"name": "openstack", "password": "$PASSWORD", "tags": "administrator"}],
+  "vhosts": [{"name": "/"}, {"name": "worker"}],
+  "permissions": [
+    {"user": "openstack", "vhost": "/", "configure": ".*", "write": ".*", "read": ".*"},
+    {"user": "openstack", "vhost": "worker", "configure": ".*", "write": ".*", "read": ".*"}
+  ]
+}
+C
+  echo '[rabbitmq_management].' >"$ETC/rabbitmq/plugins"
+}
+
+keystone_config() {
+  gunicorn "$KEYSTONE_APP" 5000 2 8 >"$ETC/keystone/gunicorn.py"
+  cat >"$ETC/keystone/keystone.conf" <<C
+$(database keystone)
+[cache]
+enabled = true
+backend = dogpile.cache.memcached
+memcache_servers = $IP:11211
+[token]
+provider = fernet
+expiration = 86400
+[fernet_tokens]
+key_repository = $DATA/keystone/fernet
+[credential]
+key_repository = $DATA/keystone/credential
+C
+}
+
+cinder_store() { # NUMBER
+  cat <<C
+[cinder-$1]
+store_description = volumes of backend local-$1
+cinder_volume_type = local-$1
+cinder_catalog_info = block-storage:cinder:publicURL
+cinder_store_auth_address = $KEYSTONE
+cinder_store_user_name = internal
+cinder_store_password = $PASSWORD
+cinder_store_project_name = internal
+cinder_store_user_domain_name = Default
+cinder_store_project_domain_name = Default
+C
+}
+
+glance_config() {
+  local stores=file:file
+  if on CINDER_STORES; then stores+=,cinder-1:cinder,cinder-2:cinder; fi
+  gunicorn "$GLANCE_APP" 9292 1 16 >"$ETC/glance/gunicorn.py"
+  cp "$VENV/etc/glance/glance-api-paste.ini" "$ETC/glance/"
+  {
+    cat <<C
+[DEFAULT]
+debug = true
+transport_url = $RABBIT
+enabled_backends = $stores
+enabled_import_methods = [glance-direct,web-download,copy-image]
+show_multiple_locations = $(flag OLD_LOCATIONS)
+show_image_direct_url = $(flag OLD_LOCATIONS)
+do_secure_hash = $(flag SECURE_HASH)
+worker_self_reference_url = $GLANCE
+public_endpoint = $GLANCE
+node_staging_uri = file://$DATA/glance/staging
+[paste_deploy]
+flavor = keystone
+config_file = $ETC/glance/glance-api-paste.ini
+[glance_store]
+default_backend = file
+[file]
+filesystem_store_datadir = $DATA/glance/images
+store_description = files on this machine
+[os_glance_staging_store]
+filesystem_store_datadir = $DATA/glance/staging
+[os_glance_tasks_store]
+filesystem_store_datadir = $DATA/glance/tasks
+[import_filtering_opts]
+allowed_ports = [80,443,8000,8080]
+disallowed_hosts = []
+allowed_hosts = [$IP,localhost]
+C
+    if on CINDER_STORES; then cinder_store 1 && cinder_store 2; fi
+    database glance
+    messaging
+    authtoken glance
+  } >"$ETC/glance/glance-api.conf"
+}
+
+cinder_backend() { # NUMBER
+  cat <<C
+[local-$1]
+volume_driver = reflink_driver.ReflinkDriver
+volume_backend_name = local-$1
+reflink_base = $POOL
+reflink_clone_across_pools = $(flag CLONE_ACROSS)
+image_upload_use_cinder_backend = $(flag UPLOAD_CLONE)
+image_upload_use_internal_tenant = $(flag UPLOAD_INTERNAL)
+image_volume_cache_enabled = $(flag IMAGE_CACHE)
+C
+}
+
+cinder_config() {
+  # A backend tells the scheduler of itself when it starts, which the scheduler misses
+  # when both start at once, and then again every periodic_interval: 60 s by default, and
+  # the first time only after a random delay of up to 60 s more.
+  cp "$VENV"/etc/cinder/{api-paste.ini,resource_filters.json} "$ETC/cinder/"
+  {
+    cat <<C
+[DEFAULT]
+debug = true
+transport_url = $RABBIT
+auth_strategy = keystone
+host = cloudhost
+my_ip = $IP
+state_path = $DATA/cinder/state
+image_conversion_dir = $DATA/cinder/conversion
+api_paste_config = $ETC/cinder/api-paste.ini
+resource_query_filters_file = $ETC/cinder/resource_filters.json
+osapi_volume_listen = $IP
+osapi_volume_workers = 1
+glance_api_servers = $GLANCE
+enabled_backends = local-1,local-2
+default_volume_type = local-1
+quota_volumes = -1
+quota_snapshots = -1
+quota_gigabytes = -1
+report_interval = 5
+service_down_time = 60
+backend_stats_polling_interval = 5
+periodic_interval = 5
+periodic_fuzzy_delay = 0
+rpc_response_timeout = 120
+C
+    if on DIRECT_URL; then echo "allowed_direct_url_schemes = cinder"; fi
+    # Before the first start of keystone there are no ids yet.
+    if on INTERNAL_TENANT && [ -s "$HOME_DIR/ids" ]; then cat "$HOME_DIR/ids"; fi
+    cinder_backend 1
+    cinder_backend 2
+    database cinder
+    printf '[coordination]\nbackend_url = file://%s\n' "$DATA/cinder/coordination"
+    printf '[service_user]\nsend_service_user_token = true\n'
+    login cinder service
+    if on SERVICE_ROLES; then echo '[glance]' && login cinder service; fi
+    messaging
+    authtoken cinder
+  } >"$ETC/cinder/cinder.conf"
+}
+
+write_config() {
+  mkdir -p "$ETC"/{mariadb,rabbitmq,keystone,glance,cinder}
+  mariadb_config
+  rabbitmq_config
+  keystone_config
+  glance_config
+  cinder_config
+  clouds_yaml >"$HOME_DIR/clouds.yaml"
+}
+
+project_of() { # USER: the project a user logs in to
+  case $1 in
+    admin | alice | bob | internal) echo "$1" ;;
+    operator) echo internal ;;
+    cinder | glance) echo service ;;
+    *) usage_error "no such user: $1 (have: ${USERS[*]})" ;;
+  esac
+}
+
+clouds_yaml() {
+  local user
+  echo "clouds:"
+  for user in "${USERS[@]}"; do
+    cat <<C
+  $user:
+    auth_type: password
+    auth:
+      auth_url: $KEYSTONE
+      username: $user
+      password: "$PASSWORD"
+      project_name: $(project_of "$user")
+      user_domain_name: Default
+      project_domain_name: Default
+    region_name: RegionOne
+    identity_api_version: 3
+    volume_api_version: 3
+C
+  done
+}
+
+openrc() { # USER
+  local project
+  project=$(project_of "$1")
+  # These would win over what follows or contradict it.
+  cat <<C
+unset OS_CLOUD OS_TOKEN OS_ENDPOINT OS_USER_ID OS_PROJECT_ID OS_SYSTEM_SCOPE OS_TRUST_ID
+unset OS_DOMAIN_ID OS_DOMAIN_NAME OS_USER_DOMAIN_ID OS_PROJECT_DOMAIN_ID OS_TENANT_ID OS_TENANT_NAME
+export OS_AUTH_TYPE=password OS_AUTH_URL=$KEYSTONE OS_IDENTITY_API_VERSION=3
+export OS_USERNAME=$1 OS_PASSWORD=$PASSWORD OS_PROJECT_NAME=$project
+export OS_USER_DOMAIN_NAME=Default OS_PROJECT_DOMAIN_NAME=Default
+export OS_REGION_NAME=RegionOne OS_INTERFACE=public OS_VOLUME_API_VERSION=3
+case :\$PATH: in *:$HOME_DIR/bin:*) ;; *) export PATH=\$PATH:$HOME_DIR/bin ;; esac
+C
+}

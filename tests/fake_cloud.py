@@ -1,0 +1,327 @@
+"""Glance and Cinder in memory, as far as handlers see them. tests/contract/test_cloud.py holds it against the real ones."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from worker.cloud import GIB, Image, Location, NewVolume, Store, Volume
+from worker.errors import Conflict, NotFound
+
+PROJECT = "internal-project"
+
+
+@dataclass(slots=True)
+class Fault:
+    """The next `times` calls of a verb raise `error`, before it has an effect or, with `done`, after."""
+
+    error: Exception
+    times: int = 1
+    done: bool = False
+
+
+@dataclass(slots=True, kw_only=True)
+class FakeCloud:
+    """`stores` maps Glance's cinder stores to volume types; `cached` are types with Cinder's image-volume cache.
+
+    `seconds` is how long a volume is `creating`. `emit` gets notifications as bytes. `calls` counts verbs.
+    """
+
+    stores: Mapping[str, str] = field(default_factory=dict)
+    cached: frozenset[str] = frozenset()
+    multiple_locations: bool = False
+    seconds: float = 0.0
+    emit: Callable[[bytes], None] = lambda _: None
+    images: dict[str, Image] = field(default_factory=dict)
+    locations: dict[str, tuple[Location, ...]] = field(default_factory=dict)
+    volumes: dict[str, Volume] = field(default_factory=dict)
+    dead_types: set[str] = field(default_factory=set)
+    faults: dict[str, Fault] = field(default_factory=dict)
+    calls: Counter[str] = field(default_factory=Counter)
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    _tick: Iterable[int] = field(default_factory=itertools.count)
+
+    # What users and the services do
+
+    def upload(self, **fields: object) -> Image:
+        """A user's image, active in the store `file`, raw/bare and public unless said otherwise."""
+        image_id = str(uuid.uuid4())
+        defaults: dict[str, object] = {
+            "id": image_id,
+            "status": "active",
+            "owner": "alice",
+            "disk_format": "raw",
+            "container_format": "bare",
+            "visibility": "public",
+            "size": GIB,
+            "stores": frozenset({"file"}),
+        }
+        image = Image(**(defaults | fields))  # type: ignore[arg-type]
+        self.images[image.id] = image
+        self.locations[image.id] = (Location(url="file:///x", store="file"),)
+        self.touch(image.id)
+        self.announce("image.activate", image.id)
+        return self.images[image.id]
+
+    def touch(self, image_id: str, **changes: object) -> None:
+        """Change an image; its updated_at moves on, each time to another value."""
+        now = time.time()
+        stamp = f"{now:.0f}.{next(iter(self._tick))}"
+        self.images[image_id] = replace(self.images[image_id], updated_at=stamp, updated_epoch=now, **changes)  # type: ignore[arg-type]
+
+    def delete_image(self, image_id: str) -> None:
+        """A user deletes an image; Glance deletes the volumes that are its locations."""
+        del self.images[image_id]
+        for location in self.locations.pop(image_id):
+            self.volumes.pop(location.volume_id, None)
+        self.announce("image.delete", image_id, status="deleted")
+
+    def announce(self, event_type: str, image_id: str, *, status: str = "active") -> None:
+        """Put an image's notification on the bus."""
+        payload = {"id": image_id, "status": status}
+        self.emit(notification(event_type, payload))
+
+    def of(self, image_id: str) -> list[Volume]:
+        """The volumes that hold an image, cache entries and throw-away ones too."""
+        return [v for v in self.volumes.values() if v.name.endswith(image_id)]
+
+    async def quiet(self) -> None:
+        """Return when nothing is being made any more."""
+        while self.tasks:
+            await asyncio.gather(*self.tasks)
+
+    # worker.cloud.Cloud
+
+    async def get_image(self, image_id: str) -> Image:
+        async with self._call("get_image"):
+            return self._image(image_id)
+
+    async def list_images(self) -> AsyncIterator[Image]:
+        async with self._call("list_images"):
+            pass
+        for image in tuple(self.images.values()):
+            if image.status == "active":
+                yield image
+
+    async def get_locations(self, image_id: str) -> tuple[Location, ...]:
+        async with self._call("get_locations"):
+            self._image(image_id)
+            return self.locations[image_id]
+
+    async def copy_image(self, image_id: str, stores: Iterable[str]) -> None:
+        wanted = tuple(stores)
+        async with self._call("copy_image"):
+            image = self._image(image_id)
+            if image.status != "active":
+                raise Conflict("Only images with status active can be targeted for copying")
+            if image.import_locked:
+                raise Conflict("Image has active task")
+            if present := [store for store in wanted if store in (image.stores or ())]:
+                raise Conflict(f"Image is already present at store '{present[0]}'")
+            if unknown := [store for store in wanted if store not in self.stores]:
+                raise Conflict(f"Store for image_id {image_id} not found: {unknown[0]}")
+            self.touch(image_id, import_locked=True, importing=frozenset(wanted), failed=frozenset())
+            self._spawn(self._import(image_id, wanted))
+
+    async def add_location(self, image_id: str, url: str) -> None:
+        async with self._call("add_location"):
+            image = self._image(image_id)
+            if not self.multiple_locations:
+                raise Conflict("It's not allowed to add locations if locations are invisible")
+            if any(location.url == url for location in self.locations[image_id]):
+                raise Conflict("The location already exists")
+            store, _, volume_id = url.removeprefix("cinder://").partition("/")
+            if volume_id not in self.volumes:
+                raise Conflict("Invalid location")
+            self._locate(image_id, store, volume_id)
+            self.touch(image_id, stores=(image.stores or frozenset()) | {store})
+            self.announce("image.update", image_id)
+
+    async def remove_from_store(self, image_id: str, store: str) -> None:
+        async with self._call("remove_from_store"):
+            image = self._image(image_id)
+            left = tuple(location for location in self.locations[image_id] if location.store != store)
+            if not left:
+                raise Conflict("Cannot delete the last location")
+            for location in set(self.locations[image_id]) - set(left):
+                self.volumes.pop(location.volume_id, None)
+            self.locations[image_id] = left
+            self.touch(image_id, stores=(image.stores or frozenset()) - {store})
+
+    async def get_volume(self, volume_id: str) -> Volume:
+        async with self._call("get_volume"):
+            return self._volume(volume_id)
+
+    async def find_volumes(self, name: str) -> tuple[Volume, ...]:
+        async with self._call("find_volumes"):
+            return tuple(volume for volume in self.volumes.values() if volume.name == name)
+
+    async def list_volumes(self) -> AsyncIterator[Volume]:
+        async with self._call("list_volumes"):
+            pass
+        for volume in tuple(self.volumes.values()):
+            yield volume
+
+    async def create_volume(self, new: NewVolume) -> Volume:
+        async with self._call("create_volume"):
+            volume = self._new(new.name, new.volume_type, new.size, dict(new.metadata))
+            self._spawn(self._create(volume.id, new.image_id))
+            return volume
+
+    async def delete_volume(self, volume_id: str) -> None:
+        async with self._call("delete_volume"):
+            volume = self._volume(volume_id)
+            if volume.status not in ("available", "error"):
+                raise Conflict("Volume status must be available or error")
+            del self.volumes[volume_id]
+            self._announce_volume("volume.delete.end", volume)
+
+    async def set_metadata(self, volume_id: str, metadata: Mapping[str, str]) -> None:
+        async with self._call("set_metadata"):
+            volume = self._volume(volume_id)
+            self.volumes[volume_id] = replace(volume, metadata={**volume.metadata, **metadata})
+
+    async def set_readonly(self, volume_id: str) -> None:
+        async with self._call("set_readonly"):
+            volume = self._volume(volume_id)
+            self.volumes[volume_id] = replace(volume, metadata={**volume.metadata, "readonly": "True"})
+
+    async def list_stores(self) -> tuple[Store, ...]:
+        async with self._call("list_stores"):
+            cinder = (Store(id=store, type="cinder", volume_type=name) for store, name in self.stores.items())
+            return (Store(id="file", type="file"), *cinder)
+
+    # Behind the scenes
+
+    def _call(self, verb: str) -> _Call:
+        self.calls[verb] += 1
+        return _Call(self.faults, verb)
+
+    def _image(self, image_id: str) -> Image:
+        if image_id not in self.images:
+            raise NotFound(f"No image found with ID {image_id}")
+        return self.images[image_id]
+
+    def _volume(self, volume_id: str) -> Volume:
+        if volume_id not in self.volumes:
+            raise NotFound(f"Volume {volume_id} could not be found.")
+        return self.volumes[volume_id]
+
+    def _new(self, name: str, volume_type: str, size: int, metadata: dict[str, str]) -> Volume:
+        volume = Volume(
+            id=str(uuid.uuid4()),
+            name=name,
+            status="creating",
+            volume_type=volume_type,
+            size=size,
+            created_at=f"{next(iter(self._tick)):09d}",
+            host=f"host@{volume_type}#{volume_type}",
+            metadata=metadata,
+        )
+        self.volumes[volume.id] = volume
+        return volume
+
+    def _spawn(self, work: object) -> None:
+        task = asyncio.create_task(work)  # type: ignore[arg-type]
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    async def _create(self, volume_id: str, image_id: str) -> None:
+        await asyncio.sleep(self.seconds)
+        volume = self.volumes[volume_id]
+        broken = volume.volume_type in self.dead_types or image_id not in self.images
+        volume = replace(volume, status="error" if broken else "available")
+        self.volumes[volume_id] = volume
+        if broken:
+            return
+        if volume.volume_type in self.cached:
+            self._cache(volume, image_id)
+        self._announce_volume("volume.create.end", volume)
+
+    def _cache(self, volume: Volume, image_id: str) -> None:
+        """Cinder's image-volume cache: an entry made for another updated_at is evicted, a fresh one kept."""
+        name = f"image-{image_id}"
+        stamp = self.images[image_id].updated_at
+        for entry in [v for v in self.volumes.values() if v.name == name and v.volume_type == volume.volume_type]:
+            if entry.metadata.get("_cached_for") == stamp:
+                return
+            if "_cached_for" in entry.metadata:
+                del self.volumes[entry.id]
+        entry = self._new(name, volume.volume_type, volume.size, {"readonly": "True", "_cached_for": stamp})
+        self.volumes[entry.id] = replace(entry, status="available")
+
+    async def _import(self, image_id: str, stores: tuple[str, ...]) -> None:
+        for store in stores:
+            image = self.images.get(image_id)
+            if image is None:
+                return
+            metadata = {"glance_image_id": image_id, "image_owner": PROJECT, "image_size": str(image.size)}
+            volume = self._new(f"image-{image_id}", self.stores[store], -(-image.size // GIB), metadata)
+            await asyncio.sleep(self.seconds)
+            image = self.images.get(image_id)
+            if image is None or volume.volume_type in self.dead_types:
+                del self.volumes[volume.id]
+                if image:
+                    self.touch(image_id, importing=image.importing - {store}, failed=image.failed | {store})
+                continue
+            metadata["readonly"] = "True"
+            self.volumes[volume.id] = replace(volume, status="available", metadata=metadata)
+            self._locate(image_id, store, volume.id)
+            self.touch(
+                image_id, importing=image.importing - {store}, stores=(image.stores or frozenset()) | {store}
+            )
+            self.announce("image.upload", image_id)
+        if image_id in self.images:
+            self.touch(image_id, import_locked=False)
+            self.announce("image.update", image_id)
+
+    def _locate(self, image_id: str, store: str, volume_id: str) -> None:
+        location = Location(url=f"cinder://{store}/{volume_id}", store=store, volume_id=volume_id)
+        self.locations[image_id] = (*self.locations[image_id], location)
+
+    def _announce_volume(self, event_type: str, volume: Volume) -> None:
+        metadata = [{"key": key, "value": value} for key, value in volume.metadata.items()]
+        payload = {"volume_id": volume.id, "display_name": volume.name, "status": volume.status, "metadata": metadata}
+        self.emit(notification(event_type, payload))
+
+
+class _Call:
+    """One request: takes a turn of the event loop, and fails if a fault is due."""
+
+    def __init__(self, faults: dict[str, Fault], verb: str) -> None:
+        self._faults = faults
+        self._verb = verb
+
+    async def __aenter__(self) -> None:
+        await asyncio.sleep(0)
+        if (fault := self._faults.get(self._verb)) and not fault.done:
+            self._raise(fault)
+
+    async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        if error is None and (fault := self._faults.get(self._verb)) and fault.done:
+            self._raise(fault)
+
+    def _raise(self, fault: Fault) -> None:
+        fault.times -= 1
+        if fault.times <= 0:
+            del self._faults[self._verb]
+        raise fault.error
+
+
+def notification(event_type: str, payload: Mapping[str, object]) -> bytes:
+    """A notification as it comes off the wire."""
+    message = {
+        "message_id": str(uuid.uuid4()),
+        "publisher_id": "fake",
+        "event_type": event_type,
+        "priority": "INFO",
+        "payload": payload,
+        "timestamp": time.strftime("%Y-%m-%d %H:%M:%S.000000", time.gmtime()),
+    }
+    return json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode()

@@ -1,0 +1,139 @@
+"""A whole worker around the fake cloud: router, lanes in memory, runner, handlers; only the broker is left out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+
+from handlers import image_volume
+from handlers.prewarm import Prewarm
+from handlers.reclaim import Reclaim
+from tests.fake_cloud import FakeCloud
+from worker.dispatcher import Dispatcher
+from worker.handler import Handler, Missing, Parts
+from worker.intake import Routed
+from worker.job import Job, Key
+from worker.lanes.memory import MemoryLanes
+from worker.metrics import Metrics
+from worker.outcome import Outcome
+from worker.resync import Census, compare, job_of
+from worker.retry import Backoff
+from worker.router import Router
+from worker.runner import Limits, Runner
+from worker.target import Policy, Target
+from worker.volume_times import VolumeTimes
+
+FAST = Target(name="fast", volume_type="fast")
+SLOW = Target(name="slow", volume_type="slow")
+STORES = {"cinder-fast": "fast", "cinder-slow": "slow"}
+LIMITS = Limits(max_attempts=6, poll_min=0.01, poll_max=0.05, drain=5.0)
+
+
+class Rig:
+    """One worker process on a cloud. `hear` decides what of the notifications reaches it."""
+
+    def __init__(
+        self,
+        cloud: FakeCloud,
+        *,
+        targets: Iterable[Target] = (FAST, SLOW),
+        policy: Policy | None = None,
+        limits: Limits = LIMITS,
+    ) -> None:
+        self.cloud = cloud
+        self.metrics = Metrics()
+        self.gaps: list[str] = []
+        parts = Parts(
+            cloud=cloud, targets=tuple(targets), policy=policy or Policy(settle=0.05), now=time.time
+        )
+        self.prewarm = Prewarm(parts)
+        self.reclaim = Reclaim(parts)
+        self.handlers: dict[str, Handler] = {"prewarm": self.prewarm, "reclaim": self.reclaim}
+        self.lanes = MemoryLanes()
+        self.runner = Runner(
+            lanes=self.lanes,
+            handlers=self.handlers,
+            limits=limits,
+            backoff=Backoff(shortest=0.02, longest=0.1),
+            metrics=self.metrics,
+        )
+        router = Router(
+            handlers=self.handlers.values(), metrics=self.metrics, times=VolumeTimes(metrics=self.metrics)
+        )
+        self.dispatcher = Dispatcher(
+            router=router, runner=self.runner, lanes=self.lanes, on_gap=self.gaps.append
+        )
+        self._hearing: set[asyncio.Task[None]] = set()
+
+    async def __aenter__(self) -> Rig:
+        await self.lanes.open({lane: 2 * width + 16 for lane, width in self.runner.lanes.items()}, self.runner.deliver)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.runner.drain()
+        await self.lanes.close()
+
+    def hear(self, body: bytes) -> None:
+        """One message off the wire, as the intake would hand it over."""
+        task = asyncio.create_task(self.dispatcher.accept([self.dispatcher.route(body)]))
+        self._hearing.add(task)
+        task.add_done_callback(self._hearing.discard)
+
+    async def resync(self) -> list[Missing]:
+        """What a resync finds, and have it done."""
+        comparing = compare(self.cloud, self.handlers.values(), image_of=image_volume.image_of, census=Census())
+        found = [missing async for missing in comparing]
+        await self.dispatcher.submit(job_of(missing) for missing in found)
+        return found
+
+    async def quiet(self, *, within: float = 20.0) -> None:
+        """Return when nothing is heard, waiting, worked on, made or due for another try."""
+        async with asyncio.timeout(within):
+            calm = 0
+            while calm < 3:
+                await asyncio.sleep(0.01)
+                busy = self._hearing or self.cloud.tasks or not self.runner.idle or self.runner.appointments
+                depths = self.lanes.depths()
+                calm = 0 if busy or sum(depths.values()) - depths["dead"] else calm + 1
+
+    async def run(self, image_id: str, target: str = "fast") -> Outcome:
+        """One try of one key, with a watch that polls at once."""
+        return await self.prewarm.reconcile(Key("prewarm", image_id, target), Polls())
+
+
+class Polls:
+    """A watch for tests: every wait is over in a moment."""
+
+    def __init__(self, *, most: int = 2000) -> None:
+        self._left = most
+
+    async def changed(self) -> None:
+        self._left -= 1
+        assert self._left > 0, "waited for something that never came"
+        await asyncio.sleep(0.001)
+
+
+def job(key: Key, *, attempt: int = 0, cause: str = "test") -> Job:
+    """A job as a notification would make it."""
+    return Job(key=key, cause=cause, attempt=attempt, first_at=time.time())
+
+
+def routed(*jobs: Job) -> list[Routed]:
+    """Jobs as an intake hands them over."""
+    return [Routed(jobs=jobs)]
+
+
+def located(cloud: FakeCloud, image_id: str) -> list[str]:
+    """The volumes that are locations of the image."""
+    return [location.volume_id for location in cloud.locations[image_id] if location.volume_id]
+
+
+def using(strategy: str, *targets: Target) -> tuple[Target, ...]:
+    """The targets with this strategy."""
+    stores = {volume_type: store for store, volume_type in STORES.items()}
+    return tuple(
+        replace(target, strategy=strategy, glance_store="" if strategy == "cache" else stores[target.volume_type])  # type: ignore[arg-type]
+        for target in targets
+    )

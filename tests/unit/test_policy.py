@@ -1,0 +1,58 @@
+"""Which image belongs on which target."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from handlers.policy import refusal
+from worker.cloud import Image
+from worker.target import Policy, Target
+
+IMAGE = Image(
+    id="i", status="active", owner="alice", disk_format="raw", container_format="bare", visibility="private", size=1000
+)
+TARGET = Target(name="fast", volume_type="fast")
+
+
+def asked(answer: str, **changes: object) -> Image:
+    return replace(IMAGE, properties={"image_volume_prewarm": answer}, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("image", "policy", "reason"),
+    [
+        (IMAGE, Policy(), None),
+        (replace(IMAGE, status="queued"), Policy(), "queued"),
+        (replace(IMAGE, status="deactivated"), Policy(), "deactivated"),
+        (replace(IMAGE, disk_format="qcow2"), Policy(), "qcow2/bare"),
+        (replace(IMAGE, container_format="ovf"), Policy(), "raw/ovf"),
+        (replace(IMAGE, properties={"cinder_encryption_key_id": "k"}), Policy(), "encrypted"),
+        (IMAGE, Policy(exclude_projects=frozenset({"alice"})), "exclude_projects"),
+        (IMAGE, Policy(projects=frozenset({"bob"})), "projects"),
+        (IMAGE, Policy(projects=frozenset({"alice"})), None),
+        (IMAGE, Policy(visibilities=frozenset({"public"})), "visibility private"),
+        (IMAGE, Policy(min_size=1001), "min_size"),
+        (IMAGE, Policy(max_size=999), "max_size"),
+        (IMAGE, Policy(min_size=1000, max_size=1000), None),
+        (asked("no"), Policy(), "says no"),
+        (asked("False"), Policy(), "says no"),
+        (asked("yes"), Policy(visibilities=frozenset({"public"}), min_size=5000), None),
+        (asked("yes"), Policy(exclude_projects=frozenset({"alice"})), "exclude_projects"),
+        (asked("yes"), Policy(max_size=1), "max_size"),
+        (asked("perhaps"), Policy(min_size=5000), "min_size"),
+    ],
+)
+def test_refusal(image: Image, policy: Policy, reason: str | None) -> None:
+    answer = refusal(image, TARGET, policy)
+    if reason is None:
+        assert answer is None
+    else:
+        assert answer is not None
+        assert reason in answer
+
+
+def test_a_cache_target_may_take_other_formats() -> None:
+    target = replace(TARGET, disk_formats=frozenset({"raw", "qcow2"}))
+    assert refusal(replace(IMAGE, disk_format="qcow2"), target, Policy()) is None

@@ -1,0 +1,409 @@
+"""Prewarm against the fake cloud: each strategy gets there, stays there, and gets over what goes wrong on the way."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
+from tests.rig import FAST, SLOW, STORES, Rig, located, using
+from worker.cloud import GIB, Location, Volume
+from worker.errors import Blocked, Temporary
+from worker.outcome import Again, Done, Skip
+from worker.target import Policy
+
+STRATEGIES = ["store", "location", "cache"]
+
+
+@pytest.fixture
+def cloud() -> FakeCloud:
+    return FakeCloud(stores=STORES, multiple_locations=True)
+
+
+def caching(cloud: FakeCloud, strategy: str) -> FakeCloud:
+    """The cloud with Cinder's image-volume cache on if that is what the strategy is about."""
+    cloud.cached = frozenset({"fast", "slow"} if strategy == "cache" else ())
+    return cloud
+
+
+@pytest.fixture(params=STRATEGIES)
+async def rig(request: pytest.FixtureRequest, cloud: FakeCloud) -> AsyncIterator[Rig]:
+    caching(cloud, request.param)
+    async with Rig(cloud, targets=using(request.param, FAST, SLOW), policy=Policy(settle=0.0)) as rig:
+        yield rig
+        await rig.quiet()
+
+
+@pytest.fixture
+async def store_rig(cloud: FakeCloud) -> AsyncIterator[Rig]:
+    async with Rig(cloud, policy=Policy(settle=0.0)) as rig:
+        yield rig
+        await rig.quiet()
+
+
+def serving(cloud: FakeCloud, image_id: str) -> dict[str, Volume]:
+    """The one Image-Volume that serves on each type, checked to be what Cinder needs to clone it for everyone."""
+    found: dict[str, Volume] = {}
+    image = cloud.images[image_id]
+    for volume in cloud.of(image_id):
+        assert volume.status == "available"
+        assert volume.volume_type not in found, "more than one"
+        assert volume.metadata["image_owner"] == image.owner
+        assert volume.metadata["glance_image_id"] == image_id
+        assert volume.metadata["image_size"] == str(image.size)
+        assert volume.metadata["readonly"] == "True"
+        assert volume.metadata["image_volume_worker"] == volume.volume_type
+        found[volume.volume_type] = volume
+    return found
+
+
+def check_warm(cloud: FakeCloud, image_id: str, strategy: str) -> None:
+    volumes = serving(cloud, image_id)
+    assert set(volumes) == {"fast", "slow"}
+    if strategy != "cache":
+        assert set(located(cloud, image_id)) == {volume.id for volume in volumes.values()}
+
+
+def strategy_of(rig: Rig) -> str:
+    return next(iter(rig.prewarm._targets.values())).strategy  # noqa: SLF001
+
+
+async def test_a_notification_is_enough(rig: Rig, cloud: FakeCloud) -> None:
+    cloud.emit = rig.hear
+    image = cloud.upload()
+    await rig.quiet()
+    check_warm(cloud, image.id, strategy_of(rig))
+
+
+async def test_a_resync_alone_gets_there(rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload()
+    found = await rig.resync()
+    assert {missing.key.target for missing in found} == {"fast", "slow"}
+    await rig.quiet()
+    check_warm(cloud, image.id, strategy_of(rig))
+    assert await rig.resync() == []
+
+
+async def test_the_second_run_changes_nothing_and_costs_three_calls(rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload()
+    assert isinstance(await rig.run(image.id), Done)
+    before = (dict(cloud.volumes), dict(cloud.locations), dict(cloud.images))
+    cloud.calls.clear()
+    assert isinstance(await rig.run(image.id), Done)
+    assert cloud.calls.total() <= 3
+    assert before == (cloud.volumes, cloud.locations, cloud.images)
+
+
+async def test_making_one_image_volume_costs_eight_calls_and_polls(rig: Rig, cloud: FakeCloud) -> None:
+    await rig.prewarm.prepare()
+    image = cloud.upload()
+    cloud.calls.clear()
+    reads_before_the_first_write = 4
+    assert isinstance(await rig.run(image.id), Done)
+    polls = max(0, cloud.calls.pop("get_image") - reads_before_the_first_write) + max(0, cloud.calls.pop("get_volume", 0) - 1)
+    assert polls >= 0
+    assert cloud.calls.total() + reads_before_the_first_write + 1 <= 12
+
+
+async def test_notifications_doubled_late_and_reordered_make_one(rig: Rig, cloud: FakeCloud) -> None:
+    heard: list[bytes] = []
+    cloud.emit = heard.append
+    cloud.seconds = 0.02
+    image = cloud.upload()
+    rig.hear(heard[0])
+    rig.hear(heard[0])
+    await rig.quiet()
+    for body in reversed(heard):
+        rig.hear(body)
+        rig.hear(body)
+    await rig.quiet()
+    check_warm(cloud, image.id, strategy_of(rig))
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"disk_format": "qcow2"}, "qcow2"),
+        ({"status": "queued"}, "queued"),
+        ({"status": "deactivated"}, "deactivated"),
+        ({"owner": "mallory"}, "exclude_projects"),
+    ],
+)
+async def test_what_is_not_wanted_is_left_alone_with_the_reason(cloud: FakeCloud, changes: dict[str, str], why: str) -> None:
+    async with Rig(cloud, policy=Policy(exclude_projects=frozenset({"mallory"}))) as rig:
+        image = cloud.upload(**changes)
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Skip)
+        assert why in outcome.reason
+        assert cloud.volumes == {}
+        assert await rig.resync() == []
+
+
+@pytest.mark.parametrize("verb", ["create_volume", "copy_image", "add_location", "set_metadata", "set_readonly", "delete_volume"])
+@pytest.mark.parametrize("done", [False, True], ids=["not done", "done, answer lost"])
+async def test_a_write_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, verb: str, done: bool) -> None:
+    cloud.emit = rig.hear
+    cloud.faults[verb] = Fault(Temporary("no answer"), times=2, done=done)
+    image = cloud.upload()
+    await rig.quiet()
+    check_warm(cloud, image.id, strategy_of(rig))
+
+
+@pytest.mark.parametrize("verb", ["get_image", "find_volumes", "get_volume", "get_locations", "list_stores"])
+async def test_a_read_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, verb: str) -> None:
+    cloud.emit = rig.hear
+    cloud.faults[verb] = Fault(Blocked("403"), times=3)
+    image = cloud.upload()
+    await rig.quiet()
+    check_warm(cloud, image.id, strategy_of(rig))
+
+
+async def test_an_image_deleted_while_its_volume_is_made_leaves_nothing(rig: Rig, cloud: FakeCloud) -> None:
+    cloud.emit = rig.hear
+    cloud.seconds = 0.1
+    image = cloud.upload()
+    while not cloud.of(image.id):
+        await asyncio.sleep(0.005)
+    cloud.delete_image(image.id)
+    await rig.quiet()
+    assert cloud.of(image.id) == []
+
+
+async def test_so_does_one_whose_deletion_nobody_heard_of(rig: Rig, cloud: FakeCloud) -> None:
+    cloud.seconds = 0.05
+    image = cloud.upload()
+    await rig.resync()
+    while not cloud.of(image.id):
+        await asyncio.sleep(0.005)
+    cloud.delete_image(image.id)
+    await rig.quiet()
+    await rig.resync()
+    await rig.quiet()
+    assert cloud.of(image.id) == []
+
+
+async def test_a_worker_that_stops_half_way_is_carried_on_by_the_next(cloud: FakeCloud) -> None:
+    for strategy in STRATEGIES:
+        caching(cloud, strategy)
+        targets = using(strategy, FAST, SLOW)
+        image = cloud.upload()
+        for steps in range(12):
+            async with Rig(cloud, targets=targets, policy=Policy(settle=0.0)) as rig:
+                task = asyncio.create_task(rig.run(image.id))
+                for _ in range(steps * 2):
+                    await asyncio.sleep(0)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+            await cloud.quiet()
+        async with Rig(cloud, targets=targets, policy=Policy(settle=0.0)) as rig:
+            await rig.resync()
+            await rig.quiet()
+        check_warm(cloud, image.id, strategy)
+
+
+async def test_a_volume_in_error_is_replaced(rig: Rig, cloud: FakeCloud) -> None:
+    if strategy_of(rig) == "store":
+        pytest.skip("Glance makes and deletes these volumes itself")
+    cloud.dead_types = {"fast"}
+    image = cloud.upload()
+    outcome = await rig.run(image.id)
+    assert isinstance(outcome, Again)
+    assert "could not make" in outcome.reason
+    assert cloud.of(image.id) == []
+    cloud.dead_types = set()
+    assert isinstance(await rig.run(image.id), Done)
+    assert set(serving(cloud, image.id)) == {"fast"}
+
+
+async def test_a_failed_import_is_tried_again_later(store_rig: Rig, cloud: FakeCloud) -> None:
+    cloud.dead_types = {"fast"}
+    image = cloud.upload()
+    outcome = await store_rig.run(image.id)
+    assert isinstance(outcome, Again)
+    assert "cinder-fast" in outcome.reason
+    cloud.dead_types = set()
+    assert isinstance(await store_rig.run(image.id), Done)
+
+
+async def test_one_import_serves_all_targets(store_rig: Rig, cloud: FakeCloud) -> None:
+    cloud.emit = store_rig.hear
+    cloud.seconds = 0.02
+    image = cloud.upload()
+    await store_rig.quiet()
+    check_warm(cloud, image.id, "store")
+    assert cloud.calls["copy_image"] == 1
+
+
+async def test_a_target_that_fails_is_left_out_of_the_imports_of_others(store_rig: Rig, cloud: FakeCloud) -> None:
+    cloud.dead_types = {"slow"}
+    first = cloud.upload()
+    assert isinstance(await store_rig.run(first.id, "slow"), Again)
+    second = cloud.upload()
+    assert isinstance(await store_rig.run(second.id, "fast"), Done)
+    await cloud.quiet()
+    assert cloud.images[second.id].failed == frozenset()
+
+
+async def test_somebody_elses_import_is_waited_for(store_rig: Rig, cloud: FakeCloud) -> None:
+    cloud.seconds = 0.05
+    image = cloud.upload()
+    await cloud.copy_image(image.id, ["cinder-slow"])
+    assert isinstance(await store_rig.run(image.id, "fast"), Done)
+    assert set(cloud.images[image.id].stores or ()) == {"file", "cinder-slow", "cinder-fast"}
+
+
+async def test_the_owner_of_an_image_volume_is_put_right(store_rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload(owner="alice")
+    await cloud.copy_image(image.id, ["cinder-fast", "cinder-slow"])
+    await cloud.quiet()
+    assert {v.metadata["image_owner"] for v in cloud.of(image.id)} == {PROJECT}
+    assert len(await store_rig.resync()) == 2
+    await store_rig.quiet()
+    check_warm(cloud, image.id, "store")
+
+
+async def test_a_location_whose_volume_is_gone_is_removed_and_made_again(cloud: FakeCloud) -> None:
+    for strategy in ("store", "location"):
+        async with Rig(cloud, targets=using(strategy, FAST)) as rig:
+            image = cloud.upload()
+            assert isinstance(await rig.run(image.id), Done)
+            del cloud.volumes[located(cloud, image.id)[0]]
+            assert isinstance(await rig.run(image.id), Done)
+            assert located(cloud, image.id) == [volume.id for volume in cloud.of(image.id)]
+
+
+async def test_the_last_location_is_never_removed(store_rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload()
+    assert isinstance(await store_rig.run(image.id), Done)
+    await cloud.quiet()
+    broken = located(cloud, image.id)[0]
+    cloud.locations[image.id] = (Location(url=f"cinder://cinder-fast/{broken}", store="cinder-fast", volume_id=broken),)
+    del cloud.volumes[broken]
+    outcome = await store_rig.run(image.id)
+    assert isinstance(outcome, Again)
+    assert "nobody can repair" in outcome.reason
+    assert cloud.locations[image.id]
+
+
+async def test_duplicates_come_down_to_the_oldest(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=using("location", FAST)) as rig:
+        image = cloud.upload()
+        for _ in range(3):
+            cloud.faults["create_volume"] = Fault(Temporary("answer lost"), done=True)
+            with pytest.raises(Temporary):
+                await rig.run(image.id)
+            # Another replica did not see the volume of the first one yet
+            hidden = {v.id: replace(v, name="hidden") for v in cloud.of(image.id)}
+            cloud.volumes.update(hidden)
+        await cloud.quiet()
+        for volume_id in tuple(cloud.volumes):
+            cloud.volumes[volume_id] = replace(cloud.volumes[volume_id], name=f"image-{image.id}", status="available")
+        oldest = min(cloud.volumes.values(), key=lambda v: v.created_at).id
+        assert len(cloud.volumes) == 3
+        assert isinstance(await rig.run(image.id), Done)
+        assert [v.id for v in cloud.of(image.id)] == [oldest]
+
+
+async def test_a_users_volume_is_never_taken_or_touched(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=using("location", FAST)) as rig:
+        image = cloud.upload()
+        other = Volume(id="other", name=f"image-{image.id}", status="error", volume_type="fast", size=1)
+        cloud.volumes["other"] = other
+        assert isinstance(await rig.run(image.id), Done)
+        assert cloud.volumes["other"] == other
+        assert located(cloud, image.id) != ["other"]
+
+
+async def test_a_location_comes_only_after_its_volume_is_available(cloud: FakeCloud) -> None:
+    cloud.seconds = 0.05
+    async with Rig(cloud, targets=using("location", FAST)) as rig:
+        image = cloud.upload()
+        task = asyncio.create_task(rig.run(image.id))
+        while not task.done():
+            for volume_id in located(cloud, image.id):
+                assert cloud.volumes[volume_id].status == "available"
+            await asyncio.sleep(0)
+        assert isinstance(task.result(), Done)
+
+
+async def test_a_changed_image_makes_the_cache_entry_again_once_it_is_quiet(cloud: FakeCloud) -> None:
+    async with Rig(caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=0.2)) as rig:
+        cloud.emit = rig.hear
+        image = cloud.upload()
+        await rig.quiet()
+        made = cloud.calls["create_volume"]
+        for _ in range(10):
+            cloud.touch(image.id)
+            cloud.announce("image.update", image.id)
+            await asyncio.sleep(0.01)
+        assert cloud.calls["create_volume"] == made
+        await rig.quiet()
+        assert cloud.calls["create_volume"] == made + 1
+        entry = serving(cloud, image.id)["fast"]
+        assert entry.metadata["image_volume_worker_updated_at"] == cloud.images[image.id].updated_at
+
+
+async def test_a_cache_target_without_a_cache_says_so_and_leaves_nothing(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=using("cache", FAST), policy=Policy(settle=0.0)) as rig:
+        image = cloud.upload()
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Again)
+        assert "image_volume_cache_enabled" in outcome.reason
+        assert cloud.of(image.id) == []
+
+
+async def test_auto_takes_the_store_where_there_is_one_else_the_cache() -> None:
+    cloud = FakeCloud(stores={"cinder-fast": "fast"}, cached=frozenset({"slow"}))
+    async with Rig(cloud, policy=Policy(settle=0.0)) as rig:
+        image = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        volumes = serving(cloud, image.id)
+        assert set(volumes) == {"fast", "slow"}
+        assert located(cloud, image.id) == [volumes["fast"].id]
+
+
+async def test_one_target_that_is_dead_does_not_hold_up_the_other(cloud: FakeCloud) -> None:
+    cloud.dead_types = {"slow"}
+    async with Rig(cloud, targets=using("location", FAST, SLOW)) as rig:
+        cloud.emit = rig.hear
+        images = [cloud.upload() for _ in range(20)]
+        async with asyncio.timeout(20):
+            while not all(located(cloud, image.id) for image in images):
+                await asyncio.sleep(0.01)
+        await rig.quiet()
+        letters = rig.lanes.dead_letters()
+        assert {letter.lane for letter in letters} == {"prewarm.slow"}
+        assert len(letters) == 20
+
+
+async def test_reclaim_takes_a_cache_entry_that_cinder_would_keep(cloud: FakeCloud) -> None:
+    async with Rig(caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=0.0)) as rig:
+        cloud.emit = rig.hear
+        image = cloud.upload()
+        await rig.quiet()
+        assert cloud.of(image.id)
+        cloud.delete_image(image.id)
+        await rig.quiet()
+        assert cloud.of(image.id) == []
+
+
+async def test_reclaim_leaves_everything_of_an_image_that_is_there(rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload()
+    await rig.resync()
+    await rig.quiet()
+    before = dict(cloud.volumes)
+    rig.hear(notification("image.delete", {"id": image.id, "status": "deleted"}))
+    await rig.quiet()
+    assert cloud.volumes == before
+
+
+async def test_the_size_of_a_volume_holds_the_image(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=using("location", FAST)) as rig:
+        for size, min_disk, gib in ((1, 0, 1), (GIB, 0, 1), (GIB + 1, 0, 2), (5, 7, 7)):
+            image = cloud.upload(size=size, min_disk=min_disk)
+            await rig.run(image.id)
+            assert [v.size for v in cloud.of(image.id)] == [gib]

@@ -1,0 +1,92 @@
+"""The command line: one module a command, options that all share, errors as one clear line."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from typing import Any
+
+from cliff.app import App
+from cliff.command import Command
+from cliff.commandmanager import CommandManager
+from oslo_config import cfg
+
+from worker import log, settings
+from worker.errors import Misconfigured
+from worker.metrics import release
+
+WRONG = 2
+
+
+class Worker(App):
+    """Finds the command, reads the configuration, turns errors into an exit status."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            description="Keeps Glance images warm as Cinder volumes: booting from an image becomes a clone.",
+            version=release(),
+            command_manager=CommandManager("image_volume_worker.commands"),
+            deferred_help=True,
+        )
+        self.failure: BaseException | None = None
+        self.conf = cfg.ConfigOpts()
+
+    def build_option_parser(self, *args: Any, **kwargs: Any) -> argparse.ArgumentParser:
+        """The options that come before the command."""
+        parser: argparse.ArgumentParser = super().build_option_parser(*args, **kwargs)
+        parser.add_argument(
+            "--config-file", action="append", default=[], metavar="F", help="Configuration file; may be repeated."
+        )
+        parser.add_argument("--config-dir", action="append", default=[], metavar="D", help="Folder of *.conf files.")
+        return parser
+
+    def configure_logging(self) -> None:
+        """Warnings and worse, as text, until a command sets up its own logs; our errors as plain lines."""
+        log.setup(level="debug" if self.options.debug else "warning", style="text")
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("image-volume-worker: %(message)s"))
+        logger = logging.getLogger("cliff.app")
+        logger.handlers[:] = [handler]
+        logger.propagate = False
+
+    def read_settings(self) -> settings.Settings:
+        """The configuration, checked."""
+        conf = cfg.ConfigOpts()
+        settings.register(conf)
+        try:
+            conf(
+                [],
+                project="image-volume-worker",
+                default_config_files=settings.config_files(self.options.config_file),
+                default_config_dirs=self.options.config_dir,
+            )
+        except cfg.Error as error:
+            raise Misconfigured([str(error)]) from error
+        loaded = settings.load(conf)
+        self.conf = conf
+        return loaded
+
+    def setup_logs(self) -> None:
+        """Logs as the configuration has them, for a command that is a daemon."""
+        log.setup(level="debug" if self.options.debug else self.conf.log.level, style=self.conf.log.format)
+
+    def run(self, argv: list[str]) -> int:
+        """The exit status; without a command that is wrong usage."""
+        result: int = super().run(argv)
+        return WRONG if self.interactive_mode else result
+
+    def interact(self) -> None:
+        """No command was given: say what there is."""
+        self.parser.print_help(sys.stderr)
+
+    def run_subcommand(self, argv: list[str]) -> int:
+        """Run the command; an error is one line, or several faults with a line each."""
+        result: int = super().run_subcommand(argv)
+        if isinstance(self.failure, Misconfigured):
+            return WRONG
+        return result
+
+    def clean_up(self, cmd: Command, result: int, err: BaseException | None) -> None:  # noqa: ARG002  cliff's names
+        """Remember why a command failed."""
+        self.failure = err

@@ -1,0 +1,73 @@
+"""`resync`: one comparison of the cloud, now."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+
+from cliff.lister import Lister
+
+from handlers import image_volume
+from worker.cli import Worker
+from worker.daemon import build_cloud, build_handlers, build_lanes, check_targets
+from worker.errors import Temporary
+from worker.handler import Missing, Parts
+from worker.job import OPERATOR
+from worker.lanes.memory import MemoryLanes
+from worker.metrics import Metrics
+from worker.resync import Census, compare, job_of
+from worker.runner import Runner
+from worker.settings import Settings
+
+
+class Resync(Lister):
+    """Compare Glance and Cinder once, show what is missing, and have it done.
+
+    With lanes on RabbitMQ the jobs go to the workers that run; with memory:// this command does the work itself and ends
+    when it is done.
+    """
+
+    app: Worker
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser: argparse.ArgumentParser = super().get_parser(prog_name)
+        parser.add_argument("--dry-run", action="store_true", help="Only show what is missing.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """The table of what is missing."""
+        settings = self.app.read_settings()
+        found = asyncio.run(_resync(settings, dry_run=parsed_args.dry_run))
+        rows = [(one.key.handler, one.key.image_id, one.key.target, one.why) for one in found]
+        return ("Handler", "Image", "Target", "Why"), rows
+
+
+async def _resync(settings: Settings, *, dry_run: bool) -> list[Missing]:
+    metrics = Metrics()
+    cloud = build_cloud(settings, metrics)
+    try:
+        await check_targets(cloud, settings)
+        parts = Parts(cloud=cloud, targets=settings.targets, policy=settings.policy, now=time.time)
+        handlers = build_handlers(parts, reclaim=settings.reclaim)
+        comparing = compare(cloud, handlers.values(), image_of=image_volume.image_of, census=Census())
+        found = [missing async for missing in comparing]
+        if found and not dry_run:
+            lanes = build_lanes(settings)
+            runner = Runner(
+                lanes=lanes, handlers=handlers, limits=settings.limits, backoff=settings.backoff, metrics=metrics
+            )
+            if isinstance(lanes, MemoryLanes):
+                await lanes.open(dict.fromkeys(runner.lanes, len(found)), runner.deliver)
+            try:
+                async with asyncio.timeout(None if isinstance(lanes, MemoryLanes) else settings.api_timeout):
+                    await lanes.publish(job_of(missing, cause=OPERATOR) for missing in found)
+            except TimeoutError as error:
+                raise Temporary(f"the lanes' broker is away: {lanes.problem()}") from error
+            while isinstance(lanes, MemoryLanes) and not (runner.idle and sum(lanes.depths().values()) == 0):
+                await asyncio.sleep(0.2)
+            await lanes.close()
+        return found
+    finally:
+        cloud.close()

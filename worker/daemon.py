@@ -1,0 +1,249 @@
+"""The assembly: the only module that knows handlers and brokers both. Starts everything, and ends it in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from importlib.metadata import entry_points
+
+import structlog
+
+from handlers import image_volume
+from worker.dispatcher import Dispatcher
+from worker.errors import Blocked, Misconfigured, Temporary
+from worker.handler import Handler, HandlerFactory, Parts
+from worker.intake import Intake
+from worker.intake.rabbit import RabbitIntake
+from worker.job import Job
+from worker.lanes import Lanes
+from worker.lanes.memory import MemoryLanes
+from worker.lanes.rabbit import RabbitLanes
+from worker.metrics import Metrics
+from worker.probes import Probes
+from worker.resync import Census, compare, job_of
+from worker.router import Router
+from worker.runner import Runner
+from worker.sdk import OpenStackCloud, connect
+from worker.settings import Settings
+from worker.volume_times import VolumeTimes
+
+log = structlog.get_logger(__name__)
+
+HANDLERS = "image_volume_worker.handlers"
+# Seconds between looks at depths and at the cloud when nothing else has asked it anything
+TICK = 1.0
+PING = 60.0
+# The loop has not turned for so long: it hangs
+STUCK = 30.0
+# Jobs handed to the lanes at once by a resync
+BATCH = 500
+
+
+def build_handlers(parts: Parts, *, reclaim: bool) -> dict[str, Handler]:
+    """The handlers that are installed, by name."""
+    factories: list[HandlerFactory] = [entry.load() for entry in entry_points(group=HANDLERS)]
+    handlers = {handler.name: handler for handler in (factory(parts) for factory in factories)}
+    if not reclaim:
+        handlers.pop("reclaim", None)
+    return handlers
+
+
+def build_cloud(settings: Settings, metrics: Metrics) -> OpenStackCloud:
+    """The cloud of the settings; nothing has been asked of it yet."""
+    connection = connect(name=settings.cloud_name, timeout=settings.api_timeout, concurrency=settings.api_concurrency)
+    return OpenStackCloud(connection=connection, metrics=metrics, concurrency=settings.api_concurrency)
+
+
+def build_lanes(settings: Settings) -> Lanes:
+    """The lanes of the settings, not open yet."""
+    if settings.work_url == "memory://":
+        return MemoryLanes()
+    return RabbitLanes(url=settings.work_url, queue=settings.queue)
+
+
+def build_intakes(settings: Settings) -> list[Intake]:
+    """One intake for each transport URL."""
+    if settings.driver == "oslo":
+        # oslo.messaging takes a second and 30 MB to import, for nothing where the broker is RabbitMQ
+        from worker.intake.oslo import OsloIntake  # noqa: PLC0415
+
+        return [
+            OsloIntake(
+                url=url,
+                exchanges=settings.exchanges,
+                topics=settings.topics,
+                priorities=settings.priorities,
+                pool=settings.queue,
+            )
+            for url in settings.transport_urls
+        ]
+    return [
+        RabbitIntake(
+            url=url,
+            exchanges=settings.exchanges,
+            topics=settings.topics,
+            priorities=settings.priorities,
+            queue=settings.queue,
+            queue_type=settings.queue_type,
+            queue_max_length=settings.queue_max_length,
+            queue_expires=settings.queue_expires,
+            prefetch=settings.prefetch,
+        )
+        for url in settings.transport_urls
+    ]
+
+
+async def check_targets(cloud: OpenStackCloud, settings: Settings) -> Mapping[str, str]:
+    """Names of targets by volume type id; Misconfigured when the cloud has no such types."""
+    types = await cloud.list_volume_types()
+    ids = {name: type_id for type_id, name in types.items()}
+    faults = [
+        f"[target:{target.name}] volume_type: Cinder has no type {target.volume_type!r}, only {', '.join(sorted(ids))}"
+        for target in settings.targets
+        if target.volume_type not in ids
+    ]
+    if faults:
+        raise Misconfigured(faults)
+    return {ids[target.volume_type]: target.name for target in settings.targets}
+
+
+class Daemon:
+    """One running worker."""
+
+    def __init__(self, *, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._cloud = build_cloud(settings, metrics)
+        parts = Parts(cloud=self._cloud, targets=settings.targets, policy=settings.policy, now=time.time)
+        self._handlers = build_handlers(parts, reclaim=settings.reclaim)
+        self._lanes = build_lanes(settings)
+        self._intakes = build_intakes(settings)
+        self._times = VolumeTimes(metrics=metrics)
+        self._runner = Runner(
+            lanes=self._lanes,
+            handlers=self._handlers,
+            limits=settings.limits,
+            backoff=settings.backoff,
+            metrics=metrics,
+        )
+        self._resync_wanted = asyncio.Event()
+        self._resync_why = ""
+        self._ticked = time.monotonic()
+        self._known = False
+
+    async def run(self, leave: asyncio.Event) -> None:
+        """Work until `leave` is set, then drain. Misconfigured if the cloud is there and says that it can't work."""
+        await self._preflight()
+        probes = Probes(registry=self._metrics.registry, sick=self._sick, unready=self._unready)
+        if self._settings.bind:
+            try:
+                probes.start(*self._settings.bind)
+            except OSError as error:
+                raise Misconfigured([f"[probes] bind: {error}"]) from error
+        router = Router(handlers=self._handlers.values(), metrics=self._metrics, times=self._times)
+        dispatcher = Dispatcher(router=router, runner=self._runner, lanes=self._lanes, on_gap=self._want_resync)
+        # Enough in hand that a freed slot never waits for the broker, and that what belongs together can join
+        prefetch = {lane: width * 2 + 16 for lane, width in self._runner.lanes.items()}
+        await self._lanes.open(prefetch, self._runner.deliver)
+        if self._settings.resync_on_start:
+            self._want_resync("start")
+        intakes = [asyncio.create_task(intake.run(dispatcher)) for intake in self._intakes]
+        others = [asyncio.create_task(self._tick()), asyncio.create_task(self._resync_when_wanted(dispatcher))]
+        stop = asyncio.create_task(leave.wait())
+        log.info("started", targets=[target.name for target in self._settings.targets], lanes=list(self._runner.lanes))
+        try:
+            # None of the tasks ends by itself: one that does has a bug, which must not leave a daemon that looks well
+            done, _ = await asyncio.wait([stop, *intakes, *others], return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {stop}:
+                task.result()
+        finally:
+            log.info("draining", in_progress=self._runner.in_progress)
+            for tasks in (intakes, [*others, stop]):
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+            await self._runner.drain()
+            await self._lanes.close()
+            probes.stop()
+            self._cloud.close()
+            log.info("stopped")
+
+    async def _preflight(self) -> None:
+        """Find out what the cloud makes of the configuration, if it is there to be asked."""
+        try:
+            self._times.know(await check_targets(self._cloud, self._settings))
+            self._known = True
+        except (Temporary, Blocked) as error:
+            log.warning("cloud_away", error=str(error))
+
+    async def _tick(self) -> None:
+        """Once a second: note that the loop turns, take over depths; now and then see whether the cloud is there."""
+        pinged = 0.0
+        while True:
+            self._ticked = time.monotonic()
+            self._metrics.depths(self._lanes.depths())
+            if time.monotonic() - max(pinged, self._cloud.answered_at) > PING or not self._known:
+                pinged = time.monotonic()
+                with contextlib.suppress(Temporary, Blocked):
+                    self._times.know(await check_targets(self._cloud, self._settings))
+                    self._known = True
+            await asyncio.sleep(TICK)
+
+    def _want_resync(self, reason: str) -> None:
+        self._resync_why = reason
+        self._resync_wanted.set()
+
+    async def _resync_when_wanted(self, dispatcher: Dispatcher) -> None:
+        backoff = self._settings.backoff
+        failures = 0
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._settings.resync_interval):
+                    await self._resync_wanted.wait()
+            why = self._resync_why or "interval"
+            self._resync_wanted.clear()
+            self._resync_why = ""
+            try:
+                await self._resync(dispatcher, why)
+                failures = 0
+            except (Temporary, Blocked) as error:
+                wait = backoff.after(failures)
+                failures += 1
+                log.warning("resync_failed", error=str(error), after=round(wait, 1))
+                await asyncio.sleep(wait)
+                self._want_resync(why)
+
+    async def _resync(self, dispatcher: Dispatcher, why: str) -> None:
+        began = time.monotonic()
+        census, jobs, total = Census(), list[Job](), 0
+        async for missing in compare(
+            self._cloud, self._handlers.values(), image_of=image_volume.image_of, census=census
+        ):
+            jobs.append(job_of(missing))
+            total += 1
+            if len(jobs) >= BATCH:
+                await dispatcher.submit(jobs)
+                jobs.clear()
+        await dispatcher.submit(jobs)
+        self._metrics.last_resync.set_to_current_time()
+        self._metrics.census(census.volumes, census.sizes)
+        log.info(
+            "resynced", why=why, images=census.images, incomplete=total, seconds=round(time.monotonic() - began, 2)
+        )
+
+    def _sick(self) -> Mapping[str, str]:
+        late = time.monotonic() - self._ticked
+        return {"loop": f"has not turned for {late:.0f} s"} if late > STUCK else {}
+
+    def _unready(self) -> Mapping[str, str]:
+        problems = dict(self._sick())
+        for number, intake in enumerate(self._intakes):
+            if problem := intake.problem():
+                problems[f"intake-{number}"] = problem
+        if problem := self._lanes.problem():
+            problems["lanes"] = problem
+        if time.monotonic() - self._cloud.answered_at > 3 * PING or not self._known:
+            problems["cloud"] = "no answer lately"
+        return problems

@@ -1,0 +1,37 @@
+"""Errors whose type is their policy; foreign exceptions become one of these where they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Temporary(Exception):
+    """It may work later: the job tries again with backoff, or after `after` seconds."""
+
+    def __init__(self, message: str, *, after: float | None = None) -> None:
+        super().__init__(message)
+        self.after = after
+
+
+class Conflict(Temporary):
+    """Somebody else is at it, or the thing is in the wrong state for now (409, 400 on a state)."""
+
+
+class Blocked(Exception):
+    """An operator has to act (401, 403, quota, no backend): the job tries again, but rarely."""
+
+
+class NotFound(Exception):
+    """The thing is not there (404): the caller looks again or is done."""
+
+
+class Malformed(ValueError):
+    """Bytes from outside that are not what they claim to be: kept as a dead letter."""
+
+
+class Misconfigured(Exception):
+    """The configuration can't work; `faults` names everything that is wrong with it."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("; ".join(faults))
+        self.faults = tuple(faults)

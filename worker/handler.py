@@ -1,0 +1,68 @@
+"""What a handler is to the engine, and what it gets from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from worker.cloud import Cloud, Image, Volume
+from worker.job import Key
+from worker.notification import Notification
+from worker.outcome import Outcome
+from worker.target import Policy, Target
+
+
+class Watch(Protocol):
+    """How a handler waits without a thread."""
+
+    async def changed(self) -> None:
+        """Return when something about this key may have changed: a notification came, or it is time to poll."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A key that looks incomplete, and why."""
+
+    key: Key
+    why: str
+
+
+class Handler(Protocol):
+    """A reconciler of one kind of key."""
+
+    @property
+    def name(self) -> str:
+        """The first part of its keys."""
+
+    @property
+    def event_types(self) -> frozenset[str]:
+        """The event types it wants to hear of."""
+
+    def keys(self, notification: Notification) -> Iterable[Key]:
+        """What to look at again because of a notification. Pure, called on the intake's thread."""
+
+    def lanes(self) -> Mapping[str, int]:
+        """Its lanes, each with the number of keys to work on at once."""
+
+    async def reconcile(self, key: Key, watch: Watch) -> Outcome:
+        """Read the world, do what is missing, say what came of it. Errors of `worker.errors` are outcomes too."""
+
+    async def prepare(self) -> None:
+        """Read what `incomplete` needs besides its arguments."""
+
+    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
+        """Keys of an image that look incomplete in a bulk listing. Pure. `image` is None if no active one is listed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a handler is built from. `now` is the clock, in epoch seconds."""
+
+    cloud: Cloud
+    targets: tuple[Target, ...]
+    policy: Policy
+    now: Callable[[], float]
+
+
+HandlerFactory = Callable[[Parts], Handler]

@@ -1,0 +1,190 @@
+"""The intake from any transport that oslo.messaging knows: its own listener, its own queues and bindings."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import oslo_messaging
+import structlog
+from oslo_config import cfg
+
+from worker.errors import Misconfigured
+from worker.intake import Sink
+
+log = structlog.get_logger(__name__)
+
+TRY_AGAIN = 10.0
+"""Seconds before a listener that failed to start is tried again."""
+THREADS = 2
+"""Groups that are settled side by side."""
+NOT_RUNNING = "the intake is not running"
+
+
+class OsloIntake:
+    """Notifications by an oslo.messaging listener, which keeps its connection by itself and tells nobody about it.
+
+    For transports that are not RabbitMQ: it is slower than RabbitIntake, reads ahead without a bound unless the driver
+    has one (`rabbit_qos_prefetch_count`), and can't say whether it is connected or what it missed meanwhile.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        exchanges: Iterable[str],
+        topics: Iterable[str] = ("notifications",),
+        priorities: Iterable[str] = ("info", "error"),
+        pool: str = "image-volume-worker",
+        group: int = 100,
+        group_wait: float = 0.2,
+        grace: float = 5.0,
+    ) -> None:
+        """`pool`: the name under which replicas share the notifications; `group`: messages settled together, or as many
+        as come in `group_wait` seconds; `grace`: seconds a cancelled `run` waits for the sink."""
+        self._url = url
+        self._targets = [
+            oslo_messaging.Target(exchange=exchange, topic=topic) for exchange, topic in product(exchanges, topics)
+        ]
+        self._priorities = tuple(priorities)
+        self._pool = pool
+        self._group = group
+        self._group_wait = group_wait
+        self._grace = grace
+        self._problem: str | None = NOT_RUNNING
+
+    async def run(self, sink: Sink) -> None:
+        """Consume until cancelled. Misconfigured if the URL names no transport."""
+        try:
+            transport = oslo_messaging.get_notification_transport(cfg.ConfigOpts(), url=self._url)
+        except (oslo_messaging.DriverLoadFailure, oslo_messaging.InvalidTransportURL):
+            # Without the cause, whose text may have the URL in it, password and all
+            raise Misconfigured(["oslo.messaging knows no transport for the URL"]) from None
+        try:
+            while True:
+                await self._listen(transport, sink)
+                await asyncio.sleep(TRY_AGAIN)
+        finally:
+            self._problem = NOT_RUNNING
+            transport.cleanup()
+
+    def problem(self) -> str | None:
+        """None while the listener runs, as far as can be told."""
+        return self._problem
+
+    async def _listen(self, transport: Any, sink: Sink) -> None:
+        """Listen until cancelled; comes back only if the listener does not start."""
+        offers = _Offers(sink=sink, loop=asyncio.get_running_loop())
+        listener = oslo_messaging.get_batch_notification_listener(
+            transport,
+            self._targets,
+            [SimpleNamespace(**{priority: partial(offers.offer, priority) for priority in self._priorities})],
+            allow_requeue=True,
+            pool=self._pool,
+            batch_size=self._group,
+            batch_timeout=self._group_wait,
+        )
+        self._problem = "connecting"
+        try:
+            # Drivers wait here for as long as their broker is away, and can't be told to stop.
+            await _in_thread(partial(listener.start, override_pool_size=THREADS))
+        except Exception as error:
+            # Every driver has errors of its own; none of them is a reason not to try again.
+            self._problem = f"the listener does not start: {type(error).__name__}"
+            log.warning("intake_not_opened", pool=self._pool, reason=self._problem)
+            return
+        self._problem = None
+        log.info("intake_opened", pool=self._pool)
+        try:
+            sink.gap("connected")
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await _in_thread(listener.stop)
+            await offers.close(grace=self._grace)
+            await _in_thread(listener.wait)
+
+
+class _Offers:
+    """What the listener's threads have offered to the sink, and wait for."""
+
+    def __init__(self, *, sink: Sink, loop: asyncio.AbstractEventLoop) -> None:
+        self._sink = sink
+        self._loop = loop
+        self._open: set[Future[None]] = set()
+        self._closed = False
+
+    def offer(self, priority: str, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Route a group of messages of one priority; on the listener's threads. HANDLED or REQUEUE, for all of them."""
+        routed = [self._sink.route(notification(message, priority)) for message in messages]
+        wanted = [each for each in routed if each.jobs or each.letter is not None]
+        if not wanted:
+            return str(oslo_messaging.NotificationResult.HANDLED)
+        if self._closed:
+            return str(oslo_messaging.NotificationResult.REQUEUE)
+        offer = asyncio.run_coroutine_threadsafe(self._sink.accept(wanted), self._loop)
+        self._open.add(offer)
+        try:
+            offer.result()
+        except Exception as error:
+            # The root of a listener's thread: whatever went wrong, the messages are still wanted.
+            log.warning("notifications_not_accepted", messages=len(wanted), reason=repr(error))
+            return str(oslo_messaging.NotificationResult.REQUEUE)
+        finally:
+            self._open.discard(offer)
+        return str(oslo_messaging.NotificationResult.HANDLED)
+
+    async def close(self, *, grace: float) -> None:
+        """Wait up to `grace` seconds for what is open, then give it back."""
+        if waiting := [asyncio.wrap_future(offer) for offer in tuple(self._open)]:
+            await asyncio.wait(waiting, timeout=grace)
+        self._closed = True
+        for offer in tuple(self._open):
+            offer.cancel()
+
+
+def notification(message: Mapping[str, Any], priority: str) -> bytes:
+    """A notification as it was on the wire, without its envelope and without its context, which has tokens in it."""
+    metadata = message["metadata"]
+    fields = {
+        "message_id": metadata.get("message_id"),
+        "publisher_id": message["publisher_id"],
+        "event_type": message["event_type"],
+        "priority": priority.upper(),
+        "payload": message["payload"],
+        "timestamp": metadata.get("timestamp"),
+    }
+    return json.dumps(fields, default=str).encode()
+
+
+async def _in_thread(function: Callable[[], object]) -> None:
+    """Wait for a function that may block for ever, on a thread that doesn't keep the process alive if it does."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        error: Exception | None = None
+        try:
+            function()
+        except Exception as caught:
+            # Raised where it is awaited
+            error = caught
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, name="oslo intake", daemon=True).start()
+    await done

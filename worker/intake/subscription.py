@@ -1,0 +1,68 @@
+"""What an intake declares on a broker that others own: its own queue, and bindings to exchanges that are there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from amqp import spec
+from amqp.exceptions import AccessRefused, NotFound
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subscription:
+    """One queue, and which notifications go into it.
+
+    `max_length`: messages; the oldest go first. `expires`: seconds without a consumer after which the broker removes
+    the queue. Both see to it that a worker that is gone for good never fills somebody else's broker.
+    """
+
+    queue: str
+    queue_type: str
+    max_length: int
+    expires: float
+    exchanges: tuple[str, ...]
+    topics: tuple[str, ...]
+    priorities: tuple[str, ...]
+
+    def declare(self, connection: Any) -> bool:
+        """Declare the queue; whether it had to be made. PreconditionFailed says that it is there, but not like this."""
+        missing = False
+        # A channel for the question alone, as the answer "not found" closes it
+        with connection.channel() as channel:
+            try:
+                channel.queue_declare(self.queue, passive=True)
+            except NotFound:
+                missing = True
+        with connection.channel() as channel:
+            channel.queue_declare(
+                self.queue,
+                durable=True,
+                auto_delete=False,
+                arguments={
+                    "x-queue-type": self.queue_type,
+                    "x-max-length": self.max_length,
+                    "x-overflow": "drop-head",
+                    "x-expires": round(self.expires * 1000),
+                },
+            )
+        return missing
+
+    def bind(self, connection: Any, exchange: str) -> str | None:
+        """Bind the queue to an exchange; None if that is done, else why it is not. Done twice it is done once.
+
+        The exchange is only ever looked for: declared with a durability that is not the services' it would be refused,
+        and declared before they do it, theirs would be.
+        """
+        with connection.channel() as channel:
+            try:
+                channel.exchange_declare(exchange, "topic", passive=True)
+                for topic in self.topics:
+                    for priority in self.priorities:
+                        channel.queue_bind(self.queue, exchange, f"{topic}.{priority}")
+            except (NotFound, AccessRefused) as error:
+                if error.method_sig not in (spec.Exchange.Declare, spec.Queue.Bind):
+                    # About another channel, whose message came in while we waited
+                    raise
+                return str(error.reply_text)
+        return None

@@ -1,0 +1,69 @@
+"""A key says what to look at again; a job is a key on its way through a lane."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+from worker.errors import Malformed
+
+# Causes of jobs that no notification asked for: a comparison by the daemon itself, and a person who wants it now
+RESYNC = "resync"
+OPERATOR = "operator"
+
+
+class Key(NamedTuple):
+    """One thing to look at again: which handler, which image, on which target ("" for all)."""
+
+    handler: str
+    image_id: str
+    target: str = ""
+
+    @property
+    def lane(self) -> str:
+        """The lane that work on this key waits in: `prewarm.<target>`, `upload`, `reclaim`."""
+        return f"{self.handler}.{self.target}" if self.target else self.handler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A key with its history: why it was asked for, how often it was tried, since when and for when (epoch seconds)."""
+
+    key: Key
+    cause: str
+    attempt: int = 0
+    first_at: float
+    due: float = 0.0
+    reason: str = ""
+
+    def tried(self, reason: str, *, counted: bool = True) -> Job:
+        """The same job after a try that ended for `reason`."""
+        return replace(self, attempt=self.attempt + counted, reason=reason)
+
+    def to_bytes(self) -> bytes:
+        """The job as it lies in a lane: a JSON object with the fields of `Job`, the key as a list."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, body: bytes) -> Job:
+        """The job that `to_bytes` wrote; Malformed if it is anything else."""
+        try:
+            fields = json.loads(body)
+            key = Key(*(_text(part) for part in fields["key"]))
+            return cls(
+                key=key,
+                cause=_text(fields["cause"]),
+                attempt=int(fields["attempt"]),
+                first_at=float(fields["first_at"]),
+                due=float(fields["due"]),
+                reason=_text(fields["reason"]),
+            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise Malformed(f"not a job: {error!r}") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, not {type(value).__name__}")
+    return value

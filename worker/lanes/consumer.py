@@ -1,0 +1,207 @@
+"""The consuming half of the RabbitMQ lanes: a channel for each lane, acks written by the thread that consumes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from amqp import spec
+from amqp.exceptions import ChannelError, NotFound
+
+from worker.broker import Broker
+from worker.dead_letter import DeadLetter
+from worker.errors import Malformed
+from worker.job import Job
+from worker.lanes.topology import Topology
+from worker.link import Link
+
+log = structlog.get_logger(__name__)
+
+COUNT_EVERY = 3.0
+"""Seconds between two looks at how long the queues are."""
+OPEN_AGAIN = 5.0
+"""Seconds before the next try to open a lane that the broker refused."""
+
+_OPENING = frozenset({spec.Exchange.Declare, spec.Queue.Declare, spec.Queue.Bind, spec.Basic.Qos, spec.Basic.Consume})
+"""What is asked for to open a lane, as a refusal names it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RabbitDelivery:
+    """A job, and the way to settle it."""
+
+    job: Job
+    _ack: Callable[[], None]
+
+    def ack(self) -> None:
+        """Let the broker forget the job; without effect if its connection is gone, and the job back in its queue."""
+        self._ack()
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """A lane on the connection of the moment."""
+
+    name: str
+    queue: str
+    prefetch: int
+    channel: Any = None
+    unacked: set[int] = field(default_factory=set)
+    problem: str | None = "not open yet"
+    open_at: float = 0.0
+
+    def closed(self, problem: str, *, open_at: float) -> None:
+        """Forget the channel and what came through it: the broker takes that back."""
+        self.channel, self.problem, self.open_at = None, problem, open_at
+        self.unacked = set()
+
+
+class Consumer:
+    """Consumes every lane, each through its own channel, so that a fault of one queue is no fault of the others."""
+
+    def __init__(
+        self,
+        *,
+        broker: Broker,
+        topology: Topology,
+        name: str,
+        prefetch: Mapping[str, int],
+        deliver: Callable[[RabbitDelivery], None],
+        bury: Callable[[DeadLetter, Callable[[], None]], None],
+    ) -> None:
+        """`deliver` is called on the link's thread, as is `bury`, which calls back once the letter is safe."""
+        self._topology = topology
+        self._deliver = deliver
+        self._bury = bury
+        self._lanes = [_Lane(name=lane, queue=topology.queue(lane), prefetch=limit) for lane, limit in prefetch.items()]
+        self._link = Link(broker=broker, session=self, name=name)
+        self._acks: deque[tuple[_Lane, Any, int]] = deque()
+        self._connection: Any = None
+        self._count_at = 0.0
+        self._depths: Mapping[str, int] = {}
+
+    @property
+    def problem(self) -> str | None:
+        """None while every lane is open, else what is wrong."""
+        closed = (f"{lane.queue}: {lane.problem}" for lane in self._lanes if lane.problem)
+        return self._link.problem or next(closed, None)
+
+    @property
+    def depths(self) -> Mapping[str, int]:
+        """Messages waiting in each open lane and, as `dead`, dead letters, as last counted."""
+        return self._depths
+
+    def start(self) -> None:
+        """Begin to connect; returns at once."""
+        self._link.start()
+
+    def stop(self, *, grace: float) -> None:
+        """Write the acks that were given and let go of the broker. Blocks."""
+        self._link.stop(grace=grace)
+
+    def opened(self, connection: Any) -> None:
+        """Open every lane that can be opened."""
+        self._connection = connection
+        self._open_lanes(time.monotonic())
+
+    def turn(self) -> float:
+        """Write acks, open lanes that are closed, count what waits."""
+        while self._acks:
+            lane, channel, tag = self._acks.popleft()
+            if lane.channel is channel and tag in lane.unacked:
+                lane.unacked.discard(tag)
+                channel.basic_ack(tag)
+        now = time.monotonic()
+        self._open_lanes(now)
+        if now >= self._count_at:
+            self._count_at = now + COUNT_EVERY
+            self._depths = self._count()
+        due = [self._count_at, *(lane.open_at for lane in self._lanes if lane.channel is None)]
+        return min(due) - time.monotonic()
+
+    def lost(self) -> None:
+        """Forget the deliveries of the lost connection: the broker hands them out again."""
+        self._connection = None
+        self._count_at = 0.0
+        for lane in self._lanes:
+            lane.closed("not open yet", open_at=0.0)
+
+    def finished(self) -> bool:
+        """Whether every ack is written."""
+        return not self._acks
+
+    def _open_lanes(self, now: float) -> None:
+        due = [lane for lane in self._lanes if lane.channel is None and lane.open_at <= now]
+        for lane in due:
+            self._open_lane(lane)
+        if opened := [lane.name for lane in due if lane.channel is not None]:
+            log.info("lanes_opened", lanes=opened)
+
+    def _open_lane(self, lane: _Lane) -> None:
+        channel = self._connection.channel()
+        # Bytes, whatever encoding a message claims to have
+        channel.auto_decode = False
+        try:
+            self._topology.declare_lane(channel, lane.queue)
+            channel.basic_qos(prefetch_size=0, prefetch_count=lane.prefetch, a_global=False)
+            lane.channel = channel
+            channel.basic_consume(
+                lane.queue,
+                callback=lambda message: self._receive(lane, channel, message),
+                on_cancel=lambda _tag: self._cancelled(lane, channel),
+            )
+        except ChannelError as error:
+            if error.method_sig not in _OPENING:
+                # It came in while we waited, and is about another channel: only a new connection brings that one back.
+                raise
+            if lane.problem != error.reply_text:
+                log.warning("lane_not_opened", lane=lane.name, queue=lane.queue, reason=error.reply_text)
+            lane.closed(error.reply_text or str(error), open_at=time.monotonic() + OPEN_AGAIN)
+            channel.close()
+        else:
+            lane.problem = None
+
+    def _cancelled(self, lane: _Lane, channel: Any) -> None:
+        """The broker ended our consumer, most likely as the queue was deleted: declare it again, at the next turn."""
+        if lane.channel is channel:
+            log.warning("lane_cancelled", lane=lane.name, queue=lane.queue)
+            lane.closed("its queue was deleted", open_at=0.0)
+            channel.close()
+
+    def _receive(self, lane: _Lane, channel: Any, message: Any) -> None:
+        if lane.channel is not channel:
+            return
+        tag = message.delivery_tag
+        lane.unacked.add(tag)
+
+        def ack() -> None:
+            self._acks.append((lane, channel, tag))
+            self._link.wake()
+
+        try:
+            job = Job.from_bytes(message.body)
+        except Malformed as error:
+            log.warning("lane_message_malformed", lane=lane.name, reason=str(error))
+            letter = DeadLetter(lane=lane.name, reason=str(error), last_at=time.time(), body=bytes(message.body))
+            self._bury(letter, ack)
+        else:
+            self._deliver(RabbitDelivery(job, ack))
+
+    def _count(self) -> Mapping[str, int]:
+        names = {lane.name: lane.queue for lane in self._lanes if lane.channel is not None}
+        names["dead"] = self._topology.dead
+        counts = {}
+        for name, queue in names.items():
+            # A channel for each, as a queue that is missing closes it
+            channel = self._connection.channel()
+            try:
+                counts[name] = channel.queue_declare(queue, passive=True).message_count
+            except NotFound:
+                counts[name] = 0
+            finally:
+                channel.close()
+        return counts

@@ -1,0 +1,86 @@
+"""The queues of the lanes on a RabbitMQ: their names, and how they are declared."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from kombu.transport.native_delayed_delivery import (
+    CELERY_DELAYED_DELIVERY_EXCHANGE,
+    MAX_NUMBER_OF_BITS_TO_USE,
+    calculate_routing_key,
+    declare_native_delayed_delivery_exchanges_and_queues,
+    level_name,
+)
+
+LONGEST_DELAY = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
+"""Seconds; what kombu's delay queues can express (eight years)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a message is published to."""
+
+    exchange: str
+    routing_key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """The queues whose names begin with `prefix`: `<prefix>.<lane>`, `<prefix>.dead`, and those that delay.
+
+    `queue_type` is `quorum`, or `classic` for a broker that has no quorum queues.
+    """
+
+    prefix: str
+    queue_type: str
+
+    @property
+    def dead(self) -> str:
+        """The queue of the dead letters."""
+        return f"{self.prefix}.dead"
+
+    def queue(self, lane: str) -> str:
+        """The queue of a lane."""
+        return f"{self.prefix}.{lane}"
+
+    def address(self, queue: str, *, after: float) -> Address:
+        """Where to publish what is to reach `queue` in `after` seconds: whole seconds, rounded up, never too early."""
+        if after <= 0:
+            return Address("", queue)
+        delay = min(math.ceil(after), LONGEST_DELAY)
+        longest_level = level_name(MAX_NUMBER_OF_BITS_TO_USE - 1, self.prefix)
+        return Address(longest_level, calculate_routing_key(delay, queue))
+
+    def declare_delays(self, connection: Any) -> None:
+        """Declare the queues and exchanges that delay: kombu's, one queue for each bit of the delay."""
+        declare_native_delayed_delivery_exchanges_and_queues(connection, self.queue_type, self.prefix)
+
+    def declare_lane(self, channel: Any, queue: str) -> None:
+        """Declare the queue of a lane, fed directly or by the delays. A PreconditionFailed says what is in its way."""
+        delayed = f"{self.prefix}_{CELERY_DELAYED_DELIVERY_EXCHANGE}"
+        # As kombu declares it, since whoever comes first may be the one that consumes
+        channel.exchange_declare(delayed, "topic", durable=True, auto_delete=False)
+        self._declare(channel, queue, {"x-single-active-consumer": True})
+        channel.queue_bind(
+            queue=queue,
+            exchange=delayed,
+            # As many words as the delay has bits, and then exactly this queue
+            routing_key="*." * MAX_NUMBER_OF_BITS_TO_USE + queue,
+        )
+
+    def declare_dead(self, channel: Any) -> None:
+        """Declare the queue of the dead letters."""
+        self._declare(channel, self.dead, {})
+
+    def _declare(self, channel: Any, queue: str, arguments: dict[str, Any]) -> None:
+        if self.queue_type == "quorum":
+            # From RabbitMQ 4 on a job that came back 20 times would be dropped; every outage gives all of them back.
+            arguments = {**arguments, "x-delivery-limit": 1_000_000}
+        channel.queue_declare(
+            queue=queue,
+            durable=True,
+            auto_delete=False,
+            arguments={"x-queue-type": self.queue_type, **arguments},
+        )

@@ -1,0 +1,82 @@
+"""What is counted and measured, under names that dashboards and alerts rely on. No scrape ever calls the cloud."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+PREFIX = "image_volume_worker"
+SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+API_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+
+
+def release() -> str:
+    """The version of this package as it is installed."""
+    try:
+        return version("image-volume-worker")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+class Metrics:
+    """All metrics of one process, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        r = self.registry
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"{PREFIX}_{name}", text, labels, registry=r)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"{PREFIX}_{name}", text, labels, registry=r)
+
+        def seconds(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+            return Histogram(f"{PREFIX}_{name}", text, labels, registry=r, buckets=buckets)
+
+        self.notifications = counter("notifications", "Notifications seen", "event_type", "outcome")
+        self.notification_lag = seconds("notification_lag_seconds", "From a notification's timestamp to its routing")
+        self.jobs = counter("jobs", "Settled tries of jobs", "handler", "target", "outcome")
+        self.job_seconds = seconds("job_seconds", "Duration of one try of a job", "handler", "target")
+        self.jobs_in_progress = gauge("jobs_in_progress", "Jobs being worked on", "lane")
+        self.lane_depth = gauge("lane_depth", "Jobs that wait in a lane", "lane")
+        self.dead_letters = gauge("dead_letters", "Dead letters kept", "lane")
+        self.image_volumes = gauge("image_volumes", "Image-Volumes, as of the last resync", "target", "state")
+        self.image_volume_bytes = gauge("image_volume_bytes", "Size of the Image-Volumes", "target")
+        self.time_to_warm = seconds(
+            "time_to_warm_seconds", "From the notification of an image to its Image-Volume being usable", "target"
+        )
+        self.volume_create = seconds(
+            "volume_create_seconds", "What users wait for a volume of an image", "target", "warm"
+        )
+        self.api_requests = counter(
+            "api_requests", "Requests to Glance, Cinder, Keystone", "service", "method", "status"
+        )
+        self.api_seconds = seconds(
+            "api_request_seconds", "Duration of a request", "service", "method", buckets=API_SECONDS
+        )
+        self.api_retries = counter("api_retries", "Requests that were tried again", "service", "reason")
+        self.last_resync = gauge("last_resync_timestamp_seconds", "When the last resync ended")
+        gauge("build_info", "What this is; always 1", "version").labels(release()).set(1)
+
+    def notification(self, event_type: str, outcome: str) -> None:
+        """Count one notification; `event_type` is a routed one or `other`."""
+        self.notifications.labels(event_type, outcome).inc()
+
+    def census(self, volumes: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> None:
+        """Take over how many Image-Volumes there are by (target, status), and their bytes by target."""
+        self.image_volumes.clear()
+        for (target, state), count in volumes.items():
+            self.image_volumes.labels(target, state).set(count)
+        for target, size in sizes.items():
+            self.image_volume_bytes.labels(target).set(size)
+
+    def depths(self, depths: Mapping[str, int]) -> None:
+        """Take over how many jobs wait in each lane; `dead` are the dead letters."""
+        for lane, depth in depths.items():
+            if lane == "dead":
+                self.dead_letters.labels("all").set(depth)
+            else:
+                self.lane_depth.labels(lane).set(depth)

@@ -1,0 +1,132 @@
+"""A notification as a frozen value: what its sender claims, reduced to what routing needs. No IO, no secrets."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from worker.errors import Malformed
+from worker.target import TAG
+
+IMAGE_ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
+IMAGE_VOLUME_NAME = re.compile(rf"(?:image|warm)-({IMAGE_ID.pattern})")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Notification:
+    """One notification of Glance or Cinder. Text that is missing is "", times are epoch seconds.
+
+    `image_id` is the image it is about: of an image event the image itself, of a volume event the image whose
+    Image-Volume the volume claims to be; `source_image_id` is the image a volume was made from.
+    `target` is the value of our own tag in the volume's metadata. The message's context (which can hold a live token)
+    is dropped here.
+    """
+
+    message_id: str
+    event_type: str
+    priority: str
+    publisher_id: str
+    timestamp: float | None
+    status: str = ""
+    image_id: str = ""
+    source_image_id: str = ""
+    volume_id: str = ""
+    volume_type_id: str = ""
+    target: str = ""
+
+    @classmethod
+    def from_wire(cls, body: bytes) -> Notification:
+        """The notification in a message: envelope 2.0 or bare, payload a dict or text; Malformed if it is neither.
+
+        Source: oslo_messaging/notify/messaging.py, oslo_messaging/_drivers/common.py (serialize_msg).
+        """
+        try:
+            message = json.loads(body)
+            if isinstance(message, dict) and "oslo.message" in message:
+                message = json.loads(message["oslo.message"])
+            if not isinstance(message, dict):
+                raise Malformed(f"a notification is an object, not {type(message).__name__}")
+            event_type = message["event_type"]
+            if not isinstance(event_type, str) or not event_type:
+                raise Malformed("event_type is not text")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error, Malformed):
+                raise
+            raise Malformed(f"not a notification: {type(error).__name__}: {error}"[:200]) from error
+        payload = message.get("payload")
+        return cls(
+            message_id=_text(message, "message_id"),
+            event_type=event_type,
+            priority=_text(message, "priority").lower(),
+            publisher_id=_text(message, "publisher_id"),
+            timestamp=_time(message.get("timestamp")),
+            **(_subject(event_type, payload) if isinstance(payload, dict) else {}),
+        )
+
+
+def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, str]:
+    """What the payload is about, as fields of `Notification`."""
+    if event_type.startswith("volume."):
+        metadata = _pairs(payload.get("metadata"))
+        named = IMAGE_VOLUME_NAME.fullmatch(_text(payload, "display_name"))
+        return {
+            "status": _text(payload, "status"),
+            "volume_id": _uuid(payload.get("volume_id")),
+            "volume_type_id": _text(payload, "volume_type"),
+            "image_id": _uuid(metadata.get("glance_image_id")) or (named.group(1) if named else ""),
+            "source_image_id": _uuid(_pairs(payload.get("glance_metadata")).get("image_id")),
+            "target": metadata.get(TAG, ""),
+        }
+    if event_type == "scheduler.create_volume":
+        spec = payload.get("request_spec")
+        properties = spec.get("volume_properties") if isinstance(spec, dict) else None
+        properties = properties if isinstance(properties, dict) else {}
+        metadata = _pairs(properties.get("metadata"))
+        return {
+            "status": _text(payload, "state"),
+            "volume_id": _uuid(payload.get("volume_id")),
+            "image_id": _uuid(metadata.get("glance_image_id")),
+            "target": metadata.get(TAG, ""),
+        }
+    return {"status": _text(payload, "status"), "image_id": _uuid(payload.get("image_id") or payload.get("id"))}
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    value = fields.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _uuid(value: object) -> str:
+    """The value if it is a lower-case UUID, else "": ids end up in URLs."""
+    return value if isinstance(value, str) and IMAGE_ID.fullmatch(value) else ""
+
+
+def _pairs(rows: object) -> dict[str, str]:
+    """Metadata as Cinder spells it in payloads, a list of key and value rows or an object, as a dict of text."""
+    if isinstance(rows, list):
+        rows = {row.get("key"): row.get("value") for row in rows if isinstance(row, dict) and _hashable(row.get("key"))}
+    if not isinstance(rows, dict):
+        return {}
+    return {key: value for key, value in rows.items() if isinstance(key, str) and isinstance(value, str)}
+
+
+def _hashable(key: object) -> bool:
+    return isinstance(key, str)
+
+
+def _time(value: object) -> float | None:
+    """Epoch seconds of a timestamp as oslo.messaging writes it: UTC, without a zone."""
+    if not isinstance(value, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(value)
+    except ValueError:
+        return None
+    try:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except (OverflowError, ValueError):
+        return None

@@ -1,0 +1,44 @@
+"""What a handler answers for a key; the runner is the only one who settles it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The world is as it should be; `changed` if it was this try that made it so."""
+
+    detail: str = ""
+    changed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Skip:
+    """A rule says that nothing is to be done here; `reason` is that rule."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Look again: after `after` seconds, or when None after the job's own backoff.
+
+    `counted` is False for waits that are no failure (an image that is not quiet yet): they never
+    lead to a dead letter.
+    """
+
+    reason: str
+    after: float | None = None
+    counted: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """A person has to look at it: the job becomes a dead letter."""
+
+    reason: str
+    traceback: str = ""
+
+
+Outcome = Done | Skip | Again | Park

@@ -1,0 +1,60 @@
+"""Resync: one bulk comparison of Glance and Cinder; what looks incomplete becomes keys."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+
+from worker.cloud import GIB, Cloud, Volume
+from worker.handler import Handler, Missing
+from worker.job import RESYNC, Job
+from worker.target import TAG
+
+
+@dataclass(slots=True)
+class Census:
+    """What a comparison has counted: images, and Image-Volumes by (target, status) with their bytes by target."""
+
+    images: int = 0
+    volumes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, volume: Volume) -> None:
+        """Count one Image-Volume."""
+        target = volume.metadata.get(TAG, "other")
+        self.volumes[target, volume.status] += 1
+        self.sizes[target] += volume.size * GIB
+
+
+async def compare(
+    cloud: Cloud, handlers: Iterable[Handler], *, image_of: Callable[[Volume], str], census: Census
+) -> AsyncIterator[Missing]:
+    """Everything that looks incomplete. Two listings, page by page; volumes are held in memory, images are not.
+
+    `image_of` tells which image a volume of the internal project was made for, "" if none. Volumes are read before
+    images: what is made in between is looked at once too often, never too seldom.
+    """
+    handlers = tuple(handlers)
+    for handler in handlers:
+        await handler.prepare()
+    volumes: dict[str, tuple[Volume, ...]] = {}
+    async for volume in cloud.list_volumes():
+        if image_id := image_of(volume):
+            volumes[image_id] = (*volumes.get(image_id, ()), volume)
+            census.add(volume)
+    async for image in cloud.list_images():
+        census.images += 1
+        own = volumes.pop(image.id, ())
+        for handler in handlers:
+            for missing in handler.incomplete(image.id, image, own):
+                yield missing
+    for image_id, left in volumes.items():
+        for handler in handlers:
+            for missing in handler.incomplete(image_id, None, left):
+                yield missing
+
+def job_of(missing: Missing, *, cause: str = RESYNC) -> Job:
+    """The job for something that a resync found missing."""
+    return Job(key=missing.key, cause=cause, first_at=time.time(), reason=missing.why)

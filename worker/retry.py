@@ -1,0 +1,50 @@
+"""When to try again: single calls by tenacity, jobs by a backoff of their own."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import tenacity
+
+from worker.errors import Conflict, Temporary
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backoff:
+    """Exponential waits between the tries of a job, in seconds, with jitter so that a herd spreads out."""
+
+    shortest: float = 5.0
+    longest: float = 900.0
+    jitter: Callable[[], float] = field(default=random.random)
+
+    def after(self, attempt: int) -> float:
+        """The wait before the try that follows `attempt` failed ones: between half and all of its exponential bound."""
+        bound = min(self.longest, self.shortest * 2.0 ** min(attempt, 32))
+        return bound * (0.5 + 0.5 * self.jitter())
+
+
+def reading(on_retry: Callable[[str], None], *, tries: int = 4) -> tenacity.AsyncRetrying:
+    """Retries for one call that only reads: a few tries within seconds, longer if the answer's Retry-After says so."""
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome else None
+        asked = error.after if isinstance(error, Temporary) and error.after is not None else 0.0
+        return max(asked, tenacity.wait_random_exponential(multiplier=0.2, max=5.0)(state))
+
+    def told(state: tenacity.RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        on_retry(type(error).__name__)
+
+    def again(error: BaseException) -> bool:
+        # A conflict is an answer, and a service that asks for minutes gets a job that waits, not a held slot
+        return isinstance(error, Temporary) and not isinstance(error, Conflict) and (error.after or 0.0) <= 10.0
+
+    return tenacity.AsyncRetrying(
+        retry=tenacity.retry_if_exception(again),
+        wait=wait,
+        stop=tenacity.stop_after_attempt(tries),
+        before_sleep=told,
+        reraise=True,
+    )

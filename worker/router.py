@@ -1,0 +1,54 @@
+"""Notification → jobs, by the handlers' route table. Pure but for the counting; safe on any thread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+
+from worker.dead_letter import DeadLetter
+from worker.errors import Malformed
+from worker.handler import Handler
+from worker.intake import Routed
+from worker.job import Job
+from worker.metrics import Metrics
+from worker.notification import Notification
+from worker.volume_times import VolumeTimes
+
+
+class Router:
+    """Routes what an intake reads to the handlers that want to hear of it."""
+
+    def __init__(self, *, handlers: Iterable[Handler], metrics: Metrics, times: VolumeTimes) -> None:
+        routes: dict[str, tuple[Handler, ...]] = {}
+        for handler in handlers:
+            for event_type in handler.event_types:
+                routes[event_type] = (*routes.get(event_type, ()), handler)
+        self._routes: Mapping[str, tuple[Handler, ...]] = routes
+        self._metrics = metrics
+        self._times = times
+
+    def route(self, body: bytes) -> Routed:
+        """The jobs that come of one message; a dead letter if nobody can read it; nothing if nobody wants it."""
+        now = time.time()
+        try:
+            notification = Notification.from_wire(body)
+        except Malformed as error:
+            self._metrics.notification("other", "malformed")
+            return Routed(letter=DeadLetter(lane="intake", reason=str(error), last_at=now, body=body))
+        self._times.see(notification)
+        return Routed(jobs=self.jobs(notification, now=now))
+
+    def jobs(self, notification: Notification, *, now: float) -> tuple[Job, ...]:
+        """The jobs that come of one notification."""
+        handlers = self._routes.get(notification.event_type)
+        if handlers is None:
+            self._metrics.notification("other", "ignored")
+            return ()
+        cause = f"{notification.event_type} {notification.message_id}"[:200]
+        jobs = tuple(
+            Job(key=key, cause=cause, first_at=now) for handler in handlers for key in handler.keys(notification)
+        )
+        self._metrics.notification(notification.event_type, "routed" if jobs else "ignored")
+        if jobs and notification.timestamp is not None:
+            self._metrics.notification_lag.observe(max(0.0, now - notification.timestamp))
+        return jobs

@@ -1,0 +1,288 @@
+"""The runner: one job a key at a time, as many at once as a lane allows, and the only place that settles."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import traceback
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import assert_never
+
+import structlog
+from structlog.contextvars import bound_contextvars
+
+from worker.dead_letter import DeadLetter
+from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
+from worker.handler import Handler
+from worker.job import OPERATOR, RESYNC, Job, Key
+from worker.lanes import Delivery, Lanes
+from worker.metrics import Metrics
+from worker.outcome import Again, Done, Outcome, Park, Skip
+from worker.retry import Backoff
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long things may take and how often they may fail; times in seconds.
+
+    `job` bounds one try of a job; `hold` for how long a delivery is held before it goes back into its lane; `poll_min`
+    and `poll_max` bound the polls of a job that waits; `drain` what is left to jobs in progress when the process is told
+    to stop; `park_retry_after` for how long a parked key is left alone.
+    """
+
+    max_attempts: int = 20
+    job: float = 3600.0
+    hold: float = 900.0
+    poll_min: float = 0.5
+    poll_max: float = 15.0
+    drain: float = 30.0
+    park_retry_after: float = 21600.0
+
+
+class Held(Exception):
+    """The job has held its delivery for long enough, or the process is leaving."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """A key that is waiting for its turn or being worked on, with every delivery that joined it."""
+
+    job: Job
+    deliveries: list[Delivery] = field(default_factory=list)
+    poked: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class _Watch:
+    """Waits on behalf of one try: for a poke, with polls that back off; raises Held when its time is up."""
+
+    def __init__(self, *, entry: _Entry, limits: Limits, leaving: asyncio.Event) -> None:
+        self._entry = entry
+        self._limits = limits
+        self._leaving = leaving
+        self._until = time.monotonic() + limits.hold
+        self._poll = limits.poll_min
+
+    async def changed(self) -> None:
+        left = self._until - time.monotonic()
+        if left <= 0 or self._leaving.is_set():
+            raise Held
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(self._poll, left)):
+                await self._entry.poked.wait()
+        if self._leaving.is_set():
+            raise Held
+        self._poll = min(self._poll * 1.5, self._limits.poll_max)
+        self._entry.poked.clear()
+
+
+class Runner:
+    """Takes deliveries, has handlers reconcile their keys, settles."""
+
+    def __init__(
+        self,
+        *,
+        lanes: Lanes,
+        handlers: Mapping[str, Handler],
+        limits: Limits,
+        backoff: Backoff,
+        metrics: Metrics,
+    ) -> None:
+        self._lanes = lanes
+        self._handlers = handlers
+        self._limits = limits
+        self._backoff = backoff
+        self._metrics = metrics
+        self._width = {lane: n for handler in handlers.values() for lane, n in handler.lanes().items()}
+        self._waiting: dict[str, deque[_Entry]] = {lane: deque() for lane in self._width}
+        self._busy = dict.fromkeys(self._width, 0)
+        self._entries: dict[Key, _Entry] = {}
+        self._appointments: dict[Key, float] = {}
+        self._parked: dict[Key, float] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._leaving = asyncio.Event()
+        self.turned_at = time.monotonic()
+
+    @property
+    def lanes(self) -> Mapping[str, int]:
+        """The lanes it works on, and how many keys at once."""
+        return self._width
+
+    @property
+    def in_progress(self) -> int:
+        """How many jobs are being worked on."""
+        return sum(self._busy.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is waiting here or being worked on."""
+        return not self._entries
+
+    @property
+    def appointments(self) -> int:
+        """How many keys are due for another look later."""
+        now = time.time()
+        return sum(due > now for due in self._appointments.values())
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Take a job from its lane; it joins a job of the same key that is here already."""
+        if self._leaving.is_set():
+            return
+        job = delivery.job
+        if self._is_superseded(job):
+            delivery.ack()
+            return
+        if entry := self._entries.get(job.key):
+            entry.deliveries.append(delivery)
+            entry.poked.set()
+            return
+        lane = job.key.lane
+        if lane not in self._waiting:
+            # Its target was taken out of the configuration; resync would not ask for it either
+            log.info("job_dropped", key=job.key, why="no such lane is configured any more")
+            delivery.ack()
+            return
+        self._appointments.pop(job.key, None)
+        self._parked.pop(job.key, None)
+        entry = _Entry(job=job, deliveries=[delivery])
+        self._entries[job.key] = entry
+        self._waiting[lane].append(entry)
+        self._start(lane)
+
+    def poke(self, job: Job) -> bool:
+        """Whether the key is looked at again anyway, here and without this job; else the job has to go into its lane."""
+        if entry := self._entries.get(job.key):
+            entry.poked.set()
+            return True
+        return self._is_superseded(job)
+
+    async def drain(self) -> None:
+        """Start nothing more; give jobs in progress their time to end; what has not ended stays in its lane."""
+        self._leaving.set()
+        for waiting in self._waiting.values():
+            waiting.clear()
+        for entry in self._entries.values():
+            entry.poked.set()
+        if self._tasks:
+            _, late = await asyncio.wait(self._tasks, timeout=self._limits.drain)
+            for task in late:
+                task.cancel()
+            if late:
+                log.warning("drain_timed_out", jobs=len(late))
+                await asyncio.wait(late)
+
+    def _is_superseded(self, job: Job) -> bool:
+        """Whether a look at the key is due later, and that one is enough; or it was given up for now.
+
+        What a failing job does makes notifications too (its broken volume goes, its import ends): if these made it look
+        again at once, it would fail in a hot loop.
+        """
+        if job.cause == OPERATOR:
+            return False
+        now, due = time.time(), self._appointments.get(job.key, 0.0)
+        return (due > now and job.due != due) or self._parked.get(job.key, 0.0) > now
+
+    def _start(self, lane: str) -> None:
+        while self._waiting[lane] and self._busy[lane] < self._width[lane]:
+            entry = self._waiting[lane].popleft()
+            self._busy[lane] += 1
+            self._metrics.jobs_in_progress.labels(lane).set(self._busy[lane])
+            task = asyncio.create_task(self._work(entry, lane), name=f"job {entry.job.key}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _work(self, entry: _Entry, lane: str) -> None:
+        key = entry.job.key
+        try:
+            with bound_contextvars(
+                handler=key.handler, image_id=key.image_id, target=key.target, cause=entry.job.cause
+            ):
+                await self._work_until_quiet(entry)
+        finally:
+            self._entries.pop(key, None)
+            self._busy[lane] -= 1
+            self._metrics.jobs_in_progress.labels(lane).set(self._busy[lane])
+            self.turned_at = time.monotonic()
+            if not self._leaving.is_set():
+                self._start(lane)
+
+    async def _work_until_quiet(self, entry: _Entry) -> None:
+        """Try, and try again for as long as something came in meanwhile and the try was a success; then settle."""
+        changed = False
+        while True:
+            entry.poked.clear()
+            began = time.monotonic()
+            outcome = await self._try(entry)
+            key = entry.job.key
+            self._metrics.job_seconds.labels(key.handler, key.target).observe(time.monotonic() - began)
+            self._metrics.jobs.labels(key.handler, key.target, type(outcome).__name__.lower()).inc()
+            if isinstance(outcome, Done):
+                changed = changed or outcome.changed
+                outcome = replace(outcome, changed=changed)
+            if not (entry.poked.is_set() and isinstance(outcome, Done | Skip)) or self._leaving.is_set():
+                break
+        await self._settle(entry, outcome)
+
+    async def _try(self, entry: _Entry) -> Outcome:
+        """One try; every error becomes an outcome here."""
+        job = entry.job
+        watch = _Watch(entry=entry, limits=self._limits, leaving=self._leaving)
+        try:
+            async with asyncio.timeout(self._limits.job):
+                return await self._handlers[job.key.handler].reconcile(job.key, watch)
+        except Held:
+            return Again("held for long enough, or leaving", after=0.0, counted=False)
+        except Temporary as error:
+            return Again(str(error), after=error.after)
+        except NotFound as error:
+            return Again(f"gone while it was looked at: {error}")
+        except (Blocked, Misconfigured) as error:
+            return Again(str(error), after=self._backoff.longest)
+        except TimeoutError:
+            return Again(f"took longer than {self._limits.job:g} s")
+        except Malformed as error:
+            return Park(f"an answer of the cloud makes no sense: {error}", traceback.format_exc())
+        except Exception as error:
+            # The root of a job's task: a bug in a handler must not end the daemon, nor be silent
+            return Park(f"{type(error).__name__}: {error}", traceback.format_exc())
+
+    async def _settle(self, entry: _Entry, outcome: Outcome) -> None:
+        """Tell the lane what came of it. Whatever must survive is in a lane before the delivery is let go."""
+        job = entry.job
+        match outcome:
+            case Done(detail, changed):
+                log.info("job_done", detail=detail, changed=changed)
+                if changed and job.cause != RESYNC:
+                    self._metrics.time_to_warm.labels(job.key.target).observe(time.time() - job.first_at)
+            case Skip(reason):
+                log.info("job_skipped", reason=reason)
+            case Again(reason, after, counted):
+                job = job.tried(reason, counted=counted)
+                if job.attempt >= self._limits.max_attempts:
+                    await self._park(job, reason, "")
+                else:
+                    await self._again(job, self._backoff.after(job.attempt - 1) if after is None else after)
+            case Park(reason, trace):
+                await self._park(job.tried(reason), reason, trace)
+            case never:
+                assert_never(never)
+        for delivery in entry.deliveries:
+            delivery.ack()
+
+    async def _again(self, job: Job, after: float) -> None:
+        level = log.info if job.attempt == 0 else log.warning
+        level("job_again", reason=job.reason, after=round(after, 1), attempt=job.attempt)
+        due = time.time() + after
+        if after > 0:
+            self._appointments[job.key] = due
+        await self._lanes.publish([replace(job, due=due)], after=after)
+
+    async def _park(self, job: Job, reason: str, trace: str) -> None:
+        log.error("job_parked", reason=reason, attempt=job.attempt, traceback=trace)
+        self._parked[job.key] = time.time() + self._limits.park_retry_after
+        letter = DeadLetter(lane=job.key.lane, reason=reason, last_at=time.time(), job=job, traceback=trace)
+        await self._lanes.bury([letter])

@@ -1,0 +1,390 @@
+"""The cloud by openstacksdk: the only module that imports it. Requests in, values and our own errors out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import json
+import time
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar, cast
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import keystoneauth1.exceptions as ksa
+import openstack.config
+import openstack.exceptions
+import requests
+import requests.adapters
+from keystoneauth1.identity.base import BaseIdentityPlugin
+from openstack.connection import Connection
+
+from worker.cloud import Image, Location, NewVolume, Store, Volume
+from worker.errors import Blocked, Conflict, Malformed, Misconfigured, NotFound, Temporary
+from worker.metrics import Metrics, release
+from worker.retry import reading
+
+PAGE = 1000
+PATCH_TYPE = "application/openstack-images-v2.1-json-patch"
+# Fields of every image that are no properties of its own; a hash and two links a listed image would be a third of it
+BASE = frozenset(
+    "id name status owner disk_format container_format visibility created_at updated_at checksum os_hash_algo "
+    "os_hash_value self file schema stores direct_url".split()
+)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who we are to the cloud: the internal project, and the roles that our token carries."""
+
+    project_id: str
+    roles: frozenset[str]
+
+
+def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection:
+    """A connection that has not asked anything yet. `name` is an entry of clouds.yaml; else OS_CLOUD, else OS_*.
+
+    Raises Misconfigured if there are no credentials to be found. `timeout` in seconds, for each request.
+    """
+    try:
+        region = openstack.config.OpenStackConfig(app_name="image-volume-worker", app_version=release()).get_one(
+            cloud=name or None, api_timeout=timeout
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            session = region.get_session()
+            connection = Connection(config=region)
+    except (openstack.exceptions.SDKException, ksa.ClientException) as error:
+        raise Misconfigured([f"[cloud]: no usable credentials: {error}"]) from error
+    if not session.auth or not hasattr(session.auth, "get_access"):
+        raise Misconfigured(
+            ["[cloud]: no credentials: set name, OS_CLOUD or OS_* (password or application credential)"]
+        )
+    # requests keeps 10 connections a host otherwise, and opens and closes the rest for every request
+    pool = requests.adapters.HTTPAdapter(pool_connections=8, pool_maxsize=concurrency)
+    session.session.mount("http://", pool)
+    session.session.mount("https://", pool)
+    return connection
+
+
+class OpenStackCloud:
+    """`worker.cloud.Cloud` on a real one. Threads carry the requests, `concurrency` of them at once."""
+
+    def __init__(self, *, connection: Connection, metrics: Metrics, concurrency: int = 16) -> None:
+        self._connection = connection
+        self._metrics = metrics
+        self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="api")
+        self.answered_at = 0.0
+
+    def close(self) -> None:
+        """Let go of threads and connections."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._connection.session.session.close()
+
+    async def identity(self) -> Identity:
+        """Our project and roles, by a token that is fetched if there is none."""
+
+        def ask() -> Identity:
+            session = self._connection.session
+            # connect() has made sure that it is a plugin of Keystone's
+            access = cast("BaseIdentityPlugin", session.auth).get_access(session)
+            return Identity(project_id=access.project_id or "", roles=frozenset(access.role_names))
+
+        return await self._retried("keystone", lambda: self._guarded("keystone", "POST", ask))
+
+    async def get_image(self, image_id: str) -> Image:
+        answer = await self._read("image", f"/v2/images/{image_id}", certain=image_id)
+        return _parsed(_image, answer)
+
+    async def list_images(self) -> AsyncIterator[Image]:
+        url: str | None = f"/v2/images?{urlencode({'limit': PAGE, 'status': 'active', 'visibility': 'all'})}"
+        while url:
+            page = await self._read("image", url)
+            for fields in _rows(page, "images"):
+                yield _parsed(_image, fields)
+            url = page.get("next")
+
+    async def get_locations(self, image_id: str) -> tuple[Location, ...]:
+        try:
+            answer = await self._read("image", f"/v2/images/{image_id}/locations")
+            rows = answer if isinstance(answer, list) else []
+        except (NotFound, Blocked):
+            # Glance before 2.17, or we lack the role service: the image itself shows them if the operator lets it
+            image = await self._read("image", f"/v2/images/{image_id}", certain=image_id)
+            rows = image.get("locations") or []
+        return tuple(_parsed(_location, row) for row in rows)
+
+    async def copy_image(self, image_id: str, stores: Iterable[str]) -> None:
+        body = {"method": {"name": "copy-image"}, "stores": list(stores), "all_stores_must_succeed": False}
+        await self._write("image", "POST", f"/v2/images/{image_id}/import", body)
+
+    async def add_location(self, image_id: str, url: str) -> None:
+        patch = [{"op": "add", "path": "/locations/-", "value": {"url": url, "metadata": {}}}]
+        await self._write("image", "PATCH", f"/v2/images/{image_id}", patch, content_type=PATCH_TYPE)
+
+    async def remove_from_store(self, image_id: str, store: str) -> None:
+        await self._write("image", "DELETE", f"/v2/stores/{store}/{image_id}")
+
+    async def list_stores(self) -> tuple[Store, ...]:
+        # The details need the role admin (Glance 2.15); the plain list names the stores only
+        try:
+            answer = await self._read("image", "/v2/info/stores/detail")
+        except (NotFound, Blocked):
+            try:
+                answer = await self._read("image", "/v2/info/stores")
+            except NotFound:
+                return ()
+        return tuple(_parsed(_store, row) for row in _rows(answer, "stores"))
+
+    async def import_methods(self) -> frozenset[str]:
+        """The image import methods that Glance offers."""
+        answer = await self._read("image", "/v2/info/import")
+        methods = answer.get("import-methods", {}) if isinstance(answer, dict) else {}
+        return frozenset(methods.get("value", ()))
+
+    async def list_volume_types(self) -> Mapping[str, str]:
+        """Names of the volume types by id."""
+        answer = await self._read("block-storage", "/types?is_public=None")
+        return {str(row["id"]): str(row["name"]) for row in _rows(answer, "volume_types")}
+
+    async def get_volume(self, volume_id: str) -> Volume:
+        answer = await self._read("block-storage", f"/volumes/{volume_id}")
+        return _parsed(_volume, answer["volume"])
+
+    async def find_volumes(self, name: str) -> tuple[Volume, ...]:
+        found = [volume async for volume in self._volumes({"name": name})]
+        return tuple(sorted(found, key=lambda volume: (volume.created_at, volume.id)))
+
+    def list_volumes(self) -> AsyncIterator[Volume]:
+        return self._volumes({"limit": str(PAGE)})
+
+    async def create_volume(self, new: NewVolume) -> Volume:
+        body: dict[str, object] = {
+            "name": new.name,
+            "size": new.size,
+            "volume_type": new.volume_type,
+            "imageRef": new.image_id,
+            "metadata": dict(new.metadata),
+        }
+        if new.availability_zone:
+            body["availability_zone"] = new.availability_zone
+        answer = await self._write("block-storage", "POST", "/volumes", {"volume": body})
+        return _parsed(_volume, answer["volume"])
+
+    async def delete_volume(self, volume_id: str) -> None:
+        await self._write("block-storage", "DELETE", f"/volumes/{volume_id}")
+
+    async def set_metadata(self, volume_id: str, metadata: Mapping[str, str]) -> None:
+        await self._write("block-storage", "POST", f"/volumes/{volume_id}/metadata", {"metadata": dict(metadata)})
+
+    async def set_readonly(self, volume_id: str) -> None:
+        body = {"os-update_readonly_flag": {"readonly": True}}
+        await self._write("block-storage", "POST", f"/volumes/{volume_id}/action", body)
+
+    async def _volumes(self, query: Mapping[str, str]) -> AsyncIterator[Volume]:
+        """The volumes of our own project; even with the role admin Cinder lists no others unless asked to."""
+        url: str | None = f"/volumes/detail?{urlencode(query)}"
+        while url:
+            page = await self._read("block-storage", url)
+            for fields in _rows(page, "volumes"):
+                yield _parsed(_volume, fields)
+            following = [link["href"] for link in page.get("volumes_links", ()) if link.get("rel") == "next"]
+            # Cinder's link may name an endpoint that only it knows (public_endpoint): keep ours, take its query
+            url = f"/volumes/detail?{urlencode(parse_qsl(urlsplit(following[0]).query))}" if following else None
+
+    async def _read(self, service: str, url: str, *, certain: str = "") -> Any:
+        return await self._retried(service, lambda: self._request(service, "GET", url, certain=certain))
+
+    async def _write(
+        self, service: str, method: str, url: str, body: object = None, *, content_type: str = "application/json"
+    ) -> Any:
+        return await self._request(service, method, url, body=body, content_type=content_type)
+
+    async def _retried(self, service: str, call: Callable[[], Awaitable[T]]) -> T:
+        async for attempt in reading(lambda reason: self._metrics.api_retries.labels(service, reason).inc()):
+            with attempt:
+                return await call()
+        raise AssertionError("tenacity raises the last error instead")
+
+    async def _request(
+        self,
+        service: str,
+        method: str,
+        url: str,
+        *,
+        body: object = None,
+        content_type: str = "application/json",
+        certain: str = "",
+    ) -> Any:
+        """The answer's JSON. `certain` is text that a 404 must hold to be believed: not every 404 is the service's own."""
+
+        def ask() -> Any:
+            proxy = self._connection.image if service == "image" else self._connection.block_storage
+            endpoint = None
+            if service == "image":
+                # The catalog's endpoint may or may not end in /v2; ours are absolute below it
+                endpoint = (proxy.get_endpoint() or "").rstrip("/").removesuffix("/v2")
+            response = proxy.request(
+                url,
+                method,
+                raise_exc=False,
+                connect_retries=0,
+                endpoint_override=endpoint,
+                headers={"Accept": "application/json"} | ({"Content-Type": content_type} if body is not None else {}),
+                data=None if body is None else json.dumps(body),
+            )
+            return self._answer(service, method, response, certain)
+
+        return await self._guarded(service, method, ask)
+
+    async def _guarded(self, service: str, method: str, ask: Callable[[], T]) -> T:
+        """Run a request on a thread; what keystoneauth and requests raise becomes one of our errors, here only."""
+        began = time.monotonic()
+        context = contextvars.copy_context()
+        try:
+            answer = await asyncio.get_running_loop().run_in_executor(self._threads, context.run, ask)
+        except (ksa.Unauthorized, ksa.Forbidden) as error:
+            raise Blocked(f"{service}: Keystone refuses our credentials: {_line(error)}") from error
+        except (ksa.MissingRequiredOptions, ksa.NoMatchingPlugin, openstack.exceptions.ConfigException) as error:
+            raise Blocked(f"{service}: credentials are incomplete: {_line(error)}") from error
+        except (ksa.ClientException, openstack.exceptions.SDKException, requests.RequestException) as error:
+            self._metrics.api_requests.labels(service, method, "none").inc()
+            raise Temporary(f"{service}: no answer: {_line(error)}") from error
+        finally:
+            self._metrics.api_seconds.labels(service, method).observe(time.monotonic() - began)
+        self.answered_at = time.monotonic()
+        return answer
+
+    def _answer(self, service: str, method: str, response: requests.Response, certain: str) -> Any:
+        status = response.status_code
+        self._metrics.api_requests.labels(service, method, str(status)).inc()
+        if status < 300:
+            if not response.content:
+                return None
+            try:
+                return response.json()
+            except ValueError as error:
+                # A proxy's page or a body cut short; asking again is all that can help
+                raise Temporary(f"{service}: an answer that is no JSON: {response.text[:100]!r}") from error
+        text = f"{service}: {method} {urlsplit(response.url).path}: {status} {_message(response)}"
+        match status:
+            case 404 if certain and certain not in response.text:
+                raise Temporary(f"{text} (not the service's own 404)")
+            case 404:
+                raise NotFound(text)
+            case 400 | 409:
+                raise Conflict(text)
+            case 401 | 403 | 413:
+                raise Blocked(text)
+            case 429:
+                raise Temporary(text, after=_retry_after(response))
+            case _ if status >= 500:
+                raise Temporary(text, after=_retry_after(response))
+            case _:
+                raise Blocked(text)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _message(response: requests.Response) -> str:
+    """What the service says, from Cinder's JSON or Glance's page."""
+    try:
+        body = response.json()
+        inner = next(iter(body.values())) if isinstance(body, dict) and body else body
+        text = str(inner.get("message", inner)) if isinstance(inner, dict) else str(inner)
+    except ValueError:
+        text = response.text.split("</h1>")[-1].split("<br")[0]
+    return " ".join(text.split())[:300]
+
+
+def _retry_after(response: requests.Response) -> float | None:
+    """Seconds that the service asks us to wait, if it says so in seconds."""
+    try:
+        return max(0.0, float(response.headers.get("Retry-After", "")))
+    except ValueError:
+        return None
+
+
+def _rows(page: Any, name: str) -> list[Any]:
+    rows = page.get(name) if isinstance(page, dict) else None
+    if not isinstance(rows, list):
+        # An empty list would read as "nothing there", and things get deleted for not being there
+        raise Temporary(f"an answer without {name}")
+    return rows
+
+
+def _parsed(parse: Callable[[Any], T], fields: Any) -> T:
+    try:
+        return parse(fields)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise Malformed(f"{parse.__name__[1:]}: {error!r}") from error
+
+
+def _names(text: object) -> frozenset[str]:
+    return frozenset(str(text or "").split(",")) - {""}
+
+
+def _image(fields: Mapping[str, Any]) -> Image:
+    updated_at = str(fields.get("updated_at") or "")
+    return Image(
+        id=fields["id"],
+        status=fields["status"],
+        owner=fields.get("owner") or "",
+        disk_format=fields.get("disk_format") or "",
+        container_format=fields.get("container_format") or "",
+        visibility=fields.get("visibility") or "",
+        size=int(fields.get("size") or 0),
+        virtual_size=int(fields.get("virtual_size") or 0),
+        min_disk=int(fields.get("min_disk") or 0),
+        updated_at=updated_at,
+        updated_epoch=_epoch(updated_at),
+        stores=_names(fields["stores"]) if "stores" in fields else None,
+        importing=_names(fields.get("os_glance_importing_to_stores")),
+        failed=_names(fields.get("os_glance_failed_import")),
+        import_locked="os_glance_import_task" in fields,
+        properties={key: value for key, value in fields.items() if isinstance(value, str) and key not in BASE},
+    )
+
+
+def _location(fields: Mapping[str, Any]) -> Location:
+    url = str(fields["url"])
+    parts = urlsplit(url)
+    if parts.scheme != "cinder":
+        return Location(url=url, store=str((fields.get("metadata") or {}).get("store", "")))
+    path = parts.path.strip("/")
+    # cinder://<store>/<volume> or, before multi-store, cinder://<volume>
+    return Location(url=url, store=parts.netloc if path else "", volume_id=path or parts.netloc)
+
+
+def _store(fields: Mapping[str, Any]) -> Store:
+    properties = fields.get("properties") or {}
+    return Store(
+        id=fields["id"], type=str(fields.get("type") or ""), volume_type=str(properties.get("volume_type") or "")
+    )
+
+
+def _volume(fields: Mapping[str, Any]) -> Volume:
+    return Volume(
+        id=fields["id"],
+        name=fields.get("name") or "",
+        status=fields["status"],
+        volume_type=fields.get("volume_type") or "",
+        size=int(fields["size"]),
+        created_at=str(fields.get("created_at") or ""),
+        host=fields.get("os-vol-host-attr:host") or "",
+        metadata=dict(fields.get("metadata") or {}),
+    )
+
+
+def _epoch(text: str) -> float:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return 0.0
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -1,0 +1,365 @@
+"""Configuration: the options, and what they come to as values. All faults are told at once, before anything is touched."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from oslo_config import cfg
+
+from worker.broker import parse
+from worker.errors import Misconfigured
+from worker.retry import Backoff
+from worker.runner import Limits
+from worker.target import Policy, Target
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+NOTIFICATIONS = cfg.OptGroup("notifications", title="Where notifications come from")
+WORK = cfg.OptGroup("work", title="Where jobs wait, and how often they are tried")
+CLOUD = cfg.OptGroup("cloud", title="The cloud and our login")
+PREWARM = cfg.OptGroup("prewarm", title="Which images are kept warm, and where")
+RECLAIM = cfg.OptGroup("reclaim", title="Deleting what nobody needs any more")
+RESYNC = cfg.OptGroup("resync", title="The bulk comparison that heals what notifications have missed")
+PROBES = cfg.OptGroup("probes", title="Metrics and health over HTTP")
+LOG = cfg.OptGroup("log", title="Logs")
+
+OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
+    NOTIFICATIONS: [
+        cfg.ListOpt(
+            "transport_urls",
+            default=[],
+            item_type=cfg.types.String(),
+            sample_default="rabbit://openstack:PASSWORD@rabbit-1:5672/",
+            secret=True,
+            help="Brokers that Glance and Cinder publish to, as oslo.messaging URLs, split by spaces or semicolons if "
+            "they hold several hosts (which commas separate). Often one for each service, since vhosts differ.",
+        ),
+        cfg.ListOpt("exchanges", default=["glance", "openstack", "cinder"], help="control_exchange of the services."),
+        cfg.ListOpt("topics", default=["notifications"], help="Topics of [oslo_messaging_notifications]."),
+        cfg.ListOpt("priorities", default=["info", "error"], help="Priorities to hear of."),
+        cfg.StrOpt("queue", default="image-volume-worker", help="Our own queue; replicas share it."),
+        cfg.StrOpt(
+            "queue_type",
+            default="quorum",
+            choices=["quorum", "classic"],
+            help="Type of our queue; classic (durable) for a broker without quorum queues.",
+        ),
+        cfg.IntOpt(
+            "queue_max_length",
+            default=100_000,
+            min=1000,
+            help="Notifications kept while no worker runs; the oldest are dropped, resync finds what they meant.",
+        ),
+        cfg.IntOpt(
+            "queue_expires",
+            default=86_400,
+            min=60,
+            help="Seconds without a worker after which the broker removes our queue.",
+        ),
+        cfg.IntOpt("prefetch", default=500, min=1, max=10_000, help="Notifications taken from the broker at once."),
+        cfg.StrOpt(
+            "driver",
+            default="rabbit",
+            choices=["rabbit", "oslo"],
+            help="rabbit: our own consumer; oslo: oslo.messaging's listener, for transports that are not RabbitMQ.",
+        ),
+    ],
+    WORK: [
+        cfg.StrOpt(
+            "url",
+            default="memory://",
+            secret=True,
+            help="Where jobs wait: memory:// (one process; resync at start finds them again) or amqp://user:password@"
+            "host:port/vhost (RabbitMQ; several replicas). A vhost of its own: some distributions let the messages of "
+            "the services' vhosts expire after 70 s.",
+        ),
+        cfg.IntOpt("max_attempts", default=20, min=1, help="Failed tries after which a job becomes a dead letter."),
+        cfg.FloatOpt("backoff_min", default=5.0, min=0.1, help="Seconds before the first retry of a job."),
+        cfg.FloatOpt("backoff_max", default=900.0, min=1.0, help="Seconds between retries at the most."),
+        cfg.FloatOpt("job_timeout", default=3600.0, min=1.0, help="Seconds that one try of a job may take."),
+        cfg.FloatOpt(
+            "hold_limit",
+            default=900.0,
+            min=10.0,
+            max=1500.0,
+            help="Seconds that a job is held while a volume is made, before it goes back into its lane. RabbitMQ closes "
+            "a channel that holds a delivery for 30 minutes.",
+        ),
+        cfg.FloatOpt("drain_timeout", default=30.0, min=0.0, help="Seconds for jobs in progress to end after SIGTERM."),
+        cfg.FloatOpt(
+            "park_retry_after", default=21_600.0, min=0.0, help="Seconds that resync leaves a dead letter alone."
+        ),
+    ],
+    CLOUD: [
+        cfg.StrOpt(
+            "name",
+            default="",
+            help="Entry of clouds.yaml; else OS_CLOUD, else the OS_* variables. The project that the credentials are "
+            "scoped to owns the Image-Volumes: it must be Cinder's internal tenant and the project of Glance's cinder "
+            "stores. Roles: admin and service.",
+        ),
+        cfg.IntOpt("api_concurrency", default=16, min=1, max=256, help="Requests under way at once."),
+        cfg.FloatOpt("api_timeout", default=30.0, min=1.0, help="Seconds that one request may take."),
+        cfg.FloatOpt("poll_min", default=0.5, min=0.1, help="Seconds between the first polls of what is being made."),
+        cfg.FloatOpt(
+            "poll_max", default=15.0, min=0.5, help="Seconds between polls at the most; notifications wake us."
+        ),
+    ],
+    PREWARM: [
+        cfg.ListOpt("targets", default=[], help="Names of the targets; each has a group [target:NAME]."),
+        cfg.ListOpt(
+            "visibilities",
+            default=["public", "community", "shared", "private"],
+            item_type=cfg.types.String(choices=["public", "community", "shared", "private"]),
+            help="Visibilities of images that are kept warm.",
+        ),
+        cfg.ListOpt("projects", default=[], help="Ids of the projects whose images are kept warm; empty for all."),
+        cfg.ListOpt("exclude_projects", default=[], help="Ids of projects whose images are not."),
+        cfg.IntOpt("min_size", default=0, min=0, help="Smallest image, in bytes."),
+        cfg.IntOpt("max_size", default=0, min=0, help="Largest image, in bytes; 0 for any."),
+        cfg.StrOpt("property", default="image_volume_prewarm", help="Image property with the owner's yes or no."),
+        cfg.FloatOpt(
+            "settle",
+            default=30.0,
+            min=0.0,
+            help="Seconds an image must have been left alone before Cinder's cache entry of it is made anew.",
+        ),
+    ],
+    RECLAIM: [
+        cfg.BoolOpt("enabled", default=True, help="Delete the Image-Volumes of deleted images."),
+    ],
+    RESYNC: [
+        cfg.FloatOpt("interval", default=3600.0, min=10.0, help="Seconds between two comparisons."),
+        cfg.BoolOpt("on_start", default=True, help="Compare at start too. Needed with memory://."),
+    ],
+    PROBES: [
+        cfg.StrOpt("bind", default="127.0.0.1:9417", help="HOST:PORT of /metrics, /healthz, /readyz; empty for none."),
+    ],
+    LOG: [
+        cfg.StrOpt("level", default="info", choices=["debug", "info", "warning", "error"], help="Least level shown."),
+        cfg.StrOpt(
+            "format", default="auto", choices=["auto", "json", "text"], help="auto: text on a terminal, else json."
+        ),
+    ],
+}
+
+TARGET_OPTIONS: list[cfg.Opt] = [
+    cfg.StrOpt("volume_type", help="Name of a volume type that leads to one backend pool. Required."),
+    cfg.StrOpt(
+        "strategy",
+        default="auto",
+        choices=["auto", "store", "location", "cache"],
+        help="How an Image-Volume gets there. store: Glance copies the image into its cinder store on that backend; "
+        "cache: Cinder fills its image-volume cache; location: we make a volume and add it as a location (needs "
+        "show_multiple_locations, which tells every reader of an image where its data lies: OSSN-0090); "
+        "auto: store where Glance has one, else cache.",
+    ),
+    cfg.StrOpt(
+        "glance_store", default="", help="Glance's cinder store on that backend; found by the volume type if empty."
+    ),
+    cfg.StrOpt(
+        "availability_zone", default="", help="Availability zone of volumes we make; Cinder's default if empty."
+    ),
+    cfg.IntOpt("max_concurrent", default=4, min=1, max=1000, help="Image-Volumes made at once."),
+    cfg.ListOpt("disk_formats", default=["raw"], help="Formats kept warm; others than raw only with strategy cache."),
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The configuration as values, checked. Times in seconds."""
+
+    transport_urls: tuple[str, ...]
+    exchanges: tuple[str, ...]
+    topics: tuple[str, ...]
+    priorities: tuple[str, ...]
+    queue: str
+    queue_type: str
+    queue_max_length: int
+    queue_expires: int
+    prefetch: int
+    driver: str
+    work_url: str
+    limits: Limits
+    backoff: Backoff
+    cloud_name: str
+    api_concurrency: int
+    api_timeout: float
+    targets: tuple[Target, ...]
+    policy: Policy
+    reclaim: bool
+    resync_interval: float
+    resync_on_start: bool
+    bind: tuple[str, int] | None
+
+
+def register(conf: cfg.ConfigOpts) -> None:
+    """Make the options known, but for those of targets: these need the names first."""
+    for group, options in OPTIONS.items():
+        conf.register_group(group)
+        conf.register_opts(options, group=group)
+
+
+def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
+    """All options, for oslo-config-generator."""
+    return [*OPTIONS.items(), (cfg.OptGroup("target:NAME", title="One target"), TARGET_OPTIONS)]
+
+
+def load(conf: cfg.ConfigOpts) -> Settings:
+    """The settings; Misconfigured with every fault there is, not just the first."""
+    faults: list[str] = []
+    values: dict[str, object] = {}
+    for group, options in OPTIONS.items():
+        for option in options:
+            try:
+                values[f"{group.name}.{option.dest}"] = conf[group.name][option.dest]
+            except (cfg.Error, ValueError) as error:
+                faults.append(f"[{group.name}] {option.name}: {error}")
+    if faults:
+        raise Misconfigured(faults)
+    urls = tuple(_split_urls(conf.notifications.transport_urls))
+    faults += _url_faults(conf, urls)
+    targets = tuple(_targets(conf, faults))
+    bind = _bind(conf.probes.bind, faults)
+    if conf.work.backoff_max < conf.work.backoff_min:
+        faults.append("[work] backoff_max is below backoff_min")
+    if conf.cloud.poll_max < conf.cloud.poll_min:
+        faults.append("[cloud] poll_max is below poll_min")
+    if 0 < conf.prewarm.max_size < conf.prewarm.min_size:
+        faults.append("[prewarm] max_size is below min_size")
+    if faults:
+        raise Misconfigured(faults)
+    return Settings(
+        transport_urls=urls,
+        exchanges=tuple(conf.notifications.exchanges),
+        topics=tuple(conf.notifications.topics),
+        priorities=tuple(conf.notifications.priorities),
+        queue=conf.notifications.queue,
+        queue_type=conf.notifications.queue_type,
+        queue_max_length=conf.notifications.queue_max_length,
+        queue_expires=conf.notifications.queue_expires,
+        prefetch=conf.notifications.prefetch,
+        driver=conf.notifications.driver,
+        work_url=conf.work.url,
+        limits=Limits(
+            max_attempts=conf.work.max_attempts,
+            job=conf.work.job_timeout,
+            hold=conf.work.hold_limit,
+            poll_min=conf.cloud.poll_min,
+            poll_max=conf.cloud.poll_max,
+            drain=conf.work.drain_timeout,
+            park_retry_after=conf.work.park_retry_after,
+        ),
+        backoff=Backoff(shortest=conf.work.backoff_min, longest=conf.work.backoff_max),
+        cloud_name=conf.cloud.name,
+        api_concurrency=conf.cloud.api_concurrency,
+        api_timeout=conf.cloud.api_timeout,
+        targets=targets,
+        policy=Policy(
+            visibilities=frozenset(conf.prewarm.visibilities),
+            projects=frozenset(conf.prewarm.projects),
+            exclude_projects=frozenset(conf.prewarm.exclude_projects),
+            min_size=conf.prewarm.min_size,
+            max_size=conf.prewarm.max_size,
+            property=conf.prewarm.property,
+            settle=conf.prewarm.settle,
+        ),
+        reclaim=conf.reclaim.enabled,
+        resync_interval=conf.resync.interval,
+        resync_on_start=conf.resync.on_start,
+        bind=bind,
+    )
+
+
+def _split_urls(items: Sequence[str]) -> Iterator[str]:
+    """URLs, put together again where the list was split at a comma inside one that names several hosts."""
+    url = ""
+    for item in re.split(r"[;\s]+|,(?=[a-z+]+://)", ",".join(items)):
+        url = item.strip().strip(",")
+        if url:
+            yield url
+
+
+def _url_faults(conf: cfg.ConfigOpts, urls: Sequence[str]) -> Iterator[str]:
+    if not urls:
+        yield "[notifications] transport_urls is empty: which broker do Glance and Cinder publish to?"
+    for url in urls:
+        if conf.notifications.driver == "rabbit":
+            yield from _broker_faults("[notifications] transport_urls", url)
+        elif not urlsplit(url).scheme:
+            yield "[notifications] transport_urls: not an oslo.messaging URL"
+    if conf.work.url != "memory://":
+        yield from _broker_faults("[work] url", conf.work.url)
+
+
+def _broker_faults(name: str, url: str) -> Iterator[str]:
+    try:
+        parse(url)
+    except Misconfigured as error:
+        yield from (f"{name}: {fault}" for fault in error.faults)
+
+
+def _targets(conf: cfg.ConfigOpts, faults: list[str]) -> Iterator[Target]:
+    """The targets that are named, each with its own group; a group without a name is a fault as well."""
+    names: list[str] = conf.prewarm.targets
+    if not names:
+        faults.append("[prewarm] targets is empty: nothing would be kept warm")
+    for name in dict.fromkeys(names):
+        if names.count(name) > 1:
+            faults.append(f"[prewarm] targets names {name} twice")
+        if not NAME.fullmatch(name):
+            faults.append(f"[prewarm] targets: {name!r} is no name (letters, digits, - and _, 63 at most)")
+            continue
+        group = f"target:{name}"
+        conf.register_opts(TARGET_OPTIONS, group=cfg.OptGroup(group))
+        try:
+            own = conf[group]
+            formats = frozenset(own.disk_formats)
+            target = Target(
+                name=name,
+                volume_type=own.volume_type or "",
+                strategy=own.strategy,
+                glance_store=own.glance_store,
+                availability_zone=own.availability_zone,
+                max_concurrent=own.max_concurrent,
+                disk_formats=formats,
+            )
+        except (cfg.Error, ValueError) as error:
+            faults.append(f"[{group}]: {error}")
+            continue
+        if not target.volume_type:
+            faults.append(f"[{group}] volume_type is missing")
+        if formats != {"raw"} and target.strategy != "cache":
+            faults.append(f"[{group}] disk_formats: Cinder clones nothing but raw with strategy {target.strategy}")
+        if target.strategy == "location" and not target.glance_store:
+            faults.append(f"[{group}] glance_store is missing: strategy location needs it")
+        yield target
+    for section in _sections(conf):
+        if section.startswith("target:") and section.removeprefix("target:") not in names:
+            faults.append(f"[{section}] is not named in [prewarm] targets")
+
+
+def _sections(conf: cfg.ConfigOpts) -> set[str]:
+    """The groups that stand in the configuration files."""
+    namespace = conf._namespace  # oslo.config tells its sections no other way
+    return set() if namespace is None else {name for parsed in namespace._parsed for name in parsed}
+
+
+def _bind(text: str, faults: list[str]) -> tuple[str, int] | None:
+    if not text:
+        return None
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 <= int(port) < 65_536:
+        faults.append(f"[probes] bind: {text!r} is not HOST:PORT")
+        return None
+    return host.strip("[]"), int(port)
+
+
+def config_files(given: Sequence[str]) -> list[str]:
+    """The files to read: those given, else /etc/image-volume-worker/image-volume-worker.conf if it is there."""
+    default = "/etc/image-volume-worker/image-volume-worker.conf"
+    return list(given) or ([default] if os.path.exists(default) else [])

@@ -1,0 +1,44 @@
+"""Targets and the policy: what the operator wants to be warm, as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+# The key of the metadata that marks a volume as ours; its value is the target's name
+TAG = "image_volume_worker"
+
+Strategy = Literal["auto", "store", "location", "cache"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One place to keep images warm: a volume type that leads to one backend pool.
+
+    `glance_store` is the cinder store of Glance on that backend ("" when there is none or it is to be found out).
+    """
+
+    name: str
+    volume_type: str
+    strategy: Strategy = "auto"
+    glance_store: str = ""
+    availability_zone: str = ""
+    max_concurrent: int = 4
+    disk_formats: frozenset[str] = frozenset({"raw"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """Which images are wanted. Sizes in bytes, 0 for no limit; empty `projects` means all of them.
+
+    `settle` is for how many seconds an image must have been left unchanged before an entry of Cinder's image-volume
+    cache is made again, since every change makes it stale.
+    """
+
+    visibilities: frozenset[str] = frozenset({"public", "community", "shared", "private"})
+    projects: frozenset[str] = frozenset()
+    exclude_projects: frozenset[str] = frozenset()
+    min_size: int = 0
+    max_size: int = 0
+    property: str = "image_volume_prewarm"
+    settle: float = 30.0

@@ -1,0 +1,60 @@
+"""What users wait for: how long volumes made from an image take, and whether they were cloned or downloaded."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+
+from worker.metrics import Metrics
+from worker.notification import Notification
+
+# Volumes and images remembered at once; older ones were lost on the way
+KEEP = 10_000
+
+
+class VolumeTimes:
+    """Pairs volume.create.start with volume.create.end; an image.send in between means that the image was downloaded."""
+
+    def __init__(self, *, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._targets: Mapping[str, str] = {}
+        self._started: OrderedDict[str, float] = OrderedDict()
+        self._sent: OrderedDict[str, float] = OrderedDict()
+        # Several intakes feed this, each on its own thread
+        self._lock = threading.Lock()
+
+    def know(self, targets: Mapping[str, str]) -> None:
+        """Take over the names of targets by volume type id; payloads name the type by its id."""
+        self._targets = targets
+
+    def see(self, notification: Notification) -> None:
+        """Take note of one notification; those of other kinds are ignored."""
+        when = notification.timestamp
+        if when is None:
+            return
+        match notification.event_type:
+            case "volume.create.start":
+                # A create that is tried on another backend starts again: users wait since the first time
+                self._note(self._started, notification.volume_id, when, first=True)
+            case "image.send":
+                self._note(self._sent, notification.image_id, when)
+            case "volume.create.end":
+                self._end(notification, when)
+
+    def _end(self, notification: Notification, when: float) -> None:
+        with self._lock:
+            began = self._started.pop(notification.volume_id, None)
+            sent = self._sent.get(notification.source_image_id, 0.0)
+        target = self._targets.get(notification.volume_type_id)
+        if began is None or target is None or not notification.source_image_id or notification.image_id:
+            return
+        warm = "false" if sent >= began else "true"
+        self._metrics.volume_create.labels(target, warm).observe(max(0.0, when - began))
+
+    def _note(self, times: OrderedDict[str, float], key: str, when: float, *, first: bool = False) -> None:
+        with self._lock:
+            if not (first and key in times):
+                times[key] = when
+            while len(times) > KEEP:
+                times.popitem(last=False)
