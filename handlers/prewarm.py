@@ -188,7 +188,7 @@ class Prewarm:
             # Somebody else's import of this image was faster
             log.info("image_copy_waits", why=str(error))
             await watch.changed()
-            return replace(seen, image=await self._image(seen))
+            return replace(seen, image=await self._image(seen), refused=True)
         finally:
             self._copying.discard(seen.image.id)
         return replace(seen, image=await self._image(seen), imported=True)

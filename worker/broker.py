@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from amqp.exceptions import AMQPError, NotFound
 from kombu.transport.pyamqp import Connection
 
 from worker.errors import Misconfigured
@@ -150,3 +152,42 @@ def _flag(options: Mapping[str, str], name: str, *, default: bool) -> bool:
     if word.lower() not in _WORDS:
         raise Misconfigured([f"{name}: expected 1 or 0"])
     return _WORDS[word.lower()]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What one look at a broker found: `exchanges` that are there, or the `problem` in one line."""
+
+    broker: Broker
+    exchanges: tuple[str, ...] = ()
+    problem: str = ""
+
+
+def look(url: str, *, exchanges: Iterable[str]) -> Look:
+    """Connect to the first host that answers and see which exchanges are there. Blocks, changes nothing."""
+    broker = parse(url)
+    problem = "no host"
+    for host in broker.hosts:
+        try:
+            connection = broker.connect(host, name="doctor", on_blocked=lambda _: None, on_unblocked=lambda: None)
+        except (OSError, AMQPError) as error:
+            problem = f"{host}: {str(error) or type(error).__name__}"
+            continue
+        try:
+            return Look(broker=broker, exchanges=tuple(name for name in exchanges if _is_there(connection, name)))
+        except (OSError, AMQPError) as error:
+            problem = f"{host}: {str(error) or type(error).__name__}"
+        finally:
+            with contextlib.suppress(OSError, AMQPError):
+                connection.close()
+    return Look(broker=broker, problem=problem)
+
+
+def _is_there(connection: Connection, exchange: str) -> bool:
+    # A channel for the question alone, as the answer "not found" closes it
+    with connection.channel() as channel:
+        try:
+            channel.exchange_declare(exchange, "topic", passive=True)
+        except NotFound:
+            return False
+    return True

@@ -132,6 +132,7 @@ class Daemon:
         self._resync_why = ""
         self._ticked = time.monotonic()
         self._known = False
+        self._fault = ""
 
     async def run(self, leave: asyncio.Event) -> None:
         """Work until `leave` is set, then drain. Misconfigured if the cloud is there and says that it can't work."""
@@ -186,10 +187,20 @@ class Daemon:
             self._metrics.depths(self._lanes.depths())
             if time.monotonic() - max(pinged, self._cloud.answered_at) > PING or not self._known:
                 pinged = time.monotonic()
-                with contextlib.suppress(Temporary, Blocked):
-                    self._times.know(await check_targets(self._cloud, self._settings))
-                    self._known = True
+                await self._look_at_cloud()
             await asyncio.sleep(TICK)
+
+    async def _look_at_cloud(self) -> None:
+        try:
+            self._times.know(await check_targets(self._cloud, self._settings))
+        except (Temporary, Blocked):
+            return
+        except Misconfigured as error:
+            # At start that ends the process; now a type may be away for a moment while somebody works on the cloud
+            self._fault = str(error)
+            log.error("targets_wrong", faults=error.faults)
+            return
+        self._known, self._fault = True, ""
 
     def _want_resync(self, reason: str) -> None:
         self._resync_why = reason
@@ -245,5 +256,5 @@ class Daemon:
         if problem := self._lanes.problem():
             problems["lanes"] = problem
         if time.monotonic() - self._cloud.answered_at > 3 * PING or not self._known:
-            problems["cloud"] = "no answer lately"
+            problems["cloud"] = self._fault or "no answer lately"
         return problems

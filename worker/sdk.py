@@ -288,8 +288,11 @@ class OpenStackCloud:
                 raise Blocked(text)
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _line(error: BaseException) -> str:
+    """The innermost reason in one line: what wraps it says the same again, with URLs and object ids."""
+    while inner := error.__cause__ or error.__context__:
+        error = inner
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].removesuffix(": ")
 
 
 def _message(response: requests.Response) -> str:

@@ -17,7 +17,7 @@ class Seen:
 
     `volumes` are those of the internal project named like its Image-Volume, `warming` the throw-away ones, oldest
     first; `gone` are volumes that locations point to and that are not there; `imported` whether this very run has asked
-    Glance to copy, `failed` why something it made came to nothing, `looks` how often it waited for a cache entry.
+    Glance to copy, `refused` whether Glance would not because another import holds the image, `failed` why something it made came to nothing, `looks` how often it waited for a cache entry.
     `settle` is for how many seconds an image must be unchanged to count as quiet.
     """
 
@@ -28,6 +28,7 @@ class Seen:
     locations: tuple[Location, ...] | None = None
     gone: frozenset[str] = frozenset()
     imported: bool = False
+    refused: bool = False
     failed: str = ""
     looks: int = 0
     settle: float = 0.0

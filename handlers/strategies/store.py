@@ -6,15 +6,20 @@ from handlers.strategies import Action, AwaitImage, CopyImage, Finish, Seen, reg
 from worker.outcome import Again
 from worker.target import Target
 
+# An import that has changed nothing for so long may be dead, in seconds
+SILENT = 300.0
+
 
 def plan(seen: Seen, target: Target) -> Action:
     """The next action towards a copy of the image in the target's store."""
     store = target.glance_store
     if registered.is_registered(seen, target):
         return registered.plan(seen, target)
-    # One import at a time an image: somebody else's is waited for as well
     if store in seen.image.importing or seen.image.import_locked:
-        return AwaitImage()
+        # One import at a time an image: somebody else's is waited for as well. A Glance that was killed leaves the lock
+        # behind, and takes it from a dead task only when it is asked for another import (glance/api/v2/images.py)
+        dead = seen.now - seen.image.updated_epoch > SILENT and not seen.refused
+        return CopyImage((store,)) if dead else AwaitImage()
     if seen.imported:
         return Finish(Again(f"Glance could not copy the image into store {store}; its log has the reason"))
     return CopyImage((store,))

@@ -12,7 +12,7 @@ installed() { # PACKAGE
 }
 
 find_python() { # the first of the release's interpreters that can make a venv
-  local python
+  local python PATH=$SYSTEM_PATH # not the one in the venv
   for python in "${PYTHONS[@]}"; do
     "$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || continue
     command -v "$python"

@@ -10,9 +10,11 @@ backends: nothing made; waits until the scheduler knows both backends
 import pathlib
 import sys
 import time
+from typing import cast
 
 import openstack
 from openstack.connection import Connection
+from openstack.identity.v3._proxy import Proxy as Identity
 
 BACKENDS = ("local-1", "local-2")
 ROLES = ("admin", "manager", "member", "reader", "service")
@@ -38,7 +40,7 @@ SERVICES = (  # name, type, URL
 
 
 def seed_identity(cloud: Connection, home: pathlib.Path) -> None:
-    idp = cloud.identity
+    idp = cast("Identity", cloud.identity)
     password = cloud.config.auth["password"]
     roles = {role.name: role for role in idp.roles()}
     projects = {project.name: project for project in idp.projects()}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from typing import Any
 
 from cliff.app import App
@@ -21,6 +20,10 @@ WRONG = 2
 
 class Worker(App):
     """Finds the command, reads the configuration, turns errors into an exit status."""
+
+    # cliff takes these from sys.argv, which is another thing under python -m
+    NAME = "image-volume-worker"
+    LOG = logging.getLogger(NAME)
 
     def __init__(self) -> None:
         super().__init__(
@@ -46,9 +49,8 @@ class Worker(App):
         log.setup(level="debug" if self.options.debug else "warning", style="text")
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("image-volume-worker: %(message)s"))
-        logger = logging.getLogger("cliff.app")
-        logger.handlers[:] = [handler]
-        logger.propagate = False
+        self.LOG.handlers[:] = [handler]
+        self.LOG.propagate = False
 
     def read_settings(self) -> settings.Settings:
         """The configuration, checked."""
@@ -78,7 +80,8 @@ class Worker(App):
 
     def interact(self) -> None:
         """No command was given: say what there is."""
-        self.parser.print_help(sys.stderr)
+        self.stdout = self.stderr
+        super().run_subcommand(["help"])
 
     def run_subcommand(self, argv: list[str]) -> int:
         """Run the command; an error is one line, or several faults with a line each."""

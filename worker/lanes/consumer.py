@@ -25,6 +25,8 @@ COUNT_EVERY = 3.0
 """Seconds between two looks at how long the queues are."""
 OPEN_AGAIN = 5.0
 """Seconds before the next try to open a lane that the broker refused."""
+BROKEN_PAUSE = 60.0
+"""Seconds before the next try to open a lane that broke the connection of all: its queue may have no leader."""
 
 _OPENING = frozenset({spec.Exchange.Declare, spec.Queue.Declare, spec.Queue.Bind, spec.Basic.Qos, spec.Basic.Consume})
 """What is asked for to open a lane, as a refusal names it."""
@@ -79,6 +81,7 @@ class Consumer:
         self._bury = bury
         self._lanes = [_Lane(name=lane, queue=topology.queue(lane), prefetch=limit) for lane, limit in prefetch.items()]
         self._link = Link(broker=broker, session=self, name=name)
+        self._opening: _Lane | None = None
         self._acks: deque[tuple[_Lane, Any, int]] = deque()
         self._connection: Any = None
         self._count_at = 0.0
@@ -128,7 +131,12 @@ class Consumer:
         self._connection = None
         self._count_at = 0.0
         for lane in self._lanes:
-            lane.closed("not open yet", open_at=0.0)
+            if lane is self._opening:
+                log.warning("lane_broke_connection", lane=lane.name, queue=lane.queue)
+                lane.closed("the connection broke when it was opened", open_at=time.monotonic() + BROKEN_PAUSE)
+            elif lane.channel is not None:
+                lane.closed("not open yet", open_at=0.0)
+        self._opening = None
 
     def finished(self) -> bool:
         """Whether every ack is written."""
@@ -142,6 +150,7 @@ class Consumer:
             log.info("lanes_opened", lanes=opened)
 
     def _open_lane(self, lane: _Lane) -> None:
+        self._opening = lane
         channel = self._connection.channel()
         # Bytes, whatever encoding a message claims to have
         channel.auto_decode = False
@@ -164,6 +173,7 @@ class Consumer:
             channel.close()
         else:
             lane.problem = None
+        self._opening = None
 
     def _cancelled(self, lane: _Lane, channel: Any) -> None:
         """The broker ended our consumer, most likely as the queue was deleted: declare it again, at the next turn."""

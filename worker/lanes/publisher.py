@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
 from typing import Any, Protocol
 
@@ -21,9 +21,11 @@ from worker.link import Link
 log = structlog.get_logger(__name__)
 
 WINDOW = 1000
-"""Messages on their way without a confirm: enough to keep the broker busy, few enough to fit the socket's buffers."""
+"""Messages on their way to a queue without a confirm: enough to keep the broker busy, few enough for its memory."""
 REFUSED_PAUSE = 1.0
-"""Seconds before what the broker refused (a full or leaderless queue, no queue at all) is sent again."""
+"""Seconds before what the broker refused (a full queue, no queue) is sent again."""
+BROKEN_PAUSE = 60.0
+"""Seconds before a queue is used again whose declaration ended with the connection broken."""
 NEVER = 3600.0
 
 
@@ -49,10 +51,21 @@ class _Batch:
 
 @dataclass(frozen=True, slots=True)
 class _Outgoing:
-    queue: str
-    after: float
     item: Written
+    after: float
     batch: _Batch
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What is on its way to one queue; each has its own window, so that one without a leader holds up no other."""
+
+    name: str
+    waiting: deque[_Outgoing] = field(default_factory=deque)
+    in_flight: int = 0
+    declared: bool = False
+    refusing: bool = False
+    not_before: float = 0.0
 
 
 class Publisher:
@@ -65,12 +78,11 @@ class Publisher:
         self._topology = topology
         self._link = Link(broker=broker, session=self, name=name)
         self._lock = threading.Lock()
-        self._submitted: deque[_Outgoing] = deque()
-        self._waiting: deque[_Outgoing] = deque()
-        self._unconfirmed: dict[int, _Outgoing] = {}
+        self._submitted: deque[tuple[str, _Outgoing]] = deque()
+        self._queues: dict[str, _Queue] = {}
+        self._unconfirmed: dict[int, tuple[_Queue, _Outgoing]] = {}
         self._returned: set[int] = set()
-        self._declared: set[str] = set()
-        self._not_before = 0.0
+        self._declaring: _Queue | None = None
         self._tag = 0
         self._connection: Any = None
         self._channel: Any = None
@@ -90,7 +102,7 @@ class Publisher:
         batch = _Batch(len(pairs), done)
         # One caller's messages stay together and in order, also when another calls at the same time.
         with self._lock:
-            self._submitted.extend(_Outgoing(queue, after, item, batch) for queue, item in pairs)
+            self._submitted.extend((queue, _Outgoing(item, after, batch)) for queue, item in pairs)
         self._link.wake()
 
     def stop(self, *, grace: float) -> None:
@@ -98,7 +110,7 @@ class Publisher:
         self._link.stop(grace=grace)
 
     def opened(self, connection: Any) -> None:
-        """Declare what delays, and a channel that confirms."""
+        """Declare what delays, and open a channel that confirms."""
         self._topology.declare_delays(connection)
         self._connection = connection
         self._channel = connection.channel()
@@ -110,52 +122,61 @@ class Publisher:
         self._tag = 0
 
     def turn(self) -> float:
-        """Publish what waits, as far as the window and the broker allow."""
+        """Publish what waits, as far as the windows and the broker allow."""
         with self._lock:
-            self._waiting.extend(self._submitted)
-            self._submitted.clear()
-        wait = self._not_before - time.monotonic()
-        if wait > 0:
-            return wait
+            submitted, self._submitted = self._submitted, deque()
+        for name, outgoing in submitted:
+            self._queues.setdefault(name, _Queue(name)).waiting.append(outgoing)
+        now = time.monotonic()
+        waiting = [queue for queue in self._queues.values() if queue.waiting]
+        due = [queue for queue in waiting if queue.not_before <= now]
         # All queues before the first message: once a broker blocks a connection, it answers nothing on it any more.
-        if not self._link.blocked:
-            for queue in {outgoing.queue for outgoing in self._waiting} - self._declared:
+        for queue in due:
+            if not queue.declared and not self._link.blocked:
                 self._declare(queue)
-        while self._waiting and len(self._unconfirmed) < WINDOW and not self._link.blocked:
-            self._publish(self._waiting.popleft())
-        return NEVER
+        for queue in due:
+            while queue.waiting and queue.declared and queue.in_flight < WINDOW and not self._link.blocked:
+                self._publish(queue, queue.waiting.popleft())
+        return min((queue.not_before - now for queue in waiting if queue.not_before > now), default=NEVER)
 
     def lost(self) -> None:
         """Put what was not confirmed back to the front, in order: it may arrive twice, but it arrives."""
-        self._waiting.extendleft(reversed(self._unconfirmed.values()))
+        for queue, outgoing in reversed(self._unconfirmed.values()):
+            queue.waiting.appendleft(outgoing)
         self._unconfirmed.clear()
         self._returned.clear()
-        self._declared.clear()
+        for queue in self._queues.values():
+            queue.in_flight, queue.declared = 0, False
+        if self._declaring is not None:
+            # It may be what broke the connection: the others first, next time.
+            self._declaring.not_before = time.monotonic() + BROKEN_PAUSE
+            self._declaring = None
         self._connection = self._channel = None
 
     def finished(self) -> bool:
         """Whether everything is confirmed."""
-        return not (self._submitted or self._waiting or self._unconfirmed)
+        return not (self._submitted or self._unconfirmed or any(queue.waiting for queue in self._queues.values()))
 
-    def _declare(self, queue: str) -> None:
-        channel = self._connection.channel()
-        try:
-            if queue == self._topology.dead:
-                self._topology.declare_dead(channel)
-            else:
-                self._topology.declare_lane(channel, queue)
-        except PreconditionFailed as error:
-            # It is there, if not as we want it: the message is safe in it, and who consumes it says what is wrong.
-            log.warning("queue_declared_otherwise", queue=queue, reason=error.reply_text)
-        finally:
-            channel.close()
-        self._declared.add(queue)
+    def _declare(self, queue: _Queue) -> None:
+        self._declaring = queue
+        with self._connection.channel() as channel:
+            try:
+                if queue.name == self._topology.dead:
+                    self._topology.declare_dead(channel)
+                else:
+                    self._topology.declare_lane(channel, queue.name)
+            except PreconditionFailed as error:
+                # It is there, if not as we want it: a message is safe in it, and who consumes it says what is wrong.
+                log.warning("queue_declared_otherwise", queue=queue.name, reason=error.reply_text)
+        self._declaring = None
+        queue.declared = True
 
-    def _publish(self, outgoing: _Outgoing) -> None:
-        address = self._topology.address(outgoing.queue, after=outgoing.after)
-        self._tag += 1
+    def _publish(self, queue: _Queue, outgoing: _Outgoing) -> None:
+        address = self._topology.address(queue.name, after=outgoing.after)
         # Before it is sent: sending also reads, and the confirm of this one may be among what is read.
-        self._unconfirmed[self._tag] = outgoing
+        self._tag += 1
+        self._unconfirmed[self._tag] = (queue, outgoing)
+        queue.in_flight += 1
         self._channel.basic_publish(
             # The id tells which message a basic.return is about, as it carries no delivery tag.
             Message(
@@ -170,31 +191,34 @@ class Publisher:
         )
 
     def _on_ack(self, tag: int, multiple: bool) -> None:
-        for number, outgoing in self._settled(tag, multiple):
+        for number, queue, outgoing in self._settled(tag, multiple):
             if number in self._returned:
                 self._returned.discard(number)
-                self._refuse(outgoing)
+                queue.declared = False
+                self._refused(queue, outgoing)
             else:
+                queue.refusing = False
                 outgoing.batch.confirm()
 
     def _on_nack(self, tag: int, multiple: bool) -> None:
-        for number, outgoing in self._settled(tag, multiple):
-            self._returned.discard(number)
-            self._refuse(outgoing)
+        for _, queue, outgoing in self._settled(tag, multiple):
+            self._refused(queue, outgoing)
 
     def _on_return(self, _error: Exception, _exchange: str, _routing_key: str, message: Any) -> None:
-        """No queue took it: its queue was deleted. The confirm, which comes all the same, sends it again."""
-        number = int(message.properties["message_id"])
-        self._returned.add(number)
-        if (outgoing := self._unconfirmed.get(number)) is not None:
-            self._declared.discard(outgoing.queue)
+        """No queue took it, as its queue was deleted. It is confirmed all the same, and then sent again."""
+        self._returned.add(int(message.properties["message_id"]))
 
-    def _refuse(self, outgoing: _Outgoing) -> None:
-        self._waiting.append(outgoing)
-        if self._not_before < time.monotonic():
-            log.warning("message_refused", queue=outgoing.queue)
-        self._not_before = time.monotonic() + REFUSED_PAUSE
+    def _refused(self, queue: _Queue, outgoing: _Outgoing) -> None:
+        if not queue.refusing:
+            log.warning("queue_refuses", queue=queue.name)
+        queue.refusing = True
+        queue.waiting.append(outgoing)
+        queue.not_before = time.monotonic() + REFUSED_PAUSE
 
-    def _settled(self, tag: int, multiple: bool) -> Iterable[tuple[int, _Outgoing]]:
+    def _settled(self, tag: int, multiple: bool) -> list[tuple[int, _Queue, _Outgoing]]:
+        """The messages that a confirm is about, which are on their way no more."""
         tags = tuple(takewhile(lambda number: number <= tag, self._unconfirmed)) if multiple else (tag,)
-        return [(number, self._unconfirmed.pop(number)) for number in tags if number in self._unconfirmed]
+        settled = [(number, *self._unconfirmed.pop(number)) for number in tags if number in self._unconfirmed]
+        for _, queue, _ in settled:
+            queue.in_flight -= 1
+        return settled

@@ -1,0 +1,154 @@
+"""Users of the devcloud: what alice and bob do there, timed, and what Cinder's log says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openstack
+from openstack.connection import Connection
+
+HOME = Path(os.environ.get("DEVCLOUD_HOME", "/opt/devcloud"))
+CINDER_LOG = HOME / "log" / "cinder-volume.log"
+MIB = 1 << 20
+PATIENCE = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A volume that a user has made from an image: after how many seconds, and whether Cinder says that it cloned."""
+
+    id: str
+    seconds: float
+    cloned: bool
+
+
+def connect(name: str) -> Connection:
+    """The devcloud as one of its users sees it."""
+    os.environ["OS_CLIENT_CONFIG_FILE"] = str(HOME / "clouds.yaml")
+    return openstack.connect(cloud=name)
+
+
+def data(mebibytes: int) -> Path:
+    """A file of so much random data, made once: zeros would be copied in no time."""
+    path = HOME / f"random-{mebibytes}.raw"
+    if not path.exists():
+        half = path.with_suffix(".part")
+        with half.open("wb") as file:
+            for _ in range(mebibytes):
+                file.write(os.urandom(MIB))
+        half.rename(path)
+    return path
+
+
+class Person:
+    """One user with a project of the same name."""
+
+    def __init__(self, name: str) -> None:
+        self.connection = connect(name)
+
+    @property
+    def project_id(self) -> str:
+        """The id of the user's project."""
+        return str(self.connection.current_project_id)
+
+    def image(self, name: str, *, mebibytes: int = 16, visibility: str = "community", **fields: Any) -> str:
+        """The id of a new image, raw/bare unless said otherwise, active once this returns."""
+        body = {"name": name, "disk_format": "raw", "container_format": "bare", "visibility": visibility} | fields
+        image_id = self._checked(self.connection.image.post("/images", json=body)).json()["id"]
+        with data(mebibytes).open("rb") as file:
+            headers = {"Content-Type": "application/octet-stream"}
+            self._checked(self.connection.image.put(f"/images/{image_id}/file", data=file, headers=headers))
+        return str(image_id)
+
+    def property(self, image_id: str, name: str, value: str) -> None:
+        """Set a property of an image."""
+        headers = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
+        patch = [{"op": "add", "path": f"/{name}", "value": value}]
+        self._checked(self.connection.image.patch(f"/images/{image_id}", json=patch, headers=headers))
+
+    def show(self, image_id: str) -> dict[str, Any]:
+        """The image as its API shows it."""
+        answer: dict[str, Any] = self._checked(self.connection.image.get(f"/images/{image_id}")).json()
+        return answer
+
+    def delete_image(self, image_id: str) -> None:
+        """Delete an image."""
+        self._checked(self.connection.image.delete(f"/images/{image_id}"))
+
+    def volume(self, image_id: str, volume_type: str, *, gibibytes: int = 1) -> Made:
+        """Make a volume from an image and wait until it is available."""
+        body = {"volume": {"size": gibibytes, "imageRef": image_id, "volume_type": volume_type, "name": "from-image"}}
+        offset = CINDER_LOG.stat().st_size
+        began = time.monotonic()
+        answer = self._checked(self.connection.block_storage.post("/volumes", json=body))
+        volume_id = answer.json()["volume"]["id"]
+        status = self._settled(volume_id)
+        seconds = time.monotonic() - began
+        if status != "available":
+            raise RuntimeError(f"volume {volume_id} of image {image_id} is {status}")
+        return Made(volume_id, seconds, _says_clone(answer.headers["x-openstack-request-id"], offset))
+
+    def delete_volume(self, volume_id: str) -> None:
+        """Delete a volume and wait until it is gone."""
+        self._checked(self.connection.block_storage.delete(f"/volumes/{volume_id}"))
+        until = time.monotonic() + PATIENCE
+        while self.connection.block_storage.get(f"/volumes/{volume_id}").status_code != 404:
+            if time.monotonic() > until:
+                raise TimeoutError(f"volume {volume_id} does not go")
+            time.sleep(0.2)
+
+    def volumes(self) -> list[dict[str, Any]]:
+        """All volumes of the user's project, with details."""
+        answer: list[dict[str, Any]] = self._checked(self.connection.block_storage.get("/volumes/detail")).json()["volumes"]
+        return answer
+
+    @contextmanager
+    def temporary_volume(self, image_id: str, volume_type: str, *, gibibytes: int = 1) -> Iterator[Made]:
+        """A volume made from an image, deleted at the end."""
+        made = self.volume(image_id, volume_type, gibibytes=gibibytes)
+        try:
+            yield made
+        finally:
+            self.delete_volume(made.id)
+
+    def _settled(self, volume_id: str) -> str:
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until:
+            answer = self._checked(self.connection.block_storage.get(f"/volumes/{volume_id}"))
+            status = str(answer.json()["volume"]["status"])
+            if status == "available" or status.startswith("error"):
+                return status
+            time.sleep(0.1)
+        raise TimeoutError(f"volume {volume_id} is neither available nor in error after {PATIENCE:g} s")
+
+    @staticmethod
+    def _checked(answer: Any) -> Any:
+        if answer.status_code >= 400:
+            raise RuntimeError(f"{answer.request.method} {answer.url}: {answer.status_code} {answer.text[:300]}")
+        return answer
+
+
+def _says_clone(request_id: str, offset: int) -> bool:
+    """Whether Cinder's log says that this request was served by cloning an Image-Volume, its cache's or a location's."""
+    with CINDER_LOG.open("rb") as log:
+        log.seek(offset)
+        lines = [line for line in log.read().decode(errors="replace").splitlines() if request_id in line]
+    if not lines:
+        raise RuntimeError(f"{CINDER_LOG} says nothing about {request_id}")
+    downloaded = any("Attempting download of" in line for line in lines)
+    cloned = any("Will clone a volume from the image volume" in line for line in lines)
+    cached = any("Creating from source image-volume" in line for line in lines)
+    return (cloned or cached) and not downloaded
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,277 @@
+"""What RabbitMQ does to lanes: outages, deleted queues, alarms, other replicas."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+
+import pytest
+import structlog
+
+from tests.broker.hands import PATIENCE, Hands, jobs, until
+from tests.broker.rabbitmq import RabbitMQ
+from worker.dead_letter import DeadLetter
+from worker.errors import Temporary
+from worker.lanes.rabbit import RabbitLanes
+
+QUEUE = "lanes"
+Open = Callable[..., Awaitable[RabbitLanes]]
+
+
+@pytest.fixture
+def lane(rabbitmq: RabbitMQ) -> Iterator[str]:
+    """A lane that no other test uses."""
+    name = f"lane-{uuid.uuid4().hex[:8]}"
+    yield name
+    rabbitmq.delete(f"{QUEUE}.{name}", f"{QUEUE}.{name}-2", f"{QUEUE}.dead")
+
+
+@pytest.fixture
+async def opened(rabbitmq: RabbitMQ, lane: str) -> AsyncIterator[Open]:
+    """Opens lanes, and closes them at the end."""
+    used: list[RabbitLanes] = []
+
+    async def open_lanes(
+        hands: Hands, *lanes: str, prefetch: int = 100, url: str = "", ready: bool = True
+    ) -> RabbitLanes:
+        made = RabbitLanes(url=url or rabbitmq.url, queue=QUEUE)
+        used.append(made)
+        await made.open(dict.fromkeys(lanes, prefetch), hands)
+        if ready:
+            await until(lambda: made.problem() is None)
+        return made
+
+    yield open_lanes
+    for made in used:
+        await made.close()
+
+
+class Worker(Hands):
+    """Acks everything at once and remembers it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def __call__(self, delivery: object) -> None:
+        super().__call__(delivery)  # type: ignore[arg-type]
+        self.seen.update(self.images)
+        self.ack()
+
+
+@pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
+async def test_an_outage_under_load_loses_nothing(rabbitmq: RabbitMQ, opened: Open, lane: str, kill: bool) -> None:
+    worker = Worker()
+    made = await opened(worker, lane)
+    published = 0
+    done = False
+
+    async def publish() -> None:
+        nonlocal published
+        while not done:
+            await made.publish(jobs(lane, 20, first=published))
+            published += 20
+            await asyncio.sleep(0.005)
+
+    with structlog.testing.capture_logs() as logs:
+        publishing = asyncio.create_task(publish())
+        await until(lambda: published >= 200)
+        # RabbitMQ itself never gets over being killed within a second or two of making a quorum queue
+        await asyncio.sleep(3)
+        await asyncio.to_thread(rabbitmq.stop, kill=kill)
+        await until(lambda: made.problem() is not None)
+        before = published
+        await asyncio.to_thread(rabbitmq.start)
+        await until(lambda: published >= before + 200)
+        done = True
+        await asyncio.wait_for(publishing, PATIENCE)
+        await until(lambda: made.problem() is None)
+        await until(lambda: len(worker.seen) == published)
+    for event in ("broker_lost", "broker_back"):
+        links = [entry["link"] for entry in logs if entry["event"] == event]
+        assert sorted(links) == ["image-volume-worker lanes", "image-volume-worker publisher"]
+    assert rabbitmq.password not in str(logs)
+
+
+async def test_a_delayed_job_survives_a_restart(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+    hands = Hands()
+    made = await opened(hands, lane)
+    await made.publish(jobs(lane, 1), after=1.0)
+    await asyncio.to_thread(rabbitmq.stop)
+    await asyncio.to_thread(rabbitmq.start)
+    assert await hands.have(1) == ["0"]
+
+
+async def test_connections_closed_by_the_broker_come_back(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+    hands = Hands()
+    made = await opened(hands, lane)
+    await made.publish(jobs(lane, 2))
+    await hands.have(2)
+    await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "the test says so")
+    # What was held comes again, as the broker knows of no ack
+    assert (await hands.have(4))[2:] == ["0", "1"]
+    # Acks for the connection that is gone are void, those for the new one are not
+    hands.ack()
+    await made.publish(jobs(lane, 1, first=2))
+    assert await hands.have(1) == ["2"]
+    hands.ack()
+    await until(lambda: made.problem() is None)
+    await made.close()
+    assert rabbitmq.depth(f"{QUEUE}.{lane}") == 0
+
+
+async def test_a_deleted_queue_is_made_again(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+    hands = Hands()
+    made = await opened(hands, lane, f"{lane}-2")
+    await made.publish([*jobs(lane, 1), *jobs(f"{lane}-2", 1, first=10)])
+    await hands.have(2)
+    await asyncio.to_thread(rabbitmq.delete, f"{QUEUE}.{lane}")
+    await until(lambda: rabbitmq.depth(f"{QUEUE}.{lane}") == 0)
+    await made.publish(jobs(lane, 1, first=1))
+    await hands.have(3)
+    hands.ack()
+    # The other lane has not noticed
+    await made.publish(jobs(f"{lane}-2", 1, first=11))
+    assert await hands.have(1) == ["11"]
+    # Delays find the new queue as well
+    await made.publish(jobs(lane, 1, first=2), after=0.1)
+    assert await hands.have(2) == ["11", "2"]
+
+
+async def test_a_message_without_a_queue_is_published_again(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+    made = await opened(Hands())
+    letters = [DeadLetter(lane=lane, reason=str(number), last_at=0.0) for number in range(2)]
+    await made.bury(letters[:1])
+    await asyncio.to_thread(rabbitmq.delete, f"{QUEUE}.dead")
+    await asyncio.wait_for(made.bury(letters[1:]), PATIENCE)
+    assert [DeadLetter.from_bytes(body) for body in rabbitmq.bodies(f"{QUEUE}.dead")] == letters[1:]
+
+
+async def test_one_replica_at_a_time_has_a_lane(opened: Open, lane: str) -> None:
+    first, second = Hands(), Hands()
+    one = await opened(first, lane, prefetch=3)
+    two = await opened(second, lane, prefetch=3)
+    await one.publish(jobs(lane, 3))
+    await two.publish(jobs(lane, 3, first=3))
+    await first.have(3)
+    await until(lambda: two.depths().get(lane) == 3)
+    assert not second.held
+    first.held[0].ack()
+    await first.have(4)
+    await one.close()
+    # What the first did not finish, the second has from now on
+    assert sorted(await second.have(3)) == ["1", "2", "3"]
+    second.ack()
+    assert await second.have(2) == ["4", "5"]
+
+
+async def test_a_queue_that_is_there_otherwise_is_a_problem_of_its_lane(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
+    with rabbitmq.channel() as channel:
+        channel.queue_declare(f"{QUEUE}.{lane}", durable=True, auto_delete=False)
+    hands = Hands()
+    made = await opened(hands, lane, f"{lane}-2", ready=False)
+    await until(lambda: "PRECONDITION_FAILED" in (made.problem() or ""))
+    assert f"{QUEUE}.{lane}" in str(made.problem())
+    await made.publish(jobs(f"{lane}-2", 1))
+    assert await hands.have(1) == ["0"]
+    await asyncio.to_thread(rabbitmq.delete, f"{QUEUE}.{lane}")
+    await until(lambda: made.problem() is None)
+    await made.publish(jobs(lane, 1, first=1))
+    assert await hands.have(2) == ["0", "1"]
+
+
+async def test_a_queue_without_a_leader_holds_up_no_other(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+    hands = Hands()
+    made = await opened(hands, lane, f"{lane}-2")
+    server = f"{{'%2F_{QUEUE}.{lane}', node()}}"
+    await asyncio.to_thread(rabbitmq.ctl, "eval", f"ra:stop_server(quorum_queues, {server}).")
+    stuck = asyncio.create_task(made.publish(jobs(lane, 1)))
+    await made.publish(jobs(f"{lane}-2", 1, first=10))
+    assert await hands.have(1) == ["10"]
+    # Nor when the lanes are opened anew
+    await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "the test says so")
+    assert await hands.have(2) == ["10", "10"]
+    await made.publish(jobs(f"{lane}-2", 1, first=11))
+    assert await hands.have(3) == ["10", "10", "11"]
+    assert not stuck.done()
+    assert made.problem() is not None
+    await asyncio.to_thread(rabbitmq.ctl, "eval", f"ra:restart_server(quorum_queues, {server}).")
+    await asyncio.wait_for(stuck, 3 * PATIENCE)
+
+
+async def test_a_broker_short_of_memory_stops_publishing_but_not_consuming(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
+    hands = Hands()
+    made = await opened(hands, lane, prefetch=1)
+    await made.publish(jobs(lane, 5))
+    await hands.have(1)
+    await asyncio.to_thread(rabbitmq.ctl, "set_vm_memory_high_watermark", "absolute", "1MB")
+    try:
+        publishing = asyncio.create_task(made.publish(jobs(lane, 2000, first=5)))
+        await until(lambda: "short of memory" in (made.problem() or ""))
+        for count in range(1, 5):
+            hands.held[-1].ack()
+            await hands.have(count + 1)
+        assert not publishing.done()
+    finally:
+        await asyncio.to_thread(rabbitmq.ctl, "set_vm_memory_high_watermark", "0.4")
+    await asyncio.wait_for(publishing, PATIENCE)
+    await until(lambda: made.problem() is None)
+    await made.close()
+    # One was held, and gave its place back
+    assert rabbitmq.depth(f"{QUEUE}.{lane}") == 2001
+
+
+async def test_a_host_that_is_dead_is_passed_over(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+    hands = Hands()
+    dead = f"worker:{rabbitmq.password}@127.0.0.1:1"
+    made = await opened(hands, lane, url=rabbitmq.url.replace("amqp://", f"rabbit://{dead},"))
+    await made.publish(jobs(lane, 1))
+    assert await hands.have(1) == ["0"]
+
+
+async def test_a_broker_that_is_not_there_is_a_problem_and_no_error(lane: str) -> None:
+    made = RabbitLanes(url="amqp://worker:secret@127.0.0.1:1/", queue=QUEUE, grace=0.1)
+    await made.open({lane: 1}, Hands())
+    publishing = asyncio.create_task(made.publish(jobs(lane, 1)))
+    await until(lambda: "refused" in (made.problem() or ""))
+    assert "secret" not in str(made.problem())
+    await made.close()
+    with pytest.raises(Temporary):
+        await publishing
+
+
+async def test_a_wrong_password_is_told_without_it(rabbitmq: RabbitMQ, lane: str) -> None:
+    made = RabbitLanes(url=rabbitmq.url.replace(rabbitmq.password, "wrong-word"), queue=QUEUE)
+    with structlog.testing.capture_logs() as logs:
+        await made.open({lane: 1}, Hands())
+        await until(lambda: "ACCESS_REFUSED" in (made.problem() or ""))
+        await made.close()
+    assert "wrong-word" not in str(logs) + str(made.problem())
+
+
+async def test_lanes_open_again_after_close(opened: Open, lane: str) -> None:
+    first, second = Hands(), Hands()
+    made = await opened(first, lane)
+    await made.publish(jobs(lane, 1))
+    await first.have(1)
+    await made.close()
+    await made.open({lane: 1}, second)
+    assert await second.have(1) == ["0"]
+
+
+async def test_lanes_on_classic_queues(rabbitmq: RabbitMQ, lane: str) -> None:
+    hands = Hands()
+    made = RabbitLanes(url=rabbitmq.url, queue="classic", queue_type="classic")
+    await made.open({lane: 1}, hands)
+    await made.publish(jobs(lane, 1), after=0.5)
+    await made.publish(jobs(lane, 1, first=1))
+    await hands.have(1)
+    hands.held[0].ack()
+    assert await hands.have(2) == ["1", "0"]
+    await made.close()
+    rabbitmq.delete(f"classic.{lane}")

@@ -1,0 +1,136 @@
+"""The devcloud for the tests of this tier: its users, its switches, and workers on it that leave nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.cloud.people import HOME, Person
+from tests.worker_process import WorkerProcess
+
+ROOT = Path(__file__).parents[2]
+TARGETS = ("local-1", "local-2")
+PASSWORD = os.environ.get("DEVCLOUD_PASSWORD", "devcloud")
+URL = f"rabbit://openstack:{PASSWORD}@127.0.0.1:5672/"
+
+
+def devcloud(*words: str) -> str:
+    """Run scripts/devcloud; what it printed."""
+    done = subprocess.run(  # noqa: S603
+        [str(ROOT / "scripts" / "devcloud"), *words], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def until(check: Callable[[], object], *, seconds: float = 180.0, what: str = "") -> None:
+    """Return when `check` is true."""
+    deadline = time.monotonic() + seconds
+    while not check():
+        if time.monotonic() > deadline:
+            raise TimeoutError(what or f"{check}")
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="session")
+def devcloud_up() -> None:
+    """The devcloud runs; `scripts/test` brings it up."""
+    if not (HOME / "clouds.yaml").exists():
+        pytest.skip("no devcloud: scripts/devcloud up")
+    devcloud("status")
+
+
+@pytest.fixture(scope="session")
+def alice(devcloud_up: None) -> Person:
+    return Person("alice")
+
+
+@pytest.fixture(scope="session")
+def bob(devcloud_up: None) -> Person:
+    return Person("bob")
+
+
+@pytest.fixture(scope="session")
+def operator(devcloud_up: None) -> Person:
+    return Person("operator")
+
+
+@pytest.fixture
+def images(alice: Person) -> Iterator[Callable[..., str]]:
+    """Makes images of alice's, which go at the end of the test."""
+    made: list[str] = []
+
+    def make(**fields: Any) -> str:
+        made.append(alice.image(f"test-{len(made)}", **fields))
+        return made[-1]
+
+    yield make
+    for image_id in made:
+        # The test may have deleted it itself
+        with contextlib.suppress(RuntimeError):
+            alice.delete_image(image_id)
+
+
+Groups = Mapping[str, Mapping[str, object]]
+
+
+def groups(*, strategy: str = "auto", work: Mapping[str, object] | None = None, **more: Mapping[str, object]) -> Groups:
+    """The configuration of a worker on the devcloud."""
+    stores = {"local-1": "cinder-1", "local-2": "cinder-2"}
+    targets = {
+        f"target:{name}": {"volume_type": name, "strategy": strategy}
+        | ({"glance_store": stores[name]} if strategy == "location" else {})
+        for name in TARGETS
+    }
+    return {
+        "notifications": {"transport_urls": URL, "queue": "image-volume-worker-test"},
+        "work": {"backoff_min": 1, "backoff_max": 5, **(work or {})},
+        "cloud": {"name": "operator"},
+        "prewarm": {"targets": ",".join(TARGETS), "settle": 3},
+        "log": {"format": "json"},
+        **targets,
+        **more,
+    }
+
+
+@pytest.fixture
+def worker(tmp_path: Path, devcloud_up: None) -> Iterator[Callable[..., WorkerProcess]]:
+    """Makes worker processes; those that run at the end of the test are killed."""
+    made: list[WorkerProcess] = []
+
+    def make(settings: Groups | None = None) -> WorkerProcess:
+        made.append(WorkerProcess(tmp_path, settings or groups(), clouds=HOME / "clouds.yaml"))
+        return made[-1]
+
+    yield make
+    for process in made:
+        process.kill()
+
+
+def of_image(operator: Person, image_id: str) -> list[dict[str, Any]]:
+    """The volumes of the internal project that hold an image."""
+    return [volume for volume in operator.volumes() if volume["name"].endswith(image_id)]
+
+
+def is_warm(operator: Person, alice: Person, image_id: str, *, locations: bool = True) -> bool:
+    """Whether there is exactly one usable Image-Volume a target, with all that Cinder needs to clone it for everyone."""
+    volumes = of_image(operator, image_id)
+    image = alice.show(image_id)
+    good = [
+        volume
+        for volume in volumes
+        if volume["status"] in ("available", "in-use")
+        and volume["metadata"].get("image_owner") == image["owner"]
+        and volume["metadata"].get("image_volume_worker") == volume["volume_type"]
+        and volume["metadata"].get("readonly") == "True"
+    ]
+    if locations and not {"cinder-1", "cinder-2"} <= set(image["stores"].split(",")):
+        return False
+    return sorted(volume["volume_type"] for volume in good) == list(TARGETS) and len(volumes) == len(TARGETS)

@@ -1,0 +1,108 @@
+"""Strategies `location` and `cache` on real services, with the switches that they need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from scripts.cloud.people import Person
+from tests.cloud.conftest import TARGETS, devcloud, groups, is_warm, of_image, until
+from tests.worker_process import WorkerProcess
+
+Images = Callable[..., str]
+Worker = Callable[..., WorkerProcess]
+
+
+@pytest.fixture(scope="module")
+def old_locations(devcloud_up: None) -> Iterator[None]:
+    devcloud("set", "OLD_LOCATIONS=1")
+    yield
+    devcloud("set", "OLD_LOCATIONS=0")
+
+
+@pytest.fixture(scope="module")
+def image_cache(devcloud_up: None) -> Iterator[None]:
+    devcloud("set", "IMAGE_CACHE=1")
+    yield
+    devcloud("set", "IMAGE_CACHE=0")
+
+
+@pytest.mark.usefixtures("old_locations")
+def test_location(worker: Worker, images: Images, alice: Person, bob: Person, operator: Person) -> None:
+    with worker(groups(strategy="location")) as process:
+        process.wait_ready()
+        image_id = images()
+        until(lambda: is_warm(operator, alice, image_id), what="warm")
+        for volume_type in TARGETS:
+            with bob.temporary_volume(image_id, volume_type) as made:
+                assert made.cloned
+        # Somebody deletes one under us: the image's location is broken, and mended
+        broken = of_image(operator, image_id)[0]
+        until(lambda: is_idle(operator, image_id), what="nobody reads them")
+        operator.delete_volume(broken["id"])
+        until(lambda: broken["id"] not in ids(operator, image_id) and is_warm(operator, alice, image_id), what="mended")
+        alice.delete_image(image_id)
+        until(lambda: not of_image(operator, image_id), what="gone")
+
+
+@pytest.mark.usefixtures("old_locations")
+def test_location_killed_and_deleted_in_the_middle(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
+    process = worker(groups(strategy="location"))
+    process.start()
+    process.wait_ready()
+    kept, deleted = images(mebibytes=256), images(mebibytes=256)
+    until(lambda: of_image(operator, kept) and of_image(operator, deleted), what="volumes are being made")
+    process.kill()
+    alice.delete_image(deleted)
+    process.start()
+    until(lambda: is_warm(operator, alice, kept), what="warm")
+    until(lambda: not of_image(operator, deleted), what="gone")
+    assert process.stop() == 0
+
+
+@pytest.mark.usefixtures("image_cache")
+def test_cache(worker: Worker, images: Images, alice: Person, bob: Person, operator: Person) -> None:
+    with worker(groups(strategy="cache")) as process:
+        process.wait_ready()
+        image_id = images()
+        until(lambda: is_warm(operator, alice, image_id, locations=False), what="warm")
+        for volume_type in TARGETS:
+            with bob.temporary_volume(image_id, volume_type) as made:
+                assert made.cloned
+        # Any change makes Cinder's entry stale: it is made anew once the image is quiet, before a user has to wait
+        before = ids(operator, image_id)
+        alice.property(image_id, "anything", "changed")
+        until(
+            lambda: not ids(operator, image_id) & before and is_warm(operator, alice, image_id, locations=False),
+            what="warm again",
+        )
+        with bob.temporary_volume(image_id, "local-1") as made:
+            assert made.cloned
+        # Cinder keeps the entries of deleted images for ever; we don't
+        alice.delete_image(image_id)
+        until(lambda: not of_image(operator, image_id), what="gone")
+
+
+def test_a_cache_that_is_not_there_is_named(worker: Worker, images: Images, operator: Person) -> None:
+    with worker(groups(strategy="cache")) as process:
+        process.wait_ready()
+        image_id = images()
+        until(
+            lambda: any("image_volume_cache_enabled" in line["reason"] for line in process.events("job_again")),
+            what="the reason",
+        )
+        process.kill()
+        until(lambda: all(v["status"] != "creating" for v in of_image(operator, image_id)), what="settled")
+
+
+def ids(operator: Person, image_id: str) -> set[str]:
+    """The ids of an image's volumes in the internal project."""
+    return {volume["id"] for volume in of_image(operator, image_id)}
+
+
+def is_idle(operator: Person, image_id: str) -> bool:
+    """Whether nobody has attached the image's volumes."""
+    return all(volume["status"] == "available" for volume in of_image(operator, image_id))

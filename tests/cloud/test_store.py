@@ -1,0 +1,235 @@
+"""The main job on real services: Glance copies new images into its cinder stores, and everybody's volumes are clones."""
+
+from __future__ import annotations
+
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from scripts.cloud.people import Person
+from tests.cloud.conftest import PASSWORD, TARGETS, devcloud, groups, is_warm, of_image, until
+from tests.worker_process import WorkerProcess
+
+Images = Callable[..., str]
+Worker = Callable[..., WorkerProcess]
+LANES = {"url": f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/worker"}
+
+
+def test_doctor_finds_nothing_wrong(worker: Worker) -> None:
+    done = worker(groups(work=LANES)).run("doctor", "-f", "csv")
+    assert done.returncode == 0, done.stdout
+    assert '"fail"' not in done.stdout
+    assert "cinder-1" in done.stdout
+
+
+def test_doctor_says_what_is_wrong(worker: Worker) -> None:
+    wrong = {**groups(), "notifications": {"transport_urls": "rabbit://nobody:wrong@127.0.0.1:5672/"}}
+    wrong["target:local-1"] = {"volume_type": "local-1", "glance_store": "nowhere"}
+    done = worker(wrong).run("doctor", "-f", "value", "-c", "Check", "-c", "Result")
+    assert done.returncode == 3, done.stdout
+    assert "notifications 0 fail" in done.stdout
+    assert "target local-1 fail" in done.stdout
+    assert "target local-2 ok" in done.stdout
+
+
+def test_a_volume_type_that_is_not_there_ends_the_start(worker: Worker) -> None:
+    wrong = {**groups(), "target:local-2": {"volume_type": "no-such-type"}}
+    done = worker(wrong).run("run")
+    assert done.returncode == 2
+    assert "no-such-type" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_new_images_become_warm_and_volumes_of_another_project_clones(
+    worker: Worker, images: Images, alice: Person, bob: Person, operator: Person
+) -> None:
+    with worker() as process:
+        process.wait_ready()
+        image_id = images()
+        until(lambda: is_warm(operator, alice, image_id), what="warm")
+        for volume_type in TARGETS:
+            with bob.temporary_volume(image_id, volume_type) as made:
+                assert made.cloned
+        until(lambda: process.metric("volume_create_seconds_count", warm="true") == 2)
+        assert process.metric("volume_create_seconds_count", warm="false") == 0
+        assert process.metric("time_to_warm_seconds_count") >= 1
+        alice.delete_image(image_id)
+        until(lambda: not of_image(operator, image_id), what="everything of a deleted image goes")
+        assert process.stop() == 0
+
+
+def test_without_a_worker_volumes_are_downloaded(images: Images, bob: Person) -> None:
+    with bob.temporary_volume(images(), "local-1") as made:
+        assert not made.cloned
+
+
+def test_what_is_not_wanted_is_left_alone(worker: Worker, images: Images, operator: Person, bob: Person) -> None:
+    settings = dict(groups())
+    settings["prewarm"] = {**settings["prewarm"], "exclude_projects": bob.project_id}
+    with worker(settings) as process:
+        process.wait_ready()
+        refused = bob.image("excluded", visibility="private")
+        qcow2 = images(disk_format="qcow2")
+        declined = images(image_volume_prewarm="no")
+        wanted = images()
+        until(lambda: of_image(operator, wanted), what="the wanted one")
+        until(lambda: process.metric("jobs_total", outcome="skip") >= 6)
+        assert [image for image in (refused, qcow2, declined) if of_image(operator, image)] == []
+        reasons = " ".join(line["reason"] for line in process.events("job_skipped"))
+        assert "exclude_projects" in reasons
+        assert "qcow2" in reasons
+        assert "says no" in reasons
+        bob.delete_image(refused)
+
+
+def test_resync_finds_what_nobody_heard_of(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+    image_id = images()
+    process = worker()
+    shown = process.run("resync", "--dry-run", "-f", "value", "-c", "Image", "-c", "Target")
+    assert f"{image_id} local-1" in shown.stdout
+    assert f"{image_id} local-2" in shown.stdout
+    assert not of_image(operator, image_id)
+    done = process.run("resync", "-f", "value", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert is_warm(operator, alice, image_id)
+    assert image_id not in process.run("resync", "--dry-run", "-f", "value").stdout
+
+
+@pytest.mark.parametrize("work", [{}, LANES], ids=["memory", "rabbitmq"])
+def test_killed_at_any_moment_it_ends_in_the_same_state(
+    worker: Worker, images: Images, alice: Person, operator: Person, work: dict[str, str]
+) -> None:
+    seed = random.randrange(1 << 30)
+    moments = random.Random(seed)
+    process = worker(groups(work=work))
+    made: list[str] = []
+    for _ in range(8):
+        process.start()
+        process.wait_ready()
+        made.append(images())
+        time.sleep(moments.uniform(0.0, 3.0))
+        process.kill()
+    process.start()
+    until(lambda: all(is_warm(operator, alice, image_id) for image_id in made), what=f"warm, seed {seed}")
+    assert process.stop() == 0
+
+
+def test_told_to_stop_in_the_middle_it_drains(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
+    process = worker(groups(work=LANES))
+    process.start()
+    process.wait_ready()
+    image_id = images(mebibytes=256)
+    until(lambda: process.events("image_copy_began"), what="the copy began")
+    assert process.stop() == 0
+    process.start()
+    until(lambda: is_warm(operator, alice, image_id), what="warm")
+    assert process.stop() == 0
+
+
+def test_an_image_deleted_while_it_is_copied_leaves_nothing(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
+    with worker() as process:
+        process.wait_ready()
+        image_id = images(mebibytes=256)
+        until(lambda: of_image(operator, image_id), what="the first volume")
+        alice.delete_image(image_id)
+        until(lambda: not of_image(operator, image_id), what="nothing stays")
+
+
+@pytest.mark.parametrize("service", ["glance-api", "cinder-api", "keystone"])
+def test_a_service_that_is_away_is_waited_for(
+    worker: Worker, images: Images, alice: Person, operator: Person, service: str
+) -> None:
+    with worker() as process:
+        process.wait_ready()
+        image_id = images(mebibytes=64)
+        devcloud("stop", service)
+        time.sleep(5)
+        assert process.running
+        devcloud("start", service)
+        until(lambda: is_warm(operator, alice, image_id), what="warm")
+        process.wait_ready()
+
+
+@pytest.mark.parametrize("work", [{}, LANES], ids=["memory", "rabbitmq"])
+def test_the_broker_restarted_under_load_loses_nothing(
+    worker: Worker, images: Images, alice: Person, operator: Person, work: dict[str, str]
+) -> None:
+    with worker(groups(work=work)) as process:
+        process.wait_ready()
+        made = [images()]
+        restart = threading.Thread(target=devcloud, args=("restart", "rabbitmq"))
+        restart.start()
+        made += [images() for _ in range(4)]
+        restart.join()
+        until(lambda: all(is_warm(operator, alice, image_id) for image_id in made), what="warm")
+        process.wait_ready()
+
+
+def test_a_broker_that_is_down_at_start_is_waited_for_and_said_once(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
+    devcloud("stop", "rabbitmq")
+    try:
+        process = worker(groups(work=LANES))
+        process.start()
+        until(lambda: process.probe("/readyz")[0] == 503, what="503")
+        until(lambda: "intake-0" in process.probe("/readyz")[1].get("problems", {}), what="it says so")
+        assert process.probe("/healthz")[0] == 200
+    finally:
+        devcloud("start", "rabbitmq")
+    process.wait_ready()
+    image_id = images()
+    until(lambda: is_warm(operator, alice, image_id), what="warm")
+    lost = [line for line in process.events("broker_lost") if "intake" in str(line["link"])]
+    assert len(lost) == 1
+    assert process.stop() == 0
+
+
+def test_a_dead_backend_does_not_hold_up_the_other(
+    worker: Worker, images: Images, bob: Person, operator: Person
+) -> None:
+    host = {"binary": "cinder-volume", "host": "cloudhost@local-2"}
+    admin = Person("admin").connection.block_storage
+    assert admin.put("/os-services/disable", json=host).status_code == 200
+    try:
+        with worker() as process:
+            process.wait_ready()
+            made = [images() for _ in range(3)]
+            for image_id in made:
+                until(lambda image=image_id: process_done(process, image, "local-1"), what="warm on local-1")
+                with bob.temporary_volume(image_id, "local-1") as volume:
+                    assert volume.cloned
+            assert process.metric("jobs_total", target="local-2", outcome="done") == 0
+            assert admin.put("/os-services/enable", json=host).status_code == 200
+            for image_id in made:
+                until(lambda image=image_id: process_done(process, image, "local-2"), what="warm on local-2")
+    finally:
+        admin.put("/os-services/enable", json=host)
+
+
+def process_done(process: WorkerProcess, image_id: str, target: str) -> bool:
+    """Whether the worker has said that an image is warm on a target."""
+    return any(line["image_id"] == image_id and line["target"] == target for line in process.events("job_done"))
+
+
+def test_a_reload_takes_the_new_configuration_and_refuses_a_wrong_one(worker: Worker) -> None:
+    with worker() as process:
+        process.wait_ready()
+        config = process.config_path
+        good = config.read_text()
+        config.write_text(good.replace("volume_type = local-2", ""))
+        process.signal(signal.SIGHUP)
+        until(lambda: process.events("reload_refused"), what="refused")
+        config.write_text(good.replace("targets = local-1,local-2", "targets = local-1").split("[target:local-2]")[0])
+        process.signal(signal.SIGHUP)
+        until(lambda: len(process.events("started")) == 2, what="started again")
+        assert process.events("started")[-1]["targets"] == ["local-1"]
+        assert process.stop() == 0

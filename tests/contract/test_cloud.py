@@ -1,0 +1,264 @@
+"""The same cases against the fake cloud and the devcloud: what the handlers' tests rest on is what the services do."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+
+import pytest
+
+from scripts.cloud.people import HOME, Person
+from tests.fake_cloud import FakeCloud
+from worker.cloud import Cloud, Image, NewVolume, Volume
+from worker.errors import Blocked, Conflict, NotFound
+from worker.metrics import Metrics
+from worker.sdk import OpenStackCloud, connect
+
+STORE, TYPE = "cinder-1", "local-1"
+NOBODY = "11111111-1111-4111-8111-111111111111"
+
+
+@dataclass(frozen=True, slots=True)
+class Bed:
+    """A cloud under test, and how a user makes and deletes an image there."""
+
+    cloud: Cloud
+    upload: Callable[[], Awaitable[str]]
+    delete: Callable[[str], Awaitable[None]]
+
+
+@pytest.fixture(params=["fake", "devcloud"])
+async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
+    if request.param == "fake":
+        fake = FakeCloud(stores={"cinder-1": "local-1", "cinder-2": "local-2"}, seconds=0.05)
+
+        async def fake_upload() -> str:
+            return fake.upload(size=16 << 20).id
+
+        async def fake_delete(image_id: str) -> None:
+            fake.delete_image(image_id)
+
+        yield Bed(fake, fake_upload, fake_delete)
+        await fake.quiet()
+        return
+    if not (HOME / "clouds.yaml").exists():
+        pytest.skip("no devcloud: scripts/devcloud up")
+    os.environ["OS_CLIENT_CONFIG_FILE"] = str(HOME / "clouds.yaml")
+    alice = Person("alice")
+    cloud = OpenStackCloud(connection=connect(name="operator", timeout=60.0, concurrency=4), metrics=Metrics())
+    made: list[str] = []
+
+    async def upload() -> str:
+        made.append(await asyncio.to_thread(alice.image, f"contract-{uuid.uuid4().hex[:8]}"))
+        return made[-1]
+
+    async def delete(image_id: str) -> None:
+        made.remove(image_id)
+        await asyncio.to_thread(alice.delete_image, image_id)
+
+    yield Bed(cloud, upload, delete)
+    for image_id in tuple(made):
+        await delete(image_id)
+    alice.connection.close()
+    cloud.close()
+
+
+async def until(check: Callable[[], Awaitable[bool]], *, seconds: float = 90.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not await check():
+            await asyncio.sleep(0.1)
+
+
+async def copied(bed: Bed, image_id: str, *stores: str) -> Image:
+    await bed.cloud.copy_image(image_id, stores)
+
+    async def done() -> bool:
+        return not (await bed.cloud.get_image(image_id)).import_locked
+
+    await until(done)
+    return await bed.cloud.get_image(image_id)
+
+
+def new_volume(image_id: str, name: str, *, volume_type: str = TYPE) -> NewVolume:
+    return NewVolume(name=name, size=1, volume_type=volume_type, image_id=image_id, metadata={"glance_image_id": image_id})
+
+
+async def available(bed: Bed, volume_id: str) -> Volume:
+    async def done() -> bool:
+        return (await bed.cloud.get_volume(volume_id)).status == "available"
+
+    await until(done)
+    return await bed.cloud.get_volume(volume_id)
+
+
+async def gone(bed: Bed, volume_id: str) -> None:
+    async def done() -> bool:
+        try:
+            await bed.cloud.get_volume(volume_id)
+        except NotFound:
+            return True
+        return False
+
+    await until(done)
+
+
+async def test_an_active_image_is_shown_and_listed(bed: Bed) -> None:
+    image_id = await bed.upload()
+    image = await bed.cloud.get_image(image_id)
+    assert (image.status, image.disk_format, image.container_format) == ("active", "raw", "bare")
+    assert image.size == 16 << 20
+    assert image.stores == {"file"}
+    assert image.owner
+    assert image.updated_at
+    assert not image.import_locked
+    listed = {one.id: one async for one in bed.cloud.list_images()}
+    assert listed[image_id].stores == {"file"}
+    assert listed[image_id].owner == image.owner
+    locations = await bed.cloud.get_locations(image_id)
+    assert [location.volume_id for location in locations] == [""]
+
+
+async def test_what_is_not_there_is_not_found(bed: Bed) -> None:
+    for asked in (
+        bed.cloud.get_image(NOBODY),
+        bed.cloud.get_locations(NOBODY),
+        bed.cloud.get_volume(NOBODY),
+        bed.cloud.delete_volume(NOBODY),
+        bed.cloud.set_metadata(NOBODY, {"a": "b"}),
+        bed.cloud.set_readonly(NOBODY),
+        bed.cloud.copy_image(NOBODY, [STORE]),
+        bed.cloud.remove_from_store(NOBODY, STORE),
+    ):
+        with pytest.raises(NotFound):
+            await asked
+    assert await bed.cloud.find_volumes(f"image-{NOBODY}") == ()
+
+
+async def test_a_deleted_image_is_not_found(bed: Bed) -> None:
+    image_id = await bed.upload()
+    await bed.delete(image_id)
+    with pytest.raises(NotFound):
+        await bed.cloud.get_image(image_id)
+    assert image_id not in [one.id async for one in bed.cloud.list_images()]
+
+
+async def test_stores_tell_their_volume_type(bed: Bed) -> None:
+    stores = {store.id: store for store in await bed.cloud.list_stores()}
+    assert stores["cinder-1"].type == "cinder"
+    assert stores["cinder-1"].volume_type == "local-1"
+    assert stores["file"].volume_type == ""
+
+
+async def test_a_copy_becomes_a_location_and_a_volume_with_our_project_as_owner(bed: Bed) -> None:
+    image_id = await bed.upload()
+    before = await bed.cloud.get_image(image_id)
+    await bed.cloud.copy_image(image_id, [STORE, "cinder-2"])
+    during = await bed.cloud.get_image(image_id)
+    assert during.import_locked
+    with pytest.raises(Conflict):
+        await bed.cloud.copy_image(image_id, ["cinder-2"])
+
+    async def done() -> bool:
+        return not (await bed.cloud.get_image(image_id)).import_locked
+
+    await until(done)
+    image = await bed.cloud.get_image(image_id)
+    assert image.stores == {"file", "cinder-1", "cinder-2"}
+    assert image.importing == image.failed == frozenset()
+    assert image.updated_at != before.updated_at
+    located = {location.store: location.volume_id for location in await bed.cloud.get_locations(image_id)}
+    found = {volume.id: volume for volume in await bed.cloud.find_volumes(f"image-{image_id}")}
+    assert set(found) == {located["cinder-1"], located["cinder-2"]}
+    volume = found[located["cinder-1"]]
+    assert volume.volume_type == TYPE
+    assert volume.metadata["glance_image_id"] == image_id
+    assert volume.metadata["image_size"] == str(16 << 20)
+    assert volume.metadata["readonly"] == "True"
+    assert volume.metadata["image_owner"] != image.owner
+    await bed.cloud.set_metadata(volume.id, {"image_owner": image.owner, "image_volume_worker": "t"})
+    after = (await available(bed, volume.id)).metadata
+    assert after["image_owner"] == image.owner
+    assert after["glance_image_id"] == image_id
+    with pytest.raises(Conflict):
+        await bed.cloud.copy_image(image_id, [STORE])
+    await bed.delete(image_id)
+    for volume_id in found:
+        await gone(bed, volume_id)
+
+
+async def test_a_copy_into_a_store_that_is_not_there_is_refused(bed: Bed) -> None:
+    image_id = await bed.upload()
+    with pytest.raises((Conflict, NotFound, Blocked)):
+        await bed.cloud.copy_image(image_id, ["nowhere"])
+
+
+async def test_a_store_can_be_left_again_but_not_the_last_one(bed: Bed) -> None:
+    image_id = await bed.upload()
+    await copied(bed, image_id, STORE)
+    (volume,) = await bed.cloud.find_volumes(f"image-{image_id}")
+    await available(bed, volume.id)
+    await bed.cloud.remove_from_store(image_id, STORE)
+    await gone(bed, volume.id)
+    assert (await bed.cloud.get_image(image_id)).stores == {"file"}
+    with pytest.raises((Conflict, Blocked)):
+        await bed.cloud.remove_from_store(image_id, "file")
+    assert (await bed.cloud.get_image(image_id)).stores == {"file"}
+
+
+async def test_a_location_whose_volume_is_gone_can_be_removed(bed: Bed) -> None:
+    image_id = await bed.upload()
+    await copied(bed, image_id, STORE)
+    (volume,) = await bed.cloud.find_volumes(f"image-{image_id}")
+    await available(bed, volume.id)
+    await bed.cloud.delete_volume(volume.id)
+    await gone(bed, volume.id)
+    assert (await bed.cloud.get_image(image_id)).stores == {"file", STORE}
+    await bed.cloud.remove_from_store(image_id, STORE)
+    assert (await bed.cloud.get_image(image_id)).stores == {"file"}
+    # And the image can be copied there again
+    assert (await copied(bed, image_id, STORE)).stores == {"file", STORE}
+
+
+async def test_a_volume_carries_its_metadata_from_the_first_moment(bed: Bed) -> None:
+    image_id = await bed.upload()
+    name = f"warm-{image_id}"
+    volume = await bed.cloud.create_volume(new_volume(image_id, name))
+    assert volume.status == "creating"
+    assert volume.metadata["glance_image_id"] == image_id
+    assert [one.id for one in await bed.cloud.find_volumes(name)] == [volume.id]
+    assert await bed.cloud.find_volumes(name[:-1]) == ()
+    assert volume.id in [one.id async for one in bed.cloud.list_volumes()]
+    with pytest.raises(Conflict):
+        await bed.cloud.delete_volume(volume.id)
+    ready = await available(bed, volume.id)
+    assert ready.host
+    assert "readonly" not in ready.metadata
+    await bed.cloud.set_readonly(volume.id)
+    assert (await bed.cloud.get_volume(volume.id)).metadata["readonly"] == "True"
+    await bed.cloud.delete_volume(volume.id)
+    await gone(bed, volume.id)
+
+
+async def test_volumes_of_a_name_come_oldest_first(bed: Bed) -> None:
+    image_id = await bed.upload()
+    name = f"image-{image_id}"
+    first = await bed.cloud.create_volume(new_volume(image_id, name))
+    await asyncio.sleep(1.1)
+    second = await bed.cloud.create_volume(new_volume(image_id, name))
+    found = await bed.cloud.find_volumes(name)
+    assert [volume.id for volume in found] == [first.id, second.id]
+    assert found[0].created_at < found[1].created_at
+    for volume in found:
+        await available(bed, volume.id)
+        await bed.cloud.delete_volume(volume.id)
+        await gone(bed, volume.id)
+
+
+async def test_a_location_is_refused_where_locations_are_hidden(bed: Bed) -> None:
+    image_id = await bed.upload()
+    with pytest.raises((Conflict, Blocked)):
+        await bed.cloud.add_location(image_id, f"cinder://{STORE}/{NOBODY}")
+    assert (await bed.cloud.get_image(image_id)).stores == {"file"}

@@ -1,0 +1,140 @@
+"""A real `image-volume-worker run` in a process of its own, with a configuration of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client.parser import text_string_to_metric_families
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def configuration(groups: Mapping[str, Mapping[str, object]]) -> str:
+    """A configuration file."""
+    return "\n".join(
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in options.items())
+        for group, options in groups.items()
+    )
+
+
+class WorkerProcess:
+    """One worker; `start` and `kill` as often as one likes."""
+
+    def __init__(self, folder: Path, groups: Mapping[str, Mapping[str, object]], *, clouds: Path | None = None) -> None:
+        self.port = free_port()
+        self.log = folder / f"worker-{self.port}.log"
+        self.config_path = folder / f"worker-{self.port}.conf"
+        self.config_path.write_text(configuration({**groups, "probes": {"bind": f"127.0.0.1:{self.port}"}}))
+        self._environment = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
+        if clouds:
+            self._environment["OS_CLIENT_CONFIG_FILE"] = str(clouds)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> WorkerProcess:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def run(self, *words: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
+        """One command with this configuration, to its end."""
+        return subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "worker", "--config-file", str(self.config_path), *words],
+            env=self._environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def start(self) -> None:
+        """Start the daemon; it need not be ready when this returns."""
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-m", "worker", "--config-file", str(self.config_path), "run"],
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+            )
+
+    def kill(self) -> None:
+        """Kill it with -9 if it runs."""
+        if self._process:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def stop(self, *, within: float = 60.0) -> int:
+        """Ask it to stop and give its exit status."""
+        assert self._process
+        self._process.send_signal(signal.SIGTERM)
+        status = self._process.wait(timeout=within)
+        self._process = None
+        return status
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process
+        self._process.send_signal(number)
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def probe(self, path: str) -> tuple[int, dict[str, Any]]:
+        """Status and JSON of a probe; 0 when nobody answers."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:  # noqa: S310
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+        except OSError:
+            return 0, {}
+
+    def wait_ready(self, *, within: float = 120.0) -> None:
+        """Return when /readyz says 200."""
+        until = time.monotonic() + within
+        answer: tuple[int, dict[str, Any]] = (0, {})
+        while time.monotonic() < until:
+            answer = self.probe("/readyz")
+            if answer[0] == 200:
+                return
+            assert self.running, self.log.read_text()[-3000:]
+            time.sleep(0.1)
+        raise TimeoutError(f"not ready: {answer}; {self.log.read_text()[-3000:]}")
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of a metric's samples that have these labels."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:  # noqa: S310
+            text = answer.read().decode()
+        return sum(
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+            if sample.name == f"image_volume_worker_{name}"
+            and all(sample.labels.get(key) == value for key, value in labels.items())
+        )
+
+    def events(self, word: str) -> list[dict[str, Any]]:
+        """The log lines with this word."""
+        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return [line for line in lines if line.get("event") == word]

@@ -1,0 +1,48 @@
+"""`doctor`: checks everything that a worker needs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from cliff.lister import Lister
+
+from worker import doctor
+from worker.cli import Worker
+from worker.daemon import build_cloud
+from worker.doctor import Check
+from worker.metrics import Metrics
+from worker.settings import Settings
+
+FAILED = 3
+
+
+class Doctor(Lister):
+    """Check configuration, brokers, login, roles, Glance, Cinder and targets; exit status 3 if anything fails."""
+
+    app: Worker
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        super().__init__(*args, **kwargs)
+        self._checks: list[Check] = []
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:  # noqa: ARG002
+        """The table of checks."""
+        settings = self.app.read_settings()
+        self._checks = [Check("configuration", "ok", f"{len(settings.targets)} targets"), *doctor.brokers(settings)]
+        self._checks += asyncio.run(_cloud(settings))
+        rows = [(check.name, check.verdict, check.detail, check.advice) for check in self._checks]
+        return ("Check", "Result", "Detail", "What to do"), rows
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """The exit status, once the table is shown."""
+        super().run(parsed_args)
+        return FAILED if any(check.verdict == "fail" for check in self._checks) else 0
+
+
+async def _cloud(settings: Settings) -> list[Check]:
+    cloud = build_cloud(settings, Metrics())
+    try:
+        return [check async for check in doctor.cloud(cloud, settings)]
+    finally:
+        cloud.close()

@@ -1,0 +1,131 @@
+"""Doctor: does everything that a worker needs work? Each check reads, or declares nothing that is not ours."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from handlers import target_store
+from worker.broker import look
+from worker.cloud import Store
+from worker.errors import Blocked, Malformed, NotFound, Temporary
+from worker.sdk import OpenStackCloud
+from worker.settings import Settings
+from worker.target import Target
+
+Verdict = Literal["ok", "warn", "fail"]
+ROLES = ("admin", "service")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was looked at, how it is, and what to do about it ("" when nothing)."""
+
+    name: str
+    verdict: Verdict
+    detail: str
+    advice: str = ""
+
+
+def brokers(settings: Settings) -> Iterator[Check]:
+    """Each broker: does it answer, are the services' exchanges there? Blocks."""
+    for number, url in enumerate(settings.transport_urls):
+        name = f"notifications {number}"
+        if settings.driver != "rabbit":
+            yield Check(name, "warn", f"driver {settings.driver}", "only RabbitMQ can be looked at; see /readyz")
+            continue
+        seen = look(url, exchanges=settings.exchanges)
+        if seen.problem:
+            yield Check(name, "fail", f"{seen.broker}: {seen.problem}", "check the URL, the user's rights, the network")
+        elif not seen.exchanges:
+            yield Check(
+                name,
+                "warn",
+                f"{seen.broker}: none of the exchanges {', '.join(settings.exchanges)} is there yet",
+                "set driver = messagingv2 in [oslo_messaging_notifications] of Glance and Cinder; the exchange appears "
+                "with the first notification",
+            )
+        else:
+            yield Check(name, "ok", f"{seen.broker}: exchanges {', '.join(seen.exchanges)}")
+    if settings.work_url == "memory://":
+        yield Check(
+            "lanes", "warn", "in memory", "fine for one process; set [work] url to share the work and to survive restarts"
+        )
+        return
+    seen = look(settings.work_url, exchanges=())
+    if seen.problem:
+        yield Check("lanes", "fail", f"{seen.broker}: {seen.problem}", "the user needs configure, write and read there")
+    else:
+        yield Check("lanes", "ok", str(seen.broker))
+
+
+async def cloud(cloud: OpenStackCloud, settings: Settings) -> AsyncIterator[Check]:
+    """Login, roles, Glance, Cinder, and each target."""
+    try:
+        identity = await cloud.identity()
+    except (Temporary, Blocked) as error:
+        yield Check("login", "fail", str(error), "check [cloud] name, clouds.yaml and that Keystone answers")
+        return
+    yield Check("login", "ok", f"project {identity.project_id} owns the Image-Volumes")
+    if lacking := [role for role in ROLES if role not in identity.roles]:
+        yield Check("roles", "fail", f"lacks {', '.join(lacking)}", "grant them to the user in the internal project")
+    else:
+        yield Check("roles", "ok", ", ".join(sorted(identity.roles & set(ROLES))))
+    stores: tuple[Store, ...] = ()
+    try:
+        stores = await cloud.list_stores()
+        yield Check("glance", "ok", f"stores {', '.join(store.id for store in stores) or '(no multi-store)'}")
+        methods = await cloud.import_methods()
+        if "copy-image" in methods:
+            yield Check("copy-image", "ok", f"import methods {', '.join(sorted(methods))}")
+        else:
+            yield Check(
+                "copy-image",
+                "warn",
+                f"import methods {', '.join(sorted(methods)) or '(none)'}",
+                "strategy store needs it: add copy-image to enabled_import_methods of Glance",
+            )
+    except (Temporary, Blocked, NotFound, Malformed) as error:
+        yield Check("glance", "fail", str(error), "check the catalog's image endpoint and Glance's log")
+    try:
+        types = set((await cloud.list_volume_types()).values())
+        yield Check("cinder", "ok", f"{len(types)} volume types")
+    except (Temporary, Blocked, NotFound, Malformed) as error:
+        yield Check("cinder", "fail", str(error), "check the catalog's block-storage endpoint and Cinder's log")
+        return
+    for target in settings.targets:
+        yield target_check(target, types, stores)
+
+
+def target_check(target: Target, types: set[str], stores: tuple[Store, ...]) -> Check:
+    """Whether the target can be reached the way it is configured. Pure."""
+    name = f"target {target.name}"
+    if target.volume_type not in types:
+        return Check(name, "fail", f"no volume type {target.volume_type}", "openstack volume type list shows what there is")
+    decided = target_store.resolve(target, stores)
+    names = {store.id for store in stores}
+    if decided.strategy in ("store", "location") and decided.glance_store not in names:
+        return Check(
+            name,
+            "fail",
+            f"Glance has no store {decided.glance_store or 'of this volume type'}",
+            f"name one of {', '.join(sorted(names)) or '(none)'} in glance_store, or add it to enabled_backends of Glance",
+        )
+    if decided.strategy == "location":
+        return Check(
+            name,
+            "warn",
+            f"location in store {decided.glance_store}",
+            "needs show_multiple_locations, which shows every reader where data lies (OSSN-0090); prefer store or cache",
+        )
+    if decided.strategy == "cache":
+        return Check(
+            name,
+            "warn" if target.strategy == "auto" else "ok",
+            "cache",
+            "no API tells whether image_volume_cache_enabled is set on this backend; the first image will"
+            if target.strategy == "auto"
+            else "",
+        )
+    return Check(name, "ok", f"store {decided.glance_store}")
