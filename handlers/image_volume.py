@@ -58,7 +58,7 @@ def size_for(image: Image) -> int:
 
 
 def new_volume(image: Image, target: Target, *, name: str) -> NewVolume:
-    """A volume of the image on the target, recognisable from its first moment, should its creator not live to see it."""
+    """A volume of the image on the target, recognisable from its first moment should its creator die."""
     return NewVolume(
         name=name,
         size=size_for(image),

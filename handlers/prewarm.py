@@ -71,7 +71,7 @@ class Prewarm:
             seen = Seen(image=image, now=self._now(), settle=self._policy.settle)
             made = False
             while not isinstance(action := self._plan(seen, target), Finish):
-                seen = await self._act(action, seen, target, watch)
+                seen = await self._act(action, seen, watch)
                 made = made or isinstance(action, strategies.CopyImage | strategies.CreateVolume)
         except NotFound:
             return await self._gone(key.image_id)
@@ -110,7 +110,7 @@ class Prewarm:
             return await release(self._cloud, image_id)
         return Again("something went while it was looked at")
 
-    async def _act(self, action: Action, seen: Seen, target: Target, watch: Watch) -> Seen:
+    async def _act(self, action: Action, seen: Seen, watch: Watch) -> Seen:
         """Do one action and read again what it may have changed."""
         cloud, image_id = self._cloud, seen.image.id
         match action:

@@ -74,6 +74,6 @@ async def release(cloud: Cloud, image_id: str) -> Outcome:
 
 
 def _is_of(volume: Volume, image_id: str) -> bool:
-    """Whether the volume was kept for this image: by us or Glance (metadata), or by Cinder's cache (read-only, no claim)."""
+    """Whether it was kept for this image: by us or Glance (metadata), or by Cinder's cache (read-only, no claim)."""
     claim = volume.metadata.get("glance_image_id")
     return claim == image_id or (claim is None and image_volume.is_readonly(volume))

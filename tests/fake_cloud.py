@@ -1,4 +1,4 @@
-"""Glance and Cinder in memory, as far as handlers see them. tests/contract/test_cloud.py holds it against the real ones."""
+"""Glance and Cinder in memory, as handlers see them; tests/contract/test_cloud.py holds it against the real ones."""
 
 from __future__ import annotations
 
@@ -273,9 +273,7 @@ class FakeCloud:
             metadata["readonly"] = "True"
             self.volumes[volume.id] = replace(volume, status="available", metadata=metadata)
             self._locate(image_id, store, volume.id)
-            self.touch(
-                image_id, importing=image.importing - {store}, stores=(image.stores or frozenset()) | {store}
-            )
+            self.touch(image_id, importing=image.importing - {store}, stores=(image.stores or frozenset()) | {store})
             self.announce("image.upload", image_id)
         if image_id in self.images:
             self.touch(image_id, import_locked=False)

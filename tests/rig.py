@@ -45,9 +45,7 @@ class Rig:
         self.cloud = cloud
         self.metrics = Metrics()
         self.gaps: list[str] = []
-        parts = Parts(
-            cloud=cloud, targets=tuple(targets), policy=policy or Policy(settle=0.05), now=time.time
-        )
+        parts = Parts(cloud=cloud, targets=tuple(targets), policy=policy or Policy(settle=0.05), now=time.time)
         self.prewarm = Prewarm(parts)
         self.reclaim = Reclaim(parts)
         self.handlers: dict[str, Handler] = {"prewarm": self.prewarm, "reclaim": self.reclaim}
@@ -59,12 +57,8 @@ class Rig:
             backoff=Backoff(shortest=0.02, longest=0.1),
             metrics=self.metrics,
         )
-        router = Router(
-            handlers=self.handlers.values(), metrics=self.metrics, times=VolumeTimes(metrics=self.metrics)
-        )
-        self.dispatcher = Dispatcher(
-            router=router, runner=self.runner, lanes=self.lanes, on_gap=self.gaps.append
-        )
+        router = Router(handlers=self.handlers.values(), metrics=self.metrics, times=VolumeTimes(metrics=self.metrics))
+        self.dispatcher = Dispatcher(router=router, runner=self.runner, lanes=self.lanes, on_gap=self.gaps.append)
         self._hearing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Rig:
@@ -94,7 +88,7 @@ class Rig:
             calm = 0
             while calm < 3:
                 await asyncio.sleep(0.01)
-                busy = self._hearing or self.cloud.tasks or not self.runner.idle or self.runner.appointments
+                busy = self._hearing or self.cloud.tasks or not self.runner.idle or self.runner.due()
                 depths = self.lanes.depths()
                 calm = 0 if busy or sum(depths.values()) - depths["dead"] else calm + 1
 

@@ -56,7 +56,7 @@ class WorkerProcess:
 
     def run(self, *words: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
         """One command with this configuration, to its end."""
-        return subprocess.run(  # noqa: S603
+        return subprocess.run(
             [sys.executable, "-m", "worker", "--config-file", str(self.config_path), *words],
             env=self._environment,
             capture_output=True,
@@ -68,7 +68,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Start the daemon; it need not be ready when this returns."""
         with self.log.open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603
+            self._process = subprocess.Popen(
                 [sys.executable, "-m", "worker", "--config-file", str(self.config_path), "run"],
                 env=self._environment,
                 stdout=log,
@@ -103,7 +103,7 @@ class WorkerProcess:
     def probe(self, path: str) -> tuple[int, dict[str, Any]]:
         """Status and JSON of a probe; 0 when nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
@@ -124,7 +124,7 @@ class WorkerProcess:
 
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:  # noqa: S310
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=10) as answer:
             text = answer.read().decode()
         return sum(
             sample.value

@@ -1,4 +1,4 @@
-"""The cloud as handlers see it: values, and the verbs they may use. Implemented by `worker.sdk` and by the tests' fake."""
+"""The cloud as handlers see it: values, and the verbs they may use; `worker.sdk` implements them."""
 
 from __future__ import annotations
 

@@ -50,7 +50,10 @@ def brokers(settings: Settings) -> Iterator[Check]:
             yield Check(name, "ok", f"{seen.broker}: exchanges {', '.join(seen.exchanges)}")
     if settings.work_url == "memory://":
         yield Check(
-            "lanes", "warn", "in memory", "fine for one process; set [work] url to share the work and to survive restarts"
+            "lanes",
+            "warn",
+            "in memory",
+            "fine for one process; set [work] url to share the work and to survive restarts",
         )
         return
     seen = look(settings.work_url, exchanges=())
@@ -102,7 +105,9 @@ def target_check(target: Target, types: set[str], stores: tuple[Store, ...]) -> 
     """Whether the target can be reached the way it is configured. Pure."""
     name = f"target {target.name}"
     if target.volume_type not in types:
-        return Check(name, "fail", f"no volume type {target.volume_type}", "openstack volume type list shows what there is")
+        return Check(
+            name, "fail", f"no volume type {target.volume_type}", "openstack volume type list shows what there is"
+        )
     decided = target_store.resolve(target, stores)
     names = {store.id for store in stores}
     if decided.strategy in ("store", "location") and decided.glance_store not in names:
@@ -110,14 +115,14 @@ def target_check(target: Target, types: set[str], stores: tuple[Store, ...]) -> 
             name,
             "fail",
             f"Glance has no store {decided.glance_store or 'of this volume type'}",
-            f"name one of {', '.join(sorted(names)) or '(none)'} in glance_store, or add it to enabled_backends of Glance",
+            f"name one of {', '.join(sorted(names)) or '(none)'} in glance_store, or add it to enabled_backends",
         )
     if decided.strategy == "location":
         return Check(
             name,
             "warn",
             f"location in store {decided.glance_store}",
-            "needs show_multiple_locations, which shows every reader where data lies (OSSN-0090); prefer store or cache",
+            "needs show_multiple_locations, which shows every reader where data lies (OSSN-0090)",
         )
     if decided.strategy == "cache":
         return Check(

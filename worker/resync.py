@@ -55,6 +55,7 @@ async def compare(
             for missing in handler.incomplete(image_id, None, left):
                 yield missing
 
+
 def job_of(missing: Missing, *, cause: str = RESYNC) -> Job:
     """The job for something that a resync found missing."""
     return Job(key=missing.key, cause=cause, first_at=time.time(), reason=missing.why)

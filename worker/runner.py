@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 import traceback
 from collections import deque
@@ -31,8 +32,8 @@ class Limits:
     """How long things may take and how often they may fail; times in seconds.
 
     `job` bounds one try of a job; `hold` for how long a delivery is held before it goes back into its lane; `poll_min`
-    and `poll_max` bound the polls of a job that waits; `drain` what is left to jobs in progress when the process is told
-    to stop; `park_retry_after` for how long a parked key is left alone.
+    and `poll_max` bound the polls of a job that waits; `drain` is what jobs in progress have left when the process is
+    told to stop; `park_retry_after` for how long a parked key is left alone.
     """
 
     max_attempts: int = 20
@@ -122,11 +123,10 @@ class Runner:
         """Whether nothing is waiting here or being worked on."""
         return not self._entries
 
-    @property
-    def appointments(self) -> int:
-        """How many keys are due for another look later."""
+    def due(self, *, within: float = math.inf) -> int:
+        """How many keys are due for another look between now and `within` seconds from now."""
         now = time.time()
-        return sum(due > now for due in self._appointments.values())
+        return sum(now < due <= now + within for due in self._appointments.values())
 
     def deliver(self, delivery: Delivery) -> None:
         """Take a job from its lane; it joins a job of the same key that is here already."""
@@ -154,7 +154,7 @@ class Runner:
         self._start(lane)
 
     def poke(self, job: Job) -> bool:
-        """Whether the key is looked at again anyway, here and without this job; else the job has to go into its lane."""
+        """Whether the key is looked at again here anyway; if not, the job has to go into its lane."""
         if entry := self._entries.get(job.key):
             entry.poked.set()
             return True

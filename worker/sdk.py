@@ -30,10 +30,10 @@ from worker.retry import reading
 PAGE = 1000
 PATCH_TYPE = "application/openstack-images-v2.1-json-patch"
 # Fields of every image that are no properties of its own; a hash and two links a listed image would be a third of it
-BASE = frozenset(
-    "id name status owner disk_format container_format visibility created_at updated_at checksum os_hash_algo "
-    "os_hash_value self file schema stores direct_url".split()
-)
+BASE = frozenset({
+    "id", "name", "status", "owner", "disk_format", "container_format", "visibility", "created_at", "updated_at",
+    "checksum", "os_hash_algo", "os_hash_value", "self", "file", "schema", "stores", "direct_url",
+})  # fmt: skip
 T = TypeVar("T")
 
 
@@ -92,7 +92,7 @@ class OpenStackCloud:
             session = self._connection.session
             # connect() has made sure that it is a plugin of Keystone's
             access = cast("BaseIdentityPlugin", session.auth).get_access(session)
-            return Identity(project_id=access.project_id or "", roles=frozenset(access.role_names))
+            return Identity(project_id=access.project_id or "", roles=frozenset(access.role_names or ()))
 
         return await self._retried("keystone", lambda: self._guarded("keystone", "POST", ask))
 
@@ -220,7 +220,7 @@ class OpenStackCloud:
         content_type: str = "application/json",
         certain: str = "",
     ) -> Any:
-        """The answer's JSON. `certain` is text that a 404 must hold to be believed: not every 404 is the service's own."""
+        """The answer's JSON. `certain` is text that a 404 must hold to be believed: a proxy has its own."""
 
         def ask() -> Any:
             proxy = self._connection.image if service == "image" else self._connection.block_storage

@@ -1,4 +1,4 @@
-"""Configuration: the options, and what they come to as values. All faults are told at once, before anything is touched."""
+"""Configuration: the options, and what they come to as values. All faults are told at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-from oslo_config import cfg
+from oslo_config import cfg, types
 
 from worker.broker import parse
 from worker.errors import Misconfigured
@@ -32,7 +32,7 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
         cfg.ListOpt(
             "transport_urls",
             default=[],
-            item_type=cfg.types.String(),
+            item_type=types.String(),
             sample_default="rabbit://openstack:PASSWORD@rabbit-1:5672/",
             secret=True,
             help="Brokers that Glance and Cinder publish to, as oslo.messaging URLs, split by spaces or semicolons if "
@@ -86,8 +86,8 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             default=900.0,
             min=10.0,
             max=1500.0,
-            help="Seconds that a job is held while a volume is made, before it goes back into its lane. RabbitMQ closes "
-            "a channel that holds a delivery for 30 minutes.",
+            help="Seconds that a job is held while a volume is made, before it goes back into its lane. RabbitMQ "
+            "closes a channel that holds a delivery for 30 minutes.",
         ),
         cfg.FloatOpt("drain_timeout", default=30.0, min=0.0, help="Seconds for jobs in progress to end after SIGTERM."),
         cfg.FloatOpt(
@@ -114,7 +114,7 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
         cfg.ListOpt(
             "visibilities",
             default=["public", "community", "shared", "private"],
-            item_type=cfg.types.String(choices=["public", "community", "shared", "private"]),
+            item_type=types.String(choices=["public", "community", "shared", "private"]),
             help="Visibilities of images that are kept warm.",
         ),
         cfg.ListOpt("projects", default=[], help="Ids of the projects whose images are kept warm; empty for all."),
@@ -338,9 +338,11 @@ def _targets(conf: cfg.ConfigOpts, faults: list[str]) -> Iterator[Target]:
         if target.strategy == "location" and not target.glance_store:
             faults.append(f"[{group}] glance_store is missing: strategy location needs it")
         yield target
-    for section in _sections(conf):
-        if section.startswith("target:") and section.removeprefix("target:") not in names:
-            faults.append(f"[{section}] is not named in [prewarm] targets")
+    faults += (
+        f"[{section}] is not named in [prewarm] targets"
+        for section in sorted(_sections(conf))
+        if section.startswith("target:") and section.removeprefix("target:") not in names
+    )
 
 
 def _sections(conf: cfg.ConfigOpts) -> set[str]:

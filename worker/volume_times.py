@@ -14,7 +14,7 @@ KEEP = 10_000
 
 
 class VolumeTimes:
-    """Pairs volume.create.start with volume.create.end; an image.send in between means that the image was downloaded."""
+    """Pairs volume.create.start with .end; an image.send in between means that the image was downloaded."""
 
     def __init__(self, *, metrics: Metrics) -> None:
         self._metrics = metrics

@@ -1,4 +1,4 @@
-"""Strategies: how an Image-Volume gets onto a target. Each is a pure plan over what was seen: one next action, as a value."""
+"""Strategies: how an Image-Volume gets onto a target. Each is a pure plan: from what was seen to one next action."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ class Seen:
 
     `volumes` are those of the internal project named like its Image-Volume, `warming` the throw-away ones, oldest
     first; `gone` are volumes that locations point to and that are not there; `imported` whether this very run has asked
-    Glance to copy, `refused` whether Glance would not because another import holds the image, `failed` why something it made came to nothing, `looks` how often it waited for a cache entry.
+    Glance to copy, `refused` whether Glance would not because another import holds the image, `failed` why something it
+    made came to nothing, `looks` how often it waited for a cache entry.
     `settle` is for how many seconds an image must be unchanged to count as quiet.
     """
 

@@ -32,7 +32,7 @@ NO_CACHE = "Cinder made no entry in its image-volume cache; is image_volume_cach
 
 
 def entry_of(volumes: tuple[Volume, ...], target: Target, *, host: str = "") -> Volume | None:
-    """Cinder's cache entry on the target: by our tag, by the host it must be on, or by type. Never a location of Glance."""
+    """Cinder's cache entry on the target: by our tag, the host it must be on, or type. Never a location of Glance."""
     entries = [
         volume
         for volume in volumes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,11 +36,14 @@ def connect(name: str) -> Connection:
     return openstack.connect(cloud=name)
 
 
-def data(mebibytes: int) -> Path:
-    """A file of so much random data, made once: zeros would be copied in no time."""
-    path = HOME / f"random-{mebibytes}.raw"
-    if not path.exists():
-        half = path.with_suffix(".part")
+def data(mebibytes: int, disk_format: str = "raw") -> Path:
+    """A file of so much random data, made once; zeros would be copied in no time, and Glance checks the format."""
+    path = HOME / f"random-{mebibytes}.{disk_format}"
+    half = path.with_suffix(".part")
+    if not path.exists() and disk_format != "raw":
+        subprocess.run(["qemu-img", "convert", "-O", disk_format, data(mebibytes), half], check=True)
+        half.rename(path)
+    elif not path.exists():
         with half.open("wb") as file:
             for _ in range(mebibytes):
                 file.write(os.urandom(MIB))
@@ -62,7 +66,7 @@ class Person:
         """The id of a new image, raw/bare unless said otherwise, active once this returns."""
         body = {"name": name, "disk_format": "raw", "container_format": "bare", "visibility": visibility} | fields
         image_id = self._checked(self.connection.image.post("/images", json=body)).json()["id"]
-        with data(mebibytes).open("rb") as file:
+        with data(mebibytes, body["disk_format"]).open("rb") as file:
             headers = {"Content-Type": "application/octet-stream"}
             self._checked(self.connection.image.put(f"/images/{image_id}/file", data=file, headers=headers))
         return str(image_id)
@@ -106,7 +110,9 @@ class Person:
 
     def volumes(self) -> list[dict[str, Any]]:
         """All volumes of the user's project, with details."""
-        answer: list[dict[str, Any]] = self._checked(self.connection.block_storage.get("/volumes/detail")).json()["volumes"]
+        answer: list[dict[str, Any]] = self._checked(self.connection.block_storage.get("/volumes/detail")).json()[
+            "volumes"
+        ]
         return answer
 
     @contextmanager
@@ -136,7 +142,7 @@ class Person:
 
 
 def _says_clone(request_id: str, offset: int) -> bool:
-    """Whether Cinder's log says that this request was served by cloning an Image-Volume, its cache's or a location's."""
+    """Whether Cinder's log says that this request was served by a clone, of a location or of its cache."""
     with CINDER_LOG.open("rb") as log:
         log.seek(offset)
         lines = [line for line in log.read().decode(errors="replace").splitlines() if request_id in line]

@@ -35,7 +35,7 @@ class RabbitMQ:
         self._password = secrets.token_hex(8)
         self._mapper: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
-        self.port, self._mapper_port, self._node_port = _free_ports(3)
+        self.port, self._mapper_port, self._node_port = free_ports(3)
         self._folder.mkdir(parents=True, exist_ok=True)
         (self._folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.local = 127.0.0.1:{self.port}\n"
@@ -202,7 +202,8 @@ class RabbitMQ:
         }
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nobody listens on at the moment."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:

@@ -23,7 +23,7 @@ URL = f"rabbit://openstack:{PASSWORD}@127.0.0.1:5672/"
 
 def devcloud(*words: str) -> str:
     """Run scripts/devcloud; what it printed."""
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [str(ROOT / "scripts" / "devcloud"), *words], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -120,7 +120,7 @@ def of_image(operator: Person, image_id: str) -> list[dict[str, Any]]:
 
 
 def is_warm(operator: Person, alice: Person, image_id: str, *, locations: bool = True) -> bool:
-    """Whether there is exactly one usable Image-Volume a target, with all that Cinder needs to clone it for everyone."""
+    """Whether there is exactly one Image-Volume a target, with all that Cinder needs to clone it for everyone."""
     volumes = of_image(operator, image_id)
     image = alice.show(image_id)
     good = [

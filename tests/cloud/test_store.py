@@ -1,4 +1,4 @@
-"""The main job on real services: Glance copies new images into its cinder stores, and everybody's volumes are clones."""
+"""The main job on real services: Glance copies new images into its cinder stores, and volumes of them are clones."""
 
 from __future__ import annotations
 
@@ -118,9 +118,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_state(
     assert process.stop() == 0
 
 
-def test_told_to_stop_in_the_middle_it_drains(
-    worker: Worker, images: Images, alice: Person, operator: Person
-) -> None:
+def test_told_to_stop_in_the_middle_it_drains(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
     process = worker(groups(work=LANES))
     process.start()
     process.wait_ready()

@@ -83,7 +83,9 @@ async def copied(bed: Bed, image_id: str, *stores: str) -> Image:
 
 
 def new_volume(image_id: str, name: str, *, volume_type: str = TYPE) -> NewVolume:
-    return NewVolume(name=name, size=1, volume_type=volume_type, image_id=image_id, metadata={"glance_image_id": image_id})
+    return NewVolume(
+        name=name, size=1, volume_type=volume_type, image_id=image_id, metadata={"glance_image_id": image_id}
+    )
 
 
 async def available(bed: Bed, volume_id: str) -> Volume:

@@ -231,7 +231,7 @@ async def test_bytes_that_are_no_job_become_a_dead_letter(rabbitmq: RabbitMQ, la
     made = RabbitLanes(url=rabbitmq.url, queue=QUEUE)
     await made.open({lane: 1}, hands)
     await made.publish(jobs(lane, 1))
-    bad = (b"{", b"\xff\xfe", b'{"key":["a"]}')
+    bad = (b"{", b"", b"\xff\xfe", b'{"key":["a"]}')
     rabbitmq.publish(*bad, routing_key=f"{QUEUE}.{lane}")
     await made.publish(jobs(lane, 1, first=1))
     await hands.have(1)

@@ -68,7 +68,7 @@ def check_warm(cloud: FakeCloud, image_id: str, strategy: str) -> None:
 
 
 def strategy_of(rig: Rig) -> str:
-    return next(iter(rig.prewarm._targets.values())).strategy  # noqa: SLF001
+    return next(iter(rig.prewarm._targets.values())).strategy
 
 
 async def test_a_notification_is_enough(rig: Rig, cloud: FakeCloud) -> None:
@@ -103,7 +103,9 @@ async def test_making_one_image_volume_costs_eight_calls_and_polls(rig: Rig, clo
     cloud.calls.clear()
     reads_before_the_first_write = 4
     assert isinstance(await rig.run(image.id), Done)
-    polls = max(0, cloud.calls.pop("get_image") - reads_before_the_first_write) + max(0, cloud.calls.pop("get_volume", 0) - 1)
+    polls = max(0, cloud.calls.pop("get_image") - reads_before_the_first_write) + max(
+        0, cloud.calls.pop("get_volume", 0) - 1
+    )
     assert polls >= 0
     assert cloud.calls.total() + reads_before_the_first_write + 1 <= 12
 
@@ -132,7 +134,9 @@ async def test_notifications_doubled_late_and_reordered_make_one(rig: Rig, cloud
         ({"owner": "mallory"}, "exclude_projects"),
     ],
 )
-async def test_what_is_not_wanted_is_left_alone_with_the_reason(cloud: FakeCloud, changes: dict[str, str], why: str) -> None:
+async def test_what_is_not_wanted_is_left_alone_with_the_reason(
+    cloud: FakeCloud, changes: dict[str, str], why: str
+) -> None:
     async with Rig(cloud, policy=Policy(exclude_projects=frozenset({"mallory"}))) as rig:
         image = cloud.upload(**changes)
         outcome = await rig.run(image.id)
@@ -142,7 +146,9 @@ async def test_what_is_not_wanted_is_left_alone_with_the_reason(cloud: FakeCloud
         assert await rig.resync() == []
 
 
-@pytest.mark.parametrize("verb", ["create_volume", "copy_image", "add_location", "set_metadata", "set_readonly", "delete_volume"])
+@pytest.mark.parametrize(
+    "verb", ["create_volume", "copy_image", "add_location", "set_metadata", "set_readonly", "delete_volume"]
+)
 @pytest.mark.parametrize("done", [False, True], ids=["not done", "done, answer lost"])
 async def test_a_write_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, verb: str, done: bool) -> None:
     cloud.emit = rig.hear

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from typing import Any
 
 from cliff.lister import Lister
 
@@ -21,16 +22,13 @@ class Doctor(Lister):
     """Check configuration, brokers, login, roles, Glance, Cinder and targets; exit status 3 if anything fails."""
 
     app: Worker
+    _checks: tuple[Check, ...] = ()
 
-    def __init__(self, *args: object, **kwargs: object) -> None:
-        super().__init__(*args, **kwargs)
-        self._checks: list[Check] = []
-
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:  # noqa: ARG002
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:  # noqa: ARG002
         """The table of checks."""
         settings = self.app.read_settings()
-        self._checks = [Check("configuration", "ok", f"{len(settings.targets)} targets"), *doctor.brokers(settings)]
-        self._checks += asyncio.run(_cloud(settings))
+        configured = Check("configuration", "ok", f"{len(settings.targets)} targets")
+        self._checks = (configured, *doctor.brokers(settings), *asyncio.run(_cloud(settings)))
         rows = [(check.name, check.verdict, check.detail, check.advice) for check in self._checks]
         return ("Check", "Result", "Detail", "What to do"), rows
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+from typing import Any
 
 from cliff.lister import Lister
 
@@ -20,12 +21,15 @@ from worker.resync import Census, compare, job_of
 from worker.runner import Runner
 from worker.settings import Settings
 
+# Seconds that this command waits for another try of a job at the most
+PATIENCE = 60.0
+
 
 class Resync(Lister):
     """Compare Glance and Cinder once, show what is missing, and have it done.
 
-    With lanes on RabbitMQ the jobs go to the workers that run; with memory:// this command does the work itself and ends
-    when it is done.
+    With lanes on RabbitMQ the jobs go to the workers that run; with memory:// this command does the work itself, and
+    ends when it is done.
     """
 
     app: Worker
@@ -36,7 +40,7 @@ class Resync(Lister):
         parser.add_argument("--dry-run", action="store_true", help="Only show what is missing.")
         return parser
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table of what is missing."""
         settings = self.app.read_settings()
         found = asyncio.run(_resync(settings, dry_run=parsed_args.dry_run))
@@ -65,9 +69,17 @@ async def _resync(settings: Settings, *, dry_run: bool) -> list[Missing]:
                     await lanes.publish(job_of(missing, cause=OPERATOR) for missing in found)
             except TimeoutError as error:
                 raise Temporary(f"the lanes' broker is away: {lanes.problem()}") from error
-            while isinstance(lanes, MemoryLanes) and not (runner.idle and sum(lanes.depths().values()) == 0):
-                await asyncio.sleep(0.2)
+            if isinstance(lanes, MemoryLanes):
+                await _all_settled(runner, lanes)
             await lanes.close()
         return found
     finally:
         cloud.close()
+
+
+async def _all_settled(runner: Runner, lanes: MemoryLanes) -> None:
+    """Return when all jobs are done; Temporary once those that are left keep failing."""
+    while not runner.idle or any(lanes.depths().get(lane) for lane in runner.lanes) or runner.due(within=PATIENCE):
+        await asyncio.sleep(0.2)
+    if failing := runner.due() + len(lanes.dead_letters()):
+        raise Temporary(f"{failing} jobs keep failing; the warnings above say why")

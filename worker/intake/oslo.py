@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
@@ -12,12 +13,16 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
-import oslo_messaging
 import structlog
 from oslo_config import cfg
 
 from worker.errors import Misconfigured
 from worker.intake import Sink
+
+with warnings.catch_warnings():
+    # oslo.service imports eventlet, which warns of itself; nothing here runs on it.
+    warnings.simplefilter("ignore")
+    import oslo_messaging
 
 log = structlog.get_logger(__name__)
 

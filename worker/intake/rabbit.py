@@ -183,7 +183,8 @@ class _Feed:
         return self._offer is None
 
     def _receive(self, message: Any) -> None:
-        routed = self._sink.route(message.body)
+        # py-amqp has "" for an empty body
+        routed = self._sink.route(message.body or b"")
         if routed.jobs or routed.letter is not None:
             self._routed.append(routed)
         self._newest = message.delivery_tag

@@ -192,11 +192,13 @@ class Consumer:
             self._acks.append((lane, channel, tag))
             self._link.wake()
 
+        # py-amqp has "" for an empty body
+        body: bytes = message.body or b""
         try:
-            job = Job.from_bytes(message.body)
+            job = Job.from_bytes(body)
         except Malformed as error:
             log.warning("lane_message_malformed", lane=lane.name, reason=str(error))
-            letter = DeadLetter(lane=lane.name, reason=str(error), last_at=time.time(), body=bytes(message.body))
+            letter = DeadLetter(lane=lane.name, reason=str(error), last_at=time.time(), body=body)
             self._bury(letter, ack)
         else:
             self._deliver(RabbitDelivery(job, ack))

@@ -1,0 +1,86 @@
+"""The story of the README, on the devcloud: an image becomes warm by itself, and another project's volume is a clone.
+
+usage: story.py METRICS_URL
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+import urllib.request
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from scripts.cloud.people import Person, data
+
+TARGETS = ("local-1", "local-2")
+SIZE = 1024
+PATIENCE = 600.0
+SHOWN = (
+    "notifications_total",
+    "jobs_total",
+    "image_volumes",
+    "volume_create_seconds_sum",
+    "volume_create_seconds_count",
+)
+
+
+def main(metrics: str) -> int:
+    """Tell it, with the times that were measured; 1 if it did not come true."""
+    alice, bob, operator = Person("alice"), Person("bob"), Person("operator")
+    data(SIZE)
+    cold = alice.image("quickstart-cold", mebibytes=SIZE, image_volume_prewarm="no")
+    print(f"alice has uploaded an image of {SIZE // 1024} GiB that says image_volume_prewarm=no, for comparison")
+    warm = alice.image("quickstart-warm", mebibytes=SIZE)
+    active = time.monotonic()
+    print("and another one. Nobody asks for anything; the worker hears of it and has it copied ...", flush=True)
+    for target in TARGETS:
+        until_warm(operator, warm, target)
+        print(
+            f"  an Image-Volume on {target} is there {time.monotonic() - active:.1f} s after the image was active",
+            flush=True,
+        )
+    good = True
+    print("bob, of another project, makes a volume from each on each backend:")
+    for target in TARGETS:
+        with bob.temporary_volume(cold, target) as slow:
+            pass
+        with bob.temporary_volume(warm, target) as fast:
+            pass
+        good = good and fast.cloned and not slow.cloned
+        print(
+            f"  {target}: not warm {slow.seconds:.1f} s ({how(slow.cloned)}), "
+            f"warm {fast.seconds:.1f} s ({how(fast.cloned)}): {slow.seconds / fast.seconds:.1f} times as fast",
+            flush=True,
+        )
+    print("The worker's own metrics say:")
+    with urllib.request.urlopen(metrics) as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+        for sample in (sample for family in families for sample in family.samples):
+            if sample.name.removeprefix("image_volume_worker_") in SHOWN and sample.value:
+                labels = ", ".join(f"{name}={value}" for name, value in sample.labels.items() if value)
+                print(f"  {sample.name} {{{labels}}} {sample.value:g}")
+    if not good:
+        print("a volume of a warm image was not a clone; see the worker's log", file=sys.stderr)
+    return 0 if good else 1
+
+
+def how(cloned: bool) -> str:
+    """What Cinder's log says that it did."""
+    return "cloned" if cloned else "downloaded"
+
+
+def until_warm(operator: Person, image_id: str, target: str) -> None:
+    """Return when the image has an Image-Volume on the target that Cinder clones for everybody."""
+    deadline = time.monotonic() + PATIENCE
+    while not any(
+        volume["name"] == f"image-{image_id}" and volume["metadata"].get("image_volume_worker") == target
+        for volume in operator.volumes()
+    ):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"the image is not warm on {target}; see the worker's log")
+        time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,138 @@
+"""The intake by oslo.messaging's listener: over its own in-memory transport, and over RabbitMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from oslo_config import cfg
+
+from tests.broker.hands import until
+from tests.broker.sink import RecordingSink
+from worker.errors import Misconfigured
+from worker.intake import Routed
+
+# oslo_messaging from there, as it is imported there without its warnings
+from worker.intake.oslo import OsloIntake, notification, oslo_messaging
+from worker.job import Job, Key
+
+
+class PayloadSink(RecordingSink):
+    """Makes a job of each notification whose payload has an id."""
+
+    def route(self, body: bytes) -> Routed:
+        self.bodies.append(body)
+        image_id = json.loads(body)["payload"].get("id")
+        return Routed(jobs=(Job(key=Key("test", image_id), cause="test", first_at=0.0),)) if image_id else Routed()
+
+
+class Service:
+    """A service that notifies, as Glance and Cinder do it."""
+
+    def __init__(self, *, url: str, exchange: str) -> None:
+        conf = cfg.ConfigOpts()
+        self._transport = oslo_messaging.get_notification_transport(conf, url=url)
+        conf.set_override("control_exchange", exchange)
+        self._notifier = oslo_messaging.Notifier(
+            self._transport, driver="messagingv2", publisher_id="image.host", topics=["notifications"]
+        )
+
+    def notify(self, payload: dict[str, Any], *, priority: str = "info") -> None:
+        getattr(self._notifier, priority)({"auth_token": "hidden"}, "image.update", payload)
+
+    def close(self) -> None:
+        self._transport.cleanup()
+
+
+@pytest.fixture
+def exchange() -> str:
+    return f"oslo-{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(params=["fake", "rabbit"])
+def url(request: pytest.FixtureRequest, exchange: str) -> Iterator[str]:
+    if request.param == "fake":
+        yield "fake://"
+        return
+    broker = request.getfixturevalue("rabbitmq")
+    yield broker.url.replace("amqp://", "rabbit://")
+    broker.delete(*(f"notifications.{priority}" for priority in ("info", "error")), f"pool-{exchange}")
+
+
+@contextlib.asynccontextmanager
+async def running(intake: OsloIntake, sink: RecordingSink) -> Any:
+    """The intake at work."""
+    task = asyncio.create_task(intake.run(sink))
+    try:
+        await until(lambda: intake.problem() is None)
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+    assert intake.problem() is not None
+
+
+async def test_notifications_arrive_without_their_context(url: str, exchange: str) -> None:
+    sink = PayloadSink()
+    intake = OsloIntake(url=url, exchanges=[exchange], pool=f"pool-{exchange}", group=5)
+    async with running(intake, sink):
+        service = Service(url=url, exchange=exchange)
+        for number in range(12):
+            await asyncio.to_thread(service.notify, {"id": str(number)})
+        await asyncio.to_thread(service.notify, {"id": "e"}, priority="error")
+        await asyncio.to_thread(service.notify, {"nothing": "to do"})
+        await until(lambda: sorted(sink.ids) == sorted([*map(str, range(12)), "e"]) and len(sink.bodies) == 14)
+        service.close()
+    assert sink.gaps == ["connected"]
+    fields = [json.loads(body) for body in sink.bodies]
+    assert {each["priority"] for each in fields} == {"INFO", "ERROR"}
+    assert all(each["event_type"] == "image.update" and each["publisher_id"] == "image.host" for each in fields)
+    assert all(each["message_id"] and each["timestamp"] for each in fields)
+    assert b"hidden" not in b"".join(sink.bodies)
+
+
+async def test_what_the_sink_refuses_comes_again(url: str, exchange: str) -> None:
+    sink = PayloadSink()
+    sink.failures = 1
+    async with running(OsloIntake(url=url, exchanges=[exchange], pool=f"pool-{exchange}"), sink):
+        service = Service(url=url, exchange=exchange)
+        await asyncio.to_thread(service.notify, {"id": "1"})
+        await until(lambda: sink.ids == ["1"])
+        service.close()
+    assert len(sink.bodies) == 2
+
+
+async def test_it_does_not_wait_for_ever_for_the_sink(exchange: str) -> None:
+    sink = PayloadSink()
+    sink.open.clear()
+    async with running(OsloIntake(url="fake://", exchanges=[exchange], grace=0.1), sink):
+        service = Service(url="fake://", exchange=exchange)
+        service.notify({"id": "1"})
+        await until(lambda: sink.waiting == 1)
+    await until(lambda: sink.waiting == 0)
+
+
+async def test_a_broker_that_is_not_there_can_be_stopped() -> None:
+    intake = OsloIntake(url="rabbit://worker:hidden@127.0.0.1:1/", exchanges=["glance"])
+    task = asyncio.create_task(intake.run(PayloadSink()))
+    await until(lambda: intake.problem() == "connecting")
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_a_url_without_a_transport_is_refused_without_showing_it() -> None:
+    with pytest.raises(Misconfigured) as refused:
+        await OsloIntake(url="carrier://pigeon:hidden@roof/", exchanges=["glance"]).run(PayloadSink())
+    assert "hidden" not in str(refused.value)
+
+
+def test_a_payload_that_is_not_json_is_told_as_text() -> None:
+    message = {"publisher_id": "p", "event_type": "e", "metadata": {}, "payload": {"when": object}}
+    assert json.loads(notification(message, "info"))["payload"] == {"when": "<class 'object'>"}
