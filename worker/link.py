@@ -14,15 +14,17 @@ from typing import Any, Protocol
 import structlog
 from amqp.exceptions import AMQPError
 
-from worker.broker import HEARTBEAT, IO_TIMEOUT, Broker
+from worker.broker import HEARTBEAT, IO_TIMEOUT, Broker, Host
 
 log = structlog.get_logger(__name__)
 
 SHORTEST_PAUSE = 0.25
 LONGEST_PAUSE = 10.0
 """Seconds between two rounds over all hosts; short, because nothing moves while the broker is away."""
+LASTING = 30.0
+"""Seconds after which a connection that breaks is a new outage, and no longer the one before."""
 GOODBYE_TIMEOUT = 5.0
-"""Seconds that an orderly close may take on each connection."""
+"""Seconds that an orderly close may take."""
 
 
 class Session(Protocol):
@@ -62,6 +64,7 @@ class Link:
         self._blocked = False
         self._problem: str | None = f"{broker}: connecting"
         self._lost_since: float | None = None
+        self._socket: socket.socket | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     @property
@@ -90,41 +93,52 @@ class Link:
                 self._waker.send(b"\0")
 
     def stop(self, *, grace: float) -> None:
-        """Give the session `grace` seconds to finish, close the connection and end the thread. Blocks."""
+        """Give the session `grace` seconds to finish, close the connection and end the thread. Blocks, but not for
+        ever: on a broker that does not answer it hangs up."""
         self._stop_by = time.monotonic() + grace
         self.wake()
-        self._thread.join()
-        self._waker.close()
-        self._wakened.close()
+        self._thread.join(grace + GOODBYE_TIMEOUT)
+        if (sock := self._socket) is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(GOODBYE_TIMEOUT)
 
     def _run(self) -> None:
         failures = 0
         hosts = itertools.cycle(self._broker.hosts)
         while self._stop_by is None:
-            host = next(hosts)
-            connection = None
-            try:
-                connection = self._broker.connect(
-                    host, name=self._name, on_blocked=self._on_blocked, on_unblocked=self._on_unblocked
-                )
-                self._session.opened(connection)
-                self._found()
-                failures = 0
-                self._serve(connection)
-            except (AMQPError, OSError) as error:
-                self._missed(f"{host}: {error}")
-            except Exception as error:
-                # The root of a thread: py-amqp raises what it likes on a connection that breaks under it, and a fault
-                # of ours must not end the intake for ever. Both are over with the next connection, or seen in the log.
-                if connection is None or connection.connected:
-                    log.exception("broker_session_failed", link=self._name)
-                self._missed(f"{host}: {error!r}")
-            finally:
-                _drop(connection, politely=self._stop_by is not None)
-                self._blocked = False
-                self._session.lost()
-            failures += 1
+            begun = time.monotonic()
+            self._connect(next(hosts))
+            # A connection that breaks at once, time and again, is no better than none.
+            failures = 1 if time.monotonic() - begun > LASTING else failures + 1
             self._pause(failures)
+        self._waker.close()
+        self._wakened.close()
+
+    def _connect(self, host: Host) -> None:
+        """Serve one connection until it is over."""
+        connection = None
+        try:
+            connection = self._broker.connect(
+                host, name=self._name, on_blocked=self._on_blocked, on_unblocked=self._on_unblocked
+            )
+            self._socket = connection.sock
+            self._session.opened(connection)
+            self._found()
+            self._serve(connection)
+        except (AMQPError, OSError) as error:
+            self._missed(f"{host}: {error}")
+        except Exception as error:
+            # The root of a thread: py-amqp raises what it likes on a connection that breaks under it, and a fault of
+            # ours must not end the intake for ever. Both are over with the next connection, or seen in the log.
+            if connection is None or connection.connected:
+                log.exception("broker_session_failed", link=self._name)
+            self._missed(f"{host}: {error!r}")
+        finally:
+            _drop(connection, politely=self._stop_by is not None)
+            self._socket = None
+            self._blocked = False
+            self._session.lost()
 
     def _serve(self, connection: Any) -> None:
         """Read, take turns and keep the heartbeats until the link stops or the connection breaks."""
@@ -167,7 +181,7 @@ class Link:
 
     def _missed(self, reason: str) -> None:
         self._problem = reason
-        if self._lost_since is None:
+        if self._lost_since is None and self._stop_by is None:
             self._lost_since = time.monotonic()
             log.warning("broker_lost", link=self._name, broker=str(self._broker), reason=reason)
 

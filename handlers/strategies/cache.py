@@ -16,10 +16,12 @@ from handlers.strategies import (
     CreateVolume,
     DeleteVolume,
     Finish,
+    LookAtLocations,
     LookAtVolumes,
     LookAtWarming,
     Seen,
     SetMetadata,
+    registered,
 )
 from worker.cloud import Image, Volume
 from worker.outcome import Again, Done
@@ -53,6 +55,8 @@ def plan(seen: Seen, target: Target) -> Action:
     """The next action towards a fresh entry in Cinder's cache on the target."""
     if seen.volumes is None:
         return LookAtVolumes()
+    if action := _kept_by_glance(seen, target):
+        return action
     if seen.warming is None:
         return LookAtWarming()
     warming = [v for v in seen.warming if image_volume.is_ours(v, target) and not image_volume.is_leaving(v)]
@@ -76,6 +80,27 @@ def plan(seen: Seen, target: Target) -> Action:
     return CreateVolume(replace(new, metadata={**new.metadata, image_volume.FRESH: seen.image.updated_at}))
 
 
+def _of_glance(volumes: tuple[Volume, ...], target: Target) -> Volume | None:
+    """A volume on the target that may be a location of the image: Cinder clones that one, and makes no entry."""
+    for volume in volumes:
+        claims = "glance_image_id" in volume.metadata and image_volume.FRESH not in volume.metadata
+        if claims and image_volume.is_usable(volume) and image_volume.is_on(volume, target):
+            return volume
+    return None
+
+
+def _kept_by_glance(seen: Seen, target: Target) -> Action | None:
+    """What to do where Glance itself keeps the image on the target already; None if it does not."""
+    volume = _of_glance(seen.volumes or (), target)
+    if volume is None:
+        return None
+    if seen.locations is None:
+        return LookAtLocations()
+    if not any(location.volume_id == volume.id for location in seen.locations):
+        return None
+    return registered.put_right(volume, seen, target) or Finish(Done(volume.id))
+
+
 def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -> Action:
     """What comes after the throw-away volume was asked for."""
     if not image_volume.is_usable(warming):
@@ -95,6 +120,9 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
     entries = tuple(volume for volume in volumes if volume.name == image_volume.name_of(image.id))
     if len(entries) < len(volumes):
         return "a throw-away volume is left"
+    kept = _of_glance(entries, target)
+    if kept and not image_volume.lacking(kept, image_volume.metadata_of(image, target)):
+        return None
     entry = entry_of(entries, target)
     if entry is None:
         return "no entry in Cinder's image-volume cache"

@@ -97,7 +97,7 @@ class Person:
         seconds = time.monotonic() - began
         if status != "available":
             raise RuntimeError(f"volume {volume_id} of image {image_id} is {status}")
-        return Made(volume_id, seconds, _says_clone(answer.headers["x-openstack-request-id"], offset))
+        return Made(volume_id, seconds, _says_clone(volume_id, answer.headers["x-openstack-request-id"], offset))
 
     def delete_volume(self, volume_id: str) -> None:
         """Delete a volume and wait until it is gone."""
@@ -141,17 +141,19 @@ class Person:
         return answer
 
 
-def _says_clone(request_id: str, offset: int) -> bool:
-    """Whether Cinder's log says that this request was served by a clone, of a location or of its cache."""
+def _says_clone(volume_id: str, request_id: str, offset: int) -> bool:
+    """Whether Cinder's log says that the volume is a clone, of a location or of its cache's entry."""
     with CINDER_LOG.open("rb") as log:
         log.seek(offset)
-        lines = [line for line in log.read().decode(errors="replace").splitlines() if request_id in line]
-    if not lines:
-        raise RuntimeError(f"{CINDER_LOG} says nothing about {request_id}")
-    downloaded = any("Attempting download of" in line for line in lines)
-    cloned = any("Will clone a volume from the image volume" in line for line in lines)
+        lines = log.read().decode(errors="replace").splitlines()
+    if any("Attempting download of" in line and volume_id in line for line in lines):
+        return False
+    located = any("Will clone a volume from the image volume" in line and request_id in line for line in lines)
+    # The cache works under a request id of its own
     cached = any("Creating from source image-volume" in line for line in lines)
-    return (cloned or cached) and not downloaded
+    if not located and not cached:
+        raise RuntimeError(f"{CINDER_LOG} does not say how volume {volume_id} was made")
+    return True
 
 
 def sha256(path: Path) -> str:

@@ -56,7 +56,7 @@ class RabbitMQ:
 
     def start(self) -> None:
         """Start the node and wait until it lets us in."""
-        if self._mapper is None:
+        if self._mapper is None or self._mapper.poll() is not None:
             self._mapper = self._spawn("epmd", "-relaxed_command_check", executable="epmd")
         self._server = self._spawn(str(self._scripts / SERVER), executable=SERVER)
         deadline = time.monotonic() + STARTUP_TIMEOUT

@@ -36,8 +36,10 @@ class Service:
 
     def __init__(self, *, url: str, exchange: str) -> None:
         conf = cfg.ConfigOpts()
-        self._transport = oslo_messaging.get_notification_transport(conf, url=url)
+        # Registers the option that the transport looks at when it is made
+        parsed = oslo_messaging.TransportURL.parse(conf, url)
         conf.set_override("control_exchange", exchange)
+        self._transport = oslo_messaging.get_notification_transport(conf, url=parsed)
         self._notifier = oslo_messaging.Notifier(
             self._transport, driver="messagingv2", publisher_id="image.host", topics=["notifications"]
         )

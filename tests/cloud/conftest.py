@@ -65,17 +65,27 @@ def operator(devcloud_up: None) -> Person:
 @pytest.fixture
 def images(alice: Person) -> Iterator[Callable[..., str]]:
     """Makes images of alice's, which go at the end of the test."""
+    yield from making(alice)
+
+
+@pytest.fixture
+def others(bob: Person) -> Iterator[Callable[..., str]]:
+    """The same for bob's."""
+    yield from making(bob)
+
+
+def making(person: Person) -> Iterator[Callable[..., str]]:
     made: list[str] = []
 
-    def make(**fields: Any) -> str:
-        made.append(alice.image(f"test-{len(made)}", **fields))
+    def make(name: str = "test", **fields: Any) -> str:
+        made.append(person.image(name, **fields))
         return made[-1]
 
     yield make
     for image_id in made:
         # The test may have deleted it itself
         with contextlib.suppress(RuntimeError):
-            alice.delete_image(image_id)
+            person.delete_image(image_id)
 
 
 Groups = Mapping[str, Mapping[str, object]]

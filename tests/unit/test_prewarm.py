@@ -413,3 +413,14 @@ async def test_the_size_of_a_volume_holds_the_image(cloud: FakeCloud) -> None:
             image = cloud.upload(size=size, min_disk=min_disk)
             await rig.run(image.id)
             assert [v.size for v in cloud.of(image.id)] == [gib]
+
+
+async def test_a_cache_target_that_glance_keeps_the_image_on_is_warm(cloud: FakeCloud) -> None:
+    async with Rig(caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=0.0)) as rig:
+        image = cloud.upload()
+        await cloud.copy_image(image.id, ["cinder-fast"])
+        await cloud.quiet()
+        assert isinstance(await rig.run(image.id), Done)
+        assert cloud.calls["create_volume"] == 0
+        assert set(serving(cloud, image.id)) == {"fast"}
+        assert await rig.resync() == []

@@ -79,7 +79,11 @@ async def _resync(settings: Settings, *, dry_run: bool) -> list[Missing]:
 
 async def _all_settled(runner: Runner, lanes: MemoryLanes) -> None:
     """Return when all jobs are done; Temporary once those that are left keep failing."""
-    while not runner.idle or any(lanes.depths().get(lane) for lane in runner.lanes) or runner.due(within=PATIENCE):
+    calm = 0
+    while calm < 2:
+        # Twice in a row, as a job on its way from a lane to the runner is in neither for a moment
         await asyncio.sleep(0.2)
+        waiting = any(lanes.depths().get(lane) for lane in runner.lanes) or runner.due(within=PATIENCE)
+        calm = calm + 1 if runner.idle and not waiting else 0
     if failing := runner.due() + len(lanes.dead_letters()):
         raise Temporary(f"{failing} jobs keep failing; the warnings above say why")

@@ -215,7 +215,7 @@ class _Feed:
             if reason is not None:
                 reasons[exchange] = reason
                 if self._reasons.get(exchange) != reason:
-                    log.warning("exchange_not_bound", exchange=exchange, reason=reason)
+                    log.info("exchange_not_bound", exchange=exchange, reason=reason)
             elif exchange in self._reasons and tell:
                 log.info("exchange_bound", exchange=exchange)
                 self._sink.gap(f"exchange {exchange} was bound")

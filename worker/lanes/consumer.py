@@ -16,7 +16,7 @@ from worker.broker import Broker
 from worker.dead_letter import DeadLetter
 from worker.errors import Malformed
 from worker.job import Job
-from worker.lanes.topology import Topology
+from worker.lanes.topology import Topology, broken_pause
 from worker.link import Link
 
 log = structlog.get_logger(__name__)
@@ -25,8 +25,6 @@ COUNT_EVERY = 3.0
 """Seconds between two looks at how long the queues are."""
 OPEN_AGAIN = 5.0
 """Seconds before the next try to open a lane that the broker refused."""
-BROKEN_PAUSE = 60.0
-"""Seconds before the next try to open a lane that broke the connection of all: its queue may have no leader."""
 
 _OPENING = frozenset({spec.Exchange.Declare, spec.Queue.Declare, spec.Queue.Bind, spec.Basic.Qos, spec.Basic.Consume})
 """What is asked for to open a lane, as a refusal names it."""
@@ -55,6 +53,7 @@ class _Lane:
     unacked: set[int] = field(default_factory=set)
     problem: str | None = "not open yet"
     open_at: float = 0.0
+    broken: int = 0
 
     def closed(self, problem: str, *, open_at: float) -> None:
         """Forget the channel and what came through it: the broker takes that back."""
@@ -132,8 +131,10 @@ class Consumer:
         self._count_at = 0.0
         for lane in self._lanes:
             if lane is self._opening:
-                log.warning("lane_broke_connection", lane=lane.name, queue=lane.queue)
-                lane.closed("the connection broke when it was opened", open_at=time.monotonic() + BROKEN_PAUSE)
+                # It may be what broke the connection: the others first, next time.
+                lane.broken += 1
+                log.warning("lane_broke_connection", lane=lane.name, queue=lane.queue, times=lane.broken)
+                lane.closed("the connection broke on it", open_at=time.monotonic() + broken_pause(lane.broken))
             elif lane.channel is not None:
                 lane.closed("not open yet", open_at=0.0)
         self._opening = None
@@ -172,7 +173,7 @@ class Consumer:
             lane.closed(error.reply_text or str(error), open_at=time.monotonic() + OPEN_AGAIN)
             channel.close()
         else:
-            lane.problem = None
+            lane.problem, lane.broken = None, 0
         self._opening = None
 
     def _cancelled(self, lane: _Lane, channel: Any) -> None:

@@ -15,7 +15,7 @@ from amqp import Message
 from amqp.exceptions import PreconditionFailed
 
 from worker.broker import Broker
-from worker.lanes.topology import Topology
+from worker.lanes.topology import Topology, broken_pause
 from worker.link import Link
 
 log = structlog.get_logger(__name__)
@@ -24,8 +24,6 @@ WINDOW = 1000
 """Messages on their way to a queue without a confirm: enough to keep the broker busy, few enough for its memory."""
 REFUSED_PAUSE = 1.0
 """Seconds before what the broker refused (a full queue, no queue) is sent again."""
-BROKEN_PAUSE = 60.0
-"""Seconds before a queue is used again whose declaration ended with the connection broken."""
 NEVER = 3600.0
 
 
@@ -65,6 +63,7 @@ class _Queue:
     in_flight: int = 0
     declared: bool = False
     refusing: bool = False
+    broken: int = 0
     not_before: float = 0.0
 
 
@@ -149,7 +148,8 @@ class Publisher:
             queue.in_flight, queue.declared = 0, False
         if self._declaring is not None:
             # It may be what broke the connection: the others first, next time.
-            self._declaring.not_before = time.monotonic() + BROKEN_PAUSE
+            self._declaring.broken += 1
+            self._declaring.not_before = time.monotonic() + broken_pause(self._declaring.broken)
             self._declaring = None
         self._connection = self._channel = None
 
@@ -169,7 +169,7 @@ class Publisher:
                 # It is there, if not as we want it: a message is safe in it, and who consumes it says what is wrong.
                 log.warning("queue_declared_otherwise", queue=queue.name, reason=error.reply_text)
         self._declaring = None
-        queue.declared = True
+        queue.declared, queue.broken = True, 0
 
     def _publish(self, queue: _Queue, outgoing: _Outgoing) -> None:
         address = self._topology.address(queue.name, after=outgoing.after)

@@ -17,6 +17,14 @@ from kombu.transport.native_delayed_delivery import (
 LONGEST_DELAY = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
 """Seconds; what kombu's delay queues can express (eight years)."""
 
+LONGEST_BROKEN_PAUSE = 300.0
+
+
+def broken_pause(times: int) -> float:
+    """Seconds to leave a queue alone on which the connection has broken so many times: it may have no leader, and each
+    try costs the other queues a moment. Short at first, as it may as well have been the broker going down."""
+    return min(LONGEST_BROKEN_PAUSE, 2.0 ** min(times, 16))
+
 
 @dataclass(frozen=True, slots=True)
 class Address:

@@ -1,0 +1,196 @@
+"""Benchmarks; see scripts/bench. Each prints a table, and with --json FILE writes what it measured."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from scripts.cloud.people import HOME, Person, data
+from tests.cloud.conftest import groups
+from tests.fake_cloud import FakeCloud
+from tests.rig import FAST, SLOW, STORES, Rig
+from tests.worker_process import WorkerProcess
+from worker import log
+from worker.runner import Limits
+from worker.target import Policy
+
+TARGETS = {"local-1": "cinder-1", "local-2": "cinder-2"}
+Row = dict[str, Any]
+
+
+@contextmanager
+def worker() -> Iterator[WorkerProcess]:
+    """A worker on the devcloud, ready."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        WorkerProcess(Path(folder), groups(), clouds=HOME / "clouds.yaml") as process,
+    ):
+        process.wait_ready()
+        yield process
+
+
+def until(check: Any, *, seconds: float = 900.0) -> None:
+    """Return when `check` is true."""
+    deadline = time.monotonic() + seconds
+    while not check():
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(0.1)
+
+
+def owners(operator: Person, image_id: str) -> dict[str, str]:
+    """Who the Image-Volumes of an image say that they belong to, by volume type."""
+    volumes = [v for v in operator.volumes() if v["name"] == f"image-{image_id}"]
+    return {v["volume_type"]: v["metadata"].get("image_owner", "") for v in volumes if v["status"] != "creating"}
+
+
+def usable(operator: Person, alice: Person, image_id: str) -> bool:
+    """Whether everybody gets clones of the image on both targets."""
+    if owners(operator, image_id) != dict.fromkeys(TARGETS, alice.project_id):
+        return False
+    return set(TARGETS.values()) <= set(alice.show(image_id)["stores"].split(","))
+
+
+def clone(options: argparse.Namespace) -> list[Row]:
+    """Volumes by a project that does not own the image, warm against not warm, on each target."""
+    alice, bob, operator = Person("alice"), Person("bob"), Person("operator")
+    rows: list[Row] = []
+    with worker():
+        for gib in options.gib:
+            cold = alice.image("bench-cold", mebibytes=gib * 1024, image_volume_prewarm="no")
+            warm = alice.image("bench-warm", mebibytes=gib * 1024)
+            until(lambda image=warm: usable(operator, alice, image))
+            for target in TARGETS:
+                slow, fast = [], []
+                for _ in range(options.rounds):
+                    with bob.temporary_volume(cold, target, gibibytes=gib) as made:
+                        slow.append(made)
+                    with bob.temporary_volume(warm, target, gibibytes=gib) as made:
+                        fast.append(made)
+                if any(made.cloned for made in slow) or not all(made.cloned for made in fast):
+                    raise SystemExit("Cinder's log says that a volume was not made the way it should have been")
+                before, after = (statistics.median(made.seconds for made in all_) for all_ in (slow, fast))
+                rows.append(
+                    {"GiB": gib, "target": target, "not warm s": before, "warm s": after, "ratio": before / after}
+                )
+            for image_id in (cold, warm):
+                alice.delete_image(image_id)
+    return rows
+
+
+def by_hand(operator: Person, alice: Person, image_id: str) -> None:
+    """What the worker does, as a person would script it: one import into both stores, then the owner put right."""
+    body = {"method": {"name": "copy-image"}, "stores": list(TARGETS.values()), "all_stores_must_succeed": False}
+    answer = operator.connection.image.post(f"/images/{image_id}/import", json=body)
+    assert answer.status_code == 202, answer.text
+    left = set(TARGETS)
+    while left:
+        time.sleep(0.1)
+        stores = operator.show(image_id)["stores"].split(",")
+        for volume in operator.volumes():
+            target = volume["volume_type"]
+            if volume["name"] == f"image-{image_id}" and target in left and TARGETS[target] in stores:
+                metadata = {"metadata": {"image_owner": alice.project_id}}
+                answer = operator.connection.block_storage.post(f"/volumes/{volume['id']}/metadata", json=metadata)
+                assert answer.status_code == 200, answer.text
+                left.discard(target)
+
+
+def prewarm(options: argparse.Namespace) -> list[Row]:
+    """Image active → usable on both targets: the worker against hand-written calls, turn by turn."""
+    alice, operator = Person("alice"), Person("operator")
+    data(1024)
+    ours, hand = [], []
+    with worker():
+        for _ in range(options.rounds):
+            image_id = alice.image("bench-hand", mebibytes=1024, image_volume_prewarm="no")
+            began = time.monotonic()
+            by_hand(operator, alice, image_id)
+            hand.append(time.monotonic() - began)
+            alice.delete_image(image_id)
+            image_id = alice.image("bench-ours", mebibytes=1024)
+            began = time.monotonic()
+            until(lambda image=image_id: usable(operator, alice, image))
+            ours.append(time.monotonic() - began)
+            alice.delete_image(image_id)
+    by_us, by_them = statistics.median(ours), statistics.median(hand)
+    return [{"GiB": 1, "worker s": by_us, "by hand s": by_them, "ratio": by_us / by_them, "rounds": options.rounds}]
+
+
+def backlog(options: argparse.Namespace) -> list[Row]:
+    """A backlog of images on two targets, each create taking so long, so many at once."""
+    log.setup(level="error")
+    width, seconds = 20, options.seconds
+    targets = tuple(
+        replace(t, strategy="location", glance_store=s, max_concurrent=width)
+        for t, s in ((FAST, "cinder-fast"), (SLOW, "cinder-slow"))
+    )
+
+    async def run() -> float:
+        cloud = FakeCloud(stores=STORES, multiple_locations=True, seconds=seconds)
+        limits = Limits(poll_min=0.5, poll_max=15.0)
+        async with Rig(cloud, targets=targets, policy=Policy(), limits=limits) as rig:
+            cloud.emit = rig.hear
+            began = time.monotonic()
+            images = [cloud.upload() for _ in range(options.images)]
+            while not all((image.stores or set()) >= set(STORES) for image in cloud.images.values()):
+                await asyncio.sleep(0.05)
+            took = time.monotonic() - began
+            await rig.quiet(within=120)
+            volumes = len(cloud.volumes)
+            assert volumes == 2 * len(images), f"{volumes} volumes for {len(images)} images on 2 targets"
+            return took
+
+    took = asyncio.run(run())
+    bound = -(-options.images // width) * seconds
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return [{"images": options.images, "targets": 2, "at once": width, "create s": seconds, "took s": took,
+             "bound s": bound, "of the bound": bound / took, "peak MiB": peak}]  # fmt: skip
+
+
+def show(rows: list[Row]) -> None:
+    """The rows as a table."""
+    cells = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    titles = list(rows[0])
+    widths = [max(len(line[i]) for line in (titles, *cells)) for i in range(len(titles))]
+    for line in (titles, *cells):
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
+
+
+def main() -> int:
+    """Run one benchmark."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--json", type=Path, help="write what was measured into this file too")
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("clone")
+    one.add_argument("--gib", type=int, nargs="+", default=[1, 4])
+    one.add_argument("--rounds", type=int, default=3)
+    one.set_defaults(run=clone)
+    one = commands.add_parser("prewarm")
+    one.add_argument("--rounds", type=int, default=3)
+    one.set_defaults(run=prewarm)
+    one = commands.add_parser("backlog")
+    one.add_argument("--images", type=int, default=500)
+    one.add_argument("--seconds", type=float, default=2.0)
+    one.set_defaults(run=backlog)
+    options = parser.parse_args()
+    rows = options.run(options)
+    show(rows)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
