@@ -133,7 +133,7 @@ class Prewarm:
                 return replace(_without(volume_id, seen), failed=because or seen.failed)
             case strategies.SetMetadata(volume_id, metadata):
                 await cloud.set_metadata(volume_id, metadata)
-                return _with(await cloud.get_volume(volume_id), seen)
+                return _believed(volume_id, metadata, seen)
             case strategies.SetReadonly(volume_id):
                 await cloud.set_readonly(volume_id)
                 return _believed(volume_id, {"readonly": "True"}, seen)
@@ -222,8 +222,9 @@ class Prewarm:
                 seen, failed=f"Cinder could not make volume {volume_id} from the image (status {volume.status})"
             )
         if image_volume.is_usable(volume) or image_volume.is_broken(volume):
-            # It took its time: what was wanted then need not be wanted now
-            seen = replace(seen, image=await self._image(seen), now=self._now())
+            # It took its time: what was wanted then need not be wanted now, and a cache entry may have come of it
+            fresh = None if volume.name == image_volume.warming_name_of(seen.image.id) else seen.volumes
+            seen = replace(seen, image=await self._image(seen), now=self._now(), volumes=fresh)
         return seen
 
 

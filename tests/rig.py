@@ -101,11 +101,12 @@ class Polls:
     """A watch for tests: every wait is over in a moment."""
 
     def __init__(self, *, most: int = 2000) -> None:
-        self._left = most
+        self._most = most
+        self.count = 0
 
     async def changed(self) -> None:
-        self._left -= 1
-        assert self._left > 0, "waited for something that never came"
+        self.count += 1
+        assert self.count < self._most, "waited for something that never came"
         await asyncio.sleep(0.001)
 
 

@@ -34,6 +34,12 @@ BASE = frozenset({
     "id", "name", "status", "owner", "disk_format", "container_format", "visibility", "created_at", "updated_at",
     "checksum", "os_hash_algo", "os_hash_value", "self", "file", "schema", "stores", "direct_url",
 })  # fmt: skip
+UNANSWERED = (
+    ksa.ClientException,
+    ksa.RetriableConnectionFailure,
+    openstack.exceptions.SDKException,
+    requests.RequestException,
+)
 T = TypeVar("T")
 
 
@@ -251,7 +257,7 @@ class OpenStackCloud:
             raise Blocked(f"{service}: Keystone refuses our credentials: {_line(error)}") from error
         except (ksa.MissingRequiredOptions, ksa.NoMatchingPlugin, openstack.exceptions.ConfigException) as error:
             raise Blocked(f"{service}: credentials are incomplete: {_line(error)}") from error
-        except (ksa.ClientException, openstack.exceptions.SDKException, requests.RequestException) as error:
+        except UNANSWERED as error:
             self._metrics.api_requests.labels(service, method, "none").inc()
             raise Temporary(f"{service}: no answer: {_line(error)}") from error
         finally:

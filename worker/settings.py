@@ -305,7 +305,7 @@ def _broker_faults(name: str, url: str) -> Iterator[str]:
 
 def _targets(conf: cfg.ConfigOpts, faults: list[str]) -> Iterator[Target]:
     """The targets that are named, each with its own group; a group without a name is a fault as well."""
-    names: list[str] = conf.prewarm.targets
+    names = [name for name in conf.prewarm.targets if name]
     if not names:
         faults.append("[prewarm] targets is empty: nothing would be kept warm")
     for name in dict.fromkeys(names):

@@ -86,18 +86,6 @@ def test_cache(worker: Worker, images: Images, alice: Person, bob: Person, opera
         until(lambda: not of_image(operator, image_id), what="gone")
 
 
-def test_a_cache_that_is_not_there_is_named(worker: Worker, images: Images, operator: Person) -> None:
-    with worker(groups(strategy="cache")) as process:
-        process.wait_ready()
-        image_id = images()
-        until(
-            lambda: any("image_volume_cache_enabled" in line["reason"] for line in process.events("job_again")),
-            what="the reason",
-        )
-        process.kill()
-        until(lambda: all(v["status"] != "creating" for v in of_image(operator, image_id)), what="settled")
-
-
 def ids(operator: Person, image_id: str) -> set[str]:
     """The ids of an image's volumes in the internal project."""
     return {volume["id"] for volume in of_image(operator, image_id)}

@@ -9,9 +9,10 @@ from dataclasses import replace
 import pytest
 
 from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
-from tests.rig import FAST, SLOW, STORES, Rig, located, using
+from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 from worker.cloud import GIB, Location, Volume
 from worker.errors import Blocked, Temporary
+from worker.job import Key
 from worker.outcome import Again, Done, Skip
 from worker.target import Policy
 
@@ -100,14 +101,13 @@ async def test_the_second_run_changes_nothing_and_costs_three_calls(rig: Rig, cl
 async def test_making_one_image_volume_costs_eight_calls_and_polls(rig: Rig, cloud: FakeCloud) -> None:
     await rig.prewarm.prepare()
     image = cloud.upload()
+    cloud.seconds = 0.02
     cloud.calls.clear()
-    reads_before_the_first_write = 4
-    assert isinstance(await rig.run(image.id), Done)
-    polls = max(0, cloud.calls.pop("get_image") - reads_before_the_first_write) + max(
-        0, cloud.calls.pop("get_volume", 0) - 1
-    )
-    assert polls >= 0
-    assert cloud.calls.total() + reads_before_the_first_write + 1 <= 12
+    polls = Polls()
+    assert isinstance(await rig.prewarm.reconcile(Key("prewarm", image.id, "fast"), polls), Done)
+    assert polls.count > 1
+    # Each wait is followed by one poll
+    assert cloud.calls.total() - polls.count <= 8, cloud.calls
 
 
 async def test_notifications_doubled_late_and_reordered_make_one(rig: Rig, cloud: FakeCloud) -> None:

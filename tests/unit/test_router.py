@@ -1,0 +1,116 @@
+"""Routing: which messages become which jobs; and what users' volumes tell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import handlers
+from tests.fake_cloud import FakeCloud, notification
+from tests.rig import FAST, SLOW, Rig
+from worker.job import Key
+from worker.metrics import Metrics
+from worker.notification import Notification
+from worker.volume_times import VolumeTimes
+
+IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
+VOLUME = "38adcc12-ea51-4d39-adea-b5a4c4162d30"
+RECORDED = Path(__file__).parents[1] / "fixtures" / "notifications"
+BOTH = {Key("prewarm", IMAGE, "fast"), Key("prewarm", IMAGE, "slow")}
+
+
+@pytest.fixture
+async def rig() -> Rig:
+    return Rig(FakeCloud(), targets=(FAST, SLOW))
+
+
+def keys(rig: Rig, event_type: str, **payload: object) -> set[Key]:
+    return {job.key for job in rig.dispatcher.route(notification(event_type, payload)).jobs}
+
+
+@pytest.mark.parametrize(
+    ("event_type", "payload", "expected"),
+    [
+        ("image.activate", {"id": IMAGE, "status": "active"}, BOTH),
+        ("image.update", {"id": IMAGE, "status": "active"}, BOTH),
+        ("image.upload", {"id": IMAGE, "status": "active"}, BOTH),
+        ("image.update", {"id": IMAGE, "status": "queued"}, set()),
+        ("image.update", {"id": IMAGE, "status": "saving"}, set()),
+        ("image.create", {"id": IMAGE, "status": "queued"}, set()),
+        ("image.delete", {"id": IMAGE, "status": "deleted"}, {Key("reclaim", IMAGE)}),
+        ("image_volume_cache.evict", {"image_id": IMAGE, "host": "h@b#p"}, BOTH),
+        ("volume.create.end", {"volume_id": VOLUME, "display_name": f"image-{IMAGE}", "metadata": []}, BOTH),
+        ("volume.create.end", {"volume_id": VOLUME, "display_name": "mine", "metadata": []}, set()),
+        (
+            "volume.create.end",
+            {"volume_id": VOLUME, "display_name": "x", "metadata": [
+                {"key": "glance_image_id", "value": IMAGE}, {"key": "image_volume_worker", "value": "slow"}]},
+            {Key("prewarm", IMAGE, "slow")},
+        ),
+        ("image.activate", {"id": "no uuid", "status": "active"}, set()),
+        ("compute.instance.update", {"id": IMAGE}, set()),
+    ],
+)  # fmt: skip
+async def test_routes(rig: Rig, event_type: str, payload: dict[str, object], expected: set[Key]) -> None:
+    assert keys(rig, event_type, **payload) == expected
+
+
+async def test_a_message_nobody_can_read_becomes_a_dead_letter_with_its_bytes(rig: Rig) -> None:
+    async with rig:
+        routed = rig.dispatcher.route(b"\xffnonsense")
+        assert routed.letter
+        assert routed.letter.body == b"\xffnonsense"
+        await rig.dispatcher.accept([routed])
+        assert [letter.body for letter in rig.lanes.dead_letters()] == [b"\xffnonsense"]
+
+
+async def test_every_routed_event_type_was_recorded_or_is_known_not_to_be() -> None:
+    seen = {
+        json.loads(line)["message"]["event_type"]
+        for path in RECORDED.glob("*.jsonl")
+        for line in path.read_text().splitlines()
+    }
+    never_recorded = {"image_volume_cache.miss", "image_volume_cache.evict"}
+    assert frozenset().union(*handlers.ROUTES.values()) - seen == never_recorded
+
+
+def at(event_type: str, when: float, **fields: str) -> Notification:
+    return Notification(
+        message_id="m", event_type=event_type, priority="info", publisher_id="p", timestamp=when, **fields
+    )
+
+
+@pytest.mark.parametrize(("sent", "warm"), [(None, "true"), (5.0, "true"), (12.0, "false")])
+def test_a_volume_is_warm_unless_the_image_was_sent_meanwhile(sent: float | None, warm: str) -> None:
+    metrics = Metrics()
+    times = VolumeTimes(metrics=metrics)
+    times.know({"type-1": "fast"})
+    if sent is not None:
+        times.see(at("image.send", sent, image_id=IMAGE))
+    times.see(at("volume.create.start", 10.0, volume_id=VOLUME))
+    times.see(at("volume.create.start", 11.0, volume_id=VOLUME))
+    end = at("volume.create.end", 14.0, volume_id=VOLUME, volume_type_id="type-1", source_image_id=IMAGE)
+    times.see(end)
+    times.see(end)
+    name = "image_volume_worker_volume_create_seconds_sum"
+    assert metrics.registry.get_sample_value(name, {"target": "fast", "warm": warm}) == 4.0
+
+
+def test_our_own_volumes_are_no_users_volumes() -> None:
+    metrics = Metrics()
+    times = VolumeTimes(metrics=metrics)
+    times.know({"type-1": "fast"})
+    times.see(at("volume.create.start", 10.0, volume_id=VOLUME))
+    fields = {"volume_type_id": "type-1", "source_image_id": IMAGE, "image_id": IMAGE}
+    times.see(at("volume.create.end", 14.0, volume_id=VOLUME, **fields))
+    name = "image_volume_worker_volume_create_seconds_count"
+    assert metrics.registry.get_sample_value(name, {"target": "fast", "warm": "true"}) is None
+
+
+def test_what_never_ends_is_forgotten() -> None:
+    times = VolumeTimes(metrics=Metrics())
+    for number in range(20_000):
+        times.see(at("volume.create.start", 1.0, volume_id=str(number)))
+    assert len(times._started) == 10_000

@@ -1,0 +1,372 @@
+"""The runner: one key at a time, joins, limits, appointments, and one place that settles."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from itertools import pairwise
+
+import pytest
+
+from tests.rig import job
+from worker.cloud import Image, Volume
+from worker.dead_letter import DeadLetter
+from worker.errors import Blocked, Conflict, Malformed, NotFound, Temporary
+from worker.handler import Missing, Watch
+from worker.job import OPERATOR, Job, Key
+from worker.lanes.memory import MemoryLanes
+from worker.metrics import Metrics
+from worker.notification import Notification
+from worker.outcome import Again, Done, Outcome, Park, Skip
+from worker.retry import Backoff
+from worker.runner import Limits, Runner
+
+ONE, TWO = Key("h", "one"), Key("h", "two")
+Work = Callable[[Key, Watch], Awaitable[Outcome]]
+
+
+class Handler:
+    """A handler that does what the test says."""
+
+    name = "h"
+    event_types: frozenset[str] = frozenset()
+
+    def __init__(self, work: Work, *, width: int = 2) -> None:
+        self._work = work
+        self._width = width
+        self.tries: list[Key] = []
+
+    def keys(self, notification: Notification) -> Iterable[Key]:
+        return ()
+
+    def lanes(self) -> Mapping[str, int]:
+        return {"h": self._width}
+
+    async def prepare(self) -> None:
+        return
+
+    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
+        return ()
+
+    async def reconcile(self, key: Key, watch: Watch) -> Outcome:
+        self.tries.append(key)
+        return await self._work(key, watch)
+
+
+class Bed:
+    """A runner over lanes in memory."""
+
+    def __init__(self, work: Work, *, limits: Limits, backoff: Backoff, width: int) -> None:
+        self.handler = Handler(work, width=width)
+        self.lanes = MemoryLanes()
+        self.metrics = Metrics()
+        self.runner = Runner(
+            lanes=self.lanes, handlers={"h": self.handler}, limits=limits, backoff=backoff, metrics=self.metrics
+        )
+
+    async def give(self, *jobs: Job) -> None:
+        await self.lanes.publish(jobs)
+
+    async def until(self, check: Callable[[], object]) -> None:
+        async with asyncio.timeout(10):
+            while not check():
+                await asyncio.sleep(0.002)
+
+    async def quiet(self) -> None:
+        await asyncio.sleep(0.01)
+        await self.until(lambda: self.runner.idle and not self.lanes.depths()["h"])
+
+    def outcomes(self, outcome: str) -> float:
+        labels = {"handler": "h", "target": "", "outcome": outcome}
+        return self.metrics.registry.get_sample_value("image_volume_worker_jobs_total", labels) or 0.0
+
+
+@asynccontextmanager
+async def running(
+    work: Work, *, limits: Limits | None = None, backoff: Backoff | None = None, width: int = 2
+) -> AsyncIterator[Bed]:
+    bed = Bed(
+        work,
+        limits=limits or Limits(poll_min=0.005, poll_max=0.01, drain=2.0),
+        backoff=backoff or Backoff(shortest=0.02, longest=0.05),
+        width=width,
+    )
+    await bed.lanes.open({"h": 100}, bed.runner.deliver)
+    yield bed
+    await bed.runner.drain()
+    await bed.lanes.close()
+
+
+def answering(*outcomes: Outcome | Exception) -> Work:
+    """Work that ends like this, one after the other; the last one for good."""
+    left = list(outcomes)
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        outcome = left.pop(0) if len(left) > 1 else left[0]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    return work
+
+
+@pytest.mark.parametrize("outcome", [Done(), Skip("not wanted")])
+async def test_what_is_over_is_acked(outcome: Outcome) -> None:
+    async with running(answering(outcome)) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.handler.tries)
+        await bed.quiet()
+        await bed.lanes.close()
+        assert bed.lanes.depths()["h"] == 0
+        assert bed.outcomes(type(outcome).__name__.lower()) == 1
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [Again("busy"), Temporary("503"), Conflict("409"), NotFound("404"), Temporary("429", after=0.03)],
+)
+async def test_what_failed_for_now_is_tried_again_and_counted(failure: Outcome | Exception) -> None:
+    async with running(answering(failure, failure, Done())) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.outcomes("done"))
+        assert bed.outcomes("again") == 2
+        assert len(bed.handler.tries) == 3
+        assert bed.lanes.dead_letters() == ()
+
+
+async def test_what_an_operator_has_to_mend_waits_long() -> None:
+    async with running(answering(Blocked("403"), Done()), backoff=Backoff(shortest=0.001, longest=0.3)) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.outcomes("again"))
+        began = time.monotonic()
+        await bed.until(lambda: bed.outcomes("done"))
+        assert time.monotonic() - began > 0.2
+
+
+@pytest.mark.parametrize(
+    ("failure", "tries"),
+    [
+        (Again("never works"), 3),
+        (Park("a person has to look"), 1),
+        (Malformed("nonsense"), 1),
+        (ZeroDivisionError(), 1),
+    ],
+)
+async def test_what_never_works_becomes_a_dead_letter(failure: Outcome | Exception, tries: int) -> None:
+    async with running(answering(failure), limits=Limits(max_attempts=3, drain=1.0)) as bed:
+        await bed.give(job(ONE))
+        await bed.until(bed.lanes.dead_letters)
+        (letter,) = bed.lanes.dead_letters()
+        assert letter.job
+        assert letter.job.key == ONE
+        assert letter.job.attempt == tries
+        assert letter.reason
+        assert len(bed.handler.tries) == tries
+        if isinstance(failure, Exception):
+            assert "Traceback" in letter.traceback
+
+
+async def test_waits_that_are_no_failure_are_not_counted() -> None:
+    waits = [Again("not quiet yet", after=0.005, counted=False)] * 10
+    async with running(answering(*waits, Done()), limits=Limits(max_attempts=3, drain=1.0)) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.outcomes("done"))
+        assert bed.lanes.dead_letters() == ()
+
+
+async def test_a_key_is_worked_on_by_one_at_a_time_and_deliveries_join() -> None:
+    inside = 0
+    most = 0
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0.03)
+        inside -= 1
+        return Done()
+
+    async with running(work, width=10) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.handler.tries)
+        await bed.give(*(job(ONE) for _ in range(50)))
+        await bed.quiet()
+        assert most == 1
+        # All that came while it ran are answered by one more look
+        assert len(bed.handler.tries) == 2
+        await bed.lanes.close()
+        assert bed.lanes.depths()["h"] == 0
+
+
+async def test_no_more_than_the_lane_allows_at_once() -> None:
+    inside = 0
+    most = 0
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        await asyncio.sleep(0.005)
+        inside -= 1
+        return Done()
+
+    async with running(work, width=3) as bed:
+        await bed.give(*(job(Key("h", str(number))) for number in range(30)))
+        await bed.quiet()
+        assert most == 3
+        assert len(bed.handler.tries) == 30
+
+
+async def test_a_poke_wakes_a_job_that_waits() -> None:
+    async def work(key: Key, watch: Watch) -> Outcome:
+        await watch.changed()
+        return Done()
+
+    limits = Limits(poll_min=60.0, poll_max=60.0, drain=1.0)
+    async with running(work, limits=limits) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.handler.tries)
+        assert bed.runner.poke(job(ONE))
+        assert not bed.runner.poke(job(TWO))
+        await bed.until(lambda: bed.outcomes("done"))
+
+
+async def test_polls_back_off() -> None:
+    moments: list[float] = []
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        for _ in range(5):
+            moments.append(time.monotonic())
+            await watch.changed()
+        return Done()
+
+    async with running(work, limits=Limits(poll_min=0.02, poll_max=0.2, drain=1.0)) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.outcomes("done"))
+    waits = [after - before for before, after in pairwise(moments)]
+    assert waits[-1] > 2 * waits[0]
+
+
+async def test_while_a_failed_key_waits_notifications_of_it_do_not_start_it() -> None:
+    async with running(answering(Again("busy", after=0.3), Done())) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.outcomes("again"))
+        assert bed.runner.poke(job(ONE))
+        await bed.give(job(ONE), job(ONE, attempt=2))
+        await asyncio.sleep(0.05)
+        assert len(bed.handler.tries) == 1
+        # But a person who wants it now gets it now
+        assert not bed.runner.poke(job(ONE, cause=OPERATOR))
+        await bed.give(job(ONE, cause=OPERATOR))
+        await bed.until(lambda: bed.outcomes("done"))
+
+
+async def test_a_parked_key_is_left_alone_for_a_while() -> None:
+    limits = Limits(max_attempts=1, park_retry_after=0.2, drain=1.0)
+    async with running(answering(Again("no"), Done()), limits=limits) as bed:
+        await bed.give(job(ONE))
+        await bed.until(bed.lanes.dead_letters)
+        assert bed.runner.poke(job(ONE, cause="resync"))
+        await asyncio.sleep(0.25)
+        assert not bed.runner.poke(job(ONE, cause="resync"))
+
+
+async def test_a_job_that_hangs_is_ended() -> None:
+    async def work(key: Key, watch: Watch) -> Outcome:
+        if len(bed.handler.tries) == 1:
+            await asyncio.sleep(3600)
+        return Done()
+
+    async with running(work, limits=Limits(job=0.05, drain=1.0)) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.outcomes("done"))
+        assert bed.outcomes("again") == 1
+
+
+async def test_a_delivery_is_not_held_for_ever() -> None:
+    async def work(key: Key, watch: Watch) -> Outcome:
+        while len(bed.handler.tries) < 3:
+            await watch.changed()
+        return Done()
+
+    async with running(work, limits=Limits(hold=0.05, poll_min=0.01, max_attempts=2, drain=1.0)) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.outcomes("done"))
+        assert bed.outcomes("again") == 2
+
+
+async def test_draining_gives_back_what_waits_and_lets_the_rest_end() -> None:
+    ended: list[Key] = []
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        if key == ONE:
+            while True:
+                await watch.changed()
+        await asyncio.sleep(0.05)
+        ended.append(key)
+        return Done()
+
+    async with running(work, limits=Limits(poll_min=60, drain=5.0)) as bed:
+        third = Key("h", "three")
+        await bed.give(job(ONE), job(TWO), job(third))
+        await bed.until(lambda: len(bed.handler.tries) == 2)
+        await bed.runner.drain()
+        await bed.lanes.close()
+        assert ended == [TWO]
+        left: list[Key] = []
+        await bed.lanes.open({"h": 100}, lambda delivery: left.append(delivery.job.key))
+        await asyncio.sleep(0.02)
+        assert set(left) == {ONE, third}
+
+
+async def test_draining_does_not_wait_for_ever() -> None:
+    async def work(key: Key, watch: Watch) -> Outcome:
+        await asyncio.sleep(3600)
+        return Done()
+
+    async with running(work, limits=Limits(drain=0.05)) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.handler.tries)
+        async with asyncio.timeout(5):
+            await bed.runner.drain()
+        await bed.lanes.close()
+        assert bed.lanes.depths()["h"] == 1
+
+
+async def test_a_job_of_a_lane_that_is_no_more_is_dropped() -> None:
+    async with running(answering(Done())) as bed:
+        await bed.lanes.open({"h": 100, "old.target": 10}, bed.runner.deliver)
+        await bed.give(job(Key("old", "i", "target")))
+        await asyncio.sleep(0.02)
+        assert bed.handler.tries == []
+        await bed.lanes.close()
+        assert bed.lanes.depths()["old.target"] == 0
+
+
+def test_backoff_grows_to_its_bound_with_jitter() -> None:
+    lowest = Backoff(shortest=5, longest=900, jitter=lambda: 0.0)
+    highest = Backoff(shortest=5, longest=900, jitter=lambda: 1.0)
+    assert [highest.after(n) for n in (0, 1, 2, 7, 8, 500)] == [5, 10, 20, 640, 900, 900]
+    assert [lowest.after(n) for n in (0, 1, 500)] == [2.5, 5, 450]
+
+
+def test_jobs_and_dead_letters_survive_the_wire() -> None:
+    one = Job(key=Key("prewarm", "i", "fast"), cause="image.update m", attempt=3, first_at=1.5, due=2.5, reason="ü")
+    assert Job.from_bytes(one.to_bytes()) == one
+    for letter in (
+        DeadLetter(lane="intake", reason="r", last_at=1.0, body=b"\xff\x00"),
+        DeadLetter(lane="prewarm.fast", reason="r", last_at=1.0, job=one, traceback="t"),
+    ):
+        assert DeadLetter.from_bytes(letter.to_bytes()) == letter
+    for wrong in (
+        b"",
+        b"{}",
+        b"[]",
+        b'{"key": [1, 2], "cause": "", "attempt": 0, "first_at": 0, "due": 0, "reason": ""}',
+    ):
+        with pytest.raises(Malformed):
+            Job.from_bytes(wrong)
+        with pytest.raises(Malformed):
+            DeadLetter.from_bytes(wrong)

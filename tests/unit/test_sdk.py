@@ -1,0 +1,199 @@
+"""The cloud adapter: answers become values, everything else becomes the error whose policy fits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import keystoneauth1.exceptions as ksa
+import pytest
+import requests
+
+from worker import sdk
+from worker.cloud import Location, NewVolume
+from worker.errors import Blocked, Conflict, Malformed, NotFound, Temporary
+from worker.metrics import Metrics
+from worker.sdk import OpenStackCloud
+
+IMAGE_ID = "f8195267-dc43-443b-86bf-8a5200144f25"
+
+
+def answer(status: int, body: object = None, *, text: str = "", **headers: str) -> requests.Response:
+    response = requests.Response()
+    response.status_code = status
+    response._content = text.encode() if text else b"" if body is None else json.dumps(body).encode()
+    response.headers.update(headers)
+    response.url = "http://glance/v2/images/x"
+    return response
+
+
+@dataclass
+class Proxy:
+    """Stands for openstacksdk's proxy of one service: gives answers in order, remembers what it was asked."""
+
+    answers: list[requests.Response | Exception]
+    asked: list[tuple[str, str, str | None]] = field(default_factory=list)
+
+    def get_endpoint(self) -> str:
+        return "http://glance:9292/v2/"
+
+    def request(self, url: str, method: str, **options: Any) -> requests.Response:
+        self.asked.append((method, url, options.get("data")))
+        given = self.answers.pop(0)
+        if isinstance(given, Exception):
+            raise given
+        return given
+
+
+@dataclass
+class Connection:
+    """Stands for openstacksdk's connection."""
+
+    image: Proxy
+    block_storage: Proxy
+
+
+class Bed:
+    """A cloud over canned answers."""
+
+    def __init__(self, *answers: requests.Response | Exception) -> None:
+        self.proxy = Proxy(list(answers))
+        self.metrics = Metrics()
+        self.cloud = OpenStackCloud(connection=Connection(self.proxy, self.proxy), metrics=self.metrics)  # type: ignore[arg-type]
+
+    def count(self, name: str, **labels: str) -> float:
+        value = self.metrics.registry.get_sample_value(f"image_volume_worker_{name}", labels)
+        return value or 0.0
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Retries within a second or two are tenacity's business, not this test's."""
+
+    async def at_once(_: float) -> None:
+        return
+
+    monkeypatch.setattr("tenacity.asyncio._portable_async_sleep", at_once)
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        (answer(400, {"badRequest": {"message": "wrong state"}}), Conflict),
+        (answer(401), Blocked),
+        (answer(403, text="<h1>403</h1> policy says no<br />"), Blocked),
+        (answer(404, {"itemNotFound": {"message": "no such volume"}}), NotFound),
+        (answer(409), Conflict),
+        (answer(413, {"overLimit": {"message": "quota"}}), Blocked),
+        (answer(429), Temporary),
+        (answer(500), Temporary),
+        (answer(503), Temporary),
+        (answer(504, text="<html>a proxy's page</html>"), Temporary),
+        (answer(418), Blocked),
+        (answer(200, text="<html>not JSON</html>"), Temporary),
+        (ksa.ConnectFailure("refused"), Temporary),
+        (ksa.ConnectTimeout("late"), Temporary),
+        (ksa.RetriableConnectionFailure("cut"), Temporary),
+        (ksa.Unauthorized("token"), Blocked),
+        (requests.exceptions.ChunkedEncodingError("cut short"), Temporary),
+    ],
+)
+async def test_a_failed_write_is_its_policy_and_not_tried_again(
+    given: requests.Response | Exception, error: type
+) -> None:
+    bed = Bed(given, answer(200, {}))
+    with pytest.raises(error) as raised:
+        await bed.cloud.set_metadata("v", {"a": "b"})
+    assert type(raised.value) is error
+    assert len(bed.proxy.asked) == 1
+
+
+@pytest.mark.parametrize("given", [answer(503), answer(429), ksa.ConnectFailure("refused"), answer(200, text="{")])
+async def test_a_failed_read_is_tried_again(given: requests.Response | Exception) -> None:
+    bed = Bed(given, given, answer(200, {"id": IMAGE_ID, "status": "active"}))
+    assert (await bed.cloud.get_image(IMAGE_ID)).status == "active"
+    assert bed.count("api_retries_total", service="image", reason="Temporary") == 2
+    assert bed.count("api_requests_total", service="image", method="GET", status="200") >= 1
+
+
+async def test_a_read_is_not_tried_for_ever() -> None:
+    bed = Bed(*[answer(503)] * 20)
+    with pytest.raises(Temporary):
+        await bed.cloud.get_image(IMAGE_ID)
+    assert 2 < len(bed.proxy.asked) < 8
+
+
+async def test_a_service_that_asks_for_minutes_gets_them_from_the_job() -> None:
+    bed = Bed(answer(429, **{"Retry-After": "120"}), answer(200, {}))
+    with pytest.raises(Temporary) as raised:
+        await bed.cloud.get_image(IMAGE_ID)
+    assert raised.value.after == 120
+    assert len(bed.proxy.asked) == 1
+
+
+async def test_a_404_that_is_not_glances_own_is_not_believed() -> None:
+    with pytest.raises(NotFound):
+        await Bed(answer(404, text=f"No image found with ID {IMAGE_ID}")).cloud.get_image(IMAGE_ID)
+    with pytest.raises(Temporary):
+        await Bed(*[answer(404, text="<html>nginx: no such page</html>")] * 9).cloud.get_image(IMAGE_ID)
+
+
+@pytest.mark.parametrize("body", [{}, {"images": None}, [], {"error": "?"}])
+async def test_an_answer_without_a_list_is_no_empty_list(body: object) -> None:
+    with pytest.raises(Temporary):
+        _ = [image async for image in Bed(*[answer(200, body)] * 9).cloud.list_images()]
+
+
+async def test_an_image_that_makes_no_sense_is_malformed() -> None:
+    with pytest.raises(Malformed):
+        await Bed(answer(200, {"status": "active"})).cloud.get_image(IMAGE_ID)
+
+
+async def test_lists_are_read_page_by_page() -> None:
+    rows = [{"id": str(number), "status": "active"} for number in range(3)]
+    bed = Bed(
+        answer(200, {"images": rows[:2], "next": "/v2/images?marker=1"}),
+        answer(200, {"images": rows[2:]}),
+    )
+    assert [image.id async for image in bed.cloud.list_images()] == ["0", "1", "2"]
+    volume = {"id": "v", "status": "available", "size": 1}
+    link = {"rel": "next", "href": "http://elsewhere/v3/p/volumes/detail?limit=1000&marker=v"}
+    bed = Bed(answer(200, {"volumes": [volume], "volumes_links": [link]}), answer(200, {"volumes": [volume]}))
+    assert len([one async for one in bed.cloud.list_volumes()]) == 2
+    assert bed.proxy.asked[1][1] == "/volumes/detail?limit=1000&marker=v"
+
+
+@pytest.mark.parametrize(
+    ("url", "store", "volume_id"),
+    [
+        ("cinder://fast/v1", "fast", "v1"),
+        ("cinder://v1", "", "v1"),
+        ("file:///var/lib/glance/images/x", "disk", ""),
+        ("rbd://fsid/pool/image/snap", "disk", ""),
+    ],
+)
+async def test_locations(url: str, store: str, volume_id: str) -> None:
+    bed = Bed(answer(200, [{"url": url, "metadata": {"store": "disk"}}]))
+    assert await bed.cloud.get_locations(IMAGE_ID) == (Location(url=url, store=store, volume_id=volume_id),)
+
+
+async def test_a_glance_without_the_location_api_shows_them_in_the_image() -> None:
+    image = {"id": IMAGE_ID, "status": "active", "locations": [{"url": "cinder://fast/v1", "metadata": {}}]}
+    bed = Bed(answer(404), answer(200, image))
+    assert [location.volume_id for location in await bed.cloud.get_locations(IMAGE_ID)] == ["v1"]
+
+
+async def test_a_new_volume_carries_its_metadata_from_the_first_request() -> None:
+    bed = Bed(answer(202, {"volume": {"id": "v", "status": "creating", "size": 2}}))
+    new = NewVolume(name="n", size=2, volume_type="t", image_id=IMAGE_ID, availability_zone="az", metadata={"a": "b"})
+    assert (await bed.cloud.create_volume(new)).id == "v"
+    sent = json.loads(bed.proxy.asked[0][2] or "")["volume"]
+    assert sent["metadata"] == {"a": "b"}
+    assert (sent["imageRef"], sent["volume_type"], sent["availability_zone"]) == (IMAGE_ID, "t", "az")
+
+
+def test_an_error_tells_its_innermost_reason_only() -> None:
+    wrapped = ksa.ConnectFailure("http://host/: <object at 0x7f>")
+    wrapped.__cause__ = OSError("[Errno 111] Connection refused")
+    assert sdk._line(wrapped) == "OSError: [Errno 111] Connection refused"

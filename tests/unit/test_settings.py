@@ -1,0 +1,109 @@
+"""The configuration: what it comes to, and that a wrong one names every fault at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from oslo_config import cfg
+
+from tests.worker_process import configuration
+from worker import settings
+from worker.errors import Misconfigured
+from worker.settings import Settings
+
+GOOD = {
+    "notifications": {"transport_urls": "rabbit://u:p@h:5672/"},
+    "prewarm": {"targets": "fast,slow"},
+    "target:fast": {"volume_type": "ssd"},
+    "target:slow": {"volume_type": "hdd", "strategy": "cache", "disk_formats": "raw,qcow2", "max_concurrent": 2},
+}
+
+
+def load(tmp_path: Path, groups: dict[str, dict[str, object]]) -> Settings:
+    file = tmp_path / "worker.conf"
+    file.write_text(configuration(groups))
+    conf = cfg.ConfigOpts()
+    settings.register(conf)
+    conf([], default_config_files=[str(file)], default_config_dirs=[])
+    return settings.load(conf)
+
+
+def test_a_good_one(tmp_path: Path) -> None:
+    loaded = load(tmp_path, GOOD)
+    fast, slow = loaded.targets
+    assert (fast.name, fast.volume_type, fast.strategy, fast.max_concurrent) == ("fast", "ssd", "auto", 4)
+    assert (slow.strategy, slow.disk_formats, slow.max_concurrent) == ("cache", {"raw", "qcow2"}, 2)
+    assert loaded.work_url == "memory://"
+    assert loaded.bind == ("127.0.0.1", 9417)
+
+
+@pytest.mark.parametrize(
+    ("text", "urls"),
+    [
+        ("rabbit://a", ["rabbit://a"]),
+        ("rabbit://a:b@h1:5672,a:b@h2:5672/v", ["rabbit://a:b@h1:5672,a:b@h2:5672/v"]),
+        ("rabbit://a@h1,a@h2/g; rabbit://a@h1,a@h2/c", ["rabbit://a@h1,a@h2/g", "rabbit://a@h1,a@h2/c"]),
+        ("rabbit://a@h1/g,rabbit://a@h2/c", ["rabbit://a@h1/g", "rabbit://a@h2/c"]),
+        ("rabbit://a@h1/g rabbit://a@h2/c", ["rabbit://a@h1/g", "rabbit://a@h2/c"]),
+    ],
+)
+def test_several_brokers_of_several_hosts(tmp_path: Path, text: str, urls: list[str]) -> None:
+    loaded = load(tmp_path, {**GOOD, "notifications": {"transport_urls": text}})
+    assert list(loaded.transport_urls) == urls
+
+
+def test_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OS_WORK__MAX_ATTEMPTS", "7")
+    monkeypatch.setenv("OS_PREWARM__EXCLUDE_PROJECTS", "a,b")
+    loaded = load(tmp_path, GOOD)
+    assert loaded.limits.max_attempts == 7
+    assert loaded.policy.exclude_projects == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("group", "options", "fault"),
+    [
+        ("notifications", {}, "transport_urls is empty"),
+        ("notifications", {"transport_urls": "http://h"}, "http scheme"),
+        ("notifications", {"transport_urls": "rabbit://u:p@h:99999/"}, "no host:port"),
+        ("work", {"url": "redis://h"}, "[work] url: redis scheme"),
+        ("work", {"backoff_min": 10, "backoff_max": 5}, "backoff_max is below"),
+        ("cloud", {"poll_min": 10, "poll_max": 5}, "poll_max is below"),
+        ("cloud", {"poll_min": "soon"}, "poll_min"),
+        ("prewarm", {"targets": ""}, "targets is empty"),
+        ("prewarm", {"targets": "fast,slow,third"}, "[target:third] volume_type is missing"),
+        ("prewarm", {"targets": "fast"}, "[target:slow] is not named"),
+        ("prewarm", {"targets": "fast,slow,fast"}, "fast twice"),
+        ("prewarm", {"targets": "fast,slow,a b"}, "'a b' is no name"),
+        ("prewarm", {"targets": "fast,slow", "visibilities": "everybody"}, "visibilities"),
+        ("prewarm", {"targets": "fast,slow", "min_size": 5, "max_size": 4}, "max_size is below"),
+        ("target:fast", {"volume_type": "ssd", "strategy": "magic"}, "strategy"),
+        ("target:fast", {"volume_type": "ssd", "strategy": "location"}, "glance_store is missing"),
+        ("target:fast", {"volume_type": "ssd", "disk_formats": "raw,qcow2"}, "nothing but raw"),
+        ("probes", {"bind": "everywhere"}, "not HOST:PORT"),
+        ("probes", {"bind": "h:70000"}, "not HOST:PORT"),
+    ],
+)
+def test_each_fault_is_named(tmp_path: Path, group: str, options: dict[str, object], fault: str) -> None:
+    with pytest.raises(Misconfigured) as error:
+        load(tmp_path, {**GOOD, group: options})
+    assert [one for one in error.value.faults if fault in one], error.value.faults
+
+
+def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
+    wrong = {"notifications": {"transport_urls": "x://"}, "prewarm": {"targets": "a,b"}, "probes": {"bind": "x"}}
+    with pytest.raises(Misconfigured) as error:
+        load(tmp_path, wrong)
+    assert len(error.value.faults) == 4, error.value.faults
+
+
+def test_no_fault_tells_a_password(tmp_path: Path) -> None:
+    wrong = {
+        **GOOD,
+        "notifications": {"transport_urls": "rabbit://u:s3cret@h:no/"},
+        "work": {"url": "amqp://u:s3cret@h:no/"},
+    }
+    with pytest.raises(Misconfigured) as error:
+        load(tmp_path, wrong)
+    assert "s3cret" not in str(error.value)
