@@ -8,7 +8,7 @@ import structlog
 
 from handlers import ROUTES, image_volume
 from worker.cloud import Cloud, Image, Volume
-from worker.errors import Conflict, NotFound
+from worker.errors import Blocked, Conflict, NotFound
 from worker.handler import Missing, Parts, Watch
 from worker.job import Key
 from worker.notification import Notification
@@ -52,7 +52,12 @@ class Reclaim:
 
 
 async def release(cloud: Cloud, image_id: str) -> Outcome:
-    """Delete every Image-Volume of an image that does not exist any more."""
+    """Delete every Image-Volume of an image that Glance does not find.
+
+    Blocked if Glance would not show us an image of somebody else's: then its answer says nothing.
+    """
+    if not await cloud.sees_all_images():
+        raise Blocked("Glance does not find the image, but we lack the role admin to be sure that it is gone")
     named = await cloud.find_volumes(image_volume.name_of(image_id))
     warming = await cloud.find_volumes(image_volume.warming_name_of(image_id))
     left = [volume for volume in (*named, *warming) if _is_of(volume, image_id)]

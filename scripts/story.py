@@ -29,6 +29,9 @@ def main(metrics: str) -> int:
     """Tell it, with the times that were measured; 1 if it did not come true."""
     alice, bob, operator = Person("alice"), Person("bob"), Person("operator")
     data(SIZE)
+    for image in alice.images():
+        if image["name"].startswith("quickstart-"):
+            alice.delete_image(image["id"])
     cold = alice.image("quickstart-cold", mebibytes=SIZE, image_volume_prewarm="no")
     print(f"alice has uploaded an image of {SIZE // 1024} GiB that says image_volume_prewarm=no, for comparison")
     warm = alice.image("quickstart-warm", mebibytes=SIZE)

@@ -36,6 +36,7 @@ class FakeCloud:
     stores: Mapping[str, str] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
     multiple_locations: bool = False
+    admin: bool = True
     seconds: float = 0.0
     emit: Callable[[bytes], None] = lambda _: None
     images: dict[str, Image] = field(default_factory=dict)
@@ -191,6 +192,9 @@ class FakeCloud:
         async with self._call("set_readonly"):
             volume = self._volume(volume_id)
             self.volumes[volume_id] = replace(volume, metadata={**volume.metadata, "readonly": "True"})
+
+    async def sees_all_images(self) -> bool:
+        return self.admin
 
     async def list_stores(self) -> tuple[Store, ...]:
         async with self._call("list_stores"):

@@ -124,5 +124,8 @@ class Cloud(Protocol):
     async def set_readonly(self, volume_id: str) -> None:
         """Set a volume's read-only flag."""
 
+    async def sees_all_images(self) -> bool:
+        """Whether a 404 on an image says that it does not exist, not just that it is none of our business."""
+
     async def list_stores(self) -> tuple[Store, ...]:
         """Glance's stores; empty without multi-store."""

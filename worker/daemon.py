@@ -136,13 +136,22 @@ class Daemon:
 
     async def run(self, leave: asyncio.Event) -> None:
         """Work until `leave` is set, then drain. Misconfigured if the cloud is there and says that it can't work."""
-        await self._preflight()
         probes = Probes(registry=self._metrics.registry, sick=self._sick, unready=self._unready)
-        if self._settings.bind:
-            try:
-                probes.start(*self._settings.bind)
-            except OSError as error:
-                raise Misconfigured([f"[probes] bind: {error}"]) from error
+        try:
+            if self._settings.bind:
+                try:
+                    probes.start(*self._settings.bind)
+                except OSError as error:
+                    raise Misconfigured([f"[probes] bind: {error}"]) from error
+            await self._preflight(leave)
+            if not leave.is_set():
+                await self._work(leave)
+        finally:
+            probes.stop()
+            self._cloud.close()
+            log.info("stopped")
+
+    async def _work(self, leave: asyncio.Event) -> None:
         router = Router(handlers=self._handlers.values(), metrics=self._metrics, times=self._times)
         dispatcher = Dispatcher(router=router, runner=self._runner, lanes=self._lanes, on_gap=self._want_resync)
         # Enough in hand that a freed slot never waits for the broker, and that what belongs together can join
@@ -167,14 +176,18 @@ class Daemon:
                 await asyncio.gather(*tasks, return_exceptions=True)
             await self._runner.drain()
             await self._lanes.close()
-            probes.stop()
-            self._cloud.close()
-            log.info("stopped")
 
-    async def _preflight(self) -> None:
-        """Find out what the cloud makes of the configuration, if it is there to be asked."""
+    async def _preflight(self, leave: asyncio.Event) -> None:
+        """Find out what the cloud makes of the configuration, if it is there; not beyond `leave`."""
+        checking = asyncio.create_task(check_targets(self._cloud, self._settings))
+        leaving = asyncio.create_task(leave.wait())
+        await asyncio.wait([checking, leaving], return_when=asyncio.FIRST_COMPLETED)
+        leaving.cancel()
+        if not checking.done():
+            checking.cancel()
+            return
         try:
-            self._times.know(await check_targets(self._cloud, self._settings))
+            self._times.know(checking.result())
             self._known = True
         except (Temporary, Blocked) as error:
             log.warning("cloud_away", error=str(error))

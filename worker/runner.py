@@ -51,11 +51,25 @@ class Held(Exception):
 
 @dataclass(slots=True)
 class _Entry:
-    """A key that is waiting for its turn or being worked on, with every delivery that joined it."""
+    """A key that is waiting for its turn or being worked on, with every delivery that joined it.
+
+    `news` tells that something was heard of it since it last looked; `awake` is what its waits listen to.
+    """
 
     job: Job
     deliveries: list[Delivery] = field(default_factory=list)
-    poked: asyncio.Event = field(default_factory=asyncio.Event)
+    news: bool = False
+    awake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def hear(self) -> None:
+        """Something has happened that concerns the key."""
+        self.news = True
+        self.awake.set()
+
+    def look(self) -> None:
+        """It looks now: what was heard until now is answered by that."""
+        self.news = False
+        self.awake.clear()
 
 
 class _Watch:
@@ -74,11 +88,11 @@ class _Watch:
             raise Held
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(self._poll, left)):
-                await self._entry.poked.wait()
+                await self._entry.awake.wait()
         if self._leaving.is_set():
             raise Held
         self._poll = min(self._poll * 1.5, self._limits.poll_max)
-        self._entry.poked.clear()
+        self._entry.look()
 
 
 class Runner:
@@ -106,7 +120,6 @@ class Runner:
         self._parked: dict[Key, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = asyncio.Event()
-        self.turned_at = time.monotonic()
 
     @property
     def lanes(self) -> Mapping[str, int]:
@@ -138,7 +151,7 @@ class Runner:
             return
         if entry := self._entries.get(job.key):
             entry.deliveries.append(delivery)
-            entry.poked.set()
+            entry.hear()
             return
         lane = job.key.lane
         if lane not in self._waiting:
@@ -156,7 +169,7 @@ class Runner:
     def poke(self, job: Job) -> bool:
         """Whether the key is looked at again here anyway; if not, the job has to go into its lane."""
         if entry := self._entries.get(job.key):
-            entry.poked.set()
+            entry.hear()
             return True
         return self._is_superseded(job)
 
@@ -166,7 +179,7 @@ class Runner:
         for waiting in self._waiting.values():
             waiting.clear()
         for entry in self._entries.values():
-            entry.poked.set()
+            entry.awake.set()
         if self._tasks:
             _, late = await asyncio.wait(self._tasks, timeout=self._limits.drain)
             for task in late:
@@ -206,15 +219,17 @@ class Runner:
             self._entries.pop(key, None)
             self._busy[lane] -= 1
             self._metrics.jobs_in_progress.labels(lane).set(self._busy[lane])
-            self.turned_at = time.monotonic()
             if not self._leaving.is_set():
+                # What came in while the outcome was written down: the copy for the next try may be among it
+                for delivery in entry.deliveries:
+                    self.deliver(delivery)
                 self._start(lane)
 
     async def _work_until_quiet(self, entry: _Entry) -> None:
         """Try, and try again for as long as something came in meanwhile and the try was a success; then settle."""
         changed = False
         while True:
-            entry.poked.clear()
+            entry.look()
             began = time.monotonic()
             outcome = await self._try(entry)
             key = entry.job.key
@@ -223,8 +238,13 @@ class Runner:
             if isinstance(outcome, Done):
                 changed = changed or outcome.changed
                 outcome = replace(outcome, changed=changed)
-            if not (entry.poked.is_set() and isinstance(outcome, Done | Skip)) or self._leaving.is_set():
+            if not (entry.news and isinstance(outcome, Done | Skip)):
                 break
+            if self._leaving.is_set():
+                outcome = Again("heard of again, but leaving", after=0.0, counted=False)
+                break
+            # Something that changes many times a second is not looked at as often
+            await asyncio.sleep(self._limits.poll_min)
         await self._settle(entry, outcome)
 
     async def _try(self, entry: _Entry) -> Outcome:
@@ -253,6 +273,7 @@ class Runner:
     async def _settle(self, entry: _Entry, outcome: Outcome) -> None:
         """Tell the lane what came of it. Whatever must survive is in a lane before the delivery is let go."""
         job = entry.job
+        deliveries, entry.deliveries = entry.deliveries, []
         match outcome:
             case Done(detail, changed):
                 log.info("job_done", detail=detail, changed=changed)
@@ -270,7 +291,7 @@ class Runner:
                 await self._park(job.tried(reason), reason, trace)
             case never:
                 assert_never(never)
-        for delivery in entry.deliveries:
+        for delivery in deliveries:
             delivery.ack()
 
     async def _again(self, job: Job, after: float) -> None:

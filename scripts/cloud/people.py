@@ -82,6 +82,12 @@ class Person:
         answer: dict[str, Any] = self._checked(self.connection.image.get(f"/images/{image_id}")).json()
         return answer
 
+    def images(self) -> list[dict[str, Any]]:
+        """The images of the user's project."""
+        answer = self._checked(self.connection.image.get(f"/images?owner={self.project_id}&limit=500"))
+        images: list[dict[str, Any]] = answer.json()["images"]
+        return images
+
     def delete_image(self, image_id: str) -> None:
         """Delete an image."""
         self._checked(self.connection.image.delete(f"/images/{image_id}"))

@@ -424,3 +424,17 @@ async def test_a_cache_target_that_glance_keeps_the_image_on_is_warm(cloud: Fake
         assert cloud.calls["create_volume"] == 0
         assert set(serving(cloud, image.id)) == {"fast"}
         assert await rig.resync() == []
+
+
+async def test_nothing_is_deleted_when_glance_may_just_not_show_us_the_image(rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload()
+    await rig.resync()
+    await rig.quiet()
+    before = dict(cloud.volumes)
+    cloud.admin = False
+    hidden = cloud.images.pop(image.id)
+    for handler, key in ((rig.prewarm, Key("prewarm", image.id, "fast")), (rig.reclaim, Key("reclaim", image.id))):
+        with pytest.raises(Blocked, match="role admin"):
+            await handler.reconcile(key, Polls())
+    assert cloud.volumes == before
+    cloud.images[image.id] = hidden

@@ -370,3 +370,39 @@ def test_jobs_and_dead_letters_survive_the_wire() -> None:
             Job.from_bytes(wrong)
         with pytest.raises(Malformed):
             DeadLetter.from_bytes(wrong)
+
+
+class Confirming(MemoryLanes):
+    """Lanes that, like a broker, may hand out what is published before they have confirmed it."""
+
+    async def publish(self, jobs: Iterable[Job], *, after: float = 0.0) -> None:
+        await super().publish(jobs, after=after)
+        await asyncio.sleep(0.01)
+
+
+async def test_the_copy_for_the_next_try_is_not_acked_with_the_old_one() -> None:
+    limits = Limits(poll_min=0.005, drain=1.0)
+    lanes, handler = Confirming(), Handler(answering(Again("held", after=0.0, counted=False), Done()))
+    runner = Runner(lanes=lanes, handlers={"h": handler}, limits=limits, backoff=Backoff(), metrics=Metrics())
+    await lanes.open({"h": 100}, runner.deliver)
+    await lanes.publish([job(ONE)])
+    async with asyncio.timeout(5):
+        while len(handler.tries) < 2:
+            await asyncio.sleep(0.005)
+    await runner.drain()
+    await lanes.close()
+    assert lanes.depths()["h"] == 0
+
+
+async def test_what_is_heard_while_leaving_is_kept_for_the_next_start() -> None:
+    async def work(key: Key, watch: Watch) -> Outcome:
+        await asyncio.sleep(0.05)
+        return Done()
+
+    async with running(work) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.handler.tries)
+        bed.runner.poke(job(ONE))
+        await bed.runner.drain()
+        await bed.lanes.close()
+        assert bed.lanes.depths()["h"] == 1

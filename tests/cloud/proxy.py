@@ -1,0 +1,78 @@
+"""A proxy between a worker and one service that can be told to misbehave."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
+
+# What to do with a request: pass it on, answer with a status, drop it, or pass it on and lose the answer
+Fault = int | str | None
+
+
+class Proxy:
+    """Listens on a free port and passes requests on to `url`, unless `fault(method, path)` says otherwise."""
+
+    def __init__(self, url: str) -> None:
+        self._upstream = urlsplit(url).netloc
+        self.fault: Callable[[str, str], Fault] = lambda method, path: None
+        self.faults = 0
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle_any(self) -> None:
+                proxy._handle(self)
+
+            do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = handle_any
+
+            def log_message(self, *_: object) -> None:
+                """Nothing."""
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Proxy:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _handle(self, request: BaseHTTPRequestHandler) -> None:
+        body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        fault = self.fault(request.command, request.path)
+        if fault is not None:
+            self.faults += 1
+        if fault == "drop":
+            request.close_connection = True
+            return
+        if isinstance(fault, int):
+            request.send_response(fault)
+            request.send_header("Content-Length", "0")
+            request.send_header("Retry-After", "1")
+            request.end_headers()
+            return
+        connection = http.client.HTTPConnection(self._upstream, timeout=120)
+        headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
+        connection.request(request.command, request.path, body=body or None, headers=headers)
+        answer = connection.getresponse()
+        content = answer.read()
+        connection.close()
+        if fault == "lose":
+            request.close_connection = True
+            return
+        request.send_response(answer.status)
+        for name, value in answer.getheaders():
+            if name.lower() not in HOP_BY_HOP:
+                request.send_header(name, value)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
+        request.wfile.write(content)
