@@ -54,7 +54,7 @@ class Rig:
             lanes=self.lanes,
             handlers=self.handlers,
             limits=limits,
-            backoff=Backoff(shortest=0.02, longest=0.1),
+            backoff=Backoff(shortest=0.005, longest=0.02),
             metrics=self.metrics,
         )
         router = Router(handlers=self.handlers.values(), metrics=self.metrics, times=VolumeTimes(metrics=self.metrics))
@@ -87,7 +87,7 @@ class Rig:
         async with asyncio.timeout(within):
             calm = 0
             while calm < 3:
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.003)
                 busy = self._hearing or self.cloud.tasks or not self.runner.idle or self.runner.due()
                 depths = self.lanes.depths()
                 calm = 0 if busy or sum(depths.values()) - depths["dead"] else calm + 1

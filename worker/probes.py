@@ -37,7 +37,8 @@ class Probes:
     def start(self, host: str, port: int) -> int:
         """Begin to serve; the port, chosen by the system if 0. OSError when the address is taken."""
         self._server = make_server(host, port, self._serve, server_class=_Server, handler_class=_Quiet)
-        threading.Thread(target=self._server.serve_forever, name="probes", daemon=True).start()
+        # Looks ten times a second whether it is to stop
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="probes", daemon=True).start()
         return self._server.server_port
 
     def stop(self) -> None:
