@@ -224,6 +224,7 @@ def load(conf: cfg.ConfigOpts) -> Settings:
     urls = tuple(_split_urls(conf.notifications.transport_urls))
     faults += _url_faults(conf, urls)
     targets = tuple(_targets(conf, faults))
+    faults += _unknown(conf)
     bind = _bind(conf.probes.bind, faults)
     if conf.work.backoff_max < conf.work.backoff_min:
         faults.append("[work] backoff_max is below backoff_min")
@@ -338,17 +339,21 @@ def _targets(conf: cfg.ConfigOpts, faults: list[str]) -> Iterator[Target]:
         if target.strategy == "location" and not target.glance_store:
             faults.append(f"[{group}] glance_store is missing: strategy location needs it")
         yield target
-    faults += (
-        f"[{section}] is not named in [prewarm] targets"
-        for section in sorted(_sections(conf))
-        if section.startswith("target:") and section.removeprefix("target:") not in names
-    )
 
 
-def _sections(conf: cfg.ConfigOpts) -> set[str]:
-    """The groups that stand in the configuration files."""
-    namespace = conf._namespace  # oslo.config tells its sections no other way
-    return set() if namespace is None else {name for parsed in namespace._parsed for name in parsed}
+def _unknown(conf: cfg.ConfigOpts) -> Iterator[str]:
+    """Groups and options of the files that mean nothing: most likely slips of the pen, which nobody would notice."""
+    known = {group.name: options for group, options in OPTIONS.items()}
+    known |= {f"target:{name}": TARGET_OPTIONS for name in conf.prewarm.targets}
+    # oslo.config tells what is in its files no other way
+    parsed = [] if conf._namespace is None else conf._namespace._parsed
+    for section, given in ((section, given) for file in parsed for section, given in file.items()):
+        if section not in known:
+            named = section.startswith("target:")
+            yield f"[{section}] is not named in [prewarm] targets" if named else f"[{section}]: there is no such group"
+            continue
+        names = {name for option in known[section] for name in (option.name, option.dest)}
+        yield from (f"[{section}] {name}: there is no such option" for name in given if name not in names)
 
 
 def _bind(text: str, faults: list[str]) -> tuple[str, int] | None:

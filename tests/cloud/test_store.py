@@ -245,3 +245,50 @@ def test_a_cache_that_is_not_there_is_named(worker: Worker, images: Images, oper
         )
         process.kill()
         until(lambda: all(v["status"] != "creating" for v in of_image(operator, image_id)), what="settled")
+
+
+def test_two_workers_share_the_work_and_one_takes_over(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
+    with worker(groups(work=LANES)) as first, worker(groups(work=LANES)) as second:
+        first.wait_ready()
+        second.wait_ready()
+        made = [images() for _ in range(3)]
+        until(lambda: first.events("image_copy_began") or second.events("image_copy_began"), what="one began")
+        active, other = (first, second) if first.events("image_copy_began") else (second, first)
+        active.kill()
+        made += [images() for _ in range(3)]
+        until(lambda: all(is_warm(operator, alice, image_id) for image_id in made), what="warm")
+        assert other.events("image_copy_began")
+        assert other.stop() == 0
+
+
+def test_a_worker_that_was_paused_makes_nothing_twice(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
+    with worker(groups(work=LANES)) as first, worker(groups(work=LANES)) as second:
+        first.wait_ready()
+        second.wait_ready()
+        made = [images(mebibytes=64) for _ in range(3)]
+        until(lambda: first.events("image_copy_began") or second.events("image_copy_began"), what="one began")
+        active, other = (first, second) if first.events("image_copy_began") else (second, first)
+        active.signal(signal.SIGSTOP)
+        time.sleep(3)
+        # Its lanes stay with it until the broker misses its heartbeats; so it is the resumed one or the other who ends it
+        active.signal(signal.SIGCONT)
+        until(lambda: all(is_warm(operator, alice, image_id) for image_id in made), what="warm")
+        assert other.stop() == 0
+        assert active.stop() == 0
+
+
+def test_by_the_listener_of_oslo_messaging(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+    settings = dict(groups())
+    settings["notifications"] = {**settings["notifications"], "driver": "oslo"}
+    settings["resync"] = {"on_start": "false"}
+    with worker(settings) as process:
+        process.wait_ready()
+        # It can't say when its bindings are there
+        time.sleep(5)
+        image_id = images()
+        until(lambda: is_warm(operator, alice, image_id), what="warm")
+        assert process.stop() == 0
