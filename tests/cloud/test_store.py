@@ -274,7 +274,7 @@ def test_a_worker_that_was_paused_makes_nothing_twice(
         active, other = (first, second) if first.events("image_copy_began") else (second, first)
         active.signal(signal.SIGSTOP)
         time.sleep(3)
-        # Its lanes stay with it until the broker misses its heartbeats; so it is the resumed one or the other who ends it
+        # Its lanes stay with it until the broker misses its heartbeats, so either of the two may end it
         active.signal(signal.SIGCONT)
         until(lambda: all(is_warm(operator, alice, image_id) for image_id in made), what="warm")
         assert other.stop() == 0
