@@ -45,7 +45,10 @@ class Location:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A volume of the internal project. `size` in GiB, `host` is `host@backend#pool`."""
+    """A volume. `size` in GiB, `host` is `host@backend#pool`; `foreign` if it is not the internal project's.
+
+    A foreign volume is never trusted as an Image-Volume and never touched, whatever its name and metadata claim.
+    """
 
     id: str
     name: str
@@ -54,6 +57,7 @@ class Volume:
     size: int
     created_at: str = ""
     host: str = ""
+    foreign: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -104,7 +108,7 @@ class Cloud(Protocol):
         """Remove the image's location in a store together with its volume; refused for the last one."""
 
     async def get_volume(self, volume_id: str) -> Volume:
-        """A volume of the internal project."""
+        """A volume, of whatever project: look at `foreign`."""
 
     async def find_volumes(self, name: str) -> tuple[Volume, ...]:
         """The volumes of the internal project that have this name, oldest first."""

@@ -9,7 +9,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -86,6 +86,7 @@ class OpenStackCloud:
         self._connection = connection
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="api")
+        self._project_id = ""
         self.answered_at = 0.0
 
     def close(self) -> None:
@@ -164,7 +165,11 @@ class OpenStackCloud:
 
     async def get_volume(self, volume_id: str) -> Volume:
         answer = await self._read("block-storage", f"/volumes/{volume_id}")
-        return _parsed(_volume, answer["volume"])
+        volume = _parsed(_volume, answer["volume"])
+        # The role admin sees the volumes of all projects here
+        owner = answer["volume"].get("os-vol-tenant-attr:tenant_id")
+        self._project_id = self._project_id or (await self.identity()).project_id
+        return replace(volume, foreign=owner != self._project_id)
 
     async def find_volumes(self, name: str) -> tuple[Volume, ...]:
         found = [volume async for volume in self._volumes({"name": name})]

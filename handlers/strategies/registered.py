@@ -17,7 +17,7 @@ from handlers.strategies import (
     SetReadonly,
 )
 from worker.cloud import Image, Volume
-from worker.outcome import Again, Done
+from worker.outcome import Again, Done, Skip
 from worker.target import Target
 
 
@@ -44,6 +44,9 @@ def plan(seen: Seen, target: Target) -> Action:
         if volume_id not in known and volume_id not in seen.gone:
             return LookAtVolume(volume_id)
     serving = [known[volume_id] for volume_id in mine if volume_id in known]
+    if any(volume.foreign for volume in serving):
+        # Whoever added it (show_multiple_locations lets owners do that), it is not ours to change or remove
+        return Finish(Skip(f"its location in store {target.glance_store} is a volume outside of the internal project"))
     for volume in serving:
         if not image_volume.is_broken(volume) and not image_volume.is_usable(volume):
             return AwaitVolume(volume.id)

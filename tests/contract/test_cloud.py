@@ -236,6 +236,7 @@ async def test_a_volume_carries_its_metadata_from_the_first_moment(bed: Bed) -> 
     with pytest.raises(Conflict):
         await bed.cloud.delete_volume(volume.id)
     ready = await available(bed, volume.id)
+    assert not ready.foreign
     assert ready.host
     assert "readonly" not in ready.metadata
     await bed.cloud.set_readonly(volume.id)

@@ -438,3 +438,18 @@ async def test_nothing_is_deleted_when_glance_may_just_not_show_us_the_image(rig
             await handler.reconcile(key, Polls())
     assert cloud.volumes == before
     cloud.images[image.id] = hidden
+
+
+async def test_a_location_outside_of_the_internal_project_is_left_alone(cloud: FakeCloud) -> None:
+    for strategy in ("store", "location"):
+        async with Rig(cloud, targets=using(strategy, FAST)) as rig:
+            image = cloud.upload(stores=frozenset({"file", "cinder-fast"}))
+            theirs = Volume(id="theirs", name="mine", status="available", volume_type="fast", size=1, foreign=True)
+            cloud.volumes["theirs"] = theirs
+            location = Location(url="cinder://cinder-fast/theirs", store="cinder-fast", volume_id="theirs")
+            cloud.locations[image.id] = (*cloud.locations[image.id], location)
+            outcome = await rig.run(image.id)
+            assert isinstance(outcome, Skip)
+            assert "internal project" in outcome.reason
+            assert cloud.volumes["theirs"] == theirs
+            assert location in cloud.locations[image.id]
