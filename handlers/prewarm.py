@@ -13,7 +13,7 @@ from handlers.reclaim import release
 from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, registered, store
 from handlers.target_store import TargetStores
 from worker.cloud import Image, Volume
-from worker.errors import Conflict, NotFound
+from worker.errors import Blocked, Conflict, NotFound
 from worker.handler import Missing, Parts, Watch
 from worker.job import Key
 from worker.notification import Notification
@@ -24,6 +24,15 @@ log = structlog.get_logger(__name__)
 
 PLANS: Mapping[str, Plan] = {"store": store.plan, "location": location.plan, "cache": cache.plan}
 LACKS: Mapping[str, Lacks] = {"store": registered.lacks, "location": registered.lacks, "cache": cache.lacks}
+READING = (
+    strategies.LookAtVolumes,
+    strategies.LookAtWarming,
+    strategies.LookAtLocations,
+    strategies.LookAtVolume,
+    strategies.AwaitVolume,
+    strategies.AwaitImage,
+    strategies.AwaitEntry,
+)
 # For how long a target that has failed is left out of what is done for others, in seconds
 SUSPECT_FOR = 600.0
 
@@ -72,9 +81,12 @@ class Prewarm:
             made = False
             while not isinstance(action := self._plan(seen, target), Finish):
                 seen = await self._act(action, seen, watch)
-                made = made or isinstance(action, strategies.CopyImage | strategies.CreateVolume)
+                made = made or not isinstance(action, READING)
         except NotFound:
             return await self._gone(key.image_id)
+        except (Conflict, Blocked):
+            self._suspects[target.name] = self._now() + SUSPECT_FOR
+            raise
         if isinstance(action.outcome, Again) and action.outcome.counted:
             self._suspects[target.name] = self._now() + SUSPECT_FOR
         else:
@@ -185,6 +197,9 @@ class Prewarm:
             await self._cloud.copy_image(seen.image.id, stores)
             log.info("image_copy_began", stores=stores)
         except Conflict as error:
+            image = await self._image(seen)
+            if not image.import_locked and not image.importing and not set(stores) & (image.stores or frozenset()):
+                raise
             # Somebody else's import of this image was faster
             log.info("image_copy_waits", why=str(error))
             await watch.changed()
@@ -230,7 +245,7 @@ class Prewarm:
 
 def _with(volume: Volume, seen: Seen) -> Seen:
     """What was seen, with this volume as it is now."""
-    if volume.name.startswith("warm-"):
+    if volume.name == image_volume.warming_name_of(seen.image.id):
         return replace(seen, warming=_replaced(volume, seen.warming or ()))
     return replace(seen, volumes=_replaced(volume, seen.volumes or ()))
 

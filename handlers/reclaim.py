@@ -13,6 +13,10 @@ from worker.handler import Missing, Parts, Watch
 from worker.job import Key
 from worker.notification import Notification
 from worker.outcome import Again, Done, Outcome, Skip
+from worker.target import TAG
+
+# Making a volume of a large image takes its time; in seconds
+ABANDONED_AFTER = 21_600.0
 
 log = structlog.get_logger(__name__)
 
@@ -25,6 +29,7 @@ class Reclaim:
 
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
+        self._now = parts.now
 
     def keys(self, notification: Notification) -> Iterable[Key]:
         """One key for the image."""
@@ -40,7 +45,14 @@ class Reclaim:
             await self._cloud.get_image(key.image_id)
         except NotFound:
             return await release(self._cloud, key.image_id)
+        warming = await self._cloud.find_volumes(image_volume.warming_name_of(key.image_id))
+        if left := [volume for volume in warming if self._is_abandoned(volume)]:
+            return await _delete(self._cloud, left, why="nobody uses it any more")
         return Skip("the image is there")
+
+    def _is_abandoned(self, volume: Volume) -> bool:
+        """Whether a throw-away volume has outlived whoever made it."""
+        return TAG in volume.metadata and self._now() - volume.created_epoch > ABANDONED_AFTER
 
     async def prepare(self) -> None:
         """Nothing: the listing says it all."""
@@ -49,6 +61,9 @@ class Reclaim:
         """An image that is not listed as active but has Image-Volumes; `reconcile` makes sure that it is gone."""
         if image is None and any(not image_volume.is_leaving(volume) for volume in volumes):
             yield Missing(Key(self.name, image_id), "image is gone or not active, Image-Volumes are there")
+        warming = image_volume.warming_name_of(image_id)
+        if image and any(volume.name == warming and self._is_abandoned(volume) for volume in volumes):
+            yield Missing(Key(self.name, image_id), "a throw-away volume was left behind")
 
 
 async def release(cloud: Cloud, image_id: str) -> Outcome:
@@ -61,13 +76,18 @@ async def release(cloud: Cloud, image_id: str) -> Outcome:
     named = await cloud.find_volumes(image_volume.name_of(image_id))
     warming = await cloud.find_volumes(image_volume.warming_name_of(image_id))
     left = [volume for volume in (*named, *warming) if _is_of(volume, image_id)]
-    busy: list[str] = []
-    for volume in left:
+    return await _delete(cloud, left, why="image is gone")
+
+
+async def _delete(cloud: Cloud, volumes: Iterable[Volume], *, why: str) -> Outcome:
+    deleted, busy = 0, list[str]()
+    for volume in volumes:
         if image_volume.is_leaving(volume):
             continue
         try:
             await cloud.delete_volume(volume.id)
-            log.info("image_volume_deleted", volume_id=volume.id, why="image is gone")
+            log.info("image_volume_deleted", volume_id=volume.id, why=why)
+            deleted += 1
         except NotFound:
             continue
         except Conflict:
@@ -75,7 +95,7 @@ async def release(cloud: Cloud, image_id: str) -> Outcome:
             busy.append(volume.id)
     if busy:
         return Again(f"in use or still being made: {', '.join(busy)}")
-    return Done(f"{len(left)} deleted")
+    return Done(f"{deleted} deleted", changed=deleted > 0)
 
 
 def _is_of(volume: Volume, image_id: str) -> bool:

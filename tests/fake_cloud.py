@@ -225,6 +225,7 @@ class FakeCloud:
             volume_type=volume_type,
             size=size,
             created_at=f"{next(iter(self._tick)):09d}",
+            created_epoch=time.time(),
             host=f"host@{volume_type}#{volume_type}",
             metadata=metadata,
         )

@@ -114,6 +114,8 @@ def parse(url: str) -> Broker:
         parts = urlsplit(url)
     except ValueError:
         raise Misconfigured(["not a URL"]) from None
+    if parts.fragment:
+        raise Misconfigured(["a # in a user or password has to be percent-encoded, as @ : / have"])
     if parts.scheme not in _SCHEMES:
         raise Misconfigured([f"{parts.scheme or 'no'} scheme: expected one of {', '.join(_SCHEMES)}"])
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}

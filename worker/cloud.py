@@ -56,6 +56,7 @@ class Volume:
     volume_type: str
     size: int
     created_at: str = ""
+    created_epoch: float = 0.0
     host: str = ""
     foreign: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)

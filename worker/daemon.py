@@ -12,7 +12,7 @@ import structlog
 
 from handlers import image_volume
 from worker.dispatcher import Dispatcher
-from worker.errors import Blocked, Misconfigured, Temporary
+from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.handler import Handler, HandlerFactory, Parts
 from worker.intake import Intake
 from worker.intake.rabbit import RabbitIntake
@@ -32,9 +32,10 @@ from worker.volume_times import VolumeTimes
 log = structlog.get_logger(__name__)
 
 HANDLERS = "image_volume_worker.handlers"
-# Seconds between looks at depths and at the cloud when nothing else has asked it anything
+# Seconds between looks at depths; at the cloud; and at a cloud that was away
 TICK = 1.0
-PING = 60.0
+PING = 30.0
+AWAY = 5.0
 # The loop has not turned for so long: it hangs
 STUCK = 30.0
 # Jobs handed to the lanes at once by a resync
@@ -95,17 +96,21 @@ def build_intakes(settings: Settings) -> list[Intake]:
     ]
 
 
-async def check_targets(cloud: OpenStackCloud, settings: Settings) -> Mapping[str, str]:
-    """Names of targets by volume type id; Misconfigured when the cloud has no such types."""
-    types = await cloud.list_volume_types()
-    ids = {name: type_id for type_id, name in types.items()}
-    faults = [
+async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Mapping[str, str]:
+    """Names of targets by volume type id; Misconfigured when the cloud is there and can't be worked on like this."""
+    identity = await cloud.identity()
+    faults = []
+    if not await cloud.sees_all_images():
+        faults.append(f"[cloud] the login has no role admin in project {identity.project_id}")
+    ids = {name: type_id for type_id, name in (await cloud.list_volume_types()).items()}
+    faults += [
         f"[target:{target.name}] volume_type: Cinder has no type {target.volume_type!r}, only {', '.join(sorted(ids))}"
         for target in settings.targets
         if target.volume_type not in ids
     ]
     if faults:
         raise Misconfigured(faults)
+    await cloud.list_stores()
     return {ids[target.volume_type]: target.name for target in settings.targets}
 
 
@@ -133,6 +138,7 @@ class Daemon:
         self._ticked = time.monotonic()
         self._known = False
         self._fault = ""
+        self._seen_once = asyncio.Event()
 
     async def run(self, leave: asyncio.Event) -> None:
         """Work until `leave` is set, then drain. Misconfigured if the cloud is there and says that it can't work."""
@@ -156,11 +162,10 @@ class Daemon:
         dispatcher = Dispatcher(router=router, runner=self._runner, lanes=self._lanes, on_gap=self._want_resync)
         # Enough in hand that a freed slot never waits for the broker, and that what belongs together can join
         prefetch = {lane: width * 2 + 16 for lane, width in self._runner.lanes.items()}
-        await self._lanes.open(prefetch, self._runner.deliver)
         if self._settings.resync_on_start:
             self._want_resync("start")
         intakes = [asyncio.create_task(intake.run(dispatcher)) for intake in self._intakes]
-        others = [asyncio.create_task(self._tick()), asyncio.create_task(self._resync_when_wanted(dispatcher))]
+        others = [asyncio.create_task(self._tick()), asyncio.create_task(self._serve(prefetch, dispatcher))]
         stop = asyncio.create_task(leave.wait())
         log.info("started", targets=[target.name for target in self._settings.targets], lanes=list(self._runner.lanes))
         try:
@@ -179,7 +184,7 @@ class Daemon:
 
     async def _preflight(self, leave: asyncio.Event) -> None:
         """Find out what the cloud makes of the configuration, if it is there; not beyond `leave`."""
-        checking = asyncio.create_task(check_targets(self._cloud, self._settings))
+        checking = asyncio.create_task(check_cloud(self._cloud, self._settings))
         leaving = asyncio.create_task(leave.wait())
         await asyncio.wait([checking, leaving], return_when=asyncio.FIRST_COMPLETED)
         leaving.cancel()
@@ -187,37 +192,52 @@ class Daemon:
             checking.cancel()
             return
         try:
-            self._times.know(checking.result())
-            self._known = True
-        except (Temporary, Blocked) as error:
-            log.warning("cloud_away", error=str(error))
+            self._cloud_is_there(checking.result())
+        except (Temporary, Blocked, NotFound, Malformed) as error:
+            self._cloud_is_away(str(error))
 
     async def _tick(self) -> None:
-        """Once a second: note that the loop turns, take over depths; now and then see whether the cloud is there."""
-        pinged = 0.0
+        """Once a second: note that the loop turns, take over depths. Now and then: is the cloud there?"""
+        pinged = time.monotonic()
+        pinging: asyncio.Task[None] | None = None
         while True:
             self._ticked = time.monotonic()
-            self._metrics.depths(self._lanes.depths())
-            if time.monotonic() - max(pinged, self._cloud.answered_at) > PING or not self._known:
+            self._metrics.depths(self._lanes.depths(), self._runner.waiting())
+            if (pinging is None or pinging.done()) and time.monotonic() - pinged > (PING if self._known else AWAY):
                 pinged = time.monotonic()
-                await self._look_at_cloud()
+                pinging = asyncio.create_task(self._look_at_cloud())
             await asyncio.sleep(TICK)
 
     async def _look_at_cloud(self) -> None:
         try:
-            self._times.know(await check_targets(self._cloud, self._settings))
-        except (Temporary, Blocked):
-            return
+            self._cloud_is_there(await check_cloud(self._cloud, self._settings))
         except Misconfigured as error:
-            # At start that ends the process; now a type may be away for a moment while somebody works on the cloud
-            self._fault = str(error)
-            log.error("targets_wrong", faults=error.faults)
-            return
+            # At start that ends the process; now somebody may be working on the cloud
+            self._cloud_is_away(str(error))
+        except (Temporary, Blocked, NotFound, Malformed) as error:
+            self._cloud_is_away(str(error))
+
+    def _cloud_is_there(self, targets: Mapping[str, str]) -> None:
+        if not self._known and self._fault:
+            log.info("cloud_back")
+        self._times.know(targets)
         self._known, self._fault = True, ""
+        self._seen_once.set()
+
+    def _cloud_is_away(self, why: str) -> None:
+        if self._known or not self._fault:
+            log.warning("cloud_away", error=why)
+        self._known, self._fault = False, why
 
     def _want_resync(self, reason: str) -> None:
         self._resync_why = reason
         self._resync_wanted.set()
+
+    async def _serve(self, prefetch: Mapping[str, int], dispatcher: Dispatcher) -> None:
+        """Take jobs once the cloud has been seen: a worker that can't log in would only set them aside."""
+        await self._seen_once.wait()
+        await self._lanes.open(prefetch, self._runner.deliver)
+        await self._resync_when_wanted(dispatcher)
 
     async def _resync_when_wanted(self, dispatcher: Dispatcher) -> None:
         backoff = self._settings.backoff
@@ -232,7 +252,7 @@ class Daemon:
             try:
                 await self._resync(dispatcher, why)
                 failures = 0
-            except (Temporary, Blocked) as error:
+            except (Temporary, Blocked, NotFound, Malformed) as error:
                 wait = backoff.after(failures)
                 failures += 1
                 log.warning("resync_failed", error=str(error), after=round(wait, 1))
@@ -268,6 +288,6 @@ class Daemon:
                 problems[f"intake-{number}"] = problem
         if problem := self._lanes.problem():
             problems["lanes"] = problem
-        if time.monotonic() - self._cloud.answered_at > 3 * PING or not self._known:
-            problems["cloud"] = self._fault or "no answer lately"
+        if not self._known:
+            problems["cloud"] = self._fault or "not asked yet"
         return problems

@@ -41,6 +41,7 @@ class Metrics:
         self.jobs = counter("jobs", "Settled tries of jobs", "handler", "target", "outcome")
         self.job_seconds = seconds("job_seconds", "Duration of one try of a job", "handler", "target")
         self.jobs_in_progress = gauge("jobs_in_progress", "Jobs being worked on", "lane")
+        self.jobs_waiting = gauge("jobs_waiting", "Jobs that wait for another try", "lane")
         self.lane_depth = gauge("lane_depth", "Jobs that wait in a lane", "lane")
         self.dead_letters = gauge("dead_letters", "Dead letters kept", "lane")
         self.image_volumes = gauge("image_volumes", "Image-Volumes, as of the last resync", "target", "state")
@@ -73,8 +74,11 @@ class Metrics:
         for target, size in sizes.items():
             self.image_volume_bytes.labels(target).set(size)
 
-    def depths(self, depths: Mapping[str, int]) -> None:
-        """Take over how many jobs wait in each lane; `dead` are the dead letters."""
+    def depths(self, depths: Mapping[str, int], waiting: Mapping[str, int]) -> None:
+        """Take over how many jobs are in each lane (`dead` are the dead letters), and wait for another try."""
+        for lane in depths:
+            if lane != "dead":
+                self.jobs_waiting.labels(lane).set(waiting.get(lane, 0))
         for lane, depth in depths.items():
             if lane == "dead":
                 self.dead_letters.labels("all").set(depth)

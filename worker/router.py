@@ -14,6 +14,9 @@ from worker.metrics import Metrics
 from worker.notification import Notification
 from worker.volume_times import VolumeTimes
 
+# Bytes of an unreadable message that are kept: a broker has limits for a message, and a person has too
+KEPT = 65_536
+
 
 class Router:
     """Routes what an intake reads to the handlers that want to hear of it."""
@@ -34,7 +37,7 @@ class Router:
             notification = Notification.from_wire(body)
         except Malformed as error:
             self._metrics.notification("other", "malformed")
-            return Routed(letter=DeadLetter(lane="intake", reason=str(error), last_at=now, body=body))
+            return Routed(letter=DeadLetter(lane="intake", reason=str(error), last_at=now, body=body[:KEPT]))
         self._times.see(notification)
         return Routed(jobs=self.jobs(notification, now=now))
 

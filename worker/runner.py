@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import assert_never
@@ -135,6 +135,11 @@ class Runner:
     def idle(self) -> bool:
         """Whether nothing is waiting here or being worked on."""
         return not self._entries
+
+    def waiting(self) -> Mapping[str, int]:
+        """How many keys of each lane wait for another try."""
+        now = time.time()
+        return Counter(key.lane for key, due in self._appointments.items() if due > now)
 
     def due(self, *, within: float = math.inf) -> int:
         """How many keys are due for another look between now and `within` seconds from now."""
@@ -276,8 +281,8 @@ class Runner:
         deliveries, entry.deliveries = entry.deliveries, []
         match outcome:
             case Done(detail, changed):
-                log.info("job_done", detail=detail, changed=changed)
-                if changed and job.cause != RESYNC:
+                (log.info if changed else log.debug)("job_done", detail=detail, changed=changed)
+                if changed and job.key.target and job.cause != RESYNC:
                     self._metrics.time_to_warm.labels(job.key.target).observe(time.time() - job.first_at)
             case Skip(reason):
                 log.info("job_skipped", reason=reason)

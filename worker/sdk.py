@@ -142,10 +142,10 @@ class OpenStackCloud:
         return ADMIN in (await self.identity()).roles
 
     async def list_stores(self) -> tuple[Store, ...]:
-        # The details need the role admin (Glance 2.15); the plain list names the stores only
+        # Since Glance 2.15, for the role admin; before that there is a list of names only
         try:
             answer = await self._read("image", "/v2/info/stores/detail")
-        except (NotFound, Blocked):
+        except NotFound:
             try:
                 answer = await self._read("image", "/v2/info/stores")
             except NotFound:
@@ -396,6 +396,7 @@ def _volume(fields: Mapping[str, Any]) -> Volume:
         volume_type=fields.get("volume_type") or "",
         size=int(fields["size"]),
         created_at=str(fields.get("created_at") or ""),
+        created_epoch=_epoch(str(fields.get("created_at") or "")),
         host=fields.get("os-vol-host-attr:host") or "",
         metadata=dict(fields.get("metadata") or {}),
     )

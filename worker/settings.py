@@ -218,7 +218,8 @@ def load(conf: cfg.ConfigOpts) -> Settings:
             try:
                 values[f"{group.name}.{option.dest}"] = conf[group.name][option.dest]
             except (cfg.Error, ValueError) as error:
-                faults.append(f"[{group.name}] {option.name}: {error}")
+                # The rest of oslo.config's text is about its own insides
+                faults.append(f"[{group.name}] {option.name}: {str(error).rpartition('is not valid: ')[2]}")
     if faults:
         raise Misconfigured(faults)
     urls = tuple(_split_urls(conf.notifications.transport_urls))

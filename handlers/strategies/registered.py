@@ -18,7 +18,10 @@ from handlers.strategies import (
 )
 from worker.cloud import Image, Volume
 from worker.outcome import Again, Done, Skip
-from worker.target import Target
+from worker.target import TAG, Target
+
+# A volume of an import that nobody knows any more, in seconds
+LEFT_OVER_AFTER = 3600.0
 
 
 def is_registered(seen: Seen, target: Target) -> bool:
@@ -60,10 +63,22 @@ def plan(seen: Seen, target: Target) -> Action:
     if action := put_right(usable[0], seen, target):
         return action
     for volume in seen.volumes:
-        leftover = image_volume.is_ours(volume, target) and volume.id not in located
-        if leftover and (image_volume.is_usable(volume) or image_volume.is_broken(volume)):
+        if volume.id not in located and _is_left_over(volume, seen, target):
             return DeleteVolume(volume.id)
     return Finish(Done(usable[0].id))
+
+
+def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
+    """Whether a volume that is no location of the image stayed behind: one of ours, or of an import that failed."""
+    if volume.foreign or not (image_volume.is_usable(volume) or image_volume.is_broken(volume)):
+        return False
+    if image_volume.is_ours(volume, target):
+        return image_volume.FRESH not in volume.metadata
+    # Glance leaves its volume when an import ends badly; one that is being filled has no location yet either
+    importing = seen.image.import_locked or seen.image.importing
+    old = seen.now - volume.created_epoch > LEFT_OVER_AFTER
+    claims = volume.metadata.get("glance_image_id") == seen.image.id and TAG not in volume.metadata
+    return bool(claims and old and not importing and seen.locations and image_volume.is_on(volume, target))
 
 
 def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
@@ -79,9 +94,12 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
     """Why an image does not look warm in a bulk listing, which shows stores but no locations."""
     if image.stores is not None and target.glance_store not in image.stores:
         return f"not in store {target.glance_store}"
-    mine = [volume for volume in volumes if image_volume.is_ours(volume, target)]
+    name = image_volume.name_of(image.id)
+    mine = [volume for volume in volumes if volume.name == name and image_volume.is_ours(volume, target)]
     if not mine:
         return "no Image-Volume of ours"
+    if not image_volume.is_readonly(mine[0]):
+        return "Image-Volume can be written to"
     if len(mine) > 1:
         return "several Image-Volumes"
     if not image_volume.is_usable(mine[0]):

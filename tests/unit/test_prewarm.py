@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
 
+from handlers import target_store
 from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
-from worker.cloud import GIB, Location, Volume
-from worker.errors import Blocked, Temporary
+from worker.cloud import GIB, Location, Store, Volume
+from worker.errors import Blocked, Conflict, Temporary
 from worker.job import Key
 from worker.outcome import Again, Done, Skip
-from worker.target import Policy
+from worker.target import Policy, Target
 
 STRATEGIES = ["store", "location", "cache"]
 
@@ -453,3 +455,61 @@ async def test_a_location_outside_of_the_internal_project_is_left_alone(cloud: F
             assert "internal project" in outcome.reason
             assert cloud.volumes["theirs"] == theirs
             assert location in cloud.locations[image.id]
+
+
+async def test_a_target_whose_store_glance_lacks_does_not_harm_the_others(cloud: FakeCloud) -> None:
+    nowhere = Target(name="nowhere", volume_type="slow", glance_store="nowhere")
+    unserved = Target(name="unserved", volume_type="other", strategy="store")
+    async with Rig(cloud, targets=(FAST, nowhere, unserved)) as rig:
+        image = cloud.upload()
+        assert isinstance(await rig.run(image.id, "fast"), Done)
+        for target in ("nowhere", "unserved"):
+            with pytest.raises(Blocked, match=target):
+                await rig.run(image.id, target)
+        assert [missing.key.target for missing in await rig.resync()] == []
+
+
+async def test_a_copy_that_is_refused_for_good_is_a_failure_not_a_wait(store_rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload()
+    cloud.faults["copy_image"] = Fault(Conflict("Store for identifier x not found"))
+    with pytest.raises(Conflict):
+        await store_rig.run(image.id)
+
+
+async def test_auto_is_not_guessed_where_glance_does_not_tell(cloud: FakeCloud) -> None:
+    with pytest.raises(Blocked, match="set strategy"):
+        target_store.resolve(FAST, (Store(id="file"), Store(id="cinder-fast")))
+
+
+async def test_what_a_failed_import_left_behind_goes_when_it_is_old(store_rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload()
+    assert isinstance(await store_rig.run(image.id), Done)
+    await cloud.quiet()
+    metadata = {"glance_image_id": image.id, "image_owner": PROJECT}
+    left = Volume(
+        id="left", name=f"image-{image.id}", status="available", volume_type="fast", size=1, metadata=metadata
+    )
+    cloud.volumes["left"] = replace(left, created_epoch=time.time() - 600)
+    assert isinstance(await store_rig.run(image.id), Done)
+    assert "left" in cloud.volumes
+    cloud.volumes["left"] = replace(left, created_epoch=time.time() - 4000)
+    cloud.touch(image.id, importing=frozenset({"elsewhere"}))
+    assert isinstance(await store_rig.run(image.id), Done)
+    assert "left" in cloud.volumes
+    cloud.touch(image.id, importing=frozenset())
+    assert isinstance(await store_rig.run(image.id), Done)
+    assert "left" not in cloud.volumes
+
+
+async def test_a_throw_away_volume_that_nobody_uses_any_more_goes(store_rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload()
+    await store_rig.resync()
+    await store_rig.quiet()
+    metadata = {"image_volume_worker": "fast"}
+    warm = Volume(id="warm", name=f"warm-{image.id}", status="available", volume_type="fast", size=1, metadata=metadata)
+    cloud.volumes["warm"] = replace(warm, created_epoch=time.time() - 600)
+    assert await store_rig.resync() == []
+    cloud.volumes["warm"] = replace(warm, created_epoch=time.time() - 30_000)
+    assert [missing.key.handler for missing in await store_rig.resync()] == ["reclaim"]
+    await store_rig.quiet()
+    assert "warm" not in cloud.volumes

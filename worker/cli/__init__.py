@@ -63,7 +63,7 @@ class Worker(App):
                 default_config_files=settings.config_files(self.options.config_file),
                 default_config_dirs=self.options.config_dir,
             )
-        except cfg.Error as error:
+        except (cfg.Error, OSError, UnicodeDecodeError) as error:
             raise Misconfigured([str(error)]) from error
         loaded = settings.load(conf)
         self.conf = conf

@@ -11,7 +11,7 @@ from cliff.lister import Lister
 
 from handlers import image_volume
 from worker.cli import Worker
-from worker.daemon import build_cloud, build_handlers, build_lanes, check_targets
+from worker.daemon import build_cloud, build_handlers, build_lanes, check_cloud
 from worker.errors import Temporary
 from worker.handler import Missing, Parts
 from worker.job import OPERATOR
@@ -52,7 +52,7 @@ async def _resync(settings: Settings, *, dry_run: bool) -> list[Missing]:
     metrics = Metrics()
     cloud = build_cloud(settings, metrics)
     try:
-        await check_targets(cloud, settings)
+        await check_cloud(cloud, settings)
         parts = Parts(cloud=cloud, targets=settings.targets, policy=settings.policy, now=time.time)
         handlers = build_handlers(parts, reclaim=settings.reclaim)
         comparing = compare(cloud, handlers.values(), image_of=image_volume.image_of, census=Census())

@@ -10,8 +10,8 @@ import structlog
 from cliff.command import Command
 
 from worker.cli import Worker
-from worker.daemon import Daemon
-from worker.errors import Misconfigured
+from worker.daemon import Daemon, build_cloud, check_cloud
+from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.metrics import Metrics
 from worker.settings import Settings
 
@@ -25,31 +25,63 @@ class Run(Command):
 
     def take_action(self, parsed_args: argparse.Namespace) -> int:  # noqa: ARG002
         """Exit status 0 once it has been told to stop and has drained."""
-        settings: Settings | None = self.app.read_settings()
-        metrics = Metrics()
-        while settings is not None:
-            self.app.setup_logs()
-            settings = asyncio.run(self._run(settings, metrics))
+        settings = self.app.read_settings()
+        self.app.setup_logs()
+        asyncio.run(self._run(settings))
         return 0
 
-    async def _run(self, settings: Settings, metrics: Metrics) -> Settings | None:
-        """Run one daemon; the settings of the next one after a SIGHUP, None after a signal to stop."""
-        leave = asyncio.Event()
-        following: list[Settings] = []
+    async def _run(self, settings: Settings) -> None:
+        """Run one daemon after the other: each SIGHUP ends one, and the next one has the new configuration."""
+        stop, leave, reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-        def reload() -> None:
-            try:
-                following.append(self.app.read_settings())
-            except Misconfigured as error:
-                log.error("reload_refused", faults=error.faults)
-                return
-            log.info("reloading")
+        def told_to_stop() -> None:
+            stop.set()
             leave.set()
 
         loop = asyncio.get_running_loop()
-        daemon = Daemon(settings=settings, metrics=metrics)
+        # Once for the whole process: between two daemons a signal must find its handler too
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, leave.set)
-        loop.add_signal_handler(signal.SIGHUP, reload)
-        await daemon.run(leave)
-        return following[-1] if following else None
+            loop.add_signal_handler(number, told_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, reload.set)
+        metrics = Metrics()
+        proven: Settings | None = None
+        while not stop.is_set():
+            reloading = asyncio.create_task(self._reload(reload, leave, metrics))
+            try:
+                await Daemon(settings=settings, metrics=metrics).run(leave)
+            except Misconfigured as error:
+                log.error("start_refused", faults=error.faults)
+                if proven is None:
+                    raise
+                settings, proven = proven, None
+                continue
+            finally:
+                reloading.cancel()
+                (following,) = await asyncio.gather(reloading, return_exceptions=True)
+            if isinstance(following, Settings):
+                proven, settings = settings, following
+                leave.clear()
+                if stop.is_set():
+                    leave.set()
+
+    async def _reload(self, reload: asyncio.Event, leave: asyncio.Event, metrics: Metrics) -> Settings:
+        """The new settings after a SIGHUP, with `leave` set; those that can't work are refused."""
+        while True:
+            await reload.wait()
+            reload.clear()
+            try:
+                settings = self.app.read_settings()
+                cloud = build_cloud(settings, metrics)
+                try:
+                    await check_cloud(cloud, settings)
+                finally:
+                    cloud.close()
+            except Misconfigured as error:
+                log.error("reload_refused", faults=error.faults)
+                continue
+            except (Temporary, Blocked, NotFound, Malformed) as error:
+                log.error("reload_refused", faults=[f"the cloud could not be asked about it: {error}"])
+                continue
+            log.info("reloading")
+            leave.set()
+            return settings

@@ -91,7 +91,7 @@ class RabbitLanes:
     def problem(self) -> str | None:
         """None when every lane is open and can be published to, else what is wrong."""
         if self._consumer is None or self._publisher is None:
-            return "the lanes are closed"
+            return (self._publisher and self._publisher.problem) or "the lanes are closed"
         return self._consumer.problem or self._publisher.problem
 
     def _started_publisher(self) -> Publisher:
