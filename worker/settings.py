@@ -65,7 +65,8 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             "driver",
             default="rabbit",
             choices=["rabbit", "oslo"],
-            help="rabbit: our own consumer; oslo: oslo.messaging's listener, for transports that are not RabbitMQ.",
+            help="rabbit: our own consumer; oslo: oslo.messaging's listener, for transports that are not RabbitMQ. "
+            "The two make queues of different kinds: change queue with it.",
         ),
     ],
     WORK: [

@@ -283,7 +283,7 @@ def test_a_worker_that_was_paused_makes_nothing_twice(
 
 def test_by_the_listener_of_oslo_messaging(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
     settings = dict(groups())
-    settings["notifications"] = {**settings["notifications"], "driver": "oslo"}
+    settings["notifications"] = {**settings["notifications"], "driver": "oslo", "queue": "image-volume-worker-oslo"}
     settings["resync"] = {"on_start": "false"}
     with worker(settings) as process:
         process.wait_ready()
