@@ -148,7 +148,7 @@ class Daemon:
                 try:
                     probes.start(*self._settings.bind)
                 except OSError as error:
-                    raise Misconfigured([f"[probes] bind: {error}"]) from error
+                    raise Misconfigured([f"[probes] bind: {self._settings.bind}: {error}"]) from error
             await self._preflight(leave)
             if not leave.is_set():
                 await self._work(leave)

@@ -63,7 +63,7 @@ def brokers(settings: Settings) -> Iterator[Check]:
         yield Check("lanes", "ok", str(seen.broker))
 
 
-async def cloud(cloud: OpenStackCloud, settings: Settings) -> AsyncIterator[Check]:
+async def services(cloud: OpenStackCloud, settings: Settings) -> AsyncIterator[Check]:
     """Login, roles, Glance, Cinder, and each target."""
     try:
         identity = await cloud.identity()
@@ -108,15 +108,11 @@ def target_check(target: Target, types: set[str], stores: tuple[Store, ...]) -> 
         return Check(
             name, "fail", f"no volume type {target.volume_type}", "openstack volume type list shows what there is"
         )
-    decided = target_store.resolve(target, stores)
-    names = {store.id for store in stores}
-    if decided.strategy in ("store", "location") and decided.glance_store not in names:
-        return Check(
-            name,
-            "fail",
-            f"Glance has no store {decided.glance_store or 'of this volume type'}",
-            f"name one of {', '.join(sorted(names)) or '(none)'} in glance_store, or add it to enabled_backends",
-        )
+    try:
+        decided = target_store.resolve(target, stores)
+    except Blocked as error:
+        names = ", ".join(sorted(store.id for store in stores)) or "(none)"
+        return Check(name, "fail", str(error), f"Glance has {names}; name one in glance_store, or use strategy cache")
     if decided.strategy == "location":
         return Check(
             name,

@@ -108,14 +108,14 @@ def _uuid(value: object) -> str:
 def _pairs(rows: object) -> dict[str, str]:
     """Metadata as Cinder spells it in payloads, a list of key and value rows or an object, as a dict of text."""
     if isinstance(rows, list):
-        rows = {row.get("key"): row.get("value") for row in rows if isinstance(row, dict) and _hashable(row.get("key"))}
+        rows = {
+            row.get("key"): row.get("value")
+            for row in rows
+            if isinstance(row, dict) and isinstance(row.get("key"), str)
+        }
     if not isinstance(rows, dict):
         return {}
     return {key: value for key, value in rows.items() if isinstance(key, str) and isinstance(value, str)}
-
-
-def _hashable(key: object) -> bool:
-    return isinstance(key, str)
 
 
 def _time(value: object) -> float | None:

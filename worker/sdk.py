@@ -67,7 +67,8 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
             session = region.get_session()
             connection = Connection(config=region)
     except (openstack.exceptions.SDKException, ksa.ClientException) as error:
-        raise Misconfigured([f"[cloud]: no usable credentials: {error}"]) from error
+        looked = "looked in OS_CLIENT_CONFIG_FILE, ., ~/.config/openstack and /etc/openstack for clouds.yaml"
+        raise Misconfigured([f"[cloud]: no usable credentials: {error} ({looked})"]) from error
     if not session.auth or not hasattr(session.auth, "get_access"):
         raise Misconfigured(
             ["[cloud]: no credentials: set name, OS_CLOUD or OS_* (password or application credential)"]

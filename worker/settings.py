@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from oslo_config import cfg, types
@@ -212,27 +213,16 @@ def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
 
 def load(conf: cfg.ConfigOpts) -> Settings:
     """The settings; Misconfigured with every fault there is, not just the first."""
-    faults: list[str] = []
-    values: dict[str, object] = {}
-    for group, options in OPTIONS.items():
-        for option in options:
-            try:
-                values[f"{group.name}.{option.dest}"] = conf[group.name][option.dest]
-            except (cfg.Error, ValueError) as error:
-                # The rest of oslo.config's text is about its own insides
-                faults.append(f"[{group.name}] {option.name}: {str(error).rpartition('is not valid: ')[2]}")
-    if faults:
-        raise Misconfigured(faults)
-    urls = tuple(_split_urls(conf.notifications.transport_urls))
+    faults = [*_unreadable(conf), *_unknown(conf)]
+    urls = tuple(_split_urls(_get(conf, NOTIFICATIONS, "transport_urls")))
     faults += _url_faults(conf, urls)
     targets = tuple(_targets(conf, faults))
-    faults += _unknown(conf)
-    bind = _bind(conf.probes.bind, faults)
-    if conf.work.backoff_max < conf.work.backoff_min:
+    bind = _bind(_get(conf, PROBES, "bind"), faults)
+    if _get(conf, WORK, "backoff_max") < _get(conf, WORK, "backoff_min"):
         faults.append("[work] backoff_max is below backoff_min")
-    if conf.cloud.poll_max < conf.cloud.poll_min:
+    if _get(conf, CLOUD, "poll_max") < _get(conf, CLOUD, "poll_min"):
         faults.append("[cloud] poll_max is below poll_min")
-    if 0 < conf.prewarm.max_size < conf.prewarm.min_size:
+    if 0 < _get(conf, PREWARM, "max_size") < _get(conf, PREWARM, "min_size"):
         faults.append("[prewarm] max_size is below min_size")
     if faults:
         raise Misconfigured(faults)
@@ -278,6 +268,25 @@ def load(conf: cfg.ConfigOpts) -> Settings:
     )
 
 
+def _unreadable(conf: cfg.ConfigOpts) -> Iterator[str]:
+    """Options whose values are not of their type."""
+    for group, options in OPTIONS.items():
+        for option in options:
+            try:
+                conf[group.name][option.dest]
+            except (cfg.Error, ValueError) as error:
+                # The rest of oslo.config's text is about its own insides
+                yield f"[{group.name}] {option.name}: {str(error).rpartition('is not valid: ')[2]}"
+
+
+def _get(conf: cfg.ConfigOpts, group: cfg.OptGroup, name: str) -> Any:
+    """An option's value; its default where the value can't be read, so that the other faults are found all the same."""
+    try:
+        return conf[group.name][name]
+    except (cfg.Error, ValueError):
+        return next(option.default for option in OPTIONS[group] if option.dest == name)
+
+
 def _split_urls(items: Sequence[str]) -> Iterator[str]:
     """URLs, put together again where the list was split at a comma inside one that names several hosts."""
     url = ""
@@ -291,12 +300,13 @@ def _url_faults(conf: cfg.ConfigOpts, urls: Sequence[str]) -> Iterator[str]:
     if not urls:
         yield "[notifications] transport_urls is empty: which broker do Glance and Cinder publish to?"
     for url in urls:
-        if conf.notifications.driver == "rabbit":
+        if _get(conf, NOTIFICATIONS, "driver") == "rabbit":
             yield from _broker_faults("[notifications] transport_urls", url)
         elif not urlsplit(url).scheme:
             yield "[notifications] transport_urls: not an oslo.messaging URL"
-    if conf.work.url != "memory://":
-        yield from _broker_faults("[work] url", conf.work.url)
+    work_url = _get(conf, WORK, "url")
+    if work_url != "memory://":
+        yield from _broker_faults("[work] url", work_url)
 
 
 def _broker_faults(name: str, url: str) -> Iterator[str]:
@@ -308,7 +318,7 @@ def _broker_faults(name: str, url: str) -> Iterator[str]:
 
 def _targets(conf: cfg.ConfigOpts, faults: list[str]) -> Iterator[Target]:
     """The targets that are named, each with its own group; a group without a name is a fault as well."""
-    names = [name for name in conf.prewarm.targets if name]
+    names = [name for name in _get(conf, PREWARM, "targets") if name]
     if not names:
         faults.append("[prewarm] targets is empty: nothing would be kept warm")
     for name in dict.fromkeys(names):
@@ -346,7 +356,7 @@ def _targets(conf: cfg.ConfigOpts, faults: list[str]) -> Iterator[Target]:
 def _unknown(conf: cfg.ConfigOpts) -> Iterator[str]:
     """Groups and options of the files that mean nothing: most likely slips of the pen, which nobody would notice."""
     known = {group.name: options for group, options in OPTIONS.items()}
-    known |= {f"target:{name}": TARGET_OPTIONS for name in conf.prewarm.targets}
+    known |= {f"target:{name}": TARGET_OPTIONS for name in _get(conf, PREWARM, "targets")}
     # oslo.config tells what is in its files no other way
     parsed = [] if conf._namespace is None else conf._namespace._parsed
     for section, given in ((section, given) for file in parsed for section, given in file.items()):

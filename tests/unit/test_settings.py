@@ -21,8 +21,12 @@ GOOD = {
 
 
 def load(tmp_path: Path, groups: dict[str, dict[str, object]]) -> Settings:
+    return load_text(tmp_path, configuration(groups))
+
+
+def load_text(tmp_path: Path, text: str) -> Settings:
     file = tmp_path / "worker.conf"
-    file.write_text(configuration(groups))
+    file.write_text(text)
     conf = cfg.ConfigOpts()
     settings.register(conf)
     conf([], default_config_files=[str(file)], default_config_dirs=[])
@@ -95,10 +99,23 @@ def test_each_fault_is_named(tmp_path: Path, group: str, options: dict[str, obje
 
 
 def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
-    wrong = {"notifications": {"transport_urls": "x://"}, "prewarm": {"targets": "a,b"}, "probes": {"bind": "x"}}
+    wrong = {
+        "notifications": {"transport_urls": "x://", "prefetch": "many"},
+        "prewarm": {"targets": "a,b", "min_siz": 1},
+        "probes": {"bind": "x"},
+    }
     with pytest.raises(Misconfigured) as error:
         load(tmp_path, wrong)
-    assert len(error.value.faults) == 4, error.value.faults
+    assert len(error.value.faults) == 6, error.value.faults
+    assert "LocationInfo" not in str(error.value)
+
+
+def test_the_readmes_example_is_a_good_one(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    example = readme.partition("```ini\n")[2].partition("```")[0]
+    loaded = load_text(tmp_path, example)
+    assert [target.name for target in loaded.targets] == ["fast", "archive"]
+    assert len(loaded.transport_urls) == 2
 
 
 def test_no_fault_tells_a_password(tmp_path: Path) -> None:

@@ -41,6 +41,6 @@ class Doctor(Lister):
 async def _cloud(settings: Settings) -> list[Check]:
     cloud = build_cloud(settings, Metrics())
     try:
-        return [check async for check in doctor.cloud(cloud, settings)]
+        return [check async for check in doctor.services(cloud, settings)]
     finally:
         cloud.close()
