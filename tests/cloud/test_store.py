@@ -292,3 +292,19 @@ def test_by_the_listener_of_oslo_messaging(worker: Worker, images: Images, alice
         image_id = images()
         until(lambda: is_warm(operator, alice, image_id), what="warm")
         assert process.stop() == 0
+
+
+def test_a_full_quota_is_said_and_waited_for(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+    admin = Person("admin").connection.block_storage
+    quota = f"/os-quota-sets/{operator.project_id}"
+    assert admin.put(quota, json={"quota_set": {"gigabytes": 0}}).status_code == 200
+    try:
+        with worker() as process:
+            process.wait_ready()
+            image_id = images()
+            until(lambda: process.events("job_again"), what="it says so")
+            assert not of_image(operator, image_id)
+            assert admin.put(quota, json={"quota_set": {"gigabytes": -1}}).status_code == 200
+            until(lambda: is_warm(operator, alice, image_id), what="warm")
+    finally:
+        admin.put(quota, json={"quota_set": {"gigabytes": -1}})

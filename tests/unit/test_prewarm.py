@@ -212,18 +212,18 @@ async def test_a_worker_that_stops_half_way_is_carried_on_by_the_next(cloud: Fak
         check_warm(cloud, image.id, strategy)
 
 
-async def test_a_volume_in_error_is_replaced(rig: Rig, cloud: FakeCloud) -> None:
-    if strategy_of(rig) == "store":
-        pytest.skip("Glance makes and deletes these volumes itself")
-    cloud.dead_types = {"fast"}
-    image = cloud.upload()
-    outcome = await rig.run(image.id)
-    assert isinstance(outcome, Again)
-    assert "could not make" in outcome.reason
-    assert cloud.of(image.id) == []
-    cloud.dead_types = set()
-    assert isinstance(await rig.run(image.id), Done)
-    assert set(serving(cloud, image.id)) == {"fast"}
+@pytest.mark.parametrize("strategy", ["location", "cache"])
+async def test_a_volume_in_error_is_replaced(cloud: FakeCloud, strategy: str) -> None:
+    async with Rig(caching(cloud, strategy), targets=using(strategy, FAST), policy=Policy(settle=0.0)) as rig:
+        cloud.dead_types = {"fast"}
+        image = cloud.upload()
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Again)
+        assert "could not make" in outcome.reason
+        assert cloud.of(image.id) == []
+        cloud.dead_types = set()
+        assert isinstance(await rig.run(image.id), Done)
+        assert set(serving(cloud, image.id)) == {"fast"}
 
 
 async def test_a_failed_import_is_tried_again_later(store_rig: Rig, cloud: FakeCloud) -> None:
