@@ -16,6 +16,8 @@ from scripts.cloud.people import HOME, Person
 from tests.worker_process import WorkerProcess
 
 ROOT = Path(__file__).parents[2]
+# Glance waits 300 s for a volume whose making a broker's restart has swallowed; only then can it be tried again
+PATIENCE = 700.0
 TARGETS = ("local-1", "local-2")
 PASSWORD = os.environ.get("DEVCLOUD_PASSWORD", "devcloud")
 URL = f"rabbit://openstack:{PASSWORD}@127.0.0.1:5672/"
@@ -30,7 +32,7 @@ def devcloud(*words: str) -> str:
     return done.stdout
 
 
-def until(check: Callable[[], object], *, seconds: float = 180.0, what: str = "") -> None:
+def until(check: Callable[[], object], *, seconds: float = PATIENCE, what: str = "") -> None:
     """Return when `check` is true."""
     deadline = time.monotonic() + seconds
     while not check():

@@ -66,7 +66,5 @@ def test_a_third_of_all_requests_fail_and_answers_of_writes_are_lost(
         for service in (glance, cinder):
             service.fault = fault
         made = [images() for _ in range(5)]
-        until(
-            lambda: all(is_warm(operator, alice, image_id) for image_id in made), seconds=300, what=f"warm, seed {seed}"
-        )
+        until(lambda: all(is_warm(operator, alice, image_id) for image_id in made), what=f"warm, seed {seed}")
         assert glance.faults + cinder.faults > 10
