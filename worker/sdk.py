@@ -88,7 +88,6 @@ class OpenStackCloud:
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="api")
         self._project_id = ""
-        self.answered_at = 0.0
 
     def close(self) -> None:
         """Let go of threads and connections."""
@@ -263,7 +262,7 @@ class OpenStackCloud:
         began = time.monotonic()
         context = contextvars.copy_context()
         try:
-            answer = await asyncio.get_running_loop().run_in_executor(self._threads, context.run, ask)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, ask)
         except (ksa.Unauthorized, ksa.Forbidden) as error:
             raise Blocked(f"{service}: Keystone refuses our credentials: {_line(error)}") from error
         except (ksa.MissingRequiredOptions, ksa.NoMatchingPlugin, openstack.exceptions.ConfigException) as error:
@@ -273,8 +272,6 @@ class OpenStackCloud:
             raise Temporary(f"{service}: no answer: {_line(error)}") from error
         finally:
             self._metrics.api_seconds.labels(service, method).observe(time.monotonic() - began)
-        self.answered_at = time.monotonic()
-        return answer
 
     def _answer(self, service: str, method: str, response: requests.Response, certain: str) -> Any:
         status = response.status_code

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import time
@@ -160,9 +159,3 @@ def _says_clone(volume_id: str, request_id: str, offset: int) -> bool:
     if not located and not cached:
         raise RuntimeError(f"{CINDER_LOG} does not say how volume {volume_id} was made")
     return True
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
