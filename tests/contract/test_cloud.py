@@ -228,13 +228,14 @@ async def test_a_volume_carries_its_metadata_from_the_first_moment(bed: Bed) -> 
     image_id = await bed.upload()
     name = f"warm-{image_id}"
     volume = await bed.cloud.create_volume(new_volume(image_id, name))
+    # First of all, before it is made
+    with pytest.raises(Conflict):
+        await bed.cloud.delete_volume(volume.id)
     assert volume.status == "creating"
     assert volume.metadata["glance_image_id"] == image_id
     assert [one.id for one in await bed.cloud.find_volumes(name)] == [volume.id]
     assert await bed.cloud.find_volumes(name[:-1]) == ()
     assert volume.id in [one.id async for one in bed.cloud.list_volumes()]
-    with pytest.raises(Conflict):
-        await bed.cloud.delete_volume(volume.id)
     ready = await available(bed, volume.id)
     assert not ready.foreign
     assert ready.host
