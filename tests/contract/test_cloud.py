@@ -26,17 +26,17 @@ class Bed:
     """A cloud under test, and how a user makes and deletes an image there."""
 
     cloud: Cloud
-    upload: Callable[[], Awaitable[str]]
+    upload: Callable[..., Awaitable[str]]
     delete: Callable[[str], Awaitable[None]]
 
 
 @pytest.fixture(params=["fake", "devcloud"])
 async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     if request.param == "fake":
-        fake = FakeCloud(stores={"cinder-1": "local-1", "cinder-2": "local-2"}, seconds=0.05)
+        fake = FakeCloud(stores={"cinder-1": "local-1", "cinder-2": "local-2"}, seconds=0.2)
 
-        async def fake_upload() -> str:
-            return fake.upload(size=16 << 20).id
+        async def fake_upload(mebibytes: int = 16) -> str:
+            return fake.upload(size=mebibytes << 20).id
 
         async def fake_delete(image_id: str) -> None:
             fake.delete_image(image_id)
@@ -51,8 +51,9 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     cloud = OpenStackCloud(connection=connect(name="operator", timeout=60.0, concurrency=4), metrics=Metrics())
     made: list[str] = []
 
-    async def upload() -> str:
-        made.append(await asyncio.to_thread(alice.image, f"contract-{uuid.uuid4().hex[:8]}"))
+    async def upload(mebibytes: int = 16) -> str:
+        name = f"contract-{uuid.uuid4().hex[:8]}"
+        made.append(await asyncio.to_thread(alice.image, name, mebibytes=mebibytes))
         return made[-1]
 
     async def delete(image_id: str) -> None:
@@ -225,17 +226,23 @@ async def test_a_location_whose_volume_is_gone_can_be_removed(bed: Bed) -> None:
 
 
 async def test_a_volume_carries_its_metadata_from_the_first_moment(bed: Bed) -> None:
-    image_id = await bed.upload()
+    # Large enough that making a volume of it takes seconds
+    image_id = await bed.upload(mebibytes=512)
     name = f"warm-{image_id}"
     volume = await bed.cloud.create_volume(new_volume(image_id, name))
-    # First of all, before it is made
-    with pytest.raises(Conflict):
-        await bed.cloud.delete_volume(volume.id)
     assert volume.status == "creating"
     assert volume.metadata["glance_image_id"] == image_id
     assert [one.id for one in await bed.cloud.find_volumes(name)] == [volume.id]
     assert await bed.cloud.find_volumes(name[:-1]) == ()
     assert volume.id in [one.id async for one in bed.cloud.list_volumes()]
+
+    async def scheduled() -> bool:
+        return bool((await bed.cloud.get_volume(volume.id)).host)
+
+    # Before that Cinder lets it go: nobody has begun to make it
+    await until(scheduled)
+    with pytest.raises(Conflict):
+        await bed.cloud.delete_volume(volume.id)
     ready = await available(bed, volume.id)
     assert not ready.foreign
     assert ready.host
