@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import tenacity
@@ -25,7 +25,9 @@ class Backoff:
         return bound * (0.5 + 0.5 * self.jitter())
 
 
-def reading(on_retry: Callable[[str], None], *, tries: int = 4) -> tenacity.AsyncRetrying:
+def reading(
+    on_retry: Callable[[str], None], *, sleep: Callable[[float], Awaitable[None]], tries: int = 4
+) -> tenacity.AsyncRetrying:
     """Retries for one call that only reads: a few tries within seconds, longer if the answer's Retry-After says so."""
 
     def wait(state: tenacity.RetryCallState) -> float:
@@ -42,6 +44,7 @@ def reading(on_retry: Callable[[str], None], *, tries: int = 4) -> tenacity.Asyn
         return isinstance(error, Temporary) and not isinstance(error, Conflict) and (error.after or 0.0) <= 10.0
 
     return tenacity.AsyncRetrying(
+        sleep=sleep,
         retry=tenacity.retry_if_exception(again),
         wait=wait,
         stop=tenacity.stop_after_attempt(tries),

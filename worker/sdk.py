@@ -43,6 +43,7 @@ UNANSWERED = (
     requests.RequestException,
 )
 T = TypeVar("T")
+Sleep = Callable[[float], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +84,14 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
 class OpenStackCloud:
     """`worker.cloud.Cloud` on a real one. Threads carry the requests, `concurrency` of them at once."""
 
-    def __init__(self, *, connection: Connection, metrics: Metrics, concurrency: int = 16) -> None:
+    def __init__(
+        self, *, connection: Connection, metrics: Metrics, concurrency: int = 16, sleep: Sleep = asyncio.sleep
+    ) -> None:
         self._connection = connection
         self._metrics = metrics
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="api")
         self._project_id = ""
+        self._sleep = sleep
 
     def close(self) -> None:
         """Let go of threads and connections."""
@@ -221,7 +225,8 @@ class OpenStackCloud:
         return await self._request(service, method, url, body=body, content_type=content_type)
 
     async def _retried(self, service: str, call: Callable[[], Awaitable[T]]) -> T:
-        async for attempt in reading(lambda reason: self._metrics.api_retries.labels(service, reason).inc()):
+        counted = self._metrics.api_retries
+        async for attempt in reading(lambda reason: counted.labels(service, reason).inc(), sleep=self._sleep):
             with attempt:
                 return await call()
         raise AssertionError("tenacity raises the last error instead")

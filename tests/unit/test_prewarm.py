@@ -338,7 +338,7 @@ async def test_a_location_comes_only_after_its_volume_is_available(cloud: FakeCl
 
 
 async def test_a_changed_image_makes_the_cache_entry_again_once_it_is_quiet(cloud: FakeCloud) -> None:
-    async with Rig(caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=1.0)) as rig:
+    async with Rig(caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=0.5)) as rig:
         cloud.emit = rig.hear
         image = cloud.upload()
         await rig.quiet()

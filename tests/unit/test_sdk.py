@@ -60,21 +60,15 @@ class Bed:
     def __init__(self, *answers: requests.Response | Exception) -> None:
         self.proxy = Proxy(list(answers))
         self.metrics = Metrics()
-        self.cloud = OpenStackCloud(connection=Connection(self.proxy, self.proxy), metrics=self.metrics)  # type: ignore[arg-type]
+        self.cloud = OpenStackCloud(connection=Connection(self.proxy, self.proxy), metrics=self.metrics, sleep=at_once)  # type: ignore[arg-type]
 
     def count(self, name: str, **labels: str) -> float:
         value = self.metrics.registry.get_sample_value(f"image_volume_worker_{name}", labels)
         return value or 0.0
 
 
-@pytest.fixture(autouse=True)
-def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Retries within a second or two are tenacity's business, not this test's."""
-
-    async def at_once(_: float) -> None:
-        return
-
-    monkeypatch.setattr("tenacity.asyncio._portable_async_sleep", at_once)
+async def at_once(_: float) -> None:
+    """Seconds between retries are tenacity's business, not this test's."""
 
 
 @pytest.mark.parametrize(
