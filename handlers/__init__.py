@@ -19,5 +19,7 @@ ROUTES: Mapping[str, frozenset[str]] = {
             "image_volume_cache.evict",
         }
     ),
+    # The queued image itself, its becoming active (an image.update alone), and the clone that it is made of
+    "upload": frozenset({"image.create", "image.update", "volume.create.end", "scheduler.create_volume"}),
     "reclaim": frozenset({"image.delete"}),
 }

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from worker.cloud import GIB, Image, NewVolume, Volume
 from worker.notification import IMAGE_VOLUME_NAME
-from worker.target import TAG, Target
+from worker.target import TAG, UPLOAD, Target
 
 FRESH = f"{TAG}_updated_at"
 USABLE = frozenset({"available", "in-use"})
@@ -71,8 +71,8 @@ def new_volume(image: Image, target: Target, *, name: str) -> NewVolume:
 
 def is_on(volume: Volume, target: Target) -> bool:
     """Whether the volume is this target's: by our tag, else by its type."""
-    tag = volume.metadata.get(TAG)
-    return tag == target.name if tag else volume.volume_type == target.volume_type
+    tag = volume.metadata.get(TAG, UPLOAD)
+    return volume.volume_type == target.volume_type if tag == UPLOAD else tag == target.name
 
 
 def is_ours(volume: Volume, target: Target) -> bool:

@@ -18,7 +18,7 @@ from worker.handler import Missing, Parts, Watch
 from worker.job import Key
 from worker.notification import Notification
 from worker.outcome import Again, Done, Outcome, Skip
-from worker.target import Target
+from worker.target import UPLOAD, Target
 
 log = structlog.get_logger(__name__)
 
@@ -55,7 +55,7 @@ class Prewarm:
 
     def keys(self, notification: Notification) -> Iterable[Key]:
         """The image on every target; on one if the notification is about a volume that we made for that one."""
-        if not notification.image_id:
+        if not notification.image_id or notification.target == UPLOAD:
             return ()
         # Of an image's life only its being active concerns us; text payloads tell no status
         if notification.event_type.startswith("image.") and notification.status not in ("active", ""):

@@ -99,6 +99,7 @@ async def _delete(cloud: Cloud, volumes: Iterable[Volume], *, why: str) -> Outco
 
 
 def _is_of(volume: Volume, image_id: str) -> bool:
-    """Whether it was kept for this image: by us or Glance (metadata), or by Cinder's cache (read-only, no claim)."""
+    """Whether it was kept for this image: by us or Glance (metadata), or by Cinder, for its cache or an upload."""
     claim = volume.metadata.get("glance_image_id")
-    return claim == image_id or (claim is None and image_volume.is_readonly(volume))
+    by_cinder = image_volume.is_readonly(volume) or volume.source_volid
+    return claim == image_id or bool(claim is None and by_cinder)

@@ -46,6 +46,11 @@ class TargetStores:
         self._until = 0.0
         self._looking = asyncio.Lock()
 
+    async def stores(self) -> tuple[Store, ...]:
+        """Glance's stores."""
+        await self._refresh()
+        return self._stores
+
     async def resolve(self, target: Target) -> Target:
         """The target with its strategy and store decided; Blocked as `resolve` says."""
         await self._refresh()

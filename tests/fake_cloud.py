@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from worker.cloud import GIB, Image, Location, NewVolume, Store, Volume
+from worker.cloud import GIB, Image, ImageTask, Location, NewVolume, Store, Volume
 from worker.errors import Conflict, NotFound
 
 PROJECT = "internal-project"
@@ -30,6 +30,7 @@ class Fault:
 class FakeCloud:
     """`stores` maps Glance's cinder stores to volume types; `cached` are types with Cinder's image-volume cache.
 
+    `blind` are the logins of these stores if they see no volume of ours; `new_locations` is Glance 2.17 or newer.
     `seconds` is how long a volume is `creating`. `emit` gets notifications as bytes. `calls` counts verbs.
     """
 
@@ -42,6 +43,9 @@ class FakeCloud:
     images: dict[str, Image] = field(default_factory=dict)
     locations: dict[str, tuple[Location, ...]] = field(default_factory=dict)
     volumes: dict[str, Volume] = field(default_factory=dict)
+    image_tasks: dict[str, list[ImageTask]] = field(default_factory=dict)
+    new_locations: bool = True
+    blind: bool = False
     dead_types: set[str] = field(default_factory=set)
     faults: dict[str, Fault] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
@@ -65,10 +69,37 @@ class FakeCloud:
         }
         image = Image(**(defaults | fields))  # type: ignore[arg-type]
         self.images[image.id] = image
-        self.locations[image.id] = (Location(url="file:///x", store="file"),)
+        self.locations[image.id] = (Location(url="file:///x", store="file"),) if image.status == "active" else ()
         self.touch(image.id)
-        self.announce("image.activate", image.id)
+        self.announce("image.activate" if image.status == "active" else "image.create", image.id)
         return self.images[image.id]
+
+    def queue(self, **fields: object) -> Image:
+        """A user's image that waits for its data."""
+        defaults: dict[str, object] = {"status": "queued", "size": 0, "stores": None, "created_epoch": time.time()}
+        return self.upload(**(defaults | fields))
+
+    def volume_of(self, project: str, **fields: object) -> Volume:
+        """A user's volume, available and on the first store's type unless said otherwise."""
+        volume = self._new("data", next(iter(self.stores.values()), "fast"), 1, {})
+        changes: dict[str, object] = {"status": "available", "project_id": project, "foreign": project != PROJECT}
+        self.volumes[volume.id] = replace(volume, **(changes | fields))  # type: ignore[arg-type]
+        return self.volumes[volume.id]
+
+    def cinder_clones(self, source_id: str, image_id: str, **fields: object) -> Volume:
+        """The clone that Cinder's own upload makes, with nothing after it: Cinder was killed."""
+        source = self.volumes[source_id]
+        clone = self._new(f"image-{image_id}", source.volume_type, source.size, {"image_owner": source.project_id})
+        changes: dict[str, object] = {"status": "available", "source_volid": source_id}
+        self.volumes[clone.id] = replace(clone, **(changes | fields))  # type: ignore[arg-type]
+        self._announce_volume("volume.create.end", self.volumes[clone.id])
+        return self.volumes[clone.id]
+
+    def set_by_user(self, image_id: str, **properties: str) -> None:
+        """A user sets properties of an image."""
+        image = self.images[image_id]
+        self.touch(image_id, properties={**image.properties, **properties})
+        self.announce("image.update", image_id)
 
     def touch(self, image_id: str, **changes: object) -> None:
         """Change an image; its updated_at moves on, each time to another value."""
@@ -83,9 +114,11 @@ class FakeCloud:
             self.volumes.pop(location.volume_id, None)
         self.announce("image.delete", image_id, status="deleted")
 
-    def announce(self, event_type: str, image_id: str, *, status: str = "active") -> None:
+    def announce(self, event_type: str, image_id: str, *, status: str = "") -> None:
         """Put an image's notification on the bus."""
-        payload = {"id": image_id, "status": status}
+        image = self.images.get(image_id)
+        properties = dict(image.properties) if image else {}
+        payload = {"id": image_id, "status": status or (image.status if image else ""), "properties": properties}
         self.emit(notification(event_type, payload))
 
     def of(self, image_id: str) -> list[Volume]:
@@ -107,7 +140,7 @@ class FakeCloud:
         async with self._call("list_images"):
             pass
         for image in tuple(self.images.values()):
-            if image.status == "active":
+            if image.status in ("active", "queued"):
                 yield image
 
     async def get_locations(self, image_id: str) -> tuple[Location, ...]:
@@ -132,7 +165,7 @@ class FakeCloud:
 
     async def add_location(self, image_id: str, url: str) -> None:
         async with self._call("add_location"):
-            image = self._image(image_id)
+            self._image(image_id)
             if not self.multiple_locations:
                 raise Conflict("It's not allowed to add locations if locations are invisible")
             if any(location.url == url for location in self.locations[image_id]):
@@ -140,8 +173,35 @@ class FakeCloud:
             store, _, volume_id = url.removeprefix("cinder://").partition("/")
             if volume_id not in self.volumes:
                 raise Conflict("Invalid location")
-            self._locate(image_id, store, volume_id)
-            self.touch(image_id, stores=(image.stores or frozenset()) | {store})
+            self._activate(image_id, store, volume_id)
+
+    async def import_location(self, image_id: str, url: str) -> None:
+        async with self._call("import_location"):
+            image = self._image(image_id)
+            if image.status != "queued":
+                raise Conflict(f"It's not allowed to add locations if image status is {image.status}.")
+            if image.import_locked:
+                raise Conflict("Image has active task")
+            task = ImageTask(id=str(uuid.uuid4()), type="location_import", status="processing", url=url)
+            self.image_tasks.setdefault(image_id, []).insert(0, task)
+            self.touch(image_id, import_locked=True)
+            self._spawn(self._import_location(image_id, task))
+
+    async def imports_locations(self) -> bool:
+        async with self._call("imports_locations"):
+            return self.new_locations
+
+    async def list_tasks(self, image_id: str) -> tuple[ImageTask, ...]:
+        async with self._call("list_tasks"):
+            self._image(image_id)
+            return tuple(self.image_tasks.get(image_id, ()))
+
+    async def set_property(self, image_id: str, name: str, value: str) -> None:
+        async with self._call("set_property"):
+            properties = {**self._image(image_id).properties, name: value}
+            if not value:
+                del properties[name]
+            self.touch(image_id, properties=properties)
             self.announce("image.update", image_id)
 
     async def remove_from_store(self, image_id: str, store: str) -> None:
@@ -161,17 +221,23 @@ class FakeCloud:
 
     async def find_volumes(self, name: str) -> tuple[Volume, ...]:
         async with self._call("find_volumes"):
-            return tuple(volume for volume in self.volumes.values() if volume.name == name)
+            return tuple(v for v in self.volumes.values() if v.name == name and not v.foreign)
 
     async def list_volumes(self) -> AsyncIterator[Volume]:
         async with self._call("list_volumes"):
             pass
         for volume in tuple(self.volumes.values()):
-            yield volume
+            if not volume.foreign:
+                yield volume
 
     async def create_volume(self, new: NewVolume) -> Volume:
         async with self._call("create_volume"):
-            volume = self._new(new.name, new.volume_type, new.size, dict(new.metadata))
+            source = self._volume(new.source_volid) if new.source_volid else None
+            if source and source.status not in ("available", "in-use"):
+                raise Conflict(f"Invalid volume: Source volume is {source.status}")
+            volume_type = source.volume_type if source else new.volume_type
+            volume = self._new(new.name, volume_type, new.size, dict(new.metadata))
+            volume = self.volumes[volume.id] = replace(volume, source_volid=new.source_volid)
             self._spawn(self._create(volume.id, new.image_id))
             return volume
 
@@ -226,6 +292,8 @@ class FakeCloud:
             size=size,
             created_at=f"{next(iter(self._tick)):09d}",
             created_epoch=time.time(),
+            updated_epoch=time.time(),
+            project_id=PROJECT,
             host=f"host@{volume_type}#{volume_type}",
             metadata=metadata,
         )
@@ -240,12 +308,12 @@ class FakeCloud:
     async def _create(self, volume_id: str, image_id: str) -> None:
         await asyncio.sleep(self.seconds)
         volume = self.volumes[volume_id]
-        broken = volume.volume_type in self.dead_types or image_id not in self.images
+        broken = volume.volume_type in self.dead_types or bool(image_id and image_id not in self.images)
         volume = replace(volume, status="error" if broken else "available")
         self.volumes[volume_id] = volume
         if broken:
             return
-        if volume.volume_type in self.cached:
+        if image_id and volume.volume_type in self.cached:
             self._cache(volume, image_id)
         self._announce_volume("volume.create.end", volume)
 
@@ -283,6 +351,28 @@ class FakeCloud:
         if image_id in self.images:
             self.touch(image_id, import_locked=False)
             self.announce("image.update", image_id)
+
+    async def _import_location(self, image_id: str, task: ImageTask) -> None:
+        """Glance's task: what the store's login can't see fails, and nobody but the task says so."""
+        await asyncio.sleep(self.seconds)
+        volume = self.volumes.get(Location.from_url(task.url).volume_id)
+        seen = volume is not None and not volume.foreign and not self.blind and image_id in self.images
+        done = replace(task, status="success" if seen else "failure", message="" if seen else "Internal Error")
+        self.image_tasks[image_id] = [done if one.id == task.id else one for one in self.image_tasks[image_id]]
+        if image_id not in self.images:
+            return
+        self.touch(image_id, import_locked=False)
+        if volume and seen:
+            store = next(store for store, volume_type in self.stores.items() if volume_type == volume.volume_type)
+            self._activate(image_id, store, volume.id)
+
+    def _activate(self, image_id: str, store: str, volume_id: str) -> None:
+        """The volume is a location of the image from now on; a queued image has its data then."""
+        image, volume = self.images[image_id], self.volumes[volume_id]
+        size = image.size or int(volume.metadata.get("image_size") or volume.size * GIB)
+        self._locate(image_id, store, volume_id)
+        self.touch(image_id, stores=(image.stores or frozenset()) | {store}, status="active", size=size)
+        self.announce("image.update", image_id)
 
     def _locate(self, image_id: str, store: str, volume_id: str) -> None:
         location = Location(url=f"cinder://{store}/{volume_id}", store=store, volume_id=volume_id)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from handlers import image_volume
 from handlers.prewarm import Prewarm
 from handlers.reclaim import Reclaim
+from handlers.upload import Upload
 from tests.fake_cloud import FakeCloud
 from worker.dispatcher import Dispatcher
 from worker.handler import Handler, Missing, Parts
@@ -22,7 +23,7 @@ from worker.resync import Census, compare, job_of
 from worker.retry import Backoff
 from worker.router import Router
 from worker.runner import Limits, Runner
-from worker.target import Policy, Target
+from worker.target import Policy, Target, Uploads
 from worker.volume_times import VolumeTimes
 
 FAST = Target(name="fast", volume_type="fast")
@@ -40,15 +41,26 @@ class Rig:
         *,
         targets: Iterable[Target] = (FAST, SLOW),
         policy: Policy | None = None,
+        uploads: Uploads | None = None,
         limits: Limits = LIMITS,
     ) -> None:
         self.cloud = cloud
         self.metrics = Metrics()
         self.gaps: list[str] = []
-        parts = Parts(cloud=cloud, targets=tuple(targets), policy=policy or Policy(settle=0.05), now=time.time)
+        self.completed: list[str] = []
+        parts = Parts(
+            cloud=cloud,
+            urgent=cloud,
+            targets=tuple(targets),
+            policy=policy or Policy(settle=0.05),
+            uploads=uploads or Uploads(grace=0.2),
+            now=time.time,
+            completed=self.completed.append,
+        )
         self.prewarm = Prewarm(parts)
         self.reclaim = Reclaim(parts)
-        self.handlers: dict[str, Handler] = {"prewarm": self.prewarm, "reclaim": self.reclaim}
+        self.upload = Upload(parts)
+        self.handlers: dict[str, Handler] = {h.name: h for h in (self.prewarm, self.reclaim, self.upload)}
         self.lanes = MemoryLanes()
         self.runner = Runner(
             lanes=self.lanes,
@@ -95,6 +107,10 @@ class Rig:
     async def run(self, image_id: str, target: str = "fast") -> Outcome:
         """One try of one key, with a watch that polls at once."""
         return await self.prewarm.reconcile(Key("prewarm", image_id, target), Polls())
+
+    async def complete(self, image_id: str) -> Outcome:
+        """One try of an upload."""
+        return await self.upload.reconcile(Key("upload", image_id), Polls())
 
 
 class Polls:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
+from urllib.parse import urlsplit
 
 GIB = 1 << 30
 
@@ -25,6 +26,7 @@ class Image:
     size: int = 0
     virtual_size: int = 0
     min_disk: int = 0
+    created_epoch: float = 0.0
     updated_at: str = ""
     updated_epoch: float = 0.0
     stores: frozenset[str] | None = None
@@ -42,12 +44,33 @@ class Location:
     store: str = ""
     volume_id: str = ""
 
+    @classmethod
+    def from_url(cls, url: str) -> Location:
+        """The location as its URL tells it: cinder://<store>/<volume> or, before multi-store, cinder://<volume>."""
+        parts = urlsplit(url)
+        if parts.scheme != "cinder":
+            return cls(url=url)
+        path = parts.path.strip("/")
+        return cls(url=url, store=parts.netloc if path else "", volume_id=path or parts.netloc)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTask:
+    """What Glance did or does with an image: `url` is the location that a `location_import` adds."""
+
+    id: str
+    type: str
+    status: str
+    message: str = ""
+    url: str = ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
     """A volume. `size` in GiB, `host` is `host@backend#pool`; `foreign` if it is not the internal project's.
 
     A foreign volume is never trusted as an Image-Volume and never touched, whatever its name and metadata claim.
+    `source_volid` is the volume that it was cloned from; Cinder says so, no user can.
     """
 
     id: str
@@ -57,19 +80,27 @@ class Volume:
     size: int
     created_at: str = ""
     created_epoch: float = 0.0
+    updated_epoch: float = 0.0
     host: str = ""
+    project_id: str = ""
+    source_volid: str = ""
+    encrypted: bool = False
     foreign: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVolume:
-    """What a volume is to be made of: an image's data, in the internal project. `size` in GiB."""
+    """What a volume is to be made of, in the internal project: an image's data, or another volume's. `size` in GiB.
+
+    A clone has its source's type.
+    """
 
     name: str
     size: int
-    volume_type: str
-    image_id: str
+    volume_type: str = ""
+    image_id: str = ""
+    source_volid: str = ""
     availability_zone: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
 
@@ -94,7 +125,7 @@ class Cloud(Protocol):
         """The image, whoever owns it."""
 
     def list_images(self) -> AsyncIterator[Image]:
-        """All active images of all projects, page by page."""
+        """All active and queued images of all projects, page by page."""
 
     async def get_locations(self, image_id: str) -> tuple[Location, ...]:
         """Where the image's data lies; empty where Glance shows no locations to us."""
@@ -103,7 +134,22 @@ class Cloud(Protocol):
         """Begin the import that copies an active image into more stores; `get_image` tells how it goes on."""
 
     async def add_location(self, image_id: str, url: str) -> None:
-        """Add a location to an active image (needs Glance's show_multiple_locations)."""
+        """Add a location to an image at once (needs Glance's show_multiple_locations); a queued one becomes active."""
+
+    async def import_location(self, image_id: str, url: str) -> None:
+        """Begin the task that makes a location the data of a queued image (needs Glance 2.17 and the role service).
+
+        The image is locked until it has ended; `list_tasks` tells how.
+        """
+
+    async def imports_locations(self) -> bool:
+        """Whether this Glance has `import_location`."""
+
+    async def list_tasks(self, image_id: str) -> tuple[ImageTask, ...]:
+        """What Glance did and does with an image, newest first; it forgets after two days."""
+
+    async def set_property(self, image_id: str, name: str, value: str) -> None:
+        """Set a property of an image; with "" take it away."""
 
     async def remove_from_store(self, image_id: str, store: str) -> None:
         """Remove the image's location in a store together with its volume; refused for the last one."""

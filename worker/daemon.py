@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 
 import structlog
@@ -40,21 +41,51 @@ AWAY = 5.0
 STUCK = 30.0
 # Jobs handed to the lanes at once by a resync
 BATCH = 500
+# Requests at once that are kept for uploads, besides [cloud] api_concurrency
+RESERVED = 8
 
 
-def build_handlers(parts: Parts, *, reclaim: bool) -> dict[str, Handler]:
-    """The handlers that are installed, by name."""
+@dataclass(frozen=True, slots=True)
+class Clouds:
+    """The cloud, and the same one by threads of its own for what users sit and wait for."""
+
+    common: OpenStackCloud
+    urgent: OpenStackCloud
+
+    def close(self) -> None:
+        """Let go of threads and connections."""
+        self.common.close()
+        self.urgent.close()
+
+
+def build_handlers(settings: Settings, clouds: Clouds, metrics: Metrics) -> dict[str, Handler]:
+    """The handlers that are installed and not switched off, by name."""
+    parts = Parts(
+        cloud=clouds.common,
+        urgent=clouds.urgent,
+        targets=settings.targets,
+        policy=settings.policy,
+        uploads=settings.uploads,
+        now=time.time,
+        completed=lambda path: metrics.uploads_completed.labels(path).inc(),
+    )
     factories: list[HandlerFactory] = [entry.load() for entry in entry_points(group=HANDLERS)]
-    handlers = {handler.name: handler for handler in (factory(parts) for factory in factories)}
-    if not reclaim:
-        handlers.pop("reclaim", None)
-    return handlers
+    handlers = (factory(parts) for factory in factories)
+    return {handler.name: handler for handler in handlers if handler.name not in settings.switched_off}
 
 
-def build_cloud(settings: Settings, metrics: Metrics) -> OpenStackCloud:
+def build_clouds(settings: Settings, metrics: Metrics) -> Clouds:
     """The cloud of the settings; nothing has been asked of it yet."""
-    connection = connect(name=settings.cloud_name, timeout=settings.api_timeout, concurrency=settings.api_concurrency)
-    return OpenStackCloud(connection=connection, metrics=metrics, concurrency=settings.api_concurrency)
+    connection = connect(
+        name=settings.cloud_name, timeout=settings.api_timeout, concurrency=settings.api_concurrency + RESERVED
+    )
+
+    def cloud(concurrency: int) -> OpenStackCloud:
+        return OpenStackCloud(
+            connection=connection, metrics=metrics, concurrency=concurrency, admin_role=settings.admin_role
+        )
+
+    return Clouds(cloud(settings.api_concurrency), cloud(RESERVED))
 
 
 def build_lanes(settings: Settings) -> Lanes:
@@ -101,7 +132,7 @@ async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Mapping[str,
     identity = await cloud.identity()
     faults = []
     if not await cloud.sees_all_images():
-        faults.append(f"[cloud] the login has no role admin in project {identity.project_id}")
+        faults.append(f"[cloud] the login has no role {settings.admin_role} in project {identity.project_id}")
     ids = {name: type_id for type_id, name in (await cloud.list_volume_types()).items()}
     faults += [
         f"[target:{target.name}] volume_type: Cinder has no type {target.volume_type!r}, only {', '.join(sorted(ids))}"
@@ -120,9 +151,9 @@ class Daemon:
     def __init__(self, *, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self._cloud = build_cloud(settings, metrics)
-        parts = Parts(cloud=self._cloud, targets=settings.targets, policy=settings.policy, now=time.time)
-        self._handlers = build_handlers(parts, reclaim=settings.reclaim)
+        self._clouds = build_clouds(settings, metrics)
+        self._cloud = self._clouds.common
+        self._handlers = build_handlers(settings, self._clouds, metrics)
         self._lanes = build_lanes(settings)
         self._intakes = build_intakes(settings)
         self._times = VolumeTimes(metrics=metrics)
@@ -154,7 +185,7 @@ class Daemon:
                 await self._work(leave)
         finally:
             probes.stop()
-            self._cloud.close()
+            self._clouds.close()
             log.info("stopped")
 
     async def _work(self, leave: asyncio.Event) -> None:

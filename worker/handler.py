@@ -10,7 +10,7 @@ from worker.cloud import Cloud, Image, Volume
 from worker.job import Key
 from worker.notification import Notification
 from worker.outcome import Outcome
-from worker.target import Policy, Target
+from worker.target import Policy, Target, Uploads
 
 
 class Watch(Protocol):
@@ -57,12 +57,19 @@ class Handler(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a handler is built from. `now` is the clock, in epoch seconds."""
+    """What a handler is built from. `now` is the clock, in epoch seconds.
+
+    `urgent` is the same cloud by requests that wait behind nobody else's, for what a user sits and waits for.
+    `completed` is told when an upload has become an active image, and by which path.
+    """
 
     cloud: Cloud
+    urgent: Cloud
     targets: tuple[Target, ...]
     policy: Policy
+    uploads: Uploads
     now: Callable[[], float]
+    completed: Callable[[str], None]
 
 
 HandlerFactory = Callable[[Parts], Handler]

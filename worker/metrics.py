@@ -49,6 +49,7 @@ class Metrics:
         self.time_to_warm = seconds(
             "time_to_warm_seconds", "From the notification of an image to its Image-Volume being usable", "target"
         )
+        self.uploads_completed = counter("uploads_completed", "Uploads that became active images", "path")
         self.volume_create = seconds(
             "volume_create_seconds", "What users wait for a volume of an image", "target", "warm"
         )

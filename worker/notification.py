@@ -22,8 +22,9 @@ class Notification:
 
     `image_id` is the image it is about: of an image event the image itself, of a volume event the image whose
     Image-Volume the volume claims to be; `source_image_id` is the image a volume was made from.
-    `target` is the value of our own tag in the volume's metadata. The message's context (which can hold a live token)
-    is dropped here.
+    `target` is the value of our own tag in the volume's metadata, `claimed` whether the metadata names the image (else
+    the volume's name alone does), `properties` are the names of the image's own properties. The message's context
+    (which can hold a live token) is dropped here.
     """
 
     message_id: str
@@ -37,6 +38,8 @@ class Notification:
     volume_id: str = ""
     volume_type_id: str = ""
     target: str = ""
+    claimed: bool = False
+    properties: frozenset[str] = frozenset()
 
     @classmethod
     def from_wire(cls, body: bytes) -> Notification:
@@ -68,7 +71,7 @@ class Notification:
         )
 
 
-def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, str]:
+def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
     """What the payload is about, as fields of `Notification`."""
     if event_type.startswith("volume."):
         metadata = _pairs(payload.get("metadata"))
@@ -78,6 +81,7 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, str]:
             "volume_id": _uuid(payload.get("volume_id")),
             "volume_type_id": _text(payload, "volume_type"),
             "image_id": _uuid(metadata.get("glance_image_id")) or (named.group(1) if named else ""),
+            "claimed": "glance_image_id" in metadata,
             "source_image_id": _uuid(_pairs(payload.get("glance_metadata")).get("image_id")),
             "target": metadata.get(TAG, ""),
         }
@@ -92,7 +96,11 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, str]:
             "image_id": _uuid(metadata.get("glance_image_id")),
             "target": metadata.get(TAG, ""),
         }
-    return {"status": _text(payload, "status"), "image_id": _uuid(payload.get("image_id") or payload.get("id"))}
+    return {
+        "status": _text(payload, "status"),
+        "image_id": _uuid(payload.get("image_id") or payload.get("id")),
+        "properties": frozenset(_pairs(payload.get("properties"))),
+    }
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:

@@ -22,14 +22,14 @@ import requests.adapters
 from keystoneauth1.identity.base import BaseIdentityPlugin
 from openstack.connection import Connection
 
-from worker.cloud import Image, Location, NewVolume, Store, Volume
+from worker.cloud import Image, ImageTask, Location, NewVolume, Store, Volume
 from worker.errors import Blocked, Conflict, Malformed, Misconfigured, NotFound, Temporary
 from worker.metrics import Metrics, release
 from worker.retry import reading
 
 PAGE = 1000
-# Glance's policies show the images of other projects to this role
-ADMIN = "admin"
+# Glance's version that has POST /v2/images/{id}/locations
+LOCATION_API = (2, 17)
 PATCH_TYPE = "application/openstack-images-v2.1-json-patch"
 # Fields of every image that are no properties of its own; a hash and two links a listed image would be a third of it
 BASE = frozenset({
@@ -82,13 +82,23 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
 
 
 class OpenStackCloud:
-    """`worker.cloud.Cloud` on a real one. Threads carry the requests, `concurrency` of them at once."""
+    """`worker.cloud.Cloud` on a real one. Threads carry the requests, `concurrency` of them at once.
+
+    `admin_role` is the role that makes Glance and Cinder show what belongs to others.
+    """
 
     def __init__(
-        self, *, connection: Connection, metrics: Metrics, concurrency: int = 16, sleep: Sleep = asyncio.sleep
+        self,
+        *,
+        connection: Connection,
+        metrics: Metrics,
+        concurrency: int = 16,
+        admin_role: str = "admin",
+        sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._connection = connection
         self._metrics = metrics
+        self._admin_role = admin_role
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="api")
         self._project_id = ""
         self._sleep = sleep
@@ -114,7 +124,7 @@ class OpenStackCloud:
         return _parsed(_image, answer)
 
     async def list_images(self) -> AsyncIterator[Image]:
-        url: str | None = f"/v2/images?{urlencode({'limit': PAGE, 'status': 'active', 'visibility': 'all'})}"
+        url: str | None = f"/v2/images?{urlencode({'limit': PAGE, 'status': 'in:active,queued', 'visibility': 'all'})}"
         while url:
             page = await self._read("image", url)
             for fields in _rows(page, "images"):
@@ -139,11 +149,28 @@ class OpenStackCloud:
         patch = [{"op": "add", "path": "/locations/-", "value": {"url": url, "metadata": {}}}]
         await self._write("image", "PATCH", f"/v2/images/{image_id}", patch, content_type=PATCH_TYPE)
 
+    async def import_location(self, image_id: str, url: str) -> None:
+        await self._write("image", "POST", f"/v2/images/{image_id}/locations", {"url": url, "validation_data": {}})
+
+    async def imports_locations(self) -> bool:
+        answer = await self._read("image", "/versions")
+        return any(_version(row) >= LOCATION_API for row in _rows(answer, "versions"))
+
+    async def list_tasks(self, image_id: str) -> tuple[ImageTask, ...]:
+        answer = await self._read("image", f"/v2/images/{image_id}/tasks")
+        rows = sorted(_rows(answer, "tasks"), key=lambda row: str(row.get("created_at")), reverse=True)
+        return tuple(_parsed(_task, row) for row in rows)
+
+    async def set_property(self, image_id: str, name: str, value: str) -> None:
+        path = "/" + name.replace("~", "~0").replace("/", "~1")
+        patch = [{"op": "add", "path": path, "value": value}] if value else [{"op": "remove", "path": path}]
+        await self._write("image", "PATCH", f"/v2/images/{image_id}", patch, content_type=PATCH_TYPE)
+
     async def remove_from_store(self, image_id: str, store: str) -> None:
         await self._write("image", "DELETE", f"/v2/stores/{store}/{image_id}")
 
     async def sees_all_images(self) -> bool:
-        return ADMIN in (await self.identity()).roles
+        return self._admin_role in (await self.identity()).roles
 
     async def list_stores(self) -> tuple[Store, ...]:
         # Since Glance 2.15, for the role admin; before that there is a list of names only
@@ -171,9 +198,8 @@ class OpenStackCloud:
         answer = await self._read("block-storage", f"/volumes/{volume_id}")
         volume = _parsed(_volume, answer["volume"])
         # The role admin sees the volumes of all projects here
-        owner = answer["volume"].get("os-vol-tenant-attr:tenant_id")
         self._project_id = self._project_id or (await self.identity()).project_id
-        return replace(volume, foreign=owner != self._project_id)
+        return replace(volume, foreign=volume.project_id != self._project_id)
 
     async def find_volumes(self, name: str) -> tuple[Volume, ...]:
         found = [volume async for volume in self._volumes({"name": name})]
@@ -186,12 +212,15 @@ class OpenStackCloud:
         body: dict[str, object] = {
             "name": new.name,
             "size": new.size,
-            "volume_type": new.volume_type,
-            "imageRef": new.image_id,
             "metadata": dict(new.metadata),
         }
-        if new.availability_zone:
-            body["availability_zone"] = new.availability_zone
+        more = {
+            "volume_type": new.volume_type,
+            "imageRef": new.image_id,
+            "source_volid": new.source_volid,
+            "availability_zone": new.availability_zone,
+        }
+        body |= {name: value for name, value in more.items() if value}
         answer = await self._write("block-storage", "POST", "/volumes", {"volume": body})
         return _parsed(_volume, answer["volume"])
 
@@ -364,6 +393,7 @@ def _image(fields: Mapping[str, Any]) -> Image:
         size=int(fields.get("size") or 0),
         virtual_size=int(fields.get("virtual_size") or 0),
         min_disk=int(fields.get("min_disk") or 0),
+        created_epoch=_epoch(str(fields.get("created_at") or "")),
         updated_at=updated_at,
         updated_epoch=_epoch(updated_at),
         stores=_names(fields["stores"]) if "stores" in fields else None,
@@ -375,13 +405,9 @@ def _image(fields: Mapping[str, Any]) -> Image:
 
 
 def _location(fields: Mapping[str, Any]) -> Location:
-    url = str(fields["url"])
-    parts = urlsplit(url)
-    if parts.scheme != "cinder":
-        return Location(url=url, store=str((fields.get("metadata") or {}).get("store", "")))
-    path = parts.path.strip("/")
-    # cinder://<store>/<volume> or, before multi-store, cinder://<volume>
-    return Location(url=url, store=parts.netloc if path else "", volume_id=path or parts.netloc)
+    location = Location.from_url(str(fields["url"]))
+    store = location.store or str((fields.get("metadata") or {}).get("store", ""))
+    return replace(location, store=store)
 
 
 def _store(fields: Mapping[str, Any]) -> Store:
@@ -389,6 +415,23 @@ def _store(fields: Mapping[str, Any]) -> Store:
     return Store(
         id=fields["id"], type=str(fields.get("type") or ""), volume_type=str(properties.get("volume_type") or "")
     )
+
+
+def _task(fields: Mapping[str, Any]) -> ImageTask:
+    given = fields.get("input") or {}
+    return ImageTask(
+        id=fields["id"],
+        type=fields["type"],
+        status=fields["status"],
+        message=str(fields.get("message") or ""),
+        url=str(given.get("loc_url") or "") if isinstance(given, dict) else "",
+    )
+
+
+def _version(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """(2, 17) of an entry `v2.17`; empty if it is none."""
+    numbers = str(fields.get("id", "")).removeprefix("v").split(".")
+    return tuple(int(number) for number in numbers) if all(number.isdecimal() for number in numbers) else ()
 
 
 def _volume(fields: Mapping[str, Any]) -> Volume:
@@ -400,7 +443,11 @@ def _volume(fields: Mapping[str, Any]) -> Volume:
         size=int(fields["size"]),
         created_at=str(fields.get("created_at") or ""),
         created_epoch=_epoch(str(fields.get("created_at") or "")),
+        updated_epoch=_epoch(str(fields.get("updated_at") or "")),
         host=fields.get("os-vol-host-attr:host") or "",
+        project_id=fields.get("os-vol-tenant-attr:tenant_id") or "",
+        source_volid=fields.get("source_volid") or "",
+        encrypted=bool(fields.get("encrypted")),
         metadata=dict(fields.get("metadata") or {}),
     )
 

@@ -15,7 +15,7 @@ from worker.broker import parse
 from worker.errors import Misconfigured
 from worker.retry import Backoff
 from worker.runner import Limits
-from worker.target import Policy, Target
+from worker.target import UPLOAD, Policy, Target, Uploads
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
@@ -23,6 +23,7 @@ NOTIFICATIONS = cfg.OptGroup("notifications", title="Where notifications come fr
 WORK = cfg.OptGroup("work", title="Where jobs wait, and how often they are tried")
 CLOUD = cfg.OptGroup("cloud", title="The cloud and our login")
 PREWARM = cfg.OptGroup("prewarm", title="Which images are kept warm, and where")
+UPLOADS = cfg.OptGroup("uploads", title="Making images of volumes without copying them")
 RECLAIM = cfg.OptGroup("reclaim", title="Deleting what nobody needs any more")
 RESYNC = cfg.OptGroup("resync", title="The bulk comparison that heals what notifications have missed")
 PROBES = cfg.OptGroup("probes", title="Metrics and health over HTTP")
@@ -102,7 +103,13 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             default="",
             help="Entry of clouds.yaml; else OS_CLOUD, else the OS_* variables. The project that the credentials are "
             "scoped to owns the Image-Volumes: it must be Cinder's internal tenant and the project of Glance's cinder "
-            "stores. Roles: admin and service.",
+            "stores. Roles: admin (or see admin_role) and service.",
+        ),
+        cfg.StrOpt(
+            "admin_role",
+            default="admin",
+            help="Role of the login that makes Glance and Cinder show what belongs to other projects. Another one than "
+            "admin only together with the policy files of config/policy.",
         ),
         cfg.IntOpt("api_concurrency", default=16, min=1, max=256, help="Requests under way at once."),
         cfg.FloatOpt("api_timeout", default=30.0, min=1.0, help="Seconds that one request may take."),
@@ -129,6 +136,37 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             default=30.0,
             min=0.0,
             help="Seconds an image must have been left alone before Cinder's cache entry of it is made anew.",
+        ),
+    ],
+    UPLOADS: [
+        cfg.BoolOpt("enabled", default=True, help="Complete uploads: Cinder's own, and those asked for by property."),
+        cfg.StrOpt(
+            "source_property",
+            default="image_volume_source",
+            help="Property of a queued raw/bare image with the id of the volume that it is to be made of.",
+        ),
+        cfg.StrOpt(
+            "status_property",
+            default="image_volume_status",
+            help="Property that tells the owner of such an image what is in the way; empty for none.",
+        ),
+        cfg.FloatOpt(
+            "grace",
+            default=60.0,
+            min=5.0,
+            help="Seconds that an upload of Cinder's own must have been still before it counts as stuck.",
+        ),
+        cfg.BoolOpt(
+            "allow_in_use",
+            default=False,
+            help="Clone attached volumes too. What their guest has not written out is missing in the image.",
+        ),
+        cfg.StrOpt(
+            "location_api",
+            default="auto",
+            choices=["auto", "new", "old"],
+            help="new: POST /v2/images/{id}/locations, of Glance 2.17 and newer, role service; old: PATCH, which needs "
+            "show_multiple_locations (OSSN-0065, OSSN-0090); auto: new where Glance has it.",
         ),
     ],
     RECLAIM: [
@@ -189,11 +227,13 @@ class Settings:
     limits: Limits
     backoff: Backoff
     cloud_name: str
+    admin_role: str
     api_concurrency: int
     api_timeout: float
     targets: tuple[Target, ...]
     policy: Policy
-    reclaim: bool
+    uploads: Uploads
+    switched_off: frozenset[str]
     resync_interval: float
     resync_on_start: bool
     bind: tuple[str, int] | None
@@ -224,6 +264,10 @@ def load(conf: cfg.ConfigOpts) -> Settings:
         faults.append("[cloud] poll_max is below poll_min")
     if 0 < _get(conf, PREWARM, "max_size") < _get(conf, PREWARM, "min_size"):
         faults.append("[prewarm] max_size is below min_size")
+    if not _get(conf, UPLOADS, "source_property"):
+        faults.append("[uploads] source_property is empty: set enabled = false to complete no uploads")
+    if _get(conf, UPLOADS, "source_property") == _get(conf, UPLOADS, "status_property"):
+        faults.append("[uploads] source_property and status_property are the same")
     if faults:
         raise Misconfigured(faults)
     return Settings(
@@ -249,6 +293,7 @@ def load(conf: cfg.ConfigOpts) -> Settings:
         ),
         backoff=Backoff(shortest=conf.work.backoff_min, longest=conf.work.backoff_max),
         cloud_name=conf.cloud.name,
+        admin_role=conf.cloud.admin_role,
         api_concurrency=conf.cloud.api_concurrency,
         api_timeout=conf.cloud.api_timeout,
         targets=targets,
@@ -261,7 +306,16 @@ def load(conf: cfg.ConfigOpts) -> Settings:
             property=conf.prewarm.property,
             settle=conf.prewarm.settle,
         ),
-        reclaim=conf.reclaim.enabled,
+        uploads=Uploads(
+            source_property=conf.uploads.source_property,
+            status_property=conf.uploads.status_property,
+            grace=conf.uploads.grace,
+            allow_in_use=conf.uploads.allow_in_use,
+            location_api=conf.uploads.location_api,
+        ),
+        switched_off=frozenset(
+            name for name, on in {"upload": conf.uploads.enabled, "reclaim": conf.reclaim.enabled}.items() if not on
+        ),
         resync_interval=conf.resync.interval,
         resync_on_start=conf.resync.on_start,
         bind=bind,
@@ -324,6 +378,8 @@ def _targets(conf: cfg.ConfigOpts, faults: list[str]) -> Iterator[Target]:
     for name in dict.fromkeys(names):
         if names.count(name) > 1:
             faults.append(f"[prewarm] targets names {name} twice")
+        if name == UPLOAD:
+            faults.append(f"[prewarm] targets: {UPLOAD!r} is what volumes of uploads are marked with")
         if not NAME.fullmatch(name):
             faults.append(f"[prewarm] targets: {name!r} is no name (letters, digits, - and _, 63 at most)")
             continue

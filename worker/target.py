@@ -1,4 +1,4 @@
-"""Targets and the policy: what the operator wants to be warm, as values."""
+"""Targets and rules: what the operator wants to be warm, and which uploads to be completed, as values."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from typing import Literal
 
 # The key of the metadata that marks a volume as ours; its value is the target's name
 TAG = "image_volume_worker"
+# or this, for the clone that an upload was completed with, as long as it is no target's
+UPLOAD = "upload"
 
 Strategy = Literal["auto", "store", "location", "cache"]
+LocationApi = Literal["auto", "new", "old"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,3 +45,19 @@ class Policy:
     max_size: int = 0
     property: str = "image_volume_prewarm"
     settle: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uploads:
+    """How uploads are completed.
+
+    `source_property` is the image property that names the source volume, `status_property` the one that tells the
+    image's owner what is in the way ("" for none). `grace` is for how many seconds Cinder's own upload must have been
+    still before it counts as stuck.
+    """
+
+    source_property: str = "image_volume_source"
+    status_property: str = "image_volume_status"
+    grace: float = 60.0
+    allow_in_use: bool = False
+    location_api: LocationApi = "auto"

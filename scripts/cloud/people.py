@@ -63,12 +63,16 @@ class Person:
 
     def image(self, name: str, *, mebibytes: int = 16, visibility: str = "community", **fields: Any) -> str:
         """The id of a new image, raw/bare unless said otherwise, active once this returns."""
-        body = {"name": name, "disk_format": "raw", "container_format": "bare", "visibility": visibility} | fields
-        image_id = self._checked(self.connection.image.post("/images", json=body)).json()["id"]
-        with data(mebibytes, body["disk_format"]).open("rb") as file:
+        image_id = self.queued(name, visibility=visibility, **fields)
+        with data(mebibytes, fields.get("disk_format", "raw")).open("rb") as file:
             headers = {"Content-Type": "application/octet-stream"}
             self._checked(self.connection.image.put(f"/images/{image_id}/file", data=file, headers=headers))
-        return str(image_id)
+        return image_id
+
+    def queued(self, name: str, *, visibility: str = "community", **fields: Any) -> str:
+        """The id of a new image record without data, raw/bare unless said otherwise."""
+        body = {"name": name, "disk_format": "raw", "container_format": "bare", "visibility": visibility} | fields
+        return str(self._checked(self.connection.image.post("/images", json=body)).json()["id"])
 
     def property(self, image_id: str, name: str, value: str) -> None:
         """Set a property of an image."""

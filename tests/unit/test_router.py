@@ -18,6 +18,7 @@ from worker.volume_times import VolumeTimes
 IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
 VOLUME = "38adcc12-ea51-4d39-adea-b5a4c4162d30"
 RECORDED = Path(__file__).parents[1] / "fixtures" / "notifications"
+UPLOAD = Key("upload", IMAGE)
 BOTH = {Key("prewarm", IMAGE, "fast"), Key("prewarm", IMAGE, "slow")}
 
 
@@ -36,12 +37,19 @@ def keys(rig: Rig, event_type: str, **payload: object) -> set[Key]:
         ("image.activate", {"id": IMAGE, "status": "active"}, BOTH),
         ("image.update", {"id": IMAGE, "status": "active"}, BOTH),
         ("image.upload", {"id": IMAGE, "status": "active"}, BOTH),
-        ("image.update", {"id": IMAGE, "status": "queued"}, set()),
+        ("image.update", {"id": IMAGE, "status": "active", "properties": {"image_volume_source": VOLUME}},
+            {*BOTH, UPLOAD}),
+        ("image.update", {"id": IMAGE, "status": "queued"}, {UPLOAD}),
         ("image.update", {"id": IMAGE, "status": "saving"}, set()),
-        ("image.create", {"id": IMAGE, "status": "queued"}, set()),
+        ("image.create", {"id": IMAGE, "status": "queued"}, {UPLOAD}),
         ("image.delete", {"id": IMAGE, "status": "deleted"}, {Key("reclaim", IMAGE)}),
         ("image_volume_cache.evict", {"image_id": IMAGE, "host": "h@b#p"}, BOTH),
-        ("volume.create.end", {"volume_id": VOLUME, "display_name": f"image-{IMAGE}", "metadata": []}, BOTH),
+        ("volume.create.end", {"volume_id": VOLUME, "display_name": f"image-{IMAGE}", "metadata": []},
+            {*BOTH, UPLOAD}),
+        ("volume.create.end", {"volume_id": VOLUME, "display_name": f"image-{IMAGE}", "metadata": [
+            {"key": "glance_image_id", "value": IMAGE}, {"key": "image_volume_worker", "value": "upload"}]}, {UPLOAD}),
+        ("volume.create.end", {"volume_id": VOLUME, "display_name": f"image-{IMAGE}", "metadata": [
+            {"key": "glance_image_id", "value": IMAGE}]}, BOTH),
         ("volume.create.end", {"volume_id": VOLUME, "display_name": "mine", "metadata": []}, set()),
         (
             "volume.create.end",

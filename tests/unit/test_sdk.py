@@ -162,7 +162,7 @@ async def test_lists_are_read_page_by_page() -> None:
     ("url", "store", "volume_id"),
     [
         ("cinder://fast/v1", "fast", "v1"),
-        ("cinder://v1", "", "v1"),
+        ("cinder://v1", "disk", "v1"),
         ("file:///var/lib/glance/images/x", "disk", ""),
         ("rbd://fsid/pool/image/snap", "disk", ""),
     ],

@@ -10,7 +10,7 @@ from cliff.lister import Lister
 
 from worker import doctor
 from worker.cli import Worker
-from worker.daemon import build_cloud
+from worker.daemon import build_clouds
 from worker.doctor import Check
 from worker.metrics import Metrics
 from worker.settings import Settings
@@ -39,8 +39,8 @@ class Doctor(Lister):
 
 
 async def _cloud(settings: Settings) -> list[Check]:
-    cloud = build_cloud(settings, Metrics())
+    clouds = build_clouds(settings, Metrics())
     try:
-        return [check async for check in doctor.services(cloud, settings)]
+        return [check async for check in doctor.services(clouds.common, settings)]
     finally:
-        cloud.close()
+        clouds.close()

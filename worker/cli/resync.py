@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import time
 from typing import Any
 
 from cliff.lister import Lister
 
 from handlers import image_volume
 from worker.cli import Worker
-from worker.daemon import build_cloud, build_handlers, build_lanes, check_cloud
+from worker.daemon import build_clouds, build_handlers, build_lanes, check_cloud
 from worker.errors import Temporary
-from worker.handler import Missing, Parts
+from worker.handler import Missing
 from worker.job import OPERATOR
 from worker.lanes.memory import MemoryLanes
 from worker.metrics import Metrics
@@ -50,11 +49,11 @@ class Resync(Lister):
 
 async def _resync(settings: Settings, *, dry_run: bool) -> list[Missing]:
     metrics = Metrics()
-    cloud = build_cloud(settings, metrics)
+    clouds = build_clouds(settings, metrics)
+    cloud = clouds.common
     try:
         await check_cloud(cloud, settings)
-        parts = Parts(cloud=cloud, targets=settings.targets, policy=settings.policy, now=time.time)
-        handlers = build_handlers(parts, reclaim=settings.reclaim)
+        handlers = build_handlers(settings, clouds, metrics)
         comparing = compare(cloud, handlers.values(), image_of=image_volume.image_of, census=Census())
         found = [missing async for missing in comparing]
         if found and not dry_run:
@@ -74,7 +73,7 @@ async def _resync(settings: Settings, *, dry_run: bool) -> list[Missing]:
             await lanes.close()
         return found
     finally:
-        cloud.close()
+        clouds.close()
 
 
 async def _all_settled(runner: Runner, lanes: MemoryLanes) -> None:

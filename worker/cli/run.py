@@ -10,7 +10,7 @@ import structlog
 from cliff.command import Command
 
 from worker.cli import Worker
-from worker.daemon import Daemon, build_cloud, check_cloud
+from worker.daemon import Daemon, build_clouds, check_cloud
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.metrics import Metrics
 from worker.settings import Settings
@@ -71,11 +71,11 @@ class Run(Command):
             reload.clear()
             try:
                 settings = self.app.read_settings()
-                cloud = build_cloud(settings, metrics)
+                clouds = build_clouds(settings, metrics)
                 try:
-                    await check_cloud(cloud, settings)
+                    await check_cloud(clouds.common, settings)
                 finally:
-                    cloud.close()
+                    clouds.close()
             except Misconfigured as error:
                 log.error("reload_refused", faults=error.faults)
                 continue

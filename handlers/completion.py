@@ -1,0 +1,370 @@
+"""Completion: the next step from a queued image to an active one whose data is the clone of a volume. Pure.
+
+The source is the volume that the image's property names, or, without one, the volume that Cinder's own upload was made
+of. What Cinder itself has in hand, and what Glance has locked, is left alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from handlers import image_volume
+from worker.cloud import GIB, Image, ImageTask, Location, NewVolume, Store, Volume
+from worker.notification import IMAGE_ID
+from worker.outcome import Again, Done, Outcome, Skip
+from worker.target import TAG, UPLOAD, Target, Uploads
+
+LOCATION_IMPORT = "location_import"
+# A clone of Cinder's that is no location of its active image, in seconds; Cinder deletes its own within moments
+LEFT_OVER_AFTER = 3600.0
+NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
+# Whether it is another project's or is not there at all must not be told
+NO_SUCH_VOLUME = "the image's project has no volume of this id"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """What has been read so far about an image; None is what has not been looked at yet.
+
+    `clones` are the volumes of the internal project named like its Image-Volume that are clones, oldest first. `source`
+    is the volume asked for last; `missing` are volumes that were not found. `sure` tells that image and source were
+    read again since the clone was there, `asked` that this very run has given Glance the location, `failed` why
+    something it made came to nothing.
+    """
+
+    image: Image
+    now: float
+    stores: tuple[Store, ...] = ()
+    clones: tuple[Volume, ...] | None = None
+    source: Volume | None = None
+    missing: frozenset[str] = frozenset()
+    tasks: tuple[ImageTask, ...] | None = None
+    locations: tuple[Location, ...] | None = None
+    sure: bool = False
+    asked: bool = False
+    failed: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtClones:
+    """List the clones of the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtSource:
+    """Read the source volume."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtTasks:
+    """Read what Glance did with the image."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookAtLocations:
+    """Read the image's locations."""
+
+
+@dataclass(frozen=True, slots=True)
+class LookAgain:
+    """Read image and source once more: what was right when the clone was begun need not be now."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateClone:
+    """Clone the source into the internal project."""
+
+    new: NewVolume
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteClone:
+    """Delete a clone; with `because`, what it stands for has failed for now."""
+
+    volume_id: str
+    because: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetMetadata:
+    """Put a clone's metadata right."""
+
+    volume_id: str
+    metadata: Mapping[str, str] = field(hash=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SetReadonly:
+    """Set a clone's read-only flag."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AddLocation:
+    """Tell Glance that the clone is the image's data."""
+
+    url: str
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitClone:
+    """Wait until this clone has changed."""
+
+    volume_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitImage:
+    """Wait until the image has changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """Nothing more to do now; `tell` is what the image's owner should know."""
+
+    outcome: Outcome
+    tell: str = ""
+
+
+Action = (
+    LookAtClones
+    | LookAtSource
+    | LookAtTasks
+    | LookAtLocations
+    | LookAgain
+    | CreateClone
+    | DeleteClone
+    | SetMetadata
+    | SetReadonly
+    | AddLocation
+    | AwaitClone
+    | AwaitImage
+    | Finish
+)
+
+
+def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action:
+    """The next action for an image."""
+    image = seen.image
+    if image.status != "queued":
+        return _clean_up(seen) if image.status == "active" else Finish(Skip(f"the image is {image.status}"))
+    if image.import_locked:
+        return AwaitImage() if seen.asked else Finish(Again("Glance is at work on the image"))
+    if seen.asked:
+        return _look_at_answer(seen)
+    named = image.properties.get(rules.source_property, "")
+    quiet_in = rules.grace - (seen.now - image.created_epoch)
+    if not is_raw(image):
+        reason = f"only raw/bare images can be made of a volume, this one is {kind_of(image)}"
+        return _refused(reason) if named else Finish(Skip(reason))
+    if not named and quiet_in > 0:
+        # Somebody may be about to send its data, or Cinder to add a location
+        return Finish(Again("a new image, somebody may be at work on it", after=quiet_in, counted=False))
+    if seen.clones is None:
+        return LookAtClones()
+    for clone in seen.clones:
+        if image_volume.is_broken(clone) and (is_ours(clone) or _is_still(clone, seen, rules)):
+            return DeleteClone(clone.id, because=f"Cinder could not clone volume {clone.source_volid}")
+    if seen.failed:
+        return Finish(Again(seen.failed), tell="the volume could not be cloned, it is tried again")
+    clones = [clone for clone in seen.clones if not image_volume.is_broken(clone)]
+    if named:
+        if unwanted := [clone for clone in clones if is_ours(clone) and clone.source_volid != named]:
+            return DeleteClone(unwanted[0].id)
+        clones = [clone for clone in clones if clone.source_volid == named]
+    if clones:
+        usable = [clone for clone in clones if image_volume.is_usable(clone)]
+        return _complete((usable or clones)[0], seen, rules, targets)
+    if named:
+        return _clone_of(named, seen, rules, targets)
+    if seen.tasks is None:
+        return LookAtTasks()
+    if stranded := stranded_volume(seen.tasks):
+        return _clone_of(stranded, seen, rules, targets)
+    return Finish(Skip(NOBODY_ASKED))
+
+
+def is_raw(image: Image) -> bool:
+    """Whether its data can be a volume as it is."""
+    return (image.disk_format, image.container_format) == ("raw", "bare")
+
+
+def kind_of(image: Image) -> str:
+    """Its formats, as text."""
+    return f"{image.disk_format or 'no disk_format'}/{image.container_format or 'no container_format'}"
+
+
+def is_ours(clone: Volume) -> bool:
+    """Whether we made it; else Cinder did."""
+    return TAG in clone.metadata
+
+
+def stranded_volume(tasks: tuple[ImageTask, ...]) -> str:
+    """The volume of a location that Glance could not add; "" if there is none or another try is under way.
+
+    Glance's own record of what Cinder asked for: a user can't make it say something else.
+    """
+    imports = [task for task in tasks if task.type == LOCATION_IMPORT]
+    if not imports or imports[0].status != "failure":
+        return ""
+    volume_id = Location.from_url(imports[0].url).volume_id
+    return volume_id if IMAGE_ID.fullmatch(volume_id) else ""
+
+
+def store_of(volume_type: str, stores: tuple[Store, ...], targets: tuple[Target, ...] = ()) -> str:
+    """Glance's store for volumes of a type, as Glance tells or else the configuration; "" if there is none."""
+    for store in stores:
+        if store.type == "cinder" and store.volume_type == volume_type:
+            return store.id
+    known = {store.id for store in stores}
+    return next((t.glance_store for t in targets if t.volume_type == volume_type and t.glance_store in known), "")
+
+
+def refusal(source: Volume | None, image: Image, store: str) -> str:
+    """Why the image may never be made of this volume, as its owner may read it; "" if it may. `source` None: no such.
+
+    Nothing is told of a volume before it is known to be the image's project's own.
+    """
+    if source is None or source.project_id != image.owner:
+        return NO_SUCH_VOLUME
+    if source.encrypted:
+        return "the volume is encrypted"
+    if not store:
+        return f"no store of Glance serves volumes of type {source.volume_type}"
+    return ""
+
+
+def hindrance(source: Volume, rules: Uploads) -> str:
+    """Why the volume can't be cloned now, but may be later; "" if it can."""
+    if source.status == "available" or (source.status == "in-use" and rules.allow_in_use):
+        return ""
+    if source.status == "in-use":
+        return "the volume is in-use, detach it"
+    return f"the volume is {source.status}"
+
+
+def metadata_of(image: Image, size: int) -> dict[str, str]:
+    """What a clone of `size` GiB must carry to be the image's data, and for Cinder to clone it for others."""
+    return {"glance_image_id": image.id, "image_owner": image.owner, "image_size": str(size * GIB)}
+
+
+def _refused(reason: str) -> Finish:
+    return Finish(Skip(reason), tell=f"refused: {reason}")
+
+
+def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
+    """Begin with the clone, or say why not."""
+    if not IMAGE_ID.fullmatch(source_id):
+        return _refused(NO_SUCH_VOLUME)
+    source = seen.source
+    if source_id not in seen.missing and (source is None or source.id != source_id):
+        return LookAtSource(source_id)
+    if source_id in seen.missing:
+        source = None
+    store = store_of(source.volume_type, seen.stores, targets) if source else ""
+    if reason := refusal(source, seen.image, store):
+        return _refused(reason)
+    assert source is not None
+    if reason := hindrance(source, rules):
+        return Finish(Again(reason), tell=f"waiting: {reason}")
+    return CreateClone(
+        NewVolume(
+            name=image_volume.name_of(seen.image.id),
+            size=source.size,
+            source_volid=source.id,
+            metadata=metadata_of(seen.image, source.size) | {TAG: UPLOAD},
+        )
+    )
+
+
+def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
+    """From a clone in the internal project to a location of the image."""
+    if not is_ours(clone) and not _is_still(clone, seen, rules):
+        left = rules.grace - (seen.now - _last_change(clone))
+        return Finish(Again("Cinder's own upload may be at work", after=max(1.0, left), counted=False))
+    if not image_volume.is_usable(clone):
+        return AwaitClone(clone.id)
+    if not seen.sure:
+        return LookAgain(clone.source_volid)
+    source = seen.source if seen.source and seen.source.id == clone.source_volid else None
+    if source and source.status == "uploading":
+        return Finish(Again("Cinder's own upload is at work"))
+    if not _is_owners(clone, source, seen.image):
+        # Our own stands for nothing any more; whoever asked Cinder for the other may still make sense of it
+        if is_ours(clone):
+            return DeleteClone(clone.id, because="the volume is not, or no longer, the image's project's")
+        return Finish(Skip("the clone that Cinder has made is not for the image's project"))
+    if is_ours(clone) and not seen.image.properties.get(rules.source_property):
+        if seen.tasks is None:
+            return LookAtTasks()
+        if stranded_volume(seen.tasks) != clone.source_volid:
+            # The property was taken away
+            return DeleteClone(clone.id)
+    store = store_of(clone.volume_type, seen.stores, targets)
+    if not store:
+        return _refused(f"no store of Glance serves volumes of type {clone.volume_type}")
+    if missing := image_volume.lacking(clone, metadata_of(seen.image, clone.size)):
+        return SetMetadata(clone.id, missing)
+    if not image_volume.is_readonly(clone):
+        return SetReadonly(clone.id)
+    return AddLocation(f"cinder://{store}/{clone.id}")
+
+
+def _is_owners(clone: Volume, source: Volume | None, image: Image) -> bool:
+    """Whether what was cloned belongs to the image's owner: by the source, and by who asked for the clone.
+
+    A source that is gone can't be asked: then the clone's own word counts, which Cinder or we have written.
+    """
+    word = clone.metadata.get("image_owner")
+    if source is None:
+        return word == image.owner
+    if is_ours(clone):
+        return word == source.project_id == image.owner
+    # An upload that an admin asks Cinder for is the admin's
+    return (word or source.project_id) == image.owner
+
+
+def _look_at_answer(seen: Seen) -> Action:
+    """What Glance made of the location that we gave it."""
+    if seen.tasks is None:
+        return LookAtTasks()
+    newest = next((task for task in seen.tasks if task.type == LOCATION_IMPORT), None)
+    if newest is None or newest.status != "failure":
+        return AwaitImage()
+    reason = f"Glance could not add the location: {newest.message or 'its log has the reason'}"
+    return Finish(Again(reason), tell="waiting: Glance could not take the volume, it is tried again")
+
+
+def _clean_up(seen: Seen) -> Action:
+    """What to do for an active image: nothing, but for clones that are none of its locations."""
+    if seen.clones is None:
+        return LookAtClones()
+    if not seen.clones:
+        return Finish(Done())
+    if seen.locations is None:
+        return LookAtLocations()
+    located = {location.volume_id for location in seen.locations}
+    if not located:
+        # Hidden from us: nothing is known about any clone then
+        return Finish(Done())
+    for clone in seen.clones:
+        old = seen.now - clone.created_epoch > LEFT_OVER_AFTER
+        settled = image_volume.is_usable(clone) or image_volume.is_broken(clone)
+        if clone.id not in located and settled and (is_ours(clone) or old):
+            return DeleteClone(clone.id)
+    return Finish(Done(", ".join(clone.id for clone in seen.clones if clone.id in located)))
+
+
+def _last_change(clone: Volume) -> float:
+    return max(clone.created_epoch, clone.updated_epoch)
+
+
+def _is_still(clone: Volume, seen: Seen, rules: Uploads) -> bool:
+    """Whether nothing has happened to a clone of Cinder's for the grace period."""
+    return seen.now - _last_change(clone) >= rules.grace

@@ -1,0 +1,225 @@
+"""Upload: a queued image whose data is to be a volume becomes active by a clone of it, without copying data."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import assert_never
+
+import structlog
+
+from handlers import ROUTES, completion, image_volume
+from handlers.completion import Action, Finish, Seen
+from handlers.reclaim import release
+from handlers.target_store import TargetStores
+from worker.cloud import Image, Store, Volume
+from worker.errors import Blocked, Conflict, NotFound, Temporary
+from worker.handler import Missing, Parts, Watch
+from worker.job import Key
+from worker.notification import Notification
+from worker.outcome import Again, Done, Outcome
+from worker.target import UPLOAD
+
+log = structlog.get_logger(__name__)
+
+# Uploads worked on at once; each is a few requests and a clone
+WIDTH = 8
+# Glance forgets its tasks after two days: of an older image nobody knows what it was to become, in seconds
+REMEMBERED = 172_800.0
+
+
+class Upload:
+    """Reconciles an image."""
+
+    name = "upload"
+    event_types = ROUTES["upload"]
+
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.urgent
+        self._rules = parts.uploads
+        self._targets = parts.targets
+        self._now = parts.now
+        self._completed = parts.completed
+        self._stores = TargetStores(replace(parts, cloud=parts.urgent))
+        self._known: tuple[Store, ...] = ()
+        self._imports_locations: bool | None = None
+
+    def keys(self, notification: Notification) -> Iterable[Key]:
+        """The image, if it is queued or asks for a volume's data, or if a clone was made for it."""
+        if notification.event_type.startswith("image."):
+            concerned = notification.status == "queued" or self._rules.source_property in notification.properties
+        else:
+            # Of what claims its image from the start only our own clones are those of uploads
+            concerned = notification.target == UPLOAD or not notification.claimed
+        return (Key(self.name, notification.image_id),) if notification.image_id and concerned else ()
+
+    def lanes(self) -> Mapping[str, int]:
+        """One lane, which nothing else shares."""
+        return {self.name: WIDTH}
+
+    async def reconcile(self, key: Key, watch: Watch) -> Outcome:
+        """Look, plan, act, until the image is active or the plan says why not."""
+        try:
+            seen = Seen(image=await self._cloud.get_image(key.image_id), now=self._now())
+            if seen.image.status == "queued":
+                seen = replace(seen, stores=await self._stores.stores())
+            try:
+                while not isinstance(action := completion.plan(seen, self._rules, self._targets), Finish):
+                    seen = await self._act(action, seen, watch)
+            except Blocked:
+                await self._tell("waiting: the cloud's operator has to act", seen.image)
+                raise
+        except NotFound:
+            return await self._gone(key.image_id)
+        if action.tell or not isinstance(action.outcome, Again):
+            await self._tell(action.tell, seen.image)
+        if seen.asked and isinstance(action.outcome, Done):
+            self._completed(self._path(seen))
+            return replace(action.outcome, changed=True)
+        return action.outcome
+
+    async def prepare(self) -> None:
+        """Read Glance's stores."""
+        self._known = await self._stores.stores()
+
+    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
+        """An image that waits for a volume's data, or has clones that need not be its data. Pure but for the clock."""
+        if image and (why := self._lacks(image, clones_of(image_id, volumes))):
+            yield Missing(Key(self.name, image_id), why)
+
+    def _lacks(self, image: Image, clones: tuple[Volume, ...]) -> str:
+        if image.status == "active":
+            stores = {completion.store_of(clone.volume_type, self._known, self._targets) for clone in clones}
+            known = stores if image.stores is None else image.stores
+            return "a clone that is none of its locations" if len(clones) > 1 or not stores <= known else ""
+        if self._rules.source_property in image.properties:
+            return "queued, and a property names its source volume"
+        if clones:
+            return "queued, and its clone is there"
+        age = self._now() - image.created_epoch
+        if completion.is_raw(image) and self._rules.grace < age < REMEMBERED:
+            return "queued, and Cinder's upload may have failed"
+        return ""
+
+    async def _gone(self, image_id: str) -> Outcome:
+        """What to do when something was not found: if it was the image, nothing of it may stay."""
+        try:
+            await self._cloud.get_image(image_id)
+        except NotFound:
+            return await release(self._cloud, image_id)
+        return Again("something went while it was looked at")
+
+    async def _tell(self, text: str, image: Image) -> None:
+        """Let the image's owner know by a property, if one asked for the upload by property."""
+        name, asked = self._rules.status_property, self._rules.source_property in image.properties
+        told = image.properties.get(name, "")
+        if not name or not asked or image.import_locked or image.status not in ("queued", "active") or text == told:
+            return
+        try:
+            await self._cloud.set_property(image.id, name, text)
+        except (Temporary, Blocked, NotFound) as error:
+            # It is a courtesy: an image that is protected, or gone, is none the worse without it
+            log.info("owner_not_told", text=text, error=str(error))
+
+    def _path(self, seen: Seen) -> str:
+        """How the image came by its data: asked for by property, Cinder's upload finished, or begun again."""
+        if self._rules.source_property in seen.image.properties:
+            return "property"
+        return "stranded" if all(completion.is_ours(clone) for clone in seen.clones or ()) else "cinder"
+
+    async def _act(self, action: Action, seen: Seen, watch: Watch) -> Seen:
+        """Do one action and read again what it may have changed."""
+        cloud, image_id = self._cloud, seen.image.id
+        match action:
+            case completion.LookAtClones():
+                found = await cloud.find_volumes(image_volume.name_of(image_id))
+                return replace(seen, clones=clones_of(image_id, found))
+            case completion.LookAtSource(volume_id):
+                return await self._look_at_source(volume_id, seen)
+            case completion.LookAtTasks():
+                return replace(seen, tasks=await cloud.list_tasks(image_id))
+            case completion.LookAtLocations():
+                return replace(seen, locations=await cloud.get_locations(image_id))
+            case completion.LookAgain(volume_id):
+                image, again = await asyncio.gather(
+                    cloud.get_image(image_id), self._look_at_source(volume_id, replace(seen, source=None))
+                )
+                return replace(again, image=image, now=self._now(), sure=True)
+            case completion.CreateClone(new):
+                clone = await cloud.create_volume(new)
+                log.info("clone_creating", volume_id=clone.id, source_volid=new.source_volid, size=new.size)
+                return replace(seen, clones=(*(seen.clones or ()), clone), sure=False)
+            case completion.DeleteClone(volume_id, because):
+                with contextlib.suppress(NotFound):
+                    await cloud.delete_volume(volume_id)
+                    log.info("clone_deleted", volume_id=volume_id, why=because or "it is not wanted")
+                return replace(_without(volume_id, seen), failed=because or seen.failed, sure=False)
+            case completion.SetMetadata(volume_id, metadata):
+                await cloud.set_metadata(volume_id, metadata)
+                return _believed(volume_id, metadata, seen)
+            case completion.SetReadonly(volume_id):
+                await cloud.set_readonly(volume_id)
+                return _believed(volume_id, {"readonly": "True"}, seen)
+            case completion.AddLocation(url):
+                await self._add_location(image_id, url)
+                return replace(seen, image=await cloud.get_image(image_id), asked=True, tasks=None)
+            case completion.AwaitClone(volume_id):
+                return await self._await_clone(volume_id, seen, watch)
+            case completion.AwaitImage():
+                await watch.changed()
+                return replace(seen, image=await cloud.get_image(image_id), now=self._now(), tasks=None)
+            case Finish():
+                return seen
+            case never:
+                assert_never(never)
+
+    async def _look_at_source(self, volume_id: str, seen: Seen) -> Seen:
+        try:
+            return replace(seen, source=await self._cloud.get_volume(volume_id))
+        except NotFound:
+            return replace(seen, source=None, missing=seen.missing | {volume_id})
+
+    async def _add_location(self, image_id: str, url: str) -> None:
+        new = self._rules.location_api == "new"
+        if self._rules.location_api == "auto":
+            if self._imports_locations is None:
+                self._imports_locations = await self._cloud.imports_locations()
+            new = self._imports_locations
+        try:
+            await (self._cloud.import_location if new else self._cloud.add_location)(image_id, url)
+        except Conflict as error:
+            log.info("location_refused", url=url, why=str(error))
+            raise
+        log.info("location_added", url=url, location_api="new" if new else "old")
+
+    async def _await_clone(self, volume_id: str, seen: Seen, watch: Watch) -> Seen:
+        await watch.changed()
+        seen = replace(seen, now=self._now())
+        try:
+            clone = await self._cloud.get_volume(volume_id)
+        except NotFound:
+            return replace(_without(volume_id, seen), image=await self._cloud.get_image(seen.image.id))
+        return replace(seen, clones=tuple(clone if other.id == clone.id else other for other in seen.clones or ()))
+
+
+def clones_of(image_id: str, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
+    """Those of the internal project's volumes that are clones for the image; what Glance and we fill has no source."""
+    name = image_volume.name_of(image_id)
+    return tuple(v for v in volumes if v.name == name and v.source_volid and not image_volume.is_leaving(v))
+
+
+def _without(volume_id: str, seen: Seen) -> Seen:
+    return replace(seen, clones=tuple(clone for clone in seen.clones or () if clone.id != volume_id))
+
+
+def _believed(volume_id: str, metadata: Mapping[str, str], seen: Seen) -> Seen:
+    """What was seen, with metadata that was just written: Cinder has answered that it is."""
+    return replace(
+        seen,
+        clones=tuple(
+            replace(clone, metadata={**clone.metadata, **metadata}) if clone.id == volume_id else clone
+            for clone in seen.clones or ()
+        ),
+    )

@@ -1,0 +1,227 @@
+"""The plan of an upload, step by step: what is done, refused and left alone, as a table without a cloud."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from handlers import completion
+from handlers.completion import (
+    AddLocation,
+    AwaitClone,
+    AwaitImage,
+    CreateClone,
+    DeleteClone,
+    Finish,
+    LookAgain,
+    LookAtClones,
+    LookAtLocations,
+    LookAtSource,
+    LookAtTasks,
+    Seen,
+    SetMetadata,
+    SetReadonly,
+)
+from worker.cloud import GIB, Image, ImageTask, Location, Store, Volume
+from worker.outcome import Again, Done, Skip
+from worker.target import Target, Uploads
+
+IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
+SOURCE = "38adcc12-ea51-4d39-adea-b5a4c4162d30"
+OTHER = "11111111-1111-4111-8111-111111111111"
+NOW = 1000.0
+RULES = Uploads(grace=60.0)
+STORES = (Store(id="file", type="file"), Store(id="c1", type="cinder", volume_type="ssd"))
+
+QUEUED = Image(id=IMAGE, status="queued", owner="alice", disk_format="raw", container_format="bare",
+               visibility="private", created_epoch=990.0, properties={"image_volume_source": SOURCE})  # fmt: skip
+UNNAMED = replace(QUEUED, properties={}, created_epoch=100.0)
+VOLUME = Volume(id=SOURCE, name="v", status="available", volume_type="ssd", size=2, project_id="alice", foreign=True)
+METADATA = {"glance_image_id": IMAGE, "image_owner": "alice", "image_size": str(2 * GIB)}
+OURS = Volume(id="clone", name=f"image-{IMAGE}", status="available", volume_type="ssd", size=2, project_id="internal",
+              source_volid=SOURCE, created_epoch=995.0, updated_epoch=996.0,
+              metadata={**METADATA, "image_volume_worker": "upload", "readonly": "True"})  # fmt: skip
+CINDERS = replace(OURS, created_epoch=100.0, updated_epoch=101.0,
+                  metadata={"image_owner": "alice", "readonly": "True"})  # fmt: skip
+FAILED = ImageTask(id="t", type="location_import", status="failure", message="it broke", url=f"cinder://{SOURCE}")
+
+
+def seen(image: Image = QUEUED, **more: object) -> Seen:
+    return Seen(**({"image": image, "now": NOW, "stores": STORES} | more))  # type: ignore[arg-type]
+
+
+def sure(clone: Volume, source: Volume | None = VOLUME, image: Image = QUEUED, **more: object) -> Seen:
+    return seen(image, clones=(clone,), source=source, sure=True, **more)
+
+
+def with_metadata(volume: Volume, **changes: str | None) -> Volume:
+    metadata = {key: value for key, value in {**volume.metadata, **changes}.items() if value is not None}
+    return replace(volume, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # From nothing to a clone
+        (seen(), LookAtClones()),
+        (seen(clones=()), LookAtSource(SOURCE)),
+        (seen(clones=(replace(OURS, status="creating"),)), AwaitClone("clone")),
+        (seen(clones=(OURS,)), LookAgain(SOURCE)),
+        # From the clone to the location
+        (sure(with_metadata(OURS, image_size=None)), SetMetadata("clone", {"image_size": str(2 * GIB)})),
+        (sure(with_metadata(OURS, readonly=None)), SetReadonly("clone")),
+        (sure(OURS), AddLocation("cinder://c1/clone")),
+        (sure(OURS, source=None), AddLocation("cinder://c1/clone")),
+        (sure(OURS, source=replace(VOLUME, status="in-use")), AddLocation("cinder://c1/clone")),
+        # Glance is at work, has failed, is done
+        (seen(replace(QUEUED, import_locked=True), asked=True), AwaitImage()),
+        (seen(asked=True), LookAtTasks()),
+        (seen(asked=True, tasks=(replace(FAILED, status="success"), FAILED)), AwaitImage()),
+        (seen(replace(QUEUED, status="active"), asked=True, clones=(OURS,)), LookAtLocations()),
+        # Several clones: a usable one serves, the others go once the image is active
+        (seen(clones=(replace(OURS, id="first", status="creating"), OURS)), LookAgain(SOURCE)),
+        (seen(replace(QUEUED, status="active"), clones=(OURS, replace(OURS, id="second")),
+              locations=(Location(url="", store="c1", volume_id="clone"),)), DeleteClone("second")),
+        # The property names another volume now, or none
+        (sure(OURS, image=replace(QUEUED, properties={"image_volume_source": OTHER})), DeleteClone("clone")),
+        (sure(OURS, image=replace(UNNAMED, properties={})), LookAtTasks()),
+        (sure(OURS, image=UNNAMED, tasks=()), DeleteClone("clone")),
+        # Cinder's own: still for the grace period, then finished; its clone in the owner's project is a source
+        (seen(UNNAMED), LookAtClones()),
+        (seen(UNNAMED, clones=(CINDERS,)), LookAgain(SOURCE)),
+        (sure(CINDERS, image=UNNAMED),
+         SetMetadata("clone", {"glance_image_id": IMAGE, "image_size": str(2 * GIB)})),
+        (sure(with_metadata(CINDERS, **METADATA), image=UNNAMED), AddLocation("cinder://c1/clone")),
+        (seen(UNNAMED, clones=(replace(CINDERS, status="error"),)), DeleteClone("clone", "Cinder could not clone "
+         f"volume {SOURCE}")),
+        (seen(UNNAMED, clones=()), LookAtTasks()),
+        (seen(UNNAMED, clones=(), tasks=(FAILED,)), LookAtSource(SOURCE)),
+        (sure(OURS, image=UNNAMED, tasks=(FAILED,)), AddLocation("cinder://c1/clone")),
+    ],
+)  # fmt: skip
+def test_next_step(given: Seen, expected: completion.Action) -> None:
+    assert completion.plan(given, RULES) == expected
+
+
+def test_the_clone_carries_everything_from_its_first_request() -> None:
+    action = completion.plan(seen(clones=(), source=VOLUME), RULES)
+    assert isinstance(action, CreateClone)
+    assert action.new.name == f"image-{IMAGE}"
+    assert (action.new.source_volid, action.new.size, action.new.volume_type) == (SOURCE, 2, "")
+    assert action.new.metadata == {**METADATA, "image_volume_worker": "upload"}
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        (seen(clones=(), missing=frozenset({SOURCE})), completion.NO_SUCH_VOLUME),
+        (seen(clones=(), source=replace(VOLUME, project_id="bob")), completion.NO_SUCH_VOLUME),
+        (seen(clones=(), source=replace(VOLUME, project_id="bob", encrypted=True)), completion.NO_SUCH_VOLUME),
+        (seen(clones=(), source=replace(VOLUME, project_id="bob", volume_type="x")), completion.NO_SUCH_VOLUME),
+        (seen(replace(QUEUED, properties={"image_volume_source": "../../x"}), clones=()), completion.NO_SUCH_VOLUME),
+        (seen(clones=(), source=replace(VOLUME, encrypted=True)), "the volume is encrypted"),
+        (seen(clones=(), source=replace(VOLUME, volume_type="tape")), "no store of Glance serves volumes of type tape"),
+        (seen(replace(QUEUED, disk_format="qcow2")),
+         "only raw/bare images can be made of a volume, this one is qcow2/bare"),
+    ],
+)  # fmt: skip
+def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason: str) -> None:
+    assert completion.plan(given, RULES) == Finish(Skip(reason), tell=f"refused: {reason}")
+
+
+@pytest.mark.parametrize(
+    ("given", "outcome"),
+    [
+        (seen(replace(QUEUED, status="saving")), Skip("the image is saving")),
+        (seen(replace(QUEUED, import_locked=True)), Again("Glance is at work on the image")),
+        (seen(replace(UNNAMED, created_epoch=990.0)),
+         Again("a new image, somebody may be at work on it", after=50.0, counted=False)),
+        (seen(replace(UNNAMED, disk_format="qcow2")),
+         Skip("only raw/bare images can be made of a volume, this one is qcow2/bare")),
+        (seen(UNNAMED, clones=(), tasks=()), Skip(completion.NOBODY_ASKED)),
+        # A later try of Cinder's is under way, or was a success
+        (seen(UNNAMED, clones=(), tasks=(replace(FAILED, status="processing"), FAILED)), Skip(completion.NOBODY_ASKED)),
+        (seen(UNNAMED, clones=(), tasks=(replace(FAILED, url="file:///etc/passwd"),)), Skip(completion.NOBODY_ASKED)),
+        (seen(UNNAMED, clones=(replace(CINDERS, updated_epoch=980.0),)),
+         Again("Cinder's own upload may be at work", after=40.0, counted=False)),
+        (sure(CINDERS, replace(VOLUME, status="uploading"), UNNAMED), Again("Cinder's own upload is at work")),
+        (sure(with_metadata(CINDERS, image_owner="bob"), None, UNNAMED),
+         Skip("the clone that Cinder has made is not for the image's project")),
+        (sure(with_metadata(CINDERS, image_owner=None), None, UNNAMED),
+         Skip("the clone that Cinder has made is not for the image's project")),
+        (sure(with_metadata(CINDERS, image_owner=None), replace(VOLUME, project_id="bob"), UNNAMED),
+         Skip("the clone that Cinder has made is not for the image's project")),
+        (seen(replace(QUEUED, status="active"), clones=()), Done()),
+        (seen(replace(QUEUED, status="active"), clones=(OURS,), locations=()), Done()),
+    ],
+)  # fmt: skip
+def test_left_alone(given: Seen, outcome: object) -> None:
+    assert completion.plan(given, RULES) == Finish(outcome)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("status", "allowed", "reason"),
+    [
+        ("in-use", False, "the volume is in-use, detach it"),
+        ("uploading", True, "the volume is uploading"),
+        ("error", True, "the volume is error"),
+    ],
+)
+def test_a_busy_source_is_waited_for_and_the_owner_knows(status: str, allowed: bool, reason: str) -> None:
+    given = seen(clones=(), source=replace(VOLUME, status=status))
+    action = completion.plan(given, replace(RULES, allow_in_use=allowed))
+    assert action == Finish(Again(reason), tell=f"waiting: {reason}")
+
+
+def test_a_source_in_use_is_cloned_where_that_is_allowed() -> None:
+    given = seen(clones=(), source=replace(VOLUME, status="in-use"))
+    assert isinstance(completion.plan(given, replace(RULES, allow_in_use=True)), CreateClone)
+
+
+@pytest.mark.parametrize(
+    ("clone", "source", "image"),
+    [
+        # The image's owner was changed, the volume given to another project, or never was the image's
+        (OURS, VOLUME, replace(QUEUED, owner="bob")),
+        (OURS, replace(VOLUME, project_id="bob"), QUEUED),
+        (OURS, replace(VOLUME, project_id="bob"), replace(QUEUED, owner="bob")),
+        (with_metadata(OURS, image_owner="bob"), None, QUEUED),
+        (with_metadata(OURS, image_owner=None), VOLUME, QUEUED),
+    ],
+)
+def test_what_is_not_the_owners_any_more_is_deleted_and_never_registered(
+    clone: Volume, source: Volume | None, image: Image
+) -> None:
+    action = completion.plan(sure(clone, source, image), RULES)
+    assert isinstance(action, DeleteClone)
+    assert action.volume_id == "clone"
+    assert action.because
+
+
+def test_what_glance_says_of_its_failure_is_the_reason() -> None:
+    action = completion.plan(seen(asked=True, tasks=(FAILED,)), RULES)
+    assert isinstance(action, Finish)
+    assert action.outcome == Again("Glance could not add the location: it broke")
+    assert action.tell.startswith("waiting: ")
+
+
+def test_a_clone_of_cinders_that_is_no_location_stays_until_it_is_old() -> None:
+    active = replace(UNNAMED, status="active")
+    locations = (Location(url="file:///x", store="file"),)
+    young = replace(CINDERS, created_epoch=NOW - 3000)
+    assert completion.plan(seen(active, clones=(young,), locations=locations), RULES) == Finish(Done(""))
+    old = replace(CINDERS, created_epoch=NOW - 4000)
+    assert completion.plan(seen(active, clones=(old,), locations=locations), RULES) == DeleteClone("clone")
+
+
+def test_the_store_is_glances_word_or_the_configurations() -> None:
+    assert completion.store_of("ssd", STORES) == "c1"
+    assert completion.store_of("hdd", STORES) == ""
+    untold = (Store(id="c1"), Store(id="c2"))
+    targets = (
+        Target(name="a", volume_type="hdd", glance_store="c2"),
+        Target(name="b", volume_type="x", glance_store="?"),
+    )
+    assert completion.store_of("hdd", untold, targets) == "c2"
+    assert completion.store_of("x", untold, targets) == ""

@@ -1,0 +1,364 @@
+"""Uploads against the fake cloud: each way ends in an active image with one clone, whatever goes wrong on the way."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+
+import pytest
+
+from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
+from tests.rig import FAST, LIMITS, SLOW, STORES, Rig, located
+from worker.cloud import GIB, Image, ImageTask, Location, Volume
+from worker.errors import Blocked, Conflict, Temporary
+from worker.outcome import Again, Done, Skip
+from worker.target import Uploads
+
+SOURCE = "image_volume_source"
+STATUS = "image_volume_status"
+
+
+@pytest.fixture
+def cloud() -> FakeCloud:
+    return FakeCloud(stores=STORES)
+
+
+@pytest.fixture
+async def rig(cloud: FakeCloud) -> AsyncIterator[Rig]:
+    async with Rig(cloud, targets=()) as rig:
+        cloud.emit = rig.hear
+        yield rig
+        await rig.quiet()
+
+
+def asked(cloud: FakeCloud, volume: Volume, **fields: object) -> Image:
+    return cloud.queue(properties={SOURCE: volume.id}, **fields)
+
+
+def check_complete(cloud: FakeCloud, image_id: str) -> Volume:
+    """The image is active, and its one location is the only clone there is, in the internal project."""
+    image = cloud.images[image_id]
+    assert image.status == "active"
+    (clone,) = cloud.of(image_id)
+    assert located(cloud, image_id) == [clone.id]
+    assert (clone.project_id, clone.foreign, clone.status) == (PROJECT, False, "available")
+    assert clone.metadata["glance_image_id"] == image_id
+    assert clone.metadata["image_owner"] == image.owner
+    assert clone.metadata["image_size"] == str(image.size) == str(clone.size * GIB)
+    assert clone.metadata["readonly"] == "True"
+    return clone
+
+
+async def test_a_property_is_enough(rig: Rig, cloud: FakeCloud) -> None:
+    volume = cloud.volume_of("alice", size=3)
+    image = asked(cloud, volume)
+    await rig.quiet()
+    assert check_complete(cloud, image.id).source_volid == volume.id
+    assert rig.completed == ["property"]
+    assert STATUS not in cloud.images[image.id].properties
+    before = dict(cloud.calls)
+    assert isinstance(await rig.complete(image.id), Done)
+    assert {verb for verb, n in cloud.calls.items() if n != before.get(verb)} <= {
+        "get_image", "find_volumes", "get_locations"}  # fmt: skip
+    assert rig.completed == ["property"]
+
+
+async def test_the_old_location_api_does_too(cloud: FakeCloud) -> None:
+    cloud.new_locations, cloud.multiple_locations = False, True
+    async with Rig(cloud, targets=()) as rig:
+        image = asked(cloud, cloud.volume_of("alice"))
+        assert isinstance(await rig.complete(image.id), Done)
+        check_complete(cloud, image.id)
+        assert cloud.calls["import_location"] == 0
+        assert cloud.calls["add_location"] == 1
+
+
+@pytest.mark.parametrize(("api", "verb"), [("old", "add_location"), ("new", "import_location")])
+async def test_the_location_api_can_be_chosen(cloud: FakeCloud, api: str, verb: str) -> None:
+    cloud.multiple_locations = True
+    async with Rig(cloud, targets=(), uploads=Uploads(location_api=api)) as rig:  # type: ignore[arg-type]
+        image = asked(cloud, cloud.volume_of("alice"))
+        assert isinstance(await rig.complete(image.id), Done)
+        assert cloud.calls[verb] == 1
+        assert cloud.calls["imports_locations"] == 0
+
+
+async def test_a_resync_alone_gets_there(rig: Rig, cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    image = asked(cloud, cloud.volume_of("alice"))
+    assert [missing.key.handler for missing in await rig.resync()] == ["upload"]
+    await rig.quiet()
+    check_complete(cloud, image.id)
+    assert await rig.resync() == []
+
+
+async def test_twenty_updates_in_a_second_make_one_clone(rig: Rig, cloud: FakeCloud) -> None:
+    image = asked(cloud, cloud.volume_of("alice"))
+    for number in range(20):
+        cloud.set_by_user(image.id, number=str(number))
+        await asyncio.sleep(0)
+    await rig.quiet()
+    check_complete(cloud, image.id)
+    assert cloud.calls["create_volume"] == 1
+
+
+async def test_two_images_of_one_volume_have_a_clone_each(rig: Rig, cloud: FakeCloud) -> None:
+    volume = cloud.volume_of("alice")
+    images = [asked(cloud, volume) for _ in range(2)]
+    await rig.quiet()
+    clones = {check_complete(cloud, image.id).id for image in images}
+    assert len(clones) == 2
+
+
+async def test_it_is_warm_elsewhere_afterwards_and_the_clone_serves_where_it_lies(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=(FAST, SLOW)) as rig:
+        cloud.emit = rig.hear
+        image = asked(cloud, cloud.volume_of("alice", volume_type="fast"))
+        await rig.quiet()
+        assert cloud.images[image.id].stores == {"cinder-fast", "cinder-slow"}
+        tags = {v.volume_type: v.metadata["image_volume_worker"] for v in cloud.of(image.id)}
+        assert tags == {"fast": "fast", "slow": "slow"}
+        assert cloud.calls["create_volume"] == 1
+        assert await rig.resync() == []
+
+
+@pytest.mark.parametrize("visible", [True, False], ids=["another project's", "not there"])
+async def test_anothers_volume_is_refused_as_if_it_were_not_there(rig: Rig, cloud: FakeCloud, visible: bool) -> None:
+    volume = cloud.volume_of("bob", encrypted=True)
+    if not visible:
+        del cloud.volumes[volume.id]
+    image = asked(cloud, volume)
+    await rig.quiet()
+    assert cloud.images[image.id].status == "queued"
+    assert cloud.images[image.id].properties[STATUS] == "refused: the image's project has no volume of this id"
+    assert cloud.of(image.id) == []
+    assert cloud.calls["get_volume"] == 2, "the same requests for both: once, and once more for the property's update"
+
+
+async def test_a_refusal_is_withdrawn_once_it_works(rig: Rig, cloud: FakeCloud) -> None:
+    volume = cloud.volume_of("alice", encrypted=True)
+    image = asked(cloud, volume)
+    await rig.quiet()
+    assert cloud.images[image.id].properties[STATUS] == "refused: the volume is encrypted"
+    other = cloud.volume_of("alice")
+    cloud.set_by_user(image.id, **{SOURCE: other.id})
+    await rig.quiet()
+    assert check_complete(cloud, image.id).source_volid == other.id
+    assert STATUS not in cloud.images[image.id].properties
+
+
+async def test_without_a_status_property_nothing_is_written(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=(), uploads=Uploads(status_property="")) as rig:
+        image = asked(cloud, cloud.volume_of("bob"))
+        assert isinstance(await rig.complete(image.id), Skip)
+        assert cloud.calls["set_property"] == 0
+
+
+async def test_an_image_that_can_not_be_told_is_refused_all_the_same(rig: Rig, cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    cloud.faults["set_property"] = Fault(Blocked("403"), times=9)
+    image = asked(cloud, cloud.volume_of("bob"))
+    assert isinstance(await rig.complete(image.id), Skip)
+
+
+@pytest.mark.parametrize("moment", ["deleted", "given away", "property", "withdrawn", "transferred", "data"])
+async def test_what_changes_while_the_clone_is_made(cloud: FakeCloud, moment: str) -> None:
+    cloud.seconds = 0.05
+    async with Rig(cloud, targets=()) as rig:
+        cloud.emit = rig.hear
+        volume, other = cloud.volume_of("alice"), cloud.volume_of("alice")
+        image = asked(cloud, volume)
+        while not cloud.of(image.id):
+            await asyncio.sleep(0.001)
+        match moment:
+            case "deleted":
+                cloud.delete_image(image.id)
+            case "given away":
+                cloud.touch(image.id, owner="bob")
+            case "property":
+                cloud.set_by_user(image.id, **{SOURCE: other.id})
+            case "withdrawn":
+                cloud.touch(image.id, properties={})
+            case "transferred":
+                cloud.volumes[volume.id] = replace(volume, project_id="bob")
+            case "data":
+                cloud.touch(image.id, status="active", size=GIB, stores=frozenset({"file"}))
+                cloud.locations[image.id] = (Location(url="file:///x", store="file"),)
+        await rig.quiet()
+        # The one that was uploaded to itself has its leftover collected by the next comparison at the latest
+        await rig.resync()
+        await rig.quiet()
+        if moment == "property":
+            assert check_complete(cloud, image.id).source_volid == other.id
+            return
+        assert cloud.of(image.id) == [], "nothing stays behind"
+        if moment != "deleted":
+            assert located(cloud, image.id) == []
+            assert cloud.images[image.id].status == ("active" if moment == "data" else "queued")
+
+
+async def test_a_source_deleted_while_it_was_cloned_is_no_loss(cloud: FakeCloud) -> None:
+    cloud.seconds = 0.05
+    async with Rig(cloud, targets=()) as rig:
+        cloud.emit = rig.hear
+        volume = cloud.volume_of("alice")
+        image = asked(cloud, volume)
+        while not cloud.of(image.id):
+            await asyncio.sleep(0.001)
+        del cloud.volumes[volume.id]
+        await rig.quiet()
+        check_complete(cloud, image.id)
+
+
+async def test_a_users_volume_with_a_forged_name_and_metadata_is_never_registered(rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.queue(created_epoch=1.0)
+    forged = {"glance_image_id": image.id, "image_owner": "alice", "image_volume_worker": "upload", "readonly": "True"}
+    name = f"image-{image.id}"
+    for project in ("alice", "bob"):
+        cloud.volume_of(project, name=name, metadata=forged, source_volid=cloud.volume_of(project).id)
+    cloud.emit(notification("volume.create.end", {
+        "volume_id": next(iter(cloud.volumes)), "display_name": name, "metadata": [
+            {"key": key, "value": value} for key, value in forged.items()]}))  # fmt: skip
+    await rig.quiet()
+    await rig.resync()
+    await rig.quiet()
+    assert cloud.images[image.id].status == "queued"
+    assert cloud.calls["import_location"] == cloud.calls["create_volume"] == 0
+
+
+async def test_the_upload_that_cinder_left_is_finished_after_the_grace(rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.queue()
+    clone = cloud.cinder_clones(cloud.volume_of("alice").id, image.id)
+    await asyncio.sleep(0.05)
+    assert cloud.calls["import_location"] == 0
+    await rig.quiet()
+    assert check_complete(cloud, image.id).id == clone.id
+    assert rig.completed == ["cinder"]
+    assert cloud.calls["create_volume"] == 0
+
+
+async def test_cinder_at_work_is_left_alone(rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.queue(created_epoch=1.0)
+    volume = cloud.volume_of("alice", status="uploading")
+    cloud.cinder_clones(volume.id, image.id, created_epoch=1.0, updated_epoch=1.0)
+    assert await rig.complete(image.id) == Again("Cinder's own upload is at work")
+    assert cloud.calls["import_location"] == 0
+
+
+async def test_cinders_clone_of_an_image_that_is_gone_is_reclaimed(rig: Rig, cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    image = cloud.queue()
+    cloud.cinder_clones(cloud.volume_of("alice").id, image.id, metadata={})
+    cloud.delete_image(image.id)
+    assert [missing.key.handler for missing in await rig.resync()] == ["reclaim"]
+    await rig.quiet()
+    assert cloud.of(image.id) == []
+
+
+async def test_a_clone_stranded_in_the_owners_project_is_a_source(rig: Rig, cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    image = cloud.queue(created_epoch=time.time() - 300)
+    stranded = cloud.volume_of("alice", name=f"image-{image.id}")
+    await cloud.import_location(image.id, f"cinder://{stranded.id}")
+    await cloud.quiet()
+    assert cloud.images[image.id].status == "queued"
+    assert [missing.key.handler for missing in await rig.resync()] == ["upload"]
+    await rig.quiet()
+    (clone,) = [volume for volume in cloud.of(image.id) if not volume.foreign]
+    assert located(cloud, image.id) == [clone.id]
+    assert clone.source_volid == stranded.id
+    assert stranded.id in cloud.volumes, "what is the owner's stays"
+    assert rig.completed == ["stranded"]
+
+
+async def test_a_stranded_volume_of_another_project_is_no_source(rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.queue(created_epoch=time.time() - 300)
+    theirs = cloud.volume_of("bob")
+    cloud.image_tasks[image.id] = [
+        ImageTask(id="t", type="location_import", status="failure", url=f"cinder://{theirs.id}")
+    ]
+    assert isinstance(await rig.complete(image.id), Skip)
+    assert cloud.calls["create_volume"] == 0
+
+
+async def test_glances_failure_is_tried_again_then_parked_with_its_reason(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=(), limits=replace(LIMITS, max_attempts=3)) as rig:
+        cloud.emit = rig.hear
+        image = asked(cloud, cloud.volume_of("alice"))
+        cloud.blind = True
+        await rig.quiet()
+        (letter,) = rig.lanes.dead_letters()
+        assert "Glance could not add the location: Internal Error" in letter.reason
+        assert cloud.images[image.id].properties[STATUS].startswith("waiting: ")
+        assert len(cloud.of(image.id)) == 1, "one clone, however often it was tried"
+
+
+async def test_a_volume_that_can_not_be_cloned_leaves_nothing_and_is_tried_again(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=()) as rig:
+        cloud.emit = rig.hear
+        cloud.dead_types = {"fast"}
+        image = asked(cloud, cloud.volume_of("alice", volume_type="fast"))
+        while cloud.calls["create_volume"] < 2:
+            await asyncio.sleep(0.001)
+        cloud.dead_types = set()
+        await rig.quiet()
+        check_complete(cloud, image.id)
+
+
+VERBS = ["get_image", "find_volumes", "get_volume", "create_volume", "set_readonly", "import_location", "get_locations",
+         "list_stores", "imports_locations"]  # fmt: skip
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("error", [Temporary("503"), Conflict("409")], ids=["503", "409"])
+@pytest.mark.parametrize("verb", VERBS)
+async def test_a_request_that_fails_costs_a_try_and_no_clone(
+    rig: Rig, cloud: FakeCloud, verb: str, error: Exception, done: bool
+) -> None:
+    cloud.faults[verb] = Fault(error, times=2, done=done)
+    image = asked(cloud, cloud.volume_of("alice"))
+    await rig.quiet()
+    check_complete(cloud, image.id)
+    assert rig.lanes.dead_letters() == ()
+
+
+async def test_killed_after_any_request_it_ends_the_same(cloud: FakeCloud) -> None:
+    """The process ends at each of its requests in turn, before and after the request's effect."""
+    for step in range(40):
+        volume = cloud.volume_of("alice")
+        image = asked(cloud, volume)
+        async with Rig(cloud, targets=()) as first:
+            trying = asyncio.create_task(first.complete(image.id))
+            while sum(cloud.calls.values()) < step and not trying.done():
+                await asyncio.sleep(0)
+            trying.cancel()
+            await asyncio.gather(trying, return_exceptions=True)
+        await cloud.quiet()
+        async with Rig(cloud, targets=()) as second:
+            assert isinstance(await second.complete(image.id), Done)
+            await second.complete(image.id)
+        check_complete(cloud, image.id)
+        cloud.calls.clear()
+
+
+async def test_an_upload_costs_so_many_requests(rig: Rig, cloud: FakeCloud) -> None:
+    image = asked(cloud, cloud.volume_of("alice"))
+    await rig.quiet()
+    check_complete(cloud, image.id)
+    reads = {"get_image", "get_volume", "get_locations", "find_volumes", "list_tasks"}
+    assert {verb: n for verb, n in cloud.calls.items() if verb not in reads} == dict.fromkeys(
+        ("list_stores", "create_volume", "set_readonly", "imports_locations", "import_location"), 1
+    )
+    assert sum(cloud.calls[verb] for verb in reads) <= 14
+
+
+async def test_a_normal_upload_of_data_costs_two_looks(rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.queue()
+    await asyncio.sleep(0.02)
+    cloud.touch(image.id, status="active", size=GIB, stores=frozenset({"file"}))
+    await rig.quiet()
+    assert cloud.calls["get_image"] == 2
+    assert cloud.calls["find_volumes"] == 1
+    assert cloud.calls["create_volume"] == 0
