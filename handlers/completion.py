@@ -16,6 +16,7 @@ from worker.outcome import Again, Done, Outcome, Skip
 from worker.target import TAG, UPLOAD, Target, Uploads
 
 LOCATION_IMPORT = "location_import"
+UNDER_WAY = frozenset({"pending", "processing"})
 # A clone of Cinder's that is no location of its active image, in seconds; Cinder deletes its own within moments
 LEFT_OVER_AFTER = 3600.0
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
@@ -29,7 +30,7 @@ class Seen:
 
     `clones` are the volumes of the internal project named like its Image-Volume that are clones, oldest first. `source`
     is the volume asked for last; `missing` are volumes that were not found. `sure` tells that image and source were
-    read again since the clone was there, `asked` that this very run has given Glance the location, `failed` why
+    read again since the clone was there, `asked` is the location that this very run has given to Glance, `failed` why
     something it made came to nothing.
     """
 
@@ -42,7 +43,7 @@ class Seen:
     tasks: tuple[ImageTask, ...] | None = None
     locations: tuple[Location, ...] | None = None
     sure: bool = False
-    asked: bool = False
+    asked: str = ""
     failed: str = ""
 
 
@@ -185,9 +186,8 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
         return _clone_of(named, seen, rules, targets)
     if seen.tasks is None:
         return LookAtTasks()
-    if stranded := stranded_volume(seen.tasks):
-        return _clone_of(stranded, seen, rules, targets)
-    return Finish(Skip(NOBODY_ASKED))
+    stranded = [volume_id for volume_id in stranded_volumes(seen.tasks) if volume_id not in seen.missing]
+    return _clone_of(stranded[0], seen, rules, targets) if stranded else Finish(Skip(NOBODY_ASKED))
 
 
 def is_raw(image: Image) -> bool:
@@ -205,16 +205,16 @@ def is_ours(clone: Volume) -> bool:
     return TAG in clone.metadata
 
 
-def stranded_volume(tasks: tuple[ImageTask, ...]) -> str:
-    """The volume of a location that Glance could not add; "" if there is none or another try is under way.
+def stranded_volumes(tasks: tuple[ImageTask, ...]) -> tuple[str, ...]:
+    """The volumes of locations that Glance could not add; none while another try is under way.
 
-    Glance's own record of what Cinder asked for: a user can't make it say something else.
+    Glance's own record of what it was asked for, by Cinder or by us: a user can't make it say something else.
     """
     imports = [task for task in tasks if task.type == LOCATION_IMPORT]
-    if not imports or imports[0].status != "failure":
-        return ""
-    volume_id = Location.from_url(imports[0].url).volume_id
-    return volume_id if IMAGE_ID.fullmatch(volume_id) else ""
+    if any(task.status in UNDER_WAY for task in imports):
+        return ()
+    volume_ids = (Location.from_url(task.url).volume_id for task in imports if task.status == "failure")
+    return tuple(dict.fromkeys(volume_id for volume_id in volume_ids if IMAGE_ID.fullmatch(volume_id)))
 
 
 def store_of(volume_type: str, stores: tuple[Store, ...], targets: tuple[Target, ...] = ()) -> str:
@@ -303,7 +303,7 @@ def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, 
     if is_ours(clone) and not seen.image.properties.get(rules.source_property):
         if seen.tasks is None:
             return LookAtTasks()
-        if stranded_volume(seen.tasks) != clone.source_volid:
+        if clone.source_volid not in stranded_volumes(seen.tasks):
             # The property was taken away
             return DeleteClone(clone.id)
     store = store_of(clone.volume_type, seen.stores, targets)
@@ -334,10 +334,11 @@ def _look_at_answer(seen: Seen) -> Action:
     """What Glance made of the location that we gave it."""
     if seen.tasks is None:
         return LookAtTasks()
-    newest = next((task for task in seen.tasks if task.type == LOCATION_IMPORT), None)
-    if newest is None or newest.status != "failure":
+    # By the URL: their times are whole seconds
+    answer = next((task for task in seen.tasks if task.url == seen.asked), None)
+    if answer is None or answer.status != "failure":
         return AwaitImage()
-    reason = f"Glance could not add the location: {newest.message or 'its log has the reason'}"
+    reason = f"Glance could not add the location: {answer.message or 'its log has the reason'}"
     return Finish(Again(reason), tell="waiting: Glance could not take the volume, it is tried again")
 
 

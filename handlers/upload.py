@@ -164,7 +164,7 @@ class Upload:
                 return _believed(volume_id, {"readonly": "True"}, seen)
             case completion.AddLocation(url):
                 await self._add_location(image_id, url)
-                return replace(seen, image=await cloud.get_image(image_id), asked=True, tasks=None)
+                return replace(seen, image=await cloud.get_image(image_id), asked=url, tasks=None)
             case completion.AwaitClone(volume_id):
                 return await self._await_clone(volume_id, seen, watch)
             case completion.AwaitImage():

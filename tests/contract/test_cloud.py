@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -23,11 +24,13 @@ NOBODY = "11111111-1111-4111-8111-111111111111"
 
 @dataclass(frozen=True, slots=True)
 class Bed:
-    """A cloud under test, and how a user makes and deletes an image there."""
+    """A cloud under test, and how a user makes and deletes an image there, begins one, and makes a volume."""
 
     cloud: Cloud
     upload: Callable[..., Awaitable[str]]
     delete: Callable[[str], Awaitable[None]]
+    queue: Callable[..., Awaitable[str]]
+    volume: Callable[[], Awaitable[str]]
 
 
 @pytest.fixture(params=["fake", "devcloud"])
@@ -41,7 +44,13 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         async def fake_delete(image_id: str) -> None:
             fake.delete_image(image_id)
 
-        yield Bed(fake, fake_upload, fake_delete)
+        async def fake_queue(**properties: str) -> str:
+            return fake.queue(owner="alice", properties=properties).id
+
+        async def fake_volume() -> str:
+            return fake.volume_of("alice", volume_type=TYPE).id
+
+        yield Bed(fake, fake_upload, fake_delete, fake_queue, fake_volume)
         await fake.quiet()
         return
     if not (HOME / "clouds.yaml").exists():
@@ -50,6 +59,7 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     alice = Person("alice")
     cloud = OpenStackCloud(connection=connect(name="operator", timeout=60.0, concurrency=4), metrics=Metrics())
     made: list[str] = []
+    volumes: list[str] = []
 
     async def upload(mebibytes: int = 16) -> str:
         name = f"contract-{uuid.uuid4().hex[:8]}"
@@ -60,9 +70,19 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         made.remove(image_id)
         await asyncio.to_thread(alice.delete_image, image_id)
 
-    yield Bed(cloud, upload, delete)
+    async def queue(**properties: str) -> str:
+        made.append(await asyncio.to_thread(alice.queued, f"contract-{uuid.uuid4().hex[:8]}", **properties))
+        return made[-1]
+
+    async def volume() -> str:
+        volumes.append(await asyncio.to_thread(alice.blank, TYPE))
+        return volumes[-1]
+
+    yield Bed(cloud, upload, delete, queue, volume)
     for image_id in tuple(made):
         await delete(image_id)
+    for volume_id in volumes:
+        await asyncio.to_thread(alice.delete_volume, volume_id)
     alice.connection.close()
     cloud.close()
 
@@ -134,6 +154,10 @@ async def test_what_is_not_there_is_not_found(bed: Bed) -> None:
         bed.cloud.set_readonly(NOBODY),
         bed.cloud.copy_image(NOBODY, [STORE]),
         bed.cloud.remove_from_store(NOBODY, STORE),
+        bed.cloud.create_volume(NewVolume(name="nothing", size=1, source_volid=NOBODY)),
+        bed.cloud.import_location(NOBODY, f"cinder://{STORE}/{NOBODY}"),
+        bed.cloud.list_tasks(NOBODY),
+        bed.cloud.set_property(NOBODY, "a", "b"),
     ):
         with pytest.raises(NotFound):
             await asked
@@ -273,3 +297,100 @@ async def test_a_location_is_refused_where_locations_are_hidden(bed: Bed) -> Non
     with pytest.raises((Conflict, Blocked)):
         await bed.cloud.add_location(image_id, f"cinder://{STORE}/{NOBODY}")
     assert (await bed.cloud.get_image(image_id)).stores == {"file"}
+
+
+async def cloned(bed: Bed, image_id: str, source_id: str) -> Volume:
+    source = await bed.cloud.get_volume(source_id)
+    new = NewVolume(
+        name=f"image-{image_id}",
+        size=source.size,
+        source_volid=source_id,
+        metadata={"glance_image_id": image_id, "image_owner": source.project_id, "image_size": str(1 << 30)},
+    )
+    return await available(bed, (await bed.cloud.create_volume(new)).id)
+
+
+async def unlocked(bed: Bed, image_id: str) -> Image:
+    async def done() -> bool:
+        return not (await bed.cloud.get_image(image_id)).import_locked
+
+    await until(done)
+    return await bed.cloud.get_image(image_id)
+
+
+async def test_an_image_that_waits_for_its_data_is_shown_and_listed(bed: Bed) -> None:
+    image_id = await bed.queue(colour="green")
+    image = await bed.cloud.get_image(image_id)
+    assert (image.status, image.size, image.import_locked) == ("queued", 0, False)
+    assert abs(image.created_epoch - time.time()) < 60
+    assert image.properties["colour"] == "green"
+    assert not image.stores
+    listed = {one.id: one async for one in bed.cloud.list_images()}
+    assert listed[image_id].status == "queued"
+    assert listed[image_id].created_epoch == image.created_epoch
+    assert await bed.cloud.get_locations(image_id) == ()
+    assert await bed.cloud.list_tasks(image_id) == ()
+
+
+async def test_a_property_is_set_changed_and_taken_away(bed: Bed) -> None:
+    image_id = await bed.queue(colour="green")
+    for value in ("red", "blue"):
+        await bed.cloud.set_property(image_id, "a/state~", value)
+        properties = (await bed.cloud.get_image(image_id)).properties
+        assert (properties["a/state~"], properties["colour"]) == (value, "green")
+    await bed.cloud.set_property(image_id, "a/state~", "")
+    assert "a/state~" not in (await bed.cloud.get_image(image_id)).properties
+
+
+async def test_a_users_volume_is_foreign_and_its_clone_is_ours(bed: Bed) -> None:
+    image_id, source_id = await bed.queue(), await bed.volume()
+    source = await bed.cloud.get_volume(source_id)
+    assert (source.status, source.foreign, source.encrypted, source.source_volid) == ("available", True, False, "")
+    assert source.project_id == (await bed.cloud.get_image(image_id)).owner
+    assert source_id not in [one.id async for one in bed.cloud.list_volumes()]
+    assert source_id not in [one.id for one in await bed.cloud.find_volumes(source.name)]
+    clone = await cloned(bed, image_id, source_id)
+    assert (clone.foreign, clone.source_volid, clone.volume_type) == (False, source_id, TYPE)
+    assert clone.project_id != source.project_id
+    assert clone.metadata["glance_image_id"] == image_id
+    assert clone.updated_epoch >= clone.created_epoch > 0
+    (found,) = await bed.cloud.find_volumes(f"image-{image_id}")
+    assert (found.id, found.source_volid) == (clone.id, source_id)
+    await bed.cloud.delete_volume(clone.id)
+    await gone(bed, clone.id)
+
+
+async def test_a_clone_becomes_the_data_of_an_image_and_goes_with_it(bed: Bed) -> None:
+    assert await bed.cloud.imports_locations()
+    image_id, source_id = await bed.queue(), await bed.volume()
+    clone = await cloned(bed, image_id, source_id)
+    await bed.cloud.import_location(image_id, f"cinder://{STORE}/{clone.id}")
+    with pytest.raises(Conflict):
+        await bed.cloud.import_location(image_id, f"cinder://{STORE}/{clone.id}")
+    image = await unlocked(bed, image_id)
+    assert (image.status, image.size, image.stores) == ("active", 1 << 30, {STORE})
+    assert [location.volume_id for location in await bed.cloud.get_locations(image_id)] == [clone.id]
+    (task,) = await bed.cloud.list_tasks(image_id)
+    assert (task.type, task.status, task.url) == ("location_import", "success", f"cinder://{STORE}/{clone.id}")
+    with pytest.raises(Conflict):
+        await bed.cloud.import_location(image_id, f"cinder://{STORE}/{clone.id}")
+    await available(bed, clone.id)
+    await bed.delete(image_id)
+    await gone(bed, clone.id)
+    assert (await bed.cloud.get_volume(source_id)).status == "available"
+
+
+async def test_a_location_that_the_stores_login_can_not_see_fails_and_only_the_task_says_so(bed: Bed) -> None:
+    image_id, source_id = await bed.queue(), await bed.volume()
+    await bed.cloud.import_location(image_id, f"cinder://{STORE}/{source_id}")
+    assert (await unlocked(bed, image_id)).status == "queued"
+    (task,) = await bed.cloud.list_tasks(image_id)
+    assert (task.type, task.status, task.url) == ("location_import", "failure", f"cinder://{STORE}/{source_id}")
+    assert task.message
+    # And the image can be tried again
+    clone = await cloned(bed, image_id, source_id)
+    await bed.cloud.import_location(image_id, f"cinder://{STORE}/{clone.id}")
+    assert (await unlocked(bed, image_id)).status == "active"
+    answers = {task.url: task.status for task in await bed.cloud.list_tasks(image_id)}
+    assert answers == {f"cinder://{STORE}/{source_id}": "failure", f"cinder://{STORE}/{clone.id}": "success"}
+    await available(bed, clone.id)

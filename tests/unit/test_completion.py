@@ -44,6 +44,7 @@ OURS = Volume(id="clone", name=f"image-{IMAGE}", status="available", volume_type
               metadata={**METADATA, "image_volume_worker": "upload", "readonly": "True"})  # fmt: skip
 CINDERS = replace(OURS, created_epoch=100.0, updated_epoch=101.0,
                   metadata={"image_owner": "alice", "readonly": "True"})  # fmt: skip
+URL = "cinder://c1/clone"
 FAILED = ImageTask(id="t", type="location_import", status="failure", message="it broke", url=f"cinder://{SOURCE}")
 
 
@@ -75,10 +76,10 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
         (sure(OURS, source=None), AddLocation("cinder://c1/clone")),
         (sure(OURS, source=replace(VOLUME, status="in-use")), AddLocation("cinder://c1/clone")),
         # Glance is at work, has failed, is done
-        (seen(replace(QUEUED, import_locked=True), asked=True), AwaitImage()),
-        (seen(asked=True), LookAtTasks()),
-        (seen(asked=True, tasks=(replace(FAILED, status="success"), FAILED)), AwaitImage()),
-        (seen(replace(QUEUED, status="active"), asked=True, clones=(OURS,)), LookAtLocations()),
+        (seen(replace(QUEUED, import_locked=True), asked=URL), AwaitImage()),
+        (seen(asked=URL), LookAtTasks()),
+        (seen(asked=URL, tasks=(FAILED, replace(FAILED, status="success", url=URL))), AwaitImage()),
+        (seen(replace(QUEUED, status="active"), asked=URL, clones=(OURS,)), LookAtLocations()),
         # Several clones: a usable one serves, the others go once the image is active
         (seen(clones=(replace(OURS, id="first", status="creating"), OURS)), LookAgain(SOURCE)),
         (seen(replace(QUEUED, status="active"), clones=(OURS, replace(OURS, id="second")),
@@ -98,6 +99,10 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
         (seen(UNNAMED, clones=()), LookAtTasks()),
         (seen(UNNAMED, clones=(), tasks=(FAILED,)), LookAtSource(SOURCE)),
         (sure(OURS, image=UNNAMED, tasks=(FAILED,)), AddLocation("cinder://c1/clone")),
+        # A location of ours that Glance could not add either is no source
+        (sure(OURS, image=UNNAMED, tasks=(replace(FAILED, url=URL), FAILED)), AddLocation("cinder://c1/clone")),
+        (seen(UNNAMED, clones=(), missing=frozenset({OTHER}), tasks=(replace(FAILED, url=f"cinder://c1/{OTHER}"),
+              FAILED)), LookAtSource(SOURCE)),
     ],
 )  # fmt: skip
 def test_next_step(given: Seen, expected: completion.Action) -> None:
@@ -140,7 +145,7 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
         (seen(replace(UNNAMED, disk_format="qcow2")),
          Skip("only raw/bare images can be made of a volume, this one is qcow2/bare")),
         (seen(UNNAMED, clones=(), tasks=()), Skip(completion.NOBODY_ASKED)),
-        # A later try of Cinder's is under way, or was a success
+        # Another try of Cinder's is under way
         (seen(UNNAMED, clones=(), tasks=(replace(FAILED, status="processing"), FAILED)), Skip(completion.NOBODY_ASKED)),
         (seen(UNNAMED, clones=(), tasks=(replace(FAILED, url="file:///etc/passwd"),)), Skip(completion.NOBODY_ASKED)),
         (seen(UNNAMED, clones=(replace(CINDERS, updated_epoch=980.0),)),
@@ -200,7 +205,7 @@ def test_what_is_not_the_owners_any_more_is_deleted_and_never_registered(
 
 
 def test_what_glance_says_of_its_failure_is_the_reason() -> None:
-    action = completion.plan(seen(asked=True, tasks=(FAILED,)), RULES)
+    action = completion.plan(seen(asked=URL, tasks=(replace(FAILED, url=URL),)), RULES)
     assert isinstance(action, Finish)
     assert action.outcome == Again("Glance could not add the location: it broke")
     assert action.tell.startswith("waiting: ")
