@@ -306,6 +306,8 @@ def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, 
         if clone.source_volid not in stranded_volumes(seen.tasks):
             # The property was taken away
             return DeleteClone(clone.id)
+    if clone.encrypted:
+        return _refused("the volume is encrypted")
     store = store_of(clone.volume_type, seen.stores, targets)
     if not store:
         return _refused(f"no store of Glance serves volumes of type {clone.volume_type}")

@@ -76,7 +76,11 @@ class Upload:
         if action.tell or not isinstance(action.outcome, Again):
             await self._tell(action.tell, seen.image)
         if seen.asked and isinstance(action.outcome, Done):
-            self._completed(self._path(seen))
+            path = self._path(seen)
+            self._completed(path)
+            if path == "stranded" and seen.source:
+                # Cinder made it in the owner's project, and the owner's it is
+                log.info("volume_left_to_owner", volume_id=seen.source.id, project_id=seen.source.project_id)
             return replace(action.outcome, changed=True)
         return action.outcome
 

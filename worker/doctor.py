@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 from handlers import target_store
 from worker.broker import look
+from worker.check import Check
 from worker.cloud import Store
 from worker.errors import Blocked, Malformed, NotFound, Temporary
 from worker.sdk import OpenStackCloud
 from worker.settings import Settings
 from worker.target import Target
 
-Verdict = Literal["ok", "warn", "fail"]
-ROLES = ("admin", "service")
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """What was looked at, how it is, and what to do about it ("" when nothing)."""
-
-    name: str
-    verdict: Verdict
-    detail: str
-    advice: str = ""
+SERVICE = "service"
 
 
 def brokers(settings: Settings) -> Iterator[Check]:
@@ -71,10 +59,11 @@ async def services(cloud: OpenStackCloud, settings: Settings) -> AsyncIterator[C
         yield Check("login", "fail", str(error), "check [cloud] name, clouds.yaml and that Keystone answers")
         return
     yield Check("login", "ok", f"project {identity.project_id} owns the Image-Volumes")
-    if lacking := [role for role in ROLES if role not in identity.roles]:
+    roles = (settings.admin_role, SERVICE)
+    if lacking := [role for role in roles if role not in identity.roles]:
         yield Check("roles", "fail", f"lacks {', '.join(lacking)}", "grant them to the user in the internal project")
     else:
-        yield Check("roles", "ok", ", ".join(sorted(identity.roles & set(ROLES))))
+        yield Check("roles", "ok", ", ".join(roles))
     stores: tuple[Store, ...] = ()
     try:
         stores = await cloud.list_stores()
@@ -89,6 +78,7 @@ async def services(cloud: OpenStackCloud, settings: Settings) -> AsyncIterator[C
                 f"import methods {', '.join(sorted(methods)) or '(none)'}",
                 "strategy store needs it: add copy-image to enabled_import_methods of Glance",
             )
+        yield uploads_check(settings, stores, imports=await cloud.imports_locations())
     except (Temporary, Blocked, NotFound, Malformed) as error:
         yield Check("glance", "fail", str(error), "check the catalog's image endpoint and Glance's log")
     try:
@@ -99,6 +89,31 @@ async def services(cloud: OpenStackCloud, settings: Settings) -> AsyncIterator[C
         return
     for target in settings.targets:
         yield target_check(target, types, stores)
+
+
+def uploads_check(settings: Settings, stores: tuple[Store, ...], *, imports: bool) -> Check:
+    """Whether uploads can be completed, and by which location API. Pure."""
+    if "upload" in settings.switched_off:
+        return Check("uploads", "ok", "switched off")
+    named = any(target.glance_store for target in settings.targets)
+    if not named and not any(store.type == "cinder" for store in stores):
+        return Check(
+            "uploads",
+            "warn",
+            "Glance has no cinder store",
+            "uploads end in one: add a store to Glance, or set enabled = false in [uploads]",
+        )
+    api = settings.uploads.location_api
+    if api == "new" and not imports:
+        return Check("uploads", "fail", "Glance is older than 2.17", "set location_api = auto in [uploads]")
+    if api == "old" or not imports:
+        return Check(
+            "uploads",
+            "warn",
+            "by the old location API",
+            "it needs show_multiple_locations, which shows every reader where data lies (OSSN-0065, OSSN-0090)",
+        )
+    return Check("uploads", "ok", "by the New Location API")
 
 
 def target_check(target: Target, types: set[str], stores: tuple[Store, ...]) -> Check:

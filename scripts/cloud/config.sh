@@ -132,6 +132,14 @@ cinder_store_project_domain_name = Default
 C
 }
 
+# policy SERVICE: its part of the configuration. The file is copied, so that a change of it counts as one.
+policy() {
+  rm -f "$ETC/$1/policy.yaml"
+  on LEAST_PRIVILEGE || return 0
+  cp "$HERE/../../config/policy/$1.yaml" "$ETC/$1/policy.yaml"
+  printf '[oslo_policy]\npolicy_file = %s\n' "$ETC/$1/policy.yaml"
+}
+
 glance_config() {
   local stores=file:file
   if on CINDER_STORES; then stores+=,cinder-1:cinder,cinder-2:cinder; fi
@@ -170,6 +178,7 @@ C
     if on CINDER_STORES; then cinder_store 1 && cinder_store 2; fi
     database glance
     messaging
+    policy glance
     authtoken glance
   } >"$ETC/glance/glance-api.conf"
 }
@@ -226,10 +235,13 @@ C
     cinder_backend 2
     database cinder
     printf '[coordination]\nbackend_url = file://%s\n' "$DATA/cinder/coordination"
+    # A key for all, so that there can be encrypted volumes without a Barbican.
+    printf '[key_manager]\nbackend = cinder.keymgr.conf_key_mgr.ConfKeyManager\nfixed_key = %064d\n' 0
     printf '[service_user]\nsend_service_user_token = true\n'
     login cinder service
     if on SERVICE_ROLES; then echo '[glance]' && login cinder service; fi
     messaging
+    policy cinder
     authtoken cinder
   } >"$ETC/cinder/cinder.conf"
 }
@@ -247,7 +259,7 @@ write_config() {
 project_of() { # USER: the project a user logs in to
   case $1 in
     admin | alice | bob | internal) echo "$1" ;;
-    operator) echo internal ;;
+    operator | worker) echo internal ;;
     cinder | glance) echo service ;;
     *) usage_error "no such user: $1 (have: ${USERS[*]})" ;;
   esac

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import time
@@ -115,6 +116,25 @@ class Person:
         if (status := self._settled(volume_id)) != "available":
             raise RuntimeError(f"volume {volume_id} is {status}")
         return volume_id
+
+    def upload(self, volume_id: str, name: str) -> str:
+        """Have Cinder itself make a raw image of a volume; the image's id, while Cinder is at work."""
+        body = {"os-volume_upload_image": {"image_name": name, "disk_format": "raw", "container_format": "bare"}}
+        answer = self._checked(self.connection.block_storage.post(f"/volumes/{volume_id}/action", json=body))
+        return str(answer.json()["os-volume_upload_image"]["image_id"])
+
+    def reset(self, volume_id: str, status: str) -> None:
+        """Set a volume's status by force."""
+        body = {"os-reset_status": {"status": status}}
+        self._checked(self.connection.block_storage.post(f"/volumes/{volume_id}/action", json=body))
+
+    def sha256(self, image_id: str) -> str:
+        """The hash of an image's data, downloaded."""
+        answer = self.connection.image.get(f"/images/{image_id}/file", stream=True)
+        digest = hashlib.sha256()
+        for chunk in self._checked(answer).iter_content(MIB):
+            digest.update(chunk)
+        return digest.hexdigest()
 
     def delete_volume(self, volume_id: str) -> None:
         """Delete a volume and wait until it is gone."""

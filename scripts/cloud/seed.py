@@ -17,7 +17,7 @@ from openstack.connection import Connection
 from openstack.identity.v3._proxy import Proxy as Identity
 
 BACKENDS = ("local-1", "local-2")
-ROLES = ("admin", "manager", "member", "reader", "service")
+ROLES = ("admin", "manager", "member", "reader", "service", "image_volume_worker")
 PROJECTS = ("service", "internal", "alice", "bob")
 GRANTS = (  # user, project, roles
     ("cinder", "service", ("admin", "service")),
@@ -29,6 +29,8 @@ GRANTS = (  # user, project, roles
     # The worker: admin to see and clone what is others', service for the location API.
     ("operator", "internal", ("admin", "service")),
     ("operator", "service", ("admin", "service")),
+    # The same without admin, for LEAST_PRIVILEGE.
+    ("worker", "internal", ("image_volume_worker", "service", "member")),
     ("admin", "internal", ("admin",)),
     ("admin", "service", ("admin",)),
 )

@@ -127,6 +127,7 @@ def test_the_clone_carries_everything_from_its_first_request() -> None:
         (seen(replace(QUEUED, properties={"image_volume_source": "../../x"}), clones=()), completion.NO_SUCH_VOLUME),
         (seen(clones=(), source=replace(VOLUME, encrypted=True)), "the volume is encrypted"),
         (seen(clones=(), source=replace(VOLUME, volume_type="tape")), "no store of Glance serves volumes of type tape"),
+        (sure(replace(CINDERS, encrypted=True), image=UNNAMED), "the volume is encrypted"),
         (seen(replace(QUEUED, disk_format="qcow2")),
          "only raw/bare images can be made of a volume, this one is qcow2/bare"),
     ],

@@ -9,9 +9,9 @@ from typing import Any
 from cliff.lister import Lister
 
 from worker import doctor
+from worker.check import Check
 from worker.cli import Worker
 from worker.daemon import build_clouds
-from worker.doctor import Check
 from worker.metrics import Metrics
 from worker.settings import Settings
 

@@ -1,0 +1,468 @@
+"""Uploads on real services: by property and Cinder's own, what is refused, and what happens in the middle."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from scripts.cloud.people import MIB, Person, data
+from tests.cloud.conftest import devcloud, groups, is_warm, of_image, until
+from tests.worker_process import WorkerProcess
+
+Worker = Callable[..., WorkerProcess]
+Queued = Callable[..., str]
+Volumes = Callable[..., str]
+SOURCE, STATUS = "image_volume_source", "image_volume_status"
+NOBODY = "11111111-1111-4111-8111-111111111111"
+GIB = 1 << 30
+# As short as Cinder's own work allows
+UPLOADS = {"grace": 5}
+
+
+def away(delete: Callable[[str], None], made: list[str]) -> None:
+    """Delete what a test has made and may have deleted itself; Glance or Cinder may still be busy with it."""
+    for one in made:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            try:
+                delete(one)
+            except RuntimeError as error:
+                if " 404 " in str(error):
+                    break
+                time.sleep(1)
+            else:
+                break
+
+
+@pytest.fixture
+def queued(alice: Person) -> Iterator[Queued]:
+    """Makes image records of alice's without data, which are copied nowhere else unless said otherwise."""
+    made: list[str] = []
+
+    def make(source: str = "", *, prewarm: str = "no", **fields: Any) -> str:
+        named = {SOURCE: source} if source else {}
+        made.append(alice.queued("upload", image_volume_prewarm=prewarm, **named, **fields))
+        return made[-1]
+
+    yield make
+    away(alice.delete_image, made)
+
+
+@pytest.fixture
+def uploaded(alice: Person) -> Iterator[Queued]:
+    """Has Cinder itself upload volumes of alice's."""
+    made: list[str] = []
+
+    def upload(volume_id: str) -> str:
+        made.append(alice.upload(volume_id, "upload"))
+        return made[-1]
+
+    yield upload
+    away(alice.delete_image, made)
+
+
+@pytest.fixture
+def volumes(alice: Person) -> Iterator[Volumes]:
+    """Makes empty volumes of alice's, or of whom is given."""
+    made: list[tuple[Person, str]] = []
+
+    def make(volume_type: str = "local-1", *, owner: Person = alice, **fields: Any) -> str:
+        made.append((owner, owner.blank(volume_type, **fields)))
+        return made[-1][1]
+
+    yield make
+    for owner, volume_id in made:
+        away(owner.delete_volume, [volume_id])
+
+
+def status(alice: Person, image_id: str) -> str:
+    return str(alice.show(image_id)["status"])
+
+
+def volume_status(person: Person, volume_id: str) -> str:
+    return str(person.connection.block_storage.get(f"/volumes/{volume_id}").json()["volume"]["status"])
+
+
+def until_active(alice: Person, image_id: str) -> None:
+    until(lambda: status(alice, image_id) == "active", what=f"active: {alice.show(image_id)}")
+
+
+def locations(operator: Person, image_id: str) -> list[str]:
+    """The volumes that are the image's locations."""
+    rows = operator.connection.image.get(f"/images/{image_id}/locations").json()
+    return [row["url"].rpartition("/")[2] for row in rows]
+
+
+def check_clone(operator: Person, alice: Person, image_id: str) -> dict[str, Any]:
+    """The one clone of an image that is its only location, with all that belongs to it."""
+    (clone,) = [v for v in of_image(operator, image_id) if v["source_volid"]]
+    assert clone["id"] in locations(operator, image_id)
+    assert clone["metadata"]["glance_image_id"] == image_id
+    assert clone["metadata"]["image_owner"] == alice.show(image_id)["owner"]
+    assert clone["metadata"]["image_size"] == str(alice.show(image_id)["size"]) == str(clone["size"] * GIB)
+    assert clone["metadata"]["readonly"] == "True"
+    return clone
+
+
+def told(alice: Person, image_id: str) -> str:
+    return str(alice.show(image_id).get(STATUS, ""))
+
+
+def test_a_volume_becomes_an_image_that_holds_its_bytes_and_is_warm_everywhere(
+    worker: Worker, queued: Queued, alice: Person, bob: Person, operator: Person
+) -> None:
+    original = alice.image("original", image_volume_prewarm="no")
+    try:
+        with alice.temporary_volume(original, "local-1") as source, worker() as process:
+            process.wait_ready()
+            image_id = queued(source.id, prewarm="yes")
+            until_active(alice, image_id)
+            until(lambda: process.metric("uploads_completed_total", path="property") == 1, what="it is counted")
+            check_clone(operator, alice, image_id)
+            # The image was smaller than its volume: what follows it there is zeros
+            digest = hashlib.sha256(data(16).read_bytes())
+            for _ in range(1024 - 16):
+                digest.update(bytes(MIB))
+            assert alice.sha256(image_id) == digest.hexdigest()
+            assert alice.show(image_id)["size"] == GIB
+            until(lambda: is_warm(operator, alice, image_id), what="warm")
+            for volume_type in ("local-1", "local-2"):
+                with bob.temporary_volume(image_id, volume_type) as made:
+                    assert made.cloned
+            assert told(alice, image_id) == ""
+            away(alice.delete_image, [image_id])
+            until(lambda: not of_image(operator, image_id), what="everything of a deleted image goes")
+            assert process.stop() == 0
+    finally:
+        alice.delete_image(original)
+
+
+def test_what_is_refused_leaves_nothing_and_tells_nothing_of_others(
+    worker: Worker, queued: Queued, volumes: Volumes, bob: Person, alice: Person, operator: Person
+) -> None:
+    admin = Person("admin")
+    with worker() as process, other_types(admin) as (unserved, encrypted):
+        process.wait_ready()
+        own = volumes()
+        refused = {
+            queued(volumes(owner=bob)): "the image's project has no volume of this id",
+            queued(NOBODY): "the image's project has no volume of this id",
+            queued("../../../v3/volumes"): "the image's project has no volume of this id",
+            queued(volumes(encrypted)): "the volume is encrypted",
+            queued(volumes(unserved)): f"no store of Glance serves volumes of type {unserved}",
+            queued(own, disk_format="qcow2"): "only raw/bare images can be made of a volume, this one is qcow2/bare",
+        }
+        before = {v["id"] for v in operator.volumes()}
+        for image_id, reason in refused.items():
+            until(lambda image=image_id: told(alice, image), what=reason)
+            assert told(alice, image_id) == f"refused: {reason}"
+        # Two that look the same from outside, whatever the reason
+        theirs, nobodys = list(refused)[:2]
+        shown = [alice.show(image_id) for image_id in (theirs, nobodys)]
+        for one in shown:
+            for differs in ("id", "self", "file", "created_at", "updated_at", SOURCE):
+                del one[differs]
+        assert shown[0] == shown[1]
+        assert {status(alice, image_id) for image_id in refused} == {"queued"}
+        assert {v["id"] for v in operator.volumes()} == before
+        # The right volume in its place, and it goes on
+        alice.property(theirs, SOURCE, own)
+        until_active(alice, theirs)
+        until(lambda: not told(alice, theirs), what="the refusal is withdrawn")
+        assert process.stop() == 0
+
+
+@contextlib.contextmanager
+def other_types(admin: Person) -> Iterator[tuple[str, str]]:
+    """Two volume types on local-1 that no store of Glance serves; volumes of the second are encrypted."""
+    cinder = admin.connection.block_storage
+    ids = []
+    try:
+        for name in ("unserved", "encrypted"):
+            body = {"volume_type": {"name": name, "extra_specs": {"volume_backend_name": "local-1"}}}
+            ids.append(cinder.post("/types", json=body).json()["volume_type"]["id"])
+        encryption = {"provider": "luks", "cipher": "aes-xts-plain64", "key_size": 256, "control_location": "front-end"}
+        assert cinder.post(f"/types/{ids[1]}/encryption", json={"encryption": encryption}).status_code == 200
+        yield "unserved", "encrypted"
+    finally:
+        for type_id in ids:
+            # Volumes of them go at the end of the test
+            until(lambda one=type_id: cinder.delete(f"/types/{one}").status_code in (202, 404) or True)
+
+
+def test_images_that_somebody_works_on_are_left_alone(
+    worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
+) -> None:
+    own = volumes()
+    with_data, staged = queued(own, prewarm="yes"), queued(own)
+    glance = alice.connection.image
+    octets = {"Content-Type": "application/octet-stream"}
+    assert glance.put(f"/images/{with_data}/file", data=b"x" * MIB, headers=octets).status_code == 204
+    assert glance.put(f"/images/{staged}/stage", data=b"x" * MIB, headers=octets).status_code == 204
+    plain = queued()
+    with worker() as process:
+        process.wait_ready()
+        process.run("resync")
+        until(lambda: any(v["metadata"].get("image_volume_worker") for v in of_image(operator, with_data)), what="warm")
+        assert (status(alice, staged), status(alice, plain)) == ("uploading", "queued")
+        assert alice.show(with_data)["size"] == MIB
+        assert not [v for image_id in (with_data, staged, plain) for v in of_image(operator, image_id) if
+                    v["source_volid"]]  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", ["deleted", "property", "given away", "volume deleted"])
+def test_what_changes_while_the_clone_is_made(
+    worker: Worker, queued: Queued, volumes: Volumes, alice: Person, bob: Person, operator: Person, moment: str
+) -> None:
+    source, other = volumes(), volumes()
+    with worker() as process:
+        process.wait_ready()
+        image_id = queued()
+        # The clone waits for its making
+        devcloud("stop", "cinder-volume")
+        try:
+            alice.property(image_id, SOURCE, source)
+            until(lambda: of_image(operator, image_id), what="the clone is asked for")
+            match moment:
+                case "deleted":
+                    alice.delete_image(image_id)
+                case "property":
+                    alice.property(image_id, SOURCE, other)
+                case "given away":
+                    operator.property(image_id, "owner", bob.project_id)
+                case "volume deleted":
+                    with contextlib.suppress(RuntimeError):
+                        alice.connection.block_storage.delete(f"/volumes/{source}")
+        finally:
+            devcloud("start", "cinder-volume")
+        match moment:
+            case "deleted":
+                until(lambda: not of_image(operator, image_id), what="nothing stays")
+            case "property":
+                until_active(alice, image_id)
+                assert check_clone(operator, alice, image_id)["source_volid"] == other
+            case "given away":
+                try:
+                    until(lambda: not of_image(operator, image_id), what="nothing stays")
+                    until(lambda: told(operator, image_id), what="its owner is told")
+                    assert told(operator, image_id) == "refused: the image's project has no volume of this id"
+                    assert (status(operator, image_id), locations(operator, image_id)) == ("queued", [])
+                finally:
+                    operator.property(image_id, "owner", alice.project_id)
+            case "volume deleted":
+                # It was deleted before it was cloned, or is cloned as if it had not been
+                until(lambda: status(alice, image_id) == "active" or told(alice, image_id), what="an end")
+                if status(alice, image_id) == "active":
+                    check_clone(operator, alice, image_id)
+                else:
+                    until(lambda: not of_image(operator, image_id), what="nothing stays")
+
+
+def test_a_users_own_volume_with_the_name_and_metadata_of_a_clone_is_never_registered(
+    worker: Worker, queued: Queued, volumes: Volumes, alice: Person, bob: Person, operator: Person
+) -> None:
+    image_id = queued()
+    project = alice.project_id
+    forged = {"glance_image_id": image_id, "image_owner": project, "image_size": "1", "image_volume_worker": "upload"}
+    with worker(groups(uploads=UPLOADS)) as process:
+        process.wait_ready()
+        for owner in (alice, bob):
+            source = volumes(owner=owner)
+            volumes(owner=owner, source_volid=source, name=f"image-{image_id}", metadata=forged)
+        time.sleep(UPLOADS["grace"] + 1)
+        process.run("resync")
+        until(lambda: any(line["image_id"] == image_id and "no property" in line["reason"]
+                          for line in process.events("job_skipped")), what="looked at after the grace")  # fmt: skip
+        assert status(alice, image_id) == "queued"
+        assert of_image(operator, image_id) == []
+
+
+def test_many_images_of_one_volume_updated_many_times_have_one_clone_each(
+    worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
+) -> None:
+    source = volumes()
+    with worker(groups(work={"url": "amqp://openstack:devcloud@127.0.0.1:5672/worker"})) as process:
+        process.wait_ready()
+        made = [queued(source), queued(source)]
+        for number in range(20):
+            with contextlib.suppress(RuntimeError):
+                alice.property(made[0], "number", str(number))
+        for image_id in made:
+            until_active(alice, image_id)
+        assert len({check_clone(operator, alice, image_id)["id"] for image_id in made}) == 2
+        assert len(process.events("clone_creating")) == 2
+
+
+def test_a_volume_in_use_is_waited_for_or_cloned_as_configured(
+    worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
+) -> None:
+    source = volumes()
+    admin = Person("admin")
+    admin.reset(source, "in-use")
+    try:
+        with worker(groups(uploads={"allow_in_use": "true"})) as process:
+            process.wait_ready()
+            image_id = queued(source)
+            until_active(alice, image_id)
+            check_clone(operator, alice, image_id)
+        with worker() as process:
+            process.wait_ready()
+            image_id = queued(source)
+            until(lambda: told(alice, image_id) == "waiting: the volume is in-use, detach it", what="told")
+            assert of_image(operator, image_id) == []
+            admin.reset(source, "available")
+            until_active(alice, image_id)
+    finally:
+        admin.reset(source, "available")
+
+
+def test_a_full_quota_is_said_and_waited_for(
+    worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
+) -> None:
+    source = volumes()
+    project = operator.project_id
+    admin = Person("admin").connection.block_storage
+    assert admin.put(f"/os-quota-sets/{project}", json={"quota_set": {"gigabytes": 0}}).status_code == 200
+    try:
+        with worker() as process:
+            process.wait_ready()
+            image_id = queued(source)
+            until(lambda: told(alice, image_id) == "waiting: the cloud's operator has to act", what="told")
+            assert any("413" in line["reason"] for line in process.events("job_again"))
+            assert of_image(operator, image_id) == []
+            assert admin.put(f"/os-quota-sets/{project}", json={"quota_set": {"gigabytes": -1}}).status_code == 200
+            until_active(alice, image_id)
+    finally:
+        admin.put(f"/os-quota-sets/{project}", json={"quota_set": {"gigabytes": -1}})
+
+
+def test_killed_at_any_moment_every_upload_ends_active_with_one_clone(
+    worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
+) -> None:
+    source = volumes()
+    seed = random.randrange(1 << 30)
+    moments = random.Random(seed)
+    process = worker()
+    made: list[str] = []
+    # An upload takes about a second: from its first request to after its last
+    for number in range(10):
+        process.start()
+        process.wait_ready()
+        made.append(queued(source))
+        time.sleep(number * 0.12 + moments.uniform(0.0, 0.12))
+        process.kill()
+    process.start()
+    for image_id in made:
+        until_active(alice, image_id)
+    # A second clone, if a killed worker made one, goes once the image is active
+    for image_id in made:
+        until(lambda image=image_id: len(of_image(operator, image)) == 1, what=f"one clone, seed {seed}")
+        check_clone(operator, alice, image_id)
+    assert process.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def cinders_own(devcloud_up: None) -> Iterator[None]:
+    """Cinder's own optimized upload is on."""
+    devcloud("set", "UPLOAD_CLONE=1", "UPLOAD_INTERNAL=1")
+    yield
+    devcloud("set", "UPLOAD_CLONE=0", "UPLOAD_INTERNAL=0")
+
+
+def left_half_done(alice: Person, operator: Person, source: str, uploaded: Queued) -> str:
+    """An image that Cinder has made a clone for and then could not give the location to: Glance was away."""
+    devcloud("stop", "cinder-volume")
+    image_id = uploaded(source)
+    devcloud("stop", "glance-api")
+    try:
+        devcloud("start", "cinder-volume")
+        until(lambda: volume_status(alice, source) == "available", what="Cinder has given up")
+    finally:
+        devcloud("start", "glance-api")
+    assert status(alice, image_id) == "queued"
+    (clone,) = of_image(operator, image_id)
+    assert clone["status"] == "available"
+    return image_id
+
+
+@pytest.mark.usefixtures("cinders_own")
+def test_the_upload_that_cinder_left_half_done_is_finished_or_reclaimed(
+    worker: Worker, uploaded: Queued, volumes: Volumes, alice: Person, operator: Person
+) -> None:
+    source = volumes()
+    finished, deleted = (left_half_done(alice, operator, source, uploaded) for _ in range(2))
+    alice.delete_image(deleted)
+    (clone,) = of_image(operator, finished)
+    with worker(groups(uploads=UPLOADS)) as process:
+        process.wait_ready()
+        until_active(alice, finished)
+        assert clone["id"] in locations(operator, finished)
+        until(lambda: process.metric("uploads_completed_total", path="cinder") == 1, what="it is counted")
+        until(lambda: not of_image(operator, deleted), what="the clone of a deleted image is reclaimed")
+        check_clone(operator, alice, finished)
+
+
+@pytest.mark.usefixtures("cinders_own")
+def test_cinder_at_work_is_left_alone(
+    worker: Worker, uploaded: Queued, volumes: Volumes, alice: Person, operator: Person
+) -> None:
+    source = volumes()
+    with worker(groups(uploads=UPLOADS)) as process:
+        process.wait_ready()
+        made = []
+        for _ in range(3):
+            made.append(uploaded(source))
+            until_active(alice, made[-1])
+            until(lambda: volume_status(alice, source) == "available")
+        until(lambda: all(is_warm(operator, alice, image_id) for image_id in made), what="warm")
+        assert process.metric("uploads_completed_total") == 0
+        assert process.events("clone_creating") == process.events("clone_deleted") == []
+
+
+def test_the_clone_that_cinder_left_in_the_owners_project_is_a_source(
+    worker: Worker, uploaded: Queued, volumes: Volumes, alice: Person, operator: Person
+) -> None:
+    source = volumes()
+    devcloud("set", "UPLOAD_CLONE=1", "UPLOAD_INTERNAL=0")
+    try:
+        image_id = uploaded(source)
+        name = f"image-{image_id}"
+        until(lambda: [v for v in alice.volumes() if v["name"] == name and v["status"] == "available"], what="a clone")
+        (stranded,) = [v["id"] for v in alice.volumes() if v["name"] == name]
+        tasks = f"/images/{image_id}/tasks"
+        until(lambda: any(task["status"] == "failure" for task in operator.connection.image.get(tasks).json()["tasks"]))
+        assert status(alice, image_id) == "queued"
+        with worker(groups(uploads=UPLOADS)) as process:
+            process.wait_ready()
+            until_active(alice, image_id)
+            clone = check_clone(operator, alice, image_id)
+            assert clone["source_volid"] == stranded
+            until(lambda: process.metric("uploads_completed_total", path="stranded") == 1, what="it is counted")
+            # What is the owner's stays, and the log says so
+            assert stranded in {v["id"] for v in alice.volumes()}
+            assert any(line["volume_id"] == stranded for line in process.events("volume_left_to_owner"))
+        alice.delete_volume(stranded)
+    finally:
+        devcloud("set", "UPLOAD_CLONE=0", "UPLOAD_INTERNAL=0")
+
+
+def test_the_old_location_api_does_too(
+    worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
+) -> None:
+    source = volumes()
+    devcloud("set", "OLD_LOCATIONS=1")
+    try:
+        with worker(groups(uploads={"location_api": "old"})) as process:
+            process.wait_ready()
+            image_id = queued(source)
+            until_active(alice, image_id)
+            check_clone(operator, alice, image_id)
+            assert [line["location_api"] for line in process.events("location_added")] == ["old"]
+    finally:
+        devcloud("set", "OLD_LOCATIONS=0")

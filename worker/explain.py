@@ -1,0 +1,166 @@
+"""Explain: what stands between an image and what it waits for, and what to do about it. Reads only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import replace
+
+from handlers import completion, image_volume, policy
+from handlers.completion import Seen
+from handlers.upload import clones_of
+from worker.check import Check
+from worker.cloud import Cloud, Image, Volume
+from worker.errors import NotFound
+from worker.handler import Handler
+from worker.notification import IMAGE_ID
+from worker.outcome import Again, Skip
+from worker.settings import Settings
+from worker.target import Uploads
+
+
+async def explain(
+    cloud: Cloud, settings: Settings, handlers: Mapping[str, Handler], image_id: str, *, now: float, target: str = ""
+) -> AsyncIterator[Check]:
+    """Each condition for the image, met or not; of all targets, or of one. NotFound if there is no such image."""
+    image = await cloud.get_image(image_id)
+    yield Check("image", "ok", f"{image.status}, {completion.kind_of(image)}, {image.visibility}, owner {image.owner}")
+    if image.status == "active":
+        async for check in _warmth(cloud, settings, handlers["prewarm"], image, target):
+            yield check
+    elif image.status != "queued":
+        yield Check("upload", "ok", f"somebody works on it: the image is {image.status}")
+    elif "upload" in settings.switched_off:
+        yield Check("upload", "warn", "switched off", "set enabled = true in [uploads]")
+    else:
+        seen = await look(cloud, settings.uploads, image, now=now)
+        for check in upload_checks(seen, settings):
+            yield check
+
+
+async def look(cloud: Cloud, rules: Uploads, image: Image, *, now: float) -> Seen:
+    """All that concerns the upload of a queued image."""
+    named = image.properties.get(rules.source_property, "")
+    clones = clones_of(image.id, await cloud.find_volumes(image_volume.name_of(image.id)))
+    seen = Seen(
+        image=image, now=now, stores=await cloud.list_stores(), clones=clones, tasks=await cloud.list_tasks(image.id)
+    )
+    stranded = completion.stranded_volumes(seen.tasks or ())
+    source_id = named or next((clone.source_volid for clone in clones), "") or next(iter(stranded), "")
+    if not IMAGE_ID.fullmatch(source_id):
+        return replace(seen, missing=frozenset({source_id} - {""}))
+    try:
+        return replace(seen, source=await cloud.get_volume(source_id))
+    except NotFound:
+        return replace(seen, missing=frozenset({source_id}))
+
+
+def upload_checks(seen: Seen, settings: Settings) -> Iterator[Check]:
+    """Each condition of an upload, in the order in which they count. Pure."""
+    image, rules = seen.image, settings.uploads
+    yield _format(image)
+    if image.import_locked:
+        yield Check("lock", "warn", "Glance is at work on the image", "wait; a lock that stays an hour is given away")
+    else:
+        yield Check("lock", "ok", "nobody works on the image")
+    yield _named(seen, rules)
+    if seen.source or seen.missing:
+        yield from _source(seen, settings)
+    for clone in seen.clones or ():
+        yield _clone(clone)
+    for task in seen.tasks or ():
+        if task.type == completion.LOCATION_IMPORT:
+            failed = task.status == "failure"
+            advice = "Glance's log has more; often its cinder store logs in to another project than the volume's"
+            text = f"{task.url} {task.status} {task.message}".strip()
+            yield Check("location task", "warn" if failed else "ok", text, advice if failed else "")
+    yield _next(seen, settings)
+
+
+def _format(image: Image) -> Check:
+    if completion.is_raw(image):
+        return Check("format", "ok", "raw/bare")
+    return Check(
+        "format", "fail", completion.kind_of(image), "only raw/bare can be a volume as it is: make a new image record"
+    )
+
+
+def _named(seen: Seen, rules: Uploads) -> Check:
+    if named := seen.image.properties.get(rules.source_property):
+        return Check("source", "ok", f"property {rules.source_property} names {named}")
+    if seen.clones:
+        return Check("source", "ok", "Cinder has made a clone for the image")
+    if completion.stranded_volumes(seen.tasks or ()):
+        return Check("source", "ok", "Cinder has made a clone in the owner's project, which Glance could not take")
+    return Check(
+        "source",
+        "fail",
+        "no property names a volume, and Cinder has made no clone",
+        f"the owner sets {rules.source_property} to the id of a volume, or uploads data",
+    )
+
+
+def _source(seen: Seen, settings: Settings) -> Iterator[Check]:
+    source, image = seen.source, seen.image
+    if source is None:
+        yield Check("source volume", "fail", "there is no such volume", "the owner corrects the property")
+        return
+    if source.project_id != image.owner:
+        yield Check(
+            "source volume",
+            "fail",
+            f"belongs to project {source.project_id}, the image to {image.owner}",
+            "the owner is told only that its project has no such volume; transfer the volume, or make the image there",
+        )
+        return
+    store = completion.store_of(source.volume_type, seen.stores, settings.targets)
+    if reason := completion.refusal(source, image, store):
+        advice = "use Cinder's own upload" if source.encrypted else "retype the volume, or give Glance a store for it"
+        yield Check("source volume", "fail", reason, advice)
+        return
+    yield Check("source volume", "ok", f"{source.size} GiB of type {source.volume_type}, served by store {store}")
+    if reason := completion.hindrance(source, settings.uploads):
+        yield Check("source status", "warn", reason, "it is tried again; [uploads] allow_in_use for attached ones")
+    else:
+        yield Check("source status", "ok", source.status)
+
+
+def _clone(clone: Volume) -> Check:
+    maker = "of ours" if completion.is_ours(clone) else "of Cinder's"
+    text = f"{clone.id} {maker} is {clone.status}"
+    if image_volume.is_broken(clone):
+        return Check("clone", "fail", text, "cinder-volume's log has the reason; it is deleted and made again")
+    return Check("clone", "ok", text)
+
+
+def _next(seen: Seen, settings: Settings) -> Check:
+    # As if image and source were read a second time just now
+    action = completion.plan(replace(seen, sure=True), settings.uploads, settings.targets)
+    if not isinstance(action, completion.Finish):
+        return Check("next", "ok", f"the worker's next step is {type(action).__name__}")
+    match action.outcome:
+        case Skip(reason):
+            return Check("next", "fail", f"nothing: {reason}")
+        case Again(reason, after=after):
+            return Check("next", "warn", reason + (f", looked at again in {after:.0f} s" if after else ""))
+        case _:
+            return Check("next", "ok", "nothing is left to do")
+
+
+async def _warmth(cloud: Cloud, settings: Settings, prewarm: Handler, image: Image, only: str) -> AsyncIterator[Check]:
+    """Whether the image is wanted and warm on each target."""
+    await prewarm.prepare()
+    volumes = (
+        *await cloud.find_volumes(image_volume.name_of(image.id)),
+        *await cloud.find_volumes(image_volume.warming_name_of(image.id)),
+    )
+    lacks = {missing.key.target: missing.why for missing in prewarm.incomplete(image.id, image, volumes)}
+    for target in settings.targets:
+        name = f"target {target.name}"
+        if only not in ("", target.name):
+            continue
+        if refusal := policy.refusal(image, target, settings.policy):
+            yield Check(name, "warn", f"not wanted: {refusal}", "see [prewarm], and the image's own property")
+        elif why := lacks.get(target.name):
+            yield Check(name, "warn", f"not warm: {why}", "the worker's log tells of each try; resync asks for another")
+        else:
+            yield Check(name, "ok", "warm")
