@@ -156,7 +156,7 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
     if image.status != "queued":
         return _clean_up(seen) if image.status == "active" else Finish(Skip(f"the image is {image.status}"))
     if image.import_locked:
-        return AwaitImage() if seen.asked else Finish(Again("Glance is at work on the image"))
+        return AwaitImage() if seen.asked else Finish(Again("Glance is at work on the image", news=True))
     if seen.asked:
         return _look_at_answer(seen)
     named = image.properties.get(rules.source_property, "")
@@ -166,7 +166,7 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
         return _refused(reason) if named else Finish(Skip(reason))
     if not named and quiet_in > 0:
         # Somebody may be about to send its data, or Cinder to add a location
-        return Finish(Again("a new image, somebody may be at work on it", after=quiet_in, counted=False))
+        return Finish(Again("a new image, somebody may be at work on it", after=quiet_in, counted=False, news=True))
     if seen.clones is None:
         return LookAtClones()
     for clone in seen.clones:
@@ -272,7 +272,7 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
         return _refused(reason)
     assert source is not None
     if reason := hindrance(source, rules):
-        return Finish(Again(reason), tell=f"waiting: {reason}")
+        return Finish(Again(reason, news=True), tell=f"waiting: {reason}")
     return CreateClone(
         NewVolume(
             name=image_volume.name_of(seen.image.id),

@@ -10,14 +10,14 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from scripts.cloud.people import HOME, Person, data
-from tests.cloud.conftest import groups
+from tests.cloud.conftest import devcloud, groups
 from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, SLOW, STORES, Rig
 from tests.worker_process import WorkerProcess
@@ -128,6 +128,93 @@ def prewarm(options: argparse.Namespace) -> list[Row]:
     return [{"GiB": 1, "worker s": by_us, "by hand s": by_them, "ratio": by_us / by_them, "rounds": options.rounds}]
 
 
+def source_of(alice: Person, gib: int) -> str:
+    """A volume full of random bytes."""
+    image_id = alice.image("bench-source", mebibytes=gib * 1024, image_volume_prewarm="no")
+    made = alice.volume(image_id, "local-1", gibibytes=gib)
+    alice.delete_image(image_id)
+    return made.id
+
+
+def until_active(alice: Person, image_id: str) -> float:
+    """When the image became active."""
+    until(lambda: alice.show(image_id)["status"] == "active")
+    return time.monotonic()
+
+
+def until_quiet(alice: Person, image_id: str, source: str) -> None:
+    """Return when Glance has computed the hash, and Cinder has let go of the volume."""
+    until(lambda: alice.show(image_id)["os_hash_value"])
+    until(lambda: alice.connection.block_storage.get(f"/volumes/{source}").json()["volume"]["status"] == "available")
+
+
+def uploads(options: argparse.Namespace) -> list[Row]:
+    """A volume becomes an image: by the worker, by Cinder's own clone, by Cinder's copy; are the bytes the same?"""
+    alice = Person("alice")
+    took: dict[tuple[int, str], list[float]] = {}
+    hashes: dict[int, set[str]] = {}
+    sources = {gib: source_of(alice, gib) for gib in options.gib}
+
+    def rounds(how: str, number: int, begin: Callable[[str], str]) -> None:
+        for gib, source in sources.items():
+            for last in range(number, 0, -1):
+                began = time.monotonic()
+                image_id = begin(source)
+                took.setdefault((gib, how), []).append(until_active(alice, image_id) - began)
+                until_quiet(alice, image_id, source)
+                if last == 1:
+                    hashes.setdefault(gib, set()).add(alice.sha256(image_id))
+                alice.delete_image(image_id)
+
+    devcloud("set", "UPLOAD_CLONE=0", "UPLOAD_INTERNAL=0")
+    with worker():
+        rounds("worker", options.rounds, lambda source: alice.queued(
+            "bench-worker", image_volume_source=source, image_volume_prewarm="no"))  # fmt: skip
+    rounds("copy", options.copies, lambda source: alice.upload(source, "bench-copy"))
+    devcloud("set", "UPLOAD_CLONE=1", "UPLOAD_INTERNAL=1")
+    try:
+        rounds("cinder", options.rounds, lambda source: alice.upload(source, "bench-cinder"))
+    finally:
+        devcloud("set", "UPLOAD_CLONE=0", "UPLOAD_INTERNAL=0")
+    rows: list[Row] = []
+    for gib, source in sources.items():
+        alice.delete_volume(source)
+        ours, cinder, copy = (statistics.median(took[gib, how]) for how in ("worker", "cinder", "copy"))
+        rows.append({"GiB": gib, "worker s": ours, "Cinder's own s": cinder, "ratio": ours / cinder, "copy s": copy,
+                     "times as fast": copy / ours, "same bytes": "yes" if len(hashes[gib]) == 1 else "NO",
+                     "rounds": f"{options.rounds}/{options.rounds}/{options.copies}"})  # fmt: skip
+    return rows
+
+
+def lane(options: argparse.Namespace) -> list[Row]:
+    """An upload beside a backlog of pre-warm jobs, and without one (fake cloud; lanes in memory)."""
+    log.setup(level="error")
+
+    async def upload(cloud: FakeCloud) -> float:
+        volume = cloud.volume_of("alice")
+        began = time.monotonic()
+        image = cloud.queue(properties={"image_volume_source": volume.id, "image_volume_prewarm": "no"})
+        while cloud.images[image.id].status != "active":
+            await asyncio.sleep(0.001)
+        return time.monotonic() - began
+
+    async def median(jobs: int) -> float:
+        cloud = FakeCloud(stores=STORES, seconds=0.2)
+        async with Rig(cloud, limits=Limits(drain=0.0)) as rig:
+            cloud.emit = rig.hear
+            backlog = [cloud.upload().id for _ in range(jobs // 2)]
+            while len(rig.lanes.depths()) and sum(rig.lanes.depths().values()) < jobs - 200:
+                await asyncio.sleep(0.1)
+            times = [await upload(cloud) for _ in range(options.rounds)]
+            left = sum(rig.lanes.depths().values())
+            assert not backlog or left > jobs / 2, f"the backlog was worked off: {left} left"
+            return statistics.median(times)
+
+    alone, beside = asyncio.run(median(0)), asyncio.run(median(options.jobs))
+    return [{"jobs waiting": options.jobs, "upload alone s": alone, "beside them s": beside, "ratio": beside / alone,
+             "rounds": options.rounds}]  # fmt: skip
+
+
 def backlog(options: argparse.Namespace) -> list[Row]:
     """A backlog of images on two targets, each create taking so long, so many at once."""
     log.setup(level="error")
@@ -180,6 +267,15 @@ def main() -> int:
     one = commands.add_parser("prewarm")
     one.add_argument("--rounds", type=int, default=3)
     one.set_defaults(run=prewarm)
+    one = commands.add_parser("uploads")
+    one.add_argument("--gib", type=int, nargs="+", default=[1, 4])
+    one.add_argument("--rounds", type=int, default=5)
+    one.add_argument("--copies", type=int, default=3, help="rounds of Cinder's copy, which takes a minute")
+    one.set_defaults(run=uploads)
+    one = commands.add_parser("lane")
+    one.add_argument("--jobs", type=int, default=100_000)
+    one.add_argument("--rounds", type=int, default=20)
+    one.set_defaults(run=lane)
     one = commands.add_parser("backlog")
     one.add_argument("--images", type=int, default=500)
     one.add_argument("--seconds", type=float, default=2.0)

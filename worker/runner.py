@@ -117,6 +117,7 @@ class Runner:
         self._busy = dict.fromkeys(self._width, 0)
         self._entries: dict[Key, _Entry] = {}
         self._appointments: dict[Key, float] = {}
+        self._open_to_news: set[Key] = set()
         self._parked: dict[Key, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = asyncio.Event()
@@ -165,6 +166,7 @@ class Runner:
             delivery.ack()
             return
         self._appointments.pop(job.key, None)
+        self._open_to_news.discard(job.key)
         self._parked.pop(job.key, None)
         entry = _Entry(job=job, deliveries=[delivery])
         self._entries[job.key] = entry
@@ -202,6 +204,8 @@ class Runner:
         if job.cause == OPERATOR:
             return False
         now, due = time.time(), self._appointments.get(job.key, 0.0)
+        if not job.due and job.key in self._open_to_news:
+            return False
         return (due > now and job.due != due) or self._parked.get(job.key, 0.0) > now
 
     def _start(self, lane: str) -> None:
@@ -231,7 +235,7 @@ class Runner:
                 self._start(lane)
 
     async def _work_until_quiet(self, entry: _Entry) -> None:
-        """Try, and try again for as long as something came in meanwhile and the try was a success; then settle."""
+        """Try, and again for as long as something came in meanwhile that the outcome is no answer to; then settle."""
         changed = False
         while True:
             entry.look()
@@ -243,7 +247,8 @@ class Runner:
             if isinstance(outcome, Done):
                 changed = changed or outcome.changed
                 outcome = replace(outcome, changed=changed)
-            if not (entry.news and isinstance(outcome, Done | Skip)):
+            over = not outcome.news if isinstance(outcome, Again) else isinstance(outcome, Park)
+            if over or not entry.news:
                 break
             if self._leaving.is_set():
                 outcome = Again("heard of again, but leaving", after=0.0, counted=False)
@@ -286,12 +291,13 @@ class Runner:
                     self._metrics.time_to_warm.labels(job.key.target).observe(time.time() - job.first_at)
             case Skip(reason):
                 log.info("job_skipped", reason=reason)
-            case Again(reason, after, counted):
+            case Again(reason, after, counted, news):
                 job = job.tried(reason, counted=counted)
                 if job.attempt >= self._limits.max_attempts:
                     await self._park(job, reason, "")
                 else:
-                    await self._again(job, self._backoff.after(job.attempt - 1) if after is None else after)
+                    after = self._backoff.after(job.attempt - 1) if after is None else after
+                    await self._again(job, after, news=news)
             case Park(reason, trace):
                 await self._park(job.tried(reason), reason, trace)
             case never:
@@ -299,12 +305,14 @@ class Runner:
         for delivery in deliveries:
             delivery.ack()
 
-    async def _again(self, job: Job, after: float) -> None:
+    async def _again(self, job: Job, after: float, *, news: bool) -> None:
         level = log.info if job.attempt == 0 else log.warning
         level("job_again", reason=job.reason, after=round(after, 1), attempt=job.attempt)
         due = time.time() + after
         if after > 0:
             self._appointments[job.key] = due
+            if news:
+                self._open_to_news.add(job.key)
         await self._lanes.publish([replace(job, due=due)], after=after)
 
     async def _park(self, job: Job, reason: str, trace: str) -> None:

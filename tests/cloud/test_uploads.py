@@ -250,8 +250,8 @@ def test_what_changes_while_the_clone_is_made(
             case "given away":
                 try:
                     until(lambda: not of_image(operator, image_id), what="nothing stays")
-                    until(lambda: told(operator, image_id), what="its owner is told")
-                    assert told(operator, image_id) == "refused: the image's project has no volume of this id"
+                    no_such = "refused: the image's project has no volume of this id"
+                    until(lambda: told(operator, image_id) == no_such, what="its owner is told")
                     assert (status(operator, image_id), locations(operator, image_id)) == ("queued", [])
                 finally:
                     operator.property(image_id, "owner", alice.project_id)
@@ -303,32 +303,30 @@ def test_a_volume_in_use_is_waited_for_or_cloned_as_configured(
     worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
 ) -> None:
     source = volumes()
-    admin = Person("admin")
-    admin.reset(source, "in-use")
-    try:
+    with alice.attached(source):
+        assert volume_status(alice, source) == "in-use"
         with worker(groups(uploads={"allow_in_use": "true"})) as process:
             process.wait_ready()
             image_id = queued(source)
             until_active(alice, image_id)
             check_clone(operator, alice, image_id)
-        with worker() as process:
-            process.wait_ready()
+    with worker() as process:
+        process.wait_ready()
+        with alice.attached(source):
             image_id = queued(source)
             until(lambda: told(alice, image_id) == "waiting: the volume is in-use, detach it", what="told")
             assert of_image(operator, image_id) == []
-            admin.reset(source, "available")
-            until_active(alice, image_id)
-    finally:
-        admin.reset(source, "available")
+        until_active(alice, image_id)
+        until(lambda: not told(alice, image_id), what="it says so no more")
 
 
 def test_a_full_quota_is_said_and_waited_for(
     worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
 ) -> None:
     source = volumes()
-    project = operator.project_id
-    admin = Person("admin").connection.block_storage
-    assert admin.put(f"/os-quota-sets/{project}", json={"quota_set": {"gigabytes": 0}}).status_code == 200
+    admin, quotas = Person("admin").connection.block_storage, f"/os-quota-sets/{operator.project_id}"
+    full = admin.get(f"{quotas}?usage=true").json()["quota_set"]["gigabytes"]["in_use"]
+    assert admin.put(quotas, json={"quota_set": {"gigabytes": full}}).status_code == 200
     try:
         with worker() as process:
             process.wait_ready()
@@ -336,10 +334,10 @@ def test_a_full_quota_is_said_and_waited_for(
             until(lambda: told(alice, image_id) == "waiting: the cloud's operator has to act", what="told")
             assert any("413" in line["reason"] for line in process.events("job_again"))
             assert of_image(operator, image_id) == []
-            assert admin.put(f"/os-quota-sets/{project}", json={"quota_set": {"gigabytes": -1}}).status_code == 200
+            assert admin.put(quotas, json={"quota_set": {"gigabytes": -1}}).status_code == 200
             until_active(alice, image_id)
     finally:
-        admin.put(f"/os-quota-sets/{project}", json={"quota_set": {"gigabytes": -1}})
+        admin.put(quotas, json={"quota_set": {"gigabytes": -1}})
 
 
 def test_killed_at_any_moment_every_upload_ends_active_with_one_clone(

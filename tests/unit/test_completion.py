@@ -140,9 +140,9 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
     ("given", "outcome"),
     [
         (seen(replace(QUEUED, status="saving")), Skip("the image is saving")),
-        (seen(replace(QUEUED, import_locked=True)), Again("Glance is at work on the image")),
+        (seen(replace(QUEUED, import_locked=True)), Again("Glance is at work on the image", news=True)),
         (seen(replace(UNNAMED, created_epoch=990.0)),
-         Again("a new image, somebody may be at work on it", after=50.0, counted=False)),
+         Again("a new image, somebody may be at work on it", after=50.0, counted=False, news=True)),
         (seen(replace(UNNAMED, disk_format="qcow2")),
          Skip("only raw/bare images can be made of a volume, this one is qcow2/bare")),
         (seen(UNNAMED, clones=(), tasks=()), Skip(completion.NOBODY_ASKED)),
@@ -177,7 +177,7 @@ def test_left_alone(given: Seen, outcome: object) -> None:
 def test_a_busy_source_is_waited_for_and_the_owner_knows(status: str, allowed: bool, reason: str) -> None:
     given = seen(clones=(), source=replace(VOLUME, status=status))
     action = completion.plan(given, replace(RULES, allow_in_use=allowed))
-    assert action == Finish(Again(reason), tell=f"waiting: {reason}")
+    assert action == Finish(Again(reason, news=True), tell=f"waiting: {reason}")
 
 
 def test_a_source_in_use_is_cloned_where_that_is_allowed() -> None:

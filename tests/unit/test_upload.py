@@ -362,3 +362,42 @@ async def test_a_normal_upload_of_data_costs_two_looks(rig: Rig, cloud: FakeClou
     assert cloud.calls["get_image"] == 2
     assert cloud.calls["find_volumes"] == 1
     assert cloud.calls["create_volume"] == 0
+
+
+async def test_a_property_that_is_set_during_the_grace_is_news(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=(), uploads=Uploads(grace=600.0)) as rig:
+        cloud.emit = rig.hear
+        image, volume = cloud.queue(), cloud.volume_of("alice")
+        while not rig.runner.due():
+            await asyncio.sleep(0.001)
+        cloud.set_by_user(image.id, **{SOURCE: volume.id})
+        while cloud.images[image.id].status != "active":
+            await asyncio.sleep(0.001)
+        check_complete(cloud, image.id)
+
+
+async def test_another_volume_ends_the_wait_for_one_in_use(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=(), limits=LIMITS) as rig:
+        rig.runner._backoff = replace(rig.runner._backoff, shortest=600.0, longest=600.0)
+        cloud.emit = rig.hear
+        image = asked(cloud, cloud.volume_of("alice", status="in-use"))
+        while not rig.runner.due():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.05)
+        assert cloud.images[image.id].properties[STATUS] == "waiting: the volume is in-use, detach it"
+        assert cloud.calls["set_property"] == 1
+        cloud.set_by_user(image.id, **{SOURCE: cloud.volume_of("alice").id})
+        while cloud.images[image.id].status != "active":
+            await asyncio.sleep(0.001)
+
+
+async def test_a_property_that_is_set_while_the_image_is_looked_at_is_news(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=(), uploads=Uploads(grace=600.0)) as rig:
+        cloud.emit = rig.hear
+        image, volume = cloud.queue(), cloud.volume_of("alice")
+        while not cloud.calls["get_image"]:
+            await asyncio.sleep(0)
+        # Read already, but not settled yet
+        cloud.set_by_user(image.id, **{SOURCE: volume.id})
+        while cloud.images[image.id].status != "active":
+            await asyncio.sleep(0.001)
