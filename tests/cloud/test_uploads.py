@@ -81,6 +81,25 @@ def volumes(alice: Person) -> Iterator[Volumes]:
         away(owner.delete_volume, [volume_id])
 
 
+@pytest.fixture(scope="module")
+def other_types(devcloud_up: None) -> Iterator[tuple[str, str]]:
+    """Two volume types on local-1 that no store of Glance serves; volumes of the second are encrypted."""
+    cinder = Person("admin").connection.block_storage
+    have = {row["name"]: row["id"] for row in cinder.get("/types?is_public=None").json()["volume_types"]}
+    for name in ("unserved", "encrypted"):
+        if name not in have:
+            body = {"volume_type": {"name": name, "extra_specs": {"volume_backend_name": "local-1"}}}
+            have[name] = cinder.post("/types", json=body).json()["volume_type"]["id"]
+            if name == "encrypted":
+                encryption = {"provider": "luks", "cipher": "aes-xts-plain64", "key_size": 256}
+                encryption["control_location"] = "front-end"
+                answer = cinder.post(f"/types/{have[name]}/encryption", json={"encryption": encryption})
+                assert answer.status_code == 200, answer.text
+    yield "unserved", "encrypted"
+    for name in ("unserved", "encrypted"):
+        until(lambda one=have[name]: cinder.delete(f"/types/{one}").status_code == 202, seconds=60)
+
+
 def status(alice: Person, image_id: str) -> str:
     return str(alice.show(image_id)["status"])
 
@@ -144,10 +163,16 @@ def test_a_volume_becomes_an_image_that_holds_its_bytes_and_is_warm_everywhere(
 
 
 def test_what_is_refused_leaves_nothing_and_tells_nothing_of_others(
-    worker: Worker, queued: Queued, volumes: Volumes, bob: Person, alice: Person, operator: Person
+    worker: Worker,
+    other_types: tuple[str, str],
+    queued: Queued,
+    volumes: Volumes,
+    bob: Person,
+    alice: Person,
+    operator: Person,
 ) -> None:
-    admin = Person("admin")
-    with worker() as process, other_types(admin) as (unserved, encrypted):
+    unserved, encrypted = other_types
+    with worker() as process:
         process.wait_ready()
         own = volumes()
         refused = {
@@ -176,24 +201,6 @@ def test_what_is_refused_leaves_nothing_and_tells_nothing_of_others(
         until_active(alice, theirs)
         until(lambda: not told(alice, theirs), what="the refusal is withdrawn")
         assert process.stop() == 0
-
-
-@contextlib.contextmanager
-def other_types(admin: Person) -> Iterator[tuple[str, str]]:
-    """Two volume types on local-1 that no store of Glance serves; volumes of the second are encrypted."""
-    cinder = admin.connection.block_storage
-    ids = []
-    try:
-        for name in ("unserved", "encrypted"):
-            body = {"volume_type": {"name": name, "extra_specs": {"volume_backend_name": "local-1"}}}
-            ids.append(cinder.post("/types", json=body).json()["volume_type"]["id"])
-        encryption = {"provider": "luks", "cipher": "aes-xts-plain64", "key_size": 256, "control_location": "front-end"}
-        assert cinder.post(f"/types/{ids[1]}/encryption", json={"encryption": encryption}).status_code == 200
-        yield "unserved", "encrypted"
-    finally:
-        for type_id in ids:
-            # Volumes of them go at the end of the test
-            until(lambda one=type_id: cinder.delete(f"/types/{one}").status_code in (202, 404) or True)
 
 
 def test_images_that_somebody_works_on_are_left_alone(
