@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,3 +193,25 @@ def test_an_error_tells_its_innermost_reason_only() -> None:
     wrapped = ksa.ConnectFailure("http://host/: <object at 0x7f>")
     wrapped.__cause__ = OSError("[Errno 111] Connection refused")
     assert sdk._line(wrapped) == "OSError: [Errno 111] Connection refused"
+
+
+async def test_urgent_requests_do_not_wait_behind_others() -> None:
+    held = threading.Event()
+
+    class Slow(Proxy):
+        def request(self, url: str, method: str, **options: Any) -> requests.Response:
+            if "slow" in url:
+                held.wait(10)
+            return super().request(url, method, **options)
+
+    proxy = Slow([answer(200, {"id": IMAGE_ID, "status": "queued"}) for _ in range(9)])
+    connection: Any = Connection(proxy, proxy)
+    common, urgent = (OpenStackCloud(connection=connection, metrics=Metrics(), concurrency=2) for _ in range(2))
+    waiting = [asyncio.create_task(common.get_image(f"slow-{n}")) for n in range(8)]
+    try:
+        async with asyncio.timeout(5):
+            await urgent.get_image(IMAGE_ID)
+        assert not any(task.done() for task in waiting)
+    finally:
+        held.set()
+        await asyncio.gather(*waiting)
