@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from handlers import image_volume
 from worker.cloud import GIB, Image, ImageTask, Location, NewVolume, Store, Volume
 from worker.notification import IMAGE_ID
-from worker.outcome import Again, Done, Outcome, Skip
+from worker.outcome import Again, Done, Outcome, Park, Skip
 from worker.target import TAG, UPLOAD, Target, Uploads
 
 LOCATION_IMPORT = "location_import"
@@ -30,8 +30,8 @@ class Seen:
 
     `clones` are the volumes of the internal project named like its Image-Volume that are clones, oldest first. `source`
     is the volume asked for last; `missing` are volumes that were not found. `sure` tells that image and source were
-    read again since the clone was there, `asked` is the location that this very run has given to Glance, `failed` why
-    something it made came to nothing.
+    read again since the clone was there, `changed` that the image was another one when it was read before. `asked` is
+    the location that this very run has given to Glance, `failed` why something it made came to nothing.
     """
 
     image: Image
@@ -43,6 +43,7 @@ class Seen:
     tasks: tuple[ImageTask, ...] | None = None
     locations: tuple[Location, ...] | None = None
     sure: bool = False
+    changed: bool = False
     asked: str = ""
     failed: str = ""
 
@@ -153,8 +154,10 @@ Action = (
 def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action:
     """The next action for an image."""
     image = seen.image
+    if image.status == "active":
+        return _clean_up(seen, rules)
     if image.status != "queued":
-        return _clean_up(seen) if image.status == "active" else Finish(Skip(f"the image is {image.status}"))
+        return Finish(Skip(f"the image is {image.status}"))
     if image.import_locked:
         return AwaitImage() if seen.asked else Finish(Again("Glance is at work on the image", news=True))
     if seen.asked:
@@ -315,6 +318,11 @@ def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, 
         return SetMetadata(clone.id, missing)
     if not image_volume.is_readonly(clone):
         return SetReadonly(clone.id)
+    # Glance writes a whole image whenever a part of it is changed. A change that falls together with a location being
+    # added undoes half of that (measured: active without a size, or with the location of a volume that is gone)
+    changed = seen.changed or seen.image.updated_epoch > seen.image.created_epoch
+    if changed and seen.now - seen.image.updated_epoch < rules.quiet:
+        return AwaitImage()
     return AddLocation(f"cinder://{store}/{clone.id}")
 
 
@@ -344,8 +352,15 @@ def _look_at_answer(seen: Seen) -> Action:
     return Finish(Again(reason), tell="waiting: Glance could not take the volume, it is tried again")
 
 
-def _clean_up(seen: Seen) -> Action:
-    """What to do for an active image: nothing, but for clones that are none of its locations."""
+def _clean_up(seen: Seen, rules: Uploads) -> Action:
+    """What to do for an active image: nothing, but for clones that are none of its locations, and what was told."""
+    if seen.asked and not seen.image.size:
+        # Nobody but Glance can write it
+        return Finish(
+            Park("Glance has lost the image's size, somebody changed the image at the same time: make it anew")
+        )
+    if not seen.asked and seen.image.import_locked and seen.image.properties.get(rules.status_property):
+        return Finish(Again("what its owner was told is taken back once Glance has read it", after=15.0, counted=False))
     if seen.clones is None:
         return LookAtClones()
     if not seen.clones:

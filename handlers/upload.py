@@ -97,7 +97,10 @@ class Upload:
         if image.status == "active":
             stores = {completion.store_of(clone.volume_type, self._known, self._targets) for clone in clones}
             known = stores if image.stores is None else image.stores
-            return "a clone that is none of its locations" if len(clones) > 1 or not stores <= known else ""
+            if len(clones) > 1 or not stores <= known:
+                return "a clone that is none of its locations"
+            told = self._rules.source_property in image.properties and self._rules.status_property in image.properties
+            return "active, and its owner is told that it is not" if told else ""
         if self._rules.source_property in image.properties:
             return "queued, and a property names its source volume"
         if clones:
@@ -150,7 +153,9 @@ class Upload:
                 image, again = await asyncio.gather(
                     cloud.get_image(image_id), self._look_at_source(volume_id, replace(seen, source=None))
                 )
-                return replace(again, image=image, now=self._now(), sure=True)
+                # Its times are whole seconds: that it is being changed shows in what is read sooner
+                changed = seen.changed or image != seen.image
+                return replace(again, image=image, now=self._now(), sure=True, changed=changed)
             case completion.CreateClone(new):
                 clone = await cloud.create_volume(new)
                 log.info("clone_creating", volume_id=clone.id, source_volid=new.source_volid, size=new.size)

@@ -53,7 +53,7 @@ class Rig:
             urgent=cloud,
             targets=tuple(targets),
             policy=policy or Policy(settle=0.05),
-            uploads=uploads or Uploads(grace=0.2),
+            uploads=uploads or Uploads(grace=0.2, quiet=0.02),
             now=time.time,
             completed=self.completed.append,
         )

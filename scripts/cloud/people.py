@@ -131,7 +131,7 @@ class Person:
         body = {"attachment": {"volume_uuid": volume_id, "connector": connector}}
         answer = self._checked(cinder.post("/attachments", json=body, microversion=version))
         url = f"/attachments/{answer.json()['attachment']['id']}"
-        self._checked(cinder.post(f"{url}/action", json={"complete": {}}, microversion=version))
+        self._checked(cinder.post(f"{url}/action", json={"os-complete": {}}, microversion=version))
         try:
             yield
         finally:

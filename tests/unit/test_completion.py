@@ -24,7 +24,7 @@ from handlers.completion import (
     SetReadonly,
 )
 from worker.cloud import GIB, Image, ImageTask, Location, Store, Volume
-from worker.outcome import Again, Done, Skip
+from worker.outcome import Again, Done, Park, Skip
 from worker.target import Target, Uploads
 
 IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
@@ -73,13 +73,19 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
         (sure(with_metadata(OURS, image_size=None)), SetMetadata("clone", {"image_size": str(2 * GIB)})),
         (sure(with_metadata(OURS, readonly=None)), SetReadonly("clone")),
         (sure(OURS), AddLocation("cinder://c1/clone")),
+        # An image that is being changed is waited for; one that nobody has changed since it was made is not
+        (sure(OURS, image=replace(QUEUED, updated_epoch=999.0)), AwaitImage()),
+        (sure(OURS, image=replace(QUEUED, updated_epoch=997.0)), AddLocation("cinder://c1/clone")),
+        (sure(OURS, image=replace(QUEUED, created_epoch=999.0, updated_epoch=999.0), changed=True), AwaitImage()),
+        (sure(OURS, image=replace(QUEUED, created_epoch=999.0, updated_epoch=999.0)),
+         AddLocation("cinder://c1/clone")),
         (sure(OURS, source=None), AddLocation("cinder://c1/clone")),
         (sure(OURS, source=replace(VOLUME, status="in-use")), AddLocation("cinder://c1/clone")),
         # Glance is at work, has failed, is done
         (seen(replace(QUEUED, import_locked=True), asked=URL), AwaitImage()),
         (seen(asked=URL), LookAtTasks()),
         (seen(asked=URL, tasks=(FAILED, replace(FAILED, status="success", url=URL))), AwaitImage()),
-        (seen(replace(QUEUED, status="active"), asked=URL, clones=(OURS,)), LookAtLocations()),
+        (seen(replace(QUEUED, status="active", size=1), asked=URL, clones=(OURS,)), LookAtLocations()),
         # Several clones: a usable one serves, the others go once the image is active
         (seen(clones=(replace(OURS, id="first", status="creating"), OURS)), LookAgain(SOURCE)),
         (seen(replace(QUEUED, status="active"), clones=(OURS, replace(OURS, id="second")),
@@ -160,6 +166,11 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
          Skip("the clone that Cinder has made is not for the image's project")),
         (seen(replace(QUEUED, status="active"), clones=()), Done()),
         (seen(replace(QUEUED, status="active"), clones=(OURS,), locations=()), Done()),
+        (seen(replace(QUEUED, status="active"), asked=URL),
+         Park("Glance has lost the image's size, somebody changed the image at the same time: make it anew")),
+        (seen(replace(QUEUED, status="active", import_locked=True,
+                      properties={"image_volume_source": SOURCE, "image_volume_status": "waiting"})),
+         Again("what its owner was told is taken back once Glance has read it", after=15.0, counted=False)),
     ],
 )  # fmt: skip
 def test_left_alone(given: Seen, outcome: object) -> None:

@@ -78,7 +78,7 @@ async def test_the_old_location_api_does_too(cloud: FakeCloud) -> None:
 @pytest.mark.parametrize(("api", "verb"), [("old", "add_location"), ("new", "import_location")])
 async def test_the_location_api_can_be_chosen(cloud: FakeCloud, api: str, verb: str) -> None:
     cloud.multiple_locations = True
-    async with Rig(cloud, targets=(), uploads=Uploads(location_api=api)) as rig:  # type: ignore[arg-type]
+    async with Rig(cloud, targets=(), uploads=Uploads(location_api=api, quiet=0.0)) as rig:  # type: ignore[arg-type]
         image = asked(cloud, cloud.volume_of("alice"))
         assert isinstance(await rig.complete(image.id), Done)
         assert cloud.calls[verb] == 1
@@ -365,7 +365,7 @@ async def test_a_normal_upload_of_data_costs_two_looks(rig: Rig, cloud: FakeClou
 
 
 async def test_a_property_that_is_set_during_the_grace_is_news(cloud: FakeCloud) -> None:
-    async with Rig(cloud, targets=(), uploads=Uploads(grace=600.0)) as rig:
+    async with Rig(cloud, targets=(), uploads=Uploads(grace=600.0, quiet=0.02)) as rig:
         cloud.emit = rig.hear
         image, volume = cloud.queue(), cloud.volume_of("alice")
         while not rig.runner.due():
@@ -392,7 +392,7 @@ async def test_another_volume_ends_the_wait_for_one_in_use(cloud: FakeCloud) -> 
 
 
 async def test_a_property_that_is_set_while_the_image_is_looked_at_is_news(cloud: FakeCloud) -> None:
-    async with Rig(cloud, targets=(), uploads=Uploads(grace=600.0)) as rig:
+    async with Rig(cloud, targets=(), uploads=Uploads(grace=600.0, quiet=0.02)) as rig:
         cloud.emit = rig.hear
         image, volume = cloud.queue(), cloud.volume_of("alice")
         while not cloud.calls["get_image"]:
