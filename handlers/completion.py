@@ -50,7 +50,9 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class LookAtClones:
-    """List the clones of the image."""
+    """List the clones of the image; with `source_volid`, read that volume in the same breath."""
+
+    source_volid: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +118,10 @@ class AddLocation:
 
 @dataclass(frozen=True, slots=True)
 class AwaitClone:
-    """Wait until this clone has changed."""
+    """Wait until this clone has changed; then read image and source again too."""
 
     volume_id: str
+    source_volid: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +174,7 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
         # Somebody may be about to send its data, or Cinder to add a location
         return Finish(Again("a new image, somebody may be at work on it", after=quiet_in, counted=False, news=True))
     if seen.clones is None:
-        return LookAtClones()
+        return LookAtClones(named if IMAGE_ID.fullmatch(named) else "")
     for clone in seen.clones:
         if image_volume.is_broken(clone) and (is_ours(clone) or _is_still(clone, seen, rules)):
             return DeleteClone(clone.id, because=f"Cinder could not clone volume {clone.source_volid}")
@@ -292,7 +295,7 @@ def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, 
         left = rules.grace - (seen.now - _last_change(clone))
         return Finish(Again("Cinder's own upload may be at work", after=max(1.0, left), counted=False))
     if not image_volume.is_usable(clone):
-        return AwaitClone(clone.id)
+        return AwaitClone(clone.id, clone.source_volid)
     if not seen.sure:
         return LookAgain(clone.source_volid)
     source = seen.source if seen.source and seen.source.id == clone.source_volid else None

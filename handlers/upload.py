@@ -140,8 +140,9 @@ class Upload:
         """Do one action and read again what it may have changed."""
         cloud, image_id = self._cloud, seen.image.id
         match action:
-            case completion.LookAtClones():
-                found = await cloud.find_volumes(image_volume.name_of(image_id))
+            case completion.LookAtClones(source_volid):
+                looking = self._look_at_source(source_volid, seen) if source_volid else _same(seen)
+                found, seen = await asyncio.gather(cloud.find_volumes(image_volume.name_of(image_id)), looking)
                 return replace(seen, clones=clones_of(image_id, found))
             case completion.LookAtSource(volume_id):
                 return await self._look_at_source(volume_id, seen)
@@ -150,12 +151,7 @@ class Upload:
             case completion.LookAtLocations():
                 return replace(seen, locations=await cloud.get_locations(image_id))
             case completion.LookAgain(volume_id):
-                image, again = await asyncio.gather(
-                    cloud.get_image(image_id), self._look_at_source(volume_id, replace(seen, source=None))
-                )
-                # Its times are whole seconds: that it is being changed shows in what is read sooner
-                changed = seen.changed or image != seen.image
-                return replace(again, image=image, now=self._now(), sure=True, changed=changed)
+                return await self._look_again(volume_id, seen)
             case completion.CreateClone(new):
                 clone = await cloud.create_volume(new)
                 log.info("clone_creating", volume_id=clone.id, source_volid=new.source_volid, size=new.size)
@@ -172,10 +168,18 @@ class Upload:
                 await cloud.set_readonly(volume_id)
                 return _believed(volume_id, {"readonly": "True"}, seen)
             case completion.AddLocation(url):
-                await self._add_location(image_id, url)
-                return replace(seen, image=await cloud.get_image(image_id), asked=url, tasks=None)
-            case completion.AwaitClone(volume_id):
-                return await self._await_clone(volume_id, seen, watch)
+                if await self._add_location(image_id, url):
+                    # Its task has begun, and Glance's lock lies on the image
+                    image = replace(seen.image, import_locked=True)
+                else:
+                    image = await cloud.get_image(image_id)
+                return replace(seen, image=image, asked=url, tasks=None)
+            case completion.AwaitClone(volume_id, source_volid):
+                await watch.changed()
+                seen, again = await asyncio.gather(
+                    self._look_at_clone(volume_id, seen), self._look_again(source_volid, seen)
+                )
+                return replace(again, clones=seen.clones)
             case completion.AwaitImage():
                 await watch.changed()
                 return replace(seen, image=await cloud.get_image(image_id), now=self._now(), tasks=None)
@@ -190,7 +194,16 @@ class Upload:
         except NotFound:
             return replace(seen, source=None, missing=seen.missing | {volume_id})
 
-    async def _add_location(self, image_id: str, url: str) -> None:
+    async def _look_again(self, source_volid: str, seen: Seen) -> Seen:
+        image, again = await asyncio.gather(
+            self._cloud.get_image(seen.image.id), self._look_at_source(source_volid, replace(seen, source=None))
+        )
+        # Its times are whole seconds: that it is being changed shows in what is read sooner
+        changed = seen.changed or image != seen.image
+        return replace(again, image=image, now=self._now(), sure=True, changed=changed)
+
+    async def _add_location(self, image_id: str, url: str) -> bool:
+        """Whether it was done by the new API, which takes its time."""
         new = self._rules.location_api == "new"
         if self._rules.location_api == "auto":
             if self._imports_locations is None:
@@ -202,14 +215,13 @@ class Upload:
             log.info("location_refused", url=url, why=str(error))
             raise
         log.info("location_added", url=url, location_api="new" if new else "old")
+        return new
 
-    async def _await_clone(self, volume_id: str, seen: Seen, watch: Watch) -> Seen:
-        await watch.changed()
-        seen = replace(seen, now=self._now())
+    async def _look_at_clone(self, volume_id: str, seen: Seen) -> Seen:
         try:
             clone = await self._cloud.get_volume(volume_id)
         except NotFound:
-            return replace(_without(volume_id, seen), image=await self._cloud.get_image(seen.image.id))
+            return _without(volume_id, seen)
         return replace(seen, clones=tuple(clone if other.id == clone.id else other for other in seen.clones or ()))
 
 
@@ -217,6 +229,10 @@ def clones_of(image_id: str, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
     """Those of the internal project's volumes that are clones for the image; what Glance and we fill has no source."""
     name = image_volume.name_of(image_id)
     return tuple(v for v in volumes if v.name == name and v.source_volid and not image_volume.is_leaving(v))
+
+
+async def _same(seen: Seen) -> Seen:
+    return seen
 
 
 def _without(volume_id: str, seen: Seen) -> Seen:

@@ -40,13 +40,13 @@ def worker() -> Iterator[WorkerProcess]:
         yield process
 
 
-def until(check: Any, *, seconds: float = 900.0) -> None:
+def until(check: Any, *, seconds: float = 900.0, every: float = 0.1) -> None:
     """Return when `check` is true."""
     deadline = time.monotonic() + seconds
     while not check():
         if time.monotonic() > deadline:
             raise TimeoutError
-        time.sleep(0.1)
+        time.sleep(every)
 
 
 def owners(operator: Person, image_id: str) -> dict[str, str]:
@@ -138,7 +138,7 @@ def source_of(alice: Person, gib: int) -> str:
 
 def until_active(alice: Person, image_id: str) -> float:
     """When the image became active."""
-    until(lambda: alice.show(image_id)["status"] == "active")
+    until(lambda: alice.show(image_id)["status"] == "active", every=0.05)
     return time.monotonic()
 
 
@@ -150,7 +150,7 @@ def until_quiet(alice: Person, image_id: str, source: str) -> None:
 
 def uploads(options: argparse.Namespace) -> list[Row]:
     """A volume becomes an image: by the worker, by Cinder's own clone, by Cinder's copy; are the bytes the same?"""
-    alice = Person("alice")
+    alice, operator = Person("alice"), Person("operator")
     took: dict[tuple[int, str], list[float]] = {}
     hashes: dict[int, set[str]] = {}
     sources = {gib: source_of(alice, gib) for gib in options.gib}
@@ -165,6 +165,9 @@ def uploads(options: argparse.Namespace) -> list[Row]:
                 if last == 1:
                     hashes.setdefault(gib, set()).add(alice.sha256(image_id))
                 alice.delete_image(image_id)
+                # Not while Cinder is busy with what the last round has left
+                until(lambda image=image_id: not any(image in volume["name"] for volume in operator.volumes()))
+                time.sleep(1)
 
     devcloud("set", "UPLOAD_CLONE=0", "UPLOAD_INTERNAL=0")
     with worker():

@@ -65,9 +65,9 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
     ("given", "expected"),
     [
         # From nothing to a clone
-        (seen(), LookAtClones()),
+        (seen(), LookAtClones(SOURCE)),
         (seen(clones=()), LookAtSource(SOURCE)),
-        (seen(clones=(replace(OURS, status="creating"),)), AwaitClone("clone")),
+        (seen(clones=(replace(OURS, status="creating"),)), AwaitClone("clone", SOURCE)),
         (seen(clones=(OURS,)), LookAgain(SOURCE)),
         # From the clone to the location
         (sure(with_metadata(OURS, image_size=None)), SetMetadata("clone", {"image_size": str(2 * GIB)})),
