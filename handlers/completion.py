@@ -179,7 +179,7 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
         if image_volume.is_broken(clone) and (is_ours(clone) or _is_still(clone, seen, rules)):
             return DeleteClone(clone.id, because=f"Cinder could not clone volume {clone.source_volid}")
     if seen.failed:
-        return Finish(Again(seen.failed), tell="the volume could not be cloned, it is tried again")
+        return Finish(Again(seen.failed), tell="waiting: the volume could not be cloned, it is tried again")
     clones = [clone for clone in seen.clones if not image_volume.is_broken(clone)]
     if named:
         if unwanted := [clone for clone in clones if is_ours(clone) and clone.source_volid != named]:
@@ -299,7 +299,7 @@ def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, 
     if not seen.sure:
         return LookAgain(clone.source_volid)
     source = seen.source if seen.source and seen.source.id == clone.source_volid else None
-    if source and source.status == "uploading":
+    if not is_ours(clone) and source and source.status == "uploading":
         return Finish(Again("Cinder's own upload is at work"))
     if not _is_owners(clone, source, seen.image):
         # Our own stands for nothing any more; whoever asked Cinder for the other may still make sense of it
