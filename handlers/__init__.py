@@ -20,6 +20,8 @@ ROUTES: Mapping[str, frozenset[str]] = {
         }
     ),
     # The queued image itself, its becoming active (an image.update alone), and the clone that it is made of
-    "upload": frozenset({"image.create", "image.update", "volume.create.end", "scheduler.create_volume"}),
+    "upload": frozenset(
+        {"image.create", "image.update", "image.activate", "volume.create.end", "scheduler.create_volume"}
+    ),
     "reclaim": frozenset({"image.delete"}),
 }

@@ -17,6 +17,8 @@ from worker.target import TAG, UPLOAD, Target, Uploads
 
 LOCATION_IMPORT = "location_import"
 UNDER_WAY = frozenset({"pending", "processing"})
+# For so long a job waits for a clone that is being made, and a clone whose source is gone is given, in seconds
+PATIENCE = 60.0
 # A clone of Cinder's that is no location of its active image, in seconds; Cinder deletes its own within moments
 LEFT_OVER_AFTER = 3600.0
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
@@ -31,7 +33,8 @@ class Seen:
     `clones` are the volumes of the internal project named like its Image-Volume that are clones, oldest first. `source`
     is the volume asked for last; `missing` are volumes that were not found. `sure` tells that image and source were
     read again since the clone was there, `changed` that the image was another one when it was read before. `asked` is
-    the location that this very run has given to Glance, `failed` why something it made came to nothing.
+    the location that this very run has given to Glance, `bound_at` the image's updated_at after a change of this run's,
+    `failed` why something it made came to nothing.
     """
 
     image: Image
@@ -45,6 +48,7 @@ class Seen:
     sure: bool = False
     changed: bool = False
     asked: str = ""
+    bound_at: str = ""
     failed: str = ""
 
 
@@ -80,10 +84,22 @@ class LookAgain:
 
 
 @dataclass(frozen=True, slots=True)
+class Bind:
+    """Write into the image's property which image it is meant for.
+
+    Cinder and Nova hand the properties of an image on: to volumes made from it, and to the images made of those. One
+    that was handed on must never be taken for a wish.
+    """
+
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
 class CreateClone:
-    """Clone the source into the internal project."""
+    """Clone the source into the internal project; with `bind`, bind the property in the same breath."""
 
     new: NewVolume
+    bind: Bind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +159,7 @@ Action = (
     | LookAtTasks
     | LookAtLocations
     | LookAgain
+    | Bind
     | CreateClone
     | DeleteClone
     | SetMetadata
@@ -165,7 +182,7 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
         return AwaitImage() if seen.asked else Finish(Again("Glance is at work on the image", news=True))
     if seen.asked:
         return _look_at_answer(seen)
-    named = image.properties.get(rules.source_property, "")
+    named = source_named(image, rules)
     quiet_in = rules.grace - (seen.now - image.created_epoch)
     if not is_raw(image):
         reason = f"only raw/bare images can be made of a volume, this one is {kind_of(image)}"
@@ -182,9 +199,10 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
         return Finish(Again(seen.failed), tell="waiting: the volume could not be cloned, it is tried again")
     clones = [clone for clone in seen.clones if not image_volume.is_broken(clone)]
     if named:
+        if any(not is_ours(clone) and clone.source_volid != named for clone in clones):
+            return Finish(Skip("Cinder itself makes the image of another volume than the property names"))
         if unwanted := [clone for clone in clones if is_ours(clone) and clone.source_volid != named]:
             return DeleteClone(unwanted[0].id)
-        clones = [clone for clone in clones if clone.source_volid == named]
     if clones:
         usable = [clone for clone in clones if image_volume.is_usable(clone)]
         return _complete((usable or clones)[0], seen, rules, targets)
@@ -194,6 +212,25 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
         return LookAtTasks()
     stranded = [volume_id for volume_id in stranded_volumes(seen.tasks) if volume_id not in seen.missing]
     return _clone_of(stranded[0], seen, rules, targets) if stranded else Finish(Skip(NOBODY_ASKED))
+
+
+def source_named(image: Image, rules: Uploads) -> str:
+    """The volume that the image's property asks for; "" if there is none, or if it was meant for another image."""
+    value = _wish(image, rules)
+    volume_id, _, image_id = value.rpartition("/")
+    if not IMAGE_ID.fullmatch(image_id) or not volume_id:
+        return value
+    return volume_id if image_id == image.id else ""
+
+
+def binding(image: Image, rules: Uploads) -> Bind | None:
+    """What binds the image's property to it; None if there is nothing to bind."""
+    value = _wish(image, rules)
+    return Bind(f"{value}/{image.id}") if IMAGE_ID.fullmatch(value) else None
+
+
+def _wish(image: Image, rules: Uploads) -> str:
+    return image.properties.get(rules.source_property, "").strip().lower()
 
 
 def is_raw(image: Image) -> bool:
@@ -285,7 +322,8 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
             size=source.size,
             source_volid=source.id,
             metadata=metadata_of(seen.image, source.size) | {TAG: UPLOAD},
-        )
+        ),
+        binding(seen.image, rules),
     )
 
 
@@ -295,7 +333,7 @@ def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, 
         left = rules.grace - (seen.now - _last_change(clone))
         return Finish(Again("Cinder's own upload may be at work", after=max(1.0, left), counted=False))
     if not image_volume.is_usable(clone):
-        return AwaitClone(clone.id, clone.source_volid)
+        return _await(clone, seen)
     if not seen.sure:
         return LookAgain(clone.source_volid)
     source = seen.source if seen.source and seen.source.id == clone.source_volid else None
@@ -321,12 +359,29 @@ def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, 
         return SetMetadata(clone.id, missing)
     if not image_volume.is_readonly(clone):
         return SetReadonly(clone.id)
+    if bind := binding(seen.image, rules):
+        return bind
     # Glance writes a whole image whenever a part of it is changed. A change that falls together with a location being
     # added undoes half of that (measured: active without a size, or with the location of a volume that is gone)
-    changed = seen.changed or seen.image.updated_epoch > seen.image.created_epoch
+    ours = seen.bound_at and seen.image.updated_at == seen.bound_at
+    changed = seen.changed or (not ours and seen.image.updated_epoch > seen.image.created_epoch)
     if changed and seen.now - seen.image.updated_epoch < rules.quiet:
         return AwaitImage()
     return AddLocation(f"cinder://{store}/{clone.id}")
+
+
+def _await(clone: Volume, seen: Seen) -> Action:
+    """Wait for a clone that is being made; not with a slot of the lane for long, nor for ever without its source."""
+    age = seen.now - clone.created_epoch
+    if age > PATIENCE:
+        if not seen.sure:
+            return LookAgain(clone.source_volid)
+        if clone.source_volid in seen.missing and is_ours(clone):
+            # Cinder may have been asked for it a moment too late, and leaves it as it is
+            return DeleteClone(clone.id, because="the volume was deleted before it was cloned")
+        reason = "the volume is being cloned"
+        return Finish(Again(reason, after=PATIENCE / 2, counted=False, news=True), tell=f"waiting: {reason}")
+    return AwaitClone(clone.id, clone.source_volid)
 
 
 def _is_owners(clone: Volume, source: Volume | None, image: Image) -> bool:
@@ -362,8 +417,11 @@ def _clean_up(seen: Seen, rules: Uploads) -> Action:
         return Finish(
             Park("Glance has lost the image's size, somebody changed the image at the same time: make it anew")
         )
-    if not seen.asked and seen.image.import_locked and seen.image.properties.get(rules.status_property):
-        return Finish(Again("what its owner was told is taken back once Glance has read it", after=15.0, counted=False))
+    unbound = binding(seen.image, rules) is not None
+    if not seen.asked and seen.image.import_locked and (unbound or seen.image.properties.get(rules.status_property)):
+        return Finish(Again("its properties are put right once Glance has read it", after=15.0, counted=False))
+    if not seen.image.import_locked and (bind := binding(seen.image, rules)):
+        return bind
     if seen.clones is None:
         return LookAtClones()
     if not seen.clones:

@@ -22,6 +22,8 @@ def refusal(image: Image, target: Target, policy: Policy) -> str | None:
         return (
             f"image is {image.disk_format}/{image.container_format}, not {'|'.join(sorted(target.disk_formats))}/bare"
         )
+    if not image.size:
+        return "image is empty"
     if "cinder_encryption_key_id" in image.properties:
         return "image holds an encrypted volume"
     if asked in NO:

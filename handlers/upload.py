@@ -99,9 +99,10 @@ class Upload:
             known = stores if image.stores is None else image.stores
             if len(clones) > 1 or not stores <= known:
                 return "a clone that is none of its locations"
-            told = self._rules.source_property in image.properties and self._rules.status_property in image.properties
-            return "active, and its owner is told that it is not" if told else ""
-        if self._rules.source_property in image.properties:
+            told = completion.source_named(image, self._rules) and self._rules.status_property in image.properties
+            unbound = completion.binding(image, self._rules)
+            return "active, and its properties say that it is not" if told or unbound else ""
+        if completion.source_named(image, self._rules):
             return "queued, and a property names its source volume"
         if clones:
             return "queued, and its clone is there"
@@ -132,7 +133,7 @@ class Upload:
 
     def _path(self, seen: Seen) -> str:
         """How the image came by its data: asked for by property, Cinder's upload finished, or begun again."""
-        if self._rules.source_property in seen.image.properties:
+        if completion.source_named(seen.image, self._rules):
             return "property"
         return "stranded" if all(completion.is_ours(clone) for clone in seen.clones or ()) else "cinder"
 
@@ -152,14 +153,19 @@ class Upload:
                 return replace(seen, locations=await cloud.get_locations(image_id))
             case completion.LookAgain(volume_id):
                 return await self._look_again(volume_id, seen)
-            case completion.CreateClone(new):
-                clone = await cloud.create_volume(new)
+            case completion.Bind():
+                return await self._bind(action, seen)
+            case completion.CreateClone(new, bind):
+                clone, seen = await asyncio.gather(
+                    cloud.create_volume(new), self._bind(bind, seen) if bind else _same(seen)
+                )
                 log.info("clone_creating", volume_id=clone.id, source_volid=new.source_volid, size=new.size)
                 return replace(seen, clones=(*(seen.clones or ()), clone), sure=False)
             case completion.DeleteClone(volume_id, because):
                 with contextlib.suppress(NotFound):
                     await cloud.delete_volume(volume_id)
-                    log.info("clone_deleted", volume_id=volume_id, why=because or "it is not wanted")
+                    other = "the image has other data" if seen.image.status == "active" else "the property has changed"
+                    log.info("clone_deleted", volume_id=volume_id, why=because or other)
                 return replace(_without(volume_id, seen), failed=because or seen.failed, sure=False)
             case completion.SetMetadata(volume_id, metadata):
                 await cloud.set_metadata(volume_id, metadata)
@@ -187,6 +193,19 @@ class Upload:
                 return seen
             case never:
                 assert_never(never)
+
+    async def _bind(self, bind: completion.Bind, seen: Seen) -> Seen:
+        name = self._rules.source_property
+        await self._cloud.set_property(seen.image.id, name, bind.value)
+        image = await self._cloud.get_image(seen.image.id)
+        expected = replace(
+            seen.image,
+            properties={**seen.image.properties, name: bind.value},
+            updated_at=image.updated_at,
+            updated_epoch=image.updated_epoch,
+        )
+        changed = seen.changed or seen.image.updated_epoch > seen.image.created_epoch or image != expected
+        return replace(seen, image=image, changed=changed, bound_at=image.updated_at)
 
     async def _look_at_source(self, volume_id: str, seen: Seen) -> Seen:
         try:

@@ -39,7 +39,7 @@ async def explain(
 
 async def look(cloud: Cloud, rules: Uploads, image: Image, *, now: float) -> Seen:
     """All that concerns the upload of a queued image."""
-    named = image.properties.get(rules.source_property, "")
+    named = completion.source_named(image, rules)
     clones = clones_of(image.id, await cloud.find_volumes(image_volume.name_of(image.id)))
     seen = Seen(
         image=image, now=now, stores=await cloud.list_stores(), clones=clones, tasks=await cloud.list_tasks(image.id)
@@ -80,12 +80,15 @@ def _format(image: Image) -> Check:
     if completion.is_raw(image):
         return Check("format", "ok", "raw/bare")
     return Check(
-        "format", "fail", completion.kind_of(image), "only raw/bare can be a volume as it is: make a new image record"
+        "format", "fail", completion.kind_of(image), "only raw/bare can be a volume as it is: the owner changes that"
     )
 
 
 def _named(seen: Seen, rules: Uploads) -> Check:
-    if named := seen.image.properties.get(rules.source_property):
+    given, named = seen.image.properties.get(rules.source_property), completion.source_named(seen.image, rules)
+    if given and not named:
+        return Check("source", "ok", f"property {rules.source_property} was meant for another image: {given}")
+    if named:
         return Check("source", "ok", f"property {rules.source_property} names {named}")
     if seen.clones:
         return Check("source", "ok", "Cinder has made a clone for the image")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import json
+import re
 import time
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -301,6 +302,10 @@ class OpenStackCloud:
             raise Blocked(f"{service}: Keystone refuses our credentials: {_line(error)}") from error
         except (ksa.MissingRequiredOptions, ksa.NoMatchingPlugin, openstack.exceptions.ConfigException) as error:
             raise Blocked(f"{service}: credentials are incomplete: {_line(error)}") from error
+        except openstack.exceptions.NotSupported as error:
+            # It looks for the service's versions first, and has found none
+            self._metrics.api_requests.labels(service, method, "none").inc()
+            raise Temporary(f"{service}: no answer: its endpoint tells no API version, is it there?") from error
         except UNANSWERED as error:
             self._metrics.api_requests.labels(service, method, "none").inc()
             raise Temporary(f"{service}: no answer: {_line(error)}") from error
@@ -350,8 +355,8 @@ def _message(response: requests.Response) -> str:
         inner = next(iter(body.values())) if isinstance(body, dict) and body else body
         text = str(inner.get("message", inner)) if isinstance(inner, dict) else str(inner)
     except ValueError:
-        text = response.text.split("</h1>")[-1].split("<br")[0]
-    return " ".join(text.split())[:300]
+        text = response.text.split("</h1>")[-1]
+    return " ".join(re.sub(r"<[^>]*>", " ", text).split())[:300]
 
 
 def _retry_after(response: requests.Response) -> float | None:

@@ -440,6 +440,46 @@ def test_cinder_at_work_is_left_alone(
             until_hashed(alice, image_id)
 
 
+@pytest.mark.usefixtures("cinders_own")
+def test_a_property_that_cinder_hands_on_is_no_wish(
+    worker: Worker, queued: Queued, uploaded: Queued, volumes: Volumes, alice: Person, operator: Person
+) -> None:
+    with worker(groups(uploads=UPLOADS)) as process:
+        process.wait_ready()
+        first = queued(volumes())
+        until_active(alice, first)
+        with alice.temporary_volume(first, "local-1") as made:
+            second = uploaded(made.id)
+            until_active(alice, second)
+            # Cinder has handed on what the first image's property says
+            assert alice.show(second)[SOURCE] == alice.show(first)[SOURCE]
+            (clone,) = of_image(operator, second)
+            assert clone["source_volid"] == made.id
+            assert locations(operator, second) == [clone["id"]]
+            assert told(alice, second) == ""
+            assert len(process.events("clone_creating")) == 1
+            for image_id in (first, second):
+                until_hashed(alice, image_id)
+            until(lambda: volume_status(alice, made.id) == "available")
+
+
+def test_a_source_deleted_at_once_leaves_nothing(
+    worker: Worker, queued: Queued, alice: Person, operator: Person
+) -> None:
+    with worker() as process:
+        process.wait_ready()
+        made = []
+        for number in range(4):
+            source = alice.blank("local-1")
+            made.append(queued(source))
+            time.sleep(0.05 * number)
+            alice.delete_volume(source)
+        for image_id in made:
+            until(lambda image=image_id: status(alice, image) == "active" or told(alice, image).startswith("refused"))
+            if status(alice, image_id) == "queued":
+                until(lambda image=image_id: not of_image(operator, image), what="nothing stays")
+
+
 def test_the_clone_that_cinder_left_in_the_owners_project_is_a_source(
     worker: Worker, uploaded: Queued, volumes: Volumes, alice: Person, operator: Person
 ) -> None:

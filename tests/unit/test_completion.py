@@ -11,6 +11,7 @@ from handlers.completion import (
     AddLocation,
     AwaitClone,
     AwaitImage,
+    Bind,
     CreateClone,
     DeleteClone,
     Finish,
@@ -34,8 +35,9 @@ NOW = 1000.0
 RULES = Uploads(grace=60.0)
 STORES = (Store(id="file", type="file"), Store(id="c1", type="cinder", volume_type="ssd"))
 
-QUEUED = Image(id=IMAGE, status="queued", owner="alice", disk_format="raw", container_format="bare",
-               visibility="private", created_epoch=990.0, properties={"image_volume_source": SOURCE})  # fmt: skip
+PLAIN = Image(id=IMAGE, status="queued", owner="alice", disk_format="raw", container_format="bare",
+              visibility="private", created_epoch=990.0, properties={"image_volume_source": SOURCE})  # fmt: skip
+QUEUED = replace(PLAIN, properties={"image_volume_source": f"{SOURCE}/{IMAGE}"})
 UNNAMED = replace(QUEUED, properties={}, created_epoch=100.0)
 VOLUME = Volume(id=SOURCE, name="v", status="available", volume_type="ssd", size=2, project_id="alice", foreign=True)
 METADATA = {"glance_image_id": IMAGE, "image_owner": "alice", "image_size": str(2 * GIB)}
@@ -44,6 +46,7 @@ OURS = Volume(id="clone", name=f"image-{IMAGE}", status="available", volume_type
               metadata={**METADATA, "image_volume_worker": "upload", "readonly": "True"})  # fmt: skip
 CINDERS = replace(OURS, created_epoch=100.0, updated_epoch=101.0,
                   metadata={"image_owner": "alice", "readonly": "True"})  # fmt: skip
+HANDED_ON = replace(UNNAMED, properties={"image_volume_source": f"{SOURCE}/{OTHER}"})
 URL = "cinder://c1/clone"
 FAILED = ImageTask(id="t", type="location_import", status="failure", message="it broke", url=f"cinder://{SOURCE}")
 
@@ -80,6 +83,20 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
         (sure(OURS, image=replace(QUEUED, created_epoch=999.0, updated_epoch=999.0)),
          AddLocation("cinder://c1/clone")),
         (sure(OURS, source=None), AddLocation("cinder://c1/clone")),
+        # The property is bound to the image before the image is active, and also if it was set on an active one
+        (sure(OURS, image=PLAIN), Bind(f"{SOURCE}/{IMAGE}")),
+        (sure(OURS, image=replace(PLAIN, properties={"image_volume_source": f" {SOURCE.upper()} "})),
+         Bind(f"{SOURCE}/{IMAGE}")),
+        (seen(replace(PLAIN, status="active", size=1)), Bind(f"{SOURCE}/{IMAGE}")),
+        (seen(replace(PLAIN, status="active", size=1, import_locked=True), asked=URL, clones=(OURS,)),
+         LookAtLocations()),
+        # and the change is our own
+        (sure(OURS, image=replace(QUEUED, updated_epoch=999.0, updated_at="t"), bound_at="t"),
+         AddLocation("cinder://c1/clone")),
+        # A clone that takes its time holds no slot; one whose source is gone is given up
+        (seen(clones=(replace(OURS, status="creating", created_epoch=900.0),)), LookAgain(SOURCE)),
+        (sure(replace(OURS, status="creating", created_epoch=900.0), None, missing=frozenset({SOURCE})),
+         DeleteClone("clone", "the volume was deleted before it was cloned")),
         (sure(OURS, source=replace(VOLUME, status="in-use")), AddLocation("cinder://c1/clone")),
         # Glance is at work, has failed, is done
         (seen(replace(QUEUED, import_locked=True), asked=URL), AwaitImage()),
@@ -115,12 +132,21 @@ def test_next_step(given: Seen, expected: completion.Action) -> None:
     assert completion.plan(given, RULES) == expected
 
 
+def test_a_clone_that_takes_its_time_holds_no_slot() -> None:
+    action = completion.plan(sure(replace(OURS, status="creating", created_epoch=900.0)), RULES)
+    outcome = Again("the volume is being cloned", after=30.0, counted=False, news=True)
+    assert action == Finish(outcome, tell="waiting: the volume is being cloned")
+
+
 def test_the_clone_carries_everything_from_its_first_request() -> None:
     action = completion.plan(seen(clones=(), source=VOLUME), RULES)
     assert isinstance(action, CreateClone)
     assert action.new.name == f"image-{IMAGE}"
     assert (action.new.source_volid, action.new.size, action.new.volume_type) == (SOURCE, 2, "")
     assert action.new.metadata == {**METADATA, "image_volume_worker": "upload"}
+    assert action.bind is None
+    plain = completion.plan(seen(PLAIN, clones=(), source=VOLUME), RULES)
+    assert plain == replace(action, bind=Bind(f"{SOURCE}/{IMAGE}"))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +196,11 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
          Park("Glance has lost the image's size, somebody changed the image at the same time: make it anew")),
         (seen(replace(QUEUED, status="active", import_locked=True,
                       properties={"image_volume_source": SOURCE, "image_volume_status": "waiting"})),
-         Again("what its owner was told is taken back once Glance has read it", after=15.0, counted=False)),
+         Again("its properties are put right once Glance has read it", after=15.0, counted=False)),
+        # Handed on by Cinder or Nova from another image: nobody has asked for anything
+        (seen(HANDED_ON, clones=(), tasks=()), Skip(completion.NOBODY_ASKED)),
+        (seen(clones=(replace(CINDERS, source_volid=OTHER),)),
+         Skip("Cinder itself makes the image of another volume than the property names")),
     ],
 )  # fmt: skip
 def test_left_alone(given: Seen, outcome: object) -> None:

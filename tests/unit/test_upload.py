@@ -349,7 +349,7 @@ async def test_an_upload_costs_so_many_requests(rig: Rig, cloud: FakeCloud) -> N
     check_complete(cloud, image.id)
     reads = {"get_image", "get_volume", "get_locations", "find_volumes", "list_tasks"}
     assert {verb: n for verb, n in cloud.calls.items() if verb not in reads} == dict.fromkeys(
-        ("list_stores", "create_volume", "set_readonly", "imports_locations", "import_location"), 1
+        ("list_stores", "create_volume", "set_property", "set_readonly", "imports_locations", "import_location"), 1
     )
     assert sum(cloud.calls[verb] for verb in reads) <= 14
 
@@ -401,3 +401,29 @@ async def test_a_property_that_is_set_while_the_image_is_looked_at_is_news(cloud
         cloud.set_by_user(image.id, **{SOURCE: volume.id})
         while cloud.images[image.id].status != "active":
             await asyncio.sleep(0.001)
+
+
+async def test_what_an_image_hands_on_is_no_wish(rig: Rig, cloud: FakeCloud) -> None:
+    first = asked(cloud, cloud.volume_of("alice"))
+    await rig.quiet()
+    handed_on = cloud.images[first.id].properties
+    assert handed_on[SOURCE].endswith(f"/{first.id}")
+    # Cinder makes an image of a volume made from it, and Nova a snapshot
+    second = cloud.queue(properties=handed_on)
+    await rig.quiet()
+    await rig.resync()
+    await rig.quiet()
+    assert cloud.images[second.id].status == "queued"
+    assert cloud.of(second.id) == []
+    assert cloud.calls["create_volume"] == 1
+    # Its owner may still ask for a volume
+    cloud.set_by_user(second.id, **{SOURCE: cloud.volume_of("alice").id})
+    await rig.quiet()
+    check_complete(cloud, second.id)
+
+
+async def test_a_property_set_on_an_active_image_is_bound_to_it(rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload(properties={SOURCE: cloud.volume_of("alice").id})
+    await rig.quiet()
+    assert cloud.images[image.id].properties[SOURCE].endswith(f"/{image.id}")
+    assert cloud.calls["create_volume"] == 0

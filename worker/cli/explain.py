@@ -38,11 +38,12 @@ class Explain(Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table of conditions."""
         settings = self.app.read_settings()
-        if not IMAGE_ID.fullmatch(parsed_args.image):
+        image_id = parsed_args.image.strip().lower()
+        if not IMAGE_ID.fullmatch(image_id):
             raise Misconfigured([f"{parsed_args.image!r} is not the id of an image"])
         if parsed_args.target and parsed_args.target not in {target.name for target in settings.targets}:
             raise Misconfigured([f"no target {parsed_args.target!r} is configured"])
-        checks = asyncio.run(_explain(settings, parsed_args.image, parsed_args.target))
+        checks = asyncio.run(_explain(settings, image_id, parsed_args.target))
         rows = [(check.name, check.verdict, check.detail, check.advice) for check in checks]
         return ("Condition", "Result", "Detail", "What to do"), rows
 
