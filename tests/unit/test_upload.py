@@ -51,6 +51,14 @@ def check_complete(cloud: FakeCloud, image_id: str) -> Volume:
     return clone
 
 
+async def until_complete(cloud: FakeCloud, image_id: str) -> None:
+    """Return when the image is active and all is as it should be; a wait that nothing ends fails."""
+    async with asyncio.timeout(10):
+        while cloud.images[image_id].status != "active":
+            await asyncio.sleep(0.001)
+    check_complete(cloud, image_id)
+
+
 async def test_a_property_is_enough(rig: Rig, cloud: FakeCloud) -> None:
     volume = cloud.volume_of("alice", size=3)
     image = asked(cloud, volume)
@@ -371,9 +379,7 @@ async def test_a_property_that_is_set_during_the_grace_is_news(cloud: FakeCloud)
         while not rig.runner.due():
             await asyncio.sleep(0.001)
         cloud.set_by_user(image.id, **{SOURCE: volume.id})
-        while cloud.images[image.id].status != "active":
-            await asyncio.sleep(0.001)
-        check_complete(cloud, image.id)
+        await until_complete(cloud, image.id)
 
 
 async def test_another_volume_ends_the_wait_for_one_in_use(cloud: FakeCloud) -> None:
@@ -387,8 +393,7 @@ async def test_another_volume_ends_the_wait_for_one_in_use(cloud: FakeCloud) -> 
         assert cloud.images[image.id].properties[STATUS] == "waiting: the volume is in-use, detach it"
         assert cloud.calls["set_property"] == 1
         cloud.set_by_user(image.id, **{SOURCE: cloud.volume_of("alice").id})
-        while cloud.images[image.id].status != "active":
-            await asyncio.sleep(0.001)
+        await until_complete(cloud, image.id)
 
 
 async def test_a_property_that_is_set_while_the_image_is_looked_at_is_news(cloud: FakeCloud) -> None:
@@ -399,8 +404,7 @@ async def test_a_property_that_is_set_while_the_image_is_looked_at_is_news(cloud
             await asyncio.sleep(0)
         # Read already, but not settled yet
         cloud.set_by_user(image.id, **{SOURCE: volume.id})
-        while cloud.images[image.id].status != "active":
-            await asyncio.sleep(0.001)
+        await until_complete(cloud, image.id)
 
 
 async def test_what_an_image_hands_on_is_no_wish(rig: Rig, cloud: FakeCloud) -> None:
