@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from worker.cloud import GIB, Image, NewVolume, Volume
 from worker.notification import IMAGE_VOLUME_NAME
 from worker.target import TAG, UPLOAD, Target
 
+# The image's updated_at that an entry of Cinder's cache was made for
 FRESH = f"{TAG}_updated_at"
+# Set on what pre-warming has made, and on nothing else: only that may go while its image stays
+ORIGIN = f"{TAG}_origin"
+PREWARM = "prewarm"
+# When a volume was last made of it
+USED = f"{TAG}_used_at"
+# An hour is near enough for what is least recently used, in seconds
+RECORD_EVERY = 3600.0
+# What Cinder is still making has no longer than this, in seconds
+STALLED_AFTER = 21_600.0
 USABLE = frozenset({"available", "in-use"})
+MAKING = frozenset({"creating", "downloading"})
 
 
 def name_of(image_id: str) -> str:
@@ -65,7 +77,7 @@ def new_volume(image: Image, target: Target, *, name: str) -> NewVolume:
         volume_type=target.volume_type,
         image_id=image.id,
         availability_zone=target.availability_zone,
-        metadata=metadata_of(image, target),
+        metadata=metadata_of(image, target) | {ORIGIN: PREWARM},
     )
 
 
@@ -78,6 +90,38 @@ def is_on(volume: Volume, target: Target) -> bool:
 def is_ours(volume: Volume, target: Target) -> bool:
     """Whether we made it, for this target."""
     return volume.metadata.get(TAG) == target.name
+
+
+def is_prewarmed(volume: Volume, target: Target) -> bool:
+    """Whether pre-warming has made it for this target, and it is still to go; not a throw-away volume."""
+    made = is_ours(volume, target) and volume.metadata.get(ORIGIN) == PREWARM
+    return made and not volume.foreign and not is_leaving(volume) and volume.name.startswith("image-")
+
+
+def is_copy_of_ours(volume: Volume, image: Image) -> bool:
+    """Whether Glance has made it for a copy-image of ours: it notes the project that asked as the owner."""
+    asked = volume.metadata.get("image_owner") == volume.project_id != image.owner
+    return asked and bool(volume.project_id) and not volume.source_volid and TAG not in volume.metadata
+
+
+def is_stalled(volume: Volume, now: float) -> bool:
+    """Whether Cinder will never make it any more."""
+    return volume.status in MAKING and now - volume.created_epoch > STALLED_AFTER
+
+
+def recorded_use(volume: Volume) -> float:
+    """The last use that is written on it, in epoch seconds; 0 if there is none."""
+    try:
+        return datetime.fromisoformat(volume.metadata.get(USED, "")).timestamp()
+    except ValueError:
+        return 0.0
+
+
+def use_to_record(volume: Volume, used: float) -> dict[str, str]:
+    """What to write on it of a use at `used`, in epoch seconds; nothing if what is there is near enough."""
+    if used - recorded_use(volume) < RECORD_EVERY:
+        return {}
+    return {USED: datetime.fromtimestamp(used, UTC).isoformat(timespec="seconds")}
 
 
 def is_broken(volume: Volume) -> bool:

@@ -15,7 +15,6 @@ def refusal(image: Image, target: Target, policy: Policy) -> str | None:
     The owner's no always counts; the owner's yes overrides `visibilities` and `min_size`, not what limits others' use
     of the storage (`projects`, `exclude_projects`, `max_size`).
     """
-    asked = image.properties.get(policy.property, "").lower()
     if image.status != "active":
         return f"image is {image.status}, not active"
     if image.container_format != "bare" or image.disk_format not in target.disk_formats:
@@ -26,7 +25,7 @@ def refusal(image: Image, target: Target, policy: Policy) -> str | None:
         return "image is empty"
     if "cinder_encryption_key_id" in image.properties:
         return "image holds an encrypted volume"
-    if asked in NO:
+    if _wish(image, policy) in NO:
         return f"the image's property {policy.property} says no"
     if policy.projects and image.owner not in policy.projects:
         return "its project is not among [prewarm] projects"
@@ -34,10 +33,19 @@ def refusal(image: Image, target: Target, policy: Policy) -> str | None:
         return "its project is among [prewarm] exclude_projects"
     if policy.max_size and image.size > policy.max_size:
         return f"image of {image.size} bytes is above [prewarm] max_size"
-    if asked in YES:
+    if is_asked_for(image, policy):
         return None
     if image.visibility not in policy.visibilities:
         return f"visibility {image.visibility} is not among [prewarm] visibilities"
     if image.size < policy.min_size:
         return f"image of {image.size} bytes is below [prewarm] min_size"
     return None
+
+
+def is_asked_for(image: Image, policy: Policy) -> bool:
+    """Whether the image's owner wants it to be warm."""
+    return _wish(image, policy) in YES
+
+
+def _wish(image: Image, policy: Policy) -> str:
+    return image.properties.get(policy.property, "").lower()

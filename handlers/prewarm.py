@@ -8,8 +8,9 @@ from typing import assert_never
 
 import structlog
 
-from handlers import ROUTES, image_volume, policy, strategies
-from handlers.reclaim import release
+from handlers import ROUTES, budget, image_volume, policy, strategies
+from handlers.disposal import Disposal
+from handlers.room import Rooms
 from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, registered, store
 from handlers.target_store import TargetStores
 from worker.cloud import Image, Volume
@@ -35,6 +36,10 @@ READING = (
 )
 # For how long a target that has failed is left out of what is done for others, in seconds
 SUSPECT_FOR = 600.0
+# Uses of an image on a target that make it wanted there where `when` is "used"
+POPULAR = 2
+# Copies that we have asked Glance for and have not marked yet: more are forgotten
+COPIES = 10_000
 
 
 class Prewarm:
@@ -47,14 +52,23 @@ class Prewarm:
         self._cloud = parts.cloud
         self._policy = parts.policy
         self._now = parts.now
+        self._uses = parts.uses
+        self._disposal = Disposal(parts)
+        self._report = parts.report
+        self._rooms = Rooms(parts)
         self._targets = {target.name: target for target in parts.targets}
         self._stores = TargetStores(parts)
         self._suspects: dict[str, float] = {}
         self._resolved: tuple[Target, ...] = ()
         self._copying: set[str] = set()
+        self._copied: dict[str, frozenset[str]] = {}
+        self._shelves: dict[str, budget.Shelf] = {}
 
     def keys(self, notification: Notification) -> Iterable[Key]:
         """The image on every target; on one if the notification is about a volume that we made for that one."""
+        if target := self._uses.heard(notification):
+            known = target in self._targets
+            return (Key(self.name, notification.source_image_id, target),) if known else ()
         if not notification.image_id or notification.target == UPLOAD:
             return ()
         # Of an image's life only its being active concerns us; text payloads tell no status
@@ -75,54 +89,96 @@ class Prewarm:
         try:
             image = await self._cloud.get_image(key.image_id)
             if refusal := policy.refusal(image, target, self._policy):
-                return Skip(refusal)
+                return await self._disposal.cool(image, target, why=refusal)
             target = await self._stores.resolve(target)
-            seen = Seen(image=image, now=self._now(), settle=self._policy.settle)
+            seen = Seen(
+                image=image,
+                now=self._now(),
+                settle=self._policy.settle,
+                rewarm_interval=self._policy.rewarm_interval,
+                asked=self._copied.get(image.id, frozenset()),
+                used=self._uses.last(image.id, target.name),
+            )
             made = False
             while not isinstance(action := self._plan(seen, target), Finish):
-                seen = await self._act(action, seen, watch)
+                seen = await self._act(action, seen, target, watch)
                 made = made or not isinstance(action, READING)
         except NotFound:
-            return await self._gone(key.image_id)
+            return await self._gone(key.image_id, watch)
+        except budget.NoRoom as error:
+            return Skip(str(error))
         except (Conflict, Blocked):
             self._suspects[target.name] = self._now() + SUSPECT_FOR
             raise
+        finally:
+            self._rooms.leave(key.image_id, key.target)
         if isinstance(action.outcome, Again) and action.outcome.counted:
             self._suspects[target.name] = self._now() + SUSPECT_FOR
         else:
             self._suspects.pop(target.name, None)
+        if action.lost or isinstance(action.outcome, Done):
+            self._report.repair(key.image_id, possible=not action.lost)
+        if action.held_back:
+            self._report.rewarm_held_back(key.target)
         if made and isinstance(action.outcome, Done):
             return replace(action.outcome, changed=True)
         return action.outcome
 
-    async def prepare(self) -> None:
-        """Read Glance's stores."""
+    async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
+        """Read Glance's stores, and what lies on targets with a budget."""
         self._resolved = await self._stores.all()
+        self._shelves = {
+            target.name: budget.Shelf(
+                target, budget.held((one for own in volumes.values() for one in own), target, self._uses)
+            )
+            for target in self._resolved
+            if target.has_budget
+        }
 
     def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
-        """The targets where the image is wanted and does not look warm. Pure."""
+        """The targets where the image is wanted and does not look warm, as far as there is room. Calls nobody."""
         if image is None:
             return
         for target in self._resolved:
             if policy.refusal(image, target, self._policy) is None and (
                 why := LACKS[target.strategy](image, volumes, target)
             ):
+                if not any(image_volume.is_ours(volume, target) for volume in volumes):
+                    if self._unpopular(image, target):
+                        continue
+                    shelf, since = self._shelves.get(target.name), budget.since(image, target, self._uses)
+                    if shelf and not shelf.take(image_volume.size_for(image), since=since):
+                        continue
                 yield Missing(Key(self.name, image_id, target.name), why)
 
     def _plan(self, seen: Seen, target: Target) -> Action:
         if refusal := policy.refusal(seen.image, target, self._policy):
             return Finish(Skip(refusal))
-        return PLANS[target.strategy](seen, target)
+        action = PLANS[target.strategy](seen, target)
+        if isinstance(action, strategies.CopyImage | strategies.CreateVolume) and self._unpopular(seen.image, target):
+            if seen.volumes is None:
+                return strategies.LookAtVolumes()
+            # What was warm before is kept so: it was popular then
+            if not seen.repaired and not any(image_volume.is_ours(volume, target) for volume in seen.volumes):
+                return Finish(Skip(f"no second volume was made of the image on target {target.name} yet"))
+        return action
 
-    async def _gone(self, image_id: str) -> Outcome:
+    def _unpopular(self, image: Image, target: Target) -> bool:
+        """Whether the image has to be used on the target before it is wanted there, and was not."""
+        if self._policy.when == "new" or policy.is_asked_for(image, self._policy):
+            return False
+        return self._uses.count(image.id, target.name) < POPULAR
+
+    async def _gone(self, image_id: str, watch: Watch) -> Outcome:
         """What to do when something was not found: if it was the image, nothing of it may stay."""
         try:
             await self._cloud.get_image(image_id)
         except NotFound:
-            return await release(self._cloud, image_id)
+            self._copied.pop(image_id, None)
+            return await self._disposal.release(image_id, watch)
         return Again("something went while it was looked at")
 
-    async def _act(self, action: Action, seen: Seen, watch: Watch) -> Seen:
+    async def _act(self, action: Action, seen: Seen, target: Target, watch: Watch) -> Seen:
         """Do one action and read again what it may have changed."""
         cloud, image_id = self._cloud, seen.image.id
         match action:
@@ -135,13 +191,22 @@ class Prewarm:
             case strategies.LookAtVolume(volume_id):
                 return await self._look_at(volume_id, seen)
             case strategies.CopyImage(stores):
+                await self._rooms.enter(seen.image, target, watch)
                 return await self._copy(stores, seen, watch)
-            case strategies.CreateVolume(new):
+            case strategies.CreateVolume(new, anew):
+                if not anew:
+                    # A cache entry is another volume besides
+                    await self._rooms.enter(seen.image, target, watch, volumes=1 + (target.strategy == "cache"))
+                else:
+                    self._report.rewarm_began(target.name, "changed")
                 volume = await cloud.create_volume(new)
                 log.info("image_volume_creating", volume_id=volume.id, volume_type=new.volume_type, size=new.size)
                 return _with(volume, seen)
             case strategies.DeleteVolume(volume_id, because):
                 await self._delete(volume_id)
+                # What was made before and has to be made again
+                repaired = any(v.id == volume_id and image_volume.is_prewarmed(v, target) for v in seen.volumes or ())
+                seen = replace(seen, repaired=seen.repaired or repaired)
                 return replace(_without(volume_id, seen), failed=because or seen.failed)
             case strategies.SetMetadata(volume_id, metadata):
                 await cloud.set_metadata(volume_id, metadata)
@@ -154,7 +219,8 @@ class Prewarm:
             case strategies.RemoveFromStore(store_id):
                 await cloud.remove_from_store(image_id, store_id)
                 log.warning("broken_location_removed", store=store_id)
-                return replace(seen, image=await self._image(seen), locations=None, volumes=None)
+                self._report.rewarm_began(target.name, "broken")
+                return replace(seen, image=await self._image(seen), locations=None, volumes=None, repaired=True)
             case strategies.AwaitVolume(volume_id):
                 return await self._await_volume(volume_id, seen, watch)
             case strategies.AwaitImage():
@@ -183,9 +249,11 @@ class Prewarm:
             other.glance_store
             for other in await self._stores.all()
             if other.strategy == "store"
+            and not self._unpopular(seen.image, other)
             and other.glance_store not in (seen.image.stores or ())
             and policy.refusal(seen.image, other, self._policy) is None
             and self._suspects.get(other.name, 0.0) < self._now()
+            and await self._rooms.has_spare(seen.image, other)
         ]
         stores = tuple(dict.fromkeys((*stores, *others)))
         if seen.image.id in self._copying:
@@ -196,6 +264,7 @@ class Prewarm:
         try:
             await self._cloud.copy_image(seen.image.id, stores)
             log.info("image_copy_began", stores=stores)
+            self._remember(seen.image.id, stores)
         except Conflict as error:
             image = await self._image(seen)
             if not image.import_locked and not image.importing and not set(stores) & (image.stores or frozenset()):
@@ -206,7 +275,13 @@ class Prewarm:
             return replace(seen, image=await self._image(seen), refused=True)
         finally:
             self._copying.discard(seen.image.id)
-        return replace(seen, image=await self._image(seen), imported=True)
+        return replace(seen, image=await self._image(seen), imported=True, asked=seen.asked | set(stores))
+
+    def _remember(self, image_id: str, stores: tuple[str, ...]) -> None:
+        """Note that what comes to lie in these stores is of our making."""
+        self._copied[image_id] = self._copied.get(image_id, frozenset()) | set(stores)
+        if len(self._copied) > COPIES:
+            del self._copied[next(iter(self._copied))]
 
     async def _add_location(self, url: str, seen: Seen) -> Seen:
         try:

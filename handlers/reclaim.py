@@ -1,35 +1,37 @@
-"""Reclaim: what was kept for an image that is gone goes too."""
+"""Reclaim: what was kept for an image goes when the image is gone, is not wanted any more, or takes too much room."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-import structlog
-
-from handlers import ROUTES, image_volume
-from worker.cloud import Cloud, Image, Volume
-from worker.errors import Blocked, Conflict, NotFound
+from handlers import ROUTES, budget, image_volume, policy
+from handlers.disposal import Disposal
+from worker.cloud import Image, Volume
+from worker.errors import NotFound
 from worker.handler import Missing, Parts, Watch
 from worker.job import Key
 from worker.notification import Notification
 from worker.outcome import Again, Done, Outcome, Skip
-from worker.target import TAG
+from worker.target import TAG, Target
 
 # Making a volume of a large image takes its time; in seconds
 ABANDONED_AFTER = 21_600.0
 
-log = structlog.get_logger(__name__)
-
 
 class Reclaim:
-    """Deletes the Image-Volumes of a deleted image from the internal project, whoever put them there for us."""
+    """Deletes Image-Volumes in the internal project: of deleted images all, of others what pre-warming has made."""
 
     name = "reclaim"
     event_types = ROUTES["reclaim"]
 
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
+        self._policy = parts.policy
+        self._targets = {target.name: target for target in parts.targets}
+        self._disposal = Disposal(parts)
+        self._uses = parts.uses
         self._now = parts.now
+        self._too_much: frozenset[str] = frozenset()
 
     def keys(self, notification: Notification) -> Iterable[Key]:
         """One key for the image."""
@@ -39,67 +41,78 @@ class Reclaim:
         """One lane; deleting is quick and hurts nobody."""
         return {self.name: 8}
 
-    async def reconcile(self, key: Key, watch: Watch) -> Outcome:  # noqa: ARG002  waiting would only hold a slot
-        """Delete them if Glance is certain that the image is not there."""
+    async def reconcile(self, key: Key, watch: Watch) -> Outcome:
+        """Delete what is not needed; all of it only if Glance is certain that the image is not there."""
         try:
-            await self._cloud.get_image(key.image_id)
+            image = await self._cloud.get_image(key.image_id)
         except NotFound:
-            return await release(self._cloud, key.image_id)
+            return await self._disposal.release(key.image_id, watch)
         warming = await self._cloud.find_volumes(image_volume.warming_name_of(key.image_id))
         if left := [volume for volume in warming if self._is_abandoned(volume)]:
-            return await _delete(self._cloud, left, why="nobody uses it any more")
-        return Skip("the image is there")
+            return await self._disposal.delete(left, watch, why="nobody uses it any more", reason="left-over")
+        return await self._evict(image)
+
+    async def _evict(self, image: Image) -> Outcome:
+        """Have go what pre-warming has put where the image is not wanted, or where it takes too much room."""
+        volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
+        outcome: Outcome = Skip("the image is there, and what is kept for it is wanted")
+        for target in self._targets.values():
+            here = [volume for volume in volumes if image_volume.is_prewarmed(volume, target)]
+            if not here or image.status != "active":
+                continue
+            if why := policy.refusal(image, target, self._policy):
+                evicted = await self._disposal.evict(image.id, here, why=why, reason="wanted")
+            elif target.has_budget and (excess := await self._excess(here, target)):
+                why = f"the budget of target {target.name} is used up"
+                evicted = await self._disposal.evict(image.id, excess, why=why, reason="budget")
+            else:
+                continue
+            if isinstance(evicted, Again):
+                return evicted
+            outcome = evicted if isinstance(evicted, Done) or isinstance(outcome, Skip) else outcome
+        return outcome
+
+    async def _excess(self, here: list[Volume], target: Target) -> list[Volume]:
+        """Those of the Image-Volumes for which the target's budget has no room."""
+        there = [volume async for volume in self._cloud.list_volumes(target.name)]
+        going = {one.volume.id for one in budget.Shelf(target, budget.held(there, target, self._uses)).excess()}
+        return [volume for volume in here if volume.id in going]
 
     def _is_abandoned(self, volume: Volume) -> bool:
         """Whether a throw-away volume has outlived whoever made it."""
         return TAG in volume.metadata and self._now() - volume.created_epoch > ABANDONED_AFTER
 
-    async def prepare(self) -> None:
-        """Nothing: the listing says it all."""
+    async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
+        """Find out what is too much on targets with a budget."""
+        excess: set[str] = set()
+        for target in self._targets.values():
+            if target.has_budget:
+                lying = budget.held((one for own in volumes.values() for one in own), target, self._uses)
+                excess |= {one.volume.id for one in budget.Shelf(target, lying).excess()}
+        self._too_much = frozenset(excess)
 
     def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
-        """An image that is not listed as active but has Image-Volumes; `reconcile` makes sure that it is gone."""
-        if image is None and any(not image_volume.is_leaving(volume) for volume in volumes):
-            yield Missing(Key(self.name, image_id), "image is gone or not active, Image-Volumes are there")
-        warming = image_volume.warming_name_of(image_id)
-        if image and any(volume.name == warming and self._is_abandoned(volume) for volume in volumes):
-            yield Missing(Key(self.name, image_id), "a throw-away volume was left behind")
+        """An image with Image-Volumes that is not listed, or that need not have them; `reconcile` makes sure."""
+        staying = [volume for volume in volumes if not image_volume.is_leaving(volume)]
+        if image is None:
+            if staying:
+                yield Missing(Key(self.name, image_id), f"image is gone or not active: {_text(staying)}")
+            return
+        if why := "; ".join(self._not_needed(image, staying)):
+            yield Missing(Key(self.name, image_id), why)
+
+    def _not_needed(self, image: Image, volumes: Iterable[Volume]) -> Iterator[str]:
+        for volume in volumes:
+            target = self._targets.get(volume.metadata.get(TAG, ""))
+            if volume.name == image_volume.warming_name_of(image.id):
+                if self._is_abandoned(volume):
+                    yield f"a throw-away volume was left behind: {_text([volume])}"
+            elif target and image.status == "active" and image_volume.is_prewarmed(volume, target):
+                if refusal := policy.refusal(image, target, self._policy):
+                    yield f"not wanted on {target.name} any more, {refusal}: {_text([volume])}"
+                elif volume.id in self._too_much:
+                    yield f"the budget of target {target.name} is used up: {_text([volume])}"
 
 
-async def release(cloud: Cloud, image_id: str) -> Outcome:
-    """Delete every Image-Volume of an image that Glance does not find.
-
-    Blocked if Glance would not show us an image of somebody else's: then its answer says nothing.
-    """
-    if not await cloud.sees_all_images():
-        raise Blocked("Glance does not find the image, but we lack the role admin to be sure that it is gone")
-    named = await cloud.find_volumes(image_volume.name_of(image_id))
-    warming = await cloud.find_volumes(image_volume.warming_name_of(image_id))
-    left = [volume for volume in (*named, *warming) if _is_of(volume, image_id)]
-    return await _delete(cloud, left, why="image is gone")
-
-
-async def _delete(cloud: Cloud, volumes: Iterable[Volume], *, why: str) -> Outcome:
-    deleted, busy = 0, list[str]()
-    for volume in volumes:
-        if image_volume.is_leaving(volume):
-            continue
-        try:
-            await cloud.delete_volume(volume.id)
-            log.info("image_volume_deleted", volume_id=volume.id, why=why)
-            deleted += 1
-        except NotFound:
-            continue
-        except Conflict:
-            # Still being made, or a clone of it is: Cinder lets go of it later
-            busy.append(volume.id)
-    if busy:
-        return Again(f"in use or still being made: {', '.join(busy)}")
-    return Done(f"{deleted} deleted", changed=deleted > 0)
-
-
-def _is_of(volume: Volume, image_id: str) -> bool:
-    """Whether it was kept for this image: by us or Glance (metadata), or by Cinder, for its cache or an upload."""
-    claim = volume.metadata.get("glance_image_id")
-    by_cinder = image_volume.is_readonly(volume) or volume.source_volid
-    return claim == image_id or bool(claim is None and by_cinder)
+def _text(volumes: Iterable[Volume]) -> str:
+    return ", ".join(f"volume {volume.id} of {volume.size} GiB" for volume in volumes)

@@ -12,7 +12,7 @@ import structlog
 
 from handlers import ROUTES, completion, image_volume
 from handlers.completion import Action, Finish, Seen
-from handlers.reclaim import release
+from handlers.disposal import Disposal
 from handlers.target_store import TargetStores
 from worker.cloud import Image, Store, Volume
 from worker.errors import Blocked, Conflict, NotFound, Temporary
@@ -41,7 +41,8 @@ class Upload:
         self._rules = parts.uploads
         self._targets = parts.targets
         self._now = parts.now
-        self._completed = parts.completed
+        self._report = parts.report
+        self._disposal = Disposal(replace(parts, cloud=parts.urgent))
         self._stores = TargetStores(replace(parts, cloud=parts.urgent))
         self._known: tuple[Store, ...] = ()
         self._imports_locations: bool | None = None
@@ -72,19 +73,19 @@ class Upload:
                 await self._tell("waiting: the cloud's operator has to act", seen.image)
                 raise
         except NotFound:
-            return await self._gone(key.image_id)
+            return await self._gone(key.image_id, watch)
         if action.tell or not isinstance(action.outcome, Again):
             await self._tell(action.tell, seen.image)
         if seen.asked and isinstance(action.outcome, Done):
             path = self._path(seen)
-            self._completed(path)
+            self._report.upload_completed(path)
             if path == "stranded" and seen.source:
                 # Cinder made it in the owner's project, and the owner's it is
                 log.info("volume_left_to_owner", volume_id=seen.source.id, project_id=seen.source.project_id)
             return replace(action.outcome, changed=True)
         return action.outcome
 
-    async def prepare(self) -> None:
+    async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:  # noqa: ARG002  not its concern
         """Read Glance's stores."""
         self._known = await self._stores.stores()
 
@@ -111,12 +112,12 @@ class Upload:
             return "queued, and Cinder's upload may have failed"
         return ""
 
-    async def _gone(self, image_id: str) -> Outcome:
+    async def _gone(self, image_id: str, watch: Watch) -> Outcome:
         """What to do when something was not found: if it was the image, nothing of it may stay."""
         try:
             await self._cloud.get_image(image_id)
         except NotFound:
-            return await release(self._cloud, image_id)
+            return await self._disposal.release(image_id, watch)
         return Again("something went while it was looked at")
 
     async def _tell(self, text: str, image: Image) -> None:

@@ -10,11 +10,16 @@ import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TypeVar
 
-from worker.cloud import GIB, Image, ImageTask, Location, NewVolume, Store, Volume
-from worker.errors import Conflict, NotFound
+from worker.cloud import GIB, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
+from worker.errors import Blocked, Conflict, NotFound
+from worker.target import TAG
 
 PROJECT = "internal-project"
+PAGE = 1000
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -31,7 +36,10 @@ class FakeCloud:
     """`stores` maps Glance's cinder stores to volume types; `cached` are types with Cinder's image-volume cache.
 
     `blind` are the logins of these stores if they see no volume of ours; `new_locations` is Glance 2.17 or newer.
-    `seconds` is how long a volume is `creating`. `emit` gets notifications as bytes. `calls` counts verbs.
+    `seconds` is how long a volume is `creating`. `emit` gets notifications as bytes. `calls` counts verbs. `ahead` is
+    by how many seconds its clock is wrong, `quota` the GiB that the internal project may have. `amnesiac`: Glance lists
+    no images. `held_by_backend` are volumes whose deletion comes to nothing; `torn` those that were deleted although
+    they were a location of an image.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
@@ -39,6 +47,11 @@ class FakeCloud:
     multiple_locations: bool = False
     admin: bool = True
     seconds: float = 0.0
+    ahead: float = 0.0
+    amnesiac: bool = False
+    quota: int | None = None
+    held_by_backend: set[str] = field(default_factory=set)
+    torn: list[str] = field(default_factory=list)
     emit: Callable[[bytes], None] = lambda _: None
     images: dict[str, Image] = field(default_factory=dict)
     locations: dict[str, tuple[Location, ...]] = field(default_factory=dict)
@@ -66,6 +79,7 @@ class FakeCloud:
             "visibility": "public",
             "size": GIB,
             "stores": frozenset({"file"}),
+            "created_epoch": self.now(),
         }
         image = Image(**(defaults | fields))  # type: ignore[arg-type]
         self.images[image.id] = image
@@ -76,7 +90,7 @@ class FakeCloud:
 
     def queue(self, **fields: object) -> Image:
         """A user's image that waits for its data."""
-        defaults: dict[str, object] = {"status": "queued", "size": 0, "stores": None, "created_epoch": time.time()}
+        defaults: dict[str, object] = {"status": "queued", "size": 0, "stores": None}
         return self.upload(**(defaults | fields))
 
     def volume_of(self, project: str, **fields: object) -> Volume:
@@ -101,9 +115,17 @@ class FakeCloud:
         self.touch(image_id, properties={**image.properties, **properties})
         self.announce("image.update", image_id)
 
+    def use(self, image_id: str, volume_type: str, *, project: str = "bob") -> Volume:
+        """A user makes a volume of an image."""
+        volume = self._new("disk", volume_type, 1, {})
+        volume = replace(volume, status="available", project_id=project, foreign=project != PROJECT)
+        self.volumes[volume.id] = volume
+        self._announce_volume("volume.create.end", volume, image_id=image_id)
+        return volume
+
     def touch(self, image_id: str, **changes: object) -> None:
         """Change an image; its updated_at moves on, each time to another value."""
-        now = time.time()
+        now = self.now()
         stamp = f"{now:.0f}.{next(iter(self._tick))}"
         self.images[image_id] = replace(self.images[image_id], updated_at=stamp, updated_epoch=now, **changes)  # type: ignore[arg-type]
 
@@ -137,11 +159,9 @@ class FakeCloud:
             return self._image(image_id)
 
     async def list_images(self) -> AsyncIterator[Image]:
-        async with self._call("list_images"):
-            pass
-        for image in tuple(self.images.values()):
-            if image.status in ("active", "queued"):
-                yield image
+        shown = [image for image in self.images.values() if image.status in ("active", "queued")]
+        async for image in self._pages("list_images", [] if self.amnesiac else shown):
+            yield image
 
     async def get_locations(self, image_id: str) -> tuple[Location, ...]:
         async with self._call("get_locations"):
@@ -223,16 +243,20 @@ class FakeCloud:
         async with self._call("find_volumes"):
             return tuple(v for v in self.volumes.values() if v.name == name and not v.foreign)
 
-    async def list_volumes(self) -> AsyncIterator[Volume]:
-        async with self._call("list_volumes"):
-            pass
-        for volume in tuple(self.volumes.values()):
-            if not volume.foreign:
-                yield volume
+    async def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
+        mine = [v for v in self.volumes.values() if not v.foreign and (not tag or v.metadata.get(TAG) == tag)]
+        async for volume in self._pages("list_volumes", mine):
+            yield volume
+
+    async def get_quota(self, volume_type: str) -> Quota:
+        async with self._call("get_quota"):
+            return Quota(gigabytes=self._left())
 
     async def create_volume(self, new: NewVolume) -> Volume:
         async with self._call("create_volume"):
             source = self._volume(new.source_volid) if new.source_volid else None
+            if (left := self._left()) is not None and left < new.size:
+                raise Blocked(f"VolumeSizeExceedsAvailableQuota: {left} GiB left")
             if source and source.status not in ("available", "in-use"):
                 raise Conflict(f"Invalid volume: Source volume is {source.status}")
             volume_type = source.volume_type if source else new.volume_type
@@ -246,6 +270,11 @@ class FakeCloud:
             volume = self._volume(volume_id)
             if volume.status not in ("available", "error"):
                 raise Conflict("Volume status must be available or error")
+            if any(location.volume_id == volume_id for own in self.locations.values() for location in own):
+                self.torn.append(volume_id)
+            if volume_id in self.held_by_backend:
+                # Cinder's driver says that it is busy: the volume is given back
+                return
             del self.volumes[volume_id]
             self._announce_volume("volume.delete.end", volume)
 
@@ -269,6 +298,21 @@ class FakeCloud:
 
     # Behind the scenes
 
+    def now(self) -> float:
+        """The clock that everybody goes by; tests set it ahead."""
+        return time.time() + self.ahead
+
+    def _left(self) -> int | None:
+        used = sum(volume.size for volume in self.volumes.values() if not volume.foreign)
+        return None if self.quota is None else self.quota - used
+
+    async def _pages(self, verb: str, rows: list[T]) -> AsyncIterator[T]:
+        for begin in range(0, max(1, len(rows)), PAGE):
+            async with self._call(verb):
+                pass
+            for row in rows[begin : begin + PAGE]:
+                yield row
+
     def _call(self, verb: str) -> _Call:
         self.calls[verb] += 1
         return _Call(self.faults, verb)
@@ -291,8 +335,8 @@ class FakeCloud:
             volume_type=volume_type,
             size=size,
             created_at=f"{next(iter(self._tick)):09d}",
-            created_epoch=time.time(),
-            updated_epoch=time.time(),
+            created_epoch=self.now(),
+            updated_epoch=self.now(),
             project_id=PROJECT,
             host=f"host@{volume_type}#{volume_type}",
             metadata=metadata,
@@ -335,6 +379,9 @@ class FakeCloud:
             if image is None:
                 return
             metadata = {"glance_image_id": image_id, "image_owner": PROJECT, "image_size": str(image.size)}
+            if (left := self._left()) is not None and left < -(-image.size // GIB):
+                self.touch(image_id, importing=image.importing - {store}, failed=image.failed | {store})
+                continue
             volume = self._new(f"image-{image_id}", self.stores[store], -(-image.size // GIB), metadata)
             await asyncio.sleep(self.seconds)
             image = self.images.get(image_id)
@@ -378,10 +425,17 @@ class FakeCloud:
         location = Location(url=f"cinder://{store}/{volume_id}", store=store, volume_id=volume_id)
         self.locations[image_id] = (*self.locations[image_id], location)
 
-    def _announce_volume(self, event_type: str, volume: Volume) -> None:
+    def _announce_volume(self, event_type: str, volume: Volume, *, image_id: str = "") -> None:
         metadata = [{"key": key, "value": value} for key, value in volume.metadata.items()]
-        payload = {"volume_id": volume.id, "display_name": volume.name, "status": volume.status, "metadata": metadata}
-        self.emit(notification(event_type, payload))
+        payload = {
+            "volume_id": volume.id,
+            "display_name": volume.name,
+            "status": volume.status,
+            "volume_type": volume.volume_type,
+            "metadata": metadata,
+            "glance_metadata": [{"key": "image_id", "value": image_id}] if image_id else [],
+        }
+        self.emit(notification(event_type, payload, at=self.now()))
 
 
 class _Call:
@@ -407,14 +461,15 @@ class _Call:
         raise fault.error
 
 
-def notification(event_type: str, payload: Mapping[str, object]) -> bytes:
+def notification(event_type: str, payload: Mapping[str, object], *, at: float | None = None) -> bytes:
     """A notification as it comes off the wire."""
+    moment = datetime.fromtimestamp(time.time() if at is None else at, UTC)
     message = {
         "message_id": str(uuid.uuid4()),
         "publisher_id": "fake",
         "event_type": event_type,
         "priority": "INFO",
         "payload": payload,
-        "timestamp": time.strftime("%Y-%m-%d %H:%M:%S.000000", time.gmtime()),
+        "timestamp": moment.strftime("%Y-%m-%d %H:%M:%S.%f"),
     }
     return json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode()

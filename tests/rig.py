@@ -23,7 +23,8 @@ from worker.resync import Census, compare, job_of
 from worker.retry import Backoff
 from worker.router import Router
 from worker.runner import Limits, Runner
-from worker.target import Policy, Target, Uploads
+from worker.target import Policy, Reclaiming, Target, Uploads
+from worker.uses import Uses
 from worker.volume_times import VolumeTimes
 
 FAST = Target(name="fast", volume_type="fast")
@@ -42,20 +43,24 @@ class Rig:
         targets: Iterable[Target] = (FAST, SLOW),
         policy: Policy | None = None,
         uploads: Uploads | None = None,
+        reclaiming: Reclaiming | None = None,
         limits: Limits = LIMITS,
     ) -> None:
         self.cloud = cloud
         self.metrics = Metrics()
         self.gaps: list[str] = []
-        self.completed: list[str] = []
+        self.uses = Uses()
+        self.uses.know({target.volume_type: target.name for target in targets})
         parts = Parts(
             cloud=cloud,
             urgent=cloud,
             targets=tuple(targets),
-            policy=policy or Policy(settle=0.05),
+            policy=policy or Policy(settle=0.05, rewarm_interval=0.1),
             uploads=uploads or Uploads(grace=0.2, quiet=0.02),
-            now=time.time,
-            completed=self.completed.append,
+            reclaiming=reclaiming or Reclaiming(),
+            uses=self.uses,
+            now=cloud.now,
+            report=self.metrics,
         )
         self.prewarm = Prewarm(parts)
         self.reclaim = Reclaim(parts)
@@ -68,6 +73,7 @@ class Rig:
             limits=limits,
             backoff=Backoff(shortest=0.005, longest=0.02),
             metrics=self.metrics,
+            uses=self.uses,
         )
         router = Router(handlers=self.handlers.values(), metrics=self.metrics, times=VolumeTimes(metrics=self.metrics))
         self.dispatcher = Dispatcher(router=router, runner=self.runner, lanes=self.lanes, on_gap=self.gaps.append)
@@ -86,6 +92,16 @@ class Rig:
         task = asyncio.create_task(self.dispatcher.accept([self.dispatcher.route(body)]))
         self._hearing.add(task)
         task.add_done_callback(self._hearing.discard)
+
+    @property
+    def completed(self) -> list[str]:
+        """By which paths uploads were completed."""
+        samples = self.metrics.uploads_completed.collect()[0].samples
+        return [one.labels["path"] for one in samples if one.name.endswith("_total") for _ in range(int(one.value))]
+
+    def count(self, name: str, **labels: str) -> float:
+        """The value of a metric; 0 if nothing was counted."""
+        return self.metrics.registry.get_sample_value(f"image_volume_worker_{name}", labels) or 0.0
 
     async def resync(self) -> list[Missing]:
         """What a resync finds, and have it done."""

@@ -114,6 +114,14 @@ class Store:
     volume_type: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What the internal project may still have of a volume type; None where there is no limit."""
+
+    volumes: int | None = None
+    gigabytes: int | None = None
+
+
 class Cloud(Protocol):
     """Glance and Cinder. Every verb is one request; reads are retried, writes never are.
 
@@ -160,8 +168,11 @@ class Cloud(Protocol):
     async def find_volumes(self, name: str) -> tuple[Volume, ...]:
         """The volumes of the internal project that have this name, oldest first."""
 
-    def list_volumes(self) -> AsyncIterator[Volume]:
-        """All volumes of the internal project, page by page."""
+    def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
+        """All volumes of the internal project, or those that carry our tag with this value, page by page."""
+
+    async def get_quota(self, volume_type: str) -> Quota:
+        """What the internal project may still have of volumes of this type."""
 
     async def create_volume(self, new: NewVolume) -> Volume:
         """Begin to make a volume; it is `creating` in the answer."""

@@ -28,6 +28,7 @@ from worker.router import Router
 from worker.runner import Runner
 from worker.sdk import OpenStackCloud, connect
 from worker.settings import Settings
+from worker.uses import Uses
 from worker.volume_times import VolumeTimes
 
 log = structlog.get_logger(__name__)
@@ -58,7 +59,7 @@ class Clouds:
         self.urgent.close()
 
 
-def build_handlers(settings: Settings, clouds: Clouds, metrics: Metrics) -> dict[str, Handler]:
+def build_handlers(settings: Settings, clouds: Clouds, metrics: Metrics, uses: Uses) -> dict[str, Handler]:
     """The handlers that are installed and not switched off, by name."""
     parts = Parts(
         cloud=clouds.common,
@@ -66,8 +67,10 @@ def build_handlers(settings: Settings, clouds: Clouds, metrics: Metrics) -> dict
         targets=settings.targets,
         policy=settings.policy,
         uploads=settings.uploads,
+        reclaiming=settings.reclaiming,
+        uses=uses,
         now=time.time,
-        completed=lambda path: metrics.uploads_completed.labels(path).inc(),
+        report=metrics,
     )
     factories: list[HandlerFactory] = [entry.load() for entry in entry_points(group=HANDLERS)]
     handlers = (factory(parts) for factory in factories)
@@ -153,7 +156,8 @@ class Daemon:
         self._metrics = metrics
         self._clouds = build_clouds(settings, metrics)
         self._cloud = self._clouds.common
-        self._handlers = build_handlers(settings, self._clouds, metrics)
+        self._uses = Uses()
+        self._handlers = build_handlers(settings, self._clouds, metrics, self._uses)
         self._lanes = build_lanes(settings)
         self._intakes = build_intakes(settings)
         self._times = VolumeTimes(metrics=metrics)
@@ -163,6 +167,7 @@ class Daemon:
             limits=settings.limits,
             backoff=settings.backoff,
             metrics=metrics,
+            uses=self._uses,
         )
         self._resync_wanted = asyncio.Event()
         self._resync_why = ""
@@ -252,6 +257,7 @@ class Daemon:
         if not self._known and self._fault:
             log.info("cloud_back")
         self._times.know(targets)
+        self._uses.know(targets)
         self._known, self._fault = True, ""
         self._seen_once.set()
 

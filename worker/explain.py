@@ -151,11 +151,11 @@ def _next(seen: Seen, settings: Settings) -> Check:
 
 async def _warmth(cloud: Cloud, settings: Settings, prewarm: Handler, image: Image, only: str) -> AsyncIterator[Check]:
     """Whether the image is wanted and warm on each target."""
-    await prewarm.prepare()
     volumes = (
         *await cloud.find_volumes(image_volume.name_of(image.id)),
         *await cloud.find_volumes(image_volume.warming_name_of(image.id)),
     )
+    await prewarm.prepare({image.id: volumes})
     lacks = {missing.key.target: missing.why for missing in prewarm.incomplete(image.id, image, volumes)}
     for target in settings.targets:
         name = f"target {target.name}"

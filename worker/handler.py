@@ -10,7 +10,8 @@ from worker.cloud import Cloud, Image, Volume
 from worker.job import Key
 from worker.notification import Notification
 from worker.outcome import Outcome
-from worker.target import Policy, Target, Uploads
+from worker.target import Policy, Reclaiming, Target, Uploads
+from worker.uses import Uses
 
 
 class Watch(Protocol):
@@ -48,11 +49,30 @@ class Handler(Protocol):
     async def reconcile(self, key: Key, watch: Watch) -> Outcome:
         """Read the world, do what is missing, say what came of it. Errors of `worker.errors` are outcomes too."""
 
-    async def prepare(self) -> None:
-        """Read what `incomplete` needs besides its arguments."""
+    async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
+        """Read what `incomplete` needs besides its arguments; `volumes` are all there are, by image."""
 
     def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
         """Keys of an image that look incomplete in a bulk listing. Pure. `image` is None if no active one is listed."""
+
+
+class Report(Protocol):
+    """Who is told of what an operator wants to see counted."""
+
+    def upload_completed(self, path: str) -> None:
+        """An upload has become an active image, by this path."""
+
+    def rewarm_began(self, target: str, reason: str) -> None:
+        """What was warm before is made anew, because it was `changed` or `broken`."""
+
+    def rewarm_held_back(self, target: str) -> None:
+        """An image has changed again so soon that it is not made warm anew yet."""
+
+    def repair(self, image_id: str, *, possible: bool) -> None:
+        """Whether an image's data can be had somewhere."""
+
+    def reclaimed(self, reason: str) -> None:
+        """A volume was deleted because nobody needs it: image `gone`, not `wanted`, `budget`, `left-over`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +80,6 @@ class Parts:
     """What a handler is built from. `now` is the clock, in epoch seconds.
 
     `urgent` is the same cloud by requests that wait behind nobody else's, for what a user sits and waits for.
-    `completed` is told when an upload has become an active image, and by which path.
     """
 
     cloud: Cloud
@@ -68,8 +87,10 @@ class Parts:
     targets: tuple[Target, ...]
     policy: Policy
     uploads: Uploads
+    reclaiming: Reclaiming
+    uses: Uses
     now: Callable[[], float]
-    completed: Callable[[str], None]
+    report: Report
 
 
 HandlerFactory = Callable[[Parts], Handler]

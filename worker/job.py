@@ -28,7 +28,10 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A key with its history: why it was asked for, how often it was tried, since when and for when (epoch seconds)."""
+    """A key with its history: why it was asked for, how often it was tried, since when and for when (epoch seconds).
+
+    `used` is when a volume was made of the image on the target, if that is what led to the job; else 0.
+    """
 
     key: Key
     cause: str
@@ -36,6 +39,7 @@ class Job:
     first_at: float
     due: float = 0.0
     reason: str = ""
+    used: float = 0.0
 
     def tried(self, reason: str, *, counted: bool = True) -> Job:
         """The same job after a try that ended for `reason`."""
@@ -58,6 +62,8 @@ class Job:
                 first_at=float(fields["first_at"]),
                 due=float(fields["due"]),
                 reason=_text(fields["reason"]),
+                # Jobs of the release before had none
+                used=float(fields.get("used", 0.0)),
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise Malformed(f"not a job: {error!r}") from error

@@ -60,12 +60,38 @@ class Metrics:
             "api_request_seconds", "Duration of a request", "service", "method", buckets=API_SECONDS
         )
         self.api_retries = counter("api_retries", "Requests that were tried again", "service", "reason")
+        self.rewarms = counter("rewarms", "Image-Volumes made anew, because changed or broken", "target", "reason")
+        self.rewarms_held_back = counter("rewarms_held_back", "Changes too soon after the last re-warm", "target")
+        self.beyond_repair = gauge("images_beyond_repair", "Images whose data cannot be had anywhere any more")
+        self.reclaimed_volumes = counter("reclaimed_volumes", "Volumes deleted since nobody needs them", "reason")
+        self._lost: set[str] = set()
         self.last_resync = gauge("last_resync_timestamp_seconds", "When the last resync ended")
         gauge("build_info", "What this is; always 1", "version").labels(release()).set(1)
 
     def notification(self, event_type: str, outcome: str) -> None:
         """Count one notification; `event_type` is a routed one or `other`."""
         self.notifications.labels(event_type, outcome).inc()
+
+    def upload_completed(self, path: str) -> None:
+        """See `worker.handler.Report`."""
+        self.uploads_completed.labels(path).inc()
+
+    def rewarm_began(self, target: str, reason: str) -> None:
+        """See `worker.handler.Report`."""
+        self.rewarms.labels(target, reason).inc()
+
+    def rewarm_held_back(self, target: str) -> None:
+        """See `worker.handler.Report`."""
+        self.rewarms_held_back.labels(target).inc()
+
+    def repair(self, image_id: str, *, possible: bool) -> None:
+        """See `worker.handler.Report`."""
+        (self._lost.discard if possible else self._lost.add)(image_id)
+        self.beyond_repair.set(len(self._lost))
+
+    def reclaimed(self, reason: str) -> None:
+        """See `worker.handler.Report`."""
+        self.reclaimed_volumes.labels(reason).inc()
 
     def census(self, volumes: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> None:
         """Take over how many Image-Volumes there are by (target, status), and their bytes by target."""

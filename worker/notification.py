@@ -41,6 +41,12 @@ class Notification:
     claimed: bool = False
     properties: frozenset[str] = frozenset()
 
+    @property
+    def is_use(self) -> bool:
+        """Whether a user has made a volume of an image: `source_image_id`, on the type `volume_type_id`."""
+        made = self.event_type == "volume.create.end" and self.source_image_id
+        return bool(made and not self.image_id and not self.target)
+
     @classmethod
     def from_wire(cls, body: bytes) -> Notification:
         """The notification in a message: envelope 2.0 or bare, payload a dict or text; Malformed if it is neither.

@@ -7,10 +7,14 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
 
+import structlog
+
 from worker.cloud import GIB, Cloud, Volume
 from worker.handler import Handler, Missing
 from worker.job import RESYNC, Job
 from worker.target import TAG
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(slots=True)
@@ -36,20 +40,24 @@ async def compare(
     `image_of` tells which image a volume of the internal project was made for, "" if none. Volumes are read before
     images: what is made in between is looked at once too often, never too seldom.
     """
-    handlers = tuple(handlers)
-    for handler in handlers:
-        await handler.prepare()
     volumes: dict[str, tuple[Volume, ...]] = {}
     async for volume in cloud.list_volumes():
         if image_id := image_of(volume):
             volumes[image_id] = (*volumes.get(image_id, ()), volume)
             census.add(volume)
+    handlers = tuple(handlers)
+    for handler in handlers:
+        await handler.prepare(volumes)
     async for image in cloud.list_images():
         census.images += 1
         own = volumes.pop(image.id, ())
         for handler in handlers:
             for missing in handler.incomplete(image.id, image, own):
                 yield missing
+    if volumes and not census.images:
+        # An empty list is no proof that everything was deleted: it may be a database that was just set up anew
+        log.warning("nothing_reclaimed", why="Glance lists no image at all", images_missing=len(volumes))
+        return
     for image_id, left in volumes.items():
         for handler in handlers:
             for missing in handler.incomplete(image_id, None, left):

@@ -48,8 +48,11 @@ class Router:
             self._metrics.notification("other", "ignored")
             return ()
         cause = f"{notification.event_type} {notification.message_id}"[:200]
+        used = (notification.timestamp or now) if notification.is_use else 0.0
         jobs = tuple(
-            Job(key=key, cause=cause, first_at=now) for handler in handlers for key in handler.keys(notification)
+            Job(key=key, cause=cause, first_at=now, used=used)
+            for handler in handlers
+            for key in handler.keys(notification)
         )
         self._metrics.notification(notification.event_type, "routed" if jobs else "ignored")
         if jobs and notification.timestamp is not None:

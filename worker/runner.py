@@ -23,6 +23,7 @@ from worker.lanes import Delivery, Lanes
 from worker.metrics import Metrics
 from worker.outcome import Again, Done, Outcome, Park, Skip
 from worker.retry import Backoff
+from worker.uses import Uses
 
 log = structlog.get_logger(__name__)
 
@@ -106,12 +107,14 @@ class Runner:
         limits: Limits,
         backoff: Backoff,
         metrics: Metrics,
+        uses: Uses,
     ) -> None:
         self._lanes = lanes
         self._handlers = handlers
         self._limits = limits
         self._backoff = backoff
         self._metrics = metrics
+        self._uses = uses
         self._width = {lane: n for handler in handlers.values() for lane, n in handler.lanes().items()}
         self._waiting: dict[str, deque[_Entry]] = {lane: deque() for lane in self._width}
         self._busy = dict.fromkeys(self._width, 0)
@@ -152,6 +155,7 @@ class Runner:
         if self._leaving.is_set():
             return
         job = delivery.job
+        self._note(job)
         if self._is_superseded(job):
             delivery.ack()
             return
@@ -177,8 +181,10 @@ class Runner:
         """Whether the key is looked at again here anyway; if not, the job has to go into its lane."""
         if entry := self._entries.get(job.key):
             entry.hear()
-            return True
-        return self._is_superseded(job)
+        elif not self._is_superseded(job):
+            return False
+        self._note(job)
+        return True
 
     async def drain(self) -> None:
         """Start nothing more; give jobs in progress their time to end; what has not ended stays in its lane."""
@@ -194,6 +200,11 @@ class Runner:
             if late:
                 log.warning("drain_timed_out", jobs=len(late))
                 await asyncio.wait(late)
+
+    def _note(self, job: Job) -> None:
+        """Remember a use here, where the lane is worked on: other processes hear of other notifications."""
+        if job.used:
+            self._uses.note(job.key.image_id, job.key.target, job.used)
 
     def _is_superseded(self, job: Job) -> bool:
         """Whether a look at the key is due later, and that one is enough; or it was given up for now.
@@ -292,12 +303,13 @@ class Runner:
             case Skip(reason):
                 log.info("job_skipped", reason=reason)
             case Again(reason, after, counted, news):
+                known = job.reason == reason
                 job = job.tried(reason, counted=counted)
                 if job.attempt >= self._limits.max_attempts:
                     await self._park(job, reason, "")
                 else:
                     after = self._backoff.after(job.attempt - 1) if after is None else after
-                    await self._again(job, after, news=news)
+                    await self._again(job, after, news=news, quietly=known and not counted)
             case Park(reason, trace):
                 await self._park(job.tried(reason), reason, trace)
             case never:
@@ -305,8 +317,9 @@ class Runner:
         for delivery in deliveries:
             delivery.ack()
 
-    async def _again(self, job: Job, after: float, *, news: bool) -> None:
-        level = log.info if job.attempt == 0 else log.warning
+    async def _again(self, job: Job, after: float, *, news: bool, quietly: bool) -> None:
+        # A wait that is no failure is worth a line when it begins, not each time it goes on
+        level = log.debug if quietly else log.info if job.attempt == 0 else log.warning
         level("job_again", reason=job.reason, after=round(after, 1), attempt=job.attempt)
         due = time.time() + after
         if after > 0:

@@ -23,10 +23,11 @@ import requests.adapters
 from keystoneauth1.identity.base import BaseIdentityPlugin
 from openstack.connection import Connection
 
-from worker.cloud import Image, ImageTask, Location, NewVolume, Store, Volume
+from worker.cloud import Image, ImageTask, Location, NewVolume, Quota, Store, Volume
 from worker.errors import Blocked, Conflict, Malformed, Misconfigured, NotFound, Temporary
 from worker.metrics import Metrics, release
 from worker.retry import reading
+from worker.target import TAG
 
 PAGE = 1000
 # Glance's version that has POST /v2/images/{id}/locations
@@ -206,8 +207,14 @@ class OpenStackCloud:
         found = [volume async for volume in self._volumes({"name": name})]
         return tuple(sorted(found, key=lambda volume: (volume.created_at, volume.id)))
 
-    def list_volumes(self) -> AsyncIterator[Volume]:
-        return self._volumes({"limit": str(PAGE)})
+    def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
+        # Cinder reads a literal of Python's here (cinder/api/v3/volumes.py)
+        return self._volumes({"limit": str(PAGE)} | ({"metadata": str({TAG: tag})} if tag else {}))
+
+    async def get_quota(self, volume_type: str) -> Quota:
+        project_id = self._project_id = self._project_id or (await self.identity()).project_id
+        answer = await self._read("block-storage", f"/os-quota-sets/{project_id}?usage=True")
+        return _parsed(lambda fields: _quota(fields, volume_type), answer)
 
     async def create_volume(self, new: NewVolume) -> Volume:
         body: dict[str, object] = {
@@ -379,7 +386,7 @@ def _parsed(parse: Callable[[Any], T], fields: Any) -> T:
     try:
         return parse(fields)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Malformed(f"{parse.__name__[1:]}: {error!r}") from error
+        raise Malformed(f"{parse.__name__.strip('_')}: {error!r}") from error
 
 
 def _names(text: object) -> frozenset[str]:
@@ -431,6 +438,18 @@ def _task(fields: Mapping[str, Any]) -> ImageTask:
         message=str(fields.get("message") or ""),
         url=str(given.get("loc_url") or "") if isinstance(given, dict) else "",
     )
+
+
+def _quota(answer: Mapping[str, Any], volume_type: str) -> Quota:
+    quotas = answer["quota_set"]
+
+    def left(name: str) -> int | None:
+        # A type has limits of its own besides those of the project; -1 is none
+        given = [quotas[one] for one in (name, f"{name}_{volume_type}") if one in quotas]
+        limited = [row for row in given if int(row["limit"]) >= 0]
+        return min((int(row["limit"]) - int(row["in_use"]) - int(row["reserved"]) for row in limited), default=None)
+
+    return Quota(volumes=left("volumes"), gigabytes=left("gigabytes"))
 
 
 def _version(fields: Mapping[str, Any]) -> tuple[int, ...]:

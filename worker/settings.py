@@ -15,7 +15,7 @@ from worker.broker import parse
 from worker.errors import Misconfigured
 from worker.retry import Backoff
 from worker.runner import Limits
-from worker.target import UPLOAD, Policy, Target, Uploads
+from worker.target import UPLOAD, Policy, Reclaiming, Target, Uploads
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
@@ -137,6 +137,19 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             min=0.0,
             help="Seconds an image must have been left alone before Cinder's cache entry of it is made anew.",
         ),
+        cfg.FloatOpt(
+            "rewarm_interval",
+            default=600.0,
+            min=0.0,
+            help="Seconds between two of these at least, for an image that is changed all day.",
+        ),
+        cfg.StrOpt(
+            "when",
+            default="new",
+            choices=["new", "used"],
+            help="new: at once; used: when a second volume was made of the image on the target, by whomever. For "
+            "clouds with thousands of images of which few are booted.",
+        ),
     ],
     UPLOADS: [
         cfg.BoolOpt("enabled", default=True, help="Complete uploads: Cinder's own, and those asked for by property."),
@@ -170,7 +183,13 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
         ),
     ],
     RECLAIM: [
-        cfg.BoolOpt("enabled", default=True, help="Delete the Image-Volumes of deleted images."),
+        cfg.BoolOpt(
+            "enabled",
+            default=True,
+            help="Delete the Image-Volumes of deleted images, and those that we made of images that are not wanted "
+            "any more or for which a target's budget has no room. Else a target with a full budget takes nothing more.",
+        ),
+        cfg.BoolOpt("dry_run", default=False, help="Only say in the log what would be deleted."),
     ],
     RESYNC: [
         cfg.FloatOpt("interval", default=3600.0, min=10.0, help="Seconds between two comparisons."),
@@ -205,6 +224,14 @@ TARGET_OPTIONS: list[cfg.Opt] = [
         "availability_zone", default="", help="Availability zone of volumes we make; Cinder's default if empty."
     ),
     cfg.IntOpt("max_concurrent", default=4, min=1, max=1000, help="Image-Volumes made at once."),
+    cfg.IntOpt(
+        "max_gigabytes",
+        default=0,
+        min=0,
+        help="GiB that the Image-Volumes we put there may have together; 0 for no limit. When they are used up, the "
+        "least recently used one makes room for an image that is newer or was used since.",
+    ),
+    cfg.IntOpt("max_count", default=0, min=0, help="How many Image-Volumes we may put there; 0 for no limit."),
     cfg.ListOpt("disk_formats", default=["raw"], help="Formats kept warm; others than raw only with strategy cache."),
 ]
 
@@ -233,6 +260,7 @@ class Settings:
     targets: tuple[Target, ...]
     policy: Policy
     uploads: Uploads
+    reclaiming: Reclaiming
     switched_off: frozenset[str]
     resync_interval: float
     resync_on_start: bool
@@ -305,6 +333,8 @@ def load(conf: cfg.ConfigOpts) -> Settings:
             max_size=conf.prewarm.max_size,
             property=conf.prewarm.property,
             settle=conf.prewarm.settle,
+            rewarm_interval=conf.prewarm.rewarm_interval,
+            when=conf.prewarm.when,
         ),
         uploads=Uploads(
             source_property=conf.uploads.source_property,
@@ -313,6 +343,7 @@ def load(conf: cfg.ConfigOpts) -> Settings:
             allow_in_use=conf.uploads.allow_in_use,
             location_api=conf.uploads.location_api,
         ),
+        reclaiming=Reclaiming(enabled=conf.reclaim.enabled, dry_run=conf.reclaim.dry_run),
         switched_off=frozenset(
             name for name, on in {"upload": conf.uploads.enabled, "reclaim": conf.reclaim.enabled}.items() if not on
         ),
@@ -395,6 +426,8 @@ def _targets(conf: cfg.ConfigOpts, faults: list[str]) -> Iterator[Target]:
                 glance_store=own.glance_store,
                 availability_zone=own.availability_zone,
                 max_concurrent=own.max_concurrent,
+                max_gigabytes=own.max_gigabytes,
+                max_count=own.max_count,
                 disk_formats=formats,
             )
         except (cfg.Error, ValueError) as error:

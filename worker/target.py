@@ -12,6 +12,7 @@ UPLOAD = "upload"
 
 Strategy = Literal["auto", "store", "location", "cache"]
 LocationApi = Literal["auto", "new", "old"]
+When = Literal["new", "used"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,6 +20,7 @@ class Target:
     """One place to keep images warm: a volume type that leads to one backend pool.
 
     `glance_store` is the cinder store of Glance on that backend ("" when there is none or it is to be found out).
+    `max_gigabytes` and `max_count` bound what is put there in advance; 0 for no limit.
     """
 
     name: str
@@ -27,7 +29,14 @@ class Target:
     glance_store: str = ""
     availability_zone: str = ""
     max_concurrent: int = 4
+    max_gigabytes: int = 0
+    max_count: int = 0
     disk_formats: frozenset[str] = frozenset({"raw"})
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether what is put there in advance is bounded."""
+        return bool(self.max_gigabytes or self.max_count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +44,8 @@ class Policy:
     """Which images are wanted. Sizes in bytes, 0 for no limit; empty `projects` means all of them.
 
     `settle` is for how many seconds an image must have been left unchanged before an entry of Cinder's image-volume
-    cache is made again, since every change makes it stale.
+    cache is made again, since every change makes it stale; `rewarm_interval` how long ago the last one must have been
+    made. With `when` "used" an image is made warm on a target once it has been used there twice.
     """
 
     visibilities: frozenset[str] = frozenset({"public", "community", "shared", "private"})
@@ -45,6 +55,16 @@ class Policy:
     max_size: int = 0
     property: str = "image_volume_prewarm"
     settle: float = 30.0
+    rewarm_interval: float = 600.0
+    when: When = "new"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reclaiming:
+    """What may be deleted of what nobody needs: nothing unless `enabled`; with `dry_run` it is only said what would."""
+
+    enabled: bool = True
+    dry_run: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

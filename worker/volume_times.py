@@ -47,7 +47,7 @@ class VolumeTimes:
             began = self._started.pop(notification.volume_id, None)
             sent = self._sent.get(notification.source_image_id, 0.0)
         target = self._targets.get(notification.volume_type_id)
-        if began is None or target is None or not notification.source_image_id or notification.image_id:
+        if began is None or target is None or not notification.is_use:
             return
         warm = "false" if sent >= began else "true"
         self._metrics.volume_create.labels(target, warm).observe(max(0.0, when - began))

@@ -19,7 +19,10 @@ class Seen:
     first; `gone` are volumes that locations point to and that are not there; `imported` whether this very run has asked
     Glance to copy, `refused` whether Glance would not because another import holds the image, `failed` why something it
     made came to nothing, `looks` how often it waited for a cache entry.
-    `settle` is for how many seconds an image must be unchanged to count as quiet.
+    `asked` are the stores that this process has asked Glance to copy the image into; `repaired` whether this very run
+    has taken away what was broken there; `used` is when a volume was last made of it there, in epoch seconds. `settle`
+    is for how many seconds an image must be unchanged to count as quiet, `rewarm_interval` how many lie between two
+    cache entries of it.
     """
 
     image: Image
@@ -33,6 +36,10 @@ class Seen:
     failed: str = ""
     looks: int = 0
     settle: float = 0.0
+    rewarm_interval: float = 0.0
+    asked: frozenset[str] = frozenset()
+    used: float = 0.0
+    repaired: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +73,10 @@ class CopyImage:
 
 @dataclass(frozen=True, slots=True)
 class CreateVolume:
-    """Make a volume from the image."""
+    """Make a volume from the image; `anew` if there was one before that serves no more."""
 
     new: NewVolume
+    anew: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,9 +135,11 @@ class AwaitEntry:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Nothing more to do now."""
+    """Nothing more to do now. `lost` if the image's data is nowhere to be had, `held_back` if it changes too often."""
 
     outcome: Outcome
+    lost: bool = False
+    held_back: bool = False
 
 
 Action = (

@@ -12,7 +12,6 @@ from handlers import image_volume
 from handlers.strategies import (
     Action,
     AwaitEntry,
-    AwaitVolume,
     CreateVolume,
     DeleteVolume,
     Finish,
@@ -60,24 +59,38 @@ def plan(seen: Seen, target: Target) -> Action:
     if seen.warming is None:
         return LookAtWarming()
     warming = [v for v in seen.warming if image_volume.is_ours(v, target) and not image_volume.is_leaving(v)]
-    for volume in warming:
+    for volume in (*warming, *_marked(seen.volumes, target)):
         if image_volume.is_broken(volume):
             return DeleteVolume(volume.id)
     if seen.failed:
-        return Finish(Again(seen.failed))
+        return registered.lost(seen) or Finish(Again(seen.failed))
     entry = entry_of(seen.volumes, target, host=warming[0].host if warming else "")
     if is_fresh(entry, seen.image.updated_at):
-        if warming:
-            return DeleteVolume(warming[0].id)
-        return Finish(Done(entry.id if entry else ""))
+        assert entry is not None
+        for volume in (*warming, *_marked(seen.volumes, target)):
+            if volume.id != entry.id:
+                return DeleteVolume(volume.id)
+        if use := image_volume.use_to_record(entry, seen.used):
+            return SetMetadata(entry.id, use)
+        return Finish(Done(entry.id))
     if warming:
         return _follow(warming[0], entry, seen, target)
     quiet_for = seen.now - seen.image.updated_epoch
     wait = (seen.settle if entry else min(seen.settle, FIRST_QUIET)) - quiet_for
     if wait > 0:
         return Finish(Again("the image was changed a moment ago", after=wait, counted=False))
+    stale = entry is not None and seen.image.updated_epoch >= entry.created_epoch
+    if entry and stale and (wait := seen.rewarm_interval - (seen.now - entry.created_epoch)) > 0:
+        reason = "the image has changed again soon after it was made warm"
+        return Finish(Again(reason, after=wait, counted=False), held_back=True)
     new = image_volume.new_volume(seen.image, target, name=image_volume.warming_name_of(seen.image.id))
-    return CreateVolume(replace(new, metadata={**new.metadata, image_volume.FRESH: seen.image.updated_at}))
+    marks = {**new.metadata, image_volume.FRESH: seen.image.updated_at}
+    return CreateVolume(replace(new, metadata=marks), anew=stale)
+
+
+def _marked(volumes: tuple[Volume, ...], target: Target) -> list[Volume]:
+    """The entries on the target that we have marked, whatever their state."""
+    return [v for v in volumes if image_volume.is_prewarmed(v, target) and image_volume.FRESH in v.metadata]
 
 
 def _of_glance(volumes: tuple[Volume, ...], target: Target) -> Volume | None:
@@ -104,14 +117,15 @@ def _kept_by_glance(seen: Seen, target: Target) -> Action | None:
 def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -> Action:
     """What comes after the throw-away volume was asked for."""
     if not image_volume.is_usable(warming):
-        return AwaitVolume(warming.id)
+        return registered.await_or_give_up(warming, seen)
     if warming.metadata.get(image_volume.FRESH) != seen.image.updated_at:
         return DeleteVolume(warming.id)
     if entry is None:
         if seen.looks < LOOKS:
             return AwaitEntry()
         return DeleteVolume(warming.id, because=NO_CACHE)
-    marks = image_volume.metadata_of(seen.image, target) | {image_volume.FRESH: seen.image.updated_at}
+    marks = image_volume.metadata_of(seen.image, target)
+    marks |= {image_volume.FRESH: seen.image.updated_at, image_volume.ORIGIN: image_volume.PREWARM}
     return SetMetadata(entry.id, image_volume.lacking(entry, marks))
 
 
@@ -126,4 +140,6 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
     entry = entry_of(entries, target)
     if entry is None:
         return "no entry in Cinder's image-volume cache"
+    if len(_marked(entries, target)) > 1:
+        return "several entries in Cinder's image-volume cache"
     return None if is_fresh(entry, image.updated_at) else "the entry is not known to be fresh"

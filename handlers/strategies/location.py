@@ -10,7 +10,6 @@ from handlers import image_volume
 from handlers.strategies import (
     Action,
     AddLocation,
-    AwaitVolume,
     CreateVolume,
     DeleteVolume,
     Finish,
@@ -33,7 +32,7 @@ def plan(seen: Seen, target: Target) -> Action:
         if image_volume.is_broken(volume):
             return DeleteVolume(volume.id)
     if seen.failed:
-        return Finish(Again(seen.failed))
+        return registered.lost(seen) or Finish(Again(seen.failed))
     usable = [volume for volume in ours if image_volume.is_usable(volume)]
     if usable:
         keep, *others = usable
@@ -42,5 +41,5 @@ def plan(seen: Seen, target: Target) -> Action:
         # A location must not be there before its volume is: Cinder would clone what is still being written
         return registered.put_right(keep, seen, target) or AddLocation(f"cinder://{target.glance_store}/{keep.id}")
     if ours:
-        return AwaitVolume(ours[0].id)
+        return registered.await_or_give_up(ours[0], seen)
     return CreateVolume(image_volume.new_volume(seen.image, target, name=image_volume.name_of(seen.image.id)))

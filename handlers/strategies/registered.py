@@ -17,7 +17,7 @@ from handlers.strategies import (
     SetReadonly,
 )
 from worker.cloud import Image, Volume
-from worker.outcome import Again, Done, Skip
+from worker.outcome import Again, Done, Park, Skip
 from worker.target import TAG, Target
 
 # A volume of an import that nobody knows any more, in seconds
@@ -35,7 +35,6 @@ def plan(seen: Seen, target: Target) -> Action:
         return LookAtLocations()
     if seen.volumes is None:
         return LookAtVolumes()
-    located = {location.volume_id for location in seen.locations if location.volume_id}
     known = {volume.id: volume for volume in seen.volumes}
     mine = [location.volume_id for location in seen.locations if location.store == target.glance_store]
     if not mine:
@@ -50,22 +49,66 @@ def plan(seen: Seen, target: Target) -> Action:
     if any(volume.foreign for volume in serving):
         # Whoever added it (show_multiple_locations lets owners do that), it is not ours to change or remove
         return Finish(Skip(f"its location in store {target.glance_store} is a volume outside of the internal project"))
-    for volume in serving:
-        if not image_volume.is_broken(volume) and not image_volume.is_usable(volume):
-            return AwaitVolume(volume.id)
     usable = [volume for volume in serving if image_volume.is_usable(volume)]
-    if not usable:
-        if len(seen.locations) == 1:
-            return Finish(
-                Again("the image's only location points to a volume that is gone or in error: nobody can repair it")
-            )
+    for volume in serving:
+        if not usable and not image_volume.is_broken(volume):
+            return _await_located(volume)
+    first_serves = any(volume.id == mine[0] for volume in usable)
+    if not first_serves and (repair := lost(seen)):
+        return repair
+    # Of several locations in a store Glance removes the first. It may be whole, if we made it and another one serves
+    twice = len(usable) > 1 and first_serves and image_volume.is_prewarmed(known[mine[0]], target)
+    if twice or not first_serves:
+        if not seen.locations:
+            return Finish(Skip("its Image-Volume serves no more, and Glance does not show us the locations"))
         return RemoveFromStore(target.glance_store)
     if action := put_right(usable[0], seen, target):
         return action
+    located = {location.volume_id for location in seen.locations}
     for volume in seen.volumes:
         if volume.id not in located and _is_left_over(volume, seen, target):
             return DeleteVolume(volume.id)
     return Finish(Done(usable[0].id))
+
+
+def lost(seen: Seen) -> Action | None:
+    """What to find out before something is called lost, then the verdict; None if the data is to be had somewhere."""
+    if seen.locations is None:
+        return LookAtLocations()
+    if seen.volumes is None:
+        return LookAtVolumes()
+    known = {volume.id: volume for volume in seen.volumes}
+    for location in seen.locations:
+        volume = known.get(location.volume_id)
+        if not location.volume_id or (volume and not image_volume.is_broken(volume)):
+            return None
+        if volume is None and location.volume_id not in seen.gone:
+            return LookAtVolume(location.volume_id)
+    if not seen.locations:
+        return None
+    broken = ", ".join(location.volume_id for location in seen.locations)
+    reason = (
+        f"nobody can repair it: every volume with the image's data is gone or in error ({broken}). If Cinder can "
+        "restore one (cinder reset-state, or from a backup under the same id), do that; else have the owner upload the "
+        "image anew and delete this one, of which no volume can be made any more"
+    )
+    return Finish(Park(reason), lost=True)
+
+
+def await_or_give_up(volume: Volume, seen: Seen) -> Action:
+    """Wait for a volume that we are having made; not for ever."""
+    if image_volume.is_stalled(volume, seen.now):
+        return DeleteVolume(volume.id, because=f"volume {volume.id} was {volume.status} for hours")
+    if volume.status in image_volume.MAKING:
+        return AwaitVolume(volume.id)
+    return _await_located(volume)
+
+
+def _await_located(volume: Volume) -> Action:
+    """Wait for a volume that somebody is busy with; without a slot of the lane unless it is a matter of moments."""
+    if volume.status in image_volume.MAKING | {"attaching", "detaching", "reserved"}:
+        return AwaitVolume(volume.id)
+    return Finish(Again(f"its Image-Volume {volume.id} is {volume.status}", after=60.0, counted=False, news=True))
 
 
 def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
@@ -83,7 +126,11 @@ def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
 
 def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
     """What the volume lacks so that Cinder clones it for everyone who may use the image; None if nothing."""
-    if missing := image_volume.lacking(volume, image_volume.metadata_of(seen.image, target)):
+    marks = image_volume.metadata_of(seen.image, target)
+    asked = target.glance_store in seen.asked and TAG not in volume.metadata and not volume.source_volid
+    if asked or image_volume.is_copy_of_ours(volume, seen.image):
+        marks[image_volume.ORIGIN] = image_volume.PREWARM
+    if missing := image_volume.lacking(volume, marks | image_volume.use_to_record(volume, seen.used)):
         return SetMetadata(volume.id, missing)
     if not image_volume.is_readonly(volume):
         return SetReadonly(volume.id)

@@ -21,5 +21,6 @@ def plan(seen: Seen, target: Target) -> Action:
         dead = seen.now - seen.image.updated_epoch > SILENT and not seen.refused
         return CopyImage((store,)) if dead else AwaitImage()
     if seen.imported:
-        return Finish(Again(f"Glance could not copy the image into store {store}; its log has the reason"))
+        failed = Finish(Again(f"Glance could not copy the image into store {store}; its log has the reason"))
+        return registered.lost(seen) or failed
     return CopyImage((store,))

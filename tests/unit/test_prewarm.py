@@ -15,7 +15,7 @@ from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 from worker.cloud import GIB, Location, Store, Volume
 from worker.errors import Blocked, Conflict, Temporary
 from worker.job import Key
-from worker.outcome import Again, Done, Skip
+from worker.outcome import Again, Done, Park, Skip
 from worker.target import Policy, Target
 
 STRATEGIES = ["store", "location", "cache"]
@@ -100,8 +100,8 @@ async def test_the_second_run_changes_nothing_and_costs_three_calls(rig: Rig, cl
     assert before == (cloud.volumes, cloud.locations, cloud.images)
 
 
-async def test_making_one_image_volume_costs_eight_calls_and_polls(rig: Rig, cloud: FakeCloud) -> None:
-    await rig.prewarm.prepare()
+async def test_making_one_image_volume_costs_nine_calls_and_polls(rig: Rig, cloud: FakeCloud) -> None:
+    await rig.prewarm.prepare({})
     image = cloud.upload()
     cloud.seconds = 0.02
     cloud.calls.clear()
@@ -109,7 +109,7 @@ async def test_making_one_image_volume_costs_eight_calls_and_polls(rig: Rig, clo
     assert isinstance(await rig.prewarm.reconcile(Key("prewarm", image.id, "fast"), polls), Done)
     assert polls.count > 1
     # Each wait is followed by one poll
-    assert cloud.calls.total() - polls.count <= 8, cloud.calls
+    assert cloud.calls.total() - polls.count <= 9, cloud.calls
 
 
 async def test_notifications_doubled_late_and_reordered_make_one(rig: Rig, cloud: FakeCloud) -> None:
@@ -291,9 +291,13 @@ async def test_the_last_location_is_never_removed(store_rig: Rig, cloud: FakeClo
     cloud.locations[image.id] = (Location(url=f"cinder://cinder-fast/{broken}", store="cinder-fast", volume_id=broken),)
     del cloud.volumes[broken]
     outcome = await store_rig.run(image.id)
-    assert isinstance(outcome, Again)
+    assert isinstance(outcome, Park)
     assert "nobody can repair" in outcome.reason
     assert cloud.locations[image.id]
+    assert store_rig.count("images_beyond_repair") == 1
+    cloud.delete_image(image.id)
+    await store_rig.run(image.id)
+    assert store_rig.count("images_beyond_repair") == 0
 
 
 async def test_duplicates_come_down_to_the_oldest(cloud: FakeCloud) -> None:
@@ -338,7 +342,8 @@ async def test_a_location_comes_only_after_its_volume_is_available(cloud: FakeCl
 
 
 async def test_a_changed_image_makes_the_cache_entry_again_once_it_is_quiet(cloud: FakeCloud) -> None:
-    async with Rig(caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=0.5)) as rig:
+    policy = Policy(settle=0.5, rewarm_interval=0.0)
+    async with Rig(caching(cloud, "cache"), targets=using("cache", FAST), policy=policy) as rig:
         cloud.emit = rig.hear
         image = cloud.upload()
         await rig.quiet()

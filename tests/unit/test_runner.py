@@ -21,6 +21,7 @@ from worker.notification import Notification
 from worker.outcome import Again, Done, Outcome, Park, Skip
 from worker.retry import Backoff
 from worker.runner import Limits, Runner
+from worker.uses import Uses
 
 ONE, TWO = Key("h", "one"), Key("h", "two")
 Work = Callable[[Key, Watch], Awaitable[Outcome]]
@@ -43,7 +44,7 @@ class Handler:
     def lanes(self) -> Mapping[str, int]:
         return {"h": self._width}
 
-    async def prepare(self) -> None:
+    async def prepare(self, volumes: object) -> None:
         return
 
     def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
@@ -62,7 +63,12 @@ class Bed:
         self.lanes = MemoryLanes()
         self.metrics = Metrics()
         self.runner = Runner(
-            lanes=self.lanes, handlers={"h": self.handler}, limits=limits, backoff=backoff, metrics=self.metrics
+            lanes=self.lanes,
+            handlers={"h": self.handler},
+            limits=limits,
+            backoff=backoff,
+            metrics=self.metrics,
+            uses=Uses(),
         )
 
     async def give(self, *jobs: Job) -> None:
@@ -382,7 +388,9 @@ class Confirming(MemoryLanes):
 async def test_the_copy_for_the_next_try_is_not_acked_with_the_old_one() -> None:
     limits = Limits(poll_min=0.005, drain=1.0)
     lanes, handler = Confirming(), Handler(answering(Again("held", after=0.0, counted=False), Done()))
-    runner = Runner(lanes=lanes, handlers={"h": handler}, limits=limits, backoff=Backoff(), metrics=Metrics())
+    runner = Runner(
+        lanes=lanes, handlers={"h": handler}, limits=limits, backoff=Backoff(), metrics=Metrics(), uses=Uses()
+    )
     await lanes.open({"h": 100}, runner.deliver)
     await lanes.publish([job(ONE)])
     async with asyncio.timeout(5):

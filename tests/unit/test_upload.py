@@ -260,6 +260,7 @@ async def test_cinders_clone_of_an_image_that_is_gone_is_reclaimed(rig: Rig, clo
     image = cloud.queue()
     cloud.cinder_clones(cloud.volume_of("alice").id, image.id, metadata={})
     cloud.delete_image(image.id)
+    cloud.queue()
     assert [missing.key.handler for missing in await rig.resync()] == ["reclaim"]
     await rig.quiet()
     assert cloud.of(image.id) == []

@@ -17,6 +17,7 @@ from worker.errors import Misconfigured
 from worker.metrics import Metrics
 from worker.notification import IMAGE_ID
 from worker.settings import Settings
+from worker.uses import Uses
 
 
 class Explain(Lister):
@@ -53,7 +54,7 @@ async def _explain(settings: Settings, image_id: str, target: str) -> list[Check
     clouds = build_clouds(settings, metrics)
     try:
         await check_cloud(clouds.common, settings)
-        handlers = build_handlers(settings, clouds, metrics)
+        handlers = build_handlers(settings, clouds, metrics, Uses())
         explaining = explain.explain(clouds.common, settings, handlers, image_id, now=time.time(), target=target)
         return [check async for check in explaining]
     finally:

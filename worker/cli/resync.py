@@ -19,6 +19,7 @@ from worker.metrics import Metrics
 from worker.resync import Census, compare, job_of
 from worker.runner import Runner
 from worker.settings import Settings
+from worker.uses import Uses
 
 # Seconds that this command waits for another try of a job at the most
 PATIENCE = 60.0
@@ -53,13 +54,19 @@ async def _resync(settings: Settings, *, dry_run: bool) -> list[Missing]:
     cloud = clouds.common
     try:
         await check_cloud(cloud, settings)
-        handlers = build_handlers(settings, clouds, metrics)
+        uses = Uses()
+        handlers = build_handlers(settings, clouds, metrics, uses)
         comparing = compare(cloud, handlers.values(), image_of=image_volume.image_of, census=Census())
         found = [missing async for missing in comparing]
         if found and not dry_run:
             lanes = build_lanes(settings)
             runner = Runner(
-                lanes=lanes, handlers=handlers, limits=settings.limits, backoff=settings.backoff, metrics=metrics
+                lanes=lanes,
+                handlers=handlers,
+                limits=settings.limits,
+                backoff=settings.backoff,
+                metrics=metrics,
+                uses=uses,
             )
             if isinstance(lanes, MemoryLanes):
                 await lanes.open(dict.fromkeys(runner.lanes, len(found)), runner.deliver)

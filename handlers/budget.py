@@ -1,0 +1,125 @@
+"""Budget: what may be put on a target in advance, and what has to go for it, least recently used first. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from handlers import image_volume
+from worker.cloud import Image, Volume
+from worker.target import Target
+from worker.uses import Uses
+
+
+class NoRoom(Exception):
+    """The target's budget has no room for the image; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An Image-Volume that pre-warming has put there; `used` in epoch seconds, `size` in GiB."""
+
+    used: float
+    image_id: str
+    volume: Volume
+
+    @property
+    def size(self) -> int:
+        """GiB that it takes of the budget."""
+        return self.volume.size
+
+
+def held(volumes: Iterable[Volume], target: Target, uses: Uses) -> list[Held]:
+    """Those of the volumes that count against the target's budget, least recently used first."""
+    counted = (
+        (volume, image_volume.image_of(volume)) for volume in volumes if image_volume.is_prewarmed(volume, target)
+    )
+    return sorted(
+        (Held(last_used(volume, image_id, target, uses), image_id, volume) for volume, image_id in counted),
+        key=lambda one: (one.used, one.volume.id),
+    )
+
+
+def last_used(volume: Volume, image_id: str, target: Target, uses: Uses) -> float:
+    """When a volume was last made of it, as far as anybody knows, or else when it was made itself."""
+    return max(volume.created_epoch, image_volume.recorded_use(volume), uses.last(image_id, target.name))
+
+
+def since(image: Image, target: Target, uses: Uses) -> float:
+    """What an image that is not there must be weighed by: when it was last used there, or else made."""
+    return max(image.created_epoch, uses.last(image.id, target.name))
+
+
+class Shelf:
+    """A target's budget and what lies on it; `reserved` are GiB by image that are on their way.
+
+    `staying` are volumes that can't go.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        lying: Iterable[Held],
+        reserved: Mapping[str, int] | None = None,
+        *,
+        staying: Iterable[str] = (),
+    ) -> None:
+        self._target = target
+        self._held = list(lying)
+        self._reserved = dict(reserved or {})
+        self._staying = frozenset(staying)
+        there = {one.image_id for one in self._held}
+        coming = [size for image_id, size in self._reserved.items() if image_id not in there]
+        self._size = sum(one.size for one in self._held) + sum(coming)
+        self._count = len(self._held) + len(coming)
+
+    def excess(self) -> list[Held]:
+        """What has to go because the budget is smaller than what lies there."""
+        return self._victims(0, 0, before=float("inf"))
+
+    def victims(self, size: int, *, since: float) -> list[Held]:
+        """What has to go for an image of `size` GiB, last used at `since`; NoRoom if that would not do."""
+        name, most = self._target.name, self._target.max_gigabytes
+        if most and size > most:
+            raise NoRoom(f"image of {size} GiB is above max_gigabytes = {most} of target {name}")
+        going = self._victims(size, 1, before=since)
+        if not self._fits(size - sum(one.size for one in going), 1 - len(going)):
+            limits = (f"{self._size} of {most} GiB" if most else "", self._counted())
+            full = ", ".join(text for text in limits if text)
+            raise NoRoom(f"target {name} is full ({full}) of what was used since this image was")
+        return going
+
+    def take(self, size: int, *, since: float) -> bool:
+        """Whether there is room for an image of `size` GiB, last used at `since`; if so, it is counted in."""
+        try:
+            going = self.victims(size, since=since)
+        except NoRoom:
+            return False
+        for one in going:
+            self._held.remove(one)
+        self._size += size - sum(one.size for one in going)
+        self._count += 1 - len(going)
+        return True
+
+    def _counted(self) -> str:
+        most = self._target.max_count
+        return f"{self._count} of {most} Image-Volumes" if most else ""
+
+    def _fits(self, size: int, count: int) -> bool:
+        most_size, most_count = self._target.max_gigabytes, self._target.max_count
+        return (not most_size or self._size + size <= most_size) and (
+            not most_count or self._count + count <= most_count
+        )
+
+    def _victims(self, size: int, count: int, *, before: float) -> list[Held]:
+        """The least recently used ones that have to go, as far as there are such."""
+        going: list[Held] = []
+        for one in self._held:
+            if self._fits(size, count) or one.used >= before:
+                break
+            # One that is on its way, or that somebody reads, can't go now
+            busy = one.volume.status != "available" or one.image_id in self._reserved
+            if not busy and one.volume.id not in self._staying:
+                going.append(one)
+                size, count = size - one.size, count - 1
+        return going

@@ -1,0 +1,170 @@
+"""Disposal: the one place where volumes go that nobody needs, and the rules of what must not.
+
+Of an image that is gone everything goes that was kept for it in the internal project. While an image is there only what
+carries our own mark of origin may go, and only as long as the image keeps a location that is whole and that we did not
+make: so whatever several workers do at the same time, an image never loses its data.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from typing import Literal
+
+import structlog
+
+from handlers import image_volume
+from worker.cloud import Image, Location, Volume
+from worker.errors import Blocked, Conflict, NotFound
+from worker.handler import Parts, Watch
+from worker.outcome import Again, Done, Outcome, Skip
+from worker.target import Target
+
+# Looks at volumes that are being deleted before the slot is given to somebody else
+LOOKS = 8
+# Seconds until another try when a volume is in use, and when its backend does not let go of it
+BUSY = 30.0
+DEPENDED_ON = 900.0
+
+Reason = Literal["gone", "wanted", "budget", "left-over"]
+
+log = structlog.get_logger(__name__)
+
+
+class Disposal:
+    """Deletes volumes as far as `[reclaim]` allows it, and says what it has deleted."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.cloud
+        self._rules = parts.reclaiming
+        self._report = parts.report
+
+    @property
+    def may_delete(self) -> bool:
+        """Whether anything goes at all."""
+        return self._rules.enabled and not self._rules.dry_run
+
+    async def release(self, image_id: str, watch: Watch) -> Outcome:
+        """Delete every Image-Volume of an image that Glance does not find.
+
+        Blocked if Glance would not show us an image of somebody else's: then its answer says nothing.
+        """
+        if not await self._cloud.sees_all_images():
+            raise Blocked("Glance does not find the image, but we lack the role admin to be sure that it is gone")
+        self._report.repair(image_id, possible=True)
+        named = await self._cloud.find_volumes(image_volume.name_of(image_id))
+        warming = await self._cloud.find_volumes(image_volume.warming_name_of(image_id))
+        left = [volume for volume in (*named, *warming) if _is_of(volume, image_id)]
+        return await self.delete(left, watch, why="image is gone", reason="gone")
+
+    async def delete(self, volumes: Iterable[Volume], watch: Watch, *, why: str, reason: Reason) -> Outcome:
+        """Delete volumes of the internal project that no image needs, and see them go."""
+        left = {volume.id: volume for volume in volumes if not volume.foreign}
+        if left and not self.may_delete:
+            for volume in left.values():
+                log.info("volume_would_be_deleted", volume_id=volume.id, size=volume.size, why=why)
+            return Skip("[reclaim] dry_run is set" if self._rules.enabled else "[reclaim] is not enabled")
+        count, asked = len(left), set[str]()
+        for _ in range(LOOKS):
+            for volume in left.values():
+                # Once: Cinder gives it back when its driver says that it is busy (VolumeIsBusy)
+                if volume.id not in asked and not image_volume.is_leaving(volume):
+                    with contextlib.suppress(Conflict, NotFound):
+                        await self._cloud.delete_volume(volume.id)
+                        log.info("image_volume_deleted", volume_id=volume.id, size=volume.size, why=why)
+                        asked.add(volume.id)
+            left = {seen.id: seen for one in left if (seen := await self._look(one))}
+            if all(one.id in asked and not image_volume.is_leaving(one) for one in left.values()):
+                break
+            await watch.changed()
+        for _ in range(count - len(left)):
+            self._report.reclaimed(reason)
+        return _waiting(left.values(), asked) if left else Done(f"{count} deleted", changed=count > 0)
+
+    async def cool(self, image: Image, target: Target, *, why: str) -> Outcome:
+        """Have nothing on the target that pre-warming has put there for the image: it is not wanted there."""
+        if image.status != "active" or not self._rules.enabled:
+            return Skip(why)
+        volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
+        ours = [volume for volume in volumes if image_volume.is_prewarmed(volume, target)]
+        return await self.evict(image.id, ours, why=why, reason="wanted") if ours else Skip(why)
+
+    async def evict(self, image_id: str, volumes: Iterable[Volume], *, why: str, reason: Reason) -> Outcome:
+        """Delete what pre-warming has made for an image that is there, as far as the image does not need it."""
+        stays, deleted = list[str](), 0
+        for volume in volumes:
+            about = {"of_image_id": image_id, "volume_id": volume.id, "size": volume.size, "why": why}
+            if not self.may_delete:
+                log.info("volume_would_be_deleted", **about)
+                continue
+            try:
+                locations = await self._cloud.get_locations(image_id)
+                if obstacle := await self.obstacle(volume, locations):
+                    stays.append(f"Image-Volume {volume.id} stays: {obstacle}")
+                    continue
+                if store := _store_of(volume, locations):
+                    await self._cloud.remove_from_store(image_id, store)
+                else:
+                    await self._cloud.delete_volume(volume.id)
+            except NotFound:
+                # The image, or the volume: whoever deleted it has done it for us
+                continue
+            except Conflict as error:
+                return Again(f"Image-Volume {volume.id} is in use: {error}", after=BUSY, counted=False)
+            log.info("image_volume_evicted", **about)
+            self._report.reclaimed(reason)
+            deleted += 1
+        return Done(f"{deleted} deleted: {why}", changed=True) if deleted else Skip("; ".join([why, *stays]))
+
+    async def _look(self, volume_id: str) -> Volume | None:
+        try:
+            return await self._cloud.get_volume(volume_id)
+        except NotFound:
+            return None
+
+    async def obstacle(self, volume: Volume, locations: tuple[Location, ...]) -> str:
+        """Why the volume must stay for the sake of its image, which has these locations; "" if it may go."""
+        store = _store_of(volume, locations)
+        if not store:
+            hidden = not locations and image_volume.FRESH not in volume.metadata
+            return "Glance does not show the image's locations" if hidden else ""
+        # Glance takes the first that it finds in a store
+        if next(location for location in locations if location.store == store).volume_id != volume.id:
+            return f"the image has several locations in store {store}"
+        for location in locations:
+            if location.volume_id != volume.id and await self._is_anchor(location):
+                return ""
+        return "the image has no other location that would stay"
+
+    async def _is_anchor(self, location: Location) -> bool:
+        """Whether a location is whole and none that we might remove as well."""
+        if not location.volume_id:
+            return True
+        volume = await self._look(location.volume_id)
+        return volume is not None and image_volume.is_usable(volume) and image_volume.ORIGIN not in volume.metadata
+
+
+def _store_of(volume: Volume, locations: tuple[Location, ...]) -> str:
+    """The store of Glance in which the volume is a location; "" if it is none."""
+    return next((location.store for location in locations if location.volume_id == volume.id), "")
+
+
+def _waiting(left: Iterable[Volume], asked: set[str]) -> Again:
+    """What to do about volumes that did not go."""
+    statuses = {volume.id: volume.status for volume in left}
+    text = ", ".join(sorted(statuses))
+    if any(status.startswith("error") for status in statuses.values()):
+        return Again(f"Cinder could not delete {text}; cinder-volume's log has the reason")
+    if "deleting" in statuses.values():
+        return Again(f"being deleted: {text}", after=BUSY, counted=False)
+    if asked >= set(statuses):
+        reason = f"the backend does not let go of {text}: other volumes depend on it"
+        return Again(reason, after=DEPENDED_ON, counted=False)
+    return Again(f"in use or still being made: {text}", after=BUSY, counted=False)
+
+
+def _is_of(volume: Volume, image_id: str) -> bool:
+    """Whether it was kept for this image: by us or Glance (metadata), or by Cinder, for its cache or an upload."""
+    claim = volume.metadata.get("glance_image_id")
+    by_cinder = image_volume.is_readonly(volume) or volume.source_volid
+    return claim == image_id or bool(claim is None and by_cinder)

@@ -1,0 +1,123 @@
+"""Room: whether the target's budget and the internal project's quota have any left for one more Image-Volume."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+import structlog
+
+from handlers import budget, image_volume
+from handlers.disposal import Disposal
+from worker.cloud import Image, Quota
+from worker.errors import Blocked, Conflict, NotFound
+from worker.handler import Parts, Watch
+from worker.outcome import Again
+from worker.target import Target
+
+# A place that was kept for a copy which nobody has come for, in seconds
+KEPT_FOR = 3600.0
+# Looks at the quota while what was evicted is being deleted
+LOOKS = 20
+
+log = structlog.get_logger(__name__)
+
+
+class Rooms:
+    """What is on its way onto each target, so that jobs at the same time do not all take the last place."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.cloud
+        self._uses = parts.uses
+        self._disposal = Disposal(parts)
+        self._now = parts.now
+        self._coming: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
+        self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def enter(self, image: Image, target: Target, watch: Watch, *, volumes: int = 1) -> None:
+        """Make room for the image on the target and keep it until `leave`; `volumes` is how many are made at once.
+
+        Raises budget.NoRoom if the image can't have room, Blocked if the quota is used up; nothing is evicted then.
+        """
+        size = image_volume.size_for(image)
+        async with self._locks[target.name]:
+            going = await self._victims(image, target, size)
+            freed = sum(one.size for one in going)
+            quota = await self._quota(target)
+            if shortage := _shortage(quota, size * volumes - freed, volumes - len(going)):
+                raise Blocked(shortage)
+            for one in going:
+                why = f"room on {target.name} for image {image.id}"
+                evicted = await self._disposal.evict(one.image_id, [one.volume], why=why, reason="budget")
+                if isinstance(evicted, Again):
+                    raise Conflict(evicted.reason)
+            self._coming[target.name][image.id] = (size, self._now())
+        for _ in range(LOOKS if _shortage(quota, size * volumes, volumes) else 0):
+            await watch.changed()
+            if not _shortage(await self._quota(target), size * volumes, volumes):
+                break
+
+    async def has_spare(self, image: Image, target: Target) -> bool:
+        """Whether the image has room on the target without anything being evicted; if so, it is kept."""
+        if not target.has_budget:
+            return True
+        size = image_volume.size_for(image)
+        async with self._locks[target.name]:
+            try:
+                if await self._victims(image, target, size):
+                    return False
+            except budget.NoRoom:
+                return False
+            self._coming[target.name].setdefault(image.id, (size, self._now()))
+        return True
+
+    def leave(self, image_id: str, target: str) -> None:
+        """What was kept for the image is there, or is not needed."""
+        self._coming[target].pop(image_id, None)
+
+    async def _victims(self, image: Image, target: Target, size: int) -> list[budget.Held]:
+        if not target.has_budget:
+            return []
+        there = [volume async for volume in self._cloud.list_volumes(target.name)]
+        coming = {
+            image_id: gigabytes
+            for image_id, (gigabytes, since) in self._coming[target.name].items()
+            if image_id != image.id and self._now() - since < KEPT_FOR
+        }
+        lying = budget.held(there, target, self._uses)
+        since = budget.since(image, target, self._uses)
+        staying: set[str] = set()
+        while True:
+            going = budget.Shelf(target, lying, coming, staying=staying).victims(size, since=since)
+            if going and not self._disposal.may_delete:
+                raise budget.NoRoom(f"target {target.name} is full, and [reclaim] may not delete anything")
+            # All of them are asked after before the first one goes
+            stays = {one.volume.id for one in going if await self._stays(one)}
+            if not stays:
+                return going
+            staying |= stays
+
+    async def _stays(self, one: budget.Held) -> bool:
+        try:
+            locations = await self._cloud.get_locations(one.image_id)
+        except NotFound:
+            # Its image is gone, and so will it be
+            return True
+        return bool(await self._disposal.obstacle(one.volume, locations))
+
+    async def _quota(self, target: Target) -> Quota:
+        try:
+            return await self._cloud.get_quota(target.volume_type)
+        except (Blocked, NotFound) as error:
+            # Cinder's policy may keep it from us; then Cinder itself refuses what is too much
+            log.debug("quota_unknown", error=str(error))
+            return Quota()
+
+
+def _shortage(quota: Quota, gigabytes: int, volumes: int) -> str:
+    """Why the quota is not enough; "" if it is. Pure."""
+    if quota.gigabytes is not None and quota.gigabytes < gigabytes:
+        return f"the internal project's quota has {quota.gigabytes} GiB left, {gigabytes} are needed: raise gigabytes"
+    if quota.volumes is not None and quota.volumes < volumes:
+        return f"the internal project's quota has {quota.volumes} volumes left, {volumes} are needed: raise volumes"
+    return ""

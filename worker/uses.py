@@ -1,0 +1,93 @@
+"""Uses: when volumes were last made of an image on a target, and how often; what budgets and popularity go by."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from worker.notification import Notification
+
+# (image, target) pairs remembered; those that were not used for the longest time are forgotten
+KEEP = 100_000
+# A use is worth a job when it is one of the first, or when so much time has gone since the last that was, in seconds
+FIRST = 2
+EVERY = 3600.0
+
+Pair = tuple[str, str]
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Heard:
+    count: int = 0
+    told: float = 0.0
+
+
+@dataclass(slots=True)
+class _Noted:
+    count: int = 0
+    last: float = 0.0
+    before: float = 0.0
+
+
+class Uses:
+    """What this process knows of uses; what must outlive it is written on the Image-Volume, at most once in `EVERY`.
+
+    Two memories, since the intakes of several processes share the notifications, and one process works on a lane: what
+    was `heard` of notifications decides which become jobs; what was `note`d of jobs is what handlers ask for.
+    """
+
+    def __init__(self) -> None:
+        self._targets: Mapping[str, str] = {}
+        self._heard: OrderedDict[Pair, _Heard] = OrderedDict()
+        self._noted: OrderedDict[Pair, _Noted] = OrderedDict()
+        # Several intakes ask, each on its own thread
+        self._lock = threading.Lock()
+
+    def know(self, targets: Mapping[str, str]) -> None:
+        """Take over the names of targets by volume type id; payloads name the type by its id."""
+        self._targets = targets
+
+    def heard(self, notification: Notification) -> str:
+        """The target that the image was used on, if that is worth a job; else ""."""
+        target = self._targets.get(notification.volume_type_id, "") if notification.is_use else ""
+        if not target:
+            return ""
+        at = notification.timestamp or 0.0
+        with self._lock:
+            use = _of(self._heard, (notification.source_image_id, target), _Heard)
+            use.count += 1
+            if use.count > FIRST and at - use.told < EVERY:
+                return ""
+            use.told = at
+        return target
+
+    def note(self, image_id: str, target: str, at: float) -> None:
+        """Remember one use; the same one told twice is one."""
+        with self._lock:
+            use = _of(self._noted, (image_id, target), _Noted)
+            if at in (use.last, use.before):
+                return
+            use.count += 1
+            use.before, use.last = sorted((at, use.last))
+
+    def last(self, image_id: str, target: str) -> float:
+        """When it was last used, in epoch seconds, as far as this process knows; else 0."""
+        use = self._noted.get((image_id, target))
+        return use.last if use else 0.0
+
+    def count(self, image_id: str, target: str) -> int:
+        """How often it was used, as far as this process knows."""
+        use = self._noted.get((image_id, target))
+        return use.count if use else 0
+
+
+def _of(memory: OrderedDict[Pair, T], pair: Pair, new: Callable[[], T]) -> T:
+    use = memory.get(pair) or memory.setdefault(pair, new())
+    memory.move_to_end(pair)
+    if len(memory) > KEEP:
+        memory.popitem(last=False)
+    return use
