@@ -89,17 +89,13 @@ class Shelf:
             raise NoRoom(f"target {name} is full ({full}) of what was used since this image was")
         return going
 
-    def take(self, size: int, *, since: float) -> bool:
-        """Whether there is room for an image of `size` GiB, last used at `since`; if so, it is counted in."""
-        try:
-            going = self.victims(size, since=since)
-        except NoRoom:
-            return False
+    def take(self, size: int, *, since: float) -> None:
+        """Count in an image of `size` GiB, last used at `since`, in the place of what goes for it; NoRoom as above."""
+        going = self.victims(size, since=since)
         for one in going:
             self._held.remove(one)
         self._size += size - sum(one.size for one in going)
         self._count += 1 - len(going)
-        return True
 
     def _counted(self) -> str:
         most = self._target.max_count

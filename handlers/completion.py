@@ -6,10 +6,10 @@ of. What Cinder itself has in hand, and what Glance has locked, is left alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from handlers import image_volume
+from handlers.actions import AddLocation, AwaitImage, LookAtLocations, SetMetadata, SetReadonly
 from worker.cloud import GIB, Image, ImageTask, Location, NewVolume, Store, Volume
 from worker.notification import IMAGE_ID
 from worker.outcome import Again, Done, Outcome, Park, Skip
@@ -72,11 +72,6 @@ class LookAtTasks:
 
 
 @dataclass(frozen=True, slots=True)
-class LookAtLocations:
-    """Read the image's locations."""
-
-
-@dataclass(frozen=True, slots=True)
 class LookAgain:
     """Read image and source once more: what was right when the clone was begun need not be now."""
 
@@ -111,38 +106,11 @@ class DeleteClone:
 
 
 @dataclass(frozen=True, slots=True)
-class SetMetadata:
-    """Put a clone's metadata right."""
-
-    volume_id: str
-    metadata: Mapping[str, str] = field(hash=False)
-
-
-@dataclass(frozen=True, slots=True)
-class SetReadonly:
-    """Set a clone's read-only flag."""
-
-    volume_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class AddLocation:
-    """Tell Glance that the clone is the image's data."""
-
-    url: str
-
-
-@dataclass(frozen=True, slots=True)
 class AwaitClone:
     """Wait until this clone has changed; then read image and source again too."""
 
     volume_id: str
     source_volid: str
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitImage:
-    """Wait until the image has changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -60,10 +60,12 @@ class Disposal:
     async def delete(self, volumes: Iterable[Volume], watch: Watch, *, why: str, reason: Reason) -> Outcome:
         """Delete volumes of the internal project that no image needs, and see them go."""
         left = {volume.id: volume for volume in volumes if not volume.foreign}
-        if left and not self.may_delete:
+        if left and not self._rules.enabled:
+            return Skip("[reclaim] is not enabled")
+        if left and self._rules.dry_run:
             for volume in left.values():
                 log.info("volume_would_be_deleted", volume_id=volume.id, size=volume.size, why=why)
-            return Skip("[reclaim] dry_run is set" if self._rules.enabled else "[reclaim] is not enabled")
+            return Skip("[reclaim] dry_run is set")
         count, asked = len(left), set[str]()
         for _ in range(LOOKS):
             for volume in left.values():
@@ -91,10 +93,12 @@ class Disposal:
 
     async def evict(self, image_id: str, volumes: Iterable[Volume], *, why: str, reason: Reason) -> Outcome:
         """Delete what pre-warming has made for an image that is there, as far as the image does not need it."""
+        if not self._rules.enabled:
+            return Skip(why)
         stays, deleted = list[str](), 0
         for volume in volumes:
             about = {"of_image_id": image_id, "volume_id": volume.id, "size": volume.size, "why": why}
-            if not self.may_delete:
+            if self._rules.dry_run:
                 log.info("volume_would_be_deleted", **about)
                 continue
             try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import assert_never
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, assert_never
 
 import structlog
 
-from handlers import ROUTES, budget, image_volume, policy, strategies
+from handlers import ROUTES, actions, budget, image_volume, policy, strategies
 from handlers.disposal import Disposal
 from handlers.room import Rooms
 from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, registered, store
@@ -28,10 +28,10 @@ LACKS: Mapping[str, Lacks] = {"store": registered.lacks, "location": registered.
 READING = (
     strategies.LookAtVolumes,
     strategies.LookAtWarming,
-    strategies.LookAtLocations,
+    actions.LookAtLocations,
     strategies.LookAtVolume,
     strategies.AwaitVolume,
-    strategies.AwaitImage,
+    actions.AwaitImage,
     strategies.AwaitEntry,
 )
 # For how long a target that has failed is left out of what is done for others, in seconds
@@ -40,6 +40,18 @@ SUSPECT_FOR = 600.0
 POPULAR = 2
 # Copies that we have asked Glance for and have not marked yet: more are forgotten
 COPIES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Warmth:
+    """How it is with an image on a target, and why it is not warm.
+
+    `cold`: it will be; `unwanted` by policy; `full`: the target's budget has no room; `unused`: it waits for a use.
+    """
+
+    target: Target
+    state: Literal["warm", "cold", "unwanted", "full", "unused"]
+    why: str = ""
 
 
 class Prewarm:
@@ -104,14 +116,15 @@ class Prewarm:
                 seen = await self._act(action, seen, target, watch)
                 made = made or not isinstance(action, READING)
         except NotFound:
+            self._rooms.leave(key.image_id, key.target)
             return await self._gone(key.image_id, watch)
         except budget.NoRoom as error:
             return Skip(str(error))
         except (Conflict, Blocked):
             self._suspects[target.name] = self._now() + SUSPECT_FOR
             raise
-        finally:
-            self._rooms.leave(key.image_id, key.target)
+        # Not when it was interrupted: what Glance is copying is still on its way then
+        self._rooms.leave(key.image_id, key.target)
         if isinstance(action.outcome, Again) and action.outcome.counted:
             self._suspects[target.name] = self._now() + SUSPECT_FOR
         else:
@@ -137,19 +150,38 @@ class Prewarm:
 
     def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
         """The targets where the image is wanted and does not look warm, as far as there is room. Calls nobody."""
-        if image is None:
-            return
+        if image:
+            for one in self.warmth(image, volumes):
+                if one.state == "cold":
+                    yield Missing(Key(self.name, image_id, one.target.name), one.why)
+
+    def warmth(self, image: Image, volumes: tuple[Volume, ...]) -> Iterator[Warmth]:
+        """How it is with an image on each target, by a bulk listing. Calls nobody.
+
+        Between two calls of `prepare` each image that still has to come is counted against its target's budget.
+        """
         for target in self._resolved:
-            if policy.refusal(image, target, self._policy) is None and (
-                why := LACKS[target.strategy](image, volumes, target)
-            ):
-                if not any(image_volume.is_ours(volume, target) for volume in volumes):
-                    if self._unpopular(image, target):
-                        continue
-                    shelf, since = self._shelves.get(target.name), budget.since(image, target, self._uses)
-                    if shelf and not shelf.take(image_volume.size_for(image), since=since):
-                        continue
-                yield Missing(Key(self.name, image_id, target.name), why)
+            if refusal := policy.refusal(image, target, self._policy):
+                yield Warmth(target, "unwanted", refusal)
+            elif not (why := LACKS[target.strategy](image, volumes, target)):
+                yield Warmth(target, "warm")
+            elif _is_there(image, volumes, target):
+                yield Warmth(target, "cold", why)
+            elif self._unpopular(image, target):
+                yield Warmth(target, "unused", f"{why}; it waits for a second volume to be made of it")
+            elif full := self._no_room(image, target):
+                yield Warmth(target, "full", full)
+            else:
+                yield Warmth(target, "cold", why)
+
+    def _no_room(self, image: Image, target: Target) -> str:
+        """Why the target's budget has no room for an image that is not there yet; "" if it has, and that is counted."""
+        if shelf := self._shelves.get(target.name):
+            try:
+                shelf.take(image_volume.size_for(image), since=budget.since(image, target, self._uses))
+            except budget.NoRoom as error:
+                return str(error)
+        return ""
 
     def _plan(self, seen: Seen, target: Target) -> Action:
         if refusal := policy.refusal(seen.image, target, self._policy):
@@ -186,7 +218,7 @@ class Prewarm:
                 return replace(seen, volumes=await cloud.find_volumes(image_volume.name_of(image_id)))
             case strategies.LookAtWarming():
                 return replace(seen, warming=await cloud.find_volumes(image_volume.warming_name_of(image_id)))
-            case strategies.LookAtLocations():
+            case actions.LookAtLocations():
                 return replace(seen, locations=await cloud.get_locations(image_id))
             case strategies.LookAtVolume(volume_id):
                 return await self._look_at(volume_id, seen)
@@ -208,13 +240,13 @@ class Prewarm:
                 repaired = any(v.id == volume_id and image_volume.is_prewarmed(v, target) for v in seen.volumes or ())
                 seen = replace(seen, repaired=seen.repaired or repaired)
                 return replace(_without(volume_id, seen), failed=because or seen.failed)
-            case strategies.SetMetadata(volume_id, metadata):
+            case actions.SetMetadata(volume_id, metadata):
                 await cloud.set_metadata(volume_id, metadata)
                 return _believed(volume_id, metadata, seen)
-            case strategies.SetReadonly(volume_id):
+            case actions.SetReadonly(volume_id):
                 await cloud.set_readonly(volume_id)
                 return _believed(volume_id, {"readonly": "True"}, seen)
-            case strategies.AddLocation(url):
+            case actions.AddLocation(url):
                 return await self._add_location(url, seen)
             case strategies.RemoveFromStore(store_id):
                 await cloud.remove_from_store(image_id, store_id)
@@ -223,7 +255,7 @@ class Prewarm:
                 return replace(seen, image=await self._image(seen), locations=None, volumes=None, repaired=True)
             case strategies.AwaitVolume(volume_id):
                 return await self._await_volume(volume_id, seen, watch)
-            case strategies.AwaitImage():
+            case actions.AwaitImage():
                 await watch.changed()
                 return replace(seen, image=await self._image(seen), now=self._now())
             case strategies.AwaitEntry():
@@ -316,6 +348,12 @@ class Prewarm:
             fresh = None if volume.name == image_volume.warming_name_of(seen.image.id) else seen.volumes
             seen = replace(seen, image=await self._image(seen), now=self._now(), volumes=fresh)
         return seen
+
+
+def _is_there(image: Image, volumes: tuple[Volume, ...], target: Target) -> bool:
+    """Whether the target holds the image already, so that it needs no more room there, only mending."""
+    located = target.strategy != "cache" and target.glance_store in (image.stores or ())
+    return located or any(image_volume.is_ours(volume, target) for volume in volumes)
 
 
 def _with(volume: Volume, seen: Seen) -> Seen:

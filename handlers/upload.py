@@ -10,7 +10,7 @@ from typing import assert_never
 
 import structlog
 
-from handlers import ROUTES, completion, image_volume
+from handlers import ROUTES, actions, completion, image_volume
 from handlers.completion import Action, Finish, Seen
 from handlers.disposal import Disposal
 from handlers.target_store import TargetStores
@@ -150,7 +150,7 @@ class Upload:
                 return await self._look_at_source(volume_id, seen)
             case completion.LookAtTasks():
                 return replace(seen, tasks=await cloud.list_tasks(image_id))
-            case completion.LookAtLocations():
+            case actions.LookAtLocations():
                 return replace(seen, locations=await cloud.get_locations(image_id))
             case completion.LookAgain(volume_id):
                 return await self._look_again(volume_id, seen)
@@ -168,13 +168,13 @@ class Upload:
                     other = "the image has other data" if seen.image.status == "active" else "the property has changed"
                     log.info("clone_deleted", volume_id=volume_id, why=because or other)
                 return replace(_without(volume_id, seen), failed=because or seen.failed, sure=False)
-            case completion.SetMetadata(volume_id, metadata):
+            case actions.SetMetadata(volume_id, metadata):
                 await cloud.set_metadata(volume_id, metadata)
                 return _believed(volume_id, metadata, seen)
-            case completion.SetReadonly(volume_id):
+            case actions.SetReadonly(volume_id):
                 await cloud.set_readonly(volume_id)
                 return _believed(volume_id, {"readonly": "True"}, seen)
-            case completion.AddLocation(url):
+            case actions.AddLocation(url):
                 if await self._add_location(image_id, url):
                     # Its task has begun, and Glance's lock lies on the image
                     image = replace(seen.image, import_locked=True)
@@ -187,7 +187,7 @@ class Upload:
                     self._look_at_clone(volume_id, seen), self._look_again(source_volid, seen)
                 )
                 return replace(again, clones=seen.clones)
-            case completion.AwaitImage():
+            case actions.AwaitImage():
                 await watch.changed()
                 return replace(seen, image=await cloud.get_image(image_id), now=self._now(), tasks=None)
             case Finish():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import random
 import time
 import uuid
 from collections import Counter
@@ -13,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
+from handlers import image_volume
 from worker.cloud import GIB, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
 from worker.errors import Blocked, Conflict, NotFound
-from worker.target import TAG
+from worker.target import TAG, Target
 
 PROJECT = "internal-project"
 PAGE = 1000
@@ -38,8 +40,11 @@ class FakeCloud:
     `blind` are the logins of these stores if they see no volume of ours; `new_locations` is Glance 2.17 or newer.
     `seconds` is how long a volume is `creating`. `emit` gets notifications as bytes. `calls` counts verbs. `ahead` is
     by how many seconds its clock is wrong, `quota` the GiB that the internal project may have. `amnesiac`: Glance lists
-    no images. `held_by_backend` are volumes whose deletion comes to nothing; `torn` those that were deleted although
-    they were a location of an image.
+    no images; without `admin` it shows private ones to nobody but their owner. `held_by_backend` are volumes whose
+    deletion comes to nothing; `torn` those that were deleted although they were a location of an image. `latency` is
+    how long a request takes, half of it before its effect. `told` hears of each of our writes right before its effect:
+    the verb, and what it is about. `asked_by` is who asked for a volume that the services made: a project, or `cinder`
+    itself for its cache.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
@@ -47,12 +52,15 @@ class FakeCloud:
     multiple_locations: bool = False
     admin: bool = True
     seconds: float = 0.0
+    latency: float = 0.0
     ahead: float = 0.0
     amnesiac: bool = False
     quota: int | None = None
     held_by_backend: set[str] = field(default_factory=set)
     torn: list[str] = field(default_factory=list)
     emit: Callable[[bytes], None] = lambda _: None
+    told: Callable[..., None] = lambda *_: None
+    asked_by: dict[str, str] = field(default_factory=dict)
     images: dict[str, Image] = field(default_factory=dict)
     locations: dict[str, tuple[Location, ...]] = field(default_factory=dict)
     volumes: dict[str, Volume] = field(default_factory=dict)
@@ -69,7 +77,7 @@ class FakeCloud:
 
     def upload(self, **fields: object) -> Image:
         """A user's image, active in the store `file`, raw/bare and public unless said otherwise."""
-        image_id = str(uuid.uuid4())
+        image_id = new_id()
         defaults: dict[str, object] = {
             "id": image_id,
             "status": "active",
@@ -123,6 +131,26 @@ class FakeCloud:
         self._announce_volume("volume.create.end", volume, image_id=image_id)
         return volume
 
+    def user_copies(self, image_id: str, store: str, *, project: str = "alice") -> None:
+        """A user has Glance copy an image into a store."""
+        self.touch(image_id, import_locked=True, importing=frozenset({store}), failed=frozenset())
+        self._spawn(self._import(image_id, (store,), project))
+
+    def locate(self, image_id: str, store: str, volume_id: str) -> None:
+        """A user adds a volume to an image as a location (show_multiple_locations lets owners do that)."""
+        self._activate(image_id, store, volume_id)
+
+    def fill(self, targets: Iterable[Target]) -> Image:
+        """An image that is warm on these targets, in Glance's stores there."""
+        targets = tuple(targets)
+        image = self.upload(stores=frozenset({"file", *(target.glance_store for target in targets)}))
+        for target in targets:
+            metadata = {**image_volume.metadata_of(image, target), image_volume.ORIGIN: image_volume.PREWARM}
+            volume = self._new(f"image-{image.id}", target.volume_type, 1, {**metadata, "readonly": "True"})
+            self.volumes[volume.id] = replace(volume, status="available")
+            self._locate(image.id, target.glance_store, volume.id)
+        return image
+
     def touch(self, image_id: str, **changes: object) -> None:
         """Change an image; its updated_at moves on, each time to another value."""
         now = self.now()
@@ -147,6 +175,15 @@ class FakeCloud:
         """The volumes that hold an image, cache entries and throw-away ones too."""
         return [v for v in self.volumes.values() if v.name.endswith(image_id)]
 
+    def is_whole(self, location: Location) -> bool:
+        """Whether the data can be read there."""
+        volume = self.volumes.get(location.volume_id)
+        return not location.volume_id or (volume is not None and not volume.status.startswith("error"))
+
+    def has_data(self, image_id: str) -> bool:
+        """Whether the image's data can be read anywhere."""
+        return any(self.is_whole(location) for location in self.locations.get(image_id, ()))
+
     async def quiet(self) -> None:
         """Return when nothing is being made any more."""
         while self.tasks:
@@ -160,6 +197,7 @@ class FakeCloud:
 
     async def list_images(self) -> AsyncIterator[Image]:
         shown = [image for image in self.images.values() if image.status in ("active", "queued")]
+        shown = [image for image in shown if self._shows(image)]
         async for image in self._pages("list_images", [] if self.amnesiac else shown):
             yield image
 
@@ -180,6 +218,7 @@ class FakeCloud:
                 raise Conflict(f"Image is already present at store '{present[0]}'")
             if unknown := [store for store in wanted if store not in self.stores]:
                 raise Conflict(f"Store for image_id {image_id} not found: {unknown[0]}")
+            self.told("copy_image", image_id, *wanted)
             self.touch(image_id, import_locked=True, importing=frozenset(wanted), failed=frozenset())
             self._spawn(self._import(image_id, wanted))
 
@@ -193,6 +232,7 @@ class FakeCloud:
             store, _, volume_id = url.removeprefix("cinder://").partition("/")
             if volume_id not in self.volumes:
                 raise Conflict("Invalid location")
+            self.told("add_location", image_id, volume_id)
             self._activate(image_id, store, volume_id)
 
     async def import_location(self, image_id: str, url: str) -> None:
@@ -202,7 +242,8 @@ class FakeCloud:
                 raise Conflict(f"It's not allowed to add locations if image status is {image.status}.")
             if image.import_locked:
                 raise Conflict("Image has active task")
-            task = ImageTask(id=str(uuid.uuid4()), type="location_import", status="processing", url=url)
+            self.told("import_location", image_id, Location.from_url(url).volume_id)
+            task = ImageTask(id=new_id(), type="location_import", status="processing", url=url)
             self.image_tasks.setdefault(image_id, []).insert(0, task)
             self.touch(image_id, import_locked=True)
             self._spawn(self._import_location(image_id, task))
@@ -226,14 +267,19 @@ class FakeCloud:
 
     async def remove_from_store(self, image_id: str, store: str) -> None:
         async with self._call("remove_from_store"):
-            image = self._image(image_id)
-            left = tuple(location for location in self.locations[image_id] if location.store != store)
-            if not left:
-                raise Conflict("Cannot delete the last location")
-            for location in set(self.locations[image_id]) - set(left):
-                self.volumes.pop(location.volume_id, None)
+            self._image(image_id)
+            locations = self.locations[image_id]
+            if len(locations) == 1:
+                raise Blocked("Cannot delete image data from the only store containing it")
+            # Of several in a store Glance takes the first
+            first = next((location for location in locations if location.store == store), None)
+            if first is None:
+                raise NotFound(f"Image is not stored in store {store}")
+            self.told("remove_from_store", image_id, first)
+            self.volumes.pop(first.volume_id, None)
+            left = tuple(location for location in locations if location is not first)
             self.locations[image_id] = left
-            self.touch(image_id, stores=(image.stores or frozenset()) - {store})
+            self.touch(image_id, stores=frozenset(location.store for location in left))
 
     async def get_volume(self, volume_id: str) -> Volume:
         async with self._call("get_volume"):
@@ -262,14 +308,16 @@ class FakeCloud:
             volume_type = source.volume_type if source else new.volume_type
             volume = self._new(new.name, volume_type, new.size, dict(new.metadata))
             volume = self.volumes[volume.id] = replace(volume, source_volid=new.source_volid)
+            self.asked_by[volume.id] = PROJECT
             self._spawn(self._create(volume.id, new.image_id))
             return volume
 
     async def delete_volume(self, volume_id: str) -> None:
         async with self._call("delete_volume"):
             volume = self._volume(volume_id)
-            if volume.status not in ("available", "error"):
+            if volume.status not in ("available", "error") and volume.host:
                 raise Conflict("Volume status must be available or error")
+            self.told("delete_volume", volume_id)
             if any(location.volume_id == volume_id for own in self.locations.values() for location in own):
                 self.torn.append(volume_id)
             if volume_id in self.held_by_backend:
@@ -281,11 +329,13 @@ class FakeCloud:
     async def set_metadata(self, volume_id: str, metadata: Mapping[str, str]) -> None:
         async with self._call("set_metadata"):
             volume = self._volume(volume_id)
+            self.told("set_metadata", volume_id)
             self.volumes[volume_id] = replace(volume, metadata={**volume.metadata, **metadata})
 
     async def set_readonly(self, volume_id: str) -> None:
         async with self._call("set_readonly"):
             volume = self._volume(volume_id)
+            self.told("set_readonly", volume_id)
             self.volumes[volume_id] = replace(volume, metadata={**volume.metadata, "readonly": "True"})
 
     async def sees_all_images(self) -> bool:
@@ -315,12 +365,15 @@ class FakeCloud:
 
     def _call(self, verb: str) -> _Call:
         self.calls[verb] += 1
-        return _Call(self.faults, verb)
+        return _Call(self.faults, verb, self.latency)
 
     def _image(self, image_id: str) -> Image:
-        if image_id not in self.images:
+        if image_id not in self.images or not self._shows(self.images[image_id]):
             raise NotFound(f"No image found with ID {image_id}")
         return self.images[image_id]
+
+    def _shows(self, image: Image) -> bool:
+        return self.admin or image.owner == PROJECT or image.visibility in ("public", "community")
 
     def _volume(self, volume_id: str) -> Volume:
         if volume_id not in self.volumes:
@@ -329,7 +382,7 @@ class FakeCloud:
 
     def _new(self, name: str, volume_type: str, size: int, metadata: dict[str, str]) -> Volume:
         volume = Volume(
-            id=str(uuid.uuid4()),
+            id=new_id(),
             name=name,
             status="creating",
             volume_type=volume_type,
@@ -351,8 +404,11 @@ class FakeCloud:
 
     async def _create(self, volume_id: str, image_id: str) -> None:
         await asyncio.sleep(self.seconds)
-        volume = self.volumes[volume_id]
-        broken = volume.volume_type in self.dead_types or bool(image_id and image_id not in self.images)
+        volume = self.volumes.get(volume_id)
+        if volume is None:
+            return
+        unread = bool(image_id) and not self.has_data(image_id)
+        broken = unread or volume.volume_type in self.dead_types
         volume = replace(volume, status="error" if broken else "available")
         self.volumes[volume_id] = volume
         if broken:
@@ -371,22 +427,24 @@ class FakeCloud:
             if "_cached_for" in entry.metadata:
                 del self.volumes[entry.id]
         entry = self._new(name, volume.volume_type, volume.size, {"readonly": "True", "_cached_for": stamp})
+        self.asked_by[entry.id] = "cinder"
         self.volumes[entry.id] = replace(entry, status="available")
 
-    async def _import(self, image_id: str, stores: tuple[str, ...]) -> None:
+    async def _import(self, image_id: str, stores: tuple[str, ...], project: str = PROJECT) -> None:
         for store in stores:
             image = self.images.get(image_id)
             if image is None:
                 return
-            metadata = {"glance_image_id": image_id, "image_owner": PROJECT, "image_size": str(image.size)}
+            metadata = {"glance_image_id": image_id, "image_owner": project, "image_size": str(image.size)}
             if (left := self._left()) is not None and left < -(-image.size // GIB):
                 self.touch(image_id, importing=image.importing - {store}, failed=image.failed | {store})
                 continue
             volume = self._new(f"image-{image_id}", self.stores[store], -(-image.size // GIB), metadata)
+            self.asked_by[volume.id] = project
             await asyncio.sleep(self.seconds)
             image = self.images.get(image_id)
-            if image is None or volume.volume_type in self.dead_types:
-                del self.volumes[volume.id]
+            if image is None or volume.volume_type in self.dead_types or not self.has_data(image_id):
+                self.volumes.pop(volume.id, None)
                 if image:
                     self.touch(image_id, importing=image.importing - {store}, failed=image.failed | {store})
                 continue
@@ -441,16 +499,19 @@ class FakeCloud:
 class _Call:
     """One request: takes a turn of the event loop, and fails if a fault is due."""
 
-    def __init__(self, faults: dict[str, Fault], verb: str) -> None:
+    def __init__(self, faults: dict[str, Fault], verb: str, latency: float) -> None:
         self._faults = faults
         self._verb = verb
+        self._latency = latency
 
     async def __aenter__(self) -> None:
-        await asyncio.sleep(0)
+        await asyncio.sleep(self._latency / 2)
         if (fault := self._faults.get(self._verb)) and not fault.done:
             self._raise(fault)
 
     async def __aexit__(self, kind: object, error: object, trace: object) -> None:
+        if self._latency:
+            await asyncio.sleep(self._latency / 2)
         if error is None and (fault := self._faults.get(self._verb)) and fault.done:
             self._raise(fault)
 
@@ -461,11 +522,16 @@ class _Call:
         raise fault.error
 
 
+def new_id() -> str:
+    """A UUID of `random`, so that who sets its seed gets the same ones again."""
+    return str(uuid.UUID(int=random.getrandbits(128), version=4))
+
+
 def notification(event_type: str, payload: Mapping[str, object], *, at: float | None = None) -> bytes:
     """A notification as it comes off the wire."""
     moment = datetime.fromtimestamp(time.time() if at is None else at, UTC)
     message = {
-        "message_id": str(uuid.uuid4()),
+        "message_id": new_id(),
         "publisher_id": "fake",
         "event_type": event_type,
         "priority": "INFO",

@@ -45,6 +45,7 @@ class Rig:
         uploads: Uploads | None = None,
         reclaiming: Reclaiming | None = None,
         limits: Limits = LIMITS,
+        backoff: Backoff | None = None,
     ) -> None:
         self.cloud = cloud
         self.metrics = Metrics()
@@ -71,7 +72,7 @@ class Rig:
             lanes=self.lanes,
             handlers=self.handlers,
             limits=limits,
-            backoff=Backoff(shortest=0.005, longest=0.02),
+            backoff=backoff or Backoff(shortest=0.005, longest=0.02),
             metrics=self.metrics,
             uses=self.uses,
         )
@@ -86,6 +87,16 @@ class Rig:
     async def __aexit__(self, *_: object) -> None:
         await self.runner.drain()
         await self.lanes.close()
+
+    async def crash(self) -> None:
+        """The process is gone in the middle of whatever it did: no answer reaches it, nothing is settled."""
+        await self.lanes.close()
+        ending = [*self._hearing, *self.runner._tasks]
+        for task in ending:
+            task.cancel()
+        # A task that ends would start the next one
+        self.runner._leaving.set()
+        await asyncio.gather(*ending, return_exceptions=True)
 
     def hear(self, body: bytes) -> None:
         """One message off the wire, as the intake would hand it over."""
@@ -119,6 +130,23 @@ class Rig:
                 busy = self._hearing or self.cloud.tasks or not self.runner.idle or self.runner.due()
                 depths = self.lanes.depths()
                 calm = 0 if busy or sum(depths.values()) - depths["dead"] else calm + 1
+
+    async def rest(self, *, step: float, most: float, due: float) -> None:
+        """Return when nothing is worked on or made, and no other try is due within `due` seconds; after `most` anyway.
+
+        For a clock that does not cost the time it tells: it looks every `step` seconds.
+        """
+        for _ in range(int(most / step)):
+            await asyncio.sleep(step)
+            depths = self.lanes.depths()
+            waiting = sum(depths.values()) - depths["dead"]
+            if not (self._hearing or self.cloud.tasks or waiting or self.busy or self.runner.due(within=due)):
+                return
+
+    @property
+    def busy(self) -> bool:
+        """Whether any job is being worked on: only such a job goes by what it has read before."""
+        return not self.runner.idle
 
     async def run(self, image_id: str, target: str = "fast") -> Outcome:
         """One try of one key, with a watch that polls at once."""

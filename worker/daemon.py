@@ -59,9 +59,9 @@ class Clouds:
         self.urgent.close()
 
 
-def build_handlers(settings: Settings, clouds: Clouds, metrics: Metrics, uses: Uses) -> dict[str, Handler]:
-    """The handlers that are installed and not switched off, by name."""
-    parts = Parts(
+def build_parts(settings: Settings, clouds: Clouds, metrics: Metrics, uses: Uses) -> Parts:
+    """What handlers are built from."""
+    return Parts(
         cloud=clouds.common,
         urgent=clouds.urgent,
         targets=settings.targets,
@@ -72,6 +72,10 @@ def build_handlers(settings: Settings, clouds: Clouds, metrics: Metrics, uses: U
         now=time.time,
         report=metrics,
     )
+
+
+def build_handlers(settings: Settings, parts: Parts) -> dict[str, Handler]:
+    """The handlers that are installed and not switched off, by name."""
     factories: list[HandlerFactory] = [entry.load() for entry in entry_points(group=HANDLERS)]
     handlers = (factory(parts) for factory in factories)
     return {handler.name: handler for handler in handlers if handler.name not in settings.switched_off}
@@ -157,7 +161,7 @@ class Daemon:
         self._clouds = build_clouds(settings, metrics)
         self._cloud = self._clouds.common
         self._uses = Uses()
-        self._handlers = build_handlers(settings, self._clouds, metrics, self._uses)
+        self._handlers = build_handlers(settings, build_parts(settings, self._clouds, metrics, self._uses))
         self._lanes = build_lanes(settings)
         self._intakes = build_intakes(settings)
         self._times = VolumeTimes(metrics=metrics)

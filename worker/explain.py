@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import replace
+from typing import assert_never
 
-from handlers import completion, image_volume, policy
+from handlers import completion, image_volume
 from handlers.completion import Seen
+from handlers.prewarm import Prewarm, Warmth
 from handlers.upload import clones_of
 from worker.check import Check
 from worker.cloud import Cloud, Image, Volume
 from worker.errors import NotFound
-from worker.handler import Handler
 from worker.notification import IMAGE_ID
 from worker.outcome import Again, Skip
 from worker.settings import Settings
-from worker.target import Uploads
+from worker.target import Target, Uploads
 
 
 async def explain(
-    cloud: Cloud, settings: Settings, handlers: Mapping[str, Handler], image_id: str, *, now: float, target: str = ""
+    cloud: Cloud, settings: Settings, prewarm: Prewarm, image_id: str, *, now: float, target: str = ""
 ) -> AsyncIterator[Check]:
     """Each condition for the image, met or not; of all targets, or of one. NotFound if there is no such image."""
     image = await cloud.get_image(image_id)
     yield Check("image", "ok", f"{image.status}, {completion.kind_of(image)}, {image.visibility}, owner {image.owner}")
     if image.status == "active":
-        async for check in _warmth(cloud, settings, handlers["prewarm"], image, target):
+        async for check in _warmth(cloud, settings, prewarm, image, target):
             yield check
     elif image.status != "queued":
         yield Check("upload", "ok", f"somebody works on it: the image is {image.status}")
@@ -149,21 +150,47 @@ def _next(seen: Seen, settings: Settings) -> Check:
             return Check("next", "ok", "nothing is left to do")
 
 
-async def _warmth(cloud: Cloud, settings: Settings, prewarm: Handler, image: Image, only: str) -> AsyncIterator[Check]:
+async def _warmth(cloud: Cloud, settings: Settings, prewarm: Prewarm, image: Image, only: str) -> AsyncIterator[Check]:
     """Whether the image is wanted and warm on each target."""
     volumes = (
         *await cloud.find_volumes(image_volume.name_of(image.id)),
         *await cloud.find_volumes(image_volume.warming_name_of(image.id)),
     )
-    await prewarm.prepare({image.id: volumes})
-    lacks = {missing.key.target: missing.why for missing in prewarm.incomplete(image.id, image, volumes)}
+    await prewarm.prepare(await lying(cloud, settings.targets))
+    resolved = set[str]()
+    for one in prewarm.warmth(image, volumes):
+        resolved.add(one.target.name)
+        if only in ("", one.target.name):
+            yield _warm(one)
     for target in settings.targets:
-        name = f"target {target.name}"
-        if only not in ("", target.name):
-            continue
-        if refusal := policy.refusal(image, target, settings.policy):
-            yield Check(name, "warn", f"not wanted: {refusal}", "see [prewarm], and the image's own property")
-        elif why := lacks.get(target.name):
-            yield Check(name, "warn", f"not warm: {why}", "the worker's log tells of each try; resync asks for another")
-        else:
-            yield Check(name, "ok", "warm")
+        if target.name not in resolved and only in ("", target.name):
+            yield Check(f"target {target.name}", "fail", "Glance lacks what it needs", "doctor tells what")
+
+
+async def lying(cloud: Cloud, targets: Iterable[Target]) -> dict[str, tuple[Volume, ...]]:
+    """What lies on those targets that have a budget, by image."""
+    volumes: dict[str, tuple[Volume, ...]] = {}
+    for target in targets:
+        if target.has_budget:
+            async for volume in cloud.list_volumes(target.name):
+                image_id = image_volume.image_of(volume)
+                volumes[image_id] = (*volumes.get(image_id, ()), volume)
+    return volumes
+
+
+def _warm(one: Warmth) -> Check:
+    name = f"target {one.target.name}"
+    match one.state:
+        case "warm":
+            return Check(name, "ok", "warm")
+        case "cold":
+            advice = "the worker's log tells of each try; resync asks for another"
+            return Check(name, "warn", f"not warm: {one.why}", advice)
+        case "unwanted":
+            return Check(name, "warn", f"not wanted: {one.why}", "see [prewarm], and the image's own property")
+        case "full":
+            return Check(name, "warn", f"not warm: {one.why}", f"raise the limits of [target:{one.target.name}]")
+        case "unused":
+            return Check(name, "warn", f"not warm: {one.why}", "see [prewarm] when, and the image's own property")
+        case never:
+            assert_never(never)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
+from handlers.actions import AddLocation, AwaitImage, LookAtLocations, SetMetadata, SetReadonly
 from worker.cloud import Image, Location, NewVolume, Volume
 from worker.outcome import Outcome
 from worker.target import Target
@@ -53,11 +53,6 @@ class LookAtWarming:
 
 
 @dataclass(frozen=True, slots=True)
-class LookAtLocations:
-    """Read the image's locations."""
-
-
-@dataclass(frozen=True, slots=True)
 class LookAtVolume:
     """Read one volume that a location points to."""
 
@@ -88,28 +83,6 @@ class DeleteVolume:
 
 
 @dataclass(frozen=True, slots=True)
-class SetMetadata:
-    """Put a volume's metadata right."""
-
-    volume_id: str
-    metadata: Mapping[str, str] = field(hash=False)
-
-
-@dataclass(frozen=True, slots=True)
-class SetReadonly:
-    """Set a volume's read-only flag."""
-
-    volume_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class AddLocation:
-    """Tell Glance where the image's data lies besides."""
-
-    url: str
-
-
-@dataclass(frozen=True, slots=True)
 class RemoveFromStore:
     """Take a broken location out of the image."""
 
@@ -121,11 +94,6 @@ class AwaitVolume:
     """Wait until this volume has changed."""
 
     volume_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitImage:
-    """Wait until the image has changed."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,17 +9,16 @@ from __future__ import annotations
 from dataclasses import replace
 
 from handlers import image_volume
+from handlers.actions import LookAtLocations, SetMetadata
 from handlers.strategies import (
     Action,
     AwaitEntry,
     CreateVolume,
     DeleteVolume,
     Finish,
-    LookAtLocations,
     LookAtVolumes,
     LookAtWarming,
     Seen,
-    SetMetadata,
     registered,
 )
 from worker.cloud import Image, Volume

@@ -7,16 +7,8 @@ OSSN-0090): so only where the operator has chosen it.
 from __future__ import annotations
 
 from handlers import image_volume
-from handlers.strategies import (
-    Action,
-    AddLocation,
-    CreateVolume,
-    DeleteVolume,
-    Finish,
-    LookAtVolumes,
-    Seen,
-    registered,
-)
+from handlers.actions import AddLocation
+from handlers.strategies import Action, CreateVolume, DeleteVolume, Finish, LookAtVolumes, Seen, registered
 from worker.outcome import Again
 from worker.target import Target
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from handlers import image_volume
+from handlers.actions import LookAtLocations, SetMetadata, SetReadonly
 from handlers.strategies import (
     Action,
     AwaitVolume,
     DeleteVolume,
     Finish,
-    LookAtLocations,
     LookAtVolume,
     LookAtVolumes,
     RemoveFromStore,
     Seen,
-    SetMetadata,
-    SetReadonly,
 )
 from worker.cloud import Image, Volume
 from worker.outcome import Again, Done, Park, Skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from handlers.strategies import Action, AwaitImage, CopyImage, Finish, Seen, registered
+from handlers.actions import AwaitImage
+from handlers.strategies import Action, CopyImage, Finish, Seen, registered
 from worker.outcome import Again
 from worker.target import Target
 

@@ -41,7 +41,7 @@ def settings(tmp_path: Path) -> Settings:
 
 async def told(cloud: FakeCloud, settings: Settings, image_id: str, *, target: str = "") -> dict[str, Check]:
     rig = Rig(cloud)
-    explaining = explain.explain(cloud, settings, rig.handlers, image_id, now=time.time(), target=target)
+    explaining = explain.explain(cloud, settings, rig.prewarm, image_id, now=time.time(), target=target)
     checks = {check.name: check async for check in explaining}
     assert set(cloud.calls) <= READS, "it reads only"
     return checks

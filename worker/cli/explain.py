@@ -9,10 +9,11 @@ from typing import Any
 
 from cliff.lister import Lister
 
+from handlers.prewarm import Prewarm
 from worker import explain
 from worker.check import Check
 from worker.cli import Worker
-from worker.daemon import build_clouds, build_handlers, check_cloud
+from worker.daemon import build_clouds, build_parts, check_cloud
 from worker.errors import Misconfigured
 from worker.metrics import Metrics
 from worker.notification import IMAGE_ID
@@ -54,8 +55,8 @@ async def _explain(settings: Settings, image_id: str, target: str) -> list[Check
     clouds = build_clouds(settings, metrics)
     try:
         await check_cloud(clouds.common, settings)
-        handlers = build_handlers(settings, clouds, metrics, Uses())
-        explaining = explain.explain(clouds.common, settings, handlers, image_id, now=time.time(), target=target)
+        prewarm = Prewarm(build_parts(settings, clouds, metrics, Uses()))
+        explaining = explain.explain(clouds.common, settings, prewarm, image_id, now=time.time(), target=target)
         return [check async for check in explaining]
     finally:
         clouds.close()

@@ -10,7 +10,7 @@ from cliff.lister import Lister
 
 from handlers import image_volume
 from worker.cli import Worker
-from worker.daemon import build_clouds, build_handlers, build_lanes, check_cloud
+from worker.daemon import build_clouds, build_handlers, build_lanes, build_parts, check_cloud
 from worker.errors import Temporary
 from worker.handler import Missing
 from worker.job import OPERATOR
@@ -55,7 +55,7 @@ async def _resync(settings: Settings, *, dry_run: bool) -> list[Missing]:
     try:
         await check_cloud(cloud, settings)
         uses = Uses()
-        handlers = build_handlers(settings, clouds, metrics, uses)
+        handlers = build_handlers(settings, build_parts(settings, clouds, metrics, uses))
         comparing = compare(cloud, handlers.values(), image_of=image_volume.image_of, census=Census())
         found = [missing async for missing in comparing]
         if found and not dry_run:
