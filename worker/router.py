@@ -11,8 +11,8 @@ from worker.handler import Handler
 from worker.intake import Routed
 from worker.job import Job
 from worker.metrics import Metrics
-from worker.notification import Notification
-from worker.volume_times import VolumeTimes
+from worker.notification import Notification, decode
+from worker.volume_times import TIMED, VolumeTimes
 
 # Bytes of an unreadable message that are kept: a broker has limits for a message, and a person has too
 KEPT = 65_536
@@ -34,12 +34,21 @@ class Router:
         """The jobs that come of one message; a dead letter if nobody can read it; nothing if nobody wants it."""
         now = time.time()
         try:
-            notification = Notification.from_wire(body)
+            message = decode(body)
         except Malformed as error:
             self._metrics.notification("other", "malformed")
             return Routed(letter=DeadLetter(lane="intake", reason=str(error), last_at=now, body=body[:KEPT]))
+        # Most of what services announce concerns nobody here
+        if not self.routes(message["event_type"]) and message["event_type"] not in TIMED:
+            self._metrics.notification("other", "ignored")
+            return Routed()
+        notification = Notification.of(message)
         self._times.see(notification)
         return Routed(jobs=self.jobs(notification, now=now))
+
+    def routes(self, event_type: str) -> bool:
+        """Whether any handler wants to hear of such notifications."""
+        return event_type in self._routes
 
     def jobs(self, notification: Notification, *, now: float) -> tuple[Job, ...]:
         """The jobs that come of one notification."""

@@ -11,6 +11,8 @@ from worker.notification import Notification
 
 # Volumes and images remembered at once; older ones were lost on the way
 KEEP = 10_000
+# The event types that `VolumeTimes.see` takes note of
+TIMED = frozenset({"volume.create.start", "image.send", "volume.create.end"})
 
 
 class VolumeTimes:

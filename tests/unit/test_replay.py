@@ -1,0 +1,174 @@
+"""Replay: what is recorded becomes the same keys as what comes in, each once, and nothing is lost on the way."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from tests.fake_cloud import FakeCloud, notification
+from tests.rig import FAST, STORES, Rig
+from worker import replay
+from worker.capture import Source, sources
+from worker.errors import Misconfigured, Temporary
+from worker.job import Job, Key
+from worker.metrics import Metrics
+from worker.replay import Checkpoint, Filters, Replay
+from worker.router import Router
+from worker.volume_times import VolumeTimes
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "notifications"
+
+
+def image_id(number: int) -> str:
+    return f"{number:08d}-0000-4000-8000-000000000000"
+
+
+def deleted(number: int, *, at: float = 0.0) -> bytes:
+    return notification("image.delete", {"id": image_id(number), "status": "deleted"}, at=at)
+
+
+def file_of(folder: Path, *bodies: bytes, name: str = "capture.jsonl") -> Path:
+    file = folder / name
+    file.write_bytes(b"".join(body + b"\n" for body in bodies))
+    return file
+
+
+class Taken:
+    """Lanes that only remember; they fail `failures` times first."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.fails_at = -1
+
+    async def submit(self, jobs: Iterable[Job]) -> None:
+        jobs = list(jobs)
+        if 0 <= self.fails_at <= len(self.jobs):
+            raise Temporary("the broker is away")
+        self.jobs += jobs
+
+    @property
+    def keys(self) -> list[Key]:
+        return [job.key for job in self.jobs]
+
+
+def replaying(taken: Taken, **fields: object) -> Replay:
+    rig = Rig(FakeCloud(stores=STORES), targets=(FAST,))
+    metrics = Metrics()
+    router = Router(handlers=rig.handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics))
+    defaults: dict[str, object] = {"filters": Filters(), "checkpoint": Checkpoint(None), "told": lambda _: None}
+    return Replay(router=router, submit=taken.submit, **(defaults | fields))  # type: ignore[arg-type]
+
+
+async def test_each_key_is_asked_for_once(tmp_path: Path) -> None:
+    taken = Taken()
+    file = file_of(tmp_path, deleted(1), deleted(2), deleted(1), notification("compute.instance.update", {}))
+    tally = await replaying(taken).run(sources([str(file)]))
+    assert taken.keys == [Key("reclaim", image_id(1)), Key("reclaim", image_id(2))]
+    assert (tally.messages, tally.routed, tally.ignored, tally.keys, tally.malformed) == (4, 3, 1, 2, 0)
+
+
+async def test_recorded_notifications_give_the_keys_of_live_ones() -> None:
+    taken = Taken()
+    one = replaying(taken)
+    await one.run(sources([str(FIXTURES)]))
+    live: set[Key] = set()
+    for file in FIXTURES.glob("*.jsonl"):
+        for line in file.read_bytes().splitlines():
+            live |= {job.key for job in one.router.route(json.loads(line)["raw"].encode()).jobs}
+    assert set(taken.keys) == live
+    assert len(taken.keys) == len(live) > 50
+
+
+async def test_bad_lines_are_told_with_their_number_and_kept(tmp_path: Path) -> None:
+    told: list[str] = []
+    rejects = io.StringIO()
+    file = file_of(tmp_path, deleted(1), b"garbage", b'{"half": ', deleted(2))
+    tally = await replaying(Taken(), told=told.append, rejects=rejects).run(sources([str(file)]))
+    assert (tally.routed, tally.malformed) == (2, 2)
+    assert [line.split(": ")[0] for line in told] == [f"{file}:2", f"{file}:3"]
+    assert rejects.getvalue() == 'garbage\n{"half":\n'
+
+
+async def test_many_bad_lines_do_not_fill_the_screen(tmp_path: Path) -> None:
+    told: list[str] = []
+    tally = await replaying(Taken(), told=told.append).run(sources([str(file_of(tmp_path, *[b"garbage"] * 500))]))
+    assert tally.malformed == 500
+    assert len(told) == replay.TOLD + 1
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        (Filters(since=150.0), [2, 3]),
+        (Filters(until=150.0), [1]),
+        (Filters(since=150.0, until=250.0), [2]),
+        (Filters(image_ids=frozenset({image_id(3)})), [3]),
+        (Filters(event_types=frozenset({"image.update"})), []),
+        (Filters(event_types=frozenset({"image.delete"})), [1, 2, 3]),
+    ],
+)
+async def test_filters(tmp_path: Path, filters: Filters, expected: list[int]) -> None:
+    taken = Taken()
+    file = file_of(tmp_path, *(deleted(number, at=100.0 * number) for number in (1, 2, 3)))
+    tally = await replaying(taken, filters=filters).run(sources([str(file)]))
+    assert taken.keys == [Key("reclaim", image_id(number)) for number in expected]
+    assert tally.filtered == 3 - len(expected)
+
+
+async def test_an_interrupted_replay_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "BATCH", 3)
+    first = file_of(tmp_path, *(deleted(number) for number in range(10)), name="a.jsonl")
+    second = file_of(tmp_path, *(deleted(number) for number in range(10, 20)), name="b.jsonl")
+    note = tmp_path / "checkpoint"
+    taken = Taken()
+    taken.fails_at = 12
+    paths = [str(first), str(second)]
+    with pytest.raises(Temporary):
+        await replaying(taken, checkpoint=Checkpoint(note)).run(sources(paths))
+    assert len(taken.keys) == 13
+    taken.fails_at = -1
+    tally = await replaying(taken, checkpoint=Checkpoint(note)).run(sources(paths))
+    assert taken.keys == [Key("reclaim", image_id(number)) for number in range(20)]
+    assert tally.messages == 7
+    assert (await replaying(taken, checkpoint=Checkpoint(note)).run(sources(paths))).messages == 0
+
+
+async def test_told_to_stop_it_ends_after_what_it_has_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "BATCH", 2)
+    taken = Taken()
+    note = tmp_path / "checkpoint"
+
+    def stop(_source: Source, count: int) -> None:
+        one.stopping = count >= 4
+
+    one = replaying(taken, checkpoint=Checkpoint(note), advanced=stop)
+    tally = await one.run(sources([str(file_of(tmp_path, *(deleted(number) for number in range(9))))]))
+    assert tally.interrupted
+    assert len(taken.keys) == 4
+    assert list(json.loads(note.read_text()).values()) == [4]
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    for text in ("garbage", "[]", '{"a": "b"}'):
+        note = tmp_path / "checkpoint"
+        note.write_text(text)
+        with pytest.raises(Misconfigured, match="no checkpoint"):
+            Checkpoint(note)
+
+
+async def test_no_faster_than_told(tmp_path: Path) -> None:
+    file = file_of(tmp_path, *(deleted(number) for number in range(20)))
+    tally = await replaying(Taken(), rate=200.0).run(sources([str(file)]))
+    assert tally.seconds >= 19 / 200
+
+
+async def test_only_so_many_keys_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay, "REMEMBERED", 2)
+    taken = Taken()
+    file = file_of(tmp_path, *(deleted(number) for number in (1, 2, 3, 1)))
+    await replaying(taken).run(sources([str(file)]))
+    assert [key.image_id for key in taken.keys] == [image_id(number) for number in (1, 2, 3, 1)]

@@ -1,0 +1,72 @@
+"""Where a command's jobs go: to the workers that run, or to a runner of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+
+from worker.daemon import build_lanes
+from worker.errors import Temporary
+from worker.handler import Handler
+from worker.job import Job
+from worker.lanes.memory import MemoryLanes
+from worker.metrics import Metrics
+from worker.runner import Runner
+from worker.settings import Settings
+from worker.uses import Uses
+
+# Seconds that a command waits for another try of a job at the most
+PATIENCE = 60.0
+
+
+class Handover:
+    """Takes jobs into the lanes of the settings, or with `local` works on them itself."""
+
+    def __init__(
+        self, settings: Settings, handlers: Mapping[str, Handler], *, metrics: Metrics, uses: Uses, local: bool
+    ) -> None:
+        self._local = MemoryLanes() if local else None
+        self._lanes = self._local or build_lanes(settings)
+        self._timeout = settings.api_timeout
+        self._runner = Runner(
+            lanes=self._lanes,
+            handlers=handlers,
+            limits=settings.limits,
+            backoff=settings.backoff,
+            metrics=metrics,
+            uses=uses,
+        )
+
+    async def __aenter__(self) -> Handover:
+        if self._local:
+            prefetch = {lane: width * 2 + 16 for lane, width in self._runner.lanes.items()}
+            await self._local.open(prefetch, self._runner.deliver)
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        if self._local and kind is not None:
+            await self._runner.drain()
+        await self._lanes.close()
+
+    async def submit(self, jobs: Iterable[Job]) -> None:
+        """Put jobs into their lanes, but for those that are not configured; Temporary if nobody takes them."""
+        known = self._runner.lanes
+        try:
+            async with asyncio.timeout(None if self._local else self._timeout):
+                await self._lanes.publish(job for job in jobs if job.key.lane in known)
+        except TimeoutError as error:
+            raise Temporary(f"the lanes' broker is away: {self._lanes.problem()}") from error
+
+    async def settled(self) -> None:
+        """Return when all jobs are done, if that is this command's task; Temporary once those left keep failing."""
+        if self._local is None:
+            return
+        calm = 0
+        while calm < 2:
+            # Twice in a row, as a job on its way from a lane to the runner is in neither for a moment
+            await asyncio.sleep(0.2)
+            waiting = any(self._local.depths().get(lane) for lane in self._runner.lanes)
+            calm = calm + 1 if self._runner.idle and not waiting and not self._runner.due(within=PATIENCE) else 0
+        if failing := self._runner.due() + len(self._local.dead_letters()):
+            raise Temporary(f"{failing} jobs keep failing; the warnings above say why")

@@ -1,0 +1,179 @@
+"""`replay`: recorded notifications, as if they came in now."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from collections.abc import Iterable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TextIO
+
+from cliff.show import ShowOne
+from tqdm import tqdm
+
+from worker import replay
+from worker.capture import Source, sources
+from worker.cli import Worker
+from worker.cli.handover import Handover
+from worker.daemon import build_clouds, build_handlers, build_parts, check_cloud
+from worker.errors import Misconfigured
+from worker.job import Job
+from worker.metrics import Metrics
+from worker.notification import IMAGE_ID
+from worker.replay import Checkpoint, Filters, Tally
+from worker.router import Router
+from worker.settings import Settings
+from worker.uses import Uses
+from worker.volume_times import VolumeTimes
+
+
+class Replay(ShowOne):
+    """Replay recorded notifications: into the lanes of the workers that run, or with --local by this command itself.
+
+    SOURCE is a file, a folder, or - for standard input: JSON lines or arrays of oslo envelopes or bare notifications,
+    or what `record` and `rabbitmqadmin get` write; plain, gzip or zstd. Old notifications are hints like new ones: each
+    leads to a look at the image as it is now, so a replay ends in the same state whenever and however often it is done.
+    What nobody can read is counted and told, and does not stop the rest. The summary at the end is what -f json prints.
+    """
+
+    app: Worker
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser: argparse.ArgumentParser = super().get_parser(prog_name)
+        parser.add_argument("source", metavar="SOURCE", nargs="+", help="File, folder, or - for standard input.")
+        parser.add_argument("--since", metavar="T", type=_time, help="Only what was sent at this time (UTC) or later.")
+        parser.add_argument("--until", metavar="T", type=_time, help="Only what was sent at this time or before.")
+        parser.add_argument(
+            "--event-type", metavar="E", action="append", default=[], help="Only this event type; may be repeated."
+        )
+        parser.add_argument(
+            "--image-id",
+            metavar="ID",
+            action="append",
+            default=[],
+            help="Only this image; may be repeated.",
+        )
+        parser.add_argument("--rate", metavar="N", type=_rate, default=0.0, help="Notifications a second at the most.")
+        parser.add_argument("--dry-run", action="store_true", help="Only print the keys that would be enqueued.")
+        parser.add_argument("--local", action="store_true", help="Do the work here, and end when it is done.")
+        parser.add_argument(
+            "--checkpoint", metavar="FILE", type=Path, help="Remember there how far it got, and go on from there."
+        )
+        parser.add_argument("--rejects", metavar="FILE", type=Path, help="Keep there what nobody can read.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        """The summary."""
+        settings = self.app.read_settings()
+        faults = [
+            f"--image-id {image_id!r} is not the id of an image"
+            for image_id in parsed_args.image_id
+            if not IMAGE_ID.fullmatch(image_id.lower())
+        ]
+        if not parsed_args.dry_run and not parsed_args.local and settings.work_url == "memory://":
+            faults.append("[work] url is memory://, so no worker could be given the jobs: use --local or --dry-run")
+        if parsed_args.dry_run and parsed_args.checkpoint:
+            faults.append("--checkpoint notes what was enqueued, and --dry-run enqueues nothing")
+        if faults:
+            raise Misconfigured(faults)
+        tally = asyncio.run(_replay(settings, sources(parsed_args.source), parsed_args))
+        names, values = zip(*tally.rows(), strict=True)
+        self._failed = tally.interrupted
+        return names, values
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """The exit status: 1 if it was interrupted."""
+        self._failed = False
+        super().run(parsed_args)
+        return int(self._failed)
+
+
+async def _replay(settings: Settings, found: list[Source], options: argparse.Namespace) -> Tally:
+    metrics, uses = Metrics(), Uses()
+    clouds = build_clouds(settings, metrics)
+    filters = Filters(
+        since=options.since,
+        until=options.until,
+        event_types=frozenset(options.event_type),
+        image_ids=frozenset(image_id.lower() for image_id in options.image_id),
+    )
+    with ExitStack() as stack:
+        stack.callback(clouds.close)
+        if not options.dry_run:
+            uses.know(await check_cloud(clouds.common, settings))
+        handlers = build_handlers(settings, build_parts(settings, clouds, metrics, uses))
+        router = Router(handlers=handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics))
+        rejects = None
+        if options.rejects:
+            try:
+                rejects = stack.enter_context(options.rejects.open("a"))
+            except OSError as error:
+                raise Misconfigured([f"--rejects {options.rejects}: {error.strerror}"]) from error
+        bar = stack.enter_context(_bar(found))
+
+        def told(text: str) -> None:
+            bar.write(f"image-volume-worker: {text}", file=sys.stderr)
+
+        def advanced(source: Source, count: int) -> None:
+            bar.set_postfix_str(f"{source.path} {count}", refresh=False)
+            bar.update(max(0, sum(one.position for one in found) - bar.n))
+
+        def running(submit: replay.Submit) -> replay.Replay:
+            one = replay.Replay(
+                router=router,
+                submit=submit,
+                filters=filters,
+                checkpoint=Checkpoint(options.checkpoint),
+                told=told,
+                rejects=rejects,
+                rate=options.rate,
+                advanced=advanced,
+            )
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, lambda: setattr(one, "stopping", True))
+            return one
+
+        if options.dry_run:
+            # What a program reads of standard output is the summary alone
+            out = sys.stdout if options.formatter == "table" else sys.stderr
+            return await running(lambda jobs: _print(jobs, out)).run(found)
+        async with Handover(settings, handlers, metrics=metrics, uses=uses, local=options.local) as handover:
+            tally = await running(handover.submit).run(found)
+            await handover.settled()
+            return tally
+
+
+async def _print(jobs: Iterable[Job], out: TextIO) -> None:
+    """Print the keys of jobs, one a line."""
+    out.writelines(f"{' '.join(part for part in job.key if part)}\n" for job in jobs)
+
+
+def _bar(found: list[Source]) -> tqdm[Any]:
+    """A progress bar in bytes read, on a terminal only."""
+    total = sum(source.size for source in found) or None
+    return tqdm(total=total, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False)
+
+
+def _time(text: str) -> float:
+    """Epoch seconds of an ISO 8601 time; UTC unless it says otherwise."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 2026-01-31T12:00:00") from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 0 < rate < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of notifications a second")
+    return rate
