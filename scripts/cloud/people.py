@@ -62,11 +62,16 @@ class Person:
         """The id of the user's project."""
         return str(self.connection.current_project_id)
 
-    def image(self, name: str, *, mebibytes: int = 16, visibility: str = "community", **fields: Any) -> str:
-        """The id of a new image, raw/bare unless said otherwise, active once this returns."""
+    def image(
+        self, name: str, *, mebibytes: int = 16, visibility: str = "community", store: str = "", **fields: Any
+    ) -> str:
+        """The id of a new image, raw/bare unless said otherwise, active once this returns.
+
+        `store` is where Glance is to put it, its default store if empty.
+        """
         image_id = self.queued(name, visibility=visibility, **fields)
         with data(mebibytes, fields.get("disk_format", "raw")).open("rb") as file:
-            headers = {"Content-Type": "application/octet-stream"}
+            headers = {"Content-Type": "application/octet-stream"} | ({"x-image-meta-store": store} if store else {})
             self._checked(self.connection.image.put(f"/images/{image_id}/file", data=file, headers=headers))
         return image_id
 
@@ -136,6 +141,18 @@ class Person:
             yield
         finally:
             self._checked(cinder.delete(url, microversion=version))
+
+    def act(self, volume_id: str, action: str, **arguments: Any) -> None:
+        """Have Cinder do one of its actions with a volume."""
+        body = {action: arguments}
+        self._checked(self.connection.block_storage.post(f"/volumes/{volume_id}/action", json=body))
+
+    def limit(self, project_id: str, left: int | None, name: str = "gigabytes") -> None:
+        """Let a project have so much beside what it has, None for no limit; only for an admin."""
+        cinder, url = self.connection.block_storage, f"/os-quota-sets/{project_id}"
+        row = self._checked(cinder.get(f"{url}?usage=True")).json()["quota_set"][name]
+        allowed = -1 if left is None else int(row["in_use"]) + int(row["reserved"]) + left
+        self._checked(cinder.put(url, json={"quota_set": {name: allowed}}))
 
     def sha256(self, image_id: str) -> str:
         """The hash of an image's data, downloaded."""

@@ -1,0 +1,250 @@
+"""`dead-letters`: what was given up, and what to do about it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import re
+import sys
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from cliff.command import Command
+from cliff.lister import Lister
+from cliff.show import ShowOne
+
+from worker.cli import Worker
+from worker.errors import Misconfigured, NotFound
+from worker.job import OPERATOR, Job
+from worker.lanes.dead import DeadQueue, Kept
+from worker.lanes.rabbit import RabbitLanes
+from worker.settings import Settings
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+# Letters that are published before they are taken out of the queue
+BATCH = 500
+
+
+class _Selecting(Command):
+    """What all of these commands have: which letters."""
+
+    app: Worker
+    # Whether a letter has to be named or chosen, since all would be too much to happen by mistake
+    careful = False
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options that select."""
+        parser: argparse.ArgumentParser = super().get_parser(prog_name)
+        parser.add_argument("id", metavar="ID", nargs="*", help="Id of a letter, as list shows it; all if left out.")
+        parser.add_argument("--handler", default="", metavar="H", help="Only jobs of this handler.")
+        parser.add_argument("--target", default="", metavar="T", help="Only jobs on this target.")
+        parser.add_argument("--image-id", default="", metavar="ID", help="Only jobs on this image.")
+        parser.add_argument("--reason", default="", metavar="TEXT", help="Only where the reason contains this text.")
+        parser.add_argument(
+            "--older-than",
+            type=_age,
+            default=0.0,
+            metavar="AGE",
+            help="Only what was given up before: 90s, 10m, 2h, 3d.",
+        )
+        if self.careful:
+            parser.add_argument("--all", action="store_true", help="All of them; needed if nothing else selects.")
+        return parser
+
+    def opened(self, settings: Settings) -> DeadQueue:
+        """The queue; Misconfigured if the letters lie in the memory of another process."""
+        if settings.work_url == "memory://":
+            raise Misconfigured(
+                ["[work] url is memory://: dead letters are in the daemon's memory, its log tells them"]
+            )
+        return DeadQueue(url=settings.work_url, queue=settings.queue)
+
+    def chosen(self, queue: DeadQueue, options: argparse.Namespace) -> Iterator[Kept]:
+        """The letters that the options select."""
+        wanted, now = set(options.id), time.time()
+        if self.careful and not (wanted or options.all or any(_narrows(options))):
+            raise Misconfigured(["say which: ids, --handler, --target, --image-id, --reason, --older-than, or --all"])
+        for kept in queue:
+            if wanted and kept.id not in wanted:
+                continue
+            if _fits(kept, options, now):
+                yield kept
+
+
+class List(_Selecting, Lister):
+    """List jobs that were given up and messages that nobody can read, oldest first."""
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
+        """The table."""
+        with self.opened(self.app.read_settings()) as queue:
+            rows = [_row(kept) for kept in self.chosen(queue, parsed_args)]
+        return ("Id", "Lane", "Image", "Tries", "Given up", "Reason"), rows
+
+
+class Show(_Selecting, ShowOne):
+    """Show one of them with everything that is known, or with --raw write the message itself to standard output."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--raw", action="store_true", help="Write the bytes of messages that nobody can read.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        """The fields."""
+        with self.opened(self.app.read_settings()) as queue:
+            for kept in self.chosen(queue, parsed_args):
+                return tuple(zip(*_fields(kept), strict=True))  # type: ignore[return-value]
+        raise NotFound("no such dead letter")
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """The exit status."""
+        if not parsed_args.raw:
+            result: int = super().run(parsed_args)
+            return result
+        with self.opened(self.app.read_settings()) as queue:
+            for kept in self.chosen(queue, parsed_args):
+                body = kept.raw if kept.letter is None else kept.letter.body
+                if body is not None:
+                    sys.stdout.buffer.write(body.rstrip(b"\n") + b"\n")
+        return 0
+
+
+class _Taking(_Selecting, Lister):
+    """Does something with letters and takes them out of the queue."""
+
+    careful = True
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
+        """The letters that were dealt with."""
+        settings = self.app.read_settings()
+        rows: list[Any] = []
+        with self.opened(settings) as queue:
+            batch: list[Kept] = []
+
+            def done() -> None:
+                self.deal(settings, batch)
+                for kept in batch:
+                    queue.take(kept)
+                    rows.append(_row(kept))
+                batch.clear()
+
+            for kept in self.chosen(queue, parsed_args):
+                if self.concerns(kept):
+                    batch.append(kept)
+                if len(batch) >= BATCH:
+                    done()
+            done()
+        return ("Id", "Lane", "Image", "Tries", "Given up", "Reason"), rows
+
+    def concerns(self, kept: Kept) -> bool:
+        """Whether something can be done with it."""
+        raise NotImplementedError
+
+    def deal(self, settings: Settings, batch: list[Kept]) -> None:
+        """Do it; what is in the batch is taken away afterwards."""
+        raise NotImplementedError
+
+
+class Replay(_Taking):
+    """Put jobs back into their lanes, as if they had never been tried. Messages that nobody can read stay."""
+
+    def concerns(self, kept: Kept) -> bool:
+        """Jobs."""
+        return kept.letter is not None and kept.letter.job is not None
+
+    def deal(self, settings: Settings, batch: list[Kept]) -> None:
+        """Publish the jobs, and wait until the broker has them."""
+        now = time.time()
+        jobs = [
+            Job(key=kept.letter.job.key, cause=OPERATOR, first_at=now, used=kept.letter.job.used)
+            for kept in batch
+            if kept.letter and kept.letter.job
+        ]
+        if jobs:
+            asyncio.run(_publish(settings, jobs))
+
+
+class Drop(_Taking):
+    """Take them away for good."""
+
+    def concerns(self, kept: Kept) -> bool:  # noqa: ARG002
+        """All."""
+        return True
+
+    def deal(self, settings: Settings, batch: list[Kept]) -> None:
+        """Nothing."""
+
+
+async def _publish(settings: Settings, jobs: list[Job]) -> None:
+    lanes = RabbitLanes(url=settings.work_url, queue=settings.queue)
+    try:
+        async with asyncio.timeout(settings.api_timeout):
+            await lanes.publish(jobs)
+    finally:
+        await lanes.close()
+
+
+def _narrows(options: argparse.Namespace) -> Iterator[object]:
+    yield from (options.handler, options.target, options.image_id, options.reason, options.older_than)
+
+
+def _fits(kept: Kept, options: argparse.Namespace, now: float) -> bool:
+    letter = kept.letter
+    if letter is None:
+        return not any(_narrows(options))
+    key = letter.job.key if letter.job else None
+    return all((
+        not options.handler or (key is not None and key.handler == options.handler),
+        not options.target or (key is not None and key.target == options.target),
+        not options.image_id or (key is not None and key.image_id == options.image_id.lower()),
+        options.reason.lower() in letter.reason.lower(),
+        now - letter.last_at >= options.older_than,
+    ))  # fmt: skip
+
+
+def _row(kept: Kept) -> tuple[str, str, str, object, str, str]:
+    letter = kept.letter
+    if letter is None:
+        return kept.id, "", "", "", "", "not a dead letter of this program"
+    job = letter.job
+    return (
+        kept.id,
+        letter.lane,
+        job.key.image_id if job else "",
+        job.attempt if job else "",
+        _text(letter.last_at),
+        letter.reason,
+    )
+
+
+def _fields(kept: Kept) -> Iterator[tuple[str, object]]:
+    letter = kept.letter
+    yield "id", kept.id
+    if letter is None:
+        yield "message", kept.raw.decode(errors="replace")
+        return
+    yield "lane", letter.lane
+    yield "reason", letter.reason
+    yield "given up", _text(letter.last_at)
+    if job := letter.job:
+        yield from (("handler", job.key.handler), ("image", job.key.image_id), ("target", job.key.target))
+        yield from (("tries", job.attempt), ("cause", job.cause), ("first asked for", _text(job.first_at)))
+    if letter.body is not None:
+        yield "message", letter.body.decode(errors="replace")
+    if letter.traceback:
+        yield "traceback", letter.traceback
+
+
+def _text(epoch: float) -> str:
+    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _age(text: str) -> float:
+    """Seconds in a text like 90s, 10m, 2h, 3d."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an age like 90s, 10m, 2h or 3d")
+    return float(found[1]) * UNITS[found[2]]

@@ -1,0 +1,83 @@
+"""The dead letters on a RabbitMQ, for a person: looked at, taken away, none lost on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from amqp.exceptions import AMQPError, NotFound
+
+from worker.broker import parse
+from worker.dead_letter import DeadLetter
+from worker.errors import Malformed, Temporary
+from worker.lanes.topology import Topology
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One message in the queue: `id` is made of its bytes, so it is the same each time; `letter` None if unreadable."""
+
+    id: str
+    raw: bytes
+    letter: DeadLetter | None
+    tag: int
+
+
+class DeadQueue:
+    """The queue of the dead letters, opened as a context. What is not `take`n away is back in it afterwards."""
+
+    def __init__(self, *, url: str, queue: str) -> None:
+        self._broker = parse(url)
+        self._name = Topology(prefix=queue, queue_type="").dead
+        self._connection: Any = None
+        self._channel: Any = None
+
+    def __enter__(self) -> DeadQueue:
+        problem = "no host"
+        for host in self._broker.hosts:
+            try:
+                self._connection = self._broker.connect(
+                    host, name="dead-letters", on_blocked=lambda _: None, on_unblocked=lambda: None
+                )
+                self._channel = self._connection.channel()
+            except (OSError, AMQPError) as error:
+                problem = f"{host}: {str(error) or type(error).__name__}"
+            else:
+                return self
+        raise Temporary(f"{self._broker}: {problem}")
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        with contextlib.suppress(OSError, AMQPError):
+            self._connection.close()
+
+    def __iter__(self) -> Iterator[Kept]:
+        """Those that are there now, oldest first; none if the queue was never needed."""
+        try:
+            count = self._channel.queue_declare(self._name, passive=True).message_count
+        except NotFound:
+            return
+        for _ in range(count):
+            message = self._asked(lambda: self._channel.basic_get(self._name, no_ack=False))
+            if message is None:
+                return
+            body = message.body
+            raw = body.encode() if isinstance(body, str) else bytes(body)
+            try:
+                letter = DeadLetter.from_bytes(raw)
+            except Malformed:
+                letter = None
+            yield Kept(hashlib.sha256(raw).hexdigest()[:12], raw, letter, message.delivery_tag)
+
+    def take(self, kept: Kept) -> None:
+        """Take one away for good."""
+        self._asked(lambda: self._channel.basic_ack(kept.tag))
+
+    def _asked(self, ask: Any) -> Any:
+        try:
+            return ask()
+        except (OSError, AMQPError) as error:
+            raise Temporary(f"{self._broker}: {str(error) or type(error).__name__}") from error
