@@ -17,6 +17,10 @@ class Routed:
     jobs: tuple[Job, ...] = ()
     letter: DeadLetter | None = None
 
+    def __bool__(self) -> bool:
+        """Whether it has to be accepted before its message is acked."""
+        return bool(self.jobs) or self.letter is not None
+
 
 class Sink(Protocol):
     """What an intake feeds."""

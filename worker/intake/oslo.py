@@ -128,7 +128,7 @@ class _Offers:
     def offer(self, priority: str, messages: Sequence[Mapping[str, Any]]) -> str:
         """Route a group of messages of one priority; on the listener's threads. HANDLED or REQUEUE, for all of them."""
         routed = [self._sink.route(notification(message, priority)) for message in messages]
-        wanted = [each for each in routed if each.jobs or each.letter is not None]
+        wanted = [each for each in routed if each]
         if not wanted:
             return str(oslo_messaging.NotificationResult.HANDLED)
         if self._closed:

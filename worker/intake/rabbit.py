@@ -185,7 +185,7 @@ class _Feed:
     def _receive(self, message: Any) -> None:
         # py-amqp has "" for an empty body
         routed = self._sink.route(message.body or b"")
-        if routed.jobs or routed.letter is not None:
+        if routed:
             self._routed.append(routed)
         self._newest = message.delivery_tag
 

@@ -1,0 +1,129 @@
+"""Recorder: what it writes is what replay reads, and holds no secret."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.fake_cloud import notification
+from worker.capture import Source, decoded
+from worker.errors import Malformed
+from worker.intake import Routed
+from worker.notification import Notification
+from worker.recorder import Output, Recorder, line_of
+
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "notifications"
+SECRET = "s3cr3t-that-nobody-may-see"
+
+
+Make = Callable[..., Recorder]
+
+
+@pytest.fixture
+def recorder() -> Iterator[Make]:
+    """Makes recorders, whose files are closed at the end."""
+    outputs: list[Output] = []
+
+    def make(path: Path, *, size: int = 0, keep: int = 0) -> Recorder:
+        outputs.append(Output(str(path), size=size, keep=keep))
+        return Recorder(outputs[-1], wrote=lambda _: None, failed=lambda _: None)
+
+    yield make
+    for output in outputs:
+        output.close()
+
+
+async def record(one: Recorder, *bodies: bytes) -> None:
+    await one.accept([routed for body in bodies if (routed := one.route(body))])
+
+
+async def test_what_is_recorded_reads_the_same(tmp_path: Path, recorder: Make) -> None:
+    file = tmp_path / "capture.jsonl"
+    bodies = [
+        json.loads(line)["raw"].encode() for path in FIXTURES.glob("*.jsonl") for line in path.read_bytes().splitlines()
+    ]
+    await record(recorder(file), *bodies)
+    again = [Notification.of(decoded(message.body)) for message in Source(str(file)).messages()]
+    assert again == [Notification.from_wire(body) for body in bodies]
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"auth_token": SECRET},
+        {"deep": {"admin_password": SECRET}},
+        {"rows": [{"connection_info": {"data": {"anything": SECRET}}}]},
+        {"connector": {"initiator": SECRET}},
+        {"rows": [["x", {"secret": SECRET}]]},
+        {"message": f"failed: 'password': '{SECRET}'"},
+        f"failed with password = {SECRET}",
+    ],
+)
+def test_secrets_are_masked(payload: object) -> None:
+    message = {"event_type": "x", "_context_auth_token": SECRET, "ctxt": {"token": SECRET}, "payload": payload}
+    line = line_of(message)
+    assert SECRET.encode() not in line
+    assert json.loads(line)["event_type"] == "x"
+
+
+async def test_what_nobody_can_read_is_not_written(tmp_path: Path, recorder: Make) -> None:
+    one = recorder(tmp_path / "capture.jsonl")
+    assert not one.route(b"garbage")
+    assert one.route(notification("x", {}))
+    assert not Routed()
+
+
+async def test_it_is_rotated_compressed_and_all_of_it_is_there(tmp_path: Path, recorder: Make) -> None:
+    file = tmp_path / "deep" / "capture.jsonl"
+    one = recorder(file, size=2000)
+    for number in range(40):
+        await record(one, notification("image.update", {"number": number}))
+    parts = sorted(file.parent.glob("capture-*.jsonl.gz"))
+    assert len(parts) > 2
+    assert not list(file.parent.glob("*.part"))
+    numbers = [
+        decoded(message.body)["payload"]["number"]
+        for path in (*parts, file)
+        for message in Source(str(path)).messages()
+    ]
+    assert numbers == list(range(40))
+    assert all(path.stat().st_mode & 0o077 == 0 for path in (*parts, file))
+    assert gzip.decompress(parts[0].read_bytes()).endswith(b"\n")
+
+
+async def test_only_so_many_parts_stay(tmp_path: Path, recorder: Make) -> None:
+    file = tmp_path / "capture.jsonl"
+    one = recorder(file, size=500, keep=2)
+    for number in range(30):
+        await record(one, notification("image.update", {"number": number}))
+    assert len([name for name in os.listdir(tmp_path) if name.startswith("capture-")]) == 2
+
+
+async def test_a_recording_that_was_broken_off_goes_on(tmp_path: Path, recorder: Make) -> None:
+    file = tmp_path / "capture.jsonl"
+    for number in range(3):
+        await record(recorder(file), notification("image.update", {"number": number}))
+    assert len(list(Source(str(file)).messages())) == 3
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+async def test_a_full_disk_is_told_and_nothing_is_acked() -> None:
+    faults: list[OSError] = []
+    output = Output("/dev/full")
+    one = Recorder(output, wrote=lambda _: None, failed=faults.append)
+    with pytest.raises(OSError, match="No space left"):
+        await record(one, notification("x", {}))
+    with pytest.raises(OSError, match="No space left"):
+        # What Python still has of it
+        output.close()
+    assert len(faults) == 1
+
+
+def test_a_message_without_a_type_is_none() -> None:
+    with pytest.raises(Malformed):
+        decoded(b"{}")

@@ -1,0 +1,151 @@
+"""Recorder: what the intake sees as JSON lines that `replay` reads, without tokens and passwords."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import structlog
+from oslo_utils import strutils
+
+from worker.errors import Malformed
+from worker.intake import Routed
+from worker.notification import decode
+
+log = structlog.get_logger(__name__)
+
+# What a notification is made of; its context, which can hold a live token, is none of it
+FIELDS = ("message_id", "publisher_id", "event_type", "priority", "timestamp", "payload")
+# What says how to get at data, whatever is in it
+HIDDEN = frozenset({"connection_info", "connector", "auth_ref", "trust_id", "ec2_keys"})
+STDOUT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded(Routed):
+    """One notification as a line."""
+
+    line: bytes = b""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class Recorder:
+    """`worker.intake.Sink` that writes. `wrote` is told how many lines were, `failed` why they could not be."""
+
+    def __init__(self, output: Output, *, wrote: Callable[[int], None], failed: Callable[[OSError], None]) -> None:
+        self._output = output
+        self._wrote = wrote
+        self._failed = failed
+
+    def route(self, body: bytes) -> Routed:
+        """The notification as a line; nothing of what nobody can read, since it could hold anything."""
+        try:
+            return Recorded(line=line_of(decode(body)))
+        except Malformed as error:
+            log.warning("message_not_recorded", reason=str(error))
+            return Routed()
+
+    async def accept(self, routed: Sequence[Routed]) -> None:
+        """See `Sink`."""
+        lines = [one.line for one in routed if isinstance(one, Recorded)]
+        try:
+            self._output.write(lines)
+        except OSError as error:
+            # Raised, so that nothing is acked that was not written
+            self._failed(error)
+            raise
+        self._wrote(len(lines))
+
+    def gap(self, reason: str) -> None:
+        """See `Sink`."""
+        log.info("recording", why=reason)
+
+
+def line_of(message: dict[str, Any]) -> bytes:
+    """A decoded notification as one line of JSON, secrets masked."""
+    kept = {name: message[name] for name in FIELDS if name in message}
+    return json.dumps(_masked(kept), separators=(",", ":")).encode() + b"\n"
+
+
+def _masked(value: Any) -> Any:
+    if isinstance(value, dict):
+        # By name, as OpenStack itself masks what it logs
+        clean = strutils.mask_dict_password(value)
+        return {key: "***" if key in HIDDEN else _masked(inner) for key, inner in clean.items()}
+    if isinstance(value, list):
+        return [_masked(inner) for inner in value]
+    return strutils.mask_password(value) if isinstance(value, str) else value
+
+
+class Output:
+    """A file `NAME.jsonl` in a folder, set aside as `NAME-<time>.jsonl.gz` once it is large or old enough; or a pipe.
+
+    `size` in bytes and `age` in seconds, 0 for no limit; `keep` is how many of those set aside stay, 0 for all.
+    """
+
+    def __init__(self, path: str, *, size: int = 0, age: float = 0.0, keep: int = 0) -> None:
+        self._path = None if path == STDOUT else Path(path)
+        self._size, self._age, self._keep = size, age, keep
+        self._began = 0.0
+        self._stream: BinaryIO | None = None
+
+    def open(self) -> None:
+        """Begin, or go on with a file that is there."""
+        if self._path is None:
+            self._stream = sys.stdout.buffer
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        # For nobody else: it tells of every image and volume
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._stream = os.fdopen(descriptor, "ab")
+        self._began = time.time()
+
+    def write(self, lines: Sequence[bytes]) -> None:
+        """Write lines; once it returns they are the operating system's."""
+        if self._stream is None:
+            self.open()
+        assert self._stream is not None
+        self._stream.writelines(lines)
+        self._stream.flush()
+        if self._path and (
+            (self._size and self._stream.tell() >= self._size) or (self._age and time.time() - self._began >= self._age)
+        ):
+            self.rotate()
+
+    def rotate(self) -> None:
+        """Set aside what was written, compressed."""
+        if self._path is None or self._stream is None:
+            return
+        self.close()
+        stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
+        done = self._path.with_name(f"{self._path.stem}-{stamp}{self._path.suffix}.gz")
+        half = done.with_suffix(".part")
+        with open(self._path, "rb") as source, os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as raw:
+            with gzip.GzipFile(fileobj=raw, mode="wb", filename="") as packed:
+                shutil.copyfileobj(source, packed)
+            raw.flush()
+            os.fsync(raw.fileno())
+        os.replace(half, done)
+        self._path.unlink()
+        old = sorted(self._path.parent.glob(f"{self._path.stem}-*{self._path.suffix}.gz"))
+        for file in old[: -self._keep] if self._keep else ():
+            file.unlink()
+        log.info("capture_rotated", file=str(done))
+        self.open()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        if self._stream and self._path:
+            self._stream.close()
+        self._stream = None
