@@ -49,13 +49,27 @@ class Disposal:
 
         Blocked if Glance would not show us an image of somebody else's: then its answer says nothing.
         """
-        if not await self._cloud.sees_all_images():
-            raise Blocked("Glance does not find the image, but we lack the role admin to be sure that it is gone")
+        if not await self._is_gone(image_id):
+            return Again("the image was not found, and then it was", counted=False)
         self._report.repair(image_id, possible=True)
         named = await self._cloud.find_volumes(image_volume.name_of(image_id))
         warming = await self._cloud.find_volumes(image_volume.warming_name_of(image_id))
         left = [volume for volume in (*named, *warming) if _is_of(volume, image_id)]
         return await self.delete(left, watch, why="image is gone", reason="gone")
+
+    async def _is_gone(self, image_id: str) -> bool:
+        """Whether Glance does not find the image, asked while we are certain to be shown all there are."""
+        sure = await self._cloud.sees_all_images()
+        try:
+            await self._cloud.get_image(image_id)
+        except NotFound:
+            # The role may have come just now, or gone
+            if sure and await self._cloud.sees_all_images():
+                return True
+            raise Blocked(
+                "Glance does not find the image, but we lack the role admin to be sure that it is gone"
+            ) from None
+        return False
 
     async def delete(self, volumes: Iterable[Volume], watch: Watch, *, why: str, reason: Reason) -> Outcome:
         """Delete volumes of the internal project that no image needs, and see them go."""
@@ -88,7 +102,7 @@ class Disposal:
         if image.status != "active" or not self._rules.enabled:
             return Skip(why)
         volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
-        ours = [volume for volume in volumes if image_volume.is_prewarmed(volume, target)]
+        ours = [volume for volume in volumes if image_volume.may_go(volume, image, target)]
         return await self.evict(image.id, ours, why=why, reason="wanted") if ours else Skip(why)
 
     async def evict(self, image_id: str, volumes: Iterable[Volume], *, why: str, reason: Reason) -> Outcome:
@@ -145,7 +159,7 @@ class Disposal:
         if not location.volume_id:
             return True
         volume = await self._look(location.volume_id)
-        return volume is not None and image_volume.is_usable(volume) and image_volume.ORIGIN not in volume.metadata
+        return volume is not None and image_volume.is_usable(volume) and not image_volume.may_be_ours(volume)
 
 
 def _store_of(volume: Volume, locations: tuple[Location, ...]) -> str:

@@ -98,10 +98,28 @@ def is_prewarmed(volume: Volume, target: Target) -> bool:
     return made and not volume.foreign and not is_leaving(volume) and volume.name.startswith("image-")
 
 
+def is_unmarked_copy(volume: Volume) -> bool:
+    """Whether Glance has made it for somebody in the internal project, whom it notes as the owner."""
+    asked = bool(volume.project_id) and volume.metadata.get("image_owner") == volume.project_id
+    return asked and not volume.source_volid and TAG not in volume.metadata
+
+
 def is_copy_of_ours(volume: Volume, image: Image) -> bool:
-    """Whether Glance has made it for a copy-image of ours: it notes the project that asked as the owner."""
-    asked = volume.metadata.get("image_owner") == volume.project_id != image.owner
-    return asked and bool(volume.project_id) and not volume.source_volid and TAG not in volume.metadata
+    """Whether Glance has made it for a copy-image of ours: of an image of another project nobody else asks for one."""
+    return is_unmarked_copy(volume) and volume.project_id != image.owner
+
+
+def may_be_ours(volume: Volume) -> bool:
+    """Whether it could be of pre-warming's making, so that it is no reason to let go of another one."""
+    return ORIGIN in volume.metadata or is_unmarked_copy(volume)
+
+
+def may_go(volume: Volume, image: Image, target: Target) -> bool:
+    """Whether pre-warming has made it for this target, and it is still to go, marked or not marked yet."""
+    if is_prewarmed(volume, target):
+        return True
+    settled = not volume.foreign and (is_usable(volume) or is_broken(volume)) and volume.name == name_of(image.id)
+    return settled and is_copy_of_ours(volume, image) and is_on(volume, target)
 
 
 def is_stalled(volume: Volume, now: float) -> bool:

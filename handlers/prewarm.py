@@ -125,6 +125,7 @@ class Prewarm:
             raise
         # Not when it was interrupted: what Glance is copying is still on its way then
         self._rooms.leave(key.image_id, key.target)
+        self._forget(key.image_id, target.glance_store)
         if isinstance(action.outcome, Again) and action.outcome.counted:
             self._suspects[target.name] = self._now() + SUSPECT_FOR
         else:
@@ -314,6 +315,14 @@ class Prewarm:
         self._copied[image_id] = self._copied.get(image_id, frozenset()) | set(stores)
         if len(self._copied) > COPIES:
             del self._copied[next(iter(self._copied))]
+
+    def _forget(self, image_id: str, store: str) -> None:
+        """What comes to lie in the store from now on is of somebody else's making."""
+        left = self._copied.get(image_id, frozenset()) - {store}
+        if left:
+            self._copied[image_id] = left
+        else:
+            self._copied.pop(image_id, None)
 
     async def _add_location(self, url: str, seen: Seen) -> Seen:
         try:

@@ -57,7 +57,7 @@ class Reclaim:
         volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
         outcome: Outcome = Skip("the image is there, and what is kept for it is wanted")
         for target in self._targets.values():
-            here = [volume for volume in volumes if image_volume.is_prewarmed(volume, target)]
+            here = [volume for volume in volumes if image_volume.may_go(volume, image, target)]
             if not here or image.status != "active":
                 continue
             if why := policy.refusal(image, target, self._policy):
@@ -103,11 +103,13 @@ class Reclaim:
 
     def _not_needed(self, image: Image, volumes: Iterable[Volume]) -> Iterator[str]:
         for volume in volumes:
-            target = self._targets.get(volume.metadata.get(TAG, ""))
             if volume.name == image_volume.warming_name_of(image.id):
                 if self._is_abandoned(volume):
                     yield f"a throw-away volume was left behind: {_text([volume])}"
-            elif target and image.status == "active" and image_volume.is_prewarmed(volume, target):
+                continue
+            for target in self._targets.values() if image.status == "active" else ():
+                if not image_volume.may_go(volume, image, target):
+                    continue
                 if refusal := policy.refusal(image, target, self._policy):
                     yield f"not wanted on {target.name} any more, {refusal}: {_text([volume])}"
                 elif volume.id in self._too_much:

@@ -37,7 +37,7 @@ def entry_of(volumes: tuple[Volume, ...], target: Target, *, host: str = "") -> 
         volume
         for volume in volumes
         if image_volume.is_usable(volume)
-        and (image_volume.FRESH in volume.metadata or "glance_image_id" not in volume.metadata)
+        and _is_entry(volume)
         and (image_volume.is_on(volume, target) or (host and volume.host == host))
     ]
     # The newest one is what Cinder uses: an older one is stale and about to be evicted
@@ -58,8 +58,9 @@ def plan(seen: Seen, target: Target) -> Action:
     if seen.warming is None:
         return LookAtWarming()
     warming = [v for v in seen.warming if image_volume.is_ours(v, target) and not image_volume.is_leaving(v)]
-    for volume in (*warming, *_marked(seen.volumes, target)):
-        if image_volume.is_broken(volume):
+    entries = [volume for volume in seen.volumes if _is_entry(volume) and image_volume.is_on(volume, target)]
+    for volume in (*warming, *entries):
+        if image_volume.is_broken(volume) and not volume.foreign:
             return DeleteVolume(volume.id)
     if seen.failed:
         return registered.lost(seen) or Finish(Again(seen.failed))
@@ -69,9 +70,7 @@ def plan(seen: Seen, target: Target) -> Action:
         for volume in (*warming, *_marked(seen.volumes, target)):
             if volume.id != entry.id:
                 return DeleteVolume(volume.id)
-        if use := image_volume.use_to_record(entry, seen.used):
-            return SetMetadata(entry.id, use)
-        return Finish(Done(entry.id))
+        return registered.put_right(entry, seen, target) or Finish(Done(entry.id))
     if warming:
         return _follow(warming[0], entry, seen, target)
     quiet_for = seen.now - seen.image.updated_epoch
@@ -85,6 +84,12 @@ def plan(seen: Seen, target: Target) -> Action:
     new = image_volume.new_volume(seen.image, target, name=image_volume.warming_name_of(seen.image.id))
     marks = {**new.metadata, image_volume.FRESH: seen.image.updated_at}
     return CreateVolume(replace(new, metadata=marks), anew=stale)
+
+
+def _is_entry(volume: Volume) -> bool:
+    """Whether it is an entry of Cinder's cache: marked by us, or with just the read-only flag that Cinder sets."""
+    plain = image_volume.is_readonly(volume) and "glance_image_id" not in volume.metadata
+    return image_volume.FRESH in volume.metadata or (plain and not volume.source_volid)
 
 
 def _marked(volumes: tuple[Volume, ...], target: Target) -> list[Volume]:
@@ -133,12 +138,17 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
     entries = tuple(volume for volume in volumes if volume.name == image_volume.name_of(image.id))
     if len(entries) < len(volumes):
         return "a throw-away volume is left"
+    marks = image_volume.metadata_of(image, target)
     kept = _of_glance(entries, target)
-    if kept and not image_volume.lacking(kept, image_volume.metadata_of(image, target)):
+    if kept and image_volume.is_readonly(kept) and not image_volume.lacking(kept, marks):
         return None
     entry = entry_of(entries, target)
     if entry is None:
         return "no entry in Cinder's image-volume cache"
     if len(_marked(entries, target)) > 1:
         return "several entries in Cinder's image-volume cache"
-    return None if is_fresh(entry, image.updated_at) else "the entry is not known to be fresh"
+    if not is_fresh(entry, image.updated_at):
+        return "the entry is not known to be fresh"
+    if not image_volume.is_readonly(entry) or image_volume.lacking(entry, marks):
+        return "the entry can be written to, or its metadata is wrong"
+    return None

@@ -125,7 +125,7 @@ def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
 def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
     """What the volume lacks so that Cinder clones it for everyone who may use the image; None if nothing."""
     marks = image_volume.metadata_of(seen.image, target)
-    asked = target.glance_store in seen.asked and TAG not in volume.metadata and not volume.source_volid
+    asked = target.glance_store in seen.asked and image_volume.is_unmarked_copy(volume)
     if asked or image_volume.is_copy_of_ours(volume, seen.image):
         marks[image_volume.ORIGIN] = image_volume.PREWARM
     if missing := image_volume.lacking(volume, marks | image_volume.use_to_record(volume, seen.used)):

@@ -13,7 +13,7 @@ from handlers import image_volume
 from tests.fake_cloud import PROJECT, FakeCloud, Fault
 from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 from worker.cloud import GIB, Image, Location
-from worker.errors import Blocked, Temporary
+from worker.errors import Blocked, NotFound, Temporary
 from worker.job import Key
 from worker.outcome import Again, Done, Park, Skip
 from worker.target import Policy, Reclaiming, Target
@@ -607,3 +607,103 @@ async def test_a_resync_with_nothing_to_do_costs_pages_only() -> None:
     cloud.calls.clear()
     assert await rig.resync() == []
     assert cloud.calls == {"list_volumes": 6, "list_images": 2, "list_stores": 2}
+
+
+# What random histories have found
+
+
+async def test_a_role_that_comes_back_meanwhile_proves_nothing(
+    cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it Glance does not find the image; then it comes back, and only then it is asked for."""
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        before = dict(cloud.volumes)
+
+        async def without(self: FakeCloud, image_id: str) -> Image:
+            monkeypatch.undo()
+            raise NotFound("as it looks without the role")
+
+        monkeypatch.setattr(FakeCloud, "get_image", without)
+        assert isinstance(await reclaim(rig, image.id), Again)
+        assert cloud.volumes == before
+
+
+async def test_a_role_that_goes_meanwhile_proves_nothing(cloud: FakeCloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        before = dict(cloud.volumes)
+
+        async def without(self: FakeCloud, image_id: str) -> Image:
+            self.admin = False
+            raise NotFound("as it looks without the role")
+
+        monkeypatch.setattr(FakeCloud, "get_image", without)
+        with pytest.raises(Blocked):
+            await reclaim(rig, image.id)
+        assert cloud.volumes == before
+
+
+async def test_a_copy_that_the_owner_makes_where_ours_was_is_the_owners(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", replace(FAST, max_count=1)) as rig:
+        cloud.emit = rig.hear
+        first = await uploaded(rig, cloud)
+        await uploaded(rig, cloud)
+        assert kept(cloud, first) == []
+        cloud.user_copies(first.id, "cinder-fast", project="alice")
+        await rig.quiet()
+        (own,) = cloud.of(first.id)
+        assert own.metadata["image_volume_worker"] == "fast"
+        assert ORIGIN not in own.metadata
+        await uploaded(rig, cloud)
+        assert own.id in cloud.volumes
+
+
+async def test_an_operators_volume_is_no_cache_entry(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = cloud.upload()
+        own = cloud.volume_of(PROJECT, name=f"image-{image.id}", volume_type="fast")
+        assert isinstance(await rig.run(image.id), Done)
+        assert cloud.volumes[own.id] == own
+        assert len(cloud.of(image.id)) == 2
+
+
+async def test_a_copy_that_came_too_late_goes(cloud: FakeCloud) -> None:
+    """The owner says no while Glance is copying: it ends up without any mark of ours."""
+    async with rig_of(cloud, "store", FAST) as rig:
+        cloud.emit = rig.hear
+        cloud.seconds = 0.1
+        image = cloud.upload()
+        while not cloud.of(image.id):
+            await asyncio.sleep(0.005)
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        await rig.quiet()
+        await rig.resync()
+        await rig.quiet()
+        assert kept(cloud, image) == []
+        assert cloud.locations[image.id]
+
+
+@pytest.mark.parametrize("changes", [{"readonly": "False"}, {"image_owner": "somebody"}])
+async def test_a_cache_entry_that_was_meddled_with_is_put_right(cloud: FakeCloud, changes: dict[str, str]) -> None:
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        (entry,) = cloud.of(image.id)
+        cloud.volumes[entry.id] = replace(entry, metadata={**entry.metadata, **changes})
+        assert [one.key.image_id for one in await rig.resync()] == [image.id]
+        await rig.quiet()
+        assert cloud.volumes[entry.id].metadata == entry.metadata
+
+
+async def test_an_entry_in_error_that_nobody_has_marked_makes_room_for_another(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = cloud.upload()
+        broken = cloud.volume_of(
+            PROJECT, name=f"image-{image.id}", volume_type="fast", status="error", metadata={"readonly": "True"}
+        )
+        assert isinstance(await rig.run(image.id), Done)
+        assert broken.id not in cloud.volumes
+        assert len(cloud.of(image.id)) == 1
