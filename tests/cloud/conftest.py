@@ -64,6 +64,11 @@ def operator(devcloud_up: None) -> Person:
     return Person("operator")
 
 
+@pytest.fixture(scope="session")
+def admin(devcloud_up: None) -> Person:
+    return Person("admin")
+
+
 @pytest.fixture
 def images(alice: Person) -> Iterator[Callable[..., str]]:
     """Makes images of alice's, which go at the end of the test."""
