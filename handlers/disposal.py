@@ -7,8 +7,7 @@ make: so whatever several workers do at the same time, an image never loses its 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import structlog
@@ -22,6 +21,8 @@ from worker.target import Target
 
 # Looks at volumes that are being deleted before the slot is given to somebody else
 LOOKS = 8
+# How often a location that comes back is removed
+TRIES = 3
 # Seconds until another try when a volume is in use, and when its backend does not let go of it
 BUSY = 30.0
 DEPENDED_ON = 900.0
@@ -38,6 +39,7 @@ class Disposal:
         self._cloud = parts.cloud
         self._rules = parts.reclaiming
         self._report = parts.report
+        self._locks = parts.locks
 
     @property
     def may_delete(self) -> bool:
@@ -80,22 +82,29 @@ class Disposal:
             for volume in left.values():
                 log.info("volume_would_be_deleted", volume_id=volume.id, size=volume.size, why=why)
             return Skip("[reclaim] dry_run is set")
-        count, asked = len(left), set[str]()
+        asked, refusals = set[str](), dict[str, str]()
         for _ in range(LOOKS):
             for volume in left.values():
                 # Once: Cinder gives it back when its driver says that it is busy (VolumeIsBusy)
-                if volume.id not in asked and not image_volume.is_leaving(volume):
-                    with contextlib.suppress(Conflict, NotFound):
-                        await self._cloud.delete_volume(volume.id)
-                        log.info("image_volume_deleted", volume_id=volume.id, size=volume.size, why=why)
-                        asked.add(volume.id)
+                if volume.id in asked or image_volume.is_leaving(volume):
+                    continue
+                try:
+                    await self._cloud.delete_volume(volume.id)
+                except NotFound:
+                    continue
+                except Conflict as error:
+                    refusals[volume.id] = str(error)
+                    continue
+                log.info("image_volume_deleted", volume_id=volume.id, size=volume.size, why=why)
+                asked.add(volume.id)
             left = {seen.id: seen for one in left if (seen := await self._look(one))}
             if all(one.id in asked and not image_volume.is_leaving(one) for one in left.values()):
                 break
             await watch.changed()
-        for _ in range(count - len(left)):
+        gone = len(asked - left.keys())
+        for _ in range(gone):
             self._report.reclaimed(reason)
-        return _waiting(left.values(), asked) if left else Done(f"{count} deleted", changed=count > 0)
+        return _waiting(left.values(), asked, refusals) if left else Done(f"{gone} deleted", changed=gone > 0)
 
     async def cool(self, image: Image, target: Target, *, why: str) -> Outcome:
         """Have nothing on the target that pre-warming has put there for the image: it is not wanted there."""
@@ -103,7 +112,24 @@ class Disposal:
             return Skip(why)
         volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
         ours = [volume for volume in volumes if image_volume.may_go(volume, image, target)]
-        return await self.evict(image.id, ours, why=why, reason="wanted") if ours else Skip(why)
+        if ours:
+            return await self.evict(image.id, ours, why=why, reason="wanted")
+        if target.glance_store in (image.stores or ()) and await self._mend(image, target):
+            return Done("a location without a volume was removed", changed=True)
+        return Skip(why)
+
+    async def _mend(self, image: Image, target: Target) -> bool:
+        """Whether a location on the target was removed whose volume is gone; another one of the image's is whole."""
+        async with self._locks.of(image.id):
+            locations = await self._cloud.get_locations(image.id)
+            here = [location for location in locations if location.store == target.glance_store and location.volume_id]
+            if image.import_locked or not here or await self._look(here[0].volume_id):
+                return False
+            if not any([await self._is_whole(location) for location in locations if location is not here[0]]):
+                return False
+            await self._cloud.remove_from_store(image.id, target.glance_store)
+            log.warning("broken_location_removed", store=target.glance_store)
+            return True
 
     async def evict(self, image_id: str, volumes: Iterable[Volume], *, why: str, reason: Reason) -> Outcome:
         """Delete what pre-warming has made for an image that is there, as far as the image does not need it."""
@@ -116,23 +142,42 @@ class Disposal:
                 log.info("volume_would_be_deleted", **about)
                 continue
             try:
-                locations = await self._cloud.get_locations(image_id)
-                if obstacle := await self.obstacle(volume, locations):
-                    stays.append(f"Image-Volume {volume.id} stays: {obstacle}")
-                    continue
-                if store := _store_of(volume, locations):
-                    await self._cloud.remove_from_store(image_id, store)
-                else:
-                    await self._cloud.delete_volume(volume.id)
+                async with self._locks.of(image_id):
+                    obstacle = await self._evict(image_id, volume)
             except NotFound:
                 # The image, or the volume: whoever deleted it has done it for us
                 continue
             except Conflict as error:
                 return Again(f"Image-Volume {volume.id} is in use: {error}", after=BUSY, counted=False)
+            if obstacle:
+                stays.append(f"Image-Volume {volume.id} stays: {obstacle}")
+                continue
             log.info("image_volume_evicted", **about)
             self._report.reclaimed(reason)
             deleted += 1
         return Done(f"{deleted} deleted: {why}", changed=True) if deleted else Skip("; ".join([why, *stays]))
+
+    async def _evict(self, image_id: str, volume: Volume) -> str:
+        """Delete one; why it stays, if it must.
+
+        Glance writes an image's whole list of locations: of two removals at once, or of one beside an import, a
+        location can come back whose volume is gone. So here one at a time; and it is looked at afterwards, as another
+        worker's may have come in between.
+        """
+        locations = await self._cloud.get_locations(image_id)
+        if obstacle := await self.obstacle(volume, locations):
+            return obstacle
+        store = _store_of(volume, locations)
+        if not store:
+            await self._cloud.delete_volume(volume.id)
+            return ""
+        if (await self._cloud.get_image(image_id)).import_locked:
+            raise Conflict("Glance is at work on the image")
+        for _ in range(TRIES):
+            await self._cloud.remove_from_store(image_id, store)
+            if not _store_of(volume, await self._cloud.get_locations(image_id)):
+                break
+        return ""
 
     async def _look(self, volume_id: str) -> Volume | None:
         try:
@@ -154,6 +199,11 @@ class Disposal:
                 return ""
         return "the image has no other location that would stay"
 
+    async def _is_whole(self, location: Location) -> bool:
+        """Whether the data can be had from a location."""
+        volume = await self._look(location.volume_id) if location.volume_id else None
+        return not location.volume_id or (volume is not None and image_volume.is_usable(volume))
+
     async def _is_anchor(self, location: Location) -> bool:
         """Whether a location is whole and none that we might remove as well."""
         if not location.volume_id:
@@ -167,7 +217,7 @@ def _store_of(volume: Volume, locations: tuple[Location, ...]) -> str:
     return next((location.store for location in locations if location.volume_id == volume.id), "")
 
 
-def _waiting(left: Iterable[Volume], asked: set[str]) -> Again:
+def _waiting(left: Iterable[Volume], asked: set[str], refusals: Mapping[str, str]) -> Again:
     """What to do about volumes that did not go."""
     statuses = {volume.id: volume.status for volume in left}
     text = ", ".join(sorted(statuses))
@@ -178,7 +228,8 @@ def _waiting(left: Iterable[Volume], asked: set[str]) -> Again:
     if asked >= set(statuses):
         reason = f"the backend does not let go of {text}: other volumes depend on it"
         return Again(reason, after=DEPENDED_ON, counted=False)
-    return Again(f"in use or still being made: {text}", after=BUSY, counted=False)
+    said = "; ".join(sorted(set(refusals.values())))
+    return Again(f"in use or still being made: {text} ({said})", after=BUSY, counted=False)
 
 
 def _is_of(volume: Volume, image_id: str) -> bool:

@@ -92,6 +92,11 @@ def is_ours(volume: Volume, target: Target) -> bool:
     return volume.metadata.get(TAG) == target.name
 
 
+def is_prewarming(volume: Volume) -> bool:
+    """Whether pre-warming has made it, or keeps it as an entry of Cinder's cache."""
+    return ORIGIN in volume.metadata or FRESH in volume.metadata
+
+
 def is_prewarmed(volume: Volume, target: Target) -> bool:
     """Whether pre-warming has made it for this target, and it is still to go; not a throw-away volume."""
     made = is_ours(volume, target) and volume.metadata.get(ORIGIN) == PREWARM

@@ -67,6 +67,7 @@ class Prewarm:
         self._uses = parts.uses
         self._disposal = Disposal(parts)
         self._report = parts.report
+        self._locks = parts.locks
         self._rooms = Rooms(parts)
         self._targets = {target.name: target for target in parts.targets}
         self._stores = TargetStores(parts)
@@ -101,7 +102,7 @@ class Prewarm:
         try:
             image = await self._cloud.get_image(key.image_id)
             if refusal := policy.refusal(image, target, self._policy):
-                return await self._disposal.cool(image, target, why=refusal)
+                return await self._disposal.cool(image, await self._stores.known(target), why=refusal)
             target = await self._stores.resolve(target)
             seen = Seen(
                 image=image,
@@ -131,11 +132,11 @@ class Prewarm:
         else:
             self._suspects.pop(target.name, None)
         if action.lost or isinstance(action.outcome, Done):
-            self._report.repair(key.image_id, possible=not action.lost)
+            self._report.repair(key.image_id, key.target, possible=not action.lost)
         if action.held_back:
             self._report.rewarm_held_back(key.target)
         if made and isinstance(action.outcome, Done):
-            return replace(action.outcome, changed=True)
+            return replace(action.outcome, changed=True, warmed=True)
         return action.outcome
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
@@ -155,6 +156,9 @@ class Prewarm:
             for one in self.warmth(image, volumes):
                 if one.state == "cold":
                     yield Missing(Key(self.name, image_id, one.target.name), one.why)
+                elif one.state == "warm":
+                    # An operator may have brought back what was lost
+                    self._report.repair(image_id, one.target.name, possible=True)
 
     def warmth(self, image: Image, volumes: tuple[Volume, ...]) -> Iterator[Warmth]:
         """How it is with an image on each target, by a bulk listing. Calls nobody.
@@ -250,7 +254,8 @@ class Prewarm:
             case actions.AddLocation(url):
                 return await self._add_location(url, seen)
             case strategies.RemoveFromStore(store_id):
-                await cloud.remove_from_store(image_id, store_id)
+                async with self._locks.of(image_id):
+                    await cloud.remove_from_store(image_id, store_id)
                 log.warning("broken_location_removed", store=store_id)
                 self._report.rewarm_began(target.name, "broken")
                 return replace(seen, image=await self._image(seen), locations=None, volumes=None, repaired=True)
@@ -278,24 +283,24 @@ class Prewarm:
 
     async def _copy(self, stores: tuple[str, ...], seen: Seen, watch: Watch) -> Seen:
         """Ask Glance for one import into all stores where the image is wanted: it stages the data only once."""
-        others = [
-            other.glance_store
-            for other in await self._stores.all()
-            if other.strategy == "store"
-            and not self._unpopular(seen.image, other)
-            and other.glance_store not in (seen.image.stores or ())
-            and policy.refusal(seen.image, other, self._policy) is None
-            and self._suspects.get(other.name, 0.0) < self._now()
-            and await self._rooms.has_spare(seen.image, other)
-        ]
-        stores = tuple(dict.fromkeys((*stores, *others)))
+        for other in await self._stores.all():
+            if (
+                other.strategy == "store"
+                and other.glance_store not in (*stores, *(seen.image.stores or ()))
+                and policy.refusal(seen.image, other, self._policy) is None
+                and not self._unpopular(seen.image, other)
+                and self._suspects.get(other.name, 0.0) < self._now()
+                and await self._rooms.has_spare(seen.image, other, besides=len(stores))
+            ):
+                stores = (*stores, other.glance_store)
         if seen.image.id in self._copying:
             # Asked for by the job of another target, this very moment
             await watch.changed()
             return replace(seen, image=await self._image(seen))
         self._copying.add(seen.image.id)
         try:
-            await self._cloud.copy_image(seen.image.id, stores)
+            async with self._locks.of(seen.image.id):
+                await self._cloud.copy_image(seen.image.id, stores)
             log.info("image_copy_began", stores=stores)
             self._remember(seen.image.id, stores)
         except Conflict as error:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from handlers import ROUTES, budget, image_volume, policy
 from handlers.disposal import Disposal
+from handlers.target_store import TargetStores
 from worker.cloud import Image, Volume
 from worker.errors import NotFound
 from worker.handler import Missing, Parts, Watch
@@ -29,9 +30,11 @@ class Reclaim:
         self._policy = parts.policy
         self._targets = {target.name: target for target in parts.targets}
         self._disposal = Disposal(parts)
+        self._stores = TargetStores(parts)
         self._uses = parts.uses
         self._now = parts.now
         self._too_much: frozenset[str] = frozenset()
+        self._resolved: tuple[Target, ...] = ()
 
     def keys(self, notification: Notification) -> Iterable[Key]:
         """One key for the image."""
@@ -54,36 +57,35 @@ class Reclaim:
 
     async def _evict(self, image: Image) -> Outcome:
         """Have go what pre-warming has put where the image is not wanted, or where it takes too much room."""
-        volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
         outcome: Outcome = Skip("the image is there, and what is kept for it is wanted")
-        for target in self._targets.values():
-            here = [volume for volume in volumes if image_volume.may_go(volume, image, target)]
-            if not here or image.status != "active":
+        for target in await self._stores.all():
+            if image.status != "active":
                 continue
             if why := policy.refusal(image, target, self._policy):
-                evicted = await self._disposal.evict(image.id, here, why=why, reason="wanted")
-            elif target.has_budget and (excess := await self._excess(here, target)):
+                done = await self._disposal.cool(image, target, why=why)
+            elif target.has_budget and (excess := await self._excess(image, target)):
                 why = f"the budget of target {target.name} is used up"
-                evicted = await self._disposal.evict(image.id, excess, why=why, reason="budget")
+                done = await self._disposal.evict(image.id, excess, why=why, reason="budget")
             else:
                 continue
-            if isinstance(evicted, Again):
-                return evicted
-            outcome = evicted if isinstance(evicted, Done) or isinstance(outcome, Skip) else outcome
+            if isinstance(done, Again):
+                return done
+            outcome = done if isinstance(done, Done) or isinstance(outcome, Skip) else outcome
         return outcome
 
-    async def _excess(self, here: list[Volume], target: Target) -> list[Volume]:
-        """Those of the Image-Volumes for which the target's budget has no room."""
+    async def _excess(self, image: Image, target: Target) -> list[Volume]:
+        """Those of the image's Image-Volumes for which the target's budget has no room."""
         there = [volume async for volume in self._cloud.list_volumes(target.name)]
-        going = {one.volume.id for one in budget.Shelf(target, budget.held(there, target, self._uses)).excess()}
-        return [volume for volume in here if volume.id in going]
+        excess = budget.Shelf(target, budget.held(there, target, self._uses)).excess()
+        return [one.volume for one in excess if one.image_id == image.id]
 
     def _is_abandoned(self, volume: Volume) -> bool:
         """Whether a throw-away volume has outlived whoever made it."""
         return TAG in volume.metadata and self._now() - volume.created_epoch > ABANDONED_AFTER
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
-        """Find out what is too much on targets with a budget."""
+        """Read Glance's stores, and find out what is too much on targets with a budget."""
+        self._resolved = await self._stores.all()
         excess: set[str] = set()
         for target in self._targets.values():
             if target.has_budget:
@@ -101,7 +103,13 @@ class Reclaim:
         if why := "; ".join(self._not_needed(image, staying)):
             yield Missing(Key(self.name, image_id), why)
 
-    def _not_needed(self, image: Image, volumes: Iterable[Volume]) -> Iterator[str]:
+    def _not_needed(self, image: Image, volumes: list[Volume]) -> Iterator[str]:
+        for target in self._resolved if image.status == "active" else ():
+            bare = target.glance_store in (image.stores or ()) and not any(
+                image_volume.is_on(volume, target) for volume in volumes
+            )
+            if bare and (refusal := policy.refusal(image, target, self._policy)):
+                yield f"not wanted on {target.name} any more, {refusal}: no volume for its location there"
         for volume in volumes:
             if volume.name == image_volume.warming_name_of(image.id):
                 if self._is_abandoned(volume):

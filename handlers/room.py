@@ -57,11 +57,16 @@ class Rooms:
             if not _shortage(await self._quota(target), size * volumes, volumes):
                 break
 
-    async def has_spare(self, image: Image, target: Target) -> bool:
-        """Whether the image has room on the target without anything being evicted; if so, it is kept."""
+    async def has_spare(self, image: Image, target: Target, *, besides: int) -> bool:
+        """Whether the image has room on the target without anything being evicted; if so, it is kept.
+
+        `besides` is how many Image-Volumes of it are to be made at the same time.
+        """
+        size = image_volume.size_for(image)
+        if _shortage(await self._quota(target), size * (1 + besides), 1 + besides):
+            return False
         if not target.has_budget:
             return True
-        size = image_volume.size_for(image)
         async with self._locks[target.name]:
             try:
                 if await self._victims(image, target, size):

@@ -56,6 +56,13 @@ class TargetStores:
         await self._refresh()
         return resolve(target, self._stores)
 
+    async def known(self, target: Target) -> Target:
+        """The target with as much decided as can be: as it is where Glance has not what it needs."""
+        try:
+            return await self.resolve(target)
+        except Blocked:
+            return target
+
     async def all(self) -> tuple[Target, ...]:
         """All targets that can be had, decided."""
         await self._refresh()

@@ -91,7 +91,7 @@ class Upload:
 
     def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
         """An image that waits for a volume's data, or has clones that need not be its data. Pure but for the clock."""
-        if image and (why := self._lacks(image, clones_of(image_id, volumes))):
+        if image and (why := self._lacks(image, clones_of(image, volumes))):
             yield Missing(Key(self.name, image_id), why)
 
     def _lacks(self, image: Image, clones: tuple[Volume, ...]) -> str:
@@ -145,7 +145,7 @@ class Upload:
             case completion.LookAtClones(source_volid):
                 looking = self._look_at_source(source_volid, seen) if source_volid else _same(seen)
                 found, seen = await asyncio.gather(cloud.find_volumes(image_volume.name_of(image_id)), looking)
-                return replace(seen, clones=clones_of(image_id, found))
+                return replace(seen, clones=clones_of(seen.image, found))
             case completion.LookAtSource(volume_id):
                 return await self._look_at_source(volume_id, seen)
             case completion.LookAtTasks():
@@ -245,10 +245,21 @@ class Upload:
         return replace(seen, clones=tuple(clone if other.id == clone.id else other for other in seen.clones or ()))
 
 
-def clones_of(image_id: str, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
-    """Those of the internal project's volumes that are clones for the image; what Glance and we fill has no source."""
-    name = image_volume.name_of(image_id)
-    return tuple(v for v in volumes if v.name == name and v.source_volid and not image_volume.is_leaving(v))
+def clones_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
+    """Those of the internal project's volumes that are clones for an upload; what Glance and we fill has no source.
+
+    An entry of Cinder's cache is a clone as well: of an image that has data, what is marked as nobody's is one.
+    """
+    name = image_volume.name_of(image.id)
+    clones = (v for v in volumes if v.name == name and v.source_volid and not image_volume.is_leaving(v))
+    return tuple(
+        v for v in clones if not image_volume.is_prewarming(v) and (image.status != "active" or _is_claimed(v))
+    )
+
+
+def _is_claimed(clone: Volume) -> bool:
+    """Whether Cinder's upload or we have marked it."""
+    return completion.is_ours(clone) or "image_owner" in clone.metadata
 
 
 async def _same(seen: Seen) -> Seen:

@@ -428,7 +428,8 @@ class FakeCloud:
                 del self.volumes[entry.id]
         entry = self._new(name, volume.volume_type, volume.size, {"readonly": "True", "_cached_for": stamp})
         self.asked_by[entry.id] = "cinder"
-        self.volumes[entry.id] = replace(entry, status="available")
+        # A clone, as those of uploads are
+        self.volumes[entry.id] = replace(entry, status="available", source_volid=volume.id)
 
     async def _import(self, image_id: str, stores: tuple[str, ...], project: str = PROJECT) -> None:
         for store in stores:

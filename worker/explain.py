@@ -41,7 +41,7 @@ async def explain(
 async def look(cloud: Cloud, rules: Uploads, image: Image, *, now: float) -> Seen:
     """All that concerns the upload of a queued image."""
     named = completion.source_named(image, rules)
-    clones = clones_of(image.id, await cloud.find_volumes(image_volume.name_of(image.id)))
+    clones = clones_of(image, await cloud.find_volumes(image_volume.name_of(image.id)))
     seen = Seen(
         image=image, now=now, stores=await cloud.list_stores(), clones=clones, tasks=await cloud.list_tasks(image.id)
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from worker.cloud import Cloud, Image, Volume
 from worker.job import Key
+from worker.locks import Locks
 from worker.notification import Notification
 from worker.outcome import Outcome
 from worker.target import Policy, Reclaiming, Target, Uploads
@@ -68,8 +69,8 @@ class Report(Protocol):
     def rewarm_held_back(self, target: str) -> None:
         """An image has changed again so soon that it is not made warm anew yet."""
 
-    def repair(self, image_id: str, *, possible: bool) -> None:
-        """Whether an image's data can be had somewhere."""
+    def repair(self, image_id: str, target: str = "", *, possible: bool) -> None:
+        """Whether an image's data can be had somewhere, as a target sees it; "" for all targets."""
 
     def reclaimed(self, reason: str) -> None:
         """A volume was deleted because nobody needs it: image `gone`, not `wanted`, `budget`, `left-over`."""
@@ -79,7 +80,8 @@ class Report(Protocol):
 class Parts:
     """What a handler is built from. `now` is the clock, in epoch seconds.
 
-    `urgent` is the same cloud by requests that wait behind nobody else's, for what a user sits and waits for.
+    `urgent` is the same cloud by requests that wait behind nobody else's, for what a user sits and waits for. `locks`
+    are those of images.
     """
 
     cloud: Cloud
@@ -91,6 +93,7 @@ class Parts:
     uses: Uses
     now: Callable[[], float]
     report: Report
+    locks: Locks = field(default_factory=Locks)
 
 
 HandlerFactory = Callable[[Parts], Handler]

@@ -64,7 +64,7 @@ class Metrics:
         self.rewarms_held_back = counter("rewarms_held_back", "Changes too soon after the last re-warm", "target")
         self.beyond_repair = gauge("images_beyond_repair", "Images whose data cannot be had anywhere any more")
         self.reclaimed_volumes = counter("reclaimed_volumes", "Volumes deleted since nobody needs them", "reason")
-        self._lost: set[str] = set()
+        self._lost: set[tuple[str, str]] = set()
         self.last_resync = gauge("last_resync_timestamp_seconds", "When the last resync ended")
         gauge("build_info", "What this is; always 1", "version").labels(release()).set(1)
 
@@ -84,10 +84,13 @@ class Metrics:
         """See `worker.handler.Report`."""
         self.rewarms_held_back.labels(target).inc()
 
-    def repair(self, image_id: str, *, possible: bool) -> None:
+    def repair(self, image_id: str, target: str = "", *, possible: bool) -> None:
         """See `worker.handler.Report`."""
-        (self._lost.discard if possible else self._lost.add)(image_id)
-        self.beyond_repair.set(len(self._lost))
+        if not possible:
+            self._lost.add((image_id, target))
+        elif self._lost:
+            self._lost = {one for one in self._lost if one[0] != image_id or target not in ("", one[1])}
+        self.beyond_repair.set(len({lost for lost, _ in self._lost}))
 
     def reclaimed(self, reason: str) -> None:
         """See `worker.handler.Report`."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The world is as it should be; `changed` if it was this try that made it so."""
+    """The world is as it should be; `changed` if this try made it so, `warmed` if something is warm by that."""
 
     detail: str = ""
     changed: bool = False
+    warmed: bool = False
 
 
 @dataclass(frozen=True, slots=True)

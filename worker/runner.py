@@ -247,7 +247,7 @@ class Runner:
 
     async def _work_until_quiet(self, entry: _Entry) -> None:
         """Try, and again for as long as something came in meanwhile that the outcome is no answer to; then settle."""
-        changed = False
+        changed = warmed = False
         while True:
             entry.look()
             began = time.monotonic()
@@ -256,8 +256,8 @@ class Runner:
             self._metrics.job_seconds.labels(key.handler, key.target).observe(time.monotonic() - began)
             self._metrics.jobs.labels(key.handler, key.target, type(outcome).__name__.lower()).inc()
             if isinstance(outcome, Done):
-                changed = changed or outcome.changed
-                outcome = replace(outcome, changed=changed)
+                changed, warmed = changed or outcome.changed, warmed or outcome.warmed
+                outcome = replace(outcome, changed=changed, warmed=warmed)
             over = not outcome.news if isinstance(outcome, Again) else isinstance(outcome, Park)
             if over or not entry.news:
                 break
@@ -296,9 +296,9 @@ class Runner:
         job = entry.job
         deliveries, entry.deliveries = entry.deliveries, []
         match outcome:
-            case Done(detail, changed):
+            case Done(detail, changed, warmed):
                 (log.info if changed else log.debug)("job_done", detail=detail, changed=changed)
-                if changed and job.key.target and job.cause != RESYNC:
+                if warmed and job.cause != RESYNC:
                     self._metrics.time_to_warm.labels(job.key.target).observe(time.time() - job.first_at)
             case Skip(reason):
                 log.info("job_skipped", reason=reason)

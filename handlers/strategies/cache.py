@@ -88,8 +88,8 @@ def plan(seen: Seen, target: Target) -> Action:
 
 def _is_entry(volume: Volume) -> bool:
     """Whether it is an entry of Cinder's cache: marked by us, or with just the read-only flag that Cinder sets."""
-    plain = image_volume.is_readonly(volume) and "glance_image_id" not in volume.metadata
-    return image_volume.FRESH in volume.metadata or (plain and not volume.source_volid)
+    claims = {"glance_image_id", "image_owner"} & volume.metadata.keys()
+    return image_volume.FRESH in volume.metadata or (image_volume.is_readonly(volume) and not claims)
 
 
 def _marked(volumes: tuple[Volume, ...], target: Target) -> list[Volume]:

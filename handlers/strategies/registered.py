@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from handlers import image_volume
-from handlers.actions import LookAtLocations, SetMetadata, SetReadonly
+from handlers.actions import AwaitImage, LookAtLocations, SetMetadata, SetReadonly
 from handlers.strategies import (
     Action,
     AwaitVolume,
@@ -59,7 +59,8 @@ def plan(seen: Seen, target: Target) -> Action:
     if twice or not first_serves:
         if not seen.locations:
             return Finish(Skip("its Image-Volume serves no more, and Glance does not show us the locations"))
-        return RemoveFromStore(target.glance_store)
+        # Glance writes whole lists: an import that ends now would bring the location back
+        return AwaitImage() if seen.image.import_locked else RemoveFromStore(target.glance_store)
     if action := put_right(usable[0], seen, target):
         return action
     located = {location.volume_id for location in seen.locations}

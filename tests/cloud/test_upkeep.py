@@ -305,7 +305,6 @@ def test_a_lost_image_is_named_and_not_touched(
         soon(lambda: not of_image(operator, image_id), what="its volume too")
 
 
-@pytest.mark.xfail(reason="nobody looks at a parked image again that looks well in the listing", strict=True)
 def test_a_lost_image_that_is_restored_as_the_log_advises_counts_no_more(
     worker: Worker, images: Images, alice: Person, operator: Person, admin: Person
 ) -> None:
@@ -407,7 +406,6 @@ def test_what_a_new_rule_excludes_goes_after_a_restart(
         assert warmed(operator, bob, wanted) == before
 
 
-@pytest.mark.xfail(reason="Glance loses one of two removals at once, and the location comes back", strict=False)
 def test_two_targets_that_let_go_at_once_leave_no_location_without_a_volume(
     worker: Worker, images: Images, alice: Person, operator: Person
 ) -> None:
@@ -424,7 +422,6 @@ def test_two_targets_that_let_go_at_once_leave_no_location_without_a_volume(
         assert [stores(alice, image_id) for image_id in made] == [{"file"}] * len(made)
 
 
-@pytest.mark.xfail(reason="what prewarm evicts or releases counts as an image that became warm", strict=False)
 def test_what_goes_is_no_time_to_warm(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
     with worker(settings()) as process:
         process.wait_ready()
@@ -506,16 +503,12 @@ def test_what_does_not_fit_is_skipped_and_nothing_is_thrown_out_for_it(
             assert stores(alice, image_id) == {"file"}
 
 
-COPIES_BEYOND_QUOTA = "the import that one target asks for takes in the stores of others without a look at the quota"
-
-
 @pytest.mark.parametrize(
     "name",
     [
         "gigabytes",
         "volumes",
-        # Not if the job of local-1 happens to be the first
-        pytest.param("gigabytes_local-1", marks=pytest.mark.xfail(reason=COPIES_BEYOND_QUOTA, strict=False)),
+        "gigabytes_local-1",
     ],
 )
 def test_a_quota_that_is_used_up_is_named_and_nothing_is_begun(
@@ -543,7 +536,6 @@ def test_a_quota_that_is_used_up_is_named_and_nothing_is_begun(
         warmed(operator, alice, image_id)
 
 
-@pytest.mark.xfail(reason=COPIES_BEYOND_QUOTA, strict=True)
 def test_a_quota_with_room_for_one_is_filled_with_one(
     worker: Worker, images: Images, alice: Person, operator: Person, no_limit: Callable[..., None]
 ) -> None:
@@ -771,11 +763,7 @@ def test_an_entry_that_cinder_does_not_let_go_of_is_waited_for_without_noise(
         assert process.events("job_parked") == []
 
 
-UPLOADS_TAKE_ENTRIES = "uploads take a marked entry of Cinder's cache for a clone of theirs, and a resync deletes it"
-
-
 @pytest.mark.usefixtures("image_cache")
-@pytest.mark.xfail(reason=UPLOADS_TAKE_ENTRIES, strict=True)
 def test_a_resync_leaves_entries_that_are_fresh_alone(
     worker: Worker, images: Images, alice: Person, operator: Person
 ) -> None:
@@ -791,7 +779,6 @@ def test_a_resync_leaves_entries_that_are_fresh_alone(
 
 
 @pytest.mark.usefixtures("image_cache")
-@pytest.mark.xfail(reason=UPLOADS_TAKE_ENTRIES, strict=True)
 def test_the_least_recently_used_entry_makes_room(
     worker: Worker, images: Images, bob: Person, operator: Person
 ) -> None:
