@@ -20,6 +20,7 @@ from worker.target import Policy, Reclaiming, Target
 
 STRATEGIES = ["store", "location", "cache"]
 ORIGIN = "image_volume_worker_origin"
+NOBODY = "00000009-0000-4000-8000-000000000000"
 
 
 @pytest.fixture
@@ -253,7 +254,7 @@ async def test_of_two_locations_the_broken_one_goes(cloud: FakeCloud) -> None:
         image = cloud.upload()
         await rig.run(image.id)
         (whole,) = located(cloud, image.id)
-        only_location(cloud, image, "00000009-0000-4000-8000-000000000000", whole)
+        only_location(cloud, image, NOBODY, whole)
         assert isinstance(await rig.run(image.id), Done)
         assert located(cloud, image.id) == [whole] or kept(cloud, image) == ["fast"]
 
@@ -274,7 +275,7 @@ async def test_two_broken_locations_are_both_left_and_named(cloud: FakeCloud) ->
 async def test_an_image_lost_elsewhere_is_named_by_other_targets_too(cloud: FakeCloud, strategy: str) -> None:
     async with rig_of(cloud, strategy, SLOW) as rig:
         image = cloud.upload()
-        only_location(cloud, image, "00000009-0000-4000-8000-000000000000")
+        only_location(cloud, image, NOBODY)
         cloud.dead_types.add("slow")
         outcome = await rig.run(image.id, "slow")
         assert isinstance(outcome, Park)
@@ -287,7 +288,7 @@ async def test_two_whole_locations_in_a_store_come_down_to_one(cloud: FakeCloud)
         image = cloud.upload()
         await rig.run(image.id)
         (first,) = located(cloud, image.id)
-        second = replace(cloud.volumes[first], id="00000009-0000-4000-8000-000000000000", created_at="9")
+        second = replace(cloud.volumes[first], id=NOBODY, created_at="9")
         cloud.volumes[second.id] = second
         cloud.locations[image.id] = (
             *cloud.locations[image.id],
@@ -606,7 +607,7 @@ async def test_a_resync_with_nothing_to_do_costs_pages_only() -> None:
         cloud.fill(targets)
     cloud.calls.clear()
     assert await rig.resync() == []
-    assert cloud.calls == {"list_volumes": 6, "list_images": 2, "list_stores": 2}
+    assert cloud.calls == {"list_volumes": 6, "list_images": 2, "list_stores": 3}
 
 
 # What random histories have found
@@ -707,3 +708,113 @@ async def test_an_entry_in_error_that_nobody_has_marked_makes_room_for_another(c
         assert isinstance(await rig.run(image.id), Done)
         assert broken.id not in cloud.volumes
         assert len(cloud.of(image.id)) == 1
+
+
+# What the devcloud has found
+
+
+async def test_a_cache_entry_is_no_clone_of_an_upload(cloud: FakeCloud) -> None:
+    """Cinder makes its entries by cloning, as it makes the clones of uploads."""
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        (entry,) = cloud.of(image.id)
+        assert entry.source_volid
+        assert isinstance(await rig.complete(image.id), Done)
+        assert await rig.resync() == []
+        # One that Cinder has made for a user is nobody's to delete, however old
+        own = cloud.upload()
+        unmarked = cloud.volume_of(
+            PROJECT, name=f"image-{own.id}", volume_type="slow", metadata={"readonly": "True"}, source_volid=entry.id
+        )
+        cloud.ahead = 7200.0
+        await rig.complete(own.id)
+        assert cloud.of(image.id) == [entry]
+        assert unmarked.id in cloud.volumes
+
+
+async def test_a_location_that_came_back_without_its_volume_goes(cloud: FakeCloud) -> None:
+    """Glance writes the whole list: of two removals at once the second may undo half of the first."""
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload(properties={"image_volume_prewarm": "no"})
+        dead = Location(url="cinder://cinder-fast/x", store="cinder-fast", volume_id=NOBODY)
+        cloud.locations[image.id] = (*cloud.locations[image.id], dead)
+        cloud.touch(image.id, stores=frozenset({"file", "cinder-fast"}))
+        found = await rig.resync()
+        assert [(one.key.handler, "no volume" in one.why) for one in found] == [("reclaim", True)]
+        await rig.quiet()
+        assert cloud.locations[image.id] == (Location(url="file:///x", store="file"),)
+        assert await rig.resync() == []
+
+
+async def test_the_last_location_stays_even_if_its_volume_is_gone(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload(properties={"image_volume_prewarm": "no"})
+        only_location(cloud, image, NOBODY)
+        assert isinstance(await reclaim(rig, image.id), Skip)
+        assert isinstance(await rig.run(image.id), Skip)
+        assert located(cloud, image.id) == [NOBODY]
+
+
+async def test_a_removal_waits_for_an_import(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        cloud.touch(image.id, properties={"image_volume_prewarm": "no"}, import_locked=True)
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Again)
+        assert not outcome.counted
+        assert kept(cloud, image) == ["fast"]
+        cloud.touch(image.id, import_locked=False)
+        assert isinstance(await rig.run(image.id), Done)
+        assert kept(cloud, image) == []
+
+
+async def test_a_quota_for_one_is_filled_with_one(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store") as rig:
+        image = cloud.upload()
+        cloud.quota = 1
+        assert isinstance(await rig.run(image.id), Done)
+        await cloud.quiet()
+        assert kept(cloud, image) == ["fast"]
+        assert cloud.images[image.id].failed == frozenset()
+        with pytest.raises(Blocked, match="quota has 0 GiB left"):
+            await rig.run(image.id, "slow")
+
+
+async def test_a_lost_image_that_is_brought_back_counts_no_more(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        (volume,) = cloud.of(image.id)
+        only_location(cloud, image, volume.id)
+        cloud.volumes[volume.id] = replace(volume, status="error")
+        assert isinstance(await rig.run(image.id), Park)
+        assert rig.count("images_beyond_repair") == 1
+        cloud.volumes[volume.id] = volume
+        assert await rig.resync() == []
+        assert rig.count("images_beyond_repair") == 0
+
+
+async def test_what_goes_is_no_time_to_warm(rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload()
+    await rig.quiet()
+    warm = [rig.count("time_to_warm_seconds_count", target=target) for target in ("fast", "slow")]
+    assert warm == [1.0, 1.0]
+    cloud.set_by_user(image.id, image_volume_prewarm="no")
+    await rig.quiet()
+    cloud.delete_image(image.id)
+    await rig.quiet()
+    assert [rig.count("time_to_warm_seconds_count", target=target) for target in ("fast", "slow")] == warm
+
+
+async def test_each_volume_that_goes_is_counted_once(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "cache") as rig:
+        cloud.emit = rig.hear
+        image = cloud.upload()
+        await rig.quiet()
+        cloud.delete_image(image.id)
+        await asyncio.gather(rig.run(image.id), rig.run(image.id, "slow"), reclaim(rig, image.id))
+        await rig.quiet()
+        assert kept(cloud, image) == []
+        assert rig.count("reclaimed_volumes_total", reason="gone") == 2
