@@ -5,22 +5,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from scripts.cloud.people import HOME, Person, data
+from scripts.generate import notifications
 from tests.cloud.conftest import devcloud, groups, of_image
 from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, SLOW, STORES, Rig
-from tests.worker_process import WorkerProcess
+from tests.worker_process import WorkerProcess, configuration
 from worker import log
 from worker.cloud import Volume
 from worker.handler import Missing
@@ -298,6 +302,45 @@ def resync(options: argparse.Namespace) -> list[Row]:
              "peak MiB": peak, "of that the fake cloud": before}]  # fmt: skip
 
 
+def replay(options: argparse.Namespace) -> list[Row]:
+    """`replay --dry-run` of many notifications against nothing but decoding both layers of their JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        capture, config, clouds = (Path(folder, name) for name in ("capture.jsonl", "worker.conf", "clouds.yaml"))
+        with capture.open("wb") as file:
+            for body in notifications(options.messages, begin=datetime(2025, 1, 1, tzinfo=UTC)):
+                file.write(body + b"\n")
+        began = time.monotonic()
+        with capture.open("rb") as file:
+            for line in file:
+                json.loads(json.loads(line)["oslo.message"])
+        decoding = time.monotonic() - began
+        config.write_text(configuration({**groups(), "cloud": {"name": "none"}}))
+        auth = {"auth_url": "http://127.0.0.1:1", "username": "x", "password": "x", "project_name": "x"}
+        clouds.write_text(json.dumps({"clouds": {"none": {"auth": auth}}}))
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "worker",
+                "--config-file",
+                str(config),
+                "replay",
+                "--dry-run",
+                "-f",
+                "json",
+                capture,
+            ],
+            env={**os.environ, "OS_CLIENT_CONFIG_FILE": str(clouds)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            check=True,
+        )
+        tally = json.loads(done.stdout)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    return [{"messages": tally["messages"], "keys": tally["keys"], "decoding s": decoding, "replay s": tally["seconds"],
+             "of its rate": decoding / tally["seconds"], "peak MiB": peak}]  # fmt: skip
+
+
 class Parsing(FakeCloud):
     """Shares no memory with who lists its volumes, as one that is read from JSON does not."""
 
@@ -351,6 +394,9 @@ def main() -> int:
     one = commands.add_parser("resync", parents=[common])
     one.add_argument("--images", type=int, default=10_000)
     one.set_defaults(run=resync)
+    one = commands.add_parser("replay", parents=[common])
+    one.add_argument("--messages", type=int, default=1_000_000)
+    one.set_defaults(run=replay)
     options = parser.parse_args()
     rows = options.run(options)
     show(rows)
