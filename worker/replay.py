@@ -19,7 +19,7 @@ from worker.router import Router
 
 # Messages between two writes into the lanes, and keys remembered so that each is asked for once
 BATCH = 2_000
-REMEMBERED = 100_000
+REMEMBERED = 50_000
 # Faults that are told one by one; the others are only counted
 TOLD = 20
 
