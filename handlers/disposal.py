@@ -187,10 +187,12 @@ class Disposal:
 
     async def obstacle(self, volume: Volume, locations: tuple[Location, ...]) -> str:
         """Why the volume must stay for the sake of its image, which has these locations; "" if it may go."""
-        store = _store_of(volume, locations)
-        if not store:
+        if all(location.volume_id != volume.id for location in locations):
             hidden = not locations and image_volume.FRESH not in volume.metadata
             return "Glance does not show the image's locations" if hidden else ""
+        store = _store_of(volume, locations)
+        if not store:
+            return "its location names no store, so Glance can't be told to remove it"
         # Glance takes the first that it finds in a store
         if next(location for location in locations if location.store == store).volume_id != volume.id:
             return f"the image has several locations in store {store}"

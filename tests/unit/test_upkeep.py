@@ -818,3 +818,19 @@ async def test_each_volume_that_goes_is_counted_once(cloud: FakeCloud) -> None:
         await rig.quiet()
         assert kept(cloud, image) == []
         assert rig.count("reclaimed_volumes_total", reason="gone") == 2
+
+
+async def test_a_location_without_a_store_is_left_alone(cloud: FakeCloud) -> None:
+    """As it was before multi-store: cinder://<volume>. The volume is the image's data all the same."""
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        (volume,) = cloud.of(image.id)
+        file, _ = cloud.locations[image.id]
+        cloud.locations[image.id] = (file, Location.from_url(f"cinder://{volume.id}"))
+        cloud.touch(image.id, properties={"image_volume_prewarm": "no"})
+        outcome = await reclaim(rig, image.id)
+        assert isinstance(outcome, Skip)
+        assert "names no store" in outcome.reason
+        assert volume.id in cloud.volumes
+        assert cloud.torn == []
