@@ -86,7 +86,7 @@ class Shelf:
         if not self._fits(size - sum(one.size for one in going), 1 - len(going)):
             limits = (f"{self._size} of {most} GiB" if most else "", self._counted())
             full = ", ".join(text for text in limits if text)
-            raise NoRoom(f"target {name} is full ({full}) of what was used since this image was")
+            raise NoRoom(f"target {name} is full ({full}), and what is there was used later than this image")
         return going
 
     def take(self, size: int, *, since: float) -> None:

@@ -27,7 +27,7 @@ TRIES = 3
 BUSY = 30.0
 DEPENDED_ON = 900.0
 
-Reason = Literal["gone", "wanted", "budget", "left-over"]
+Reason = Literal["gone", "unwanted", "budget", "left-over"]
 
 log = structlog.get_logger(__name__)
 
@@ -113,7 +113,7 @@ class Disposal:
         volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
         ours = [volume for volume in volumes if image_volume.may_go(volume, image, target)]
         if ours:
-            return await self.evict(image.id, ours, why=why, reason="wanted")
+            return await self.evict(image.id, ours, why=why, reason="unwanted")
         if target.glance_store in (image.stores or ()) and await self._mend(image, target):
             return Done("a location without a volume was removed", changed=True)
         return Skip(why)
@@ -167,12 +167,13 @@ class Disposal:
         locations = await self._cloud.get_locations(image_id)
         if obstacle := await self.obstacle(volume, locations):
             return obstacle
+        if (await self._cloud.get_image(image_id)).import_locked:
+            # And what is no location yet may be about to become one
+            raise Conflict("Glance is at work on the image")
         store = _store_of(volume, locations)
         if not store:
             await self._cloud.delete_volume(volume.id)
             return ""
-        if (await self._cloud.get_image(image_id)).import_locked:
-            raise Conflict("Glance is at work on the image")
         for _ in range(TRIES):
             await self._cloud.remove_from_store(image_id, store)
             if not _store_of(volume, await self._cloud.get_locations(image_id)):

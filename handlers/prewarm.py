@@ -263,7 +263,9 @@ class Prewarm:
                 return await self._await_volume(volume_id, seen, watch)
             case actions.AwaitImage():
                 await watch.changed()
-                return replace(seen, image=await self._image(seen), now=self._now())
+                image = await self._image(seen)
+                _tell_undone(seen, image)
+                return replace(seen, image=image, now=self._now(), was=seen.was or seen.image)
             case strategies.AwaitEntry():
                 await watch.changed()
                 return replace(seen, volumes=None, looks=seen.looks + 1)
@@ -362,6 +364,27 @@ class Prewarm:
             fresh = None if volume.name == image_volume.warming_name_of(seen.image.id) else seen.volumes
             seen = replace(seen, image=await self._image(seen), now=self._now(), volumes=fresh)
         return seen
+
+
+def _tell_undone(seen: Seen, image: Image) -> None:
+    """Say if what was changed during an import is as it was before: Glance's import writes the whole image."""
+    if seen.was is None:
+        return
+    names = [
+        name
+        for name in ("visibility", *sorted({*seen.image.properties, *seen.was.properties}))
+        if _field(image, name) == _field(seen.was, name) != _field(seen.image, name)
+    ]
+    if names:
+        log.warning(
+            "changes_undone_by_glance",
+            names=names,
+            advice="if it was not their owner, it was Glance's import that undid them: make them again",
+        )
+
+
+def _field(image: Image, name: str) -> str | None:
+    return image.visibility if name == "visibility" else image.properties.get(name)
 
 
 def _is_there(image: Image, volumes: tuple[Volume, ...], target: Target) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from handlers import ROUTES, budget, image_volume, policy
 from handlers.disposal import Disposal
+from handlers.room import Rooms
 from handlers.target_store import TargetStores
 from worker.cloud import Image, Volume
 from worker.errors import NotFound
@@ -31,6 +32,7 @@ class Reclaim:
         self._targets = {target.name: target for target in parts.targets}
         self._disposal = Disposal(parts)
         self._stores = TargetStores(parts)
+        self._rooms = Rooms(parts)
         self._uses = parts.uses
         self._now = parts.now
         self._too_much: frozenset[str] = frozenset()
@@ -57,27 +59,23 @@ class Reclaim:
 
     async def _evict(self, image: Image) -> Outcome:
         """Have go what pre-warming has put where the image is not wanted, or where it takes too much room."""
-        outcome: Outcome = Skip("the image is there, and what is kept for it is wanted")
-        for target in await self._stores.all():
-            if image.status != "active":
-                continue
+        done: list[Outcome] = []
+        for target in await self._stores.all() if image.status == "active" else ():
             if why := policy.refusal(image, target, self._policy):
-                done = await self._disposal.cool(image, target, why=why)
-            elif target.has_budget and (excess := await self._excess(image, target)):
+                done.append(await self._disposal.cool(image, target, why=why))
+            elif target.has_budget:
                 why = f"the budget of target {target.name} is used up"
-                done = await self._disposal.evict(image.id, excess, why=why, reason="budget")
-            else:
-                continue
-            if isinstance(done, Again):
-                return done
-            outcome = done if isinstance(done, Done) or isinstance(outcome, Skip) else outcome
-        return outcome
-
-    async def _excess(self, image: Image, target: Target) -> list[Volume]:
-        """Those of the image's Image-Volumes for which the target's budget has no room."""
-        there = [volume async for volume in self._cloud.list_volumes(target.name)]
-        excess = budget.Shelf(target, budget.held(there, target, self._uses)).excess()
-        return [one.volume for one in excess if one.image_id == image.id]
+                excess = await self._rooms.excess(target)
+                done += [
+                    await self._disposal.evict(one.image_id, [one.volume], why=why, reason="budget") for one in excess
+                ]
+        again = [one for one in done if isinstance(one, Again)]
+        skipped = [one.reason for one in done if isinstance(one, Skip)]
+        if again:
+            return again[0]
+        if any(isinstance(one, Done) for one in done):
+            return Done("what was not needed was deleted", changed=True)
+        return Skip("; ".join(dict.fromkeys(skipped)) or "the image is there, and what is kept for it is wanted")
 
     def _is_abandoned(self, volume: Volume) -> bool:
         """Whether a throw-away volume has outlived whoever made it."""
@@ -98,7 +96,7 @@ class Reclaim:
         staying = [volume for volume in volumes if not image_volume.is_leaving(volume)]
         if image is None:
             if staying:
-                yield Missing(Key(self.name, image_id), f"image is gone or not active: {_text(staying)}")
+                yield Missing(Key(self.name, image_id), f"image is gone: {_text(staying)}")
             return
         if why := "; ".join(self._not_needed(image, staying)):
             yield Missing(Key(self.name, image_id), why)
@@ -115,8 +113,9 @@ class Reclaim:
                 if self._is_abandoned(volume):
                     yield f"a throw-away volume was left behind: {_text([volume])}"
                 continue
-            for target in self._targets.values() if image.status == "active" else ():
-                if not image_volume.may_go(volume, image, target):
+            for target in self._resolved if image.status == "active" else ():
+                # In its only store it stays, whatever the policy says
+                if image.stores == frozenset({target.glance_store}) or not image_volume.may_go(volume, image, target):
                     continue
                 if refusal := policy.refusal(image, target, self._policy):
                     yield f"not wanted on {target.name} any more, {refusal}: {_text([volume])}"

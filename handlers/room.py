@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Callable
 
 import structlog
 
@@ -91,12 +92,24 @@ class Rooms:
         }
         lying = budget.held(there, target, self._uses)
         since = budget.since(image, target, self._uses)
+        going = await self._able(
+            lambda staying: budget.Shelf(target, lying, coming, staying=staying).victims(size, since=since)
+        )
+        if going and not self._disposal.may_delete:
+            raise budget.NoRoom(f"target {target.name} is full, and [reclaim] may not delete anything")
+        return going
+
+    async def excess(self, target: Target) -> list[budget.Held]:
+        """What lies on the target beyond its budget, and can go."""
+        there = [volume async for volume in self._cloud.list_volumes(target.name)]
+        lying = budget.held(there, target, self._uses)
+        return await self._able(lambda staying: budget.Shelf(target, lying, staying=staying).excess())
+
+    async def _able(self, choose: Callable[[set[str]], list[budget.Held]]) -> list[budget.Held]:
+        """What is chosen, chosen again without what must stay: all are asked after before the first one goes."""
         staying: set[str] = set()
         while True:
-            going = budget.Shelf(target, lying, coming, staying=staying).victims(size, since=since)
-            if going and not self._disposal.may_delete:
-                raise budget.NoRoom(f"target {target.name} is full, and [reclaim] may not delete anything")
-            # All of them are asked after before the first one goes
+            going = choose(staying)
             stays = {one.volume.id for one in going if await self._stays(one)}
             if not stays:
                 return going

@@ -103,6 +103,8 @@ class Upload:
             told = completion.source_named(image, self._rules) and self._rules.status_property in image.properties
             unbound = completion.binding(image, self._rules)
             return "active, and its properties say that it is not" if told or unbound else ""
+        if image.status != "queued":
+            return ""
         if completion.source_named(image, self._rules):
             return "queued, and a property names its source volume"
         if clones:

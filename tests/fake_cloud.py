@@ -196,7 +196,7 @@ class FakeCloud:
             return self._image(image_id)
 
     async def list_images(self) -> AsyncIterator[Image]:
-        shown = [image for image in self.images.values() if image.status in ("active", "queued")]
+        shown = [image for image in self.images.values() if image.status in ("active", "queued", "deactivated")]
         shown = [image for image in shown if self._shows(image)]
         async for image in self._pages("list_images", [] if self.amnesiac else shown):
             yield image

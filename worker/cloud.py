@@ -133,7 +133,7 @@ class Cloud(Protocol):
         """The image, whoever owns it."""
 
     def list_images(self) -> AsyncIterator[Image]:
-        """All active and queued images of all projects, page by page."""
+        """All active, queued and deactivated images of all projects, page by page."""
 
     async def get_locations(self, image_id: str) -> tuple[Location, ...]:
         """Where the image's data lies; empty where Glance shows no locations to us."""

@@ -73,7 +73,7 @@ class Report(Protocol):
         """Whether an image's data can be had somewhere, as a target sees it; "" for all targets."""
 
     def reclaimed(self, reason: str) -> None:
-        """A volume was deleted because nobody needs it: image `gone`, not `wanted`, `budget`, `left-over`."""
+        """A volume was deleted because nobody needs it: image `gone`, `unwanted`, `budget`, `left-over`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -126,7 +126,8 @@ class OpenStackCloud:
         return _parsed(_image, answer)
 
     async def list_images(self) -> AsyncIterator[Image]:
-        url: str | None = f"/v2/images?{urlencode({'limit': PAGE, 'status': 'in:active,queued', 'visibility': 'all'})}"
+        query = {"limit": PAGE, "status": "in:active,queued,deactivated", "visibility": "all"}
+        url: str | None = f"/v2/images?{urlencode(query)}"
         while url:
             page = await self._read("image", url)
             for fields in _rows(page, "images"):

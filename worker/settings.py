@@ -17,6 +17,8 @@ from worker.retry import Backoff
 from worker.runner import Limits
 from worker.target import UPLOAD, Policy, Reclaiming, Target, Uploads
 
+# Keystone's own, with or without dashes, and the longer ones of LDAP
+PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 NOTIFICATIONS = cfg.OptGroup("notifications", title="Where notifications come from")
@@ -232,7 +234,12 @@ TARGET_OPTIONS: list[cfg.Opt] = [
         "least recently used one makes room for an image that is newer or was used since.",
     ),
     cfg.IntOpt("max_count", default=0, min=0, help="How many Image-Volumes we may put there; 0 for no limit."),
-    cfg.ListOpt("disk_formats", default=["raw"], help="Formats kept warm; others than raw only with strategy cache."),
+    cfg.ListOpt(
+        "disk_formats",
+        default=["raw"],
+        item_type=types.String(choices=["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "iso", "ploop"]),
+        help="Formats kept warm; others than raw only with strategy cache.",
+    ),
 ]
 
 
@@ -286,12 +293,16 @@ def load(conf: cfg.ConfigOpts) -> Settings:
     faults += _url_faults(conf, urls)
     targets = tuple(_targets(conf, faults))
     bind = _bind(_get(conf, PROBES, "bind"), faults)
+    faults += _target_faults(targets)
+    faults += _project_faults(conf)
     if _get(conf, WORK, "backoff_max") < _get(conf, WORK, "backoff_min"):
         faults.append("[work] backoff_max is below backoff_min")
     if _get(conf, CLOUD, "poll_max") < _get(conf, CLOUD, "poll_min"):
         faults.append("[cloud] poll_max is below poll_min")
     if 0 < _get(conf, PREWARM, "max_size") < _get(conf, PREWARM, "min_size"):
         faults.append("[prewarm] max_size is below min_size")
+    if _get(conf, PREWARM, "property") in {_get(conf, UPLOADS, f"{name}_property") for name in ("source", "status")}:
+        faults.append("[prewarm] property is one of [uploads] too: they mean different things")
     if not _get(conf, UPLOADS, "source_property"):
         faults.append("[uploads] source_property is empty: set enabled = false to complete no uploads")
     if _get(conf, UPLOADS, "source_property") == _get(conf, UPLOADS, "status_property"):
@@ -351,6 +362,22 @@ def load(conf: cfg.ConfigOpts) -> Settings:
         resync_on_start=conf.resync.on_start,
         bind=bind,
     )
+
+
+def _target_faults(targets: Sequence[Target]) -> Iterator[str]:
+    """Two targets that are one and the same place: each would take the other's Image-Volumes for its own."""
+    for option in ("volume_type", "glance_store"):
+        values = [getattr(target, option) for target in targets if getattr(target, option)]
+        for value in dict.fromkeys(value for value in values if values.count(value) > 1):
+            names = ", ".join(target.name for target in targets if getattr(target, option) == value)
+            yield f"[prewarm] targets: {names} have the same {option} {value}"
+
+
+def _project_faults(conf: cfg.ConfigOpts) -> Iterator[str]:
+    for name in ("projects", "exclude_projects"):
+        for project in _get(conf, PREWARM, name):
+            if not PROJECT_ID.fullmatch(project):
+                yield f"[prewarm] {name}: {project!r} is no project's id (32 hexadecimal digits; its name won't do)"
 
 
 def _unreadable(conf: cfg.ConfigOpts) -> Iterator[str]:

@@ -18,6 +18,7 @@ GONE = "gone"
 LOST = "lost"
 UPLOAD = "upload"
 LEFT_OVER = "left over"
+STATES = ("warm", "cold", "full", "unused", "unwanted", LOST, UPLOAD, LEFT_OVER, GONE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +53,14 @@ async def overview(cloud: Cloud, prewarm: Prewarm, others: tuple[Handler, ...]) 
             yield row
     for image_id, left in volumes.items():
         for volume in left:
-            yield _with(Row(image_id=image_id, target="", state=GONE, why="the image is gone or not active"), volume)
+            yield _with(Row(image_id=image_id, target="", state=GONE, why="Glance lists no such image"), volume)
 
 
 async def of_image(
     cloud: Cloud, prewarm: Prewarm, others: tuple[Handler, ...], image: Image, volumes: tuple[Volume, ...]
 ) -> AsyncIterator[Row]:
     """The rows of one image with these volumes; the handlers are prepared."""
-    if image.status == "active":
+    if image.status != "queued":
         for one in prewarm.warmth(image, volumes):
             row = _of_target(image, one, volumes)
             if row.state == "cold" and one.target.glance_store in (image.stores or ()):

@@ -20,9 +20,9 @@ class Seen:
     Glance to copy, `refused` whether Glance would not because another import holds the image, `failed` why something it
     made came to nothing, `looks` how often it waited for a cache entry.
     `asked` are the stores that this process has asked Glance to copy the image into; `repaired` whether this very run
-    has taken away what was broken there; `used` is when a volume was last made of it there, in epoch seconds. `settle`
-    is for how many seconds an image must be unchanged to count as quiet, `rewarm_interval` how many lie between two
-    cache entries of it.
+    has taken away what was broken there; `was` is the image when it began to wait for an import; `used` is when a
+    volume was last made of it there, in epoch seconds. `settle` is for how many seconds an image must be unchanged to
+    count as quiet, `rewarm_interval` how many lie between two cache entries of it.
     """
 
     image: Image
@@ -40,6 +40,7 @@ class Seen:
     asked: frozenset[str] = frozenset()
     used: float = 0.0
     repaired: bool = False
+    was: Image | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -115,7 +115,8 @@ def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
     if volume.foreign or not (image_volume.is_usable(volume) or image_volume.is_broken(volume)):
         return False
     if image_volume.is_ours(volume, target):
-        return image_volume.FRESH not in volume.metadata
+        # An entry of Cinder's cache too, from when the target had that strategy
+        return image_volume.FRESH not in volume.metadata or bool(seen.locations)
     # Glance leaves its volume when an import ends badly; one that is being filled has no location yet either
     importing = seen.image.import_locked or seen.image.importing
     old = seen.now - volume.created_epoch > LEFT_OVER_AFTER

@@ -383,7 +383,7 @@ def test_what_its_owner_wants_no_more_goes_and_comes_back(
         alice.property(image_id, "image_volume_prewarm", "no")
         soon(lambda: not of_image(operator, image_id), what="gone")
         assert "file" in stores(alice, image_id)
-        soon(lambda: process.metric("reclaimed_volumes_total", reason="wanted") == 2, what="counted")
+        soon(lambda: process.metric("reclaimed_volumes_total", reason="unwanted") == 2, what="counted")
         assert {line["volume_id"] for line in about(process, "image_volume_evicted", image_id)} == set(before.values())
         assert alice.sha256(image_id) == hashlib.sha256(data(16).read_bytes()).hexdigest()
         alice.property(image_id, "image_volume_prewarm", "yes")

@@ -275,7 +275,7 @@ async def test_the_owner_of_an_image_volume_is_put_right(store_rig: Rig, cloud: 
 
 async def test_a_location_whose_volume_is_gone_is_removed_and_made_again(cloud: FakeCloud) -> None:
     for strategy in ("store", "location"):
-        async with Rig(cloud, targets=using(strategy, FAST)) as rig:
+        async with Rig(cloud, targets=using(strategy, FAST), policy=Policy(settle=0.0)) as rig:
             image = cloud.upload()
             assert isinstance(await rig.run(image.id), Done)
             del cloud.volumes[located(cloud, image.id)[0]]
@@ -465,7 +465,7 @@ async def test_a_location_outside_of_the_internal_project_is_left_alone(cloud: F
 async def test_a_target_whose_store_glance_lacks_does_not_harm_the_others(cloud: FakeCloud) -> None:
     nowhere = Target(name="nowhere", volume_type="slow", glance_store="nowhere")
     unserved = Target(name="unserved", volume_type="other", strategy="store")
-    async with Rig(cloud, targets=(FAST, nowhere, unserved)) as rig:
+    async with Rig(cloud, targets=(FAST, nowhere, unserved), policy=Policy(settle=0.0)) as rig:
         image = cloud.upload()
         assert isinstance(await rig.run(image.id, "fast"), Done)
         for target in ("nowhere", "unserved"):

@@ -33,6 +33,9 @@ def load_text(tmp_path: Path, text: str) -> Settings:
     return settings.load(conf)
 
 
+ONE, TWO = "0" * 32, "1" * 32
+
+
 def test_a_good_one(tmp_path: Path) -> None:
     loaded = load(tmp_path, GOOD)
     fast, slow = loaded.targets
@@ -59,10 +62,10 @@ def test_several_brokers_of_several_hosts(tmp_path: Path, text: str, urls: list[
 
 def test_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OS_WORK__MAX_ATTEMPTS", "7")
-    monkeypatch.setenv("OS_PREWARM__EXCLUDE_PROJECTS", "a,b")
+    monkeypatch.setenv("OS_PREWARM__EXCLUDE_PROJECTS", f"{ONE},{TWO}")
     loaded = load(tmp_path, GOOD)
     assert loaded.limits.max_attempts == 7
-    assert loaded.policy.exclude_projects == {"a", "b"}
+    assert loaded.policy.exclude_projects == {ONE, TWO}
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,11 @@ def test_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("target:fast", {"volume_type": "ssd", "disk_formats": "raw,qcow2"}, "nothing but raw"),
         ("probes", {"bind": "everywhere"}, "not HOST:PORT"),
         ("probes", {"bind": "h:70000"}, "not HOST:PORT"),
+        ("prewarm", {"exclude_projects": "demo"}, "exclude_projects: 'demo' is no project's id"),
+        ("prewarm", {"projects": ONE[:31]}, "is no project's id"),
+        ("prewarm", {"property": "image_volume_source"}, "[prewarm] property is one of [uploads] too"),
+        ("target:slow", {"volume_type": "ssd", "strategy": "cache"}, "have the same volume_type ssd"),
+        ("target:slow", {"volume_type": "x", "disk_formats": "raw,foo", "strategy": "cache"}, "foo"),
     ],
 )
 def test_each_fault_is_named(tmp_path: Path, group: str, options: dict[str, object], fault: str) -> None:

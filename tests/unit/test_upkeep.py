@@ -64,7 +64,7 @@ async def test_what_the_owner_declines_goes_and_comes_back(rig: Rig, cloud: Fake
     await rig.quiet()
     assert kept(cloud, image) == []
     assert cloud.locations[image.id] == (Location(url="file:///x", store="file"),)
-    assert rig.count("reclaimed_volumes_total", reason="wanted") == 2
+    assert rig.count("reclaimed_volumes_total", reason="unwanted") == 2
     cloud.set_by_user(image.id, image_volume_prewarm="yes")
     await rig.quiet()
     assert kept(cloud, image) == ["fast", "slow"]
@@ -834,3 +834,99 @@ async def test_a_location_without_a_store_is_left_alone(cloud: FakeCloud) -> Non
         assert "names no store" in outcome.reason
         assert volume.id in cloud.volumes
         assert cloud.torn == []
+
+
+# What a trial has found
+
+
+async def test_a_new_image_is_copied_once_it_is_left_alone(cloud: FakeCloud) -> None:
+    """Glance's import writes the whole image at its end: what the owner changes meanwhile is undone."""
+    async with rig_of(cloud, "store", FAST, policy=Policy(settle=0.3)) as rig:
+        cloud.emit = rig.hear
+        image = cloud.upload()
+        for _ in range(4):
+            await asyncio.sleep(0.1)
+            cloud.set_by_user(image.id, name=str(cloud.calls.total()))
+            assert cloud.calls["copy_image"] == 0
+        await rig.quiet()
+        assert kept(cloud, image) == ["fast"]
+
+
+async def test_what_glance_undoes_is_told(cloud: FakeCloud, capsys: pytest.CaptureFixture[str]) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        cloud.seconds = 0.2
+        image = cloud.upload(properties={"kept": "as it was"})
+        making = asyncio.create_task(rig.run(image.id))
+        while not cloud.images[image.id].import_locked:
+            await asyncio.sleep(0.005)
+        cloud.touch(image.id, visibility="private", properties={"kept": "as it was", "os_distro": "debian"})
+        await asyncio.sleep(0.1)
+        cloud.touch(image.id, visibility="public", properties={"kept": "as it was"})
+        await making
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if "changes_undone_by_glance" in line]
+        assert "['visibility', 'os_distro']" in line
+
+
+async def test_a_copy_that_is_still_being_made_is_left_to_glance(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload()
+        unfinished = cloud.volume_of(
+            PROJECT,
+            name=f"image-{image.id}",
+            volume_type="fast",
+            metadata={"glance_image_id": image.id, "image_owner": PROJECT},
+        )
+        cloud.touch(image.id, import_locked=True, properties={"image_volume_prewarm": "no"})
+        for outcome in (await rig.run(image.id), await reclaim(rig, image.id)):
+            assert isinstance(outcome, Again)
+            assert unfinished.id in cloud.volumes
+        cloud.touch(image.id, import_locked=False)
+        assert isinstance(await rig.run(image.id), Done)
+        assert unfinished.id not in cloud.volumes
+
+
+async def test_another_strategy_leaves_nothing_of_the_first(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        (entry,) = cloud.of(image.id)
+    cloud.cached = frozenset()
+    async with rig_of(cloud, "store", FAST) as rig:
+        await rig.resync()
+        await rig.quiet()
+        assert entry.id not in cloud.volumes
+        assert located(cloud, image.id) == [volume.id for volume in cloud.of(image.id)]
+        assert await rig.resync() == []
+    cloud.cached = frozenset({"fast"})
+    async with rig_of(cloud, "cache", FAST) as rig:
+        assert await rig.resync() == []
+
+
+async def test_a_budget_is_reached_by_what_can_go(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        cloud.emit = rig.hear
+        images = [await uploaded(rig, cloud) for _ in range(4)]
+        for image in images[:2]:
+            # The least recently used ones are their images' only copies by now
+            cloud.locations[image.id] = tuple(one for one in cloud.locations[image.id] if one.volume_id)
+    async with rig_of(cloud, "store", replace(FAST, max_count=3)) as rig:
+        await rig.resync()
+        await rig.quiet()
+        assert [kept(cloud, image) for image in images] == [["fast"], ["fast"], [], ["fast"]]
+
+
+async def test_a_deactivated_image_is_neither_gone_nor_queued(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        cloud.touch(image.id, status="deactivated", created_epoch=cloud.now() - 7200.0)
+        assert await rig.resync() == []
+
+
+async def test_an_only_copy_is_not_promised_to_go(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        only_location(cloud, image, *located(cloud, image.id))
+        cloud.touch(image.id, properties={"image_volume_prewarm": "no"})
+        assert await rig.resync() == []

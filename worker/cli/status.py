@@ -28,8 +28,8 @@ class Status(Lister):
     """Show images x targets: warm or not, the Image-Volume, its size, since when, last use, and why not.
 
     States: warm; cold, it will be warm; full, the target's budget has no room; unused, it waits for a second use;
-    unwanted; lost, the data can be had nowhere; upload, a queued image; left over, what is to be deleted; gone, the
-    image is deleted and volumes are left. Images that are not wanted are shown only with --all or when named. Nothing
+    unwanted; lost, the data can be had nowhere; upload, a queued image; left over, what is to be deleted; gone, Glance
+    has no such image and volumes are left. Images that are not wanted are shown only with --all or when named. Nothing
     is changed.
     """
 
@@ -40,7 +40,7 @@ class Status(Lister):
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         parser.add_argument("image", metavar="IMAGE", nargs="?", default="", help="Id of an image; all if left out.")
         parser.add_argument("--target", default="", metavar="T", help="Only this target.")
-        parser.add_argument("--state", default="", metavar="S", help="Only what is in this state.")
+        parser.add_argument("--state", default="", choices=["", *status.STATES], metavar="S", help="Only this state.")
         parser.add_argument("--all", action="store_true", help="What is not wanted too.")
         parser.add_argument("--count", action="store_true", help="Only how many there are of each.")
         return parser
