@@ -114,11 +114,12 @@ class Reclaim:
                     yield f"a throw-away volume was left behind: {_text([volume])}"
                 continue
             for target in self._resolved if image.status == "active" else ():
-                # In its only store it stays, whatever the policy says
-                if image.stores == frozenset({target.glance_store}) or not image_volume.may_go(volume, image, target):
+                if not image_volume.may_go(volume, image, target):
                     continue
                 if refusal := policy.refusal(image, target, self._policy):
-                    yield f"not wanted on {target.name} any more, {refusal}: {_text([volume])}"
+                    only = image.stores == frozenset({target.glance_store})
+                    unless = ", unless it is the image's only copy" if only else ""
+                    yield f"not wanted on {target.name} any more, {refusal}: {_text([volume])}{unless}"
                 elif volume.id in self._too_much:
                     yield f"the budget of target {target.name} is used up: {_text([volume])}"
 

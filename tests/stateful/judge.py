@@ -293,7 +293,11 @@ class Judge:
         if mine is None:
             return True
         twice = any(one.store == mine.store for one in others)
-        return not twice and any(self.is_anchor(one) for one in others)
+        anchors = [one for one in others if self.is_anchor(one)]
+        if image.owner == PROJECT:
+            # What nobody has marked could be the owner's or ours: nothing is let go of on the strength of it
+            anchors = [one for one in anchors if not one.volume_id or TAG in self.cloud.volumes[one.volume_id].metadata]
+        return not twice and bool(anchors)
 
     def _not_cooled(self, image: Image, target: Target) -> Iterator[str]:
         for volume in self.volumes_of(image.id):

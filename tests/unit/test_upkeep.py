@@ -929,4 +929,7 @@ async def test_an_only_copy_is_not_promised_to_go(cloud: FakeCloud) -> None:
         await rig.run(image.id)
         only_location(cloud, image, *located(cloud, image.id))
         cloud.touch(image.id, properties={"image_volume_prewarm": "no"})
-        assert await rig.resync() == []
+        (found,) = await rig.resync()
+        assert found.why.endswith("unless it is the image's only copy")
+        await rig.quiet()
+        assert kept(cloud, image) == ["fast"]
