@@ -11,6 +11,8 @@ from worker.target import TAG, UPLOAD, Target
 
 # The image's updated_at that an entry of Cinder's cache was made for
 FRESH = f"{TAG}_updated_at"
+# Set on a cache entry that took the place of one which a change of the image had made stale
+ANEW = f"{TAG}_anew"
 # Set on what pre-warming has made, and on nothing else: only that may go while its image stays
 ORIGIN = f"{TAG}_origin"
 PREWARM = "prewarm"

@@ -143,7 +143,7 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             "rewarm_interval",
             default=600.0,
             min=0.0,
-            help="Seconds between two of these at least, for an image that is changed all day.",
+            help="Seconds between two of these at least, from the second one on, for an image that is changed all day.",
         ),
         cfg.StrOpt(
             "when",

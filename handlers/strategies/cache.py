@@ -78,11 +78,13 @@ def plan(seen: Seen, target: Target) -> Action:
     if wait > 0:
         return Finish(Again("the image was changed a moment ago", after=wait, counted=False))
     stale = entry is not None and seen.image.updated_epoch >= entry.created_epoch
-    if entry and stale and (wait := seen.rewarm_interval - (seen.now - entry.created_epoch)) > 0:
+    # The first change is made up for at once; an image that goes on changing has to wait
+    again = entry is not None and stale and image_volume.ANEW in entry.metadata
+    if entry and again and (wait := seen.rewarm_interval - (seen.now - entry.created_epoch)) > 0:
         reason = "the image has changed again soon after it was made warm"
         return Finish(Again(reason, after=wait, counted=False), held_back=True)
     new = image_volume.new_volume(seen.image, target, name=image_volume.warming_name_of(seen.image.id))
-    marks = {**new.metadata, image_volume.FRESH: seen.image.updated_at}
+    marks = {**new.metadata, image_volume.FRESH: seen.image.updated_at} | ({image_volume.ANEW: "yes"} if stale else {})
     return CreateVolume(replace(new, metadata=marks), anew=stale)
 
 
@@ -130,6 +132,7 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
         return DeleteVolume(warming.id, because=NO_CACHE)
     marks = image_volume.metadata_of(seen.image, target)
     marks |= {image_volume.FRESH: seen.image.updated_at, image_volume.ORIGIN: image_volume.PREWARM}
+    marks |= {name: value for name, value in warming.metadata.items() if name == image_volume.ANEW}
     return SetMetadata(entry.id, image_volume.lacking(entry, marks))
 
 
