@@ -324,7 +324,9 @@ def test_a_full_quota_is_said_and_waited_for(worker: Worker, images: Images, ali
         with worker() as process:
             process.wait_ready()
             image_id = images()
-            until(lambda: any("quota" in str(line["reason"]) for line in process.events("job_again")), what="it says so")
+            until(
+                lambda: any("quota" in str(line["reason"]) for line in process.events("job_again")), what="it says so"
+            )
             assert not of_image(operator, image_id)
             assert admin.put(quota, json={"quota_set": {"gigabytes": -1}}).status_code == 200
             until(lambda: is_warm(operator, alice, image_id), what="warm")
