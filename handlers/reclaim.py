@@ -29,7 +29,6 @@ class Reclaim:
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
         self._policy = parts.policy
-        self._targets = {target.name: target for target in parts.targets}
         self._disposal = Disposal(parts)
         self._stores = TargetStores(parts)
         self._rooms = Rooms(parts)
@@ -85,7 +84,7 @@ class Reclaim:
         """Read Glance's stores, and find out what is too much on targets with a budget."""
         self._resolved = await self._stores.all()
         excess: set[str] = set()
-        for target in self._targets.values():
+        for target in self._resolved:
             if target.has_budget:
                 lying = budget.held((one for own in volumes.values() for one in own), target, self._uses)
                 excess |= {one.volume.id for one in budget.Shelf(target, lying).excess()}

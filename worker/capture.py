@@ -40,7 +40,7 @@ BUFFER = 1 << 20
 class Message:
     """One message of a capture: `number` is its line, or its place if it is not one on a line, from 1 on.
 
-    `fault` says why it is none; `last` whether nothing after it can be read.
+    `fault` says why it is none.
     """
 
     number: int

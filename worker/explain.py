@@ -15,6 +15,7 @@ from worker.cloud import Cloud, Image, Volume
 from worker.errors import NotFound
 from worker.notification import IMAGE_ID
 from worker.outcome import Again, Skip
+from worker.resync import by_image
 from worker.settings import Settings
 from worker.target import Target, Uploads
 
@@ -169,13 +170,14 @@ async def _warmth(cloud: Cloud, settings: Settings, prewarm: Prewarm, image: Ima
 
 async def lying(cloud: Cloud, targets: Iterable[Target]) -> dict[str, tuple[Volume, ...]]:
     """What lies on those targets that have a budget, by image."""
-    volumes: dict[str, tuple[Volume, ...]] = {}
-    for target in targets:
-        if target.has_budget:
-            async for volume in cloud.list_volumes(target.name):
-                image_id = image_volume.image_of(volume)
-                volumes[image_id] = (*volumes.get(image_id, ()), volume)
-    return volumes
+
+    async def volumes() -> AsyncIterator[Volume]:
+        for target in targets:
+            if target.has_budget:
+                async for volume in cloud.list_volumes(target.name):
+                    yield volume
+
+    return await by_image(volumes(), image_volume.image_of)
 
 
 def _warm(one: Warmth) -> Check:

@@ -32,6 +32,15 @@ class Census:
         self.sizes[target] += volume.size * GIB
 
 
+async def by_image(volumes: AsyncIterator[Volume], image_of: Callable[[Volume], str]) -> dict[str, tuple[Volume, ...]]:
+    """Those of the volumes that were made for an image, by its id."""
+    found: dict[str, tuple[Volume, ...]] = {}
+    async for volume in volumes:
+        if image_id := image_of(volume):
+            found[image_id] = (*found.get(image_id, ()), volume)
+    return found
+
+
 async def compare(
     cloud: Cloud, handlers: Iterable[Handler], *, image_of: Callable[[Volume], str], census: Census
 ) -> AsyncIterator[Missing]:
@@ -40,10 +49,9 @@ async def compare(
     `image_of` tells which image a volume of the internal project was made for, "" if none. Volumes are read before
     images: what is made in between is looked at once too often, never too seldom.
     """
-    volumes: dict[str, tuple[Volume, ...]] = {}
-    async for volume in cloud.list_volumes():
-        if image_id := image_of(volume):
-            volumes[image_id] = (*volumes.get(image_id, ()), volume)
+    volumes = await by_image(cloud.list_volumes(), image_of)
+    for own in volumes.values():
+        for volume in own:
             census.add(volume)
     handlers = tuple(handlers)
     for handler in handlers:

@@ -13,6 +13,7 @@ from worker.cloud import Cloud, Image, Location, Volume
 from worker.errors import NotFound
 from worker.handler import Handler
 from worker.outcome import Park
+from worker.resync import by_image
 
 GONE = "gone"
 LOST = "lost"
@@ -42,10 +43,7 @@ class Row:
 
 async def overview(cloud: Cloud, prewarm: Prewarm, others: tuple[Handler, ...]) -> AsyncIterator[Row]:
     """A row for each active image and target, and for what is left of images that are gone. Two listings."""
-    volumes: dict[str, tuple[Volume, ...]] = {}
-    async for volume in cloud.list_volumes():
-        if image_id := image_volume.image_of(volume):
-            volumes[image_id] = (*volumes.get(image_id, ()), volume)
+    volumes = await by_image(cloud.list_volumes(), image_volume.image_of)
     for handler in (prewarm, *others):
         await handler.prepare(volumes)
     async for image in cloud.list_images():

@@ -10,6 +10,10 @@ from worker.cloud import Image, Location, NewVolume, Volume
 from worker.outcome import Outcome
 from worker.target import Target
 
+# A new image gets its last touches within moments of being active: a cache entry made before would be stale, and what
+# is changed during an import is lost. In seconds
+FIRST_QUIET = 2.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from handlers import image_volume
 from handlers.actions import LookAtLocations, SetMetadata
 from handlers.strategies import (
+    FIRST_QUIET,
     Action,
     AwaitEntry,
     CreateVolume,
@@ -25,8 +26,6 @@ from worker.cloud import Image, Volume
 from worker.outcome import Again, Done
 from worker.target import Target
 
-# A new image gets its last touches within moments of being active, each of which would make the entry stale
-FIRST_QUIET = 2.0
 LOOKS = 5
 NO_CACHE = "Cinder made no entry in its image-volume cache; is image_volume_cache_enabled set on this backend?"
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from handlers.actions import AwaitImage
-from handlers.strategies import Action, CopyImage, Finish, Seen, registered
+from handlers.strategies import FIRST_QUIET, Action, CopyImage, Finish, Seen, registered
 from worker.outcome import Again
 from worker.target import Target
 
-# Seconds that an image must have been left alone before it is copied
-FIRST_QUIET = 2.0
 # An import that has changed nothing for so long may be dead, in seconds
 SILENT = 300.0
 
@@ -27,7 +25,7 @@ def plan(seen: Seen, target: Target) -> Action:
         failed = Finish(Again(f"Glance could not copy the image into store {store}; its log has the reason"))
         return registered.lost(seen) or failed
     # Glance's import writes the whole image once it ends, as it was when it began: what its owner changes meanwhile is
-    # lost. A new image gets its last touches within moments of being active
+    # lost
     wait = min(seen.settle, FIRST_QUIET) - (seen.now - seen.image.updated_epoch)
     if wait > 0 and not seen.repaired:
         return Finish(Again("the image was changed a moment ago", after=wait, counted=False))
