@@ -247,7 +247,7 @@ class Runner:
 
     async def _work_until_quiet(self, entry: _Entry) -> None:
         """Try, and again for as long as something came in meanwhile that the outcome is no answer to; then settle."""
-        changed = warmed = False
+        changed = warmed = again = False
         while True:
             entry.look()
             began = time.monotonic()
@@ -264,8 +264,11 @@ class Runner:
             if self._leaving.is_set():
                 outcome = Again("heard of again, but leaving", after=0.0, counted=False)
                 break
-            # Something that changes many times a second is not looked at as often
-            await asyncio.sleep(self._limits.poll_min)
+            if again:
+                # Something that changes many times a second is not looked at as often
+                await asyncio.sleep(self._limits.poll_min)
+            # The first time it is most likely what the job itself has done: not worth to hold a slot for
+            again = True
         await self._settle(entry, outcome)
 
     async def _try(self, entry: _Entry) -> Outcome:
