@@ -29,9 +29,9 @@ class Hands:
         """The image ids of what was delivered."""
         return [delivery.job.key.image_id for delivery in self.held]
 
-    async def have(self, count: int) -> list[str]:
+    async def have(self, count: int, *, within: float = PATIENCE) -> list[str]:
         """Wait until `count` jobs have been delivered in all; their image ids."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(within):
             while len(self.held) < count:
                 self._arrived.clear()
                 await self._arrived.wait()

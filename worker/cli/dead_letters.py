@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import re
 import sys
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
-from worker.cli import Worker
+from worker.cli import Worker, values
 from worker.errors import Misconfigured, NotFound
 from worker.job import OPERATOR, Job
 from worker.lanes.dead import DeadQueue, Kept
 from worker.lanes.rabbit import RabbitLanes
 from worker.settings import Settings
 
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 # Letters that are published before they are taken out of the queue
 BATCH = 500
 
@@ -44,7 +41,7 @@ class _Selecting(Command):
         parser.add_argument("--reason", default="", metavar="TEXT", help="Only where the reason contains this text.")
         parser.add_argument(
             "--older-than",
-            type=_age,
+            type=values.age,
             default=0.0,
             metavar="AGE",
             help="Only what was given up before: 90s, 10m, 2h, 3d.",
@@ -215,7 +212,7 @@ def _row(kept: Kept) -> tuple[str, str, str, object, str, str]:
         letter.lane,
         job.key.image_id if job else "",
         job.attempt if job else "",
-        _text(letter.last_at),
+        values.moment(letter.last_at),
         letter.reason,
     )
 
@@ -228,23 +225,11 @@ def _fields(kept: Kept) -> Iterator[tuple[str, object]]:
         return
     yield "lane", letter.lane
     yield "reason", letter.reason
-    yield "given up", _text(letter.last_at)
+    yield "given up", values.moment(letter.last_at)
     if job := letter.job:
         yield from (("handler", job.key.handler), ("image", job.key.image_id), ("target", job.key.target))
-        yield from (("tries", job.attempt), ("cause", job.cause), ("first asked for", _text(job.first_at)))
+        yield from (("tries", job.attempt), ("cause", job.cause), ("first asked for", values.moment(job.first_at)))
     if letter.body is not None:
         yield "message", letter.body.decode(errors="replace")
     if letter.traceback:
         yield "traceback", letter.traceback
-
-
-def _text(epoch: float) -> str:
-    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _age(text: str) -> float:
-    """Seconds in a text like 90s, 10m, 2h, 3d."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an age like 90s, 10m, 2h or 3d")
-    return float(found[1]) * UNITS[found[2]]

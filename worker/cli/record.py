@@ -5,21 +5,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import re
 import signal
 import sys
 from dataclasses import replace
 
 from cliff.command import Command
 
-from worker.cli import Worker
+from worker.cli import Worker, values
 from worker.daemon import build_intakes
 from worker.errors import Misconfigured, Temporary
 from worker.recorder import STDOUT, Output, Recorder
 from worker.settings import Settings
 
-SIZES = {"k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 # Seconds after which its queue goes when nobody records any more
 EXPIRES = 300
 
@@ -37,8 +34,12 @@ class Record(Command):
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         parser.add_argument("output", metavar="FILE", nargs="?", default=STDOUT, help="- or nothing: standard output.")
-        parser.add_argument("--rotate-size", type=_size, default="100M", metavar="SIZE", help="10k, 100M, 1G; 0 never.")
-        parser.add_argument("--rotate-every", type=_age, default="1d", metavar="AGE", help="10m, 1h, 1d; 0 never.")
+        parser.add_argument(
+            "--rotate-size", type=values.size, default="100M", metavar="SIZE", help="10k, 100M, 1G; 0 never."
+        )
+        parser.add_argument(
+            "--rotate-every", type=values.age, default="1d", metavar="AGE", help="10m, 1h, 1d; 0 never."
+        )
         parser.add_argument("--keep", type=int, default=0, metavar="N", help="Files set aside that stay; 0 for all.")
         parser.add_argument("--count", type=int, default=0, metavar="N", help="Stop after so many notifications.")
         parser.add_argument("--queue", default="", metavar="NAME", help="Its queue; else the daemon's with -record.")
@@ -96,17 +97,3 @@ async def _record(settings: Settings, options: argparse.Namespace) -> None:
         sys.stderr.write(f"{written} notifications recorded\n")
     if faults:
         raise Temporary(faults[0])
-
-
-def _size(text: str) -> int:
-    found = re.fullmatch(r"(\d+)([kMG]?)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 10k, 100M, 1G or 0")
-    return int(found[1]) * SIZES.get(found[2], 1)
-
-
-def _age(text: str) -> float:
-    found = re.fullmatch(r"(\d+)([smhd]?)", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an age like 10m, 1h, 1d or 0")
-    return float(found[1]) * UNITS.get(found[2], 1.0)

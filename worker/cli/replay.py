@@ -17,13 +17,12 @@ from tqdm import tqdm
 
 from worker import replay
 from worker.capture import Source, sources
-from worker.cli import Worker
+from worker.cli import Worker, values
 from worker.cli.handover import Handover
 from worker.daemon import build_clouds, build_handlers, build_parts, check_cloud
 from worker.errors import Misconfigured
 from worker.job import Job
 from worker.metrics import Metrics
-from worker.notification import IMAGE_ID
 from worker.replay import Checkpoint, Filters, Tally
 from worker.router import Router
 from worker.settings import Settings
@@ -55,6 +54,7 @@ class Replay(ShowOne):
             "--image-id",
             metavar="ID",
             action="append",
+            type=values.image_id,
             default=[],
             help="Only this image; may be repeated.",
         )
@@ -70,11 +70,7 @@ class Replay(ShowOne):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """The summary."""
         settings = self.app.read_settings()
-        faults = [
-            f"--image-id {image_id!r} is not the id of an image"
-            for image_id in parsed_args.image_id
-            if not IMAGE_ID.fullmatch(image_id.lower())
-        ]
+        faults = []
         if not parsed_args.dry_run and not parsed_args.local and settings.work_url == "memory://":
             faults.append("[work] url is memory://, so no worker could be given the jobs: use --local or --dry-run")
         if parsed_args.dry_run and parsed_args.checkpoint:
@@ -100,7 +96,7 @@ async def _replay(settings: Settings, found: list[Source], options: argparse.Nam
         since=options.since,
         until=options.until,
         event_types=frozenset(options.event_type),
-        image_ids=frozenset(image_id.lower() for image_id in options.image_id),
+        image_ids=frozenset(options.image_id),
     )
     with ExitStack() as stack:
         stack.callback(clouds.close)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from amqp.exceptions import AMQPError, NotFound
+from amqp.exceptions import NotFound
 
-from worker.broker import parse
 from worker.dead_letter import DeadLetter
-from worker.errors import Malformed, Temporary
+from worker.errors import Malformed
 from worker.lanes.topology import Topology
+from worker.lanes.visit import visit
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,28 +31,19 @@ class DeadQueue:
     """The queue of the dead letters, opened as a context. What is not `take`n away is back in it afterwards."""
 
     def __init__(self, *, url: str, queue: str) -> None:
-        self._broker = parse(url)
+        self._url = url
         self._name = Topology(prefix=queue, queue_type="").dead
-        self._connection: Any = None
+        self._visit = ExitStack()
         self._channel: Any = None
 
     def __enter__(self) -> DeadQueue:
-        problem = "no host"
-        for host in self._broker.hosts:
-            try:
-                self._connection = self._broker.connect(
-                    host, name="dead-letters", on_blocked=lambda _: None, on_unblocked=lambda: None
-                )
-                self._channel = self._connection.channel()
-            except (OSError, AMQPError) as error:
-                problem = f"{host}: {str(error) or type(error).__name__}"
-            else:
-                return self
-        raise Temporary(f"{self._broker}: {problem}")
+        self._channel = self._visit.enter_context(visit(self._url, name="dead-letters")).channel()
+        return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        with contextlib.suppress(OSError, AMQPError):
-            self._connection.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._visit.__exit__(kind, error, trace)
 
     def __iter__(self) -> Iterator[Kept]:
         """Those that are there now, oldest first; none if the queue was never needed."""
@@ -61,7 +52,7 @@ class DeadQueue:
         except NotFound:
             return
         for _ in range(count):
-            message = self._asked(lambda: self._channel.basic_get(self._name, no_ack=False))
+            message = self._channel.basic_get(self._name, no_ack=False)
             if message is None:
                 return
             body = message.body
@@ -74,10 +65,4 @@ class DeadQueue:
 
     def take(self, kept: Kept) -> None:
         """Take one away for good."""
-        self._asked(lambda: self._channel.basic_ack(kept.tag))
-
-    def _asked(self, ask: Any) -> Any:
-        try:
-            return ask()
-        except (OSError, AMQPError) as error:
-            raise Temporary(f"{self._broker}: {str(error) or type(error).__name__}") from error
+        self._channel.basic_ack(kept.tag)
