@@ -36,3 +36,9 @@ class AddLocation:
 @dataclass(frozen=True, slots=True)
 class AwaitImage:
     """Wait until the image has changed."""
+
+
+def words(action: object) -> str:
+    """What an action does, in a line for people: what its class says of itself."""
+    told = (type(action).__doc__ or type(action).__name__).partition("\n")[0]
+    return told.partition(";")[0].rstrip(".")

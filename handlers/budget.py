@@ -53,7 +53,7 @@ def since(image: Image, target: Target, uses: Uses) -> float:
 class Shelf:
     """A target's budget and what lies on it; `reserved` are GiB by image that are on their way.
 
-    `staying` are volumes that can't go.
+    `staying` are volumes that can't go. `size` in GiB and `count` are what is taken of the budget.
     """
 
     def __init__(
@@ -70,8 +70,8 @@ class Shelf:
         self._staying = frozenset(staying)
         there = {one.image_id for one in self._held}
         coming = [size for image_id, size in self._reserved.items() if image_id not in there]
-        self._size = sum(one.size for one in self._held) + sum(coming)
-        self._count = len(self._held) + len(coming)
+        self.size = sum(one.size for one in self._held) + sum(coming)
+        self.count = len(self._held) + len(coming)
 
     def excess(self) -> list[Held]:
         """What has to go because the budget is smaller than what lies there."""
@@ -84,7 +84,7 @@ class Shelf:
             raise NoRoom(f"image of {size} GiB is above max_gigabytes = {most} of target {name}")
         going = self._victims(size, 1, before=since)
         if not self._fits(size - sum(one.size for one in going), 1 - len(going)):
-            limits = (f"{self._size} of {most} GiB" if most else "", self._counted())
+            limits = (f"{self.size} of {most} GiB" if most else "", self._counted())
             full = ", ".join(text for text in limits if text)
             raise NoRoom(f"target {name} is full ({full}), and what is there was used later than this image")
         return going
@@ -94,18 +94,16 @@ class Shelf:
         going = self.victims(size, since=since)
         for one in going:
             self._held.remove(one)
-        self._size += size - sum(one.size for one in going)
-        self._count += 1 - len(going)
+        self.size += size - sum(one.size for one in going)
+        self.count += 1 - len(going)
 
     def _counted(self) -> str:
         most = self._target.max_count
-        return f"{self._count} of {most} Image-Volumes" if most else ""
+        return f"{self.count} of {most} Image-Volumes" if most else ""
 
     def _fits(self, size: int, count: int) -> bool:
         most_size, most_count = self._target.max_gigabytes, self._target.max_count
-        return (not most_size or self._size + size <= most_size) and (
-            not most_count or self._count + count <= most_count
-        )
+        return (not most_size or self.size + size <= most_size) and (not most_count or self.count + count <= most_count)
 
     def _victims(self, size: int, count: int, *, before: float) -> list[Held]:
         """The least recently used ones that have to go, as far as there are such."""

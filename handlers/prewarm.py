@@ -114,6 +114,7 @@ class Prewarm:
             )
             made = False
             while not isinstance(action := self._plan(seen, target), Finish):
+                watch.tell(actions.words(action))
                 seen = await self._act(action, seen, target, watch)
                 made = made or not isinstance(action, READING)
         except NotFound:
@@ -150,10 +151,22 @@ class Prewarm:
             if target.has_budget
         }
 
+    @property
+    def resolved(self) -> tuple[Target, ...]:
+        """The targets that can be had, decided; as of `prepare`."""
+        return self._resolved
+
+    def held(self) -> dict[str, tuple[int, int]]:
+        """What each budget counts, as GiB and number, by target; as of `prepare`, until `warmth` is asked."""
+        return {name: (shelf.size, shelf.count) for name, shelf in self._shelves.items()}
+
     def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
         """The targets where the image is wanted and does not look warm, as far as there is room. Calls nobody."""
         if image:
-            for one in self.warmth(image, volumes):
+            found = tuple(self.warmth(image, volumes))
+            if image.status == "active":
+                self._report.compared(image, {one.target.name: (one.state, one.why) for one in found})
+            for one in found:
                 if one.state == "cold":
                     yield Missing(Key(self.name, image_id, one.target.name), one.why)
                 elif one.state == "warm":

@@ -68,6 +68,7 @@ class Upload:
                 seen = replace(seen, stores=await self._stores.stores())
             try:
                 while not isinstance(action := completion.plan(seen, self._rules, self._targets), Finish):
+                    watch.tell(actions.words(action))
                     seen = await self._act(action, seen, watch)
             except Blocked:
                 await self._tell("waiting: the cloud's operator has to act", seen.image)

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -19,16 +20,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import kombu
+
 from scripts.cloud.people import HOME, Person, data
 from scripts.generate import notifications
-from tests.cloud.conftest import devcloud, groups, of_image
+from tests.cloud.conftest import PASSWORD, URL, devcloud, groups, of_image
 from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, SLOW, STORES, Rig
 from tests.worker_process import WorkerProcess, configuration
 from worker import log
+from worker.cli.status import cells
+from worker.cli.values import Moment
 from worker.cloud import Volume
 from worker.handler import Missing
+from worker.job import Job, Key
 from worker.runner import Limits
+from worker.status import Row as Shown
+from worker.status import overview, summaries
 from worker.target import Policy, Target
 
 TARGETS = {"local-1": "cinder-1", "local-2": "cinder-2"}
@@ -341,6 +349,73 @@ def replay(options: argparse.Namespace) -> list[Row]:
              "of its rate": decoding / tally["seconds"], "peak MiB": peak}]  # fmt: skip
 
 
+def status(options: argparse.Namespace) -> list[Row]:
+    """`status` of a cloud where everything is warm, on three targets, as JSON and with the targets' summary."""
+    log.setup(level="error")
+    names = ("a", "b", "c")
+    targets = tuple(
+        Target(name=name, volume_type=name, glance_store=f"cinder-{name}", max_count=options.images) for name in names
+    )
+    cloud = Parsing(stores={target.glance_store: target.name for target in targets})
+    for _ in range(options.images):
+        cloud.fill(targets)
+    cloud.calls.clear()
+
+    async def rows(held: dict[str, tuple[int, int]]) -> list[Shown]:
+        rig = Rig(cloud, targets=targets)
+        return [row async for row in overview(cloud, rig.prewarm, (rig.reclaim, rig.upload), held)]
+
+    began = time.monotonic()
+    held: dict[str, tuple[int, int]] = {}
+    found = asyncio.run(rows(held))
+    text = json.dumps([[cell.machine_readable() if isinstance(cell, Moment) else cell for cell in cells(row)]
+                       for row in found])  # fmt: skip
+    shown = summaries(targets, found, held)
+    took = time.monotonic() - began
+    assert [one.states for one in shown] == [{"warm": options.images}] * 3, shown
+    return [{"images": options.images, "targets": len(targets), "rows": len(found), "calls": cloud.calls.total(),
+             "took s": took, "MiB of JSON": len(text) / (1 << 20)}]  # fmt: skip
+
+
+def handover(options: argparse.Namespace) -> list[Row]:
+    """`replay` into lanes on RabbitMQ, against a bare kombu publisher that sends as many jobs of the same size."""
+    url = f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/worker"
+    prefix = f"bench-{os.getpid()}"
+    queues = [f"{prefix}.{lane}" for lane in ("upload", "reclaim", *(f"prewarm.{name}" for name in TARGETS), "bare")]
+    settings = groups(work={"url": url}, notifications={"transport_urls": URL, "queue": prefix})
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        kombu.Connection(url, transport_options={"confirm_publish": False}) as bare,
+        kombu.Connection(url, transport_options={"confirm_publish": True}) as confirmed,
+    ):
+        process = WorkerProcess(Path(folder), settings, clouds=HOME / "clouds.yaml")
+        capture = Path(folder, "capture.jsonl")
+        with capture.open("wb") as file:
+            for body in notifications(options.messages, begin=datetime(2025, 1, 1, tzinfo=UTC)):
+                file.write(body + b"\n")
+        try:
+            done = process.run("replay", str(capture), "-f", "json", timeout=3600)
+            assert done.returncode == 0, done.stderr
+            tally = json.loads(done.stdout)
+            job = Job(key=Key("prewarm", str(uuid.uuid4()), "local-1"), cause="image.activate", first_at=time.time())
+            took = {}
+            for name, connection in (("bare s", bare), ("confirmed s", confirmed)):
+                channel = connection.default_channel
+                channel.queue_declare(queues[-1], durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+                producer = kombu.Producer(channel)
+                began = time.monotonic()
+                for _ in range(tally["keys"]):
+                    producer.publish(job.to_bytes(), routing_key=queues[-1], content_type="application/json",
+                                     content_encoding="utf-8", delivery_mode=2)  # fmt: skip
+                took[name] = time.monotonic() - began
+        finally:
+            for queue in queues:
+                bare.default_channel.queue_delete(queue)
+    return [{"messages": tally["messages"], "jobs": tally["keys"], "replay s": tally["seconds"], **took,
+             "of bare": took["bare s"] / tally["seconds"],
+             "of confirmed": took["confirmed s"] / tally["seconds"]}]  # fmt: skip
+
+
 class Parsing(FakeCloud):
     """Shares no memory with who lists its volumes, as one that is read from JSON does not."""
 
@@ -397,6 +472,12 @@ def main() -> int:
     one = commands.add_parser("replay", parents=[common])
     one.add_argument("--messages", type=int, default=1_000_000)
     one.set_defaults(run=replay)
+    one = commands.add_parser("status", parents=[common])
+    one.add_argument("--images", type=int, default=10_000)
+    one.set_defaults(run=status)
+    one = commands.add_parser("handover", parents=[common])
+    one.add_argument("--messages", type=int, default=100_000)
+    one.set_defaults(run=handover)
     options = parser.parse_args()
     rows = options.run(options)
     show(rows)

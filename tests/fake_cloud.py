@@ -65,6 +65,7 @@ class FakeCloud:
     locations: dict[str, tuple[Location, ...]] = field(default_factory=dict)
     volumes: dict[str, Volume] = field(default_factory=dict)
     image_tasks: dict[str, list[ImageTask]] = field(default_factory=dict)
+    members: dict[str, dict[str, str]] = field(default_factory=dict)
     new_locations: bool = True
     blind: bool = False
     dead_types: set[str] = field(default_factory=set)
@@ -256,6 +257,11 @@ class FakeCloud:
         async with self._call("list_tasks"):
             self._image(image_id)
             return tuple(self.image_tasks.get(image_id, ()))
+
+    async def list_members(self, image_id: str) -> Mapping[str, str]:
+        async with self._call("list_members"):
+            self._image(image_id)
+            return dict(self.members.get(image_id, {}))
 
     async def set_property(self, image_id: str, name: str, value: str) -> None:
         async with self._call("set_property"):

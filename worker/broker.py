@@ -6,11 +6,13 @@ import contextlib
 import re
 import ssl
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from amqp.exceptions import AMQPError, NotFound
+from amqp import Message
+from amqp.exceptions import AMQPError, ChannelError, NotFound
 from kombu.transport.pyamqp import Connection
 
 from worker.errors import Misconfigured
@@ -157,32 +159,125 @@ def _flag(options: Mapping[str, str], name: str, *, default: bool) -> bool:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
-    """What one look at a broker found: `exchanges` that are there, or the `problem` in one line."""
+class Depth:
+    """A queue that is there: messages that wait, consumers; or the `problem` it has, say that its node is down."""
 
-    broker: Broker
-    exchanges: tuple[str, ...] = ()
+    messages: int = 0
+    consumers: int = 0
     problem: str = ""
 
 
-def look(url: str, *, exchanges: Iterable[str]) -> Look:
-    """Connect to the first host that answers and see which exchanges are there. Blocks, changes nothing."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Look:
+    """What one look at a broker found.
+
+    `away` has the hosts that don't answer, each with the reason; when that is all of them the rest is empty.
+    `exchanges` and `queues` are those that are there, of those that were asked for. `refused` is what the broker said
+    to the trial, "" when it let us. `cluster` and `version` are the broker's own words.
+    """
+
+    broker: Broker
+    away: Mapping[str, str] = field(default_factory=dict)
+    cluster: str = ""
+    version: str = ""
+    exchanges: tuple[str, ...] = ()
+    queues: Mapping[str, Depth] = field(default_factory=dict)
+    refused: str = ""
+
+    @property
+    def problem(self) -> str:
+        """Why nobody answers; "" if a host does."""
+        if len(self.away) < len(self.broker.hosts):
+            return ""
+        return "; ".join(f"{host}: {reason}" for host, reason in self.away.items())
+
+
+class Alarm(OSError):
+    """The broker is short of memory or disk, and says so when one publishes to it."""
+
+
+Trial = Callable[[Connection, Mapping[str, Depth]], object]
+"""What is tried on a connection, once it is known which queues are there; AMQPError when it is refused."""
+
+
+def look(url: str, *, exchanges: Iterable[str] = (), queues: Iterable[str] = (), trial: Trial | None = None) -> Look:
+    """Connect to every host, and ask one that answers what is there. Blocks; changes nothing but by `trial`."""
     broker = parse(url)
-    problem = "no host"
-    for host in broker.hosts:
-        try:
-            connection = broker.connect(host, name="doctor", on_blocked=lambda _: None, on_unblocked=lambda: None)
-        except (OSError, AMQPError) as error:
-            problem = f"{host}: {str(error) or type(error).__name__}"
+    with ThreadPoolExecutor(max_workers=len(broker.hosts)) as threads:
+        tried = list(threads.map(lambda host: _open(broker, host), broker.hosts))
+    pairs = list(zip(broker.hosts, tried, strict=True))
+    away = {str(host): one for host, one in pairs if isinstance(one, str)}
+    found = Look(broker=broker, away=away)
+    for host, connection in pairs:
+        if isinstance(connection, str):
             continue
         try:
-            return Look(broker=broker, exchanges=tuple(name for name in exchanges if _is_there(connection, name)))
+            if not found.version:
+                found = _ask(connection, found, tuple(exchanges), tuple(queues), trial)
         except (OSError, AMQPError) as error:
-            problem = f"{host}: {str(error) or type(error).__name__}"
+            away[str(host)] = _line(error)
         finally:
             with contextlib.suppress(OSError, AMQPError):
                 connection.close()
-    return Look(broker=broker, problem=problem)
+    return found
+
+
+def scratch(connection: Connection, name: str) -> None:
+    """Make a queue that is ours alone, publish to it and read it again: whoever may do that may work here.
+
+    It is gone with the connection at the latest. Raises AMQPError where the broker refuses, OSError where it takes no
+    messages.
+    """
+    # Not closed by a `with`: a broker with an alarm would not answer to that either
+    channel = connection.channel()
+    channel.queue_declare(name, exclusive=True, auto_delete=True, durable=False)
+    channel.basic_publish(Message(b"doctor"), exchange="", routing_key=name)
+    channel.basic_get(name, no_ack=True)
+    channel.queue_delete(name)
+    channel.close()
+
+
+def _open(broker: Broker, host: Host) -> Connection | str:
+    """A connection, or why there is none."""
+    try:
+        return broker.connect(host, name="doctor", on_blocked=_stop, on_unblocked=lambda: None)
+    except (OSError, AMQPError) as error:
+        return _line(error)
+
+
+def _stop(reason: str) -> None:
+    # The broker reads nothing more from us until its alarm is over: to wait for an answer would take until then
+    raise Alarm(f"the broker takes no messages: {reason}")
+
+
+def _ask(
+    connection: Connection, found: Look, exchanges: tuple[str, ...], queues: tuple[str, ...], trial: Trial | None
+) -> Look:
+    there = tuple(name for name in exchanges if _is_there(connection, name))
+    depths = {name: depth for name in queues if (depth := _depth(connection, name)) is not None}
+    refused = ""
+    if trial is not None:
+        try:
+            trial(connection, depths)
+        except Alarm as error:
+            refused = _line(error)
+            connection.collect()
+        except (OSError, AMQPError) as error:
+            refused = _line(error)
+    properties = connection.server_properties
+    return replace(
+        found,
+        version=str(properties.get("version") or "unknown"),
+        cluster=str(properties.get("cluster_name") or ""),
+        exchanges=there,
+        queues=depths,
+        refused=refused,
+    )
+
+
+def _line(error: BaseException) -> str:
+    """What the broker says, in a line."""
+    return str(getattr(error, "reply_text", "") or error or type(error).__name__)
 
 
 def _is_there(connection: Connection, exchange: str) -> bool:
@@ -193,3 +288,16 @@ def _is_there(connection: Connection, exchange: str) -> bool:
         except NotFound:
             return False
     return True
+
+
+def _depth(connection: Connection, queue: str) -> Depth | None:
+    """How full a queue is; None if there is none of this name."""
+    with connection.channel() as channel:
+        try:
+            answer = channel.queue_declare(queue, passive=True)
+        except NotFound as error:
+            # Also said of a queue that is there, on a node that is not
+            return None if "no queue" in str(error.reply_text) else Depth(problem=str(error.reply_text))
+        except ChannelError as error:
+            return Depth(problem=_line(error))
+    return Depth(messages=answer.message_count, consumers=answer.consumer_count)

@@ -8,6 +8,8 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 GIB = 1 << 30
+LISTED = ("active", "queued", "deactivated")
+"""The status of images that a list of them has; of others there is nothing to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +25,7 @@ class Image:
     disk_format: str
     container_format: str
     visibility: str
+    name: str = ""
     size: int = 0
     virtual_size: int = 0
     min_disk: int = 0
@@ -133,7 +136,7 @@ class Cloud(Protocol):
         """The image, whoever owns it."""
 
     def list_images(self) -> AsyncIterator[Image]:
-        """All active, queued and deactivated images of all projects, page by page."""
+        """All images of all projects whose status is one of LISTED, page by page."""
 
     async def get_locations(self, image_id: str) -> tuple[Location, ...]:
         """Where the image's data lies; empty where Glance shows no locations to us."""
@@ -155,6 +158,9 @@ class Cloud(Protocol):
 
     async def list_tasks(self, image_id: str) -> tuple[ImageTask, ...]:
         """What Glance did and does with an image, newest first; it forgets after two days."""
+
+    async def list_members(self, image_id: str) -> Mapping[str, str]:
+        """The projects that an image is shared with, and their status: pending, accepted or rejected."""
 
     async def set_property(self, image_id: str, name: str, value: str) -> None:
         """Set a property of an image; with "" take it away."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import Any
 
 import structlog
 
@@ -21,8 +22,8 @@ from worker.job import Job
 from worker.lanes import Lanes
 from worker.lanes.memory import MemoryLanes
 from worker.lanes.rabbit import RabbitLanes
-from worker.metrics import Metrics
-from worker.probes import Probes
+from worker.metrics import Metrics, release
+from worker.probes import Page, Probes
 from worker.resync import Census, compare, job_of
 from worker.router import Router
 from worker.runner import Runner
@@ -182,7 +183,8 @@ class Daemon:
 
     async def run(self, leave: asyncio.Event) -> None:
         """Work until `leave` is set, then drain. Misconfigured if the cloud is there and says that it can't work."""
-        probes = Probes(registry=self._metrics.registry, sick=self._sick, unready=self._unready)
+        page = Page(status=self._status, images=self._images) if self._settings.page else None
+        probes = Probes(registry=self._metrics.registry, sick=self._sick, unready=self._unready, page=page)
         try:
             if self._settings.bind:
                 try:
@@ -302,6 +304,7 @@ class Daemon:
 
     async def _resync(self, dispatcher: Dispatcher, why: str) -> None:
         began = time.monotonic()
+        self._metrics.board.comparing()
         census, jobs, total = Census(), list[Job](), 0
         async for missing in compare(
             self._cloud, self._handlers.values(), image_of=image_volume.image_of, census=census
@@ -314,9 +317,21 @@ class Daemon:
         await dispatcher.submit(jobs)
         self._metrics.last_resync.set_to_current_time()
         self._metrics.census(census.volumes, census.sizes)
+        self._metrics.board.compared()
         log.info(
             "resynced", why=why, images=census.images, incomplete=total, seconds=round(time.monotonic() - began, 2)
         )
+
+    def _status(self, most: float) -> Mapping[str, Any]:
+        targets = [
+            {"name": target.name, "volume_type": target.volume_type, "strategy": str(target.strategy)}
+            for target in self._settings.targets
+        ]
+        status = self._metrics.board.status(lanes=self._runner.lanes, depths=self._lanes.depths(), most=most)
+        return {"version": release(), "targets": targets, **status}
+
+    def _images(self) -> Mapping[str, Any]:
+        return self._metrics.board.images(target.name for target in self._settings.targets)
 
     def _sick(self) -> Mapping[str, str]:
         late = time.monotonic() - self._ticked

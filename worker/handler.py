@@ -21,6 +21,9 @@ class Watch(Protocol):
     async def changed(self) -> None:
         """Return when something about this key may have changed: a notification came, or it is time to poll."""
 
+    def tell(self, step: str) -> None:
+        """Let people know what is being done right now, in one line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Missing:
@@ -71,6 +74,9 @@ class Report(Protocol):
 
     def repair(self, image_id: str, target: str = "", *, possible: bool) -> None:
         """Whether an image's data can be had somewhere, as a target sees it; "" for all targets."""
+
+    def compared(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
+        """How a comparison found an image: a state and why, by target."""
 
     def reclaimed(self, reason: str) -> None:
         """A volume was deleted because nobody needs it: image `gone`, `unwanted`, `budget`, `left-over`."""

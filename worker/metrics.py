@@ -7,6 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from worker.board import Board
+from worker.cloud import Image
+
 PREFIX = "image_volume_worker"
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 API_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -21,9 +24,10 @@ def release() -> str:
 
 
 class Metrics:
-    """All metrics of one process, in a registry of its own."""
+    """All metrics of one process, in a registry of its own; and its board, for what is no number."""
 
     def __init__(self) -> None:
+        self.board = Board()
         self.registry = CollectorRegistry()
         r = self.registry
 
@@ -91,6 +95,10 @@ class Metrics:
         elif self._lost:
             self._lost = {one for one in self._lost if one[0] != image_id or target not in ("", one[1])}
         self.beyond_repair.set(len({lost for lost, _ in self._lost}))
+
+    def compared(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
+        """See `worker.handler.Report`."""
+        self.board.look(image, states)
 
     def reclaimed(self, reason: str) -> None:
         """See `worker.handler.Report`."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import structlog
 
-from worker.cloud import GIB, Cloud, Volume
+from worker.cloud import GIB, LISTED, Cloud, Volume
+from worker.errors import NotFound
 from worker.handler import Handler, Missing
 from worker.job import RESYNC, Job
 from worker.target import TAG
@@ -69,6 +71,34 @@ async def compare(
     for image_id, left in volumes.items():
         for handler in handlers:
             for missing in handler.incomplete(image_id, None, left):
+                yield missing
+
+
+async def compare_images(
+    cloud: Cloud,
+    handlers: Iterable[Handler],
+    image_ids: Iterable[str],
+    *,
+    volumes_of: Callable[[str], Awaitable[tuple[Volume, ...]]],
+    lying: Mapping[str, tuple[Volume, ...]],
+) -> AsyncIterator[Missing]:
+    """Everything that looks incomplete of these images, asked for one by one.
+
+    `volumes_of` finds the volumes that were made for an image; `lying` is what targets with a budget hold.
+    """
+    handlers = tuple(handlers)
+    for handler in handlers:
+        await handler.prepare(lying)
+    for image_id in image_ids:
+        volumes = await volumes_of(image_id)
+        image = None
+        with contextlib.suppress(NotFound):
+            image = await cloud.get_image(image_id)
+        if image and image.status not in LISTED:
+            # Somebody works on it, and will be heard of
+            continue
+        for handler in handlers:
+            for missing in handler.incomplete(image_id, image, volumes):
                 yield missing
 
 

@@ -15,6 +15,7 @@ from typing import assert_never
 import structlog
 from structlog.contextvars import bound_contextvars
 
+from worker.board import Board
 from worker.dead_letter import DeadLetter
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.handler import Handler
@@ -76,8 +77,9 @@ class _Entry:
 class _Watch:
     """Waits on behalf of one try: for a poke, with polls that back off; raises Held when its time is up."""
 
-    def __init__(self, *, entry: _Entry, limits: Limits, leaving: asyncio.Event) -> None:
+    def __init__(self, *, entry: _Entry, limits: Limits, leaving: asyncio.Event, board: Board) -> None:
         self._entry = entry
+        self._board = board
         self._limits = limits
         self._leaving = leaving
         self._until = time.monotonic() + limits.hold
@@ -95,6 +97,9 @@ class _Watch:
         self._poll = min(self._poll * 1.5, self._limits.poll_max)
         self._entry.look()
 
+    def tell(self, step: str) -> None:
+        self._board.doing(self._entry.job.key, step)
+
 
 class Runner:
     """Takes deliveries, has handlers reconcile their keys, settles."""
@@ -109,6 +114,7 @@ class Runner:
         metrics: Metrics,
         uses: Uses,
     ) -> None:
+        self._board = metrics.board
         self._lanes = lanes
         self._handlers = handlers
         self._limits = limits
@@ -175,6 +181,7 @@ class Runner:
         entry = _Entry(job=job, deliveries=[delivery])
         self._entries[job.key] = entry
         self._waiting[lane].append(entry)
+        self._board.held(job)
         self._start(lane)
 
     def poke(self, job: Job) -> bool:
@@ -230,6 +237,7 @@ class Runner:
 
     async def _work(self, entry: _Entry, lane: str) -> None:
         key = entry.job.key
+        self._board.began(entry.job)
         try:
             with bound_contextvars(
                 handler=key.handler, image_id=key.image_id, target=key.target, cause=entry.job.cause
@@ -274,7 +282,7 @@ class Runner:
     async def _try(self, entry: _Entry) -> Outcome:
         """One try; every error becomes an outcome here."""
         job = entry.job
-        watch = _Watch(entry=entry, limits=self._limits, leaving=self._leaving)
+        watch = _Watch(entry=entry, limits=self._limits, leaving=self._leaving, board=self._board)
         try:
             async with asyncio.timeout(self._limits.job):
                 return await self._handlers[job.key.handler].reconcile(job.key, watch)
@@ -302,9 +310,13 @@ class Runner:
             case Done(detail, changed, warmed):
                 (log.info if changed else log.debug)("job_done", detail=detail, changed=changed)
                 if warmed and job.cause != RESYNC:
-                    self._metrics.time_to_warm.labels(job.key.target).observe(time.time() - job.first_at)
+                    seconds = time.time() - job.first_at
+                    self._metrics.time_to_warm.labels(job.key.target).observe(seconds)
+                    self._board.warmed(job.key, seconds)
+                self._board.settled(job, outcome)
             case Skip(reason):
                 log.info("job_skipped", reason=reason)
+                self._board.settled(job, outcome)
             case Again(reason, after, counted, news):
                 known = job.reason == reason
                 job = job.tried(reason, counted=counted)
@@ -312,6 +324,7 @@ class Runner:
                     await self._park(job, reason, "")
                 else:
                     after = self._backoff.after(job.attempt - 1) if after is None else after
+                    self._board.settled(job, replace(outcome, after=after), due=time.time() + after)
                     await self._again(job, after, news=news, quietly=known and not counted)
             case Park(reason, trace):
                 await self._park(job.tried(reason), reason, trace)
@@ -333,6 +346,7 @@ class Runner:
 
     async def _park(self, job: Job, reason: str, trace: str) -> None:
         log.error("job_parked", reason=reason, attempt=job.attempt, traceback=trace)
-        self._parked[job.key] = time.time() + self._limits.park_retry_after
+        self._parked[job.key] = due = time.time() + self._limits.park_retry_after
+        self._board.settled(job, Park(reason, trace), due=due)
         letter = DeadLetter(lane=job.key.lane, reason=reason, last_at=time.time(), job=job, traceback=trace)
         await self._lanes.bury([letter])

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
@@ -23,10 +24,11 @@ import requests.adapters
 from keystoneauth1.identity.base import BaseIdentityPlugin
 from openstack.connection import Connection
 
-from worker.cloud import Image, ImageTask, Location, NewVolume, Quota, Store, Volume
+from worker.cloud import LISTED, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
 from worker.errors import Blocked, Conflict, Malformed, Misconfigured, NotFound, Temporary
 from worker.metrics import Metrics, release
 from worker.retry import reading
+from worker.survey import Clock, Limit, Login, Pool, Service, Shown, VolumeType
 from worker.target import TAG
 
 PAGE = 1000
@@ -121,12 +123,29 @@ class OpenStackCloud:
 
         return await self._retried("keystone", lambda: self._guarded("keystone", "POST", ask))
 
+    async def find_project(self, name: str) -> str:
+        """The id of the project that has this name or id; NotFound if there is none, Blocked if we may not look."""
+
+        def ask() -> str:
+            try:
+                # The type of the connection allows for Keystone v2, which has been gone for years
+                identity: Any = self._connection.identity
+                return str(identity.find_project(name, ignore_missing=False).id)
+            except openstack.exceptions.ForbiddenException as error:
+                raise Blocked(f"keystone: may not look for projects: {_line(error)}") from error
+            except openstack.exceptions.NotFoundException as error:
+                raise NotFound(f"keystone: no project {name}") from error
+            except openstack.exceptions.DuplicateResource as error:
+                raise Blocked(f"keystone: several projects are named {name}: give the id") from error
+
+        return await self._retried("keystone", lambda: self._guarded("keystone", "GET", ask))
+
     async def get_image(self, image_id: str) -> Image:
         answer = await self._read("image", f"/v2/images/{image_id}", certain=image_id)
         return _parsed(_image, answer)
 
     async def list_images(self) -> AsyncIterator[Image]:
-        query = {"limit": PAGE, "status": "in:active,queued,deactivated", "visibility": "all"}
+        query = {"limit": PAGE, "status": f"in:{','.join(LISTED)}", "visibility": "all"}
         url: str | None = f"/v2/images?{urlencode(query)}"
         while url:
             page = await self._read("image", url)
@@ -163,6 +182,10 @@ class OpenStackCloud:
         answer = await self._read("image", f"/v2/images/{image_id}/tasks")
         rows = sorted(_rows(answer, "tasks"), key=lambda row: str(row.get("created_at")), reverse=True)
         return tuple(_parsed(_task, row) for row in rows)
+
+    async def list_members(self, image_id: str) -> Mapping[str, str]:
+        answer = await self._read("image", f"/v2/images/{image_id}/members")
+        return {str(row["member_id"]): str(row["status"]) for row in _rows(answer, "members")}
 
     async def set_property(self, image_id: str, name: str, value: str) -> None:
         path = "/" + name.replace("~", "~0").replace("/", "~1")
@@ -242,6 +265,111 @@ class OpenStackCloud:
     async def set_readonly(self, volume_id: str) -> None:
         body = {"os-update_readonly_flag": {"readonly": True}}
         await self._write("block-storage", "POST", f"/volumes/{volume_id}/action", body)
+
+    async def login(self) -> Login:
+        """What our user and project are called; for `doctor`, as are the following reads."""
+
+        def ask() -> Login:
+            session = self._connection.session
+            access = cast("BaseIdentityPlugin", session.auth).get_access(session)
+            return Login(
+                user=access.username or "",
+                project=access.project_name or "",
+                project_domain=access.project_domain_name or "",
+            )
+
+        return await self._guarded("keystone", "POST", ask)
+
+    async def clock(self, service: str) -> Clock:
+        """How far the clock of `keystone`, `image` or `block-storage` is ahead of ours; Malformed if it won't say.
+
+        Needs no rights there, as it asks for no more than the versions.
+        """
+
+        def ask() -> Clock:
+            session = self._connection.session
+            if service == "keystone":
+                url = str(cast("Any", session.auth).auth_url)
+            else:
+                proxy = self._connection.image if service == "image" else self._connection.block_storage
+                url = f"{'{0.scheme}://{0.netloc}'.format(urlsplit(proxy.get_endpoint() or ''))}/"
+            asked = time.time()
+            response = session.get(url, authenticated=False, raise_exc=False, redirect=False, connect_retries=0)
+            answered = time.time()
+            try:
+                second = parsedate_to_datetime(response.headers["Date"]).timestamp()
+            except (KeyError, ValueError) as error:
+                raise Malformed(f"{service}: an answer without a date") from error
+            return Clock(least=second - answered, most=second + 1 - asked)
+
+        return await self._guarded(service, "GET", ask)
+
+    async def image_api_version(self) -> tuple[int, ...]:
+        """The newest version of the image API, as (2, 17)."""
+        answer = await self._read("image", "/versions")
+        return max((_version(row) for row in _rows(answer, "versions")), default=())
+
+    async def volume_api_version(self) -> tuple[int, ...]:
+        """The newest microversion of the block storage API, as (3, 71); empty if it tells none."""
+
+        def ask() -> tuple[int, ...]:
+            data = self._connection.block_storage.get_endpoint_data()
+            return tuple(int(number) for number in (data and data.max_microversion) or ())
+
+        return await self._guarded("block-storage", "GET", ask)
+
+    async def newest_images(self, *, limit: int = 100) -> tuple[Shown, ...]:
+        """Some images, the newest first, of whatever project."""
+        query = {"limit": limit, "visibility": "all"}
+        answer = await self._read("image", f"/v2/images?{urlencode(query)}")
+        return tuple(_parsed(Shown.from_api, row) for row in _rows(answer, "images"))
+
+    async def read_locations(self, image_id: str) -> tuple[Location, ...]:
+        """Where an image's data lies, by the New Location API alone; Blocked without the role service."""
+        answer = await self._read("image", f"/v2/images/{image_id}/locations")
+        return tuple(_parsed(_location, row) for row in (answer if isinstance(answer, list) else []))
+
+    async def describe_volume_types(self) -> tuple[VolumeType, ...]:
+        """The volume types, with as much of their extra specs as we may see."""
+        answer = await self._read("block-storage", "/types?is_public=None")
+        return tuple(_parsed(VolumeType.from_api, row) for row in _rows(answer, "volume_types"))
+
+    async def encrypts(self, type_id: str) -> bool:
+        """Whether volumes of a type are encrypted; an administrator's call."""
+        answer = await self._read("block-storage", f"/types/{type_id}/encryption")
+        return bool(isinstance(answer, dict) and answer.get("provider"))
+
+    async def list_pools(self) -> tuple[Pool, ...]:
+        """The pools that Cinder's scheduler knows; an administrator's call."""
+        answer = await self._read("block-storage", "/scheduler-stats/get_pools?detail=true")
+        return tuple(_parsed(Pool.from_api, row) for row in _rows(answer, "pools"))
+
+    async def list_services(self) -> tuple[Service, ...]:
+        """Cinder's services; an administrator's call."""
+        answer = await self._read("block-storage", "/os-services")
+        return tuple(_parsed(Service.from_api, row) for row in _rows(answer, "services"))
+
+    async def list_zones(self) -> frozenset[str]:
+        """The availability zones for volumes that are available."""
+        answer = await self._read("block-storage", "/os-availability-zone")
+        rows = _rows(answer, "availabilityZoneInfo")
+        return frozenset(str(row["zoneName"]) for row in rows if row["zoneState"]["available"])
+
+    async def limits(self) -> Mapping[str, Limit]:
+        """The internal project's limits by name: `volumes`, `gigabytes_<type>` and so on."""
+        project_id = self._project_id = self._project_id or (await self.identity()).project_id
+        answer = await self._read("block-storage", f"/os-quota-sets/{project_id}?usage=True")
+
+        def limits(fields: Mapping[str, Any]) -> Mapping[str, Limit]:
+            rows = fields["quota_set"].items()
+            return {name: Limit.from_api(row) for name, row in rows if isinstance(row, dict)}
+
+        return _parsed(limits, answer)
+
+    async def sees_volumes_of_all(self) -> bool:
+        """Whether Cinder takes the question for the volumes of all projects."""
+        await self._read("block-storage", "/volumes?all_tenants=1&limit=1")
+        return True
 
     async def _volumes(self, query: Mapping[str, str]) -> AsyncIterator[Volume]:
         """The volumes of our own project; even with the role admin Cinder lists no others unless asked to."""
@@ -403,6 +531,7 @@ def _image(fields: Mapping[str, Any]) -> Image:
         disk_format=fields.get("disk_format") or "",
         container_format=fields.get("container_format") or "",
         visibility=fields.get("visibility") or "",
+        name=str(fields.get("name") or ""),
         size=int(fields.get("size") or 0),
         virtual_size=int(fields.get("virtual_size") or 0),
         min_disk=int(fields.get("min_disk") or 0),

@@ -72,6 +72,16 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             help="rabbit: our own consumer; oslo: oslo.messaging's listener, for transports that are not RabbitMQ. "
             "The two make queues of different kinds: change queue with it.",
         ),
+        cfg.ListOpt(
+            "management_urls",
+            default=[],
+            item_type=types.String(),
+            sample_default="http://monitor:PASSWORD@rabbit-1:15672",
+            secret=True,
+            help="RabbitMQ's management API, for doctor alone, which finds policies and alarms by it; one of each "
+            "cluster, in any order, also of that in [work] url. http:// or https://user:password@host:port; the user "
+            "needs the tag management, better monitoring and policymaker, and read rights on the vhosts.",
+        ),
     ],
     WORK: [
         cfg.StrOpt(
@@ -199,6 +209,12 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
     ],
     PROBES: [
         cfg.StrOpt("bind", default="127.0.0.1:9417", help="HOST:PORT of /metrics, /healthz, /readyz; empty for none."),
+        cfg.BoolOpt(
+            "page",
+            default=True,
+            help="Serve a page for people at / there too, and what `status` asks. It shows ids of images, names of "
+            "public ones, and reasons of failures to everybody who gets there; nothing can be changed by it.",
+        ),
     ],
     LOG: [
         cfg.StrOpt("level", default="info", choices=["debug", "info", "warning", "error"], help="Least level shown."),
@@ -257,6 +273,7 @@ class Settings:
     queue_expires: int
     prefetch: int
     driver: str
+    management_urls: tuple[str, ...]
     work_url: str
     limits: Limits
     backoff: Backoff
@@ -272,6 +289,7 @@ class Settings:
     resync_interval: float
     resync_on_start: bool
     bind: tuple[str, int] | None
+    page: bool
 
 
 def register(conf: cfg.ConfigOpts) -> None:
@@ -320,6 +338,7 @@ def load(conf: cfg.ConfigOpts) -> Settings:
         queue_expires=conf.notifications.queue_expires,
         prefetch=conf.notifications.prefetch,
         driver=conf.notifications.driver,
+        management_urls=tuple(_split_urls(conf.notifications.management_urls)),
         work_url=conf.work.url,
         limits=Limits(
             max_attempts=conf.work.max_attempts,
@@ -361,6 +380,7 @@ def load(conf: cfg.ConfigOpts) -> Settings:
         resync_interval=conf.resync.interval,
         resync_on_start=conf.resync.on_start,
         bind=bind,
+        page=conf.probes.page,
     )
 
 
@@ -416,6 +436,14 @@ def _url_faults(conf: cfg.ConfigOpts, urls: Sequence[str]) -> Iterator[str]:
             yield from _broker_faults("[notifications] transport_urls", url)
         elif not urlsplit(url).scheme:
             yield "[notifications] transport_urls: not an oslo.messaging URL"
+    for url in _split_urls(_get(conf, NOTIFICATIONS, "management_urls")):
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in {"http", "https"} and parts.hostname and (parts.port is None or parts.port > 0)
+        except ValueError:
+            good = False
+        if not good:
+            yield "[notifications] management_urls: expected http(s)://user:password@host:port, percent-encoded"
     work_url = _get(conf, WORK, "url")
     if work_url != "memory://":
         yield from _broker_faults("[work] url", work_url)

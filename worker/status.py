@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from handlers import image_volume
 from handlers.prewarm import Prewarm, Warmth
@@ -12,46 +12,84 @@ from handlers.strategies import Finish, Seen, registered
 from worker.cloud import Cloud, Image, Location, Volume
 from worker.errors import NotFound
 from worker.handler import Handler
+from worker.job import Job, Key
+from worker.live import LiveJob
 from worker.outcome import Park
 from worker.resync import by_image
+from worker.target import Target
 
+MAKING = "making"
+FAILED = "failed"
 GONE = "gone"
 LOST = "lost"
 UPLOAD = "upload"
 LEFT_OVER = "left over"
-STATES = ("warm", "cold", "full", "unused", "unwanted", LOST, UPLOAD, LEFT_OVER, GONE)
+STATES = ("warm", MAKING, "cold", FAILED, "full", "unused", "unwanted", LOST, UPLOAD, LEFT_OVER, GONE)
+HANDLERS = {UPLOAD: "upload", LEFT_OVER: "reclaim", GONE: "reclaim"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """An image on a target. `size` in GiB; `since` is when the Image-Volume was made, `used` when it last served.
 
-    `state` is warm, cold (it will be warm), full (no room in the target's budget), unused (it waits for a use),
-    unwanted (by policy), lost (the data can be had nowhere), upload (a queued image), left over (on its way out), gone
-    (the image is, its volumes are not).
+    `due` is when the worker tries next, as far as one tells; all times are epoch seconds, 0 for unknown. `state` is
+    warm, making (it is being made now), cold (it will be warm), failed (and is tried again, or was given up), full (no
+    room in the target's budget), unused (it waits for a use), unwanted (by policy), lost (the data can be had nowhere),
+    upload (a queued image), left over (on its way out), gone (the image is, its volumes are not).
     """
 
     image_id: str
     target: str
     state: str
+    strategy: str = ""
     volume_id: str = ""
     size: int | None = None
-    since: str = ""
-    used: str = ""
+    since: float = 0.0
+    used: float = 0.0
+    due: float = 0.0
     why: str = ""
 
+    @property
+    def key(self) -> Key:
+        """The key that work on it has."""
+        handler = HANDLERS.get(self.state, "prewarm")
+        return Key(handler, self.image_id, "" if handler != "prewarm" else self.target)
 
-async def overview(cloud: Cloud, prewarm: Prewarm, others: tuple[Handler, ...]) -> AsyncIterator[Row]:
-    """A row for each active image and target, and for what is left of images that are gone. Two listings."""
+
+@dataclass(slots=True)
+class Summary:
+    """A target: its images by state, GiB of its Image-Volumes; of its budget what `held` takes, as GiB and number."""
+
+    target: Target
+    states: Counter[str] = field(default_factory=Counter)
+    size: int = 0
+    held: tuple[int, int] = (0, 0)
+
+    @property
+    def budget(self) -> str:
+        """What is taken of the budget, as `3 of 100 GiB, 2 of 10 volumes`; "" without one."""
+        held = zip(self.held, (self.target.max_gigabytes, self.target.max_count), ("GiB", "volumes"), strict=True)
+        return ", ".join(f"{taken} of {most} {unit}" for taken, most, unit in held if most)
+
+
+async def overview(
+    cloud: Cloud, prewarm: Prewarm, others: tuple[Handler, ...], held: dict[str, tuple[int, int]] | None = None
+) -> AsyncIterator[Row]:
+    """A row for each active image and target, and for what is left of images that are gone. Two listings.
+
+    `held` is filled with what each target's budget counts, as GiB and number.
+    """
     volumes = await by_image(cloud.list_volumes(), image_volume.image_of)
     for handler in (prewarm, *others):
         await handler.prepare(volumes)
+    if held is not None:
+        held |= prewarm.held()
     async for image in cloud.list_images():
         async for row in of_image(cloud, prewarm, others, image, volumes.pop(image.id, ())):
             yield row
     for image_id, left in volumes.items():
         for volume in left:
-            yield _with(Row(image_id=image_id, target="", state=GONE, why="Glance lists no such image"), volume)
+            yield of_gone(image_id, volume)
 
 
 async def of_image(
@@ -70,9 +108,52 @@ async def of_image(
             yield Row(image_id=image.id, target=missing.key.target, state=state, why=missing.why)
 
 
+def of_gone(image_id: str, volume: Volume) -> Row:
+    """The row of a volume that is left of an image that Glance does not have."""
+    return _with(Row(image_id=image_id, target="", state=GONE, why="Glance lists no such image"), volume)
+
+
+def with_work(row: Row, jobs: Mapping[Key, LiveJob], given_up: Mapping[Key, Job]) -> Row:
+    """The row, with what a running worker says of it, and of what was given up. Pure."""
+    if row.state not in ("cold", MAKING, UPLOAD, LEFT_OVER, GONE):
+        return row
+    job, cold = jobs.get(row.key), row.state == "cold"
+    if job is None:
+        if cold and (letter := given_up.get(row.key)):
+            return replace(row, state=FAILED, why=f"given up after {letter.attempt} tries: {letter.reason}")
+        return row
+    match job.state:
+        case "in progress":
+            return replace(row, state=MAKING if cold else row.state, why=job.doing or row.why)
+        case "waiting":
+            return replace(
+                row, state=FAILED if cold and job.attempt else row.state, due=job.due, why=job.reason or row.why
+            )
+        case "parked":
+            return replace(row, state=FAILED if cold else row.state, due=job.due, why=f"given up: {job.reason}")
+        case _:
+            return row
+
+
+def summaries(targets: Iterable[Target], rows: Iterable[Row], held: Mapping[str, tuple[int, int]]) -> list[Summary]:
+    """One for each of the targets, by the rows of all images. Pure."""
+    found = {target.name: Summary(target, held=held.get(target.name, (0, 0))) for target in targets}
+    for row in rows:
+        if summary := found.get(row.target):
+            summary.states[row.state] += 1
+            summary.size += row.size or 0
+    return list(found.values())
+
+
 def _of_target(image: Image, one: Warmth, volumes: tuple[Volume, ...]) -> Row:
-    row = Row(image_id=image.id, target=one.target.name, state=one.state, why=one.why)
+    row = Row(
+        image_id=image.id, target=one.target.name, state=one.state, strategy=str(one.target.strategy), why=one.why
+    )
     here = [volume for volume in volumes if image_volume.is_on(volume, one.target)]
+    if row.state == "cold":
+        copying = one.target.strategy == "store" and one.target.glance_store in image.importing
+        if copying or any(volume.status in image_volume.MAKING for volume in here):
+            row = replace(row, state=MAKING)
     # The one that serves; if none does, the one that should
     here.sort(key=lambda volume: (not image_volume.is_usable(volume), volume.created_at))
     return _with(row, here[0]) if here else row
@@ -83,8 +164,8 @@ def _with(row: Row, volume: Volume) -> Row:
         row,
         volume_id=volume.id,
         size=volume.size,
-        since=_time(volume.created_epoch),
-        used=_time(image_volume.recorded_use(volume)),
+        since=volume.created_epoch,
+        used=image_volume.recorded_use(volume),
     )
 
 
@@ -108,14 +189,3 @@ async def _volume(cloud: Cloud, location: Location) -> Volume | None:
         return await cloud.get_volume(location.volume_id) if location.volume_id else None
     except NotFound:
         return None
-
-
-def _time(epoch: float) -> str:
-    return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if epoch else ""
-
-
-def tell(rows: list[Row]) -> Iterator[tuple[str, str, int, int]]:
-    """(target, state, images, GiB) of all rows, for an overview."""
-    for target, state in sorted({(row.target, row.state) for row in rows}):
-        of = [row for row in rows if (row.target, row.state) == (target, state)]
-        yield target, state, len(of), sum(row.size or 0 for row in of)

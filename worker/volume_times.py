@@ -52,7 +52,9 @@ class VolumeTimes:
         if began is None or target is None or not notification.is_use:
             return
         warm = "false" if sent >= began else "true"
-        self._metrics.volume_create.labels(target, warm).observe(max(0.0, when - began))
+        seconds = max(0.0, when - began)
+        self._metrics.volume_create.labels(target, warm).observe(seconds)
+        self._metrics.board.created(target, seconds, warm=warm == "true")
 
     def _note(self, times: OrderedDict[str, float], key: str, when: float, *, first: bool = False) -> None:
         with self._lock:

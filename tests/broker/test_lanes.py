@@ -100,8 +100,7 @@ async def test_a_delayed_job_survives_a_restart(rabbitmq: RabbitMQ, opened: Open
     await made.publish(jobs(lane, 1), after=1.0)
     await asyncio.to_thread(rabbitmq.stop)
     await asyncio.to_thread(rabbitmq.start)
-    # What expires before the lane's queue is back is forwarded again by RabbitMQ after three minutes
-    # (dead_letter_worker_publisher_confirm_timeout)
+    # RabbitMQ forwards again after three minutes what expires before the queue of the lane is back
     assert await hands.have(1, within=PATIENCE + 180.0) == ["0"]
 
 

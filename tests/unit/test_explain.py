@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from handlers import completion
-from tests.fake_cloud import FakeCloud
-from tests.rig import STORES, Rig
+from handlers.prewarm import Warmth
+from tests.fake_cloud import PROJECT, FakeCloud, Fault
+from tests.rig import FAST, SLOW, STORES, Rig
 from tests.unit.test_settings import load
 from worker import explain
 from worker.check import Check
-from worker.cloud import ImageTask
-from worker.doctor import uploads_check
-from worker.errors import NotFound
+from worker.cloud import GIB, Image, ImageTask, Quota, Volume
+from worker.errors import Blocked, Conflict, NotFound
+from worker.explain import clone, probe, upload
+from worker.explain.probe import Signs
+from worker.job import Key
+from worker.live import LiveJob
 from worker.settings import Settings
+from worker.target import TAG, Policy
 
 GROUPS = {
     "notifications": {"transport_urls": "rabbit://u:p@h:5672/"},
@@ -26,7 +33,10 @@ GROUPS = {
     "target:slow": {"volume_type": "slow"},
 }
 SOURCE = "image_volume_source"
-READS = {"get_image", "find_volumes", "get_volume", "list_tasks", "list_stores", "get_locations"}
+READS = {
+    "get_image", "find_volumes", "get_volume", "list_tasks", "list_stores", "get_locations", "list_members",
+    "imports_locations", "get_quota",
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -39,11 +49,16 @@ def settings(tmp_path: Path) -> Settings:
     return load(tmp_path, GROUPS)
 
 
-async def told(cloud: FakeCloud, settings: Settings, image_id: str, *, target: str = "") -> dict[str, Check]:
-    rig = Rig(cloud)
-    explaining = explain.explain(cloud, settings, rig.prewarm, image_id, now=time.time(), target=target)
+async def told(
+    cloud: FakeCloud, settings: Settings, image_id: str, *, target: str = "", project_id: str = ""
+) -> dict[str, Check]:
+    cloud.calls.clear()
+    explaining = explain.explain(
+        cloud, settings, Rig(cloud).prewarm, image_id, now=time.time(), target=target, project_id=project_id
+    )
     checks = {check.name: check async for check in explaining}
     assert set(cloud.calls) <= READS, "it reads only"
+    assert all(check.advice for check in checks.values() if check.verdict == "fail")
     return checks
 
 
@@ -116,7 +131,12 @@ async def test_an_active_image_target_by_target(cloud: FakeCloud, settings: Sett
     image = cloud.upload()
     checks = await told(cloud, settings, image.id)
     assert checks["target fast"].detail == "not warm: not in store cinder-fast"
-    assert set(await told(cloud, settings, image.id, target="slow")) == {"image", "target slow"}
+    assert set(await told(cloud, settings, image.id, target="slow")) == {
+        "image",
+        "format",
+        "cinder.conf",
+        "target slow",
+    }
     small = cloud.upload(disk_format="qcow2")
     assert (await told(cloud, settings, small.id))["target slow"].detail.startswith("not wanted: image is qcow2")
 
@@ -130,14 +150,247 @@ async def test_somebody_works_on_it_or_uploads_are_off(cloud: FakeCloud, setting
         await told(cloud, settings, "11111111-1111-4111-8111-111111111111")
 
 
+@pytest.fixture
+async def warm(cloud: FakeCloud) -> Image:
+    """A shared image of alice's that is warm on both targets."""
+    image = cloud.upload(owner="alice", visibility="shared")
+    async with Rig(cloud, policy=Policy(settle=0.0, visibilities=frozenset({"shared"}))) as rig:
+        for target in (FAST, SLOW):
+            await rig.run(image.id, target.name)
+    return image
+
+
+def on_fast(cloud: FakeCloud, image: Image) -> Volume:
+    (volume,) = [volume for volume in cloud.of(image.id) if volume.volume_type == "fast"]
+    return volume
+
+
+async def test_a_warm_image_meets_all_conditions(cloud: FakeCloud, settings: Settings, warm: Image) -> None:
+    checks = await told(cloud, settings, warm.id)
+    names = ["fast volume", "fast location", "fast owner", "slow volume", "slow location", "slow owner"]
+    assert [checks[name].verdict for name in names] == ["ok"] * 6
+    assert on_fast(cloud, warm).id in checks["fast volume"].detail
+    assert checks["cinder.conf"].verdict == "warn", "no API tells, and it is said so"
+
+
 @pytest.mark.parametrize(
-    ("api", "imports", "verdict"),
-    [("auto", True, "ok"), ("auto", False, "warn"), ("old", True, "warn"), ("new", True, "ok"), ("new", False, "fail")],
+    ("condition", "changes", "detail"),
+    [
+        ("fast volume", {"status": "error"}, "is error"),
+        ("fast volume", {"encrypted": True}, "encrypted"),
+        ("fast owner", {"metadata": {"image_worker": "fast"}}, "image_owner is missing"),
+        ("fast owner", {"metadata": {"image_owner": "internal"}}, "image_owner is internal: only alice gets a clone"),
+    ],
 )
-async def test_doctor_tells_by_which_api(
-    cloud: FakeCloud, settings: Settings, api: str, imports: bool, verdict: str
+async def test_a_condition_that_is_not_met(
+    cloud: FakeCloud, settings: Settings, warm: Image, condition: str, changes: dict[str, Any], detail: str
 ) -> None:
-    chosen = replace(settings, uploads=replace(settings.uploads, location_api=api))  # type: ignore[arg-type]
-    stores = await cloud.list_stores()
-    assert uploads_check(chosen, stores, imports=imports).verdict == verdict
-    assert uploads_check(settings, stores[:1], imports=True).detail == "Glance has no cinder store"
+    volume = on_fast(cloud, warm)
+    cloud.volumes[volume.id] = replace(volume, **changes)
+    check = (await told(cloud, settings, warm.id))[condition]
+    assert check.verdict == "fail"
+    assert detail in check.detail
+
+
+async def test_the_owner_needs_no_mark_of_hers(cloud: FakeCloud, settings: Settings, warm: Image) -> None:
+    volume = on_fast(cloud, warm)
+    cloud.volumes[volume.id] = replace(volume, metadata={"image_owner": "internal"})
+    assert (await told(cloud, settings, warm.id, project_id="alice"))["fast owner"].verdict == "ok"
+    assert (await told(cloud, settings, warm.id, project_id="bob"))["fast owner"].verdict == "fail"
+
+
+async def test_a_volume_that_no_location_names(cloud: FakeCloud, settings: Settings, warm: Image) -> None:
+    cloud.locations[warm.id] = tuple(one for one in cloud.locations[warm.id] if one.store != "cinder-fast")
+    assert (await told(cloud, settings, warm.id))["fast location"].detail == "no location of the image names it"
+    cloud.locations[warm.id] = ()
+    assert (await told(cloud, settings, warm.id))["fast location"].detail == "Glance shows no locations"
+
+
+@pytest.mark.parametrize(
+    ("visibility", "project", "verdict"),
+    [
+        ("shared", "alice", "ok"),
+        ("shared", "bob", "ok"),
+        ("shared", "carol", "fail"),
+        ("private", "bob", "fail"),
+        ("private", "alice", "ok"),
+        ("public", "carol", "ok"),
+        ("community", "carol", "ok"),
+    ],
+)
+async def test_whether_a_project_may_use_it(
+    cloud: FakeCloud, settings: Settings, warm: Image, visibility: str, project: str, verdict: str
+) -> None:
+    cloud.touch(warm.id, visibility=visibility)
+    cloud.members[warm.id] = {"bob": "accepted"}
+    assert (await told(cloud, settings, warm.id, project_id=project))["project"].verdict == verdict
+
+
+async def test_members_that_we_may_not_see(cloud: FakeCloud, settings: Settings, warm: Image) -> None:
+    cloud.faults["list_members"] = Fault(Blocked("403"))
+    assert (await told(cloud, settings, warm.id, project_id="bob"))["project"].verdict == "warn"
+
+
+async def test_a_cache_entry_is_fresh_or_not(cloud: FakeCloud, settings: Settings) -> None:
+    entry = Volume(id="e", name="image-i", status="available", volume_type="fast", size=1, host="h@b#p")
+    image = cloud.upload()
+    target = replace(FAST, strategy="cache")
+    fresh = replace(
+        entry, name=f"image-{image.id}", metadata={"image_volume_worker_updated_at": image.updated_at, TAG: "fast"}
+    )
+    warmth = Warmth(target, "warm")
+    verdicts = {
+        check.name: check.verdict for check in clone.target_checks(image, target, warmth, (fresh,), locations=())
+    }
+    assert verdicts == {"target fast": "ok", "fast volume": "ok", "fast entry": "ok"}
+    changed = replace(image, updated_at="later")
+    stale = list(clone.target_checks(changed, target, warmth, (fresh,), locations=()))
+    assert (stale[-1].name, stale[-1].verdict) == ("fast entry", "warn")
+
+
+async def test_what_an_upload_left_in_its_owners_project(cloud: FakeCloud, settings: Settings, warm: Image) -> None:
+    left = cloud.volume_of("alice")
+    cloud.image_tasks[warm.id] = [
+        ImageTask(id="t", type="location_import", status="failure", message="x", url=f"cinder://cinder-fast/{left.id}")
+    ]
+    check = (await told(cloud, settings, warm.id))["left behind"]
+    assert check.verdict == "warn"
+    assert left.id in check.detail
+    del cloud.volumes[left.id]
+    assert "left behind" not in await told(cloud, settings, warm.id)
+
+
+async def test_the_quota_of_an_upload(cloud: FakeCloud, settings: Settings) -> None:
+    volume = cloud.volume_of("alice", volume_type="fast")
+    image = cloud.queue(properties={SOURCE: volume.id})
+    assert (await told(cloud, settings, image.id))["quota"].verdict == "ok"
+    cloud.quota = 0
+    check = (await told(cloud, settings, image.id))["quota"]
+    assert (check.verdict, check.detail) == ("fail", "the internal project has 0 GiB left, the clone needs 1 GiB")
+    assert upload.quota_check(volume, Quota(volumes=0, gigabytes=5)).detail.startswith("the internal project has 0 vol")
+
+
+@pytest.mark.parametrize(
+    ("state", "attempt", "verdict", "detail"),
+    [
+        ("in progress", 0, "ok", "CopyImage"),
+        ("waiting", 0, "ok", "no answer; next try in 5 s, 0 tries failed"),
+        ("waiting", 2, "warn", "no answer; next try in 5 s, 2 tries failed"),
+        ("parked", 20, "fail", "given up after 20 tries: no answer"),
+        ("held", 0, "ok", "waits for a slot"),
+    ],
+)
+def test_what_a_worker_is_doing_about_it(state: str, attempt: int, verdict: str, detail: str) -> None:
+    key = Key("prewarm", "i", "fast")
+    job = LiveJob(key=key, state=state, attempt=attempt, first_at=1.0, due=15.0, doing="CopyImage", reason="no answer")
+    other = replace(job, key=Key("prewarm", "j", "fast"))
+    (check,) = explain.work_checks("i", {key: job, other.key: other}, now=10.0)
+    assert (check.name, check.verdict, check.detail) == ("job prewarm.fast", verdict, detail)
+
+
+# The probe
+
+
+def message(event_type: str, **payload: object) -> dict[str, Any]:
+    return {"event_type": event_type, "payload": payload}
+
+
+def signs(**fields: Any) -> Signs:
+    volume = Volume(id=VOLUME, name="x", status="available", volume_type="fast", size=1, host="h@b#p", project_id="p")
+    return Signs(**({"volume": volume, "seconds": 1.0, "heard": True} | fields))
+
+
+VOLUME = "22222222-2222-4222-8222-222222222222"
+IMAGE = "33333333-3333-4333-8333-333333333333"
+
+
+def test_what_notifications_tell() -> None:
+    image = Image(id=IMAGE, status="active", owner="a", disk_format="raw", container_format="bare", visibility="public")
+    blank = signs(heard=False)
+
+    def after(*messages: dict[str, Any]) -> Signs:
+        seen = blank
+        for one in messages:
+            seen = probe.with_message(seen, one, image)
+        return seen
+
+    sent = message("image.send", image_id=IMAGE, bytes_sent=5, receiver_tenant_id="p")
+    assert after(sent, sent).sent == 10
+    assert after(message("image.send", image_id=IMAGE, bytes_sent=5, receiver_tenant_id="else")).sent == 0
+    assert after(message("image.send", image_id=VOLUME, bytes_sent=5, receiver_tenant_id="p")).sent == 0
+    assert after(message("image.send", image_id=IMAGE, bytes_sent="x", receiver_tenant_id="p")).sent == 0
+    end = message("volume.create.end", volume_id=VOLUME, glance_metadata=[{"key": "image_id", "value": IMAGE}])
+    assert (after(end).heard, after(end).verified, after(end).is_clone) == (True, False, True)
+    noted = message(
+        "volume.create.end", volume_id=VOLUME, glance_metadata=[{"key": "signature_verified", "value": "F"}]
+    )
+    assert after(noted).verified
+    assert not after(noted).is_clone
+    assert after(message("volume.create.end", volume_id=IMAGE)) == blank
+    assert after(message("image_volume_cache.hit", image_id=IMAGE, host="h@b#p")).hit
+    assert not after(message("image_volume_cache.hit", image_id=IMAGE, host="else")).hit
+    assert after(message("image.update", id=IMAGE), {"event_type": "volume.create.end", "payload": "text"}) == blank
+
+
+@pytest.mark.parametrize(
+    ("seen", "verdict", "detail"),
+    [
+        (signs(), "ok", "a clone, in 1.0 s: nothing was downloaded"),
+        (signs(hit=True), "ok", "a clone, in 1.0 s: Cinder's image-volume cache has served it"),
+        (signs(heard=False), "ok", "a clone, in 1.0 s: nothing was downloaded; by status only, no notification came"),
+        (signs(downloading=True), "fail", "no clone, in 1.0 s: Cinder was downloading"),
+        (signs(sent=GIB), "fail", "no clone, in 1.0 s: Glance has sent 1 GiB"),
+        (signs(verified=True), "fail", "no clone, in 1.0 s: Cinder has noted signature_verified"),
+    ],
+)  # fmt: skip
+def test_what_a_probe_says(seen: Signs, verdict: str, detail: str) -> None:
+    check = probe.judged("probe fast", seen, ())
+    assert (check.verdict, check.detail, bool(check.advice)) == (verdict, detail, verdict == "fail")
+
+
+def test_why_a_probe_was_no_clone() -> None:
+    here = signs().volume
+    no = signs(downloading=True)
+    assert "there is no Image-Volume here yet" in probe.judged("x", no, ()).advice
+    assert "one pool only" in probe.judged("x", no, (replace(here, host="h@b#q"),)).advice
+    assert "allowed_direct_url_schemes" in probe.judged("x", no, (here,)).advice
+    broken = probe.judged("x", replace(no, volume=replace(here, status="error")), ())
+    assert (broken.verdict, broken.detail) == ("fail", "the volume is in status error")
+
+
+async def probed(cloud: FakeCloud, image: Image, *, within: float = 5.0) -> Check:
+    return await probe.probe(cloud, image, FAST, take=None, lying=(), within=within)
+
+
+def probes(cloud: FakeCloud) -> list[Volume]:
+    return [volume for volume in cloud.volumes.values() if volume.name == probe.NAME]
+
+
+async def test_a_probe_leaves_nothing(cloud: FakeCloud, warm: Image) -> None:
+    left = cloud.volume_of(PROJECT, name=probe.NAME)
+    check = await probed(cloud, warm)
+    assert check.name == "probe fast"
+    assert probes(cloud) == []
+    assert left.id not in cloud.volumes, "what a killed one has left goes too"
+
+
+@pytest.mark.parametrize("error", [Blocked("VolumeLimitExceeded"), Conflict("no such type")])
+async def test_a_probe_that_cinder_refuses(cloud: FakeCloud, warm: Image, error: Exception) -> None:
+    cloud.faults["create_volume"] = Fault(error)
+    check = await probed(cloud, warm)
+    assert check.verdict == "fail"
+    assert str(error) in check.detail
+
+
+async def test_a_probe_that_takes_too_long_or_is_interrupted(cloud: FakeCloud, warm: Image) -> None:
+    cloud.seconds = 1.0
+    check = await probed(cloud, warm, within=0.3)
+    assert (check.verdict, check.detail) == ("fail", "no volume after 0 s")
+    assert probes(cloud) == [], "it goes as soon as Cinder lets it"
+    task = asyncio.create_task(probed(cloud, warm))
+    await asyncio.sleep(0.1)
+    assert len(probes(cloud)) == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert probes(cloud) == []

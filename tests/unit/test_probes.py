@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import math
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from worker.metrics import Metrics
-from worker.probes import Probes
+from worker.probes import Page, Probes
 
 
 @pytest.fixture
@@ -56,3 +58,72 @@ def test_anything_else_is_not_found(url: str) -> None:
 def test_a_port_that_is_taken_is_an_error(url: str) -> None:
     with pytest.raises(OSError, match="in use"):
         Probes(registry=Metrics().registry, sick=dict, unready=dict).start("127.0.0.1", int(url.rpartition(":")[2]))
+
+
+@pytest.fixture
+def asked() -> list[float]:
+    return []
+
+
+@pytest.fixture
+def paged(problems: dict[str, str], asked: list[float]) -> Iterator[str]:
+    """The same with a page, of a cloud with many images."""
+    page = Page(
+        status=lambda most: asked.append(most) or {"jobs": []},  # type: ignore[func-returns-value]
+        images=lambda: {"images": [["id", "name", 1, []]] * 1000},
+    )
+    probes = Probes(registry=Metrics().registry, sick=dict, unready=lambda: problems, page=page)
+    yield f"http://127.0.0.1:{probes.start('127.0.0.1', 0)}"
+    probes.stop()
+
+
+def test_without_a_page_there_is_nothing_for_people(url: str) -> None:
+    for path in ("/", "/status.json", "/images.json", "/page.html"):
+        assert get(f"{url}{path}")[0] == 404
+
+
+def test_the_page_lets_nothing_in_from_elsewhere(paged: str) -> None:
+    with urllib.request.urlopen(f"{paged}/", timeout=10) as answer:
+        policy = answer.headers["Content-Security-Policy"]
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        text = answer.read().decode()
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert "unsafe" not in policy
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in text
+
+
+def test_how_many_jobs(paged: str, asked: list[float], problems: dict[str, str]) -> None:
+    problems["cloud"] = "away"
+    for query in ("", "?jobs=7", "?jobs=all", "?jobs=-1", "?jobs=x"):
+        status, body = get(f"{paged}/status.json{query}")
+        assert (status, json.loads(body)) == (200, {"jobs": [], "problems": {"cloud": "away"}})
+    assert asked == [200, 7, math.inf, 200, 200]
+
+
+def test_what_is_large_is_compressed(paged: str) -> None:
+    request = urllib.request.Request(f"{paged}/images.json", headers={"Accept-Encoding": "gzip"})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.headers["Content-Encoding"] == "gzip"
+        packed = answer.read()
+    plain = get(f"{paged}/images.json")[1]
+    assert gzip.decompress(packed).decode() == plain
+    assert len(packed) < len(plain) / 10
+
+
+@pytest.mark.parametrize("path", ["/", "/status.json", "/metrics", "/readyz", "/nothing"])
+def test_nothing_can_be_changed(paged: str, path: str) -> None:
+    for method in ("POST", "PUT", "DELETE"):
+        request = urllib.request.Request(f"{paged}{path}", data=b"{}", method=method)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            urllib.request.urlopen(request, timeout=10)
+        with caught.value as answer:
+            assert (answer.code, answer.headers["Allow"]) == (405, "GET, HEAD")
+
+
+def test_a_head_has_no_body(paged: str) -> None:
+    request = urllib.request.Request(f"{paged}/images.json", method="HEAD")
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert answer.status == 200
+        assert int(answer.headers["Content-Length"]) > 10_000
+        assert answer.read() == b""

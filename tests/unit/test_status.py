@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
 
 import pytest
 
 from tests.fake_cloud import PROJECT, FakeCloud
 from tests.rig import FAST, SLOW, STORES, Rig
-from worker import status
+from worker import live, status
 from worker.cloud import GIB, Location
+from worker.job import Job, Key
+from worker.live import LiveJob, LiveLane
 from worker.status import Row
 from worker.target import Policy, Target
 
@@ -42,8 +50,8 @@ async def test_warm_and_cold(cloud: FakeCloud) -> None:
         after = await shown(rig)
         (volume,) = [volume for volume in cloud.of(image.id) if volume.volume_type == "fast"]
         assert (after["fast"].state, after["fast"].volume_id, after["fast"].size) == ("warm", volume.id, 2)
-        assert after["fast"].since.endswith("Z")
-        assert after["fast"].used == ""
+        assert after["fast"].since > 1.7e9
+        assert after["fast"].used == 0.0
 
 
 async def test_not_wanted_full_and_unused(cloud: FakeCloud) -> None:
@@ -99,7 +107,7 @@ async def test_the_last_use_is_shown(cloud: FakeCloud) -> None:
         await rig.quiet()
         row = (await shown(rig))["fast"]
         assert row.state == "warm"
-        assert row.used.startswith("20")
+        assert row.used > 1.7e9
 
 
 async def test_it_changes_nothing(cloud: FakeCloud) -> None:
@@ -112,10 +120,129 @@ async def test_it_changes_nothing(cloud: FakeCloud) -> None:
         assert set(cloud.calls) == {"list_images", "list_volumes", "list_stores"}
 
 
-def test_counts() -> None:
-    rows = [
-        Row(image_id="a", target="fast", state="warm", size=2),
-        Row(image_id="b", target="fast", state="warm", size=3),
-        Row(image_id="b", target="slow", state="cold"),
-    ]
-    assert list(status.tell(rows)) == [("fast", "warm", 2, 5), ("slow", "cold", 1, 0)]
+def job(row: Row, state: str, *, attempt: int = 0, due: float = 0.0, doing: str = "", reason: str = "") -> LiveJob:
+    return LiveJob(key=row.key, state=state, attempt=attempt, first_at=1.0, due=due, doing=doing, reason=reason)
+
+
+COLD = Row(image_id="a", target="fast", state="cold", why="not in store x")
+
+
+@pytest.mark.parametrize(
+    ("live", "state", "due", "why"),
+    [
+        (job(COLD, "in progress", doing="CopyImage"), "making", 0.0, "CopyImage"),
+        (job(COLD, "in progress"), "making", 0.0, "not in store x"),
+        (job(COLD, "held"), "cold", 0.0, "not in store x"),
+        (job(COLD, "waiting", due=9.0, reason="changed a moment ago"), "cold", 9.0, "changed a moment ago"),
+        (job(COLD, "waiting", due=9.0, attempt=2, reason="no answer"), "failed", 9.0, "no answer"),
+        (job(COLD, "parked", due=9.0, attempt=20, reason="no answer"), "failed", 9.0, "given up: no answer"),
+    ],
+)
+def test_what_a_worker_says_of_a_cold_one(live: LiveJob, state: str, due: float, why: str) -> None:
+    row = status.with_work(COLD, {live.key: live}, {})
+    assert (row.state, row.due, row.why) == (state, due, why)
+
+
+@pytest.mark.parametrize("state", ["warm", "full", "unused", "unwanted", "lost"])
+def test_work_does_not_touch_what_is_settled(state: str) -> None:
+    row = replace(COLD, state=state)
+    live = job(row, "waiting", attempt=3, reason="no answer")
+    assert status.with_work(row, {live.key: live}, {}) == row
+
+
+def test_an_upload_keeps_its_state_and_gets_the_reason() -> None:
+    row = Row(image_id="a", target="", state="upload")
+    live = job(row, "waiting", attempt=1, due=7.0, reason="the volume is in-use")
+    assert live.key == Key("upload", "a")
+    seen = status.with_work(row, {live.key: live}, {})
+    assert (seen.state, seen.due, seen.why) == ("upload", 7.0, "the volume is in-use")
+
+
+def test_a_dead_letter_of_a_cold_one() -> None:
+    letter = Job(key=COLD.key, cause="x", attempt=20, first_at=1.0, reason="no answer")
+    row = status.with_work(COLD, {}, {letter.key: letter})
+    assert (row.state, row.why) == ("failed", "given up after 20 tries: no answer")
+    # A worker that tries it again knows better
+    live = job(COLD, "in progress", doing="CopyImage")
+    assert status.with_work(COLD, {live.key: live}, {letter.key: letter}).state == "making"
+
+
+async def test_what_is_being_made_is_seen_in_the_cloud(cloud: FakeCloud) -> None:
+    async with rig_of(cloud) as rig:
+        image = cloud.upload()
+        cloud.touch(image.id, importing=frozenset({"cinder-fast"}))
+        assert {target: row.state for target, row in (await shown(rig)).items()} == {"fast": "making", "slow": "cold"}
+
+
+async def test_summary(cloud: FakeCloud) -> None:
+    targets = replace(FAST, max_gigabytes=10, max_count=4), SLOW
+    async with rig_of(cloud, *targets) as rig:
+        first = cloud.upload(size=2 * GIB)
+        cloud.upload(size=3 * GIB)
+        for target in targets:
+            await rig.run(first.id, target.name)
+        held: dict[str, tuple[int, int]] = {}
+        rows = [row async for row in status.overview(cloud, rig.prewarm, (rig.reclaim, rig.upload), held)]
+        assert held == {"fast": (2, 1)}
+        fast, slow = status.summaries(targets, rows, held)
+        assert (fast.states, fast.size, fast.budget) == ({"warm": 1, "cold": 1}, 2, "2 of 10 GiB, 1 of 4 volumes")
+        assert (slow.states, slow.size, slow.budget) == ({"warm": 1, "cold": 1}, 2, "")
+
+
+@contextmanager
+def served(body: bytes, code: int = 200) -> Iterator[tuple[str, int]]:
+    """The address of a server that gives this answer to everything."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    try:
+        yield "127.0.0.1", server.server_port
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+ANSWER: dict[str, Any] = {
+    "jobs": [
+        {"handler": "prewarm", "image_id": "a", "target": "fast", "state": "in progress", "attempt": 1,
+         "first_at": 5.0, "due": None, "doing": "CopyImage", "reason": ""},
+        {"handler": "prewarm", "image_id": "a", "target": "fast", "state": "waiting", "attempt": 1,
+         "first_at": 5.0, "due": 9.0, "doing": "", "reason": "no answer"},
+    ],
+    "lanes": [{"lane": "prewarm.fast", "in_progress": 1, "held": 2, "waiting": 3, "depth": 4, "oldest": None}],
+}  # fmt: skip
+
+
+def test_a_worker_is_asked() -> None:
+    with served(json.dumps(ANSWER).encode()) as address:
+        told = live.ask(("0.0.0.0", address[1]))
+    assert told
+    assert told.jobs[Key("prewarm", "a", "fast")].state == "in progress"
+    assert told.lanes["prewarm.fast"] == LiveLane(in_progress=1, held=2, waiting=3, depth=4, oldest=0.0)
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", 200),
+        (b"<html>", 200),
+        (b"[]", 200),
+        (b"null", 200),
+        (b'{"jobs": []}', 200),
+        (b'{"jobs": [{}], "lanes": []}', 200),
+        (json.dumps(ANSWER).encode(), 404),
+    ],
+)
+def test_somebody_else_is_not_believed(body: bytes, code: int) -> None:
+    with served(body, code) as address:
+        assert live.ask(address) is None
+    assert live.ask(address) is None, "nobody is there any more"

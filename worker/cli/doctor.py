@@ -13,13 +13,16 @@ from worker.check import Check
 from worker.cli import Worker
 from worker.daemon import build_clouds
 from worker.metrics import Metrics
-from worker.settings import Settings
+from worker.settings import Settings, config_files
 
 FAILED = 3
 
 
 class Doctor(Lister):
-    """Check configuration, brokers, login, roles, Glance, Cinder and targets; exit status 3 if anything fails."""
+    """Check configuration, brokers, login, roles, Glance, Cinder and targets; exit status 3 if anything fails.
+
+    Nothing is changed. What a `warn` and a `fail` mean, and what to do, is told in a line.
+    """
 
     app: Worker
     _checks: tuple[Check, ...] = ()
@@ -27,8 +30,8 @@ class Doctor(Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:  # noqa: ARG002
         """The table of checks."""
         settings = self.app.read_settings()
-        configured = Check("configuration", "ok", f"{len(settings.targets)} targets")
-        self._checks = (configured, *doctor.brokers(settings), *asyncio.run(_cloud(settings)))
+        files = [*config_files(self.app.options.config_file), *self.app.options.config_dir]
+        self._checks = tuple(asyncio.run(_examine(settings, files)))
         rows = [(check.name, check.verdict, check.detail, check.advice) for check in self._checks]
         return ("Check", "Result", "Detail", "What to do"), rows
 
@@ -38,9 +41,9 @@ class Doctor(Lister):
         return FAILED if any(check.verdict == "fail" for check in self._checks) else 0
 
 
-async def _cloud(settings: Settings) -> list[Check]:
+async def _examine(settings: Settings, files: list[str]) -> list[Check]:
     clouds = build_clouds(settings, Metrics())
     try:
-        return [check async for check in doctor.services(clouds.common, settings)]
+        return await doctor.examine(settings, clouds.common, files)
     finally:
         clouds.close()

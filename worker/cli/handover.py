@@ -18,6 +18,8 @@ from worker.uses import Uses
 
 # Seconds that a command waits for another try of a job at the most
 PATIENCE = 60.0
+# Outcomes after which a job does not come back
+SETTLED = frozenset({"done", "skip", "park"})
 
 
 class Handover:
@@ -29,6 +31,7 @@ class Handover:
         self._local = MemoryLanes() if local else None
         self._lanes = self._local or build_lanes(settings)
         self._timeout = settings.api_timeout
+        self._metrics = metrics
         self._runner = Runner(
             lanes=self._lanes,
             handlers=handlers,
@@ -57,6 +60,14 @@ class Handover:
                 await self._lanes.publish(job for job in jobs if job.key.lane in known)
         except TimeoutError as error:
             raise Temporary(f"the lanes' broker is away: {self._lanes.problem()}") from error
+
+    @property
+    def done(self) -> int:
+        """How many jobs this command has done itself, or given up."""
+        samples = (sample for metric in self._metrics.jobs.collect() for sample in metric.samples)
+        return sum(
+            int(one.value) for one in samples if one.labels["outcome"] in SETTLED and one.name.endswith("_total")
+        )
 
     async def settled(self) -> None:
         """Return when all jobs are done, if that is this command's task; Temporary once those left keep failing."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from worker import replay
 from worker.capture import Source, sources
-from worker.cli import Worker, values
+from worker.cli import Worker, progress, values
 from worker.cli.handover import Handover
 from worker.daemon import build_clouds, build_handlers, build_parts, check_cloud
 from worker.errors import Misconfigured
@@ -153,7 +153,7 @@ async def _print(jobs: Iterable[Job], out: TextIO) -> None:
 def _bar(found: list[Source]) -> tqdm[Any]:
     """A progress bar in bytes read, on a terminal only."""
     total = sum(source.size for source in found) or None
-    return tqdm(total=total, unit="B", unit_scale=True, disable=None, file=sys.stderr, leave=False)
+    return progress.bar(total=total, unit="B", unit_scale=True)
 
 
 def _time(text: str) -> float:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections.abc import Iterable
 from typing import Any
 
 from cliff.lister import Lister
 
 from handlers import image_volume
-from worker.cli import Worker
+from worker import explain
+from worker.cli import Worker, progress, values
 from worker.cli.handover import Handover
 from worker.daemon import build_clouds, build_handlers, build_parts, check_cloud
-from worker.handler import Missing
+from worker.errors import Misconfigured
+from worker.handler import Handler, Missing
 from worker.job import OPERATOR
 from worker.metrics import Metrics
-from worker.resync import Census, compare, job_of
+from worker.resync import Census, compare, compare_images, job_of
+from worker.sdk import OpenStackCloud
 from worker.settings import Settings
 from worker.uses import Uses
 
@@ -24,7 +28,7 @@ class Resync(Lister):
     """Compare Glance and Cinder once, show what is missing, and have it done.
 
     With lanes on RabbitMQ the jobs go to the workers that run; with memory:// this command does the work itself, and
-    ends when it is done.
+    ends when it is done. A job that was given up, or waits for its next try, is tried at once.
     """
 
     app: Worker
@@ -33,17 +37,32 @@ class Resync(Lister):
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         parser.add_argument("--dry-run", action="store_true", help="Only show what is missing.")
+        parser.add_argument(
+            "--image-id",
+            metavar="ID",
+            action="append",
+            type=values.image_id,
+            default=[],
+            help="Only this image, whether Glance has it or not; may be repeated.",
+        )
+        parser.add_argument(
+            "--target", default="", metavar="T", help="Only pre-warming on this target: no uploads, nothing reclaimed."
+        )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table of what is missing."""
         settings = self.app.read_settings()
-        found = asyncio.run(_resync(settings, dry_run=parsed_args.dry_run))
+        if parsed_args.target and parsed_args.target not in {target.name for target in settings.targets}:
+            raise Misconfigured([f"no target {parsed_args.target!r} is configured"])
+        found = asyncio.run(_resync(settings, parsed_args))
+        if not found:
+            self.app.LOG.warning("nothing is missing")
         rows = [(one.key.handler, one.key.image_id, one.key.target, one.why) for one in found]
         return ("Handler", "Image", "Target", "Why"), rows
 
 
-async def _resync(settings: Settings, *, dry_run: bool) -> list[Missing]:
+async def _resync(settings: Settings, options: argparse.Namespace) -> list[Missing]:
     metrics = Metrics()
     clouds = build_clouds(settings, metrics)
     cloud = clouds.common
@@ -51,13 +70,33 @@ async def _resync(settings: Settings, *, dry_run: bool) -> list[Missing]:
         await check_cloud(cloud, settings)
         uses = Uses()
         handlers = build_handlers(settings, build_parts(settings, clouds, metrics, uses))
-        comparing = compare(cloud, handlers.values(), image_of=image_volume.image_of, census=Census())
-        found = [missing async for missing in comparing]
-        if found and not dry_run:
+        missing = await _compared(settings, cloud, handlers.values(), options.image_id)
+        found = [one for one in missing if options.target in ("", one.key.target)]
+        if found and not options.dry_run:
             local = settings.work_url == "memory://"
             async with Handover(settings, handlers, metrics=metrics, uses=uses, local=local) as handover:
-                await handover.submit(job_of(missing, cause=OPERATOR) for missing in found)
-                await handover.settled()
+                await handover.submit(job_of(one, cause=OPERATOR) for one in found)
+                async with progress.shown(lambda: handover.done, unit=" jobs", total=len(found)):
+                    await handover.settled()
         return found
     finally:
         clouds.close()
+
+
+async def _compared(
+    settings: Settings, cloud: OpenStackCloud, handlers: Iterable[Handler], image_ids: list[str]
+) -> list[Missing]:
+    """What looks incomplete, of all images or of some."""
+    if image_ids:
+        comparing = compare_images(
+            cloud,
+            handlers,
+            dict.fromkeys(image_ids),
+            volumes_of=lambda image_id: explain.volumes_of(cloud, image_id),
+            lying=await explain.lying(cloud, settings.targets),
+        )
+        return [missing async for missing in comparing]
+    census = Census()
+    comparing = compare(cloud, handlers, image_of=image_volume.image_of, census=census)
+    async with progress.shown(lambda: census.images, unit=" images"):
+        return [missing async for missing in comparing]

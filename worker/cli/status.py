@@ -1,36 +1,71 @@
-"""`status`: how it is with images on targets, now."""
+"""`status`: how it is with images on targets, with targets, and with lanes, now."""
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-from dataclasses import astuple
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from cliff.lister import Lister
 
-from handlers import image_volume
 from handlers.prewarm import Prewarm
-from worker import explain, status
-from worker.cli import Worker
+from worker import explain, live, status
+from worker.cli import Worker, values
+from worker.cli.values import Moment
 from worker.daemon import build_clouds, build_handlers, build_parts, check_cloud
-from worker.errors import Misconfigured
+from worker.errors import Misconfigured, NotFound, Temporary
+from worker.job import Job, Key
+from worker.lanes import look
+from worker.lanes.dead import DeadQueue
+from worker.lanes.look import DEAD, Depth
+from worker.live import Live
 from worker.metrics import Metrics
-from worker.notification import IMAGE_ID
 from worker.settings import Settings
-from worker.status import Row
+from worker.status import Row, Summary
 from worker.uses import Uses
 
-COLUMNS = ("Image", "Target", "State", "Image-Volume", "GiB", "Since", "Last use", "Why")
+COLUMNS = (
+    "Image",
+    "Target",
+    "State",
+    "Strategy",
+    "Image-Volume",
+    "GiB",
+    "Age",
+    "Last use",
+    "Next try",
+    "Why",
+)
+SUMMARY = ("Target", "Strategy", "Warm", "Making", "Cold", "Failed", "Other", "GiB", "Budget")
+LANES = ("Lane", "On broker", "Workers", "In progress", "Held", "Next tries", "Oldest")
+# States that have a column of their own in the summary
+COUNTED = ("warm", status.MAKING, "cold", status.FAILED)
+MEMORY = "memory://"
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What was looked at; `notes` are what could not be."""
+
+    rows: list[Row] = field(default_factory=list)
+    summaries: list[Summary] = field(default_factory=list)
+    depths: list[Depth] = field(default_factory=list)
+    live: Live | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 class Status(Lister):
-    """Show images x targets: warm or not, the Image-Volume, its size, since when, last use, and why not.
+    """Show images x targets: warm or not, the Image-Volume, its size and age, last use, next try, and why not.
 
-    States: warm; cold, it will be warm; full, the target's budget has no room; unused, it waits for a second use;
-    unwanted; lost, the data can be had nowhere; upload, a queued image; left over, what is to be deleted; gone, Glance
-    has no such image and volumes are left. Images that are not wanted are shown only with --all or when named. Nothing
-    is changed.
+    States: warm; making, it is being made now; cold, it will be warm; failed, it is tried again or was given up; full,
+    the target's budget has no room; unused, it waits for a second use; unwanted; lost, the data can be had nowhere;
+    upload, a queued image; left over, what is to be deleted; gone, Glance has no such image and volumes are left.
+    Images that are not wanted are shown only with --all or when named. A table is followed by a summary of the targets
+    and by the lanes; programs ask for these with --summary or --lanes. Glance, Cinder and the broker are read, so it
+    works without a running worker; one that serves [probes] bind here is asked for what it is doing. Nothing is
+    changed.
     """
 
     app: Worker
@@ -38,34 +73,82 @@ class Status(Lister):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument("image", metavar="IMAGE", nargs="?", default="", help="Id of an image; all if left out.")
+        parser.add_argument(
+            "image",
+            metavar="IMAGE",
+            nargs="?",
+            type=values.image_id,
+            help="Id of an image; all if left out.",
+        )
         parser.add_argument("--target", default="", metavar="T", help="Only this target.")
         parser.add_argument("--state", default="", choices=["", *status.STATES], metavar="S", help="Only this state.")
         parser.add_argument("--all", action="store_true", help="What is not wanted too.")
-        parser.add_argument("--count", action="store_true", help="Only how many there are of each.")
+        which = parser.add_mutually_exclusive_group()
+        which.add_argument("--summary", action="store_true", help="Only the targets: how many of each, GiB, budget.")
+        which.add_argument("--lanes", action="store_true", help="Only the lanes: jobs, workers, the oldest job.")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
-        """The table."""
+        """The table that was asked for."""
         settings = self.app.read_settings()
-        image_id, target, state = parsed_args.image.strip().lower(), parsed_args.target, parsed_args.state
-        if image_id and not IMAGE_ID.fullmatch(image_id):
-            raise Misconfigured([f"{parsed_args.image!r} is not the id of an image"])
+        image_id, target, state = parsed_args.image or "", parsed_args.target, parsed_args.state
         if target and target not in {one.name for one in settings.targets}:
             raise Misconfigured([f"no target {target!r} is configured"])
-        rows = asyncio.run(_rows(settings, image_id))
+        self._seen = seen = _look(settings, image_id, lanes_only=parsed_args.lanes)
+        for note in seen.notes:
+            self.app.LOG.warning(note)
+        self._more = not (parsed_args.summary or parsed_args.lanes or image_id or target or state)
+        if parsed_args.lanes:
+            return LANES, list(_lanes(seen))
+        if parsed_args.summary:
+            return SUMMARY, list(_summary(seen, target))
         hidden = not (parsed_args.all or image_id or state)
         shown = [
             row
-            for row in rows
+            for row in seen.rows
             if target in ("", row.target) and state in ("", row.state) and not (hidden and row.state == "unwanted")
         ]
-        if parsed_args.count:
-            return ("Target", "State", "Images", "GiB"), list(status.tell(shown))
-        return COLUMNS, [tuple("" if cell is None else cell for cell in astuple(row)) for row in shown]
+        return COLUMNS, [cells(row) for row in shown]
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """The table; for a person who has asked for everything, what stands below it."""
+        status_code: int = super().produce_output(parsed_args, column_names, data)
+        if self._more and parsed_args.formatter == "table":
+            for names, rows in ((SUMMARY, _summary(self._seen, "")), (LANES, _lanes(self._seen))):
+                self.formatter.emit_list(names, list(rows), self.app.stdout, parsed_args)
+        return status_code
 
 
-async def _rows(settings: Settings, image_id: str) -> list[Row]:
+def _look(settings: Settings, image_id: str, *, lanes_only: bool) -> _Seen:
+    """Everything, as far as it can be had: without the cloud there is no status, without the rest there is."""
+    seen = _Seen()
+    given_up: dict[Key, Job] = {}
+    if settings.bind:
+        seen.live = live.ask(settings.bind)
+    if seen.live is None:
+        where = f"at {settings.bind[0]}:{settings.bind[1]}" if settings.bind else "([probes] bind is empty)"
+        seen.notes.append(f"no worker tells {where} what it is doing: next tries are not known here")
+    if settings.work_url != MEMORY:
+        try:
+            seen.depths = look.look(settings.work_url, queue=settings.queue, lanes=lanes_of(settings))
+            with DeadQueue(url=settings.work_url, queue=settings.queue) as queue:
+                given_up = {kept.letter.job.key: kept.letter.job for kept in queue if kept.letter and kept.letter.job}
+        except Temporary as error:
+            if lanes_only:
+                raise
+            seen.notes.append(f"the lanes can't be seen: {error}")
+    if not lanes_only:
+        asyncio.run(_look_at_cloud(settings, image_id, seen, given_up))
+    return seen
+
+
+def lanes_of(settings: Settings) -> list[str]:
+    """The lanes of the settings."""
+    names = ["upload", "reclaim", *(f"prewarm.{target.name}" for target in settings.targets)]
+    return [name for name in names if name not in settings.switched_off]
+
+
+async def _look_at_cloud(settings: Settings, image_id: str, seen: _Seen, given_up: dict[Key, Job]) -> None:
     metrics = Metrics()
     clouds = build_clouds(settings, metrics)
     cloud = clouds.common
@@ -74,16 +157,79 @@ async def _rows(settings: Settings, image_id: str) -> list[Row]:
         parts = build_parts(settings, clouds, metrics, Uses())
         prewarm = Prewarm(parts)
         others = tuple(handler for handler in build_handlers(settings, parts).values() if handler.name != prewarm.name)
-        if not image_id:
-            return [row async for row in status.overview(cloud, prewarm, others)]
-        image = await cloud.get_image(image_id)
-        volumes = (
-            *await cloud.find_volumes(image_volume.name_of(image_id)),
-            *await cloud.find_volumes(image_volume.warming_name_of(image_id)),
-        )
-        lying = await explain.lying(cloud, settings.targets)
-        for handler in (prewarm, *others):
-            await handler.prepare(lying)
-        return [row async for row in status.of_image(cloud, prewarm, others, image, volumes)]
+        held: dict[str, tuple[int, int]] = {}
+        if image_id:
+            rows = await _of_image(settings, cloud, prewarm, others, image_id)
+        else:
+            rows = [row async for row in status.overview(cloud, prewarm, others, held)]
     finally:
         clouds.close()
+    jobs = seen.live.jobs if seen.live else {}
+    seen.rows = [status.with_work(row, jobs, given_up) for row in rows]
+    resolved = {target.name: target for target in prewarm.resolved}
+    seen.summaries = status.summaries(
+        [resolved.get(target.name, target) for target in settings.targets], seen.rows, held
+    )
+
+
+async def _of_image(
+    settings: Settings, cloud: Any, prewarm: Prewarm, others: tuple[Any, ...], image_id: str
+) -> list[Row]:
+    """The rows of one image; NotFound if there is neither the image nor a volume of it."""
+    volumes = await explain.volumes_of(cloud, image_id)
+    try:
+        image = await cloud.get_image(image_id)
+    except NotFound:
+        if volumes:
+            return [status.of_gone(image_id, volume) for volume in volumes]
+        raise
+    lying = await explain.lying(cloud, settings.targets)
+    for handler in (prewarm, *others):
+        await handler.prepare(lying)
+    return [row async for row in status.of_image(cloud, prewarm, others, image, volumes)]
+
+
+def cells(row: Row) -> tuple[Any, ...]:
+    """A row as its columns."""
+    return (
+        row.image_id,
+        row.target,
+        row.state,
+        row.strategy,
+        row.volume_id,
+        "" if row.size is None else row.size,
+        Moment(row.since),
+        Moment(row.used),
+        Moment(row.due),
+        row.why,
+    )
+
+
+def _summary(seen: _Seen, target: str) -> Iterator[tuple[Any, ...]]:
+    for one in seen.summaries:
+        if target in ("", one.target.name):
+            other = one.states.total() - sum(one.states[state] for state in COUNTED)
+            counts = (one.states[state] for state in COUNTED)
+            yield one.target.name, str(one.target.strategy), *counts, other, one.size, one.budget
+
+
+def _lanes(seen: _Seen) -> Iterator[tuple[Any, ...]]:
+    """A line a lane; what nobody tells is left blank."""
+    told = seen.live.lanes if seen.live else {}
+    depths = {depth.lane: depth for depth in seen.depths}
+    for lane in _merged(depths, told):
+        depth, one = depths.get(lane), told.get(lane)
+        oldest = min((at for at in (depth.oldest if depth else 0.0, one.oldest if one else 0.0) if at), default=0.0)
+        yield (
+            lane,
+            depth.ready if depth else one.depth if one else "",
+            depth.workers if depth and lane not in (DEAD, look.DELAYED) else "",
+            one.in_progress if one else "",
+            one.held if one else "",
+            one.waiting if one else "",
+            Moment(oldest),
+        )
+
+
+def _merged(first: Iterable[str], second: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys((*first, *second)))

@@ -14,7 +14,7 @@ from amqp.exceptions import NotFound
 from worker.dead_letter import DeadLetter
 from worker.errors import Malformed
 from worker.lanes.topology import Topology
-from worker.lanes.visit import visit
+from worker.visit import visit
 
 
 @dataclass(frozen=True, slots=True)

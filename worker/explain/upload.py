@@ -1,42 +1,20 @@
-"""Explain: what stands between an image and what it waits for, and what to do about it. Reads only."""
+"""The upload path: each condition for a queued image to become active by a clone. Reads only."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import assert_never
 
 from handlers import completion, image_volume
 from handlers.completion import Seen
-from handlers.prewarm import Prewarm, Warmth
 from handlers.upload import clones_of
 from worker.check import Check
-from worker.cloud import Cloud, Image, Volume
+from worker.cloud import Cloud, Image, Quota, Volume
 from worker.errors import NotFound
 from worker.notification import IMAGE_ID
 from worker.outcome import Again, Skip
-from worker.resync import by_image
 from worker.settings import Settings
-from worker.target import Target, Uploads
-
-
-async def explain(
-    cloud: Cloud, settings: Settings, prewarm: Prewarm, image_id: str, *, now: float, target: str = ""
-) -> AsyncIterator[Check]:
-    """Each condition for the image, met or not; of all targets, or of one. NotFound if there is no such image."""
-    image = await cloud.get_image(image_id)
-    yield Check("image", "ok", f"{image.status}, {completion.kind_of(image)}, {image.visibility}, owner {image.owner}")
-    if image.status == "active":
-        async for check in _warmth(cloud, settings, prewarm, image, target):
-            yield check
-    elif image.status != "queued":
-        yield Check("upload", "ok", f"somebody works on it: the image is {image.status}")
-    elif "upload" in settings.switched_off:
-        yield Check("upload", "warn", "switched off", "set enabled = true in [uploads]")
-    else:
-        seen = await look(cloud, settings.uploads, image, now=now)
-        for check in upload_checks(seen, settings):
-            yield check
+from worker.target import Uploads
 
 
 async def look(cloud: Cloud, rules: Uploads, image: Image, *, now: float) -> Seen:
@@ -76,6 +54,26 @@ def upload_checks(seen: Seen, settings: Settings) -> Iterator[Check]:
             text = f"{task.url} {task.status} {task.message}".strip()
             yield Check("location task", "warn" if failed else "ok", text, advice if failed else "")
     yield _next(seen, settings)
+
+
+def api_check(rules: Uploads, *, imports: bool) -> Check:
+    """Which way a location is added. Pure."""
+    if rules.location_api == "new" and not imports:
+        return Check("location api", "fail", "Glance is older than 2.17", "set location_api = auto in [uploads]")
+    if rules.location_api == "old" or not imports:
+        text = "the old one, which needs show_multiple_locations (OSSN-0065, OSSN-0090)"
+        return Check("location api", "warn", text, "Glance 2.17 and later have a safe one")
+    return Check("location api", "ok", "the New Location API")
+
+
+def quota_check(source: Volume, quota: Quota) -> Check:
+    """Whether the internal project has room for a clone of the source. Pure."""
+    left = (("volumes", quota.volumes, 1), ("GiB", quota.gigabytes, source.size))
+    short = [f"{room} {unit}" for unit, room, need in left if room is not None and room < need]
+    if short:
+        text = f"the internal project has {' and '.join(short)} left, the clone needs {source.size} GiB"
+        return Check("quota", "fail", text, "raise its quota; the upload is tried again by itself")
+    return Check("quota", "ok", "the internal project has room for the clone")
 
 
 def _format(image: Image) -> Check:
@@ -144,55 +142,8 @@ def _next(seen: Seen, settings: Settings) -> Check:
         return Check("next", "ok", f"the worker's next step is {type(action).__name__}")
     match action.outcome:
         case Skip(reason):
-            return Check("next", "fail", f"nothing: {reason}")
+            return Check("next", "fail", f"nothing: {reason}", "see what fails above; the worker looks again by itself")
         case Again(reason, after=after):
             return Check("next", "warn", reason + (f", looked at again in {after:.0f} s" if after else ""))
         case _:
             return Check("next", "ok", "nothing is left to do")
-
-
-async def _warmth(cloud: Cloud, settings: Settings, prewarm: Prewarm, image: Image, only: str) -> AsyncIterator[Check]:
-    """Whether the image is wanted and warm on each target."""
-    volumes = (
-        *await cloud.find_volumes(image_volume.name_of(image.id)),
-        *await cloud.find_volumes(image_volume.warming_name_of(image.id)),
-    )
-    await prewarm.prepare(await lying(cloud, settings.targets))
-    resolved = set[str]()
-    for one in prewarm.warmth(image, volumes):
-        resolved.add(one.target.name)
-        if only in ("", one.target.name):
-            yield _warm(one)
-    for target in settings.targets:
-        if target.name not in resolved and only in ("", target.name):
-            yield Check(f"target {target.name}", "fail", "Glance lacks what it needs", "doctor tells what")
-
-
-async def lying(cloud: Cloud, targets: Iterable[Target]) -> dict[str, tuple[Volume, ...]]:
-    """What lies on those targets that have a budget, by image."""
-
-    async def volumes() -> AsyncIterator[Volume]:
-        for target in targets:
-            if target.has_budget:
-                async for volume in cloud.list_volumes(target.name):
-                    yield volume
-
-    return await by_image(volumes(), image_volume.image_of)
-
-
-def _warm(one: Warmth) -> Check:
-    name = f"target {one.target.name}"
-    match one.state:
-        case "warm":
-            return Check(name, "ok", "warm")
-        case "cold":
-            advice = "the worker's log tells of each try; resync asks for another"
-            return Check(name, "warn", f"not warm: {one.why}", advice)
-        case "unwanted":
-            return Check(name, "warn", f"not wanted: {one.why}", "see [prewarm], and the image's own property")
-        case "full":
-            return Check(name, "warn", f"not warm: {one.why}", f"raise the limits of [target:{one.target.name}]")
-        case "unused":
-            return Check(name, "warn", f"not warm: {one.why}", "see [prewarm] when, and the image's own property")
-        case never:
-            assert_never(never)

@@ -1,0 +1,350 @@
+"""What doctor finds on a real RabbitMQ with its management API; and that it leaves nothing behind there."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from amqp import Message
+
+from tests.broker.rabbitmq import RabbitMQ, free_ports, installed
+from tests.unit.test_settings import GOOD, load
+from worker.broker import look, parse
+from worker.check import Check
+from worker.doctor import look_at_brokers
+from worker.doctor.management import Management
+from worker.intake.subscription import Subscription
+from worker.lanes.topology import Topology
+from worker.settings import Settings
+
+
+class Managed(RabbitMQ):
+    """A RabbitMQ with the management API."""
+
+    management_port = 0
+
+    @property
+    def management(self) -> str:
+        """The URL of its management API."""
+        return f"http://worker:{self.password}@127.0.0.1:{self.management_port}"
+
+    def at(self, vhost: str, *, user: str = "worker", password: str = "") -> str:
+        """The URL of a vhost."""
+        return f"amqp://{user}:{password or self.password}@127.0.0.1:{self.port}/{quote(vhost, safe='')}"
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
+    scripts = installed()
+    if scripts is None:
+        pytest.skip("no RabbitMQ on this machine")
+    (port,) = free_ports(1)
+    folder = tmp_path_factory.mktemp("managed")
+    config = f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}\n"
+    managed = Managed(folder=folder, scripts=scripts, config=config)
+    managed.management_port = port
+    (folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
+    try:
+        managed.start()
+        yield managed
+    finally:
+        managed.remove()
+
+
+@pytest.fixture
+def vhosts(broker: Managed) -> Iterator[tuple[str, str]]:
+    """A vhost of the services and one of the lanes, of this test's own."""
+    made = (f"services-{uuid.uuid4().hex[:6]}", f"lanes-{uuid.uuid4().hex[:6]}")
+    for vhost in made:
+        broker.ctl("add_vhost", vhost)
+        broker.ctl("set_permissions", "-p", vhost, "worker", ".*", ".*", ".*")
+    yield made
+    for vhost in made:
+        broker.ctl("delete_vhost", vhost)
+
+
+@pytest.fixture
+def settings(broker: Managed, vhosts: tuple[str, str], tmp_path: Path) -> Settings:
+    services, lanes = vhosts
+    notifications = {"transport_urls": broker.at(services), "management_urls": broker.management}
+    return load(tmp_path, {**GOOD, "notifications": notifications, "work": {"url": broker.at(lanes)}})
+
+
+def changed(tmp_path: Path, *, notifications: dict[str, object], work: str) -> Settings:
+    return load(tmp_path, {**GOOD, "notifications": notifications, "work": {"url": work}})
+
+
+def checks(settings: Settings) -> dict[str, Check]:
+    found = look_at_brokers(settings)
+    assert len({check.name for check in found}) == len(found)
+    for check in found:
+        assert check.advice or check.verdict == "ok", check
+    return {check.name: check for check in found}
+
+
+@contextmanager
+def connected(url: str) -> Iterator[Any]:
+    broker = parse(url)
+    connection = broker.connect(broker.hosts[0], name="test", on_blocked=lambda _: None, on_unblocked=lambda: None)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def subscription(settings: Settings) -> Subscription:
+    return Subscription(
+        queue=settings.queue,
+        queue_type=settings.queue_type,
+        max_length=settings.queue_max_length,
+        expires=settings.queue_expires,
+        exchanges=("glance", "openstack"),
+        topics=("notifications",),
+        priorities=("info", "error"),
+    )
+
+
+@contextmanager
+def working(settings: Settings) -> Iterator[None]:
+    """What a worker and the services have made on the brokers, and consumers as of a worker."""
+    topology = Topology(prefix=settings.queue, queue_type="quorum")
+    with connected(settings.transport_urls[0]) as services, connected(settings.work_url) as work:
+        for exchange in ("glance", "openstack"):
+            services.channel().exchange_declare(exchange, "topic", durable=False, auto_delete=False)
+        subscription(settings).declare(services)
+        for exchange in ("glance", "openstack"):
+            subscription(settings).bind(services, exchange)
+        services.channel().basic_consume(settings.queue, callback=lambda message: None)
+        topology.declare_delays(work)
+        channel = work.channel()
+        for lane in ("upload", "reclaim", "prewarm.fast", "prewarm.slow"):
+            topology.declare_lane(channel, topology.queue(lane))
+            channel.basic_consume(topology.queue(lane), callback=lambda message: None)
+        topology.declare_dead(channel)
+        yield
+
+
+def state(broker: Managed, vhosts: tuple[str, str]) -> list[str]:
+    """All that is declared, with how full it is."""
+    kinds = (["list_queues", "name", "messages", "arguments"], ["list_exchanges", "name"], ["list_bindings"])
+    return [broker.ctl(kind[0], "-p", vhost, *kind[1:]) for kind in kinds for vhost in vhosts]
+
+
+def publish(url: str, queue: str, *, times: int = 1) -> None:
+    with connected(url) as connection:
+        channel = connection.channel()
+        channel.queue_declare(queue, durable=True, auto_delete=False)
+        for _ in range(times):
+            channel.basic_publish(Message(b"{}"), exchange="", routing_key=queue)
+
+
+def until(settings: Settings, name: str, word: str) -> dict[str, Check]:
+    """The checks, once one says so: RabbitMQ counts what was published a moment ago a moment later."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = checks(settings)
+        if word in found[name].detail:
+            return found
+        assert time.monotonic() < deadline, found[name]
+        time.sleep(0.2)
+
+
+def test_all_is_well_and_stays_as_it_is(broker: Managed, vhosts: tuple[str, str], settings: Settings) -> None:
+    with working(settings):
+        before = state(broker, vhosts)
+        found = checks(settings)
+        assert state(broker, vhosts) == before
+    assert {check.verdict for check in found.values()} == {"ok"}, found
+    assert "RabbitMQ 3." in found["notifications 0"].detail or "RabbitMQ 4." in found["notifications 0"].detail
+    assert found["notifications 0 exchanges"].detail == "glance, openstack"
+    assert "1 consumers" in found["notifications 0 queue"].detail
+    assert "bound to glance, openstack" in found["notifications 0 bindings"].detail
+    assert found["lanes queues"].detail == "4 lanes, each with a worker; 0 jobs wait"
+    assert not any(broker.password in check.detail + check.advice for check in found.values())
+
+
+def test_nothing_is_there_yet_and_nothing_is_made(broker: Managed, vhosts: tuple[str, str], settings: Settings) -> None:
+    before = state(broker, vhosts)
+    found = checks(settings)
+    assert state(broker, vhosts) == before
+    assert "none of glance" in found["notifications 0 exchanges"].detail
+    assert "no worker has run" in found["notifications 0 queue"].detail
+    assert "no worker has run yet" in found["lanes queues"].detail
+    assert {check.verdict for check in found.values()} == {"ok", "warn"}
+
+
+def test_a_worker_that_is_gone(settings: Settings) -> None:
+    with working(settings):
+        pass
+    found = checks(settings)
+    assert found["notifications 0 queue"].verdict == "warn"
+    assert "0 consumers" in found["notifications 0 queue"].detail
+    assert "no worker serves upload, reclaim, prewarm.fast, prewarm.slow" in found["lanes queues"].detail
+
+
+def test_queues_that_nobody_reads(settings: Settings) -> None:
+    publish(settings.transport_urls[0], "notifications.info", times=5)
+    publish(settings.work_url, f"{settings.queue}.dead", times=3)
+    found = until(settings, "notifications 0 notifications.info", "5 messages")
+    assert found["notifications 0 notifications.info"].verdict == "warn"
+    assert found["dead letters"].verdict == "warn"
+    assert found["dead letters"].detail == "3"
+    assert "dead-letters list" in found["dead letters"].advice
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_policies_that_throw_away(broker: Managed, vhosts: tuple[str, str], settings: Settings, there: bool) -> None:
+    for vhost in vhosts:
+        broker.ctl("set_policy", "-p", vhost, "ttl", "^(?!reply_).*", '{"message-ttl": 70000}', "--apply-to", "queues")
+    if there:
+        with working(settings):
+            found = until(settings, "notifications 0 policies", "message-ttl 70000")
+    else:
+        found = checks(settings)
+    judged = found["notifications 0 policies"]
+    assert (judged.verdict, "message-ttl 70000 (policy ttl)" in judged.detail) == ("warn", True), judged
+    judged = found["lanes policies"]
+    assert (judged.verdict, "image-volume-worker.prewarm.fast: message-ttl" in judged.detail) == ("fail", True), judged
+
+
+def test_a_policy_bounds_what_nobody_reads(broker: Managed, vhosts: tuple[str, str], settings: Settings) -> None:
+    publish(settings.transport_urls[0], "notifications.info", times=5)
+    broker.ctl("set_policy", "-p", vhosts[0], "bound", r"^notifications\.info$", '{"max-length": 100}')
+    found = until(settings, "notifications 0 notifications.info", "bounded by policy bound")
+    assert found["notifications 0 notifications.info"].verdict == "ok"
+    assert found["notifications 0 policies"].verdict == "ok"
+
+
+def test_a_host_that_is_down_hides_not_the_others(broker: Managed, settings: Settings, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    url = settings.transport_urls[0]
+    address = f"worker:{broker.password}@127.0.0.1"
+    both = url.replace(f"{address}:{broker.port}", f"{address}:{port},{address}:{broker.port}")
+    found = checks(changed(tmp_path, notifications={"transport_urls": both}, work=settings.work_url))
+    assert found["notifications 0"].verdict == "ok"
+    assert found["notifications 0 hosts"].verdict == "warn"
+    assert f"1 of 2 hosts do not let us in: 127.0.0.1:{port}" in found["notifications 0 hosts"].detail
+    assert "management_urls" in found["notifications 0 policies"].detail
+
+
+def test_brokers_that_do_not_let_us_in(broker: Managed, settings: Settings, tmp_path: Path) -> None:
+    urls = [
+        f"amqp://worker:wrong@127.0.0.1:{broker.port}/",
+        broker.at("nowhere"),
+        f"amqp://worker:x@127.0.0.1:{free_ports(1)[0]}/",
+        settings.transport_urls[0],
+    ]
+    found = checks(changed(tmp_path, notifications={"transport_urls": ",".join(urls)}, work=broker.at("nowhere")))
+    assert [found[f"notifications {number}"].verdict for number in range(4)] == ["fail", "fail", "fail", "ok"]
+    assert "refused" in found["notifications 0"].detail.lower()
+    assert "nowhere" in found["notifications 1"].detail
+    assert found["lanes"].verdict == "fail"
+    assert "notifications 3 queue" in found
+
+
+def test_rights_are_tried(broker: Managed, vhosts: tuple[str, str], settings: Settings, tmp_path: Path) -> None:
+    services, lanes = vhosts
+    broker.ctl("add_user", "poor", "poor")
+    try:
+        for vhost in vhosts:
+            broker.ctl("set_permissions", "-p", vhost, "poor", "^$", ".*", ".*")
+        poor = changed(
+            tmp_path,
+            notifications={"transport_urls": broker.at(services, user="poor", password="poor")},
+            work=broker.at(lanes, user="poor", password="poor"),
+        )
+        with working(settings):
+            found = checks(poor)
+        assert found["lanes rights"].verdict == "fail"
+        assert "refused" in found["lanes rights"].detail
+        assert "set_permissions" in found["lanes rights"].advice
+        assert found["notifications 0 queue"].verdict == "fail"
+        # The rights that README names are enough
+        broker.ctl("set_permissions", "-p", services, "poor", "^image-volume-worker$", "^image-volume-worker$", ".*")
+        ours = r"^image-volume-worker[._].*"
+        broker.ctl("set_permissions", "-p", lanes, "poor", ours, rf"{ours}|^amq\.default$", ours)
+        with working(settings):
+            found = checks(poor)
+        assert {check.verdict for check in found.values()} == {"ok"}, found
+    finally:
+        broker.ctl("delete_user", "poor")
+
+
+def test_a_queue_made_with_other_options(settings: Settings, tmp_path: Path) -> None:
+    with working(settings):
+        other = changed(
+            tmp_path,
+            notifications={"transport_urls": settings.transport_urls[0], "queue_expires": 60},
+            work=settings.work_url,
+        )
+        found = checks(other)
+    assert found["notifications 0 queue"].verdict == "fail"
+    assert "inequivalent arg 'x-expires'" in found["notifications 0 queue"].detail
+    assert "delete_queue" in found["notifications 0 queue"].advice
+
+
+def test_a_broker_short_of_memory(broker: Managed, settings: Settings) -> None:
+    with working(settings):
+        broker.ctl("set_vm_memory_high_watermark", "0.00001")
+        try:
+            began = time.monotonic()
+            found = until(settings, "notifications 0 alarms", "memory")
+            assert time.monotonic() - began < 20
+        finally:
+            broker.ctl("set_vm_memory_high_watermark", "0.4")
+    assert found["notifications 0 alarms"].verdict == "fail"
+    assert found["lanes rights"].verdict == "fail"
+    assert "takes no messages" in found["lanes rights"].detail
+    assert found["notifications 0 queue"].verdict == "ok"
+
+
+def test_the_management_api_is_no_condition(broker: Managed, settings: Settings, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    urls = f"{broker.management.replace(broker.password, 'wrong')}, http://u:p@127.0.0.1:{port}"
+    notifications = {"transport_urls": settings.transport_urls[0], "management_urls": urls}
+    found = checks(changed(tmp_path, notifications=notifications, work=settings.work_url))
+    apis = [check for name, check in found.items() if name.startswith("management ")]
+    assert [api.verdict for api in apis] == ["warn", "warn"]
+    assert "401" in apis[0].detail
+    assert "refused" in apis[1].detail
+    assert found["notifications 0"].verdict == "ok"
+    assert found["notifications 0 policies"].verdict == "ok"
+
+
+def test_a_user_of_the_management_api_with_few_rights(
+    broker: Managed, vhosts: tuple[str, str], settings: Settings, tmp_path: Path
+) -> None:
+    broker.ctl("add_user", "watch", "watch")
+    try:
+        broker.ctl("set_user_tags", "watch", "management")
+        for vhost in vhosts:
+            broker.ctl("set_permissions", "-p", vhost, "watch", "^$", "^$", ".*")
+        url = f"http://watch:watch@127.0.0.1:{broker.management_port}"
+        notifications = {"transport_urls": settings.transport_urls[0], "management_urls": url}
+        few = changed(tmp_path, notifications=notifications, work=settings.work_url)
+        broker.ctl("set_policy", "-p", vhosts[1], "ttl", "prewarm", '{"message-ttl": 70000}', "--apply-to", "queues")
+        with working(settings):
+            found = until(few, "lanes policies", "message-ttl 70000")
+        assert "monitoring" in found["notifications 0 alarms"].detail
+        assert found["notifications 0 bindings"].verdict == "ok"
+    finally:
+        broker.ctl("delete_user", "watch")
+
+
+def test_the_cluster_is_the_one_that_amqp_names(broker: Managed) -> None:
+    assert Management(broker.management).cluster() == look(broker.url).cluster != ""
+
+
+def test_a_broker_that_is_down_hides_not_the_other(settings: Settings, tmp_path: Path) -> None:
+    (port,) = free_ports(1)
+    gone = f"amqp://u:p@127.0.0.1:{port}/"
+    found = checks(changed(tmp_path, notifications={"transport_urls": gone}, work=settings.work_url))
+    assert found["notifications 0"].verdict == "fail"
+    assert found["lanes"].verdict == "ok"
+    assert found["lanes rights"].verdict == "ok"

@@ -1,0 +1,282 @@
+"""The page in a real browser: what it shows, how it looks on a desk and on a phone, and what it never does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from tests.page.browser import BINARY, Browser
+from worker.board import Board
+from worker.cloud import GIB, Image
+from worker.job import Job, Key
+from worker.outcome import Again, Done, Park, Skip
+from worker.probes import Page, Probes
+
+EVIL = "<script>document.title='evil'</script><b>bold</b>"
+TARGETS = ("fast", "slow")
+LANES = {"upload": 8, "reclaim": 4, "prewarm.fast": 2, "prewarm.slow": 2}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def chromium() -> None:
+    if not BINARY and not os.environ.get("CI"):
+        pytest.skip("no chromium: scripts/test installs it")
+    assert BINARY, "chromium is missing"
+
+
+def image_id(number: int) -> str:
+    return f"{number:08d}-0000-4000-8000-000000000000"
+
+
+def image(number: int, **fields: Any) -> Image:
+    defaults: dict[str, Any] = {
+        "id": image_id(number), "status": "active", "owner": "o", "disk_format": "raw", "container_format": "bare",
+        "visibility": "public", "name": f"image {number}", "size": (number % 7 + 1) * GIB,
+    }  # fmt: skip
+    return Image(**(defaults | fields))
+
+
+def job(number: int, target: str = "fast", *, handler: str = "prewarm", attempt: int = 0) -> Job:
+    return Job(key=Key(handler, image_id(number), target), cause="image.activate x", attempt=attempt, first_at=1.0)
+
+
+def board(images: int = 40) -> Board:
+    """Something of everything."""
+    made = Board()
+    made.comparing()
+    for number in range(images):
+        states = dict.fromkeys(TARGETS, ("warm", ""))
+        if number % 5 == 1:
+            states["slow"] = ("cold", "not in store cinder-slow")
+        if number == 7:
+            states["fast"] = ("full", "target fast is full (20 of 20 GiB)")
+        made.look(image(number), states)
+    made.look(image(images, visibility="private", name="a tenant's secret"), dict.fromkeys(TARGETS, ("warm", "")))
+    made.compared()
+    for number in range(12):
+        made.warmed(job(number).key, 3.0 + number)
+        made.created("fast", 0.8 + number / 10, warm=True)
+    made.created("slow", 33.0, warm=False)
+    made.began(job(1, "slow"))
+    made.doing(job(1, "slow").key, "Have Glance copy the image into stores")
+    made.warmed(job(2, "slow").key, 12.0)
+    made.settled(job(6, "slow", attempt=3), Again(EVIL), due=4e9)
+    made.settled(job(11, "slow", attempt=20), Park("no such volume type"), due=4e9)
+    made.settled(job(16, "slow"), Skip("image is too small"))
+    return made
+
+
+class Served:
+    """A board behind real probes, on a port that stays."""
+
+    def __init__(self, shown: Board) -> None:
+        self.board = shown
+        self.problems: dict[str, str] = {}
+        self.port = 0
+        self.start()
+
+    def start(self) -> None:
+        page = Page(
+            status=lambda most: {
+                "version": "1.2.3",
+                "targets": [{"name": name, "volume_type": name, "strategy": "store"} for name in TARGETS],
+                **self.board.status(lanes=LANES, depths={"prewarm.fast": 17}, most=most),
+            },
+            images=lambda: self.board.images(TARGETS),
+        )
+        self._probes = Probes(registry=CollectorRegistry(), sick=dict, unready=lambda: dict(self.problems), page=page)
+        self.port = self._probes.start("127.0.0.1", self.port)
+
+    def stop(self) -> None:
+        self._probes.stop()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/"
+
+
+@pytest.fixture
+def served() -> Iterator[Served]:
+    made = Served(board())
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("chromium")) as made:
+        yield made
+
+
+def opened(browser: Browser, served: Served, *, width: int = 1280, height: int = 800, dark: bool = False) -> None:
+    browser.requests.clear()
+    browser.errors.clear()
+    browser.open(served.url, width=width, height=height, dark=dark)
+    browser.until("document.querySelectorAll('#images tbody tr').length")
+
+
+def text(browser: Browser, selector: str) -> str:
+    return str(browser.value(f"document.querySelector({selector!r}).innerText"))
+
+
+# What is wider than its box
+TOO_WIDE = """
+[...document.querySelectorAll('section *')]
+  .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).overflowX === 'visible')
+  .map(e => e.id || e.className || e.tagName)
+"""
+# The worst contrast (WCAG 2) of text on what lies behind it
+CONTRAST = """
+(() => {
+  const linear = (v) => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const rgba = (text) => { const n = text.match(/[\\d.]+/g).map(Number); return n.length < 4 ? [...n, 1] : n; };
+  const light = (text) => {
+    const [r, g, b] = rgba(text).map((v) => linear(v / 255));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const hasText = (node) => [...node.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim());
+  let worst = 99;
+  for (const node of document.querySelectorAll('body *')) {
+    if (!hasText(node) || !node.getClientRects().length) continue;
+    if (["OPTION", "SCRIPT", "STYLE"].includes(node.tagName)) continue;
+    let behind = node;
+    while (behind && rgba(getComputedStyle(behind).backgroundColor)[3] === 0) behind = behind.parentElement;
+    const a = light(getComputedStyle(node).color), b = light(getComputedStyle(behind).backgroundColor);
+    worst = Math.min(worst, (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05));
+  }
+  return worst;
+})()
+"""
+
+
+def test_everything_is_shown(browser: Browser, served: Served) -> None:
+    opened(browser, served)
+    assert text(browser, "#health") == "ready"
+    assert "1.2.3" in text(browser, "#about")
+    targets = text(browser, "#targets")
+    assert "40 warm, 1 full" in targets
+    assert "33 warm, 1 making, 4 cold, 2 failed, 1 unwanted" in targets
+    lanes = text(browser, "#lanes")
+    assert "prewarm.fast" in lanes
+    assert "17" in lanes
+    now = text(browser, "#now")
+    assert "Have Glance copy the image into stores, for" in now
+    assert "by what others took" in now, "an estimate, and called one"
+    failures = text(browser, "#failures")
+    assert "no such volume type" in failures
+    assert "given up, try 20" in failures
+    assert browser.value("document.querySelectorAll('#plot-create rect').length") == 1
+    assert browser.value("document.querySelectorAll('#plot-create circle').length") == 12
+    # What is not warm comes first
+    assert text(browser, "#images tbody tr") != ""
+    first = browser.value("[...document.querySelectorAll('#images tbody tr')].slice(0, 8).map(r => r.innerText)")
+    assert all(any(letter in row for letter in ("M", "F", "C", "B", "–")) for row in first)
+    assert browser.value("document.querySelectorAll('#images tbody tr').length") == 41
+    assert browser.errors == []
+
+
+def test_what_others_write_is_text_and_tenants_names_stay_theirs(browser: Browser, served: Served) -> None:
+    opened(browser, served)
+    browser.until("document.querySelector('#failures').innerText.includes('<script>')")
+    assert browser.value("document.title") == "image-volume-worker"
+    assert browser.value("document.querySelectorAll('#failures b, #images b, #now b').length") == 0
+    assert "a tenant's secret" not in browser.value("document.documentElement.innerText")
+    assert image_id(40) in browser.value("document.documentElement.innerText")
+
+
+def test_nothing_leaves_the_host(browser: Browser, served: Served) -> None:
+    opened(browser, served)
+    browser.until("performance.getEntriesByType('resource').length >= 3")
+    hosts = {urlsplit(url).netloc for url in browser.requests if not url.startswith("data:")}
+    assert hosts == {f"127.0.0.1:{served.port}"}
+    blocked = "fetch('http://127.0.0.2:1/').then(() => 'sent', () => 'blocked')"
+    assert browser.value(blocked) == "blocked"
+    assert any("Content Security Policy" in error for error in browser.errors)
+    injected = "const s = document.createElement('script'); s.textContent = 'window.evil = 1'; document.body.append(s)"
+    browser.value(injected)
+    assert browser.value("typeof window.evil") == "undefined"
+
+
+def test_filters(browser: Browser, served: Served) -> None:
+    opened(browser, served)
+    browser.value("$('filter').value = 'IMAGE 12'; $('filter').dispatchEvent(new Event('input'))")
+    assert browser.value("document.querySelectorAll('#images tbody tr').length") == 1
+    assert image_id(12) in text(browser, "#images tbody")
+    browser.value("$('filter').value = ''; $('state').value = 'failed'; $('state').dispatchEvent(new Event('input'))")
+    assert browser.value("document.querySelectorAll('#images tbody tr').length") == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "height", "dark"),
+    [
+        ("light", 1280, 800, False),
+        ("dark", 1280, 800, True),
+        ("phone", 375, 812, False),
+        ("phone-dark", 375, 812, True),
+    ],
+)
+def test_how_it_looks(
+    browser: Browser, served: Served, tmp_path: Path, name: str, width: int, height: int, dark: bool
+) -> None:
+    opened(browser, served, width=width, height=height, dark=dark)
+    assert browser.value("document.documentElement.scrollWidth") <= width, "it scrolls sideways"
+    assert browser.value(TOO_WIDE) == []
+    picture = browser.screenshot(tmp_path / f"{name}.png")
+    assert len(picture) > 20_000, "it is not blank"
+    red, green, blue = browser.value(
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).map(Number)"
+    )
+    assert (red + green + blue < 3 * 64) is dark
+    worst = browser.value(CONTRAST)
+    assert worst >= 4.5, f"a contrast of {worst:.1f} is hard to read"
+
+
+def test_a_worker_that_goes_and_comes_back(browser: Browser, served: Served) -> None:
+    opened(browser, served)
+    served.stop()
+    assert "No answer since" in browser.until("document.body.classList.contains('stale') && $('away').innerText")
+    served.problems["cloud"] = "keystone: no answer"
+    served.start()
+    browser.until("!document.body.classList.contains('stale')")
+    assert (
+        browser.until("$('health').innerText === 'not ready' && $('problems').innerText")
+        == "cloud: keystone: no answer"
+    )
+
+
+def test_what_happens_is_seen(browser: Browser, served: Served) -> None:
+    opened(browser, served)
+    served.board.settled(job(1, "slow"), Done(image_id(99)))
+    browser.until("$('now').innerText.indexOf('Have Glance copy') === -1")
+    row = f"[...document.querySelectorAll('#images tbody tr')].find(r => r.innerText.includes('{image_id(1)}'))"
+    browser.until(f"{row}.querySelectorAll('.warm').length === 2")
+
+
+def test_a_cloud_without_images(browser: Browser) -> None:
+    served = Served(Board())
+    try:
+        browser.open(served.url, width=1280, height=800)
+        browser.until("$('rest').innerText.includes('No images seen yet')")
+        assert "Nothing is being made" in text(browser, "#now")
+    finally:
+        served.stop()
+
+
+def test_ten_thousand_images(browser: Browser) -> None:
+    served = Served(board(10_000))
+    try:
+        opened(browser, served)
+        assert browser.value("document.querySelectorAll('#images tbody tr').length") == 200
+        assert "9801 more" in text(browser, "#rest")
+        browser.value("$('more').click()")
+        assert browser.value("document.querySelectorAll('#images tbody tr').length") == 400
+        browser.value(f"$('filter').value = '{image_id(9999)}'; $('filter').dispatchEvent(new Event('input'))")
+        assert browser.value("document.querySelectorAll('#images tbody tr').length") == 1
+    finally:
+        served.stop()

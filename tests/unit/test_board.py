@@ -1,0 +1,191 @@
+"""The board: what it is told comes out as documents, bounded, and nothing of it is older than what is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+
+from tests.fake_cloud import FakeCloud
+from tests.rig import FAST, SLOW, STORES, Rig
+from worker.board import FAILURES, TIMES, Board
+from worker.cloud import GIB, Image
+from worker.job import Job, Key
+from worker.outcome import Again, Done, Outcome, Park, Skip
+from worker.target import Policy
+
+LANES = {"upload": 8, "reclaim": 4, "prewarm.fast": 2, "prewarm.slow": 2}
+VOLUME = "11111111-1111-4111-8111-111111111111"
+
+
+def image(number: int = 1, **fields: Any) -> Image:
+    defaults: dict[str, Any] = {
+        "id": f"i{number}", "status": "active", "owner": "o", "disk_format": "raw", "container_format": "bare",
+        "visibility": "public", "name": "name", "size": 2 * GIB,
+    }  # fmt: skip
+    return Image(**(defaults | fields))
+
+
+def job(number: int = 1, target: str = "fast", *, handler: str = "prewarm", attempt: int = 0, cause: str = "x") -> Job:
+    return Job(key=Key(handler, f"i{number}", target), cause=cause, attempt=attempt, first_at=5.0)
+
+
+def status(board: Board, *, most: float = 200) -> dict[str, Any]:
+    document = board.status(lanes=LANES, depths={"prewarm.fast": 3}, most=most)
+    json.dumps(document)
+    return document
+
+
+def cells(board: Board) -> dict[str, list[str]]:
+    return {row[0]: [cell[0] for cell in row[3]] for row in board.images(("fast", "slow"))["images"]}
+
+
+def compared(board: Board, **states: str) -> None:
+    """A comparison that finds image i1 like this."""
+    board.comparing()
+    board.look(image(), {target: (state, "why") for target, state in states.items()})
+    board.compared()
+
+
+def test_a_job_from_its_lane_to_its_end() -> None:
+    board = Board()
+    compared(board, fast="cold", slow="warm")
+    board.held(job())
+    (shown,) = status(board)["jobs"]
+    assert (shown["state"], shown["image_id"], shown["target"], shown["first_at"]) == ("held", "i1", "fast", 5.0)
+    board.began(job())
+    board.doing(job().key, "Have Glance copy it")
+    (shown,) = status(board)["jobs"]
+    assert (shown["state"], shown["doing"], shown["expected"]) == ("in progress", "Have Glance copy it", None)
+    assert cells(board) == {"i1": ["making", "warm"]}
+    assert status(board)["states"] == {"fast": {"making": 1}, "slow": {"warm": 1}}
+    board.settled(job(), Done(VOLUME))
+    assert status(board)["jobs"] == []
+    assert cells(board) == {"i1": ["warm", "warm"]}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "attempt", "cell", "state", "failures"),
+    [
+        (Again("no answer", after=5.0), 1, "failed", "waiting", 1),
+        (Again("changed", after=5.0, counted=False), 0, "cold", "waiting", 0),
+        (Park("a bug"), 3, "failed", "parked", 1),
+        (Skip("too small"), 0, "unwanted", None, 0),
+    ],
+)
+def test_outcomes(outcome: Outcome, attempt: int, cell: str, state: str | None, failures: int) -> None:
+    board = Board()
+    board.began(job())
+    board.settled(job(attempt=attempt), outcome, due=4e9)
+    assert cells(board) == {"i1": [cell, "unknown"]}
+    assert [one["state"] for one in status(board)["jobs"]] == ([state] if state else [])
+    found = status(board)["failures"]
+    assert len(found) == failures
+    if found:
+        assert (found[0]["image_id"], found[0]["attempt"], found[0]["parked"]) == ("i1", attempt, state == "parked")
+
+
+def test_a_warm_one_that_is_looked_at_stays_warm() -> None:
+    board = Board()
+    compared(board, fast="warm")
+    board.began(job())
+    assert cells(board)["i1"][0] == "warm"
+
+
+def test_the_image_goes() -> None:
+    board = Board()
+    compared(board, fast="warm", slow="warm")
+    board.settled(job(handler="reclaim", target="", cause="image.delete 17"), Done("2 deleted", changed=True))
+    assert cells(board) == {}
+    compared(board, fast="warm")
+    board.settled(job(), Done("1 deleted", changed=True))
+    assert cells(board) == {}
+    compared(board, fast="warm")
+    board.settled(job(handler="reclaim", target="", cause="image.update 17"), Done("was not needed", changed=True))
+    assert cells(board) == {"i1": ["warm", "unknown"]}
+    board.comparing()
+    board.compared()
+    assert cells(board) == {}, "a comparison has not seen it"
+
+
+def test_what_a_job_finds_during_a_comparison_is_newer() -> None:
+    board = Board()
+    compared(board, fast="cold", slow="cold")
+    board.comparing()
+    board.settled(job(), Done(VOLUME))
+    board.settled(job(2), Done(VOLUME))
+    board.look(image(), {"fast": ("cold", ""), "slow": ("full", "")})
+    board.compared()
+    assert cells(board) == {"i1": ["warm", "full"], "i2": ["warm", "unknown"]}
+    compared(board, fast="cold")
+    assert cells(board) == {"i1": ["cold", "unknown"]}, "the next one is newer than the job"
+
+
+def test_only_open_images_are_named() -> None:
+    board = Board()
+    for number, visibility in enumerate(("public", "community", "shared", "private")):
+        board.look(image(number, visibility=visibility), {"fast": ("warm", "")})
+    assert {row[0]: row[1] for row in board.images(("fast",))["images"]} == {
+        "i0": "name", "i1": "name", "i2": "", "i3": "",
+    }  # fmt: skip
+
+
+def test_lanes_and_how_many_jobs() -> None:
+    board = Board()
+    for number in range(300):
+        board.held(job(number))
+    board.began(job(299))
+    document = status(board)
+    lane = {one["lane"]: one for one in document["lanes"]}["prewarm.fast"]
+    assert lane == {
+        "lane": "prewarm.fast", "width": 2, "in_progress": 1, "held": 299, "waiting": 0, "depth": 3, "oldest": 5.0,
+    }  # fmt: skip
+    assert (len(document["jobs"]), document["jobs_left_out"]) == (200, 100)
+    assert document["jobs"][0]["state"] == "in progress"
+    assert len(status(board, most=math.inf)["jobs"]) == 300
+
+
+def test_the_past_is_bounded() -> None:
+    board = Board()
+    for number in range(TIMES + 50):
+        board.settled(job(number, attempt=1), Again("no", after=1.0), due=1.0)
+        board.warmed(job(number).key, 1.0)
+        board.created("fast", 1.0, warm=True)
+    document = status(board)
+    assert len(document["failures"]) == FAILURES
+    assert document["failures"][0]["image_id"] == f"i{TIMES + 49}"
+    assert [len(times) for times in document["times"].values()] == [TIMES, TIMES]
+    assert document["jobs"] == [], "long overdue: another worker has them"
+
+
+def test_an_estimate_by_what_others_took() -> None:
+    board = Board()
+    board.look(image(1), {"fast": ("cold", "")})
+    board.look(image(2, size=4 * GIB), {"fast": ("cold", "")})
+    board.warmed(job(2).key, 20.0)
+    board.warmed(job(2, "slow").key, 4000.0)
+    board.began(job(1))
+    assert status(board)["jobs"][0]["expected"] == 10.0
+
+
+async def test_a_worker_tells_its_board() -> None:
+    cloud = FakeCloud(stores=STORES)
+    async with Rig(cloud, targets=(FAST, SLOW), policy=Policy(settle=0.0)) as rig:
+        board = rig.metrics.board
+        first = cloud.upload(name="first")
+        cloud.upload(disk_format="qcow2")
+        await rig.resync()
+        await rig.quiet()
+        shown = {row[0]: row for row in board.images(("fast", "slow"))["images"]}
+        assert [cell[0] for cell in shown[first.id][3]] == ["warm", "warm"]
+        assert shown[first.id][1] == "first"
+        assert status(board)["jobs"] == []
+        assert {row[1] for row in status(board)["times"]["time_to_warm"]} <= {"fast", "slow"}
+        cloud.dead_types.add("fast")
+        second = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        assert status(board)["failures"][0]["image_id"] == second.id
+        assert {row[0]: row for row in board.images(("fast",))["images"]}[second.id][3][0][0] == "failed"

@@ -1,0 +1,314 @@
+"""The board: what one worker knows of images, lanes and jobs at this moment, for people who look. Asks nobody.
+
+It is told on the event loop and read by the threads of the probes.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any, assert_never
+
+from worker.cloud import GIB, Image
+from worker.job import Job, Key
+from worker.notification import IMAGE_ID
+from worker.outcome import Again, Done, Outcome, Park, Skip
+
+# What is remembered of the past
+FAILURES = 50
+TIMES = 200
+# Jobs in a document unless more are asked for
+JOBS = 200
+# A job that is due for so many seconds and does not come has gone to another worker
+OVERDUE = 300.0
+# Names of other images are their projects' business
+OPEN = frozenset({"public", "community"})
+IN_PROGRESS, HELD, WAITING, PARKED = STATES = ("in progress", "held", "waiting", "parked")
+PREWARM = "prewarm"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """An image on a target: its state, why, and when that was found, in epoch seconds."""
+
+    state: str
+    why: str = ""
+    at: float = 0.0
+
+
+@dataclass(slots=True)
+class _Row:
+    name: str
+    size: int
+    cells: dict[str, Cell]
+    seen: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Record:
+    """A job and how it stands; `since` when that began, `due` when it is tried again, epoch seconds."""
+
+    job: Job
+    state: str
+    since: float
+    due: float = 0.0
+    doing: str = ""
+    reason: str = ""
+
+
+class Board:
+    """Told of everything that happens to jobs and images; gives it back as JSON-able documents."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._started = time.time()
+        self._jobs: dict[Key, _Record] = {}
+        self._rows: dict[str, _Row] = {}
+        self._failures: deque[dict[str, Any]] = deque(maxlen=FAILURES)
+        self._warmed: deque[tuple[float, str, float, int]] = deque(maxlen=TIMES)
+        self._created: deque[tuple[float, str, bool, float]] = deque(maxlen=TIMES)
+        self._revision = 0
+        self._comparing = self._resynced = 0.0
+
+    # Jobs
+
+    def held(self, job: Job) -> None:
+        """A job is here and waits for a slot."""
+        self._set(_Record(job=job, state=HELD, since=time.time()))
+
+    def began(self, job: Job) -> None:
+        """A job is being worked on."""
+        self._set(_Record(job=job, state=IN_PROGRESS, since=time.time()))
+
+    def doing(self, key: Key, step: str) -> None:
+        """What is being done about it right now, in one line."""
+        with self._lock:
+            if record := self._jobs.get(key):
+                self._jobs[key] = replace(record, doing=step)
+
+    def settled(self, job: Job, outcome: Outcome, *, due: float = 0.0) -> None:
+        """What came of it; `due` is when it is tried again, or may be."""
+        now, key = time.time(), job.key
+        with self._lock:
+            self._jobs.pop(key, None)
+            if isinstance(outcome, Again | Park):
+                parked = isinstance(outcome, Park)
+                state = PARKED if parked else WAITING
+                self._jobs[key] = _Record(job=job, state=state, since=now, due=due, reason=outcome.reason)
+                if parked or outcome.counted:  # type: ignore[union-attr]
+                    self._failures.appendleft(
+                        {"at": now, **_named(key), "reason": outcome.reason, "attempt": job.attempt, "parked": parked}
+                    )
+            if key.handler == PREWARM and not (isinstance(outcome, Again) and outcome.after == 0.0):
+                self._found(key, _cell(outcome, now), now)
+            elif isinstance(outcome, Done) and job.cause.startswith("image.delete"):
+                self._rows.pop(key.image_id, None)
+            self._revision += 1
+
+    # Images
+
+    def look(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
+        """What a comparison sees of an image: a state and why, by target. What a job finds meanwhile counts more."""
+        with self._lock:
+            cells = {target: Cell(state, sys.intern(why)) for target, (state, why) in states.items()}
+            if old := self._rows.get(image.id):
+                cells |= {target: cell for target, cell in old.cells.items() if cell.at > self._comparing > 0}
+            name = image.name if image.visibility in OPEN else ""
+            self._rows[image.id] = _Row(name, image.size, cells, time.time())
+
+    def comparing(self) -> None:
+        """A comparison begins."""
+        with self._lock:
+            self._comparing = time.time()
+
+    def compared(self) -> None:
+        """The comparison has seen everything: what it did not see is gone."""
+        with self._lock:
+            since = self._comparing
+            self._rows = {
+                image_id: row
+                for image_id, row in self._rows.items()
+                if row.seen >= since or any(cell.at > since for cell in row.cells.values())
+            }
+            self._resynced = time.time()
+            self._revision += 1
+
+    # Times
+
+    def warmed(self, key: Key, seconds: float) -> None:
+        """An image has become warm on a target so many seconds after it was heard of."""
+        with self._lock:
+            row = self._rows.get(key.image_id)
+            self._warmed.append((time.time(), key.target, seconds, row.size if row else 0))
+
+    def created(self, target: str, seconds: float, *, warm: bool) -> None:
+        """A user has waited so long for a volume of an image."""
+        with self._lock:
+            self._created.append((time.time(), target, warm, seconds))
+
+    # Documents
+
+    def status(self, *, lanes: Mapping[str, int], depths: Mapping[str, int], most: float = JOBS) -> dict[str, Any]:
+        """Lanes, jobs, failures and times; `lanes` gives each one's width, `depths` what lies on the broker."""
+        now = time.time()
+        with self._lock:
+            self._jobs = {key: record for key, record in self._jobs.items() if _is_current(record, now)}
+            records = list(self._jobs.values())
+            sizes = {record.job.key: row.size for record in records if (row := self._rows.get(record.job.key.image_id))}
+            failures, warmed, created = list(self._failures), list(self._warmed), list(self._created)
+            revision, resynced = self._revision, self._resynced
+            states = self._counts(records)
+        records.sort(key=lambda one: (STATES.index(one.state), one.due, one.since))
+        count = None if math.isinf(most) else int(most)
+        return {
+            "started": self._started,
+            "now": now,
+            "last_resync": resynced,
+            "states": states,
+            "lanes": [_lane(lane, width, depths.get(lane, 0), records) for lane, width in lanes.items()],
+            "jobs": [_shown(one, _expected(one, sizes, warmed)) for one in islice(records, count)],
+            "jobs_left_out": max(0, len(records) - count) if count is not None else 0,
+            "failures": failures,
+            "times": {
+                "time_to_warm": [[at, target, seconds] for at, target, seconds, _ in warmed],
+                "volume_create": [list(one) for one in created],
+            },
+            "grid": revision,
+        }
+
+    def images(self, targets: Iterable[str]) -> dict[str, Any]:
+        """Every image with its cells, those that are not warm first."""
+        targets = tuple(targets)
+        with self._lock:
+            overlay = self._overlay(self._jobs.values())
+            rows = [
+                (image_id, row.name, row.size, [self._at(image_id, row, target, overlay) for target in targets])
+                for image_id, row in self._rows.items()
+            ]
+            revision = self._revision
+        rows.sort(key=lambda row: (all(cell.state == "warm" for cell in row[3]), row[1], row[0]))
+        return {
+            "revision": revision,
+            "targets": list(targets),
+            "images": [
+                [image_id, name, size, [[cell.state, cell.why] for cell in cells]]
+                for image_id, name, size, cells in rows
+            ],
+        }
+
+    def _found(self, key: Key, cell: Cell | None, now: float) -> None:
+        row = self._rows.setdefault(key.image_id, _Row("", 0, {}, now))
+        if cell:
+            row.cells[key.target] = cell
+        else:
+            row.cells.pop(key.target, None)
+        if not row.cells:
+            del self._rows[key.image_id]
+
+    def _set(self, record: _Record) -> None:
+        with self._lock:
+            self._jobs[record.job.key] = record
+            self._revision += 1
+
+    def _counts(self, records: Iterable[_Record]) -> dict[str, dict[str, int]]:
+        """How many images are in each state, by target."""
+        overlay = self._overlay(records)
+        counts: dict[str, Counter[str]] = {}
+        for image_id, row in self._rows.items():
+            for target in row.cells:
+                counts.setdefault(target, Counter())[self._at(image_id, row, target, overlay).state] += 1
+        return {target: dict(count) for target, count in counts.items()}
+
+    @staticmethod
+    def _overlay(records: Iterable[_Record]) -> dict[tuple[str, str], Cell]:
+        """What the jobs of cells say of them."""
+        found = {}
+        for record in records:
+            key = record.job.key
+            if key.handler != PREWARM:
+                continue
+            if record.state == IN_PROGRESS:
+                found[key.image_id, key.target] = Cell("making", record.doing)
+            elif record.state == PARKED or (record.state == WAITING and record.job.attempt):
+                found[key.image_id, key.target] = Cell("failed", record.reason)
+        return found
+
+    @staticmethod
+    def _at(image_id: str, row: _Row, target: str, overlay: Mapping[tuple[str, str], Cell]) -> Cell:
+        cell = row.cells.get(target, UNKNOWN)
+        # A warm one that is looked at again stays warm
+        return cell if cell.state == "warm" else overlay.get((image_id, target), cell)
+
+
+UNKNOWN = Cell("unknown", "no resync has seen it yet")
+
+
+def _cell(outcome: Outcome, now: float) -> Cell | None:
+    """What an outcome of pre-warming says of its cell; None if it is empty, as the image is gone."""
+    match outcome:
+        case Done(detail):
+            # What is warm is named by its volume; all else that can be done is to delete
+            return Cell("warm", at=now) if IMAGE_ID.fullmatch(detail) else None
+        case Skip(reason):
+            return Cell("unwanted", sys.intern(reason), now)
+        case Again(reason) | Park(reason):
+            return Cell("cold", sys.intern(reason), now)
+        case never:
+            assert_never(never)
+
+
+def _is_current(record: _Record, now: float) -> bool:
+    return record.state not in (WAITING, PARKED) or record.due > now - OVERDUE
+
+
+def _named(key: Key) -> dict[str, str]:
+    return {"handler": key.handler, "image_id": key.image_id, "target": key.target}
+
+
+def _shown(record: _Record, expected: float | None) -> dict[str, Any]:
+    job = record.job
+    return {
+        **_named(job.key),
+        "state": record.state,
+        "cause": job.cause,
+        "attempt": job.attempt,
+        "first_at": job.first_at,
+        "since": record.since,
+        "due": record.due,
+        "doing": record.doing,
+        "reason": record.reason,
+        "expected": expected,
+    }
+
+
+def _lane(lane: str, width: int, depth: int, records: list[_Record]) -> dict[str, Any]:
+    of = [record for record in records if record.job.key.lane == lane]
+    count = Counter(record.state for record in of)
+    return {
+        "lane": lane,
+        "width": width,
+        "in_progress": count[IN_PROGRESS],
+        "held": count[HELD],
+        "waiting": count[WAITING],
+        "depth": depth,
+        "oldest": min((record.job.first_at for record in of if record.state != PARKED), default=None),
+    }
+
+
+def _expected(
+    record: _Record, sizes: Mapping[Key, int], warmed: Iterable[tuple[float, str, float, int]]
+) -> float | None:
+    """Seconds that a job in progress may take, by how long others of its target took; None if nothing tells."""
+    key = record.job.key
+    size = sizes.get(key, 0)
+    if record.state != IN_PROGRESS or key.handler != PREWARM or not size:
+        return None
+    rates = [seconds / (other / GIB) for _, target, seconds, other in warmed if target == key.target and other]
+    return statistics.median(rates) * size / GIB if rates else None

@@ -1,0 +1,130 @@
+"""Doctor: does everything that a worker needs work? It reads, and leaves nothing behind.
+
+All is asked first, each question on its own (`facts`, `worker.broker.look`, `management`, `daemon`); what the answers
+come to is told by pure functions. So whatever fails is told, and hides nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from worker.broker import Depth, Look, look, scratch
+from worker.check import Check
+from worker.doctor import brokers, cinder, configuration, daemon, glance, login
+from worker.doctor.facts import gather
+from worker.doctor.management import Managed, Management
+from worker.doctor.untold import Untold, ask, tell, untold
+from worker.intake.subscription import Subscription
+from worker.lanes.topology import Topology
+from worker.sdk import OpenStackCloud
+from worker.settings import Settings
+
+MEMORY = Check(
+    "lanes",
+    "warn",
+    "in memory",
+    "fine for one process; set [work] url to share the work and to survive restarts",
+)
+
+
+async def examine(settings: Settings, cloud: OpenStackCloud, files: Iterable[str]) -> list[Check]:
+    """Every check; `files` are those that the settings were read from."""
+    of_brokers, facts, heard = await asyncio.gather(
+        asyncio.to_thread(look_at_brokers, settings),
+        ask(partial(gather, cloud, settings)),
+        asyncio.to_thread(daemon.listen, settings.bind),
+    )
+    found = [*configuration.checks(settings, files), daemon.check(settings.bind, heard), *of_brokers]
+    if isinstance(facts, Untold):
+        return [*found, untold("cloud", facts, "run it again with --debug", verdict="fail")]
+    return [
+        *found,
+        *login.checks(facts, settings),
+        *glance.checks(facts, settings),
+        *cinder.checks(facts, settings, heard.events if heard else None),
+    ]
+
+
+def look_at_brokers(settings: Settings) -> list[Check]:
+    """All that brokers and their management APIs tell. Blocks."""
+    managements = [Management(url) for url in settings.management_urls]
+    clusters = {api: tell(api.cluster) for api in managements}
+    found = [
+        untold(f"management {api.name}", name, "check management_urls: host, port, user and password")
+        for api, name in clusters.items()
+        if isinstance(name, Untold)
+    ]
+    for number, url in enumerate(settings.transport_urls):
+        name = f"notifications {number}"
+        if settings.driver != "rabbit":
+            found.append(
+                Check(name, "warn", f"driver {settings.driver}", "only RabbitMQ can be looked at; see /readyz")
+            )
+            continue
+        found += _notifications(name, url, settings, clusters)
+    return [*found, *_lanes(settings, clusters)]
+
+
+def _notifications(
+    name: str, url: str, settings: Settings, clusters: Mapping[Management, str | Untold]
+) -> Iterator[Check]:
+    subscription = Subscription(
+        queue=settings.queue,
+        queue_type=settings.queue_type,
+        max_length=settings.queue_max_length,
+        expires=settings.queue_expires,
+        exchanges=settings.exchanges,
+        topics=settings.topics,
+        priorities=settings.priorities,
+    )
+
+    def declare(connection: Any, there: Mapping[str, Depth]) -> None:
+        # Declared again as it is, it stays as it is; else the broker says what is different, as it would to the daemon
+        if settings.queue in there:
+            subscription.declare(connection)
+
+    queues = [settings.queue, *brokers.undrained_names(settings)]
+    seen = look(url, exchanges=settings.exchanges, queues=queues, trial=declare)
+    managed = _managed(seen, clusters, queues, bound_to=settings.queue if settings.queue in seen.queues else "")
+    yield from brokers.notifications(name, seen, settings, managed)
+
+
+def _lanes(settings: Settings, clusters: Mapping[Management, str | Untold]) -> Iterator[Check]:
+    if settings.work_url == "memory://":
+        yield MEMORY
+        return
+    topology = Topology(prefix=settings.queue, queue_type="quorum")
+    names = [topology.queue(lane) for lane in lanes_of(settings)]
+
+    def work(connection: Any, there: Mapping[str, Depth]) -> None:
+        for name in names:
+            if name in there:
+                with connection.channel() as channel:
+                    topology.declare_lane(channel, name)
+        scratch(connection, f"{settings.queue}.doctor-{uuid.uuid4().hex}")
+
+    queues = [*names, topology.dead]
+    seen = look(settings.work_url, queues=queues, trial=work)
+    yield from brokers.lanes(seen, settings, names, topology.dead, _managed(seen, clusters, queues))
+
+
+def lanes_of(settings: Settings) -> list[str]:
+    """The lanes that a worker with these settings opens."""
+    others = [name for name in ("upload", "reclaim") if name not in settings.switched_off]
+    return [*others, *(f"prewarm.{target.name}" for target in settings.targets)]
+
+
+def _managed(
+    seen: Look, clusters: Mapping[Management, str | Untold], queues: Iterable[str], *, bound_to: str = ""
+) -> Managed | Untold | None:
+    """What the management API of the broker's own cluster says; None if none is."""
+    if seen.problem:
+        return None
+    api = next((api for api, name in clusters.items() if name and name == seen.cluster), None)
+    if api is None:
+        return None
+    return tell(lambda: api.look(seen.broker.virtual_host, queues, bound_to=bound_to))

@@ -1,0 +1,54 @@
+"""An answer that could not be had, as a value: a service that fails must not hide what others say."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from worker.check import Check, Verdict
+from worker.errors import Blocked, Malformed, NotFound, Temporary
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Untold:
+    """Why there is no answer; `refused` if we may not ask, `missing` if there is no such thing."""
+
+    reason: str
+    refused: bool = False
+    missing: bool = False
+
+
+async def ask(call: Callable[[], Awaitable[T]]) -> T | Untold:
+    """What the call answers, or why there is no answer."""
+    try:
+        return await call()
+    except Exception as error:  # the root of a question: not even a bug in one may hide the answers to the others
+        return _why(error)
+
+
+def tell(call: Callable[[], T]) -> T | Untold:
+    """The same of a call that blocks."""
+    try:
+        return call()
+    except Exception as error:  # as above
+        return _why(error)
+
+
+def _why(error: Exception) -> Untold:
+    match error:
+        case Blocked():
+            return Untold(reason=str(error), refused=True)
+        case NotFound():
+            return Untold(reason=str(error), missing=True)
+        case Temporary() | Malformed():
+            return Untold(reason=str(error))
+        case _:
+            return Untold(reason=f"doctor itself failed here, please report it: {error!r}")
+
+
+def untold(name: str, answer: Untold, advice: str, *, verdict: Verdict = "warn") -> Check:
+    """The check of what could not be looked at."""
+    return Check(name, verdict, answer.reason, advice)
