@@ -35,7 +35,7 @@ class AddLocation:
 
 @dataclass(frozen=True, slots=True)
 class AwaitImage:
-    """Wait until the image has changed."""
+    """Wait until Glance has done its work on the image."""
 
 
 def words(action: object) -> str:

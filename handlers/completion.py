@@ -107,7 +107,7 @@ class DeleteClone:
 
 @dataclass(frozen=True, slots=True)
 class AwaitClone:
-    """Wait until this clone has changed; then read image and source again too."""
+    """Wait until Cinder has made the clone; then read image and source again too."""
 
     volume_id: str
     source_volid: str

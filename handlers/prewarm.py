@@ -101,6 +101,7 @@ class Prewarm:
         target = self._targets[key.target]
         try:
             image = await self._cloud.get_image(key.image_id)
+            self._report.seen(image, {})
             if refusal := policy.refusal(image, target, self._policy):
                 return await self._disposal.cool(image, await self._stores.known(target), why=refusal)
             target = await self._stores.resolve(target)
@@ -165,7 +166,7 @@ class Prewarm:
         if image:
             found = tuple(self.warmth(image, volumes))
             if image.status == "active":
-                self._report.compared(image, {one.target.name: (one.state, one.why) for one in found})
+                self._report.seen(image, {one.target.name: (one.state, one.why) for one in found})
             for one in found:
                 if one.state == "cold":
                     yield Missing(Key(self.name, image_id, one.target.name), one.why)

@@ -115,11 +115,12 @@ class Board:
     # Images
 
     def look(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
-        """What a comparison sees of an image: a state and why, by target. What a job finds meanwhile counts more."""
+        """What is seen of an image: a state and why, by target. What a job has found during a comparison is newer."""
         with self._lock:
             cells = {target: Cell(state, sys.intern(why)) for target, (state, why) in states.items()}
             if old := self._rows.get(image.id):
-                cells |= {target: cell for target, cell in old.cells.items() if cell.at > self._comparing > 0}
+                newer = {name: cell for name, cell in old.cells.items() if cell.at > self._comparing > 0}
+                cells = {**old.cells, **cells, **newer}
             name = image.name if image.visibility in OPEN else ""
             self._rows[image.id] = _Row(name, image.size, cells, time.time())
 

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from handlers import image_volume
+from handlers.prewarm import Prewarm
 from worker.dispatcher import Dispatcher
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.handler import Handler, HandlerFactory, Parts
@@ -323,9 +324,11 @@ class Daemon:
         )
 
     def _status(self, most: float) -> Mapping[str, Any]:
+        prewarm = self._handlers.get(Prewarm.name)
+        decided = {target.name: target for target in (prewarm.resolved if isinstance(prewarm, Prewarm) else ())}
         targets = [
             {"name": target.name, "volume_type": target.volume_type, "strategy": str(target.strategy)}
-            for target in self._settings.targets
+            for target in (decided.get(one.name, one) for one in self._settings.targets)
         ]
         status = self._metrics.board.status(lanes=self._runner.lanes, depths=self._lanes.depths(), most=most)
         return {"version": release(), "targets": targets, **status}

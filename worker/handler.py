@@ -75,8 +75,8 @@ class Report(Protocol):
     def repair(self, image_id: str, target: str = "", *, possible: bool) -> None:
         """Whether an image's data can be had somewhere, as a target sees it; "" for all targets."""
 
-    def compared(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
-        """How a comparison found an image: a state and why, by target."""
+    def seen(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
+        """How an image was found: a state and why, by those targets of which that is known."""
 
     def reclaimed(self, reason: str) -> None:
         """A volume was deleted because nobody needs it: image `gone`, `unwanted`, `budget`, `left-over`."""

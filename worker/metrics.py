@@ -96,7 +96,7 @@ class Metrics:
             self._lost = {one for one in self._lost if one[0] != image_id or target not in ("", one[1])}
         self.beyond_repair.set(len({lost for lost, _ in self._lost}))
 
-    def compared(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
+    def seen(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
         """See `worker.handler.Report`."""
         self.board.look(image, states)
 

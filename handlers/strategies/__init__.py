@@ -96,7 +96,7 @@ class RemoveFromStore:
 
 @dataclass(frozen=True, slots=True)
 class AwaitVolume:
-    """Wait until this volume has changed."""
+    """Wait until Cinder has done its work on the volume."""
 
     volume_id: str
 

@@ -119,8 +119,16 @@ def test_what_a_job_finds_during_a_comparison_is_newer() -> None:
     board.look(image(), {"fast": ("cold", ""), "slow": ("full", "")})
     board.compared()
     assert cells(board) == {"i1": ["warm", "full"], "i2": ["warm", "unknown"]}
-    compared(board, fast="cold")
-    assert cells(board) == {"i1": ["cold", "unknown"]}, "the next one is newer than the job"
+    compared(board, fast="cold", slow="cold")
+    assert cells(board) == {"i1": ["cold", "cold"]}, "the next one is newer than the job"
+
+
+def test_an_image_is_named_before_a_comparison_has_seen_it() -> None:
+    board = Board()
+    board.look(image(), {})
+    board.settled(job(), Done(VOLUME))
+    board.look(image(name="renamed"), {})
+    assert board.images(("fast",))["images"] == [["i1", "renamed", 2 * GIB, [["warm", ""]]]]
 
 
 def test_only_open_images_are_named() -> None:

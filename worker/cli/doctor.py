@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 from typing import Any
 
 from cliff.lister import Lister
@@ -30,6 +31,9 @@ class Doctor(Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:  # noqa: ARG002
         """The table of checks."""
         settings = self.app.read_settings()
+        if not self.app.options.debug:
+            # Each question to a service that is away would be told here once more
+            logging.getLogger("keystoneauth").setLevel(logging.ERROR)
         files = [*config_files(self.app.options.config_file), *self.app.options.config_dir]
         self._checks = tuple(asyncio.run(_examine(settings, files)))
         rows = [(check.name, check.verdict, check.detail, check.advice) for check in self._checks]
