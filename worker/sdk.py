@@ -411,16 +411,17 @@ class OpenStackCloud:
 
         def ask() -> Any:
             proxy = self._connection.image if service == "image" else self._connection.block_storage
-            endpoint = None
+            # Given as None it would hide what clouds.yaml overrides
+            where: dict[str, Any] = {}
             if service == "image":
                 # The catalog's endpoint may or may not end in /v2; ours are absolute below it
-                endpoint = (proxy.get_endpoint() or "").rstrip("/").removesuffix("/v2")
+                where["endpoint_override"] = (proxy.get_endpoint() or "").rstrip("/").removesuffix("/v2")
             response = proxy.request(
                 url,
                 method,
                 raise_exc=False,
                 connect_retries=0,
-                endpoint_override=endpoint,
+                **where,
                 headers={"Accept": "application/json"} | ({"Content-Type": content_type} if body is not None else {}),
                 data=None if body is None else json.dumps(body),
             )

@@ -67,4 +67,5 @@ def test_a_third_of_all_requests_fail_and_answers_of_writes_are_lost(
             service.fault = fault
         made = [images() for _ in range(5)]
         until(lambda: all(is_warm(operator, alice, image_id) for image_id in made), what=f"warm, seed {seed}")
-        assert glance.faults + cinder.faults > 10
+        assert glance.faults > 5
+        assert cinder.faults > 5

@@ -27,7 +27,8 @@ NOBODY = "11111111-1111-4111-8111-111111111111"
 class Bed:
     """A cloud under test, and how a user makes and deletes an image there, begins one, and makes a volume.
 
-    `limit` leaves the internal project so much more of what a quota counts, None for no limit.
+    `limit` leaves the internal project so much more of what a quota counts, None for no limit; `share` makes an image
+    that is shared with a project.
     """
 
     cloud: Cloud
@@ -36,6 +37,7 @@ class Bed:
     queue: Callable[..., Awaitable[str]]
     volume: Callable[[], Awaitable[str]]
     limit: Callable[..., Awaitable[None]]
+    share: Callable[[str], Awaitable[str]]
 
 
 @pytest.fixture(params=["fake", "devcloud"])
@@ -60,7 +62,12 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
             used = sum([volume.size async for volume in fake.list_volumes()])
             fake.quota = None if left is None else used + left
 
-        yield Bed(fake, fake_upload, fake_delete, fake_queue, fake_volume, fake_limit)
+        async def fake_share(project_id: str) -> str:
+            image_id = fake.upload(visibility="shared").id
+            fake.members[image_id] = {project_id: "pending"}
+            return image_id
+
+        yield Bed(fake, fake_upload, fake_delete, fake_queue, fake_volume, fake_limit, fake_share)
         await fake.quiet()
         return
     if not (HOME / "clouds.yaml").exists():
@@ -94,7 +101,13 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         limited.add(name)
         await asyncio.to_thread(admin.limit, (await cloud.identity()).project_id, left, name)
 
-    yield Bed(cloud, upload, delete, queue, volume, limit)
+    async def share(project_id: str) -> str:
+        made.append(await asyncio.to_thread(alice.image, "contract-shared", visibility="shared"))
+        body = {"member": project_id}
+        await asyncio.to_thread(alice.connection.image.post, f"/images/{made[-1]}/members", json=body)
+        return made[-1]
+
+    yield Bed(cloud, upload, delete, queue, volume, limit, share)
     for name in limited:
         await limit(None, name)
     for image_id in tuple(made):
@@ -429,6 +442,13 @@ async def test_a_property_is_set_changed_and_taken_away(bed: Bed) -> None:
         assert (properties["a/state~"], properties["colour"]) == (value, "green")
     await bed.cloud.set_property(image_id, "a/state~", "")
     assert "a/state~" not in (await bed.cloud.get_image(image_id)).properties
+
+
+async def test_members_of_a_shared_image(bed: Bed) -> None:
+    image_id = await bed.share("11112222333344445555666677778888")
+    assert await bed.cloud.list_members(image_id) == {"11112222333344445555666677778888": "pending"}
+    with pytest.raises(NotFound):
+        await bed.cloud.list_members("00000009-0000-4000-8000-000000000000")
 
 
 async def test_a_users_volume_is_foreign_and_its_clone_is_ours(bed: Bed) -> None:

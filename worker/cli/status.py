@@ -94,6 +94,8 @@ class Status(Lister):
         image_id, target, state = parsed_args.image or "", parsed_args.target, parsed_args.state
         if target and target not in {one.name for one in settings.targets}:
             raise Misconfigured([f"no target {target!r} is configured"])
+        if image_id and (parsed_args.summary or parsed_args.lanes):
+            raise Misconfigured(["--summary and --lanes are about all images"])
         self._seen = seen = _look(settings, image_id, lanes_only=parsed_args.lanes)
         for note in seen.notes:
             self.app.LOG.warning(note)
