@@ -358,9 +358,17 @@ def test_what_only_an_administrator_may_see_is_not_demanded(doctor: Doctor, imag
     report.says("target local-1 pools", "ok", "administrator")
 
 
+@pytest.fixture
+def switch(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A switch of the devcloud, on for one test."""
+    devcloud("set", f"{request.param}=1")
+    yield
+    devcloud("set", f"{request.param}=0")
+
+
+@pytest.mark.usefixtures("switch")
+@pytest.mark.parametrize("switch", ["LEAST_PRIVILEGE"], indirect=True)
 def test_a_login_without_admin(doctor: Doctor, image: str) -> None:
-    if "LEAST_PRIVILEGE=1" not in devcloud("status"):
-        pytest.skip("needs the devcloud with LEAST_PRIVILEGE=1")
     report = doctor({"cloud": {"name": "tried", "admin_role": "image_volume_worker"}}, login="worker")
     assert report.of("fail") == {}
     report.says("roles", "ok", "image_volume_worker")
@@ -369,17 +377,15 @@ def test_a_login_without_admin(doctor: Doctor, image: str) -> None:
     report.says("rights in cinder", "ok", "all projects")
 
 
+@pytest.mark.usefixtures("switch")
+@pytest.mark.parametrize("switch", ["OLD_LOCATIONS"], indirect=True)
 def test_locations_that_glance_shows(doctor: Doctor, image: str) -> None:
-    if "OLD_LOCATIONS=1" not in devcloud("status"):
-        pytest.skip("needs the devcloud with OLD_LOCATIONS=1")
     report = doctor()
     report.says("show_multiple_locations", "warn", "show_multiple_locations and show_image_direct_url on")
     assert "OSSN-0090" in report.rows["show_multiple_locations"]["Detail"]
 
 
 def test_locations_that_a_target_needs(doctor: Doctor, image: str) -> None:
-    if "OLD_LOCATIONS=0" not in devcloud("status"):
-        pytest.skip("needs the devcloud with OLD_LOCATIONS=0")
     location = {"volume_type": "local-1", "strategy": "location", "glance_store": "cinder-1"}
     report = doctor({"target:local-1": location})
     report.says("show_multiple_locations", "fail", "off, but target local-1 (strategy location)")
