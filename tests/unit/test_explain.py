@@ -112,6 +112,7 @@ async def test_what_is_waited_for(cloud: FakeCloud, settings: Settings) -> None:
 async def test_nobody_asked_and_no_format(cloud: FakeCloud, settings: Settings) -> None:
     checks = await told(cloud, settings, cloud.queue(disk_format="qcow2").id)
     assert (checks["format"].verdict, checks["source"].verdict) == ("fail", "fail")
+    assert checks["cinder.conf"].verdict == "warn", "no API tells, and it is said so"
     assert SOURCE in checks["source"].advice
 
 

@@ -81,7 +81,7 @@ class List(_Selecting, Lister):
 
 
 class Show(_Selecting, ShowOne):
-    """Show one of them with everything that is known, or with --raw write the message itself to standard output."""
+    """Show one dead letter with everything that is known, or with --raw write the message itself to standard output."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
@@ -146,7 +146,7 @@ class _Taking(_Selecting, Lister):
 
 
 class Replay(_Taking):
-    """Put jobs back into their lanes, as if they had never been tried. Messages that nobody can read stay."""
+    """Put jobs that were given up back into their lanes, as if never tried. Messages that nobody can read stay."""
 
     def concerns(self, kept: Kept) -> bool:
         """Jobs."""
@@ -165,7 +165,7 @@ class Replay(_Taking):
 
 
 class Drop(_Taking):
-    """Take them away for good."""
+    """Delete jobs that were given up and messages that nobody can read, for good."""
 
     def concerns(self, kept: Kept) -> bool:  # noqa: ARG002
         """All."""

@@ -43,6 +43,13 @@ def upload_checks(seen: Seen, settings: Settings) -> Iterator[Check]:
     else:
         yield Check("lock", "ok", "nobody works on the image")
     yield _named(seen, rules)
+    if not completion.source_named(image, rules):
+        yield Check(
+            "cinder.conf",
+            "warn",
+            "image_upload_use_cinder_backend and _internal_tenant decide how Cinder's own upload goes; no API tells",
+            f"property {rules.source_property} on a queued image needs neither",
+        )
     if seen.source or seen.missing:
         yield from _source(seen, settings)
     for clone in seen.clones or ():
