@@ -79,6 +79,11 @@ class Board:
 
     # Jobs
 
+    def forget(self) -> None:
+        """No job is here any more: the daemon begins anew."""
+        with self._lock:
+            self._jobs.clear()
+
     def held(self, job: Job) -> None:
         """A job is here and waits for a slot."""
         self._set(_Record(job=job, state=HELD, since=time.time()))
@@ -183,6 +188,20 @@ class Board:
             },
             "grid": revision,
         }
+
+    def states(self) -> dict[str, dict[str, int]]:
+        """How many images are in each state, by target."""
+        with self._lock:
+            return self._counts(self._jobs.values())
+
+    def oldest(self) -> dict[str, float]:
+        """Since when the oldest job of each lane is asked for, in epoch seconds; what was given up does not count."""
+        found: dict[str, float] = {}
+        with self._lock:
+            for key, record in self._jobs.items():
+                if record.state != PARKED:
+                    found[key.lane] = min(record.job.first_at, found.get(key.lane, math.inf))
+        return found
 
     def images(self, targets: Iterable[str]) -> dict[str, Any]:
         """Every image with its cells, those that are not warm first."""

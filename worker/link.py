@@ -9,6 +9,7 @@ import select
 import socket
 import threading
 import time
+import weakref
 from typing import Any, Protocol
 
 import structlog
@@ -21,6 +22,8 @@ log = structlog.get_logger(__name__)
 SHORTEST_PAUSE = 0.25
 LONGEST_PAUSE = 10.0
 """Seconds between two rounds over all hosts; short, because nothing moves while the broker is away."""
+HUNG_AFTER = 300.0
+"""Seconds without a turn after which a thread has hung: a broker that dies slowly can cost one after the other."""
 LASTING = 30.0
 """Seconds after which a connection that breaks is a new outage, and no longer the one before."""
 GOODBYE_TIMEOUT = 5.0
@@ -54,7 +57,7 @@ class Link:
         """`burst`: messages read at most between two turns of the session."""
         self._broker = broker
         self._session = session
-        self._name = name
+        self.name = name
         self._burst = burst
         self._waker, self._wakened = socket.socketpair()
         self._waker.setblocking(False)
@@ -65,7 +68,14 @@ class Link:
         self._problem: str | None = f"{broker}: connecting"
         self._lost_since: float | None = None
         self._socket: socket.socket | None = None
+        self._turned = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def hung(self) -> float:
+        """For how many seconds its thread has not turned; 0 if that is no longer than a slow broker explains."""
+        late = time.monotonic() - self._turned
+        return late if self._thread.is_alive() and self._stop_by is None and late > HUNG_AFTER else 0.0
 
     @property
     def blocked(self) -> bool:
@@ -81,6 +91,8 @@ class Link:
 
     def start(self) -> None:
         """Begin; returns at once."""
+        _started.add(self)
+        self._turned = time.monotonic()
         self._thread.start()
 
     def wake(self) -> None:
@@ -107,7 +119,7 @@ class Link:
         failures = 0
         hosts = itertools.cycle(self._broker.hosts)
         while self._stop_by is None:
-            begun = time.monotonic()
+            begun = self._turned = time.monotonic()
             self._connect(next(hosts))
             # A connection that breaks at once, time and again, is no better than none.
             failures = 1 if time.monotonic() - begun > LASTING else failures + 1
@@ -120,7 +132,7 @@ class Link:
         connection = None
         try:
             connection = self._broker.connect(
-                host, name=self._name, on_blocked=self._on_blocked, on_unblocked=self._on_unblocked
+                host, name=self.name, on_blocked=self._on_blocked, on_unblocked=self._on_unblocked
             )
             self._socket = connection.sock
             self._session.opened(connection)
@@ -132,7 +144,7 @@ class Link:
             # The root of a thread: py-amqp raises what it likes on a connection that breaks under it, and a fault of
             # ours must not end the intake for ever. Both are over with the next connection, or seen in the log.
             if connection is None or connection.connected:
-                log.exception("broker_session_failed", link=self._name)
+                log.exception("broker_session_failed", link=self.name)
             self._missed(f"{host}: {error!r}")
         finally:
             _drop(connection, politely=self._stop_by is not None)
@@ -150,6 +162,7 @@ class Link:
         wakes.register(sock, select.POLLIN)
         wakes.register(self._wakened, select.POLLIN)
         while True:
+            self._turned = time.monotonic()
             pause = self._session.turn()
             connection.heartbeat_tick()
             if self._stop_by is not None:
@@ -183,21 +196,29 @@ class Link:
         self._problem = reason
         if self._lost_since is None and self._stop_by is None:
             self._lost_since = time.monotonic()
-            log.warning("broker_lost", link=self._name, broker=str(self._broker), reason=reason)
+            log.warning("broker_lost", link=self.name, broker=str(self._broker), reason=reason)
 
     def _found(self) -> None:
         self._problem = None
         if self._lost_since is not None:
-            log.info("broker_back", link=self._name, seconds=round(time.monotonic() - self._lost_since, 1))
+            log.info("broker_back", link=self.name, seconds=round(time.monotonic() - self._lost_since, 1))
             self._lost_since = None
 
     def _on_blocked(self, reason: str) -> None:
         self._blocked = True
-        log.warning("broker_blocked", link=self._name, reason=reason)
+        log.warning("broker_blocked", link=self.name, reason=reason)
 
     def _on_unblocked(self) -> None:
         self._blocked = False
-        log.info("broker_unblocked", link=self._name)
+        log.info("broker_unblocked", link=self.name)
+
+
+_started: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+def hung() -> dict[str, str]:
+    """What is wrong with links of this process whose threads have stopped turning, by name; most often nothing."""
+    return {link.name: f"has not turned for {late:.0f} s" for link in tuple(_started) if (late := link.hung)}
 
 
 def _drop(connection: Any, *, politely: bool) -> None:

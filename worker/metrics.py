@@ -47,6 +47,13 @@ class Metrics:
         self.jobs_in_progress = gauge("jobs_in_progress", "Jobs being worked on", "lane")
         self.jobs_waiting = gauge("jobs_waiting", "Jobs that wait for another try", "lane")
         self.lane_depth = gauge("lane_depth", "Jobs that wait in a lane", "lane")
+        self.lane_oldest = gauge(
+            "lane_oldest_timestamp_seconds", "Since when the oldest job of a lane is asked for; 0 without one", "lane"
+        )
+        self.images = gauge(
+            "images", "Images by state on a target, as of the last resync and jobs since", "target", "state"
+        )
+        self.ready = gauge("ready", "1 while every intake consumes, the lanes are open and the cloud is there")
         self.dead_letters = gauge("dead_letters", "Dead letters kept", "lane")
         self.image_volumes = gauge("image_volumes", "Image-Volumes, as of the last resync", "target", "state")
         self.image_volume_bytes = gauge("image_volume_bytes", "Size of the Image-Volumes", "target")
@@ -112,11 +119,20 @@ class Metrics:
         for target, size in sizes.items():
             self.image_volume_bytes.labels(target).set(size)
 
+    def states(self) -> None:
+        """Take over from the board how many images are in which state."""
+        self.images.clear()
+        for target, states in self.board.states().items():
+            for state, count in states.items():
+                self.images.labels(target, state).set(count)
+
     def depths(self, depths: Mapping[str, int], waiting: Mapping[str, int]) -> None:
         """Take over how many jobs are in each lane (`dead` are the dead letters), and wait for another try."""
+        oldest = self.board.oldest()
         for lane in depths:
             if lane != "dead":
                 self.jobs_waiting.labels(lane).set(waiting.get(lane, 0))
+                self.lane_oldest.labels(lane).set(oldest.get(lane, 0.0))
         for lane, depth in depths.items():
             if lane == "dead":
                 self.dead_letters.labels("all").set(depth)

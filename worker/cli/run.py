@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
+import time
 
 import structlog
 from cliff.command import Command
@@ -12,6 +13,7 @@ from cliff.command import Command
 from worker.cli import Worker
 from worker.daemon import Daemon, build_clouds, check_cloud
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
+from worker.manager import READY, RELOADING, STOPPING, notify
 from worker.metrics import Metrics
 from worker.settings import Settings
 
@@ -35,6 +37,7 @@ class Run(Command):
         stop, leave, reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         def told_to_stop() -> None:
+            notify(f"{STOPPING}\nSTATUS=draining")
             stop.set()
             leave.set()
 
@@ -69,6 +72,7 @@ class Run(Command):
         while True:
             await reload.wait()
             reload.clear()
+            notify(f"{RELOADING}\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
                 settings = self.app.read_settings()
                 clouds = build_clouds(settings, metrics)
@@ -78,9 +82,11 @@ class Run(Command):
                     clouds.close()
             except Misconfigured as error:
                 log.error("reload_refused", faults=error.faults)
+                notify(f"{READY}\nSTATUS=reload refused: {'; '.join(error.faults)}")
                 continue
             except (Temporary, Blocked, NotFound, Malformed) as error:
                 log.error("reload_refused", faults=[f"the cloud could not be asked about it: {error}"])
+                notify(f"{READY}\nSTATUS=reload refused: {error}")
                 continue
             log.info("reloading")
             leave.set()

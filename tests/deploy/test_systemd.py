@@ -1,0 +1,61 @@
+"""The unit as systemd itself judges it."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "config" / "systemd"
+UNIT = FOLDER / "image-volume-worker.service"
+MOST_EXPOSED = 1.5
+
+
+def test_it_is_hardened() -> None:
+    done = subprocess.run(
+        ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(UNIT)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = re.search(r"Overall exposure level for \S+: (\d+\.\d+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    assert float(found[1]) <= MOST_EXPOSED, f"exposure {found[1]}: systemd-analyze security {UNIT} says what is open"
+
+
+def test_systemd_understands_it(tmp_path: Path) -> None:
+    # The program is not installed on the machine of a test
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/usr/bin/image-volume-worker", "/bin/true"))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+    )
+    about_us = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    assert (done.returncode, about_us) == (0, []), done.stderr
+
+
+def test_times_fit() -> None:
+    parser = configparser.ConfigParser(strict=False, interpolation=None, delimiters=("=",))
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNIT)
+    service = parser["Service"]
+    sample = (ROOT / "config" / "image-volume-worker.conf.sample").read_text()
+    found = re.search(r"^#drain_timeout = ([\d.]+)", sample, re.MULTILINE)
+    assert found
+    drain = float(found[1])
+    assert int(service["TimeoutStopSec"]) > 2 * drain, "a stop drains"
+    assert int(service["WatchdogSec"]) > 2 * drain, "a reload drains too, and feeds no watchdog meanwhile"
+
+
+def test_users_and_folders_are_made_as_systemd_reads_them(tmp_path: Path) -> None:
+    (tmp_path / "etc").mkdir()
+    for program, file in (("systemd-sysusers", "sysusers.conf"), ("systemd-tmpfiles", "tmpfiles.conf")):
+        words = ["--create"] if program == "systemd-tmpfiles" else []
+        done = subprocess.run(
+            [program, *words, f"--root={tmp_path}", str(FOLDER / file)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+    assert "image-volume-worker" in (tmp_path / "etc" / "passwd").read_text()
+    assert (tmp_path / "etc" / "image-volume-worker" / "image-volume-worker.conf.d").is_dir()

@@ -1,0 +1,27 @@
+"""The service manager: what systemd is told of the daemon's state, by its own protocol; nothing without one.
+
+Source: sd_notify(3), systemd.service(5).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+
+READY = "READY=1"
+RELOADING = "RELOADING=1"
+STOPPING = "STOPPING=1"
+WATCHDOG = "WATCHDOG=1"
+
+
+def notify(state: str) -> None:
+    """Tell the manager that asks for it, if there is one; never raises, never waits."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address[:1] not in ("/", "@"):
+        return
+    # A leading @ stands for the zero byte of an abstract socket
+    path = "\0" + address[1:] if address.startswith("@") else address
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        sock.setblocking(False)
+        sock.sendto(state.encode(), path)
