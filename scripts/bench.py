@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gzip
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -29,6 +31,7 @@ from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, SLOW, STORES, Rig
 from tests.worker_process import WorkerProcess, configuration
 from worker import log
+from worker.board import Board
 from worker.cli.status import cells
 from worker.cli.values import Moment
 from worker.cloud import Volume
@@ -374,7 +377,19 @@ def status(options: argparse.Namespace) -> list[Row]:
     took = time.monotonic() - began
     assert [one.states for one in shown] == [{"warm": options.images}] * 3, shown
     return [{"images": options.images, "targets": len(targets), "rows": len(found), "calls": cloud.calls.total(),
-             "took s": took, "MiB of JSON": len(text) / (1 << 20)}]  # fmt: skip
+             "took s": took, "MiB of JSON": len(text) / (1 << 20), **board(cloud, names)}]  # fmt: skip
+
+
+def board(cloud: FakeCloud, names: tuple[str, ...]) -> Row:
+    """What the page costs a worker that has seen these images: MiB that it holds, and of an answer."""
+    shown = Board()
+    tracemalloc.start()
+    for image in cloud.images.values():
+        shown.look(image, dict.fromkeys(names, ("warm", "")))
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    answer = gzip.compress(json.dumps(shown.images(names)).encode(), compresslevel=1)
+    return {"page holds MiB": held / (1 << 20), "page sends MiB": len(answer) / (1 << 20)}
 
 
 def handover(options: argparse.Namespace) -> list[Row]:

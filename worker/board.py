@@ -13,6 +13,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import islice
 from typing import Any, assert_never
 
@@ -20,6 +21,7 @@ from worker.cloud import GIB, Image
 from worker.job import Job, Key
 from worker.notification import IMAGE_ID
 from worker.outcome import Again, Done, Outcome, Park, Skip
+from worker.target import Target
 
 # What is remembered of the past
 FAILURES = 50
@@ -30,8 +32,12 @@ JOBS = 200
 OVERDUE = 300.0
 # Names of other images are their projects' business
 OPEN = frozenset({"public", "community"})
-IN_PROGRESS, HELD, WAITING, PARKED = STATES = ("in progress", "held", "waiting", "parked")
+# In the order in which jobs are shown: those that only wait for a slot are the first to be left out
+IN_PROGRESS, WAITING, PARKED, HELD = STATES = ("in progress", "waiting", "parked", "held")
 PREWARM = "prewarm"
+# What a person has to see comes first, among thousands that are not wanted
+CELLS = ("failed", "lost", "making", "cold", "full", "unknown", "unused", "unwanted", "warm")
+RANK = {state: number for number, state in enumerate(CELLS)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +80,7 @@ class Board:
         self._failures: deque[dict[str, Any]] = deque(maxlen=FAILURES)
         self._warmed: deque[tuple[float, str, float, int]] = deque(maxlen=TIMES)
         self._created: deque[tuple[float, str, bool, float]] = deque(maxlen=TIMES)
+        self._sizes: Mapping[str, int] = {}
         self._revision = 0
         self._comparing = self._resynced = 0.0
 
@@ -122,7 +129,7 @@ class Board:
     def look(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
         """What is seen of an image: a state and why, by target. What a job has found during a comparison is newer."""
         with self._lock:
-            cells = {target: Cell(state, sys.intern(why)) for target, (state, why) in states.items()}
+            cells = {target: _as_listed(state, why) for target, (state, why) in states.items()}
             if old := self._rows.get(image.id):
                 newer = {name: cell for name, cell in old.cells.items() if cell.at > self._comparing > 0}
                 cells = {**old.cells, **cells, **newer}
@@ -146,6 +153,11 @@ class Board:
             self._resynced = time.time()
             self._revision += 1
 
+    def weighed(self, sizes: Mapping[str, int]) -> None:
+        """How many bytes of Image-Volumes there are, by target."""
+        with self._lock:
+            self._sizes = dict(sizes)
+
     # Times
 
     def warmed(self, key: Key, seconds: float) -> None:
@@ -161,24 +173,38 @@ class Board:
 
     # Documents
 
-    def status(self, *, lanes: Mapping[str, int], depths: Mapping[str, int], most: float = JOBS) -> dict[str, Any]:
-        """Lanes, jobs, failures and times; `lanes` gives each one's width, `depths` what lies on the broker."""
+    def status(
+        self, *, targets: Iterable[Target], lanes: Mapping[str, int], depths: Mapping[str, int], most: float = JOBS
+    ) -> dict[str, Any]:
+        """Targets, lanes, jobs, failures and times; `lanes` gives their widths, `depths` what lies on the broker."""
         now = time.time()
         with self._lock:
             self._jobs = {key: record for key, record in self._jobs.items() if _is_current(record, now)}
             records = list(self._jobs.values())
             sizes = {record.job.key: row.size for record in records if (row := self._rows.get(record.job.key.image_id))}
             failures, warmed, created = list(self._failures), list(self._warmed), list(self._created)
-            revision, resynced = self._revision, self._resynced
+            revision, resynced, volumes = self._revision, self._resynced, self._sizes
             states = self._counts(records)
         records.sort(key=lambda one: (STATES.index(one.state), one.due, one.since))
+        found: dict[str, list[_Record]] = {lane: [] for lane in lanes}
+        for record in records:
+            found.setdefault(record.job.key.lane, []).append(record)
         count = None if math.isinf(most) else int(most)
         return {
             "started": self._started,
             "now": now,
             "last_resync": resynced,
-            "states": states,
-            "lanes": [_lane(lane, width, depths.get(lane, 0), records) for lane, width in lanes.items()],
+            "targets": [
+                {
+                    "name": target.name,
+                    "volume_type": target.volume_type,
+                    "strategy": str(target.strategy),
+                    "states": states.get(target.name, {}),
+                    "bytes": volumes.get(target.name, 0),
+                }
+                for target in targets
+            ],
+            "lanes": [_lane(lane, width, depths.get(lane, 0), found[lane]) for lane, width in lanes.items()],
             "jobs": [_shown(one, _expected(one, sizes, warmed)) for one in islice(records, count)],
             "jobs_left_out": max(0, len(records) - count) if count is not None else 0,
             "failures": failures,
@@ -204,7 +230,7 @@ class Board:
         return found
 
     def images(self, targets: Iterable[str]) -> dict[str, Any]:
-        """Every image with its cells, those that are not warm first."""
+        """Every image with its cells; what failed comes first, what is warm on every target last."""
         targets = tuple(targets)
         with self._lock:
             overlay = self._overlay(self._jobs.values())
@@ -213,7 +239,7 @@ class Board:
                 for image_id, row in self._rows.items()
             ]
             revision = self._revision
-        rows.sort(key=lambda row: (all(cell.state == "warm" for cell in row[3]), row[1], row[0]))
+        rows.sort(key=lambda row: (min((RANK.get(cell.state, 0) for cell in row[3]), default=0), row[1], row[0]))
         return {
             "revision": revision,
             "targets": list(targets),
@@ -270,6 +296,12 @@ class Board:
 UNKNOWN = Cell("unknown", "no resync has seen it yet")
 
 
+@lru_cache(maxsize=1024)
+def _as_listed(state: str, why: str) -> Cell:
+    """The one object for all cells that a listing finds like this: most of a large cloud is warm."""
+    return Cell(state, why)
+
+
 def _cell(outcome: Outcome, now: float) -> Cell | None:
     """What an outcome of pre-warming says of its cell; None if it is empty, as the image is gone."""
     match outcome:
@@ -309,8 +341,7 @@ def _shown(record: _Record, expected: float | None) -> dict[str, Any]:
 
 
 def _lane(lane: str, width: int, depth: int, records: list[_Record]) -> dict[str, Any]:
-    of = [record for record in records if record.job.key.lane == lane]
-    count = Counter(record.state for record in of)
+    count = Counter(record.state for record in records)
     return {
         "lane": lane,
         "width": width,
@@ -318,7 +349,7 @@ def _lane(lane: str, width: int, depth: int, records: list[_Record]) -> dict[str
         "held": count[HELD],
         "waiting": count[WAITING],
         "depth": depth,
-        "oldest": min((record.job.first_at for record in of if record.state != PARKED), default=None),
+        "oldest": min((record.job.first_at for record in records if record.state != PARKED), default=None),
     }
 
 

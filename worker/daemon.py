@@ -347,12 +347,11 @@ class Daemon:
     def _status(self, most: float) -> Mapping[str, Any]:
         prewarm = self._handlers.get(Prewarm.name)
         decided = {target.name: target for target in (prewarm.resolved if isinstance(prewarm, Prewarm) else ())}
-        targets = [
-            {"name": target.name, "volume_type": target.volume_type, "strategy": str(target.strategy)}
-            for target in (decided.get(one.name, one) for one in self._settings.targets)
-        ]
-        status = self._metrics.board.status(lanes=self._runner.lanes, depths=self._lanes.depths(), most=most)
-        return {"version": release(), "targets": targets, **status}
+        targets = (decided.get(one.name, one) for one in self._settings.targets)
+        status = self._metrics.board.status(
+            targets=targets, lanes=self._runner.lanes, depths=self._lanes.depths(), most=most
+        )
+        return {"version": release(), **status}
 
     def _images(self) -> Mapping[str, Any]:
         return self._metrics.board.images(target.name for target in self._settings.targets)

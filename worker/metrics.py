@@ -118,6 +118,7 @@ class Metrics:
             self.image_volumes.labels(target, state).set(count)
         for target, size in sizes.items():
             self.image_volume_bytes.labels(target).set(size)
+        self.board.weighed(sizes)
 
     def states(self) -> None:
         """Take over from the board how many images are in which state."""

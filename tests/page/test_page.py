@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import statistics
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from worker.cloud import GIB, Image
 from worker.job import Job, Key
 from worker.outcome import Again, Done, Park, Skip
 from worker.probes import Page, Probes
+from worker.target import Target
 
 EVIL = "<script>document.title='evil'</script><b>bold</b>"
 TARGETS = ("fast", "slow")
+PLACES = tuple(Target(name=name, volume_type=name, strategy="store") for name in TARGETS)
 LANES = {"upload": 8, "reclaim": 4, "prewarm.fast": 2, "prewarm.slow": 2}
 
 
@@ -43,7 +47,9 @@ def image(number: int, **fields: Any) -> Image:
 
 
 def job(number: int, target: str = "fast", *, handler: str = "prewarm", attempt: int = 0) -> Job:
-    return Job(key=Key(handler, image_id(number), target), cause="image.activate x", attempt=attempt, first_at=1.0)
+    return Job(
+        key=Key(handler, image_id(number), target), cause="image.activate x", attempt=attempt, first_at=time.time() - 90
+    )
 
 
 def board(images: int = 40) -> Board:
@@ -59,6 +65,7 @@ def board(images: int = 40) -> Board:
         made.look(image(number), states)
     made.look(image(images, visibility="private", name="a tenant's secret"), dict.fromkeys(TARGETS, ("warm", "")))
     made.compared()
+    made.weighed({"fast": 120 * GIB, "slow": 90 * GIB})
     for number in range(12):
         made.warmed(job(number).key, 3.0 + number)
         made.created("fast", 0.8 + number / 10, warm=True)
@@ -66,8 +73,8 @@ def board(images: int = 40) -> Board:
     made.began(job(1, "slow"))
     made.doing(job(1, "slow").key, "Have Glance copy the image into stores")
     made.warmed(job(2, "slow").key, 12.0)
-    made.settled(job(6, "slow", attempt=3), Again(EVIL), due=4e9)
-    made.settled(job(11, "slow", attempt=20), Park("no such volume type"), due=4e9)
+    made.settled(job(6, "slow", attempt=3), Again(EVIL), due=time.time() + 95)
+    made.settled(job(11, "slow", attempt=20), Park("no such volume type"), due=time.time() + 95)
     made.settled(job(16, "slow"), Skip("image is too small"))
     return made
 
@@ -85,8 +92,7 @@ class Served:
         page = Page(
             status=lambda most: {
                 "version": "1.2.3",
-                "targets": [{"name": name, "volume_type": name, "strategy": "store"} for name in TARGETS],
-                **self.board.status(lanes=LANES, depths={"prewarm.fast": 17}, most=most),
+                **self.board.status(targets=PLACES, lanes=LANES, depths={"prewarm.fast": 17}, most=most),
             },
             images=lambda: self.board.images(TARGETS),
         )
@@ -118,7 +124,7 @@ def opened(browser: Browser, served: Served, *, width: int = 1280, height: int =
     browser.requests.clear()
     browser.errors.clear()
     browser.open(served.url, width=width, height=height, dark=dark)
-    browser.until("document.querySelectorAll('#images tbody tr').length")
+    browser.until("document.readyState === 'complete' && document.querySelectorAll('#images tbody tr.image').length")
 
 
 def text(browser: Browser, selector: str) -> str:
@@ -174,10 +180,10 @@ def test_everything_is_shown(browser: Browser, served: Served) -> None:
     assert browser.value("document.querySelectorAll('#plot-create rect').length") == 1
     assert browser.value("document.querySelectorAll('#plot-create circle').length") == 12
     # What is not warm comes first
-    assert text(browser, "#images tbody tr") != ""
-    first = browser.value("[...document.querySelectorAll('#images tbody tr')].slice(0, 8).map(r => r.innerText)")
+    assert text(browser, "#images tbody tr.image") != ""
+    first = browser.value("[...document.querySelectorAll('#images tbody tr.image')].slice(0, 8).map(r => r.innerText)")
     assert all(any(letter in row for letter in ("M", "F", "C", "B", "–")) for row in first)
-    assert browser.value("document.querySelectorAll('#images tbody tr').length") == 41
+    assert browser.value("document.querySelectorAll('#images tbody tr.image').length") == 41
     assert browser.errors == []
 
 
@@ -206,10 +212,10 @@ def test_nothing_leaves_the_host(browser: Browser, served: Served) -> None:
 def test_filters(browser: Browser, served: Served) -> None:
     opened(browser, served)
     browser.value("$('filter').value = 'IMAGE 12'; $('filter').dispatchEvent(new Event('input'))")
-    assert browser.value("document.querySelectorAll('#images tbody tr').length") == 1
+    assert browser.value("document.querySelectorAll('#images tbody tr.image').length") == 1
     assert image_id(12) in text(browser, "#images tbody")
     browser.value("$('filter').value = ''; $('state').value = 'failed'; $('state').dispatchEvent(new Event('input'))")
-    assert browser.value("document.querySelectorAll('#images tbody tr').length") == 2
+    assert browser.value("document.querySelectorAll('#images tbody tr.image').length") == 2
 
 
 @pytest.mark.parametrize(
@@ -254,7 +260,7 @@ def test_what_happens_is_seen(browser: Browser, served: Served) -> None:
     opened(browser, served)
     served.board.settled(job(1, "slow"), Done(image_id(99)))
     browser.until("$('now').innerText.indexOf('Have Glance copy') === -1")
-    row = f"[...document.querySelectorAll('#images tbody tr')].find(r => r.innerText.includes('{image_id(1)}'))"
+    row = f"[...document.querySelectorAll('#images tbody tr.image')].find(r => r.innerText.includes('{image_id(1)}'))"
     browser.until(f"{row}.querySelectorAll('.warm').length === 2")
 
 
@@ -262,7 +268,7 @@ def test_a_cloud_without_images(browser: Browser) -> None:
     served = Served(Board())
     try:
         browser.open(served.url, width=1280, height=800)
-        browser.until("$('rest').innerText.includes('No images seen yet')")
+        browser.until("typeof $ === 'function' && $('rest').innerText.includes('No images seen yet')")
         assert "Nothing is being made" in text(browser, "#now")
     finally:
         served.stop()
@@ -270,13 +276,76 @@ def test_a_cloud_without_images(browser: Browser) -> None:
 
 def test_ten_thousand_images(browser: Browser) -> None:
     served = Served(board(10_000))
+    rows = "document.querySelectorAll('#images tbody tr.image')"
     try:
         opened(browser, served)
-        assert browser.value("document.querySelectorAll('#images tbody tr').length") == 200
-        assert "9801 more" in text(browser, "#rest")
-        browser.value("$('more').click()")
-        assert browser.value("document.querySelectorAll('#images tbody tr').length") == 400
+        assert "10001 of 10001 images" in text(browser, "#rest")
+        assert browser.value(f"{rows}.length") < 200, "only those in sight are in the document"
+        # Over all of it, fifty screens: something is there at each, and soon
+        browser.value("""(async () => {
+          const most = document.documentElement.scrollHeight, frame = () => new Promise(requestAnimationFrame);
+          window.empty = 0; window.times = [];
+          for (let part = 1; part <= 50; part++) {
+            scrollTo(0, most * part / 50 - innerHeight);
+            const began = performance.now();
+            draw();
+            window.times.push(performance.now() - began);
+            await frame();
+            if (!document.elementFromPoint(300, innerHeight / 2).closest('tr.image, p, section')) window.empty++;
+            const seen = [...document.querySelectorAll('tr.image')].filter(r => r.getBoundingClientRect().bottom > 0
+              && r.getBoundingClientRect().top < innerHeight);
+            if (part > 2 && seen.length < 15) window.empty++;
+          }
+        })()""")
+        assert browser.value("window.empty") == 0
+        assert statistics.median(browser.value("window.times")) < 50, "milliseconds"
+        last = browser.value(f"[...{rows}].at(-1).innerText")
+        assert "image 9999" in last
+        assert browser.value(f"[...{rows}].at(-1).getAttribute('aria-rowindex')") == "10002"
         browser.value(f"$('filter').value = '{image_id(9999)}'; $('filter').dispatchEvent(new Event('input'))")
-        assert browser.value("document.querySelectorAll('#images tbody tr').length") == 1
+        assert browser.value(f"{rows}.length") == 1
     finally:
         served.stop()
+
+
+def test_a_row_tells_all_of_its_image(browser: Browser, served: Served) -> None:
+    opened(browser, served, width=375, height=812)
+    browser.value("$('filter').value = 'image 6'; $('filter').dispatchEvent(new Event('input'))")
+    browser.value("document.querySelector('tr.image button').focus(); document.activeElement.click()")
+    told = text(browser, "#detail")
+    assert image_id(6) in told
+    assert "slow: failed" in told
+    assert EVIL in told
+    assert browser.value("document.documentElement.scrollWidth") <= 375
+    browser.value("$('d-close').click()")
+    assert browser.value("$('detail').open") is False
+    served.board.settled(job(16, "slow"), Done(image_id(99)))
+    browser.value(
+        "window.before = document.querySelector('tr.image'); document.querySelector('tr.image button').focus()"
+    )
+    browser.until("!window.before.isConnected")
+    assert browser.value("document.activeElement.dataset.id") == image_id(6), "what is drawn anew keeps the focus"
+
+
+def test_a_worker_that_was_started_again_with_as_many_changes(browser: Browser) -> None:
+    served = Served(Board())
+    try:
+        for name in ("before", "after"):
+            again = Board()
+            again.comparing()
+            again.look(image(1, name=name), dict.fromkeys(TARGETS, ("warm", "")))
+            again.compared()
+            served.board = again
+            if name == "before":
+                opened(browser, served)
+            browser.until(f"document.querySelector('#images tbody tr.image').innerText.includes('{name}')")
+    finally:
+        served.stop()
+
+
+def test_light_is_not_dark(browser: Browser, served: Served, tmp_path: Path) -> None:
+    pictures = set()
+    for dark in (False, True):
+        opened(browser, served, dark=dark)
+        pictures.add(browser.screenshot(tmp_path / f"{dark}.png"))
+    assert len(pictures) == 2

@@ -13,6 +13,7 @@ from tests.rig import FAST, SLOW, STORES, Rig
 from worker.board import FAILURES, TIMES, Board
 from worker.cloud import GIB, Image
 from worker.job import Job, Key
+from worker.metrics import Metrics
 from worker.outcome import Again, Done, Outcome, Park, Skip
 from worker.target import Policy
 
@@ -33,7 +34,7 @@ def job(number: int = 1, target: str = "fast", *, handler: str = "prewarm", atte
 
 
 def status(board: Board, *, most: float = 200) -> dict[str, Any]:
-    document = board.status(lanes=LANES, depths={"prewarm.fast": 3}, most=most)
+    document = board.status(targets=(FAST, SLOW), lanes=LANES, depths={"prewarm.fast": 3}, most=most)
     json.dumps(document)
     return document
 
@@ -60,7 +61,11 @@ def test_a_job_from_its_lane_to_its_end() -> None:
     (shown,) = status(board)["jobs"]
     assert (shown["state"], shown["doing"], shown["expected"]) == ("in progress", "Have Glance copy it", None)
     assert cells(board) == {"i1": ["making", "warm"]}
-    assert status(board)["states"] == {"fast": {"making": 1}, "slow": {"warm": 1}}
+    board.weighed({"fast": 5, "other": 7})
+    assert status(board)["targets"] == [
+        {"name": "fast", "volume_type": "fast", "strategy": "auto", "states": {"making": 1}, "bytes": 5},
+        {"name": "slow", "volume_type": "slow", "strategy": "auto", "states": {"warm": 1}, "bytes": 0},
+    ]
     board.settled(job(), Done(VOLUME))
     assert status(board)["jobs"] == []
     assert cells(board) == {"i1": ["warm", "warm"]}
@@ -131,6 +136,15 @@ def test_an_image_is_named_before_a_comparison_has_seen_it() -> None:
     assert board.images(("fast",))["images"] == [["i1", "renamed", 2 * GIB, [["warm", ""]]]]
 
 
+def test_what_failed_comes_first_and_what_is_warm_last() -> None:
+    board = Board()
+    found = {1: "warm", 2: "unwanted", 3: "full", 4: "cold", 5: "warm", 6: "lost"}
+    for number, state in found.items():
+        board.look(image(number), {"fast": (state, ""), "slow": ("warm", "")})
+    board.settled(job(7, attempt=1), Again("no answer", after=5.0), due=4e9)
+    assert list(cells(board)) == ["i7", "i6", "i4", "i3", "i2", "i1", "i5"]
+
+
 def test_only_open_images_are_named() -> None:
     board = Board()
     for number, visibility in enumerate(("public", "community", "shared", "private")):
@@ -145,13 +159,16 @@ def test_lanes_and_how_many_jobs() -> None:
     for number in range(300):
         board.held(job(number))
     board.began(job(299))
+    board.settled(job(298, attempt=1), Again("no", after=9.0), due=4e9)
+    board.settled(job(297, attempt=3), Park("never"), due=4e9)
     document = status(board)
     lane = {one["lane"]: one for one in document["lanes"]}["prewarm.fast"]
     assert lane == {
-        "lane": "prewarm.fast", "width": 2, "in_progress": 1, "held": 299, "waiting": 0, "depth": 3, "oldest": 5.0,
+        "lane": "prewarm.fast", "width": 2, "in_progress": 1, "held": 297, "waiting": 1, "depth": 3, "oldest": 5.0,
     }  # fmt: skip
     assert (len(document["jobs"]), document["jobs_left_out"]) == (200, 100)
-    assert document["jobs"][0]["state"] == "in progress"
+    states = [one["state"] for one in document["jobs"]]
+    assert states == ["in progress", "waiting", "parked"] + ["held"] * 197, "what is only queued is left out first"
     assert len(status(board, most=math.inf)["jobs"]) == 300
 
 
@@ -176,6 +193,12 @@ def test_an_estimate_by_what_others_took() -> None:
     board.warmed(job(2, "slow").key, 4000.0)
     board.began(job(1))
     assert status(board)["jobs"][0]["expected"] == 10.0
+
+
+def test_a_census_tells_the_board_how_much_there_is() -> None:
+    metrics = Metrics()
+    metrics.census({("fast", "available"): 1}, {"fast": 7 * GIB})
+    assert [one["bytes"] for one in status(metrics.board)["targets"]] == [7 * GIB, 0]
 
 
 async def test_a_worker_tells_its_board() -> None:
