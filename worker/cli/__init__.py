@@ -38,6 +38,8 @@ class Worker(App):
     def build_option_parser(self, *args: Any, **kwargs: Any) -> argparse.ArgumentParser:
         """The options that come before the command."""
         parser: argparse.ArgumentParser = super().build_option_parser(*args, **kwargs)
+        # Else --version gives another name under python -m
+        parser.prog = self.NAME
         parser.add_argument(
             "--config-file", action="append", default=[], metavar="F", help="Configuration file; may be repeated."
         )
