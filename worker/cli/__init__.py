@@ -26,6 +26,8 @@ class Worker(App):
     LOG = logging.getLogger(NAME)
 
     def __init__(self) -> None:
+        # What --version says is taken from there
+        App.NAME = self.NAME
         super().__init__(
             description="Keeps Glance images warm as Cinder volumes: booting from an image becomes a clone.",
             version=release(),
@@ -38,8 +40,6 @@ class Worker(App):
     def build_option_parser(self, *args: Any, **kwargs: Any) -> argparse.ArgumentParser:
         """The options that come before the command."""
         parser: argparse.ArgumentParser = super().build_option_parser(*args, **kwargs)
-        # Else --version gives another name under python -m
-        parser.prog = self.NAME
         parser.add_argument(
             "--config-file", action="append", default=[], metavar="F", help="Configuration file; may be repeated."
         )
