@@ -61,7 +61,10 @@ class Explain(Lister):
         if parsed_args.target and parsed_args.target not in {target.name for target in settings.targets}:
             raise Misconfigured([f"no target {parsed_args.target!r} is configured"])
         told = live.ask(settings.bind) if settings.bind else None
-        checks = asyncio.run(_explain(settings, parsed_args))
+        try:
+            checks = asyncio.run(_explain(settings, parsed_args))
+        except asyncio.CancelledError:
+            raise Temporary("interrupted; a probe's volume was deleted first") from None
         if told:
             checks += explain.work_checks(parsed_args.image, told.jobs, now=time.time())
         rows = [(check.name, check.verdict, check.detail, check.advice) for check in checks]
@@ -103,7 +106,8 @@ async def _probes(
         return
     task = asyncio.current_task()
     assert task is not None
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with ExitStack() as stack:
         take = None
         try:

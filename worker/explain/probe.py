@@ -137,8 +137,11 @@ async def _volume(cloud: Cloud, new: NewVolume) -> AsyncIterator[Volume]:
     try:
         yield made
     finally:
-        # Somebody who has enough of waiting must not leave it behind either
-        await asyncio.shield(asyncio.create_task(_removed(cloud, made.id)))
+        # Somebody who has enough of waiting must not leave it behind either, however often he says so
+        removing = asyncio.create_task(_removed(cloud, made.id))
+        while not removing.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(removing)
 
 
 async def _removed(cloud: Cloud, volume_id: str) -> None:
