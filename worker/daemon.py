@@ -197,7 +197,8 @@ class Daemon:
                 try:
                     probes.start(*self._settings.bind)
                 except OSError as error:
-                    raise Misconfigured([f"[probes] bind: {self._settings.bind}: {error}"]) from error
+                    address = ":".join(map(str, self._settings.bind))
+                    raise Misconfigured([f"[probes] bind: {address}: {error.strerror or error}"]) from error
             await self._preflight(leave)
             if not leave.is_set():
                 await self._work(leave)
