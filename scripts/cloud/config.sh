@@ -126,6 +126,8 @@ cinder_catalog_info = block-storage:cinder:publicURL
 cinder_store_auth_address = $KEYSTONE
 cinder_store_user_name = internal
 cinder_store_password = $PASSWORD
+# Of 300 s: a broker's restart can swallow the making of a volume, and Glance then waits that long
+cinder_state_transition_timeout = 120
 cinder_store_project_name = internal
 cinder_store_user_domain_name = Default
 cinder_store_project_domain_name = Default

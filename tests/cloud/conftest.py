@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,10 @@ from scripts.cloud.people import HOME, Person
 from tests.worker_process import WorkerProcess
 
 ROOT = Path(__file__).parents[2]
-# Glance waits 300 s for a volume whose making a broker's restart has swallowed; only then can it be tried again
+# Glance waits 120 s here for a volume whose making a broker's restart has swallowed; only then can it be tried again
 PATIENCE = 700.0
+# Of a worker's log, in what is told of a failed test
+LOG_LINES = 200
 TARGETS = ("local-1", "local-2")
 PASSWORD = os.environ.get("DEVCLOUD_PASSWORD", "devcloud")
 URL = f"rabbit://openstack:{PASSWORD}@127.0.0.1:5672/"
@@ -39,6 +41,18 @@ def until(check: Callable[[], object], *, seconds: float = PATIENCE, what: str =
         if time.monotonic() > deadline:
             raise TimeoutError(what or f"{check}")
         time.sleep(0.2)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Adds the ends of the workers' logs to what is told of a failed test."""
+    report = yield
+    folder = getattr(item, "funcargs", {}).get("tmp_path")
+    if report.failed and folder:
+        for log in sorted(folder.rglob("worker-*.log")):
+            lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
+            report.sections.append((log.name, "\n".join(lines)))
+    return report
 
 
 @pytest.fixture(scope="session")
