@@ -6,7 +6,7 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +150,14 @@ def of_image(operator: Person, image_id: str) -> list[dict[str, Any]]:
     return [volume for volume in operator.volumes() if volume["name"].endswith(image_id)]
 
 
-def is_warm(operator: Person, alice: Person, image_id: str, *, locations: bool = True) -> bool:
-    """Whether there is exactly one Image-Volume a target, with all that Cinder needs to clone it for everyone."""
-    volumes = of_image(operator, image_id)
+def is_warm(
+    operator: Person, alice: Person, image_id: str, *, locations: bool = True, but_for: Container[str] = ()
+) -> bool:
+    """Whether there is exactly one Image-Volume a target, with all that Cinder needs to clone it for everyone.
+
+    Volumes in one of the statuses `but_for` don't count.
+    """
+    volumes = [volume for volume in of_image(operator, image_id) if volume["status"] not in but_for]
     image = alice.show(image_id)
     good = [
         volume
