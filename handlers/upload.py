@@ -107,7 +107,8 @@ class Upload:
         if image.status != "queued":
             return ""
         if completion.source_named(image, self._rules):
-            return "queued, and a property names its source volume"
+            answered = image.properties.get(self._rules.status_property, "")
+            return "queued, and a property names its source volume" + (f"; {answered}" if answered else "")
         if clones:
             return "queued, and its clone is there"
         age = self._now() - image.created_epoch

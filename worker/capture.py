@@ -34,6 +34,10 @@ GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # Longer ones are no notifications; a file without a line's end must not fill the memory. In bytes
 LONGEST = 16 << 20
 BUFFER = 1 << 20
+# Deeper than any notification; what is nested more would cost memory without end
+DEEPEST = 200
+# Lines at the beginning by which JSON lines are told from one large document
+HEAD_LINES = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,15 +170,22 @@ def _unwrapped(body: bytes) -> bytes | None:
 def _split(stream: io.BufferedReader) -> Iterator[Message]:
     """The messages of a stream, by what it begins with."""
     head = stream.peek(BUFFER)[:BUFFER].lstrip()
-    first, ended, _ = head.partition(b"\n")
-    if head.startswith(b"["):
-        return _items("array", ijson.items(stream, "item", use_float=True))
-    if head.startswith(b"{") and ended and not _is_json(first):
-        # An object over several lines, unless the first line is just broken: then the second one is whole
-        second = head[len(first) + 1 :].partition(b"\n")[0]
-        if not _is_json(second):
-            return _items("file", ijson.items(stream, "", use_float=True, multiple_values=True))
-    return _lines(stream)
+    if _is_lines(head.split(b"\n", HEAD_LINES)[:HEAD_LINES]):
+        return _lines(stream)
+    return _items("array" if head.startswith(b"[") else "file", stream, within=int(head.startswith(b"[")))
+
+
+def _is_lines(head: list[bytes]) -> bool:
+    """Whether these first lines are of JSON lines, not of a document that goes on over several."""
+    first = head[0].strip()
+    if not first.startswith((b"[", b"{")) or _is_json(first):
+        return True
+    if first.startswith(b"{") and len(head) == 1:
+        return True
+    # The first line may just be broken: then a whole object stands on one of the next. In a document one is indented
+    if first == b"[" or (first.startswith(b"[") and first.endswith(b",")):
+        return False
+    return any(line.startswith(b"{") and _is_json(line) for line in head[1:])
 
 
 def _is_json(line: bytes) -> bool:
@@ -196,13 +207,39 @@ def _lines(stream: io.BufferedReader) -> Iterator[Message]:
             yield Message(number, body)
 
 
-def _items(what: str, items: Iterator[object]) -> Iterator[Message]:
+def _items(what: str, stream: io.BufferedReader, *, within: int) -> Iterator[Message]:
     """The items of an array, or objects one after the other. What follows a broken one can't be told apart."""
     number = 0
     try:
-        for item in items:
+        for item in _values(stream, within=within):
             number += 1
             yield Message(number, json.dumps(item).encode())
     except (ijson.JSONError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         yield Message(number + 1, b"", f"not JSON, and what follows in the {what} can't be read: {reason}")
+
+
+def _values(stream: io.BufferedReader, *, within: int) -> Iterator[object]:
+    """The values that lie `within` so many brackets, one at a time; JSONError for one too deep or too large."""
+    depth = size = 0
+    builder = None
+    # Not ijson.items, which limits neither: 100 kB of brackets would take all memory there is
+    for event, value in ijson.basic_parse(stream, use_float=True, multiple_values=True):
+        closes = event in ("end_map", "end_array")
+        depth -= closes
+        opens = event in ("start_map", "start_array")
+        if depth < within:
+            # The array around them
+            depth += opens
+            continue
+        builder = builder or ijson.ObjectBuilder()
+        builder.event(event, value)
+        depth += opens
+        size += len(value) if isinstance(value, str) else 1
+        if depth > DEEPEST:
+            raise ijson.JSONError(f"nested deeper than {DEEPEST}")
+        if size > LONGEST:
+            raise ijson.JSONError(f"longer than {LONGEST >> 20} MiB")
+        if depth == within and event != "map_key":
+            yield builder.value
+            builder, size = None, 0

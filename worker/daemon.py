@@ -30,7 +30,7 @@ from worker.probes import Page, Probes
 from worker.resync import Census, compare, job_of
 from worker.router import Router
 from worker.runner import Runner
-from worker.sdk import OpenStackCloud, connect
+from worker.sdk import OpenStackCloud, connect, count_keystone
 from worker.settings import Settings
 from worker.uses import Uses
 from worker.volume_times import VolumeTimes
@@ -92,6 +92,7 @@ def build_clouds(settings: Settings, metrics: Metrics) -> Clouds:
     connection = connect(
         name=settings.cloud_name, timeout=settings.api_timeout, concurrency=settings.api_concurrency + RESERVED
     )
+    count_keystone(connection, metrics)
 
     def cloud(concurrency: int) -> OpenStackCloud:
         return OpenStackCloud(

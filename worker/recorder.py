@@ -105,7 +105,6 @@ class Output:
         if self._path is None:
             self._stream = sys.stdout.buffer
             return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         # For nobody else: it tells of every image and volume
         descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         self._stream = os.fdopen(descriptor, "ab")

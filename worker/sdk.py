@@ -34,6 +34,8 @@ from worker.target import TAG
 PAGE = 1000
 # Glance's version that has POST /v2/images/{id}/locations
 LOCATION_API = (2, 17)
+KEYSTONES = re.compile(r"(?:/\w+)*/v3/(?:auth|projects)\b")
+"""Paths of Keystone's, of which no other service has any."""
 PATCH_TYPE = "application/openstack-images-v2.1-json-patch"
 # Fields of every image that are no properties of its own; a hash and two links a listed image would be a third of it
 BASE = frozenset({
@@ -83,6 +85,19 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
     session.session.mount("http://", pool)
     session.session.mount("https://", pool)
     return connection
+
+
+def count_keystone(connection: Connection, metrics: Metrics) -> None:
+    """Have Keystone's answers counted; those of the other services are where they are read.
+
+    keystoneauth fetches a token whenever it needs one, under whatever is being asked then.
+    """
+
+    def heard(response: requests.Response, *_: object, **__: object) -> None:
+        if KEYSTONES.match(urlsplit(response.url).path):
+            metrics.api_requests.labels("keystone", response.request.method or "", str(response.status_code)).inc()
+
+    connection.session.session.hooks["response"].append(heard)
 
 
 class OpenStackCloud:

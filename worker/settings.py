@@ -291,6 +291,12 @@ class Settings:
     bind: tuple[str, int] | None
     page: bool
 
+    @property
+    def lanes(self) -> list[str]:
+        """The lanes that a worker with these settings opens."""
+        others = [name for name in ("upload", "reclaim") if name not in self.switched_off]
+        return [*others, *(f"prewarm.{target.name}" for target in self.targets)]
+
 
 def register(conf: cfg.ConfigOpts) -> None:
     """Make the options known, but for those of targets: these need the names first."""

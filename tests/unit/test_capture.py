@@ -56,6 +56,8 @@ def rabbitmqadmin(body: bytes, *, encoding: str = "string") -> dict[str, object]
         json.dumps([json.loads(body) for body in BODIES]).encode(),
         json.dumps([bare(body) for body in BODIES], indent=2).encode(),
         b"  \n [" + b",".join(BODIES) + b"]\n",
+        b"[\n" + b",\n".join(BODIES) + b"\n]\n",
+        b"[" + b",\n".join(BODIES) + b"\n]\n",
         b"\n".join(json.dumps(bare(body), indent=2).encode() for body in BODIES),
         json.dumps([rabbitmqadmin(body) for body in BODIES]).encode(),
         lines(*(json.dumps(rabbitmqadmin(body, encoding="base64")).encode() for body in BODIES)),
@@ -88,6 +90,11 @@ def test_several_compressed_parts_one_after_the_other(tmp_path: Path) -> None:
         (lines(b'{"event_type": 7}', b"[]", b"null", b"7", BODIES[0]), [-1, -1, -1, -1, 0]),
         (b"[" + BODIES[0] + b"," + BODIES[1][:50], [0, -1]),
         (b"[" + BODIES[0] + b" " + BODIES[1] + b"]", [0, -1]),
+        (lines(b"[]", *BODIES), [-1, 0, 1, 2]),
+        (lines(b'["x"', *BODIES), [-1, 0, 1, 2]),
+        (lines(b'{"half": ', b'{"other": ', BODIES[1], BODIES[2]), [-1, -1, 1, 2]),
+        (b"[" * 100_000, [-1]),
+        (b"[" + BODIES[0] + b"," + b'{"a":' * 100_000, [0, -1]),
         (b"", []),
         (b"\n\n", []),
         (b"\x00\x01", [-1]),
@@ -121,6 +128,15 @@ def test_an_endless_line_is_one_fault(tmp_path: Path, monkeypatch: pytest.Monkey
     file = tmp_path / "capture"
     file.write_bytes(lines(BODIES[0], b"x" * 5000, BODIES[1]))
     assert read(file) == [0, -1, 1]
+
+
+def test_an_endless_item_is_one_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capture, "LONGEST", 5000)
+    file = tmp_path / "capture"
+    file.write_bytes(b"[" + BODIES[0] + b',["' + b"x" * 6000 + b'"],' + BODIES[1] + b"]")
+    messages = list(Source(str(file)).messages())
+    assert [bool(message.fault) for message in messages] == [False, True]
+    assert "longer than" in messages[1].fault
 
 
 def test_folders_are_read_in_order_and_standard_input_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

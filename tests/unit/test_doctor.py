@@ -17,7 +17,7 @@ from tests.unit.test_settings import GOOD, load
 from worker.broker import Depth, Look, parse
 from worker.check import Check
 from worker.cloud import Location, Store, Volume
-from worker.doctor import brokers, cinder, configuration, daemon, glance, lanes_of, login
+from worker.doctor import brokers, cinder, configuration, daemon, glance, login
 from worker.doctor.facts import Facts
 from worker.doctor.management import Managed, Management, Rules, _would_apply
 from worker.doctor.untold import Untold, ask, tell
@@ -182,8 +182,8 @@ def test_the_broker_of_the_lanes(settings: Settings, look: Look, name: str, verd
 
 
 def test_the_lanes_are_those_that_a_worker_opens(settings: Settings) -> None:
-    assert lanes_of(settings) == ["upload", "reclaim", "prewarm.fast", "prewarm.slow"]
-    assert "upload" not in lanes_of(replace(settings, switched_off=frozenset({"upload"})))
+    assert settings.lanes == ["upload", "reclaim", "prewarm.fast", "prewarm.slow"]
+    assert "upload" not in replace(settings, switched_off=frozenset({"upload"})).lanes
 
 
 TTL = Rules(policies=("ttl",), losing={"message-ttl": 70_000})

@@ -17,8 +17,8 @@ from tests.rig import FAST, SLOW, STORES, Rig
 from tests.unit.test_settings import load
 from worker import explain
 from worker.check import Check
-from worker.cloud import GIB, Image, ImageTask, Quota, Volume
-from worker.errors import Blocked, Conflict, NotFound
+from worker.cloud import GIB, Image, ImageTask, NewVolume, Quota, Volume
+from worker.errors import Blocked, Conflict, NotFound, Temporary
 from worker.explain import clone, probe, upload
 from worker.explain.probe import Signs
 from worker.job import Key
@@ -344,18 +344,18 @@ def test_what_notifications_tell() -> None:
         (signs(verified=True), "fail", "no clone, in 1.0 s: Cinder has noted signature_verified"),
     ],
 )  # fmt: skip
-def test_what_a_probe_says(seen: Signs, verdict: str, detail: str) -> None:
-    check = probe.judged("probe fast", seen, ())
+def test_what_a_probe_says(warm: Image, seen: Signs, verdict: str, detail: str) -> None:
+    check = probe.judged("probe fast", warm, seen, ())
     assert (check.verdict, check.detail, bool(check.advice)) == (verdict, detail, verdict == "fail")
 
 
-def test_why_a_probe_was_no_clone() -> None:
+def test_why_a_probe_was_no_clone(warm: Image) -> None:
     here = signs().volume
     no = signs(downloading=True)
-    assert "there is no Image-Volume here yet" in probe.judged("x", no, ()).advice
-    assert "one pool only" in probe.judged("x", no, (replace(here, host="h@b#q"),)).advice
-    assert "allowed_direct_url_schemes" in probe.judged("x", no, (here,)).advice
-    broken = probe.judged("x", replace(no, volume=replace(here, status="error")), ())
+    assert "there is no Image-Volume here yet" in probe.judged("x", warm, no, ()).advice
+    assert "one pool only" in probe.judged("x", warm, no, (replace(here, host="h@b#q"),)).advice
+    assert "allowed_direct_url_schemes" in probe.judged("x", warm, no, (here,)).advice
+    broken = probe.judged("x", warm, replace(no, volume=replace(here, status="error")), ())
     assert (broken.verdict, broken.detail) == ("fail", "the volume is in status error")
 
 
@@ -397,3 +397,43 @@ async def test_a_probe_that_takes_too_long_or_is_interrupted(cloud: FakeCloud, w
     with pytest.raises(asyncio.CancelledError):
         await task
     assert probes(cloud) == []
+
+
+async def test_a_probe_interrupted_while_cinder_answers_leaves_nothing(
+    cloud: FakeCloud, warm: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, asked = FakeCloud.create_volume, asyncio.Event()
+
+    async def slow(self: FakeCloud, new: NewVolume) -> Volume:
+        made = await create(self, new)
+        asked.set()
+        await asyncio.sleep(0.2)
+        return made
+
+    monkeypatch.setattr(FakeCloud, "create_volume", slow)
+    task = asyncio.create_task(probed(cloud, warm))
+    await asyncio.wait_for(asked.wait(), 5)
+    assert len(probes(cloud)) == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert probes(cloud) == []
+
+
+@pytest.mark.parametrize("made", [True, False])
+async def test_a_probe_whose_answer_gets_lost_leaves_nothing(
+    cloud: FakeCloud, warm: Image, made: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "LOST", 0.5)
+    create = FakeCloud.create_volume
+    other = cloud.volume_of(PROJECT, name=probe.NAME, status="creating")
+
+    async def lost(self: FakeCloud, new: NewVolume) -> Volume:
+        if made:
+            await create(self, new)
+        raise Temporary("no answer")
+
+    monkeypatch.setattr(FakeCloud, "create_volume", lost)
+    check = await probed(cloud, warm)
+    assert (check.verdict, "no answer" in check.detail) == ("fail", True)
+    assert [volume.id for volume in probes(cloud)] == [other.id], "somebody else's probe goes on"

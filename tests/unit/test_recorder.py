@@ -79,7 +79,7 @@ async def test_what_nobody_can_read_is_not_written(tmp_path: Path, recorder: Mak
 
 
 async def test_it_is_rotated_compressed_and_all_of_it_is_there(tmp_path: Path, recorder: Make) -> None:
-    file = tmp_path / "deep" / "capture.jsonl"
+    file = tmp_path / "capture.jsonl"
     one = recorder(file, size=2000)
     for number in range(40):
         await record(one, notification("image.update", {"number": number}))

@@ -16,6 +16,7 @@ from worker.errors import Misconfigured
 from worker.metrics import release
 
 WRONG = 2
+TOLD_BY_ERRORS = ("keystoneauth", "worker.link")
 
 
 class Worker(App):
@@ -51,8 +52,13 @@ class Worker(App):
         log.setup(level="debug" if self.options.debug else "warning", style="text")
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("image-volume-worker: %(message)s"))
+        handler.addFilter(_with_words)
         self.LOG.handlers[:] = [handler]
         self.LOG.propagate = False
+        if not self.options.debug:
+            # What these say of a service or broker that is away is in the command's own error once more
+            for name in TOLD_BY_ERRORS:
+                logging.getLogger(name).setLevel(logging.ERROR)
 
     def read_settings(self) -> settings.Settings:
         """The configuration, checked."""
@@ -73,6 +79,8 @@ class Worker(App):
 
     def setup_logs(self) -> None:
         """Logs as the configuration has them, for a command that is a daemon."""
+        for name in TOLD_BY_ERRORS:
+            logging.getLogger(name).setLevel(logging.NOTSET)
         log.setup(level="debug" if self.options.debug else self.conf.log.level, style=self.conf.log.format)
 
     def run(self, argv: list[str]) -> int:
@@ -95,3 +103,10 @@ class Worker(App):
     def clean_up(self, cmd: Command, result: int, err: BaseException | None) -> None:  # noqa: ARG002  cliff's names
         """Remember why a command failed."""
         self.failure = err
+
+
+def _with_words(record: logging.LogRecord) -> bool:
+    """Gives an exception that says nothing, as MemoryError does, at least its name."""
+    if isinstance(record.msg, BaseException) and not str(record.msg):
+        record.msg = type(record.msg).__name__
+    return True

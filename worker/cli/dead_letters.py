@@ -61,8 +61,6 @@ class _Selecting(Command):
     def chosen(self, queue: DeadQueue, options: argparse.Namespace) -> Iterator[Kept]:
         """The letters that the options select."""
         wanted, now = set(options.id), time.time()
-        if self.careful and not (wanted or options.all or any(_narrows(options))):
-            raise Misconfigured(["say which: ids, --handler, --target, --image-id, --reason, --older-than, or --all"])
         for kept in queue:
             if wanted and kept.id not in wanted:
                 continue
@@ -117,6 +115,8 @@ class _Taking(_Selecting, Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The letters that were dealt with."""
         settings = self.app.read_settings()
+        if not (parsed_args.id or parsed_args.all or any(_narrows(parsed_args))):
+            raise Misconfigured(["say which: ids, --handler, --target, --image-id, --reason, --older-than, or --all"])
         rows: list[Any] = []
         with self.opened(settings) as queue:
             batch: list[Kept] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
+from dataclasses import replace
 from typing import Any
 
 from cliff.lister import Lister
@@ -17,6 +17,8 @@ from worker.metrics import Metrics
 from worker.settings import Settings, config_files
 
 FAILED = 3
+# Seconds that a question to the cloud may take
+PATIENCE = 10.0
 
 
 class Doctor(Lister):
@@ -31,9 +33,6 @@ class Doctor(Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:  # noqa: ARG002
         """The table of checks."""
         settings = self.app.read_settings()
-        if not self.app.options.debug:
-            # Each question to a service that is away would be told here once more
-            logging.getLogger("keystoneauth").setLevel(logging.ERROR)
         files = [*config_files(self.app.options.config_file), *self.app.options.config_dir]
         self._checks = tuple(asyncio.run(_examine(settings, files)))
         rows = [(check.name, check.verdict, check.detail, check.advice) for check in self._checks]
@@ -46,6 +45,8 @@ class Doctor(Lister):
 
 
 async def _examine(settings: Settings, files: list[str]) -> list[Check]:
+    # Some answers wait for Cinder's own broker: a person at a terminal is told so sooner than a daemon
+    settings = replace(settings, api_timeout=min(settings.api_timeout, PATIENCE))
     clouds = build_clouds(settings, Metrics())
     try:
         return await doctor.examine(settings, clouds.common, files)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import re
-import signal
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -17,7 +16,7 @@ from handlers import image_volume
 from handlers.prewarm import Prewarm
 from worker import explain, live
 from worker.check import Check
-from worker.cli import Worker, values
+from worker.cli import Worker, ending, values
 from worker.daemon import build_clouds, build_parts, check_cloud
 from worker.errors import Misconfigured, Temporary
 from worker.explain import probe
@@ -64,7 +63,7 @@ class Explain(Lister):
         try:
             checks = asyncio.run(_explain(settings, parsed_args))
         except asyncio.CancelledError:
-            raise Temporary("interrupted; a probe's volume was deleted first") from None
+            raise Temporary("interrupted") from None
         if told:
             checks += explain.work_checks(parsed_args.image, told.jobs, now=time.time())
         rows = [(check.name, check.verdict, check.detail, check.advice) for check in checks]
@@ -87,8 +86,8 @@ async def _explain(settings: Settings, options: argparse.Namespace) -> list[Chec
         checks = [check async for check in explaining]
         if options.probe:
             probed = [check async for check in _probes(settings, cloud, prewarm, options)]
-            if any(check.verdict == "ok" for check in probed):
-                # It is as it must be, whether an API tells or not
+            if probed:
+                # Whether it is as it must be is told below, whatever an API tells
                 checks = [check for check in checks if check.name != explain.CINDER_CONF]
             checks += probed
         return checks
@@ -106,8 +105,7 @@ async def _probes(
         return
     task = asyncio.current_task()
     assert task is not None
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    ending.when_told(task.cancel)
     with ExitStack() as stack:
         take = None
         try:

@@ -10,6 +10,7 @@ from worker.daemon import build_lanes
 from worker.errors import Temporary
 from worker.handler import Handler
 from worker.job import Job
+from worker.lanes.look import look
 from worker.lanes.memory import MemoryLanes
 from worker.metrics import Metrics
 from worker.runner import Runner
@@ -29,6 +30,8 @@ class Handover:
         self, settings: Settings, handlers: Mapping[str, Handler], *, metrics: Metrics, uses: Uses, local: bool
     ) -> None:
         self._local = MemoryLanes() if local else None
+        self._settings = settings
+        self._given: set[str] = set()
         self._lanes = self._local or build_lanes(settings)
         self._timeout = settings.api_timeout
         self._metrics = metrics
@@ -55,9 +58,11 @@ class Handover:
     async def submit(self, jobs: Iterable[Job]) -> None:
         """Put jobs into their lanes, but for those that are not configured; Temporary if nobody takes them."""
         known = self._runner.lanes
+        wanted = [job for job in jobs if job.key.lane in known]
+        self._given |= {job.key.lane for job in wanted}
         try:
             async with asyncio.timeout(None if self._local else self._timeout):
-                await self._lanes.publish(job for job in jobs if job.key.lane in known)
+                await self._lanes.publish(wanted)
         except TimeoutError as error:
             raise Temporary(f"the lanes' broker is away: {self._lanes.problem()}") from error
 
@@ -68,6 +73,19 @@ class Handover:
         return sum(
             int(one.value) for one in samples if one.labels["outcome"] in SETTLED and one.name.endswith("_total")
         )
+
+    async def warnings(self) -> list[str]:
+        """What a person should know of the jobs handed over: those that nobody takes now."""
+        if self._local or not self._given:
+            return []
+        settings, given = self._settings, sorted(self._given)
+        try:
+            depths = await asyncio.to_thread(look, settings.work_url, queue=settings.queue, lanes=given)
+        except Temporary:
+            # The jobs are on it all the same
+            return []
+        idle = [depth.lane for depth in depths if depth.lane in self._given and not depth.workers]
+        return [f"no worker takes jobs of {', '.join(idle)} now: they wait on the broker for one"] if idle else []
 
     async def settled(self) -> None:
         """Return when all jobs are done, if that is this command's task; Temporary once those left keep failing."""

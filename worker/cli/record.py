@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from cliff.command import Command
 
-from worker.cli import Worker, values
+from worker.cli import Worker, ending, values
 from worker.daemon import build_intakes
 from worker.errors import Misconfigured, Temporary
 from worker.recorder import STDOUT, Output, Recorder
@@ -19,6 +20,8 @@ from worker.settings import Settings
 
 # Seconds after which its queue goes when nobody records any more
 EXPIRES = 300
+# What holds for a file where nothing else is said: bytes, seconds, files
+ROTATION: Mapping[str, Any] = {"rotate_size": 100 << 20, "rotate_every": 86_400.0, "keep": 0}
 
 
 class Record(Command):
@@ -35,13 +38,15 @@ class Record(Command):
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         parser.add_argument("output", metavar="FILE", nargs="?", default=STDOUT, help="- or nothing: standard output.")
         parser.add_argument(
-            "--rotate-size", type=values.size, default="100M", metavar="SIZE", help="10k, 100M, 1G; 0 never."
+            "--rotate-size", type=values.size, metavar="SIZE", help="10k, 100M (so if left out), 1G; 0 never."
         )
         parser.add_argument(
-            "--rotate-every", type=values.age, default="1d", metavar="AGE", help="10m, 1h, 1d; 0 never."
+            "--rotate-every", type=values.age, metavar="AGE", help="10m, 1h, 1d (so if left out); 0 never."
         )
-        parser.add_argument("--keep", type=int, default=0, metavar="N", help="Files set aside that stay; 0 for all.")
-        parser.add_argument("--count", type=int, default=0, metavar="N", help="Stop after so many notifications.")
+        parser.add_argument("--keep", type=values.count, metavar="N", help="Files set aside that stay; 0 for all.")
+        parser.add_argument(
+            "--count", type=values.count, default=0, metavar="N", help="Stop after so many notifications."
+        )
         parser.add_argument("--queue", default="", metavar="NAME", help="Its queue; else the daemon's with -record.")
         return parser
 
@@ -51,12 +56,16 @@ class Record(Command):
         self.app.setup_logs()
         if parsed_args.queue == settings.queue:
             raise Misconfigured([f"--queue {parsed_args.queue} is the daemon's own: it would miss what is recorded"])
-        asyncio.run(_record(settings, parsed_args))
+        given = {name: getattr(parsed_args, name) for name in ROTATION}
+        if parsed_args.output == STDOUT and any(value is not None for value in given.values()):
+            raise Misconfigured(["--rotate-size, --rotate-every and --keep are for a file; standard output has none"])
+        rotation = {name: ROTATION[name] if value is None else value for name, value in given.items()}
+        asyncio.run(_record(settings, parsed_args, rotation))
         return 0
 
 
-async def _record(settings: Settings, options: argparse.Namespace) -> None:
-    output = Output(options.output, size=options.rotate_size, age=options.rotate_every, keep=options.keep)
+async def _record(settings: Settings, options: argparse.Namespace, rotation: Mapping[str, Any]) -> None:
+    output = Output(options.output, size=rotation["rotate_size"], age=rotation["rotate_every"], keep=rotation["keep"])
     try:
         output.open()
     except OSError as error:
@@ -75,9 +84,7 @@ async def _record(settings: Settings, options: argparse.Namespace) -> None:
         faults.append(f"{options.output}: {error.strerror}")
         stop.set()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    ending.when_told(stop.set)
     queue = options.queue or f"{settings.queue}-record"
     own = replace(settings, queue=queue, queue_type="classic", queue_expires=EXPIRES)
     recorder = Recorder(output, wrote=wrote, failed=failed)

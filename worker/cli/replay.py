@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import signal
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -16,8 +15,8 @@ from cliff.show import ShowOne
 from tqdm import tqdm
 
 from worker import replay
-from worker.capture import Source, sources
-from worker.cli import Worker, progress, values
+from worker.capture import STDIN, Source, sources
+from worker.cli import Worker, ending, progress, values
 from worker.cli.handover import Handover
 from worker.daemon import build_clouds, build_handlers, build_parts, check_cloud
 from worker.errors import Misconfigured
@@ -75,9 +74,14 @@ class Replay(ShowOne):
             faults.append("[work] url is memory://, so no worker could be given the jobs: use --local or --dry-run")
         if parsed_args.dry_run and parsed_args.checkpoint:
             faults.append("--checkpoint notes what was enqueued, and --dry-run enqueues nothing")
+        found = sources(parsed_args.source)
+        for name in ("rejects", "checkpoint"):
+            path = getattr(parsed_args, name)
+            if path and path.exists() and any(_is_same(path, source) for source in found):
+                faults.append(f"--{name} {path} is one of the sources")
         if faults:
             raise Misconfigured(faults)
-        tally = asyncio.run(_replay(settings, sources(parsed_args.source), parsed_args))
+        tally = asyncio.run(_replay(settings, found, parsed_args))
         names, values = zip(*tally.rows(), strict=True)
         self._failed = tally.interrupted
         return names, values
@@ -130,9 +134,7 @@ async def _replay(settings: Settings, found: list[Source], options: argparse.Nam
                 rate=options.rate,
                 advanced=advanced,
             )
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGINT, signal.SIGTERM):
-                loop.add_signal_handler(number, lambda: setattr(one, "stopping", True))
+            ending.when_told(lambda: setattr(one, "stopping", True))
             return one
 
         if options.dry_run:
@@ -142,6 +144,8 @@ async def _replay(settings: Settings, found: list[Source], options: argparse.Nam
         async with Handover(settings, handlers, metrics=metrics, uses=uses, local=options.local) as handover:
             tally = await running(handover.submit).run(found)
             await handover.settled()
+            for warning in await handover.warnings():
+                told(warning)
             return tally
 
 
@@ -154,6 +158,10 @@ def _bar(found: list[Source]) -> tqdm[Any]:
     """A progress bar in bytes read, on a terminal only."""
     total = sum(source.size for source in found) or None
     return progress.bar(total=total, unit="B", unit_scale=True)
+
+
+def _is_same(path: Path, source: Source) -> bool:
+    return source.path != STDIN and path.samefile(source.path)
 
 
 def _time(text: str) -> float:

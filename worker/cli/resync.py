@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from cliff.lister import Lister
@@ -55,14 +55,14 @@ class Resync(Lister):
         settings = self.app.read_settings()
         if parsed_args.target and parsed_args.target not in {target.name for target in settings.targets}:
             raise Misconfigured([f"no target {parsed_args.target!r} is configured"])
-        found = asyncio.run(_resync(settings, parsed_args))
+        found = asyncio.run(_resync(settings, parsed_args, self.app.LOG.warning))
         if not found:
             self.app.LOG.warning("nothing is missing")
         rows = [(one.key.handler, one.key.image_id, one.key.target, one.why) for one in found]
         return ("Handler", "Image", "Target", "Why"), rows
 
 
-async def _resync(settings: Settings, options: argparse.Namespace) -> list[Missing]:
+async def _resync(settings: Settings, options: argparse.Namespace, told: Callable[[str], None]) -> list[Missing]:
     metrics = Metrics()
     clouds = build_clouds(settings, metrics)
     cloud = clouds.common
@@ -78,6 +78,8 @@ async def _resync(settings: Settings, options: argparse.Namespace) -> list[Missi
                 await handover.submit(job_of(one, cause=OPERATOR) for one in found)
                 async with progress.shown(lambda: handover.done, unit=" jobs", total=len(found)):
                     await handover.settled()
+                for warning in await handover.warnings():
+                    told(warning)
         return found
     finally:
         clouds.close()

@@ -81,7 +81,7 @@ class Status(Lister):
             help="Id of an image; all if left out.",
         )
         parser.add_argument("--target", default="", metavar="T", help="Only this target.")
-        parser.add_argument("--state", default="", choices=["", *status.STATES], metavar="S", help="Only this state.")
+        parser.add_argument("--state", choices=status.STATES, metavar="S", help="Only this state.")
         parser.add_argument("--all", action="store_true", help="What is not wanted too.")
         which = parser.add_mutually_exclusive_group()
         which.add_argument("--summary", action="store_true", help="Only the targets: how many of each, GiB, budget.")
@@ -91,12 +91,14 @@ class Status(Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table that was asked for."""
         settings = self.app.read_settings()
-        image_id, target, state = parsed_args.image or "", parsed_args.target, parsed_args.state
+        image_id, target, state = parsed_args.image or "", parsed_args.target, parsed_args.state or ""
         if target and target not in {one.name for one in settings.targets}:
             raise Misconfigured([f"no target {target!r} is configured"])
         if image_id and (parsed_args.summary or parsed_args.lanes):
             raise Misconfigured(["--summary and --lanes are about all images"])
-        self._seen = seen = _look(settings, image_id, lanes_only=parsed_args.lanes)
+        if (state and (parsed_args.summary or parsed_args.lanes)) or (target and parsed_args.lanes):
+            raise Misconfigured(["--state is about images, and --target about images or, with --summary, targets"])
+        self._seen = seen = _look(settings, image_id, lanes_only=parsed_args.lanes, summary_only=parsed_args.summary)
         for note in seen.notes:
             self.app.LOG.warning(note)
         self._more = not (parsed_args.summary or parsed_args.lanes or image_id or target or state)
@@ -110,6 +112,8 @@ class Status(Lister):
             for row in seen.rows
             if target in ("", row.target) and state in ("", row.state) and not (hidden and row.state == "unwanted")
         ]
+        if not shown:
+            self.app.LOG.warning("no image is shown: %s", "none fits" if seen.rows else "Glance lists none")
         return COLUMNS, [cells(row) for row in shown]
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
@@ -121,18 +125,18 @@ class Status(Lister):
         return status_code
 
 
-def _look(settings: Settings, image_id: str, *, lanes_only: bool) -> _Seen:
+def _look(settings: Settings, image_id: str, *, lanes_only: bool, summary_only: bool) -> _Seen:
     """Everything, as far as it can be had: without the cloud there is no status, without the rest there is."""
     seen = _Seen()
     given_up: dict[Key, Job] = {}
     if settings.bind:
         seen.live = live.ask(settings.bind)
-    if seen.live is None:
+    if seen.live is None and not summary_only:
         where = f"at {settings.bind[0]}:{settings.bind[1]}" if settings.bind else "([probes] bind is empty)"
         seen.notes.append(f"no worker tells {where} what it is doing: next tries are not known here")
     if settings.work_url != MEMORY:
         try:
-            seen.depths = look.look(settings.work_url, queue=settings.queue, lanes=lanes_of(settings))
+            seen.depths = look.look(settings.work_url, queue=settings.queue, lanes=settings.lanes)
             with DeadQueue(url=settings.work_url, queue=settings.queue) as queue:
                 given_up = {kept.letter.job.key: kept.letter.job for kept in queue if kept.letter and kept.letter.job}
         except Temporary as error:
@@ -142,12 +146,6 @@ def _look(settings: Settings, image_id: str, *, lanes_only: bool) -> _Seen:
     if not lanes_only:
         asyncio.run(_look_at_cloud(settings, image_id, seen, given_up))
     return seen
-
-
-def lanes_of(settings: Settings) -> list[str]:
-    """The lanes of the settings."""
-    names = ["upload", "reclaim", *(f"prewarm.{target.name}" for target in settings.targets)]
-    return [name for name in names if name not in settings.switched_off]
 
 
 async def _look_at_cloud(settings: Settings, image_id: str, seen: _Seen, given_up: dict[Key, Job]) -> None:

@@ -63,6 +63,13 @@ def size(text: str) -> int:
     return int(found[1]) * BYTES[found[2]]
 
 
+def count(text: str) -> int:
+    """A number that is not below zero."""
+    if not re.fullmatch(r"\d{1,18}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number like 0, 1, 100")
+    return int(text)
+
+
 def image_id(text: str) -> str:
     """The id of an image, as Glance writes it."""
     found = text.strip().lower()

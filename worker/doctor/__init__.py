@@ -98,7 +98,7 @@ def _lanes(settings: Settings, clusters: Mapping[Management, str | Untold]) -> I
         yield MEMORY
         return
     topology = Topology(prefix=settings.queue, queue_type="quorum")
-    names = [topology.queue(lane) for lane in lanes_of(settings)]
+    names = [topology.queue(lane) for lane in settings.lanes]
 
     def work(connection: Any, there: Mapping[str, Depth]) -> None:
         for name in names:
@@ -110,12 +110,6 @@ def _lanes(settings: Settings, clusters: Mapping[Management, str | Untold]) -> I
     queues = [*names, topology.dead]
     seen = look(settings.work_url, queues=queues, trial=work)
     yield from brokers.lanes(seen, settings, names, topology.dead, _managed(seen, clusters, queues))
-
-
-def lanes_of(settings: Settings) -> list[str]:
-    """The lanes that a worker with these settings opens."""
-    others = [name for name in ("upload", "reclaim") if name not in settings.switched_off]
-    return [*others, *(f"prewarm.{target.name}" for target in settings.targets)]
 
 
 def _managed(

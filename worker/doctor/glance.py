@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from worker.check import Check
 from worker.cloud import Store, Volume
-from worker.doctor.facts import Facts, decided
+from worker.doctor.facts import NO_LOGIN, Facts, decided
 from worker.doctor.untold import Untold, untold
 from worker.sdk import LOCATION_API
 from worker.settings import Settings
@@ -24,7 +24,7 @@ def checks(facts: Facts, settings: Settings) -> Iterator[Check]:
     yield copy_image(facts.methods, targets)
     yield locations_shown(facts.images, needed=_old_locations(facts, settings, targets))
     if isinstance(facts.stores, Untold) or isinstance(facts.image_api, Untold):
-        yield Check("uploads", "warn", "can't be told while Glance does not answer", SEE)
+        yield Check("uploads", "warn", "can't be told without Glance's answers", SEE)
     else:
         yield uploads(settings, facts.stores, imports=facts.image_api >= LOCATION_API)
     if not isinstance(facts.identity, Untold):
@@ -36,7 +36,7 @@ def version(answer: tuple[int, ...] | Untold) -> Check:
     """Whether Glance answers, and how new it is."""
     if isinstance(answer, Untold):
         advice = "check the catalog's image endpoint, that glance-api runs, and its log"
-        return untold("glance", answer, advice, verdict="fail")
+        return untold("glance", answer, advice, verdict="warn" if answer is NO_LOGIN else "fail")
     has = "has" if answer >= LOCATION_API else "has not"
     return Check("glance", "ok", f"API {_dotted(answer)}, {has} the New Location API (2.17)")
 

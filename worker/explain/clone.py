@@ -14,7 +14,7 @@ from handlers.strategies import cache
 from worker.check import Check
 from worker.cloud import Cloud, Image, Location, Volume
 from worker.errors import Blocked, NotFound
-from worker.target import Target
+from worker.target import TAG, Target
 
 CINDER_CONF = "cinder.conf"
 EVERYBODYS = frozenset({"public", "community"})
@@ -74,10 +74,19 @@ def target_checks(
     cached = decided.strategy == "cache"
     if cached and (entry := cache.entry_of(tuple(here), decided)):
         here = [entry]
+    copying = decided.strategy == "store" and decided.glance_store in image.importing
     for volume in here:
+        named = any(location.volume_id == volume.id for location in locations)
+        if copying and not named:
+            text = f"{volume.id} of {volume.size} GiB is being made: Glance copies the image into it"
+            yield Check(f"{target.name} volume", "warn", text, "wait until Glance has finished")
+            continue
         yield _serves(target.name, volume)
         if cached:
             yield _fresh(target.name, volume, image)
+        elif not named and TAG not in volume.metadata:
+            text = "no location of the image names it: Cinder may keep it as an entry of its own image-volume cache"
+            yield Check(f"{target.name} location", "warn", text, "such an entry is cloned all the same; --probe tells")
         else:
             yield _located(target.name, volume, locations)
             yield _owned(target.name, volume, image, project_id)

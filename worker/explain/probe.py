@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import structlog
 
-from handlers import image_volume
+from handlers import completion, image_volume
 from worker.check import Check
 from worker.cloud import GIB, Cloud, Image, NewVolume, Volume
 from worker.errors import Blocked, Conflict, NotFound, Temporary
@@ -21,12 +22,16 @@ from worker.target import TAG, Target
 NAME = "image-volume-worker-probe"
 """The name of a probe's volume, which is deleted when it has told what it can."""
 PROBE = "probe"
+# Tells one probe's volume from another's
+TOKEN = f"{TAG}_probe"
 # Seconds between two looks at the volume; a download of a small image takes not much longer
 EVERY = 0.2
 # Seconds after which a notification about what has happened counts as not coming
 LATE = 5.0
 # Seconds that a volume has for going away
 LEAVE = 60.0
+# Seconds after which a volume that Cinder has not confirmed, and does not show, counts as never made
+LOST = 15.0
 # Cinder writes this when it has downloaded an image (cinder/volume/flows/manager/create_volume.py)
 DOWNLOADED = "signature_verified"
 
@@ -82,13 +87,15 @@ async def probe(
         return Check(name, "fail", f"Cinder makes no volume: {error}", "a user would be told the same; often a quota")
     except NotFound:
         return Check(name, "fail", "somebody has deleted the volume meanwhile", "ask again")
+    except Temporary as error:
+        return Check(name, "fail", f"Cinder did not answer: {error}", "doctor tells what is wrong with it")
     except TimeoutError:
         advice = "cinder-scheduler's and cinder-volume's logs say what became of it"
         return Check(name, "fail", f"no volume after {within:.0f} s", advice)
-    return judged(name, signs, tuple(lying))
+    return judged(name, image, signs, tuple(lying))
 
 
-def judged(name: str, signs: Signs, lying: tuple[Volume, ...]) -> Check:
+def judged(name: str, image: Image, signs: Signs, lying: tuple[Volume, ...]) -> Check:
     """What the signs say. Pure."""
     volume = signs.volume
     if image_volume.is_broken(volume):
@@ -108,10 +115,12 @@ def judged(name: str, signs: Signs, lying: tuple[Volume, ...]) -> Check:
         )
         if seen
     ]
-    return Check(name, "fail", f"no clone, {taken}: {', '.join(saw)}", _advice(volume, lying))
+    return Check(name, "fail", f"no clone, {taken}: {', '.join(saw)}", _advice(image, volume, lying))
 
 
-def _advice(volume: Volume, lying: tuple[Volume, ...]) -> str:
+def _advice(image: Image, volume: Volume, lying: tuple[Volume, ...]) -> str:
+    if not completion.is_raw(image):
+        return f"Cinder converts {completion.kind_of(image)} each time, unless its image-volume cache serves"
     usable = [one for one in lying if image_volume.is_usable(one)]
     if not usable:
         return "there is no Image-Volume here yet, see above"
@@ -133,31 +142,50 @@ async def _volume(cloud: Cloud, new: NewVolume) -> AsyncIterator[Volume]:
         if image_volume.is_usable(left) or image_volume.is_broken(left):
             with contextlib.suppress(NotFound, Conflict):
                 await cloud.delete_volume(left.id)
-    made = await cloud.create_volume(new)
+    # Cinder may have heard of it although its answer was not waited for, or got lost: its token finds it then
+    token = uuid.uuid4().hex
+    creating = asyncio.create_task(cloud.create_volume(replace(new, metadata={**(new.metadata or {}), TOKEN: token})))
     try:
-        yield made
+        yield await asyncio.shield(creating)
     finally:
         # Somebody who has enough of waiting must not leave it behind either, however often he says so
-        removing = asyncio.create_task(_removed(cloud, made.id))
+        removing = asyncio.create_task(_removed(cloud, creating, token))
         while not removing.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.shield(removing)
 
 
-async def _removed(cloud: Cloud, volume_id: str) -> None:
+async def _removed(cloud: Cloud, creating: asyncio.Task[Volume], token: str) -> None:
     """Delete it and see it gone; what Cinder is still making can be deleted when it is made."""
-    until = time.monotonic() + LEAVE
+    volume_id, until = "", time.monotonic() + LEAVE
+    try:
+        volume_id = (await creating).id
+    except (Blocked, Conflict, NotFound):
+        # Cinder has said no
+        return
+    except Temporary:
+        until = time.monotonic() + LOST
     while time.monotonic() < until:
         try:
-            volume = await cloud.get_volume(volume_id)
-            if not image_volume.is_leaving(volume):
-                await cloud.delete_volume(volume_id)
+            if not volume_id:
+                ours = [one for one in await cloud.find_volumes(NAME) if one.metadata.get(TOKEN) == token]
+                volume_id = ours[0].id if ours else ""
+                until = time.monotonic() + LEAVE if volume_id else until
+            else:
+                volume = await cloud.get_volume(volume_id)
+                if not image_volume.is_leaving(volume):
+                    await cloud.delete_volume(volume_id)
         except NotFound:
             return
-        except (Conflict, Temporary):
-            pass
+        except (Blocked, Temporary) as error:
+            log.debug("probe_not_deleted_yet", volume_id=volume_id, error=str(error))
         await asyncio.sleep(EVERY)
-    log.warning("probe_left_behind", volume_id=volume_id, why="Cinder does not let it be deleted; the next probe tries")
+    if volume_id:
+        why = "Cinder does not let it be deleted; the next probe tries"
+        log.warning("probe_left_behind", volume_id=volume_id, why=why)
+    else:
+        why = f"Cinder did not say whether it makes a volume {NAME}, and shows none; the next probe looks again"
+        log.warning("probe_maybe_left_behind", why=why)
 
 
 async def _watched(cloud: Cloud, made: Volume, image: Image, take: Take | None, within: float) -> Signs:

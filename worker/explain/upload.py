@@ -149,7 +149,12 @@ def _next(seen: Seen, settings: Settings) -> Check:
         return Check("next", "ok", f"the worker's next step is {type(action).__name__}")
     match action.outcome:
         case Skip(reason):
-            return Check("next", "fail", f"nothing: {reason}", "see what fails above; the worker looks again by itself")
+            return Check(
+                "next",
+                "fail",
+                f"nothing: {reason}",
+                "see what fails above; once that is mended, resync asks again",
+            )
         case Again(reason, after=after):
             return Check("next", "warn", reason + (f", looked at again in {after:.0f} s" if after else ""))
         case _:
