@@ -1,0 +1,80 @@
+"""What the documentation shows does what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fake_cloud import PROJECT, FakeCloud
+from tests.rig import FAST, STORES
+from tests.unit.test_settings import load_text
+from worker.handler import Handler, Parts
+from worker.job import Key
+from worker.locks import Locks
+from worker.metrics import Metrics
+from worker.notification import Notification
+from worker.outcome import Done, Skip
+from worker.target import Policy, Reclaiming, Uploads
+from worker.uses import Uses
+
+ROOT = Path(__file__).parents[2]
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+GONE = "99999999-9999-4999-8999-999999999999"
+
+
+class Silent:
+    """`Watch` of nobody."""
+
+    async def changed(self) -> None:
+        raise AssertionError("it has nothing to wait for")
+
+    def tell(self, step: str) -> None:
+        assert step
+
+
+async def test_the_handler_of_the_docs_works() -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "handlers.md").read_text(), re.DOTALL)
+    module: dict[str, Any] = {"__name__": "label"}
+    exec(compile(source, "docs/handlers.md", "exec"), module)
+    cloud = FakeCloud(stores=STORES)
+    parts = Parts(
+        cloud=cloud,
+        urgent=cloud,
+        targets=(FAST,),
+        policy=Policy(),
+        uploads=Uploads(),
+        reclaiming=Reclaiming(),
+        uses=Uses(),
+        now=cloud.now,
+        report=Metrics(),
+        locks=Locks(),
+    )
+    handler: Handler = module["Label"](parts)
+    image = cloud.upload(properties={"os_distro": "debian"})
+    volume = cloud.volume_of(PROJECT, name=f"image-{image.id}")
+    said = Notification.of({"event_type": "image.update", "payload": {"id": image.id}})
+    (key,) = handler.keys(said)
+    assert [missing.key for missing in handler.incomplete(image.id, image, (volume,))] == [key]
+    assert await handler.reconcile(key, Silent()) == Done("1 labelled", changed=True)
+    after = cloud.volumes[volume.id]
+    assert after.metadata["os_distro"] == "debian"
+    assert list(handler.incomplete(image.id, image, (after,))) == []
+    assert await handler.reconcile(key, Silent()) == Done("0 labelled")
+    assert isinstance(await handler.reconcile(Key("label", GONE), Silent()), Skip)
+    assert set(handler.lanes()) == {"label"}
+
+
+@pytest.mark.parametrize("page", [*DOCS, ROOT / "README.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert "://" in link or (page.parent / link).exists(), link
+
+
+def test_the_configuration_of_the_readme_is_one(tmp_path: Path) -> None:
+    (shown,) = re.findall(r"```ini\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    settings = load_text(tmp_path, shown)
+    assert [target.name for target in settings.targets] == ["fast", "archive"]
+    assert len(settings.transport_urls) == 2
