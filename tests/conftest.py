@@ -14,7 +14,7 @@ def rabbitmq(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitMQ]:
     """A running RabbitMQ; a test that stops it starts it again."""
     scripts = installed()
     if scripts is None:
-        pytest.skip("no RabbitMQ on this machine")
+        pytest.fail("no RabbitMQ on this machine: scripts/test installs it")
     broker = RabbitMQ(folder=tmp_path_factory.mktemp("rabbitmq"), scripts=scripts)
     try:
         broker.start()

@@ -12,7 +12,9 @@ from worker.job import Key
 
 TIMEOUT = 3.0
 """Seconds that a worker has for its answer; one that is there takes a few milliseconds."""
-EVERYWHERE = frozenset({"0.0.0.0", "::"})
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+NOBODY = (OSError, http.client.HTTPException)
+"""What asking raises where no worker answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,17 +57,22 @@ class Live:
 
 def ask(address: tuple[str, int]) -> Live | None:
     """What the worker says that serves its probes there; None if none does. Blocks."""
-    host, port = address
-    connection = http.client.HTTPConnection("127.0.0.1" if host in EVERYWHERE else host, port, timeout=TIMEOUT)
     try:
-        connection.request("GET", "/status.json?jobs=all")
-        answer = connection.getresponse()
-        if answer.status != http.HTTPStatus.OK:
-            return None
-        return _live(json.loads(answer.read()))
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        status, body = get(address, "/status.json?jobs=all")
+        return _live(json.loads(body)) if status == http.HTTPStatus.OK else None
+    except (*NOBODY, ValueError, KeyError, TypeError):
         # Nobody is there, or somebody else: what status shows without it is true all the same
         return None
+
+
+def get(address: tuple[str, int], path: str) -> tuple[int, str]:
+    """Status and body that the probes there answer; one of `NOBODY` if they don't. Blocks."""
+    host, port = address
+    connection = http.client.HTTPConnection(EVERYWHERE.get(host, host), port, timeout=TIMEOUT)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
     finally:
         connection.close()
 

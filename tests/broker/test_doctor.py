@@ -43,7 +43,7 @@ class Managed(RabbitMQ):
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
     scripts = installed()
     if scripts is None:
-        pytest.skip("no RabbitMQ on this machine")
+        pytest.fail("no RabbitMQ on this machine: scripts/test installs it")
     (port,) = free_ports(1)
     folder = tmp_path_factory.mktemp("managed")
     config = f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}\n"

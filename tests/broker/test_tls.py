@@ -33,7 +33,7 @@ def address(certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     """A RabbitMQ that talks TLS: what comes after the scheme of its URL, with {host} for the name it is called by."""
     scripts = installed()
     if scripts is None:
-        pytest.skip("no RabbitMQ on this machine")
+        pytest.fail("no RabbitMQ on this machine: scripts/test installs it")
     (port,) = free_ports(1)
     broker = RabbitMQ(
         folder=tmp_path_factory.mktemp("rabbitmq-tls"),

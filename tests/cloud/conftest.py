@@ -59,7 +59,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 def devcloud_up() -> None:
     """The devcloud runs; `scripts/test` brings it up."""
     if not (HOME / "clouds.yaml").exists():
-        pytest.skip("no devcloud: scripts/devcloud up")
+        pytest.fail("no devcloud: scripts/devcloud up")
     devcloud("status")
 
 

@@ -71,7 +71,7 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         await fake.quiet()
         return
     if not (HOME / "clouds.yaml").exists():
-        pytest.skip("no devcloud: scripts/devcloud up")
+        pytest.fail("no devcloud: scripts/devcloud up")
     os.environ["OS_CLIENT_CONFIG_FILE"] = str(HOME / "clouds.yaml")
     alice, admin = Person("alice"), Person("admin")
     cloud = OpenStackCloud(connection=connect(name="operator", timeout=60.0, concurrency=4), metrics=Metrics())

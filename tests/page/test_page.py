@@ -30,7 +30,7 @@ LANES = {"upload": 8, "reclaim": 4, "prewarm.fast": 2, "prewarm.slow": 2}
 @pytest.fixture(scope="session", autouse=True)
 def chromium() -> None:
     if not BINARY and not os.environ.get("CI"):
-        pytest.skip("no chromium: scripts/test installs it")
+        pytest.fail("no chromium: scripts/test installs it")
     assert BINARY, "chromium is missing"
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,11 +9,10 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker.check import Check
+from worker.live import NOBODY, get
 from worker.metrics import PREFIX
 
-TIMEOUT = 3.0
 CACHE = "image_volume_cache."
-EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +28,9 @@ def listen(bind: tuple[str, int] | None) -> Heard | None:
     if bind is None:
         return None
     try:
-        problems = json.loads(_get(bind, "/readyz"))["problems"]
-        return Heard(problems=dict(problems), events=_events(_get(bind, "/metrics")))
-    except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+        problems = json.loads(get(bind, "/readyz")[1])["problems"]
+        return Heard(problems=dict(problems), events=_events(get(bind, "/metrics")[1]))
+    except (*NOBODY, ValueError, KeyError, TypeError):
         # Nobody is there, or somebody else
         return None
 
@@ -49,16 +47,6 @@ def check(bind: tuple[str, int] | None, heard: Heard | None) -> Check:
         told = "; ".join(f"{part}: {problem}" for part, problem in heard.problems.items())
         return Check(name, "warn", f"the one at {where} is not ready: {told}", "see its log, and what fails here")
     return Check(name, "ok", f"the one at {where} is ready")
-
-
-def _get(bind: tuple[str, int], path: str) -> str:
-    host, port = bind
-    connection = http.client.HTTPConnection(EVERYWHERE.get(host, host), port, timeout=TIMEOUT)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().read().decode()
-    finally:
-        connection.close()
 
 
 def _events(text: str) -> dict[str, float]:
