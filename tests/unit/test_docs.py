@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cliff.command import Command
 
 from tests.fake_cloud import PROJECT, FakeCloud
 from tests.rig import FAST, STORES
 from tests.unit.test_settings import load_text
+from worker.cli import Worker
 from worker.handler import Handler, Parts
 from worker.job import Key
 from worker.locks import Locks
@@ -78,3 +81,21 @@ def test_the_configuration_of_the_readme_is_one(tmp_path: Path) -> None:
     settings = load_text(tmp_path, shown)
     assert [target.name for target in settings.targets] == ["fast", "archive"]
     assert len(settings.transport_urls) == 2
+
+
+def options_of(command: type[Command]) -> set[str]:
+    """The long options that a command adds to those which cliff gives to all of its kind."""
+    app = Worker()
+    kind = next(base for base in command.__mro__ if base.__module__.startswith("cliff."))
+    parsers = [made(app, None).get_parser("x") for made in (command, type("Plain", (kind,), {"take_action": None}))]
+    mine, common = ({o for action in parser._actions for o in action.option_strings} for parser in parsers)
+    return {option for option in mine - common if option.startswith("--")}
+
+
+@pytest.mark.parametrize("entry", entry_points(group="image_volume_worker.commands"), ids=lambda entry: entry.name)
+def test_every_command_and_option_is_documented(entry: EntryPoint) -> None:
+    words = entry.name.replace("_", " ").split()
+    page = (ROOT / "docs" / "commands.md").read_text()
+    assert words[0] in page
+    missing = {option for option in options_of(entry.load()) if option not in page}
+    assert missing == set()
