@@ -219,7 +219,11 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
     LOG: [
         cfg.StrOpt("level", default="info", choices=["debug", "info", "warning", "error"], help="Least level shown."),
         cfg.StrOpt(
-            "format", default="auto", choices=["auto", "json", "text"], help="auto: text on a terminal, else json."
+            "format",
+            default="auto",
+            choices=["auto", "json", "text", "journal"],
+            help="auto: text on a terminal, else json. journal: entries of systemd's journal, each field one of its "
+            "own (journalctl EVENT=job_parked).",
         ),
     ],
 }

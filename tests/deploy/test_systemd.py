@@ -7,6 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
+from worker.settings import OPTIONS
+
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "config" / "systemd"
 UNIT = FOLDER / "image-volume-worker.service"
@@ -59,3 +61,35 @@ def test_users_and_folders_are_made_as_systemd_reads_them(tmp_path: Path) -> Non
         assert done.returncode == 0, done.stderr
     assert "image-volume-worker" in (tmp_path / "etc" / "passwd").read_text()
     assert (tmp_path / "etc" / "image-volume-worker" / "image-volume-worker.conf.d").is_dir()
+
+
+def test_credentials_take_nothing_from_the_unit() -> None:
+    drop_in = (FOLDER / "credentials.conf").read_text()
+    (unit_start,) = re.findall(r"^ExecStart=(.+)$", UNIT.read_text(), re.MULTILINE)
+    (start,) = re.findall(r"^ExecStart=(.+)$", drop_in, re.MULTILINE)
+    assert start.replace(" --config-file %d/secrets.conf", "") == unit_start
+    given = set(re.findall(r"^LoadCredential=([^:]+):", drop_in, re.MULTILINE))
+    assert given == set(re.findall(r"%d/(\S+)", drop_in)), "each is read, and nothing else"
+
+
+def test_systemd_understands_the_credentials(tmp_path: Path) -> None:
+    unit = tmp_path / UNIT.name
+    unit.write_text(UNIT.read_text().replace("/usr/bin/image-volume-worker", "/bin/true"))
+    folder = tmp_path / f"{UNIT.name}.d"
+    folder.mkdir()
+    text = (FOLDER / "credentials.conf").read_text().replace("/usr/bin/image-volume-worker", "/bin/true")
+    (folder / "credentials.conf").write_text(text)
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+    )
+    about_us = [line for line in done.stderr.splitlines() if UNIT.name in line]
+    assert (done.returncode, about_us) == (0, []), done.stderr
+
+
+def test_the_environment_is_one_of_options() -> None:
+    names = re.findall(
+        r"^#?OS_([A-Z]+)__([A-Z_]+)=", (FOLDER / "image-volume-worker.default").read_text(), re.MULTILINE
+    )
+    known = {(group.name, option.name) for group, options in OPTIONS.items() for option in options}
+    assert len(names) >= 3
+    assert {(group.lower(), option.lower()) for group, option in names} <= known
