@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import gzip
+import hashlib
 import io
 import json
 import sys
@@ -44,12 +45,13 @@ HEAD_LINES = 20
 class Message:
     """One message of a capture: `number` is its line, or its place if it is not one on a line, from 1 on.
 
-    `fault` says why it is none.
+    `fault` says why it is none; `unended` that it is a line without an end, as somebody may still be writing it.
     """
 
     number: int
     body: bytes
     fault: str = ""
+    unended: bool = False
 
 
 class Source:
@@ -67,6 +69,14 @@ class Source:
             return self._raw.tell() if self._raw and self.size else 0
         except (OSError, ValueError):
             return 0
+
+    def head(self, length: int) -> tuple[int, str]:
+        """How many of its first `length` bytes there are, and their hash; of standard input none."""
+        if self.path == STDIN:
+            return 0, ""
+        with open(self.path, "rb") as file:
+            head = file.read(length)
+        return len(head), hashlib.sha256(head).hexdigest()
 
     def messages(self) -> Iterator[Message]:
         """Its messages, good and bad; a file that ends too early gives one last bad one."""
@@ -204,7 +214,7 @@ def _lines(stream: io.BufferedReader) -> Iterator[Message]:
                 pass
             yield Message(number, line[:1000], f"longer than {LONGEST >> 20} MiB")
         elif body := line.strip():
-            yield Message(number, body)
+            yield Message(number, body, unended=not line.endswith(b"\n"))
 
 
 def _items(what: str, stream: io.BufferedReader, *, within: int) -> Iterator[Message]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -26,7 +28,11 @@ log = structlog.get_logger(__name__)
 # What a notification is made of; its context, which can hold a live token, is none of it
 FIELDS = ("message_id", "publisher_id", "event_type", "priority", "timestamp", "payload")
 # What says how to get at data, whatever is in it
-HIDDEN = frozenset({"connection_info", "connector", "auth_ref", "trust_id", "ec2_keys"})
+HIDDEN = frozenset({
+    "connection_info", "connector", "auth_ref", "trust_id", "ec2_keys", "user_data",
+    "api_key", "apikey", "authorization", "cookie", "credential", "credentials",
+})  # fmt: skip
+IN_URL = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
 STDOUT = "-"
 
 
@@ -41,10 +47,21 @@ class Recorded(Routed):
 
 
 class Recorder:
-    """`worker.intake.Sink` that writes. `wrote` is told how many lines were, `failed` why they could not be."""
+    """`worker.intake.Sink` that writes, `count` lines at the most; 0 for any number.
 
-    def __init__(self, output: Output, *, wrote: Callable[[int], None], failed: Callable[[OSError], None]) -> None:
+    `wrote` is told how many lines were, `failed` why they could not be.
+    """
+
+    def __init__(
+        self,
+        output: Output,
+        *,
+        wrote: Callable[[int], None],
+        failed: Callable[[OSError], None],
+        count: int = 0,
+    ) -> None:
         self._output = output
+        self._left = count or None
         self._wrote = wrote
         self._failed = failed
 
@@ -58,7 +75,9 @@ class Recorder:
 
     async def accept(self, routed: Sequence[Routed]) -> None:
         """See `Sink`."""
-        lines = [one.line for one in routed if isinstance(one, Recorded)]
+        lines = [one.line for one in routed if isinstance(one, Recorded)][: self._left]
+        if self._left is not None:
+            self._left -= len(lines)
         try:
             self._output.write(lines)
         except OSError as error:
@@ -82,10 +101,10 @@ def _masked(value: Any) -> Any:
     if isinstance(value, dict):
         # By name, as OpenStack itself masks what it logs
         clean = strutils.mask_dict_password(value)
-        return {key: "***" if key in HIDDEN else _masked(inner) for key, inner in clean.items()}
+        return {key: "***" if str(key).lower() in HIDDEN else _masked(inner) for key, inner in clean.items()}
     if isinstance(value, list):
         return [_masked(inner) for inner in value]
-    return strutils.mask_password(value) if isinstance(value, str) else value
+    return IN_URL.sub(r"\1***@", strutils.mask_password(value)) if isinstance(value, str) else value
 
 
 class Output:
@@ -106,8 +125,18 @@ class Output:
             self._stream = sys.stdout.buffer
             return
         # For nobody else: it tells of every image and volume
-        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self._stream = os.fdopen(descriptor, "ab")
+        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        stream = os.fdopen(descriptor, "ab")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.close()
+            raise OSError(error.errno, "another recording writes it") from error
+        self._stream = stream
+        size = os.fstat(descriptor).st_size
+        if size and os.pread(descriptor, 1, size - 1) != b"\n":
+            # One was killed, or its disk was full, in the middle of a line: the next one must not be glued to it
+            stream.write(b"\n")
         self._began = time.time()
 
     def write(self, lines: Sequence[bytes]) -> None:
@@ -137,7 +166,9 @@ class Output:
             os.fsync(raw.fileno())
         os.replace(half, done)
         self._path.unlink()
-        old = sorted(self._path.parent.glob(f"{self._path.stem}-*{self._path.suffix}.gz"))
+        # Its own alone: beside capture.jsonl there may be those of a capture-cinder.jsonl
+        mine = re.compile(rf"{re.escape(self._path.stem)}-\d{{8}}T\d{{6}}\.\d{{6}}Z{re.escape(self._path.suffix)}\.gz")
+        old = sorted(file for file in self._path.parent.iterdir() if mine.fullmatch(file.name))
         for file in old[: -self._keep] if self._keep else ():
             file.unlink()
         log.info("capture_rotated", file=str(done))

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TextIO
 
@@ -22,6 +22,8 @@ BATCH = 2_000
 REMEMBERED = 50_000
 # Faults that are told one by one; the others are only counted
 TOLD = 20
+# Bytes by which a file is known again
+HEAD = 4096
 
 Submit = Callable[[Iterable[Job]], Awaitable[None]]
 
@@ -67,30 +69,49 @@ class Tally:
             yield one.name, round(value, 3) if isinstance(value, float) else value
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Reached:
+    """The last message dealt with, and a hash of the first `length` bytes of its source."""
+
+    number: int
+    length: int
+    head: str
+
+
 class Checkpoint:
     """How far each source has been taken into the lanes, in a file, so that the next replay goes on from there."""
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._done: dict[str, int] = {}
+        self._done: dict[str, _Reached] = {}
         if path and path.exists():
             try:
                 done = json.loads(path.read_text())
-                self._done = {str(source): int(number) for source, number in done.items()}
-            except (OSError, ValueError, AttributeError) as error:
+                self._done = {str(source): _Reached(**reached) for source, reached in done.items()}
+            except (OSError, ValueError, AttributeError, TypeError) as error:
                 raise Misconfigured([f"{path} is no checkpoint of a replay: {error}"]) from error
+        elif path and not path.parent.is_dir():
+            raise Misconfigured([f"{path}: no such folder"])
 
     def of(self, source: Source) -> int:
-        """The number of the last message of the source that has been dealt with."""
-        return self._done.get(source.path, 0)
+        """The number of the last message of the source that has been dealt with; Misconfigured if it is another now."""
+        reached = self._done.get(source.path)
+        if reached is None:
+            return 0
+        if reached.head != source.head(reached.length)[1]:
+            # As when a recording was set aside, and a new one has its name
+            raise Misconfigured([f"{source.path} is another file than the one that {self._path} tells of"])
+        return reached.number
 
     def reach(self, source: Source, number: int) -> None:
         """Note, so that a crash can't lose it, that everything up to this message has been dealt with."""
-        if self._path is None or number <= self.of(source):
+        reached = self._done.get(source.path)
+        if self._path is None or number <= (reached.number if reached else 0):
             return
-        self._done[source.path] = number
+        length, head = (reached.length, reached.head) if reached else source.head(HEAD)
+        self._done[source.path] = _Reached(number=number, length=length, head=head)
         half = self._path.with_name(self._path.name + ".part")
-        half.write_text(json.dumps(self._done, indent=1) + "\n")
+        half.write_text(json.dumps({path: asdict(one) for path, one in self._done.items()}, indent=1) + "\n")
         os.replace(half, self._path)
 
 
@@ -134,7 +155,11 @@ class Replay:
             number = message.number
             if number <= done:
                 continue
+            rejected = self.tally.malformed
             self._take(message, source)
+            if message.unended and self.tally.malformed > rejected:
+                # Half a line may be a whole one the next time
+                number -= 1
             count += 1
             if count % BATCH == 0 or self.rate:
                 await self._flush(source, number, count)

@@ -18,6 +18,7 @@ from tests.broker.hands import Hands
 from tests.broker.rabbitmq import RabbitMQ
 from worker.dead_letter import DeadLetter
 from worker.job import OPERATOR, Job, Key
+from worker.lanes.dead import DeadQueue
 from worker.lanes.rabbit import RabbitLanes
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -130,6 +131,31 @@ async def test_what_nobody_can_read_is_not_replayed_but_can_be_dropped(
     assert [row["Lane"] for row in await asyncio.to_thread(listed, run)] == ["intake"]
     await asyncio.to_thread(run, "drop", "--all")
     assert await asyncio.to_thread(listed, run) == []
+
+
+async def test_what_no_worker_would_take_stays(rabbitmq: RabbitMQ, queue: str, run: Run) -> None:
+    keys = [Key("prewarm", IMAGES[0], "retired"), Key("nosuch", IMAGES[1]), Key("reclaim", "\x1b[31mred")]
+    lanes = RabbitLanes(url=rabbitmq.url, queue=queue)
+    await lanes.bury(
+        DeadLetter(lane=key.lane, reason="x", last_at=1.0, job=Job(key=key, cause="", first_at=1.0)) for key in keys
+    )
+    await lanes.close()
+    done = await asyncio.to_thread(run, "replay", "--all")
+    assert "1 stay: no worker with this configuration has a lane prewarm.retired" in done.stderr
+    assert "a lane nosuch" in done.stderr
+    assert "no worker takes jobs of reclaim now" in done.stderr
+    assert "\x1b" not in done.stdout
+    assert "\\x1b[31mred" in done.stdout
+    assert {row["Lane"] for row in await asyncio.to_thread(listed, run)} == {"prewarm.retired", "nosuch"}
+    assert "no such dead letter" in (await asyncio.to_thread(lambda: run("drop", "nothing", check=1))).stderr
+
+
+async def test_two_do_not_look_at_once(rabbitmq: RabbitMQ, queue: str, run: Run) -> None:
+    await bury(rabbitmq, queue)
+    with DeadQueue(url=rabbitmq.url, queue=queue) as first:
+        assert len(list(first)) == 4
+        assert "somebody else" in (await asyncio.to_thread(lambda: run("list", check=1))).stderr
+    assert len(await asyncio.to_thread(listed, run)) == 4
 
 
 def test_nothing_happens_by_mistake(run: Run) -> None:

@@ -437,3 +437,21 @@ async def test_a_probe_whose_answer_gets_lost_leaves_nothing(
     check = await probed(cloud, warm)
     assert (check.verdict, "no answer" in check.detail) == ("fail", True)
     assert [volume.id for volume in probes(cloud)] == [other.id], "somebody else's probe goes on"
+
+
+async def test_an_image_that_nobody_may_read(cloud: FakeCloud, warm: Image, tmp_path: Path) -> None:
+    cloud.touch(warm.id, status="deactivated")
+    rig = Rig(cloud)
+    settings = load(tmp_path, GROUPS)
+    checks = [check async for check in explain.explain(cloud, settings, rig.prewarm, warm.id, now=time.time())]
+    assert [(check.name, check.verdict) for check in checks] == [("image", "ok"), ("status", "fail")]
+
+
+async def test_a_location_whose_volume_is_gone(cloud: FakeCloud, warm: Image, tmp_path: Path) -> None:
+    rig = Rig(cloud)
+    settings = load(tmp_path, GROUPS)
+    (volume, *_) = cloud.of(warm.id)
+    del cloud.volumes[volume.id]
+    checks = [check async for check in explain.explain(cloud, settings, rig.prewarm, warm.id, now=time.time())]
+    (broken,) = [check for check in checks if check.name == "location"]
+    assert (broken.verdict, volume.id in broken.detail) == ("fail", True)

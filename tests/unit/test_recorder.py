@@ -62,6 +62,8 @@ async def test_what_is_recorded_reads_the_same(tmp_path: Path, recorder: Make) -
         {"rows": [["x", {"secret": SECRET}]]},
         {"message": f"failed: 'password': '{SECRET}'"},
         f"failed with password = {SECRET}",
+        {"url": f"https://user:{SECRET}@host/path"},
+        {"API_KEY": SECRET, "Authorization": f"Bearer {SECRET}", "cookie": SECRET, "user_data": SECRET},
     ],
 )
 def test_secrets_are_masked(payload: object) -> None:
@@ -98,17 +100,44 @@ async def test_it_is_rotated_compressed_and_all_of_it_is_there(tmp_path: Path, r
 
 async def test_only_so_many_parts_stay(tmp_path: Path, recorder: Make) -> None:
     file = tmp_path / "capture.jsonl"
+    others = [tmp_path / f"capture-{name}-20260101T000000.000000Z.jsonl.gz" for name in ("0", "cinder")]
+    for path in others:
+        path.touch()
     one = recorder(file, size=500, keep=2)
     for number in range(30):
         await record(one, notification("image.update", {"number": number}))
-    assert len([name for name in os.listdir(tmp_path) if name.startswith("capture-")]) == 2
+    assert len([name for name in os.listdir(tmp_path) if name.startswith("capture-2")]) == 2
+    assert all(path.exists() for path in others), "what others have set aside stays"
 
 
 async def test_a_recording_that_was_broken_off_goes_on(tmp_path: Path, recorder: Make) -> None:
     file = tmp_path / "capture.jsonl"
     for number in range(3):
-        await record(recorder(file), notification("image.update", {"number": number}))
-    assert len(list(Source(str(file)).messages())) == 3
+        output = Output(str(file))
+        one = Recorder(output, wrote=lambda _: None, failed=lambda _: None)
+        await record(one, notification("image.update", {"number": number}))
+        output.close()
+        with file.open("ab") as half:
+            half.write(b'{"message_id": "ha')
+    messages = list(Source(str(file)).messages())
+    assert [message.body.endswith(b'"ha') for message in messages] == [False, True] * 3
+
+
+async def test_two_recordings_do_not_write_one_file(tmp_path: Path, recorder: Make) -> None:
+    file = tmp_path / "capture.jsonl"
+    await record(recorder(file, size=500), *(notification("image.update", {"number": number}) for number in range(9)))
+    with pytest.raises(OSError, match="another recording writes it"):
+        Output(str(file)).open()
+
+
+async def test_no_more_than_asked_for(tmp_path: Path) -> None:
+    output, wrote = Output(str(tmp_path / "capture.jsonl")), list[int]()
+    one = Recorder(output, wrote=wrote.append, failed=lambda _: None, count=5)
+    for _ in range(3):
+        await record(one, *(notification("image.update", {"number": number}) for number in range(3)))
+    output.close()
+    assert wrote == [3, 2, 0]
+    assert len(list(Source(str(tmp_path / "capture.jsonl")).messages())) == 5
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")

@@ -16,7 +16,7 @@ from worker.capture import Source, sources
 from worker.errors import Misconfigured, Temporary
 from worker.job import Job, Key
 from worker.metrics import Metrics
-from worker.replay import Checkpoint, Filters, Replay
+from worker.replay import Checkpoint, Filters, Replay, Tally
 from worker.router import Router
 from worker.volume_times import VolumeTimes
 
@@ -149,7 +149,32 @@ async def test_told_to_stop_it_ends_after_what_it_has_taken(tmp_path: Path, monk
     tally = await one.run(sources([str(file_of(tmp_path, *(deleted(number) for number in range(9))))]))
     assert tally.interrupted
     assert len(taken.keys) == 4
-    assert list(json.loads(note.read_text()).values()) == [4]
+    assert [reached["number"] for reached in json.loads(note.read_text()).values()] == [4]
+
+
+async def test_a_checkpoint_is_of_one_file(tmp_path: Path) -> None:
+    note, taken = tmp_path / "checkpoint", Taken()
+    file = file_of(tmp_path, deleted(0), deleted(1))
+
+    async def go_on() -> Tally:
+        return await replaying(taken, checkpoint=Checkpoint(note)).run(sources([str(file)]))
+
+    assert (await go_on()).messages == 2
+    with file.open("ab") as more:
+        more.write(deleted(2)[:40])
+    assert (await go_on()).malformed == 1
+    with file.open("ab") as more:
+        more.write(deleted(2)[40:] + b"\n" + deleted(3) + b"\n")
+    assert (await go_on()).messages == 2, "half a line does not count as done"
+    assert taken.keys == [Key("reclaim", image_id(number)) for number in range(4)]
+    file.write_bytes(deleted(7) + b"\n" + deleted(8) + b"\n")
+    with pytest.raises(Misconfigured, match="another file"):
+        await go_on()
+
+
+def test_a_checkpoint_needs_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(Misconfigured, match="no such folder"):
+        Checkpoint(tmp_path / "missing" / "checkpoint")
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:

@@ -58,6 +58,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("status --state=", "invalid choice: ''"),
         ("dead-letters drop", "say which"),
         ("dead-letters replay", "say which"),
+        ("dead-letters show", "say which"),
+        ("replay capture.jsonl --checkpoint missing/note", "missing/note: no such folder"),
     ],
 )
 def test_wrong_usage(folder: Path, capsys: pytest.CaptureFixture[str], words: str, said: str) -> None:

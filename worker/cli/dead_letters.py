@@ -6,7 +6,9 @@ import argparse
 import asyncio
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from importlib.metadata import entry_points
 from typing import Any
 
 from cliff.command import Command
@@ -14,6 +16,8 @@ from cliff.lister import Lister
 from cliff.show import ShowOne
 
 from worker.cli import Worker, values
+from worker.cli.handover import unserved
+from worker.daemon import HANDLERS
 from worker.errors import Misconfigured, NotFound
 from worker.job import OPERATOR, Job
 from worker.lanes.dead import DeadQueue, Kept
@@ -89,9 +93,15 @@ class Show(_Selecting, ShowOne):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """The fields."""
-        with self.opened(self.app.read_settings()) as queue:
+        settings = self.app.read_settings()
+        if not (parsed_args.id or any(_narrows(parsed_args))):
+            raise Misconfigured(["say which: an id, as list shows it, or --handler, --target, --image-id, --reason"])
+        with self.opened(settings) as queue:
             for kept in self.chosen(queue, parsed_args):
-                return tuple(zip(*_fields(kept), strict=True))  # type: ignore[return-value]
+                fields = tuple(
+                    (name, values.plain(value) if isinstance(value, str) else value) for name, value in _fields(kept)
+                )
+                return tuple(zip(*fields, strict=True))  # type: ignore[return-value]
         raise NotFound("no such dead letter")
 
     def run(self, parsed_args: argparse.Namespace) -> int:
@@ -128,16 +138,23 @@ class _Taking(_Selecting, Lister):
                     rows.append(_row(kept))
                 batch.clear()
 
+            staying: Counter[str] = Counter()
             for kept in self.chosen(queue, parsed_args):
-                if self.concerns(kept):
+                if why := self.hindrance(settings, kept):
+                    staying[why] += 1
+                else:
                     batch.append(kept)
                 if len(batch) >= BATCH:
                     done()
             done()
+        for why, count in staying.items():
+            self.app.LOG.warning("%d stay: %s", count, why)
+        if parsed_args.id and not rows and not staying:
+            raise NotFound("no such dead letter")
         return ("Id", "Lane", "Image", "Tries", "Given up", "Reason"), rows
 
-    def concerns(self, kept: Kept) -> bool:
-        """Whether something can be done with it."""
+    def hindrance(self, settings: Settings, kept: Kept) -> str:
+        """Why it has to stay; "" if something can be done with it."""
         raise NotImplementedError
 
     def deal(self, settings: Settings, batch: list[Kept]) -> None:
@@ -148,9 +165,15 @@ class _Taking(_Selecting, Lister):
 class Replay(_Taking):
     """Put jobs that were given up back into their lanes, as if never tried. Messages that nobody can read stay."""
 
-    def concerns(self, kept: Kept) -> bool:
-        """Jobs."""
-        return kept.letter is not None and kept.letter.job is not None
+    def hindrance(self, settings: Settings, kept: Kept) -> str:
+        """Only jobs can be done again, and only where a worker would take them."""
+        if kept.letter is None or kept.letter.job is None:
+            return "not a job; show --raw has it, drop deletes it"
+        key = kept.letter.job.key
+        known = {entry.name for entry in entry_points(group=HANDLERS)} - settings.switched_off
+        if key.handler not in known or (key.target and key.target not in {one.name for one in settings.targets}):
+            return f"no worker with this configuration has a lane {values.plain(key.lane)}"
+        return ""
 
     def deal(self, settings: Settings, batch: list[Kept]) -> None:
         """Publish the jobs, and wait until the broker has them."""
@@ -162,14 +185,16 @@ class Replay(_Taking):
         ]
         if jobs:
             asyncio.run(_publish(settings, jobs))
+            for warning in unserved(settings, {job.key.lane for job in jobs}):
+                self.app.LOG.warning(warning)
 
 
 class Drop(_Taking):
     """Delete jobs that were given up and messages that nobody can read, for good."""
 
-    def concerns(self, kept: Kept) -> bool:  # noqa: ARG002
-        """All."""
-        return True
+    def hindrance(self, settings: Settings, kept: Kept) -> str:  # noqa: ARG002
+        """None has to stay."""
+        return ""
 
     def deal(self, settings: Settings, batch: list[Kept]) -> None:
         """Nothing."""
@@ -209,11 +234,11 @@ def _row(kept: Kept) -> tuple[str, str, str, object, str, str]:
     job = letter.job
     return (
         kept.id,
-        letter.lane,
-        job.key.image_id if job else "",
+        values.plain(letter.lane),
+        values.plain(job.key.image_id) if job else "",
         job.attempt if job else "",
         values.moment(letter.last_at),
-        letter.reason,
+        values.plain(letter.reason),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from types import TracebackType
 
 from worker.daemon import build_lanes
@@ -76,16 +76,7 @@ class Handover:
 
     async def warnings(self) -> list[str]:
         """What a person should know of the jobs handed over: those that nobody takes now."""
-        if self._local or not self._given:
-            return []
-        settings, given = self._settings, sorted(self._given)
-        try:
-            depths = await asyncio.to_thread(look, settings.work_url, queue=settings.queue, lanes=given)
-        except Temporary:
-            # The jobs are on it all the same
-            return []
-        idle = [depth.lane for depth in depths if depth.lane in self._given and not depth.workers]
-        return [f"no worker takes jobs of {', '.join(idle)} now: they wait on the broker for one"] if idle else []
+        return [] if self._local else await asyncio.to_thread(unserved, self._settings, self._given)
 
     async def settled(self) -> None:
         """Return when all jobs are done, if that is this command's task; Temporary once those left keep failing."""
@@ -99,3 +90,14 @@ class Handover:
             calm = calm + 1 if self._runner.idle and not waiting and not self._runner.due(within=PATIENCE) else 0
         if failing := self._runner.due() + len(self._local.dead_letters()):
             raise Temporary(f"{failing} jobs keep failing; the warnings above say why")
+
+
+def unserved(settings: Settings, given: Set[str]) -> list[str]:
+    """What a person should know of lanes that jobs were put into: which of them no worker serves now. Blocks."""
+    try:
+        depths = look(settings.work_url, queue=settings.queue, lanes=sorted(given)) if given else []
+    except Temporary:
+        # The jobs are on it all the same
+        return []
+    idle = [depth.lane for depth in depths if depth.lane in given and not depth.workers]
+    return [f"no worker takes jobs of {', '.join(idle)} now: they wait on the broker for one"] if idle else []

@@ -45,7 +45,7 @@ class Record(Command):
         )
         parser.add_argument("--keep", type=values.count, metavar="N", help="Files set aside that stay; 0 for all.")
         parser.add_argument(
-            "--count", type=values.count, default=0, metavar="N", help="Stop after so many notifications."
+            "--count", type=values.count, default=0, metavar="N", help="Stop after so many notifications; 0 for no end."
         )
         parser.add_argument("--queue", default="", metavar="NAME", help="Its queue; else the daemon's with -record.")
         return parser
@@ -87,7 +87,7 @@ async def _record(settings: Settings, options: argparse.Namespace, rotation: Map
     ending.when_told(stop.set)
     queue = options.queue or f"{settings.queue}-record"
     own = replace(settings, queue=queue, queue_type="classic", queue_expires=EXPIRES)
-    recorder = Recorder(output, wrote=wrote, failed=failed)
+    recorder = Recorder(output, wrote=wrote, failed=failed, count=options.count)
     waiting = asyncio.create_task(stop.wait())
     intakes = [asyncio.create_task(intake.run(recorder)) for intake in build_intakes(own)]
     try:

@@ -81,7 +81,7 @@ class Replay(ShowOne):
                 faults.append(f"--{name} {path} is one of the sources")
         if faults:
             raise Misconfigured(faults)
-        tally = asyncio.run(_replay(settings, found, parsed_args))
+        tally = asyncio.run(_replay(settings, found, parsed_args, Checkpoint(parsed_args.checkpoint)))
         names, values = zip(*tally.rows(), strict=True)
         self._failed = tally.interrupted
         return names, values
@@ -93,7 +93,9 @@ class Replay(ShowOne):
         return int(self._failed)
 
 
-async def _replay(settings: Settings, found: list[Source], options: argparse.Namespace) -> Tally:
+async def _replay(
+    settings: Settings, found: list[Source], options: argparse.Namespace, checkpoint: Checkpoint
+) -> Tally:
     metrics, uses = Metrics(), Uses()
     clouds = build_clouds(settings, metrics)
     filters = Filters(
@@ -128,7 +130,7 @@ async def _replay(settings: Settings, found: list[Source], options: argparse.Nam
                 router=router,
                 submit=submit,
                 filters=filters,
-                checkpoint=Checkpoint(options.checkpoint),
+                checkpoint=checkpoint,
                 told=told,
                 rejects=rejects,
                 rate=options.rate,

@@ -63,6 +63,11 @@ def size(text: str) -> int:
     return int(found[1]) * BYTES[found[2]]
 
 
+def plain(text: str) -> str:
+    """A text with what would steer a terminal made visible."""
+    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
+
+
 def count(text: str) -> int:
     """A number that is not below zero."""
     if not re.fullmatch(r"\d{1,18}", text):

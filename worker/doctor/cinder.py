@@ -9,7 +9,7 @@ from handlers import image_volume
 from handlers.strategies import cache
 from worker.check import Check
 from worker.cloud import Store, Volume
-from worker.doctor.facts import NO_LOGIN, Facts, decided
+from worker.doctor.facts import Facts, decided
 from worker.doctor.untold import Untold, untold
 from worker.settings import Settings
 from worker.survey import Limit, Pool, Service, VolumeType
@@ -37,7 +37,7 @@ def api(version: tuple[int, ...] | Untold, types: tuple[VolumeType, ...] | Untol
     """Whether Cinder answers."""
     advice = "check the catalog's block-storage endpoint, that cinder-api runs, and its log"
     if isinstance(types, Untold):
-        return untold("cinder", types, advice, verdict="warn" if types is NO_LOGIN else "fail")
+        return untold("cinder", types, advice, verdict="fail")
     told = "" if isinstance(version, Untold) or not version else f"API {'.'.join(map(str, version))}, "
     return Check("cinder", "ok", f"{told}{len(types)} volume types")
 

@@ -9,7 +9,8 @@ from functools import partial
 
 from handlers import target_store
 from worker.cloud import Location, Store, Volume
-from worker.doctor.untold import Untold, ask
+from worker.doctor import untold
+from worker.doctor.untold import Untold
 from worker.errors import Blocked
 from worker.sdk import Identity, OpenStackCloud
 from worker.settings import Settings
@@ -19,8 +20,10 @@ from worker.target import Target
 SERVICES = {"keystone": "keystone", "glance": "image", "cinder": "block-storage"}
 # Images of each store that are followed to their volumes
 FOLLOWED = 3
+# Seconds that an answer may take, tries and all: some wait for Cinder's own broker
+PATIENCE = 10.0
 
-NO_LOGIN = Untold(reason="not looked at without a login")
+NO_LOGIN = Untold(reason="not looked at without a login", skipped=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,9 @@ class Facts:
     limits: Mapping[str, Limit] | Untold = NO_LOGIN
     sees_volumes: bool | Untold = NO_LOGIN
     volumes: tuple[Volume, ...] | Untold = NO_LOGIN
+
+
+ask = partial(untold.ask, within=PATIENCE)
 
 
 async def gather(cloud: OpenStackCloud, settings: Settings) -> Facts:

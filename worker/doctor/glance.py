@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from worker.check import Check
 from worker.cloud import Store, Volume
-from worker.doctor.facts import NO_LOGIN, Facts, decided
+from worker.doctor.facts import Facts, decided
 from worker.doctor.untold import Untold, untold
 from worker.sdk import LOCATION_API
 from worker.settings import Settings
@@ -36,7 +36,7 @@ def version(answer: tuple[int, ...] | Untold) -> Check:
     """Whether Glance answers, and how new it is."""
     if isinstance(answer, Untold):
         advice = "check the catalog's image endpoint, that glance-api runs, and its log"
-        return untold("glance", answer, advice, verdict="warn" if answer is NO_LOGIN else "fail")
+        return untold("glance", answer, advice, verdict="fail")
     has = "has" if answer >= LOCATION_API else "has not"
     return Check("glance", "ok", f"API {_dotted(answer)}, {has} the New Location API (2.17)")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -14,17 +15,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Untold:
-    """Why there is no answer; `refused` if we may not ask, `missing` if there is no such thing."""
+    """Why there is no answer: `refused` to us, `missing` as there is no such thing, `skipped` as nobody asked."""
 
     reason: str
     refused: bool = False
     missing: bool = False
+    skipped: bool = False
 
 
-async def ask(call: Callable[[], Awaitable[T]]) -> T | Untold:
-    """What the call answers, or why there is no answer."""
+async def ask(call: Callable[[], Awaitable[T]], *, within: float | None = None) -> T | Untold:
+    """What the call answers, or why there is no answer; `within` so many seconds."""
     try:
-        return await call()
+        async with asyncio.timeout(within):
+            return await call()
+    except TimeoutError:
+        return Untold(reason=f"no answer in {within:.0f} s")
     except Exception as error:  # the root of a question: not even a bug in one may hide the answers to the others
         return _why(error)
 
@@ -51,4 +56,6 @@ def _why(error: Exception) -> Untold:
 
 def untold(name: str, answer: Untold, advice: str, *, verdict: Verdict = "warn") -> Check:
     """The check of what could not be looked at."""
+    if answer.skipped:
+        return Check(name, "warn", answer.reason, "see login")
     return Check(name, verdict, answer.reason, advice)

@@ -51,8 +51,15 @@ async def explain(
                     image, one, warmth.get(one.name), volumes, locations=locations, project_id=project_id
                 ):
                     yield check
+        async for check in clone.dangling(cloud, locations, volumes):
+            yield check
         async for check in clone.left_behind(cloud, image):
             yield check
+    elif image.status == "deactivated":
+        advice = "an administrator reactivates it; what is warm of it stays until then"
+        yield Check("status", "fail", "deactivated: nobody but an administrator may read it", advice)
+    elif image.status in ("killed", "deleted", "pending_delete"):
+        yield Check("status", "fail", f"{image.status}: it will never have data", "upload it anew")
     elif image.status != "queued":
         yield Check("upload", "ok", f"somebody works on it: the image is {image.status}")
     elif "upload" in settings.switched_off:

@@ -92,6 +92,18 @@ def target_checks(
             yield _owned(target.name, volume, image, project_id)
 
 
+async def dangling(cloud: Cloud, locations: tuple[Location, ...], volumes: tuple[Volume, ...]) -> AsyncIterator[Check]:
+    """Locations whose volume is gone, which Cinder may try to clone all the same."""
+    known = {volume.id for volume in volumes}
+    for location in locations:
+        if location.volume_id and location.volume_id not in known:
+            try:
+                await cloud.get_volume(location.volume_id)
+            except NotFound:
+                text = f"{location.url} is a volume that is gone: volumes made of the image may end in error"
+                yield Check("location", "fail", text, "the next resync has it removed, if there is other data")
+
+
 async def left_behind(cloud: Cloud, image: Image) -> AsyncIterator[Check]:
     """Clones that Cinder made in the owner's project for an upload that Glance did not take from there."""
     try:

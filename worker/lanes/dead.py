@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from amqp.exceptions import NotFound
+from amqp.exceptions import NotFound, ResourceLocked
 
 from worker.dead_letter import DeadLetter
-from worker.errors import Malformed
+from worker.errors import Malformed, Temporary
 from worker.lanes.topology import Topology
 from worker.visit import visit
 
@@ -37,7 +37,14 @@ class DeadQueue:
         self._channel: Any = None
 
     def __enter__(self) -> DeadQueue:
-        self._channel = self._visit.enter_context(visit(self._url, name="dead-letters")).channel()
+        connection = self._visit.enter_context(visit(self._url, name="dead-letters"))
+        try:
+            # Whoever looks has all of them; a second one at the same time would see the rest, and take it for all
+            connection.channel().queue_declare(f"{self._name}.looked-at", exclusive=True, auto_delete=True)
+        except ResourceLocked as error:
+            self._visit.close()
+            raise Temporary("somebody else is looking at the dead letters: try again when that has ended") from error
+        self._channel = connection.channel()
         return self
 
     def __exit__(
