@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.cli import Worker
+from worker.cli import TOLD_BY_ERRORS, Worker
+from worker.log import QUIET
 
 CONFIG = """
 [notifications]
@@ -36,9 +37,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in (*TOLD_BY_ERRORS, *QUIET)}
     yield tmp_path
     root.handlers[:] = handlers
     root.setLevel(level)
+    for name, before in levels.items():
+        logging.getLogger(name).setLevel(before)
 
 
 @pytest.mark.parametrize(
