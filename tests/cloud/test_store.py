@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import threading
 import time
@@ -258,6 +259,10 @@ def test_a_reload_takes_the_new_configuration_and_refuses_a_wrong_one(worker: Wo
         process.signal(signal.SIGHUP)
         until(lambda: len(process.events("started")) == 2, what="started again")
         assert process.events("started")[-1]["targets"] == ["local-1"]
+        config.write_text(good.replace("format = json", "format = text"))
+        process.signal(signal.SIGHUP)
+        # Logs are of the configuration too
+        until(lambda: re.search(r"^[^{].*\bstarted\b", process.log.read_text(), re.MULTILINE), what="started, as text")
         assert process.stop() == 0
 
 

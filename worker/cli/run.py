@@ -80,6 +80,7 @@ class Run(Command):
                     await check_cloud(clouds.common, settings)
                 finally:
                     clouds.close()
+                self.app.setup_logs()
             except Misconfigured as error:
                 log.error("reload_refused", faults=error.faults)
                 notify(f"{READY}\nSTATUS=reload refused: {'; '.join(error.faults)}")
