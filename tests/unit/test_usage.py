@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from worker.cli import TOLD_BY_ERRORS, Worker
 from worker.log import QUIET
@@ -38,7 +39,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in (*TOLD_BY_ERRORS, *QUIET)}
+    structured = structlog.get_config()
     yield tmp_path
+    structlog.configure(**structured)
     root.handlers[:] = handlers
     root.setLevel(level)
     for name, before in levels.items():
