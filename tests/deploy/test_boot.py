@@ -20,7 +20,7 @@ NAME = "image-volume-worker"
 FOLDER = f"/etc/{NAME}"
 DROP_INS = f"/etc/systemd/system/{NAME}.service.d"
 QUEUE = "test-boot"
-SOURCE = "/root/checkout"
+SOURCE = "/srv/checkout"
 CHECKOUT = (
     "config",
     "docs",
@@ -47,7 +47,7 @@ def steps(chapter: str) -> str:
 
 def follow(machine: Machine, chapter: str) -> None:
     """Do what a chapter says, up to the first command that fails."""
-    script = f"cd {SOURCE}\nexport PIP_NO_INDEX=1 PIP_FIND_LINKS=/root/wheels\n{steps(chapter)}"
+    script = f"cd {SOURCE}\nexport PIP_NO_INDEX=1 PIP_FIND_LINKS=/srv/wheels\n{steps(chapter)}"
     machine.do("sh", "-exc", script)
 
 
@@ -121,7 +121,7 @@ def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     folder = debian.kept(request, tmp_path_factory)
     wheels = debian.wheels(folder)
     with debian.booted(folder) as machine:
-        shutil.copytree(wheels, machine.tree / "root" / "wheels")
+        shutil.copytree(wheels, machine.tree / "srv" / "wheels")
         for name in CHECKOUT:
             place = machine.tree / SOURCE.removeprefix("/") / name
             place.parent.mkdir(parents=True, exist_ok=True)
