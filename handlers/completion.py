@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from handlers import image_volume
 from handlers.actions import AddLocation, AwaitImage, LookAtLocations, SetMetadata, SetReadonly
+from handlers.age import age
 from worker.cloud import GIB, Image, ImageTask, Location, NewVolume, Store, Volume
 from worker.notification import IMAGE_ID
 from worker.outcome import Again, Done, Outcome, Park, Skip
@@ -151,7 +152,7 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
     if seen.asked:
         return _look_at_answer(seen)
     named = source_named(image, rules)
-    quiet_in = rules.grace - (seen.now - image.created_epoch)
+    quiet_in = rules.grace - age(image.created_epoch, seen.now)
     if not is_raw(image):
         reason = f"only raw/bare images can be made of a volume, this one is {kind_of(image)}"
         return _refused(reason) if named else Finish(Skip(reason))
@@ -298,7 +299,7 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
 def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
     """From a clone in the internal project to a location of the image."""
     if not is_ours(clone) and not _is_still(clone, seen, rules):
-        left = rules.grace - (seen.now - _last_change(clone))
+        left = rules.grace - age(_last_change(clone), seen.now)
         return Finish(Again("Cinder's own upload may be at work", after=max(1.0, left), counted=False))
     if not image_volume.is_usable(clone):
         return _await(clone, seen)
@@ -333,7 +334,7 @@ def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, 
     # added undoes half of that (measured: active without a size, or with the location of a volume that is gone)
     ours = seen.bound_at and seen.image.updated_at == seen.bound_at
     changed = seen.changed or (not ours and seen.image.updated_epoch > seen.image.created_epoch)
-    if changed and seen.now - seen.image.updated_epoch < rules.quiet:
+    if changed and age(seen.image.updated_epoch, seen.now) < rules.quiet:
         return AwaitImage()
     return AddLocation(f"cinder://{store}/{clone.id}")
 
@@ -347,6 +348,8 @@ def _await(clone: Volume, seen: Seen) -> Action:
         if clone.source_volid in seen.missing and is_ours(clone):
             # Cinder may have been asked for it a moment too late, and leaves it as it is
             return DeleteClone(clone.id, because="the volume was deleted before it was cloned")
+        if is_ours(clone) and image_volume.is_stalled(clone, seen.now):
+            return DeleteClone(clone.id, because="Cinder has lost the request for the clone")
         reason = "the volume is being cloned"
         return Finish(Again(reason, after=PATIENCE / 2, counted=False, news=True), tell=f"waiting: {reason}")
     return AwaitClone(clone.id, clone.source_volid)
@@ -414,4 +417,4 @@ def _last_change(clone: Volume) -> float:
 
 def _is_still(clone: Volume, seen: Seen, rules: Uploads) -> bool:
     """Whether nothing has happened to a clone of Cinder's for the grace period."""
-    return seen.now - _last_change(clone) >= rules.grace
+    return age(_last_change(clone), seen.now) >= rules.grace

@@ -22,6 +22,8 @@ USED = f"{TAG}_used_at"
 RECORD_EVERY = 3600.0
 # What Cinder is still making has no longer than this, in seconds
 STALLED_AFTER = 21_600.0
+# A scheduler takes seconds. A RabbitMQ that restarts forgets what Cinder's API has told the scheduler
+UNSCHEDULED_AFTER = 300.0
 USABLE = frozenset({"available", "in-use"})
 MAKING = frozenset({"creating", "downloading"})
 
@@ -131,7 +133,8 @@ def may_go(volume: Volume, image: Image, target: Target) -> bool:
 
 def is_stalled(volume: Volume, now: float) -> bool:
     """Whether Cinder will never make it any more."""
-    return volume.status in MAKING and now - volume.created_epoch > STALLED_AFTER
+    patience = STALLED_AFTER if volume.scheduled else UNSCHEDULED_AFTER
+    return volume.status in MAKING and now - volume.created_epoch > patience
 
 
 def recorded_use(volume: Volume) -> float:

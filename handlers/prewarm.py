@@ -144,12 +144,9 @@ class Prewarm:
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
         """Read Glance's stores, and what lies on targets with a budget."""
         self._resolved = await self._stores.all()
+        lying = await budget.lying(volumes, self._resolved, self._uses)
         self._shelves = {
-            target.name: budget.Shelf(
-                target, budget.held((one for own in volumes.values() for one in own), target, self._uses)
-            )
-            for target in self._resolved
-            if target.has_budget
+            target.name: budget.Shelf(target, lying[target.name]) for target in self._resolved if target.name in lying
         }
 
     @property

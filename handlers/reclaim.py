@@ -84,10 +84,10 @@ class Reclaim:
         """Read Glance's stores, and find out what is too much on targets with a budget."""
         self._resolved = await self._stores.all()
         excess: set[str] = set()
+        lying = await budget.lying(volumes, self._resolved, self._uses)
         for target in self._resolved:
-            if target.has_budget:
-                lying = budget.held((one for own in volumes.values() for one in own), target, self._uses)
-                excess |= {one.volume.id for one in budget.Shelf(target, lying).excess()}
+            if target.name in lying:
+                excess |= {one.volume.id for one in budget.Shelf(target, lying[target.name]).excess()}
         self._too_much = frozenset(excess)
 
     def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:

@@ -7,6 +7,7 @@ import asyncio
 import gzip
 import json
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -16,25 +17,28 @@ import time
 import tracemalloc
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import kombu
 
+from handlers import image_volume
+from scripts import bench_broker, bench_growth, bench_soak
 from scripts.cloud.people import HOME, Person, data
 from scripts.generate import notifications
 from tests.cloud.conftest import PASSWORD, URL, devcloud, groups, of_image
 from tests.fake_cloud import FakeCloud
-from tests.rig import FAST, SLOW, STORES, Rig
+from tests.rig import STORES, Rig
 from tests.worker_process import WorkerProcess, configuration
 from worker import log
 from worker.board import Board
 from worker.cli.status import cells
 from worker.cli.values import Moment
-from worker.cloud import Volume
+from worker.cloud import Image, Volume
 from worker.handler import Missing
 from worker.job import Job, Key
 from worker.runner import Limits
@@ -42,6 +46,7 @@ from worker.status import Row as Shown
 from worker.status import overview, summaries
 from worker.target import Policy, Target
 
+PAGE = 1000
 TARGETS = {"local-1": "cinder-1", "local-2": "cinder-2"}
 Row = dict[str, Any]
 
@@ -236,34 +241,36 @@ def lane(options: argparse.Namespace) -> list[Row]:
 
 
 def backlog(options: argparse.Namespace) -> list[Row]:
-    """A backlog of images on two targets, each create taking so long, so many at once."""
+    """A backlog of images on some targets, a lane each; each create takes so long, so many at once."""
     log.setup(level="error")
     width, seconds = 20, options.seconds
+    stores = {f"cinder-t{number}": f"t{number}" for number in range(options.targets)}
     targets = tuple(
-        replace(t, strategy="location", glance_store=s, max_concurrent=width)
-        for t, s in ((FAST, "cinder-fast"), (SLOW, "cinder-slow"))
+        Target(name=name, volume_type=name, strategy="location", glance_store=store, max_concurrent=width)
+        for store, name in stores.items()
     )
 
     async def run() -> float:
-        cloud = FakeCloud(stores=STORES, multiple_locations=True, seconds=seconds)
+        cloud = FakeCloud(stores=stores, multiple_locations=True, seconds=seconds, latency=options.latency)
         limits = Limits(poll_min=0.5, poll_max=15.0)
         async with Rig(cloud, targets=targets, policy=Policy(), limits=limits) as rig:
             cloud.emit = rig.hear
             began = time.monotonic()
             images = [cloud.upload() for _ in range(options.images)]
-            while not all((image.stores or set()) >= set(STORES) for image in cloud.images.values()):
+            while not all((image.stores or set()) >= set(stores) for image in cloud.images.values()):
                 await asyncio.sleep(0.05)
             took = time.monotonic() - began
             await rig.quiet(within=120)
             volumes = len(cloud.volumes)
-            assert volumes == 2 * len(images), f"{volumes} volumes for {len(images)} images on 2 targets"
+            assert volumes == len(stores) * len(images), f"{volumes} volumes for {len(images)} images"
             return took
 
     took = asyncio.run(run())
     bound = -(-options.images // width) * seconds
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return [{"images": options.images, "targets": 2, "at once": width, "create s": seconds, "took s": took,
-             "bound s": bound, "of the bound": bound / took, "peak MiB": peak}]  # fmt: skip
+    return [{"images": options.images, "targets": len(stores), "at once": width, "create s": seconds,
+             "request s": options.latency, "took s": took, "bound s": bound, "of the bound": bound / took,
+             "peak MiB": peak}]  # fmt: skip
 
 
 def gone(options: argparse.Namespace) -> list[Row]:
@@ -294,14 +301,11 @@ def done(process: WorkerProcess, image_id: str) -> set[str]:
 
 
 def resync(options: argparse.Namespace) -> list[Row]:
-    """One comparison of a cloud where everything is warm, on three targets."""
+    """One comparison of a cloud where everything is warm."""
     log.setup(level="error")
-    names = ("a", "b", "c")
+    names = [f"t{number}" for number in range(options.targets)]
     targets = tuple(Target(name=name, volume_type=name, glance_store=f"cinder-{name}") for name in names)
-    cloud = Parsing(stores={target.glance_store: target.name for target in targets})
-    for _ in range(options.images):
-        cloud.fill(targets)
-    cloud.calls.clear()
+    cloud = Vast(targets=targets, images=options.images)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     began = time.monotonic()
     found = asyncio.run(compared(cloud, targets))
@@ -310,7 +314,36 @@ def resync(options: argparse.Namespace) -> list[Row]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [{"images": options.images, "targets": len(targets), "pages of images": cloud.calls["list_images"],
              "pages of volumes": cloud.calls["list_volumes"], "calls": cloud.calls.total(), "took s": took,
-             "peak MiB": peak, "of that the fake cloud": before}]  # fmt: skip
+             "peak MiB": peak, "at rest MiB": before}]  # fmt: skip
+
+
+def pages(options: argparse.Namespace) -> list[Row]:
+    """How long Glance and Cinder take for a full page, which is what a comparison of a large cloud waits for."""
+    alice, operator = Person("alice"), Person("operator")
+    operator.limit(alice.project_id, None, "volumes")
+    operator.limit(alice.project_id, None)
+    images, volumes = [], []
+    with ThreadPoolExecutor(4) as pool:
+        try:
+            images += pool.map(lambda _: alice.queued("bench-pages"), range(options.rows))
+            volumes += pool.map(lambda _: alice.blank("local-1"), range(options.rows))
+            rows = []
+            for service, proxy, url in (
+                ("glance", operator.connection.image, f"/images?limit={PAGE}&status=queued&visibility=all"),
+                ("cinder", operator.connection.block_storage, f"/volumes/detail?limit={PAGE}&all_tenants=1"),
+            ):
+                took = []
+                for _ in range(5):
+                    began = time.monotonic()
+                    answer = proxy.get(url)
+                    took.append(time.monotonic() - began)
+                (found,) = (value for value in answer.json().values() if isinstance(value, list) and len(value) > 1)
+                rows.append({"of": service, "rows": len(found), "median s": statistics.median(took),
+                             "KiB": len(answer.content) / 1024})  # fmt: skip
+        finally:
+            list(pool.map(alice.delete_image, images))
+            list(pool.map(alice.delete_volume, volumes))
+    return rows
 
 
 def replay(options: argparse.Namespace) -> list[Row]:
@@ -431,12 +464,74 @@ def handover(options: argparse.Namespace) -> list[Row]:
              "of confirmed": took["confirmed s"] / tally["seconds"]}]  # fmt: skip
 
 
+def rest(options: argparse.Namespace) -> list[Row]:
+    """A worker on RabbitMQ with nothing to do: how long it takes to start, its memory, its share of a core."""
+    starts = []
+    lanes = {"url": f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/worker"}
+    with tempfile.TemporaryDirectory() as folder:
+        process = WorkerProcess(Path(folder), groups(work=lanes), clouds=HOME / "clouds.yaml")
+        for _ in range(options.starts):
+            began = time.monotonic()
+            process.start()
+            process.wait_ready()
+            starts.append(time.monotonic() - began)
+            process.stop()
+        with process:
+            process.wait_ready()
+            # The comparison at the start is no rest
+            until(lambda: process.events("resynced"))
+            time.sleep(10)
+            used = process.usage()
+            time.sleep(options.seconds)
+            now = process.usage()
+    return [{"ready after s": statistics.median(starts), "MiB": now.memory / (1 << 20),
+             "% of a core": 100 * (now.seconds - used.seconds) / options.seconds, "threads": now.threads,
+             "file descriptors": now.descriptors, "over s": options.seconds}]  # fmt: skip
+
+
 class Parsing(FakeCloud):
     """Shares no memory with who lists its volumes, as one that is read from JSON does not."""
 
     async def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
         async for volume in super().list_volumes(tag):
             yield Volume(**json.loads(json.dumps(asdict(volume))))
+
+
+class Vast(FakeCloud):
+    """Any number of images that are warm on these targets, each made up when it is listed: it takes no memory."""
+
+    def __init__(self, *, targets: tuple[Target, ...], images: int) -> None:
+        super().__init__(stores={target.glance_store: target.volume_type for target in targets})
+        self._targets, self._count = targets, images
+        self._stores = frozenset({"file", *(target.glance_store for target in targets)})
+
+    def _image(self, number: int) -> Image:
+        dice = random.Random(number)
+        return Image(
+            id=str(uuid.UUID(int=dice.getrandbits(128))), status="active", owner=f"{dice.getrandbits(128):032x}",
+            disk_format="raw", container_format="bare", visibility="community", name=f"image {number}",
+            size=dice.randrange(40 << 30), created_epoch=1.8e9 - number, updated_at=f"2026-01-01T00:00:00Z {number}",
+            updated_epoch=1.8e9 - number, stores=self._stores,
+        )  # fmt: skip
+
+    async def list_images(self) -> AsyncIterator[Image]:
+        for number in range(self._count):
+            self.calls["list_images"] += number % PAGE == 0
+            yield self._image(number)
+
+    async def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:  # noqa: ARG002  all are ours
+        dice = random.Random(self._count)
+        for number in range(self._count):
+            image = self._image(number)
+            for place, target in enumerate(self._targets):
+                self.calls["list_volumes"] += (number * len(self._targets) + place) % PAGE == 0
+                metadata = {**image_volume.metadata_of(image, target), image_volume.ORIGIN: image_volume.PREWARM}
+                yield Volume(
+                    id=str(uuid.UUID(int=dice.getrandbits(128))), name=f"image-{image.id}", status="available",
+                    volume_type=target.volume_type, size=40, created_at=f"2026-01-01T00:00:00.{number:06}",
+                    created_epoch=1.8e9 - number, updated_epoch=1.8e9 - number, host=f"host@{target.name}#pool",
+                    project_id="0" * 32, metadata={**metadata, "readonly": "True"},
+                )  # fmt: skip
 
 
 async def compared(cloud: FakeCloud, targets: tuple[Target, ...]) -> list[Missing]:
@@ -453,7 +548,7 @@ def show(rows: list[Row]) -> None:
         print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
-def main() -> int:
+def main() -> int:  # noqa: PLR0915  a line an option
     """Run one benchmark."""
     parser, common = argparse.ArgumentParser(), argparse.ArgumentParser(add_help=False)
     common.add_argument("--json", type=Path, help="write what was measured into this file too")
@@ -476,13 +571,16 @@ def main() -> int:
     one.set_defaults(run=lane)
     one = commands.add_parser("backlog", parents=[common])
     one.add_argument("--images", type=int, default=500)
-    one.add_argument("--seconds", type=float, default=2.0)
+    one.add_argument("--targets", type=int, default=2)
+    one.add_argument("--seconds", type=float, default=2.0, help="until a volume is made")
+    one.add_argument("--latency", type=float, default=0.0, help="of each request")
     one.set_defaults(run=backlog)
     one = commands.add_parser("gone", parents=[common])
     one.add_argument("--rounds", type=int, default=5)
     one.set_defaults(run=gone)
     one = commands.add_parser("resync", parents=[common])
     one.add_argument("--images", type=int, default=10_000)
+    one.add_argument("--targets", type=int, default=3)
     one.set_defaults(run=resync)
     one = commands.add_parser("replay", parents=[common])
     one.add_argument("--messages", type=int, default=1_000_000)
@@ -490,6 +588,36 @@ def main() -> int:
     one = commands.add_parser("status", parents=[common])
     one.add_argument("--images", type=int, default=10_000)
     one.set_defaults(run=status)
+    one = commands.add_parser("intake", parents=[common])
+    one.add_argument("--messages", type=int, default=50_000)
+    one.add_argument("--rounds", type=int, default=3)
+    one.set_defaults(run=bench_broker.intake)
+    one = commands.add_parser("lanes", parents=[common])
+    one.add_argument("--jobs", type=int, default=10_000)
+    one.add_argument("--rounds", type=int, default=3)
+    one.set_defaults(run=bench_broker.lanes)
+    one = commands.add_parser("wide", parents=[common])
+    one.add_argument("--lanes", type=int, nargs="+", default=[1, 10, 100, 1000])
+    one.set_defaults(run=bench_broker.wide)
+    one = commands.add_parser("pages", parents=[common])
+    one.add_argument("--rows", type=int, default=1000)
+    one.set_defaults(run=pages)
+    one = commands.add_parser("latency", parents=[common])
+    one.add_argument("--images", type=int, default=300)
+    one.add_argument("--load", type=int, default=1000, help="other notifications a second")
+    one.set_defaults(run=bench_broker.latency)
+    one = commands.add_parser("rest", parents=[common])
+    one.add_argument("--seconds", type=float, default=60.0)
+    one.add_argument("--starts", type=int, default=5)
+    one.set_defaults(run=rest)
+    one = commands.add_parser("soak", parents=[common])
+    one.add_argument("--minutes", type=float, default=60.0)
+    one.add_argument("--rate", type=int, default=200, help="notifications a second")
+    one.set_defaults(run=bench_soak.soak)
+    one = commands.add_parser("grow", parents=[common])
+    one.add_argument("--seconds", type=float, default=60.0)
+    one.add_argument("--plot", type=Path, help="draw it into this SVG")
+    one.set_defaults(run=bench_growth.grow)
     one = commands.add_parser("handover", parents=[common])
     one.add_argument("--messages", type=int, default=100_000)
     one.set_defaults(run=handover)

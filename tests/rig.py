@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 
 from handlers import image_volume
@@ -12,12 +12,14 @@ from handlers.prewarm import Prewarm
 from handlers.reclaim import Reclaim
 from handlers.upload import Upload
 from tests.fake_cloud import FakeCloud
+from worker.cloud import Image, Volume
 from worker.dispatcher import Dispatcher
-from worker.handler import Handler, Missing, Parts
+from worker.handler import Handler, Missing, Parts, Watch
 from worker.intake import Routed
 from worker.job import Job, Key
 from worker.lanes.memory import MemoryLanes
 from worker.metrics import Metrics
+from worker.notification import Notification
 from worker.outcome import Outcome
 from worker.resync import Census, compare, job_of
 from worker.retry import Backoff
@@ -81,7 +83,7 @@ class Rig:
         self._hearing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Rig:
-        await self.lanes.open({lane: 2 * width + 16 for lane, width in self.runner.lanes.items()}, self.runner.deliver)
+        await self.lanes.open(self.runner.prefetch, self.runner.deliver)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -91,7 +93,7 @@ class Rig:
     async def crash(self) -> None:
         """The process is gone in the middle of whatever it did: no answer reaches it, nothing is settled."""
         await self.lanes.close()
-        ending = [*self._hearing, *self.runner._tasks]
+        ending = [*self._hearing, *self.runner._tasks, *self.runner._sweeping.values()]
         for task in ending:
             task.cancel()
         # A task that ends would start the next one
@@ -157,6 +159,37 @@ class Rig:
         return await self.upload.reconcile(Key("upload", image_id), Polls())
 
 
+Work = Callable[[Key, Watch], Awaitable[Outcome]]
+
+
+class Scripted:
+    """A handler `h`, with a lane of that name, that does what the test says."""
+
+    name = "h"
+    event_types: frozenset[str] = frozenset()
+
+    def __init__(self, work: Work, *, width: int = 2) -> None:
+        self._work = work
+        self._width = width
+        self.tries: list[Key] = []
+
+    def keys(self, notification: Notification) -> Iterable[Key]:
+        return ()
+
+    def lanes(self) -> Mapping[str, int]:
+        return {"h": self._width}
+
+    async def prepare(self, volumes: object) -> None:
+        return
+
+    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
+        return ()
+
+    async def reconcile(self, key: Key, watch: Watch) -> Outcome:
+        self.tries.append(key)
+        return await self._work(key, watch)
+
+
 class Polls:
     """A watch for tests: every wait is over in a moment."""
 
@@ -173,9 +206,9 @@ class Polls:
         """Nobody looks."""
 
 
-def job(key: Key, *, attempt: int = 0, cause: str = "test") -> Job:
+def job(key: Key, *, attempt: int = 0, cause: str = "test", project: str = "") -> Job:
     """A job as a notification would make it."""
-    return Job(key=key, cause=cause, attempt=attempt, first_at=time.time())
+    return Job(key=key, cause=cause, attempt=attempt, first_at=time.time(), project=project)
 
 
 def routed(*jobs: Job) -> list[Routed]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -12,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,16 @@ def configuration(groups: Mapping[str, Mapping[str, object]]) -> str:
         f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in options.items())
         for group, options in groups.items()
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a process has: bytes of memory, seconds of processor since it began, threads, open file descriptors."""
+
+    memory: int
+    seconds: float
+    threads: int
+    descriptors: int
 
 
 class WorkerProcess:
@@ -94,6 +106,19 @@ class WorkerProcess:
         """Send it a signal."""
         assert self._process
         self._process.send_signal(number)
+
+    def usage(self) -> Usage:
+        """What it uses, by /proc."""
+        assert self._process
+        folder = Path("/proc", str(self._process.pid))
+        fields = (folder / "stat").read_text().rpartition(") ")[2].split()
+        ticks = int(fields[11]) + int(fields[12])
+        return Usage(
+            memory=int(fields[21]) * resource.getpagesize(),
+            seconds=ticks / os.sysconf("SC_CLK_TCK"),
+            threads=int(fields[17]),
+            descriptors=len(list((folder / "fd").iterdir())),
+        )
 
     @property
     def running(self) -> bool:

@@ -95,6 +95,11 @@ class Board:
         """A job is here and waits for a slot."""
         self._set(_Record(job=job, state=HELD, since=time.time()))
 
+    def put_back(self, key: Key) -> None:
+        """A job that was held waits in its lane again."""
+        with self._lock:
+            self._jobs.pop(key, None)
+
     def began(self, job: Job) -> None:
         """A job is being worked on."""
         self._set(_Record(job=job, state=IN_PROGRESS, since=time.time()))

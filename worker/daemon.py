@@ -211,12 +211,10 @@ class Daemon:
     async def _work(self, leave: asyncio.Event) -> None:
         router = Router(handlers=self._handlers.values(), metrics=self._metrics, times=self._times)
         dispatcher = Dispatcher(router=router, runner=self._runner, lanes=self._lanes, on_gap=self._want_resync)
-        # Enough in hand that a freed slot never waits for the broker, and that what belongs together can join
-        prefetch = {lane: width * 2 + 16 for lane, width in self._runner.lanes.items()}
         if self._settings.resync_on_start:
             self._want_resync("start")
         intakes = [asyncio.create_task(intake.run(dispatcher)) for intake in self._intakes]
-        others = [asyncio.create_task(self._tick()), asyncio.create_task(self._serve(prefetch, dispatcher))]
+        others = [asyncio.create_task(self._tick()), asyncio.create_task(self._serve(dispatcher))]
         stop = asyncio.create_task(leave.wait())
         log.info("started", targets=[target.name for target in self._settings.targets], lanes=list(self._runner.lanes))
         try:
@@ -300,10 +298,10 @@ class Daemon:
         self._resync_why = reason
         self._resync_wanted.set()
 
-    async def _serve(self, prefetch: Mapping[str, int], dispatcher: Dispatcher) -> None:
+    async def _serve(self, dispatcher: Dispatcher) -> None:
         """Take jobs once the cloud has been seen: a worker that can't log in would only set them aside."""
         await self._seen_once.wait()
-        await self._lanes.open(prefetch, self._runner.deliver)
+        await self._lanes.open(self._runner.prefetch, self._runner.deliver)
         await self._resync_when_wanted(dispatcher)
 
     async def _resync_when_wanted(self, dispatcher: Dispatcher) -> None:

@@ -48,5 +48,13 @@ class DeadLetter:
                 body=None if body is None else base64.b64decode(body, validate=True),
                 traceback=str(fields["traceback"]),
             )
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            OverflowError,
+            RecursionError,
+            binascii.Error,
+        ) as error:
             raise Malformed(f"not a dead letter: {error!r}") from error

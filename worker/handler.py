@@ -27,10 +27,11 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A key that looks incomplete, and why."""
+    """A key that looks incomplete, and why; who compares fills in whose image it is about."""
 
     key: Key
     why: str
+    project: str = ""
 
 
 class Handler(Protocol):

@@ -30,7 +30,8 @@ class Key(NamedTuple):
 class Job:
     """A key with its history: why it was asked for, how often it was tried, since when and for when (epoch seconds).
 
-    `used` is when a volume was made of the image on the target, if that is what led to the job; else 0.
+    `used` is when a volume was made of the image on the target, if that is what led to the job; else 0. `project` is
+    whose doing it is, "" if nobody knows: projects take turns in a lane.
     """
 
     key: Key
@@ -40,6 +41,7 @@ class Job:
     due: float = 0.0
     reason: str = ""
     used: float = 0.0
+    project: str = ""
 
     def tried(self, reason: str, *, counted: bool = True) -> Job:
         """The same job after a try that ended for `reason`."""
@@ -62,10 +64,11 @@ class Job:
                 first_at=float(fields["first_at"]),
                 due=float(fields["due"]),
                 reason=_text(fields["reason"]),
-                # Jobs of the release before had none
+                # Jobs of releases before had none
                 used=float(fields.get("used", 0.0)),
+                project=_text(fields.get("project", "")),
             )
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise Malformed(f"not a job: {error!r}") from error
 
 

@@ -41,6 +41,10 @@ class Metrics:
             return Histogram(f"{PREFIX}_{name}", text, labels, registry=r, buckets=buckets)
 
         self.notifications = counter("notifications", "Notifications seen", "event_type", "outcome")
+        self.last_notification = gauge(
+            "last_notification_timestamp_seconds", "When a notification was last heard; until the first, the start"
+        )
+        self.last_notification.set_to_current_time()
         self.notification_lag = seconds("notification_lag_seconds", "From a notification's timestamp to its routing")
         self.jobs = counter("jobs", "Settled tries of jobs", "handler", "target", "outcome")
         self.job_seconds = seconds("job_seconds", "Duration of one try of a job", "handler", "target")
@@ -76,12 +80,16 @@ class Metrics:
         self.beyond_repair = gauge("images_beyond_repair", "Images whose data cannot be had anywhere any more")
         self.reclaimed_volumes = counter("reclaimed_volumes", "Volumes deleted since nobody needs them", "reason")
         self._lost: set[tuple[str, str]] = set()
-        self.last_resync = gauge("last_resync_timestamp_seconds", "When the last resync ended")
+        self.last_resync = gauge(
+            "last_resync_timestamp_seconds", "When the last resync ended; until the first, the start"
+        )
+        self.last_resync.set_to_current_time()
         gauge("build_info", "What this is; always 1", "version").labels(release()).set(1)
 
     def notification(self, event_type: str, outcome: str) -> None:
         """Count one notification; `event_type` is a routed one or `other`."""
         self.notifications.labels(event_type, outcome).inc()
+        self.last_notification.set_to_current_time()
 
     def upload_completed(self, path: str) -> None:
         """See `worker.handler.Report`."""

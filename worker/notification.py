@@ -24,6 +24,7 @@ class Notification:
 
     `image_id` is the image it is about: of an image event the image itself, of a volume event the image whose
     Image-Volume the volume claims to be; `source_image_id` is the image a volume was made from.
+    `project` is whose doing it is: an image's owner, who asked for a volume.
     `target` is the value of our own tag in the volume's metadata, `claimed` whether the metadata names the image (else
     the volume's name alone does), `properties` are the names of the image's own properties. The message's context
     (which can hold a live token) is dropped here.
@@ -39,6 +40,7 @@ class Notification:
     source_image_id: str = ""
     volume_id: str = ""
     volume_type_id: str = ""
+    project: str = ""
     target: str = ""
     claimed: bool = False
     properties: frozenset[str] = frozenset()
@@ -106,6 +108,7 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
             "status": _text(payload, "status"),
             "volume_id": _uuid(payload.get("volume_id")),
             "volume_type_id": _text(payload, "volume_type"),
+            "project": _text(payload, "tenant_id"),
             "image_id": _uuid(metadata.get("glance_image_id")) or (named.group(1) if named else ""),
             "claimed": "glance_image_id" in metadata,
             "source_image_id": _uuid(_pairs(payload.get("glance_metadata")).get("image_id")),
@@ -125,6 +128,7 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "status": _text(payload, "status"),
         "image_id": _uuid(payload.get("image_id") or payload.get("id")),
+        "project": _text(payload, "owner"),
         "properties": frozenset(_pairs(payload.get("properties"))),
     }
 

@@ -17,22 +17,16 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import structlog
-from oslo_utils import strutils
 
 from worker.errors import Malformed
 from worker.intake import Routed
+from worker.masking import masked
 from worker.notification import decode
 
 log = structlog.get_logger(__name__)
 
 # What a notification is made of; its context, which can hold a live token, is none of it
 FIELDS = ("message_id", "publisher_id", "event_type", "priority", "timestamp", "payload")
-# What says how to get at data, whatever is in it
-HIDDEN = frozenset({
-    "connection_info", "connector", "auth_ref", "trust_id", "ec2_keys", "user_data",
-    "api_key", "apikey", "authorization", "cookie", "credential", "credentials",
-})  # fmt: skip
-IN_URL = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")
 STDOUT = "-"
 
 
@@ -94,17 +88,7 @@ class Recorder:
 def line_of(message: dict[str, Any]) -> bytes:
     """A decoded notification as one line of JSON, secrets masked."""
     kept = {name: message[name] for name in FIELDS if name in message}
-    return json.dumps(_masked(kept), separators=(",", ":")).encode() + b"\n"
-
-
-def _masked(value: Any) -> Any:
-    if isinstance(value, dict):
-        # By name, as OpenStack itself masks what it logs
-        clean = strutils.mask_dict_password(value)
-        return {key: "***" if str(key).lower() in HIDDEN else _masked(inner) for key, inner in clean.items()}
-    if isinstance(value, list):
-        return [_masked(inner) for inner in value]
-    return IN_URL.sub(r"\1***@", strutils.mask_password(value)) if isinstance(value, str) else value
+    return json.dumps(masked(kept), separators=(",", ":")).encode() + b"\n"
 
 
 class Output:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import structlog
 
@@ -14,6 +14,7 @@ from worker.cloud import GIB, LISTED, Cloud, Volume
 from worker.errors import NotFound
 from worker.handler import Handler, Missing
 from worker.job import RESYNC, Job
+from worker.packed import Packed
 from worker.target import TAG
 
 log = structlog.get_logger(__name__)
@@ -34,12 +35,12 @@ class Census:
         self.sizes[target] += volume.size * GIB
 
 
-async def by_image(volumes: AsyncIterator[Volume], image_of: Callable[[Volume], str]) -> dict[str, tuple[Volume, ...]]:
+async def by_image(volumes: AsyncIterator[Volume], image_of: Callable[[Volume], str]) -> Packed:
     """Those of the volumes that were made for an image, by its id."""
-    found: dict[str, tuple[Volume, ...]] = {}
+    found = Packed()
     async for volume in volumes:
         if image_id := image_of(volume):
-            found[image_id] = (*found.get(image_id, ()), volume)
+            found.add(image_id, volume)
     return found
 
 
@@ -51,19 +52,23 @@ async def compare(
     `image_of` tells which image a volume of the internal project was made for, "" if none. Volumes are read before
     images: what is made in between is looked at once too often, never too seldom.
     """
-    volumes = await by_image(cloud.list_volumes(), image_of)
-    for own in volumes.values():
-        for volume in own:
-            census.add(volume)
+
+    async def counted() -> AsyncIterator[Volume]:
+        async for volume in cloud.list_volumes():
+            if image_of(volume):
+                census.add(volume)
+            yield volume
+
+    volumes = await by_image(counted(), image_of)
     handlers = tuple(handlers)
     for handler in handlers:
         await handler.prepare(volumes)
     async for image in cloud.list_images():
         census.images += 1
-        own = volumes.pop(image.id, ())
+        own = volumes.take(image.id)
         for handler in handlers:
             for missing in handler.incomplete(image.id, image, own):
-                yield missing
+                yield replace(missing, project=image.owner)
     if volumes and not census.images:
         # An empty list is no proof that everything was deleted: it may be a database that was just set up anew
         log.warning("nothing_reclaimed", why="Glance lists no image at all", images_missing=len(volumes))
@@ -99,9 +104,9 @@ async def compare_images(
             continue
         for handler in handlers:
             for missing in handler.incomplete(image_id, image, volumes):
-                yield missing
+                yield replace(missing, project=image.owner if image else "")
 
 
 def job_of(missing: Missing, *, cause: str = RESYNC) -> Job:
     """The job for something that a resync found missing."""
-    return Job(key=missing.key, cause=cause, first_at=time.time(), reason=missing.why)
+    return Job(key=missing.key, cause=cause, first_at=time.time(), reason=missing.why, project=missing.project)

@@ -10,6 +10,7 @@ from worker.errors import Malformed
 from worker.handler import Handler
 from worker.intake import Routed
 from worker.job import Job
+from worker.masking import masked_bytes
 from worker.metrics import Metrics
 from worker.notification import Notification, decode
 from worker.volume_times import TIMED, VolumeTimes
@@ -37,7 +38,9 @@ class Router:
             message = decode(body)
         except Malformed as error:
             self._metrics.notification("other", "malformed")
-            return Routed(letter=DeadLetter(lane="intake", reason=str(error), last_at=now, body=body[:KEPT]))
+            return Routed(
+                letter=DeadLetter(lane="intake", reason=str(error), last_at=now, body=masked_bytes(body[:KEPT])[:KEPT])
+            )
         # Most of what services announce concerns nobody here
         if not self.routes(message["event_type"]) and message["event_type"] not in TIMED:
             self._metrics.notification("other", "ignored")
@@ -59,7 +62,7 @@ class Router:
         cause = f"{notification.event_type} {notification.message_id}"[:200]
         used = (notification.timestamp or now) if notification.is_use else 0.0
         jobs = tuple(
-            Job(key=key, cause=cause, first_at=now, used=used)
+            Job(key=key, cause=cause, first_at=now, used=used, project=notification.project)
             for handler in handlers
             for key in handler.keys(notification)
         )

@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 import traceback
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import assert_never
@@ -24,6 +24,7 @@ from worker.lanes import Delivery, Lanes
 from worker.metrics import Metrics
 from worker.outcome import Again, Done, Outcome, Park, Skip
 from worker.retry import Backoff
+from worker.turns import Sweep, Turns
 from worker.uses import Uses
 
 log = structlog.get_logger(__name__)
@@ -45,6 +46,10 @@ class Limits:
     poll_max: float = 15.0
     drain: float = 30.0
     park_retry_after: float = 21600.0
+
+
+OUTCOMES = ("done", "skip", "again", "wait", "park")
+"""As they are counted: `wait` is an `Again` that is no failure."""
 
 
 class Held(Exception):
@@ -122,7 +127,9 @@ class Runner:
         self._metrics = metrics
         self._uses = uses
         self._width = {lane: n for handler in handlers.values() for lane, n in handler.lanes().items()}
-        self._waiting: dict[str, deque[_Entry]] = {lane: deque() for lane in self._width}
+        self._turns: dict[str, Turns[_Entry]] = {lane: Turns() for lane in self._width}
+        self._sweeps = {lane: Sweep() for lane in self._width}
+        self._sweeping: dict[str, asyncio.Task[None]] = {}
         self._busy = dict.fromkeys(self._width, 0)
         self._entries: dict[Key, _Entry] = {}
         self._appointments: dict[Key, float] = {}
@@ -130,11 +137,24 @@ class Runner:
         self._parked: dict[Key, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = asyncio.Event()
+        for handler in handlers.values():
+            for lane in handler.lanes():
+                # From the beginning, or nobody sees the first of them happen
+                for outcome in OUTCOMES:
+                    metrics.jobs.labels(handler.name, lane.partition(".")[2], outcome)
 
     @property
     def lanes(self) -> Mapping[str, int]:
         """The lanes it works on, and how many keys at once."""
         return self._width
+
+    @property
+    def prefetch(self) -> Mapping[str, int]:
+        """How many deliveries of each lane to hand it at once.
+
+        Enough that a freed slot never waits for the broker, and that what belongs together can join.
+        """
+        return {lane: 2 * width + 16 for lane, width in self._width.items()}
 
     @property
     def in_progress(self) -> int:
@@ -170,7 +190,7 @@ class Runner:
             entry.hear()
             return
         lane = job.key.lane
-        if lane not in self._waiting:
+        if lane not in self._turns:
             # Its target was taken out of the configuration; resync would not ask for it either
             log.info("job_dropped", key=job.key, why="no such lane is configured any more")
             delivery.ack()
@@ -180,9 +200,10 @@ class Runner:
         self._parked.pop(job.key, None)
         entry = _Entry(job=job, deliveries=[delivery])
         self._entries[job.key] = entry
-        self._waiting[lane].append(entry)
+        self._turns[lane].add(job.project, entry)
         self._board.held(job)
         self._start(lane)
+        self._sweep(lane)
 
     def poke(self, job: Job) -> bool:
         """Whether the key is looked at again here anyway; if not, the job has to go into its lane."""
@@ -196,8 +217,11 @@ class Runner:
     async def drain(self) -> None:
         """Start nothing more; give jobs in progress their time to end; what has not ended stays in its lane."""
         self._leaving.set()
-        for waiting in self._waiting.values():
-            waiting.clear()
+        for turns in self._turns.values():
+            turns.clear()
+        # What they took out is still the lane's, too
+        for sweep in self._sweeping.values():
+            sweep.cancel()
         for entry in self._entries.values():
             entry.awake.set()
         if self._tasks:
@@ -227,16 +251,41 @@ class Runner:
         return (due > now and job.due != due) or self._parked.get(job.key, 0.0) > now
 
     def _start(self, lane: str) -> None:
-        while self._waiting[lane] and self._busy[lane] < self._width[lane]:
-            entry = self._waiting[lane].popleft()
+        while self._turns[lane] and self._busy[lane] < self._width[lane]:
+            entry = self._turns[lane].begin()
             self._busy[lane] += 1
             self._metrics.jobs_in_progress.labels(lane).set(self._busy[lane])
             task = asyncio.create_task(self._work(entry, lane), name=f"job {entry.job.key}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    def _sweep(self, lane: str) -> None:
+        """If one project fills all that was handed out, look behind its jobs for those of others."""
+        depth = self._lanes.depths().get(lane, 0)
+        if lane in self._sweeping or not self._sweeps[lane].due(depth, now=time.monotonic()):
+            return
+        if surplus := self._turns[lane].surplus(self._width[lane]):
+            self._sweeping[lane] = asyncio.create_task(self._put_back(lane, surplus), name=f"sweep of {lane}")
+
+    async def _put_back(self, lane: str, entries: list[_Entry]) -> None:
+        """Put jobs that nobody has begun at the end of their lane, and take the next."""
+        for entry in entries:
+            del self._entries[entry.job.key]
+            self._board.put_back(entry.job.key)
+        try:
+            await self._lanes.publish([entry.job for entry in entries])
+        except Temporary:
+            # The lanes were closed: the deliveries, which nobody has acked, are theirs again
+            return
+        finally:
+            del self._sweeping[lane]
+            self._sweeps[lane].passed(len(entries), now=time.monotonic())
+        for entry in entries:
+            for delivery in entry.deliveries:
+                delivery.ack()
+
     async def _work(self, entry: _Entry, lane: str) -> None:
-        key = entry.job.key
+        key, project = entry.job.key, entry.job.project
         self._board.began(entry.job)
         try:
             with bound_contextvars(
@@ -246,6 +295,7 @@ class Runner:
         finally:
             self._entries.pop(key, None)
             self._busy[lane] -= 1
+            self._turns[lane].end(project)
             self._metrics.jobs_in_progress.labels(lane).set(self._busy[lane])
             if not self._leaving.is_set():
                 # What came in while the outcome was written down: the copy for the next try may be among it
@@ -262,7 +312,7 @@ class Runner:
             outcome = await self._try(entry)
             key = entry.job.key
             self._metrics.job_seconds.labels(key.handler, key.target).observe(time.monotonic() - began)
-            self._metrics.jobs.labels(key.handler, key.target, type(outcome).__name__.lower()).inc()
+            self._metrics.jobs.labels(key.handler, key.target, _counted_as(outcome)).inc()
             if isinstance(outcome, Done):
                 changed, warmed = changed or outcome.changed, warmed or outcome.warmed
                 outcome = replace(outcome, changed=changed, warmed=warmed)
@@ -350,3 +400,9 @@ class Runner:
         self._board.settled(job, Park(reason, trace), due=due)
         letter = DeadLetter(lane=job.key.lane, reason=reason, last_at=time.time(), job=job, traceback=trace)
         await self._lanes.bury([letter])
+
+
+def _counted_as(outcome: Outcome) -> str:
+    if isinstance(outcome, Again) and not outcome.counted:
+        return "wait"
+    return type(outcome).__name__.lower()

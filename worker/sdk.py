@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import json
+import os
 import re
 import time
 import warnings
@@ -22,6 +24,7 @@ import openstack.exceptions
 import requests
 import requests.adapters
 from keystoneauth1.identity.base import BaseIdentityPlugin
+from openstack.config.loader import CONFIG_FILES
 from openstack.connection import Connection
 
 from worker.cloud import LISTED, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
@@ -32,6 +35,10 @@ from worker.survey import Clock, Limit, Login, Pool, Service, Shown, VolumeType
 from worker.target import TAG
 
 PAGE = 1000
+# After all places where openstacksdk looks by itself
+OWN_CLOUDS = "/etc/image-volume-worker/clouds.yaml"
+# Seconds; of a Retry-After that asks for more
+LONGEST_WAIT = 900.0
 # Glance's version that has POST /v2/images/{id}/locations
 LOCATION_API = (2, 17)
 KEYSTONES = re.compile(r"(?:/\w+)*/v3/(?:auth|projects)\b")
@@ -66,16 +73,22 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
     Raises Misconfigured if there are no credentials to be found. `timeout` in seconds, for each request.
     """
     try:
-        region = openstack.config.OpenStackConfig(app_name="image-volume-worker", app_version=release()).get_one(
-            cloud=name or None, api_timeout=timeout
-        )
+        region = openstack.config.OpenStackConfig(
+            app_name="image-volume-worker", app_version=release(), config_files=[*CONFIG_FILES, OWN_CLOUDS]
+        ).get_one(cloud=name or None, api_timeout=timeout)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             session = region.get_session()
             connection = Connection(config=region)
     except (openstack.exceptions.SDKException, ksa.ClientException) as error:
-        looked = "looked in OS_CLIENT_CONFIG_FILE, ., ~/.config/openstack and /etc/openstack for clouds.yaml"
-        raise Misconfigured([f"[cloud]: no usable credentials: {error} ({looked})"]) from error
+        named = os.environ.get("OS_CLIENT_CONFIG_FILE", "")
+        hidden = [
+            file for file in (named, *CONFIG_FILES, OWN_CLOUDS) if os.path.exists(file) and not os.access(file, os.R_OK)
+        ]
+        looked = "looked in OS_CLIENT_CONFIG_FILE, ., ~/.config/openstack, /etc/openstack and /etc/image-volume-worker"
+        if hidden:
+            looked = f"may not read {', '.join(hidden)}"
+        raise Misconfigured([f"[cloud]: no usable credentials: {error} ({looked} for clouds.yaml)"]) from error
     if not session.auth or not hasattr(session.auth, "get_access"):
         raise Misconfigured(
             ["[cloud]: no credentials: set name, OS_CLOUD or OS_* (password or application credential)"]
@@ -156,27 +169,20 @@ class OpenStackCloud:
         return await self._retried("keystone", lambda: self._guarded("keystone", "GET", ask))
 
     async def get_image(self, image_id: str) -> Image:
-        answer = await self._read("image", f"/v2/images/{image_id}", certain=image_id)
-        return _parsed(_image, answer)
+        return await self._read("image", f"/v2/images/{image_id}", _image, certain=image_id)
 
     async def list_images(self) -> AsyncIterator[Image]:
         query = {"limit": PAGE, "status": f"in:{','.join(LISTED)}", "visibility": "all"}
-        url: str | None = f"/v2/images?{urlencode(query)}"
-        while url:
-            page = await self._read("image", url)
-            for fields in _rows(page, "images"):
-                yield _parsed(_image, fields)
-            url = page.get("next")
+        pages = self._pages("image", f"/v2/images?{urlencode(query)}", "images", _image, lambda page: page.get("next"))
+        async for image in pages:
+            yield image
 
     async def get_locations(self, image_id: str) -> tuple[Location, ...]:
         try:
-            answer = await self._read("image", f"/v2/images/{image_id}/locations")
-            rows = answer if isinstance(answer, list) else []
+            return await self.read_locations(image_id)
         except (NotFound, Blocked):
             # Glance before 2.17, or we lack the role service: the image itself shows them if the operator lets it
-            image = await self._read("image", f"/v2/images/{image_id}", certain=image_id)
-            rows = image.get("locations") or []
-        return tuple(_parsed(_location, row) for row in rows)
+            return await self._read("image", f"/v2/images/{image_id}", _shown_locations, certain=image_id)
 
     async def copy_image(self, image_id: str, stores: Iterable[str]) -> None:
         body = {"method": {"name": "copy-image"}, "stores": list(stores), "all_stores_must_succeed": False}
@@ -190,17 +196,21 @@ class OpenStackCloud:
         await self._write("image", "POST", f"/v2/images/{image_id}/locations", {"url": url, "validation_data": {}})
 
     async def imports_locations(self) -> bool:
-        answer = await self._read("image", "/versions")
-        return any(_version(row) >= LOCATION_API for row in _rows(answer, "versions"))
+        return await self.image_api_version() >= LOCATION_API
 
     async def list_tasks(self, image_id: str) -> tuple[ImageTask, ...]:
-        answer = await self._read("image", f"/v2/images/{image_id}/tasks")
-        rows = sorted(_rows(answer, "tasks"), key=lambda row: str(row.get("created_at")), reverse=True)
-        return tuple(_parsed(_task, row) for row in rows)
+        def newest_first(answer: Any) -> tuple[ImageTask, ...]:
+            rows = sorted(_rows(answer, "tasks"), key=lambda row: str(row.get("created_at")), reverse=True)
+            return tuple(_task(row) for row in rows)
+
+        return await self._read("image", f"/v2/images/{image_id}/tasks", newest_first)
 
     async def list_members(self, image_id: str) -> Mapping[str, str]:
-        answer = await self._read("image", f"/v2/images/{image_id}/members")
-        return {str(row["member_id"]): str(row["status"]) for row in _rows(answer, "members")}
+        return await self._read(
+            "image",
+            f"/v2/images/{image_id}/members",
+            lambda answer: {str(row["member_id"]): str(row["status"]) for row in _rows(answer, "members")},
+        )
 
     async def set_property(self, image_id: str, name: str, value: str) -> None:
         path = "/" + name.replace("~", "~0").replace("/", "~1")
@@ -215,29 +225,29 @@ class OpenStackCloud:
 
     async def list_stores(self) -> tuple[Store, ...]:
         # Since Glance 2.15, for the role admin; before that there is a list of names only
-        try:
-            answer = await self._read("image", "/v2/info/stores/detail")
-        except NotFound:
-            try:
-                answer = await self._read("image", "/v2/info/stores")
-            except NotFound:
-                return ()
-        return tuple(_parsed(_store, row) for row in _rows(answer, "stores"))
+        for path in ("/v2/info/stores/detail", "/v2/info/stores"):
+            with contextlib.suppress(NotFound):
+                return await self._read("image", path, _each("stores", _store))
+        return ()
 
     async def import_methods(self) -> frozenset[str]:
         """The image import methods that Glance offers."""
-        answer = await self._read("image", "/v2/info/import")
-        methods = answer.get("import-methods", {}) if isinstance(answer, dict) else {}
-        return frozenset(methods.get("value", ()))
+        return await self._read(
+            "image",
+            "/v2/info/import",
+            lambda answer: frozenset(str(method) for method in answer.get("import-methods", {}).get("value", ())),
+        )
 
     async def list_volume_types(self) -> Mapping[str, str]:
         """Names of the volume types by id."""
-        answer = await self._read("block-storage", "/types?is_public=None")
-        return {str(row["id"]): str(row["name"]) for row in _rows(answer, "volume_types")}
+        return await self._read(
+            "block-storage",
+            "/types?is_public=None",
+            lambda answer: {str(row["id"]): str(row["name"]) for row in _rows(answer, "volume_types")},
+        )
 
     async def get_volume(self, volume_id: str) -> Volume:
-        answer = await self._read("block-storage", f"/volumes/{volume_id}")
-        volume = _parsed(_volume, answer["volume"])
+        volume = await self._read("block-storage", f"/volumes/{volume_id}", lambda answer: _volume(answer["volume"]))
         # The role admin sees the volumes of all projects here
         self._project_id = self._project_id or (await self.identity()).project_id
         return replace(volume, foreign=volume.project_id != self._project_id)
@@ -252,8 +262,8 @@ class OpenStackCloud:
 
     async def get_quota(self, volume_type: str) -> Quota:
         project_id = self._project_id = self._project_id or (await self.identity()).project_id
-        answer = await self._read("block-storage", f"/os-quota-sets/{project_id}?usage=True")
-        return _parsed(lambda fields: _quota(fields, volume_type), answer)
+        path = f"/os-quota-sets/{project_id}?usage=True"
+        return await self._read("block-storage", path, lambda answer: _quota(answer, volume_type))
 
     async def create_volume(self, new: NewVolume) -> Volume:
         body: dict[str, object] = {
@@ -269,7 +279,7 @@ class OpenStackCloud:
         }
         body |= {name: value for name, value in more.items() if value}
         answer = await self._write("block-storage", "POST", "/volumes", {"volume": body})
-        return _parsed(_volume, answer["volume"])
+        return _parsed("block-storage", lambda made: _volume(made["volume"]), answer)
 
     async def delete_volume(self, volume_id: str) -> None:
         await self._write("block-storage", "DELETE", f"/volumes/{volume_id}")
@@ -321,8 +331,9 @@ class OpenStackCloud:
 
     async def image_api_version(self) -> tuple[int, ...]:
         """The newest version of the image API, as (2, 17)."""
-        answer = await self._read("image", "/versions")
-        return max((_version(row) for row in _rows(answer, "versions")), default=())
+        return await self._read(
+            "image", "/versions", lambda answer: max(_each("versions", _version)(answer), default=())
+        )
 
     async def volume_api_version(self) -> tuple[int, ...]:
         """The newest microversion of the block storage API, as (3, 71); empty if it tells none."""
@@ -336,69 +347,86 @@ class OpenStackCloud:
     async def newest_images(self, *, limit: int = 100) -> tuple[Shown, ...]:
         """Some images, the newest first, of whatever project."""
         query = {"limit": limit, "visibility": "all"}
-        answer = await self._read("image", f"/v2/images?{urlencode(query)}")
-        return tuple(_parsed(Shown.from_api, row) for row in _rows(answer, "images"))
+        return await self._read("image", f"/v2/images?{urlencode(query)}", _each("images", Shown.from_api))
 
     async def read_locations(self, image_id: str) -> tuple[Location, ...]:
         """Where an image's data lies, by the New Location API alone; Blocked without the role service."""
-        answer = await self._read("image", f"/v2/images/{image_id}/locations")
-        return tuple(_parsed(_location, row) for row in (answer if isinstance(answer, list) else []))
+        return await self._read("image", f"/v2/images/{image_id}/locations", _locations)
 
     async def describe_volume_types(self) -> tuple[VolumeType, ...]:
         """The volume types, with as much of their extra specs as we may see."""
-        answer = await self._read("block-storage", "/types?is_public=None")
-        return tuple(_parsed(VolumeType.from_api, row) for row in _rows(answer, "volume_types"))
+        return await self._read("block-storage", "/types?is_public=None", _each("volume_types", VolumeType.from_api))
 
     async def encrypts(self, type_id: str) -> bool:
         """Whether volumes of a type are encrypted; an administrator's call."""
-        answer = await self._read("block-storage", f"/types/{type_id}/encryption")
-        return bool(isinstance(answer, dict) and answer.get("provider"))
+        path = f"/types/{type_id}/encryption"
+        return await self._read("block-storage", path, lambda answer: bool(answer.get("provider")))
 
     async def list_pools(self) -> tuple[Pool, ...]:
         """The pools that Cinder's scheduler knows; an administrator's call."""
-        answer = await self._read("block-storage", "/scheduler-stats/get_pools?detail=true")
-        return tuple(_parsed(Pool.from_api, row) for row in _rows(answer, "pools"))
+        path = "/scheduler-stats/get_pools?detail=true"
+        return await self._read("block-storage", path, _each("pools", Pool.from_api))
 
     async def list_services(self) -> tuple[Service, ...]:
         """Cinder's services; an administrator's call."""
-        answer = await self._read("block-storage", "/os-services")
-        return tuple(_parsed(Service.from_api, row) for row in _rows(answer, "services"))
+        return await self._read("block-storage", "/os-services", _each("services", Service.from_api))
 
     async def list_zones(self) -> frozenset[str]:
         """The availability zones for volumes that are available."""
-        answer = await self._read("block-storage", "/os-availability-zone")
-        rows = _rows(answer, "availabilityZoneInfo")
-        return frozenset(str(row["zoneName"]) for row in rows if row["zoneState"]["available"])
+
+        def available(answer: Any) -> frozenset[str]:
+            rows = _rows(answer, "availabilityZoneInfo")
+            return frozenset(str(row["zoneName"]) for row in rows if row["zoneState"]["available"])
+
+        return await self._read("block-storage", "/os-availability-zone", available)
 
     async def limits(self) -> Mapping[str, Limit]:
         """The internal project's limits by name: `volumes`, `gigabytes_<type>` and so on."""
         project_id = self._project_id = self._project_id or (await self.identity()).project_id
-        answer = await self._read("block-storage", f"/os-quota-sets/{project_id}?usage=True")
 
-        def limits(fields: Mapping[str, Any]) -> Mapping[str, Limit]:
-            rows = fields["quota_set"].items()
+        def limits(answer: Any) -> Mapping[str, Limit]:
+            rows = answer["quota_set"].items()
             return {name: Limit.from_api(row) for name, row in rows if isinstance(row, dict)}
 
-        return _parsed(limits, answer)
+        return await self._read("block-storage", f"/os-quota-sets/{project_id}?usage=True", limits)
 
     async def sees_volumes_of_all(self) -> bool:
         """Whether Cinder takes the question for the volumes of all projects."""
-        await self._read("block-storage", "/volumes?all_tenants=1&limit=1")
-        return True
+        return await self._read("block-storage", "/volumes?all_tenants=1&limit=1", lambda _: True)
 
-    async def _volumes(self, query: Mapping[str, str]) -> AsyncIterator[Volume]:
+    def _volumes(self, query: Mapping[str, str]) -> AsyncIterator[Volume]:
         """The volumes of our own project; even with the role admin Cinder lists no others unless asked to."""
-        url: str | None = f"/volumes/detail?{urlencode(query)}"
-        while url:
-            page = await self._read("block-storage", url)
-            for fields in _rows(page, "volumes"):
-                yield _parsed(_volume, fields)
-            following = [link["href"] for link in page.get("volumes_links", ()) if link.get("rel") == "next"]
-            # Cinder's link may name an endpoint that only it knows (public_endpoint): keep ours, take its query
-            url = f"/volumes/detail?{urlencode(parse_qsl(urlsplit(following[0]).query))}" if following else None
 
-    async def _read(self, service: str, url: str, *, certain: str = "") -> Any:
-        return await self._retried(service, lambda: self._request(service, "GET", url, certain=certain))
+        def following(page: Any) -> str | None:
+            links = [link["href"] for link in page.get("volumes_links", ()) if link.get("rel") == "next"]
+            # Cinder's link may name an endpoint that only it knows (public_endpoint): keep ours, take its query
+            return f"/volumes/detail?{urlencode(parse_qsl(urlsplit(links[0]).query))}" if links else None
+
+        return self._pages("block-storage", f"/volumes/detail?{urlencode(query)}", "volumes", _volume, following)
+
+    async def _pages(
+        self, service: str, url: str, name: str, parse: Callable[[Any], T], following: Callable[[Any], str | None]
+    ) -> AsyncIterator[T]:
+        """The rows of a listing, page by page; `following` is where the next page is."""
+        next_url: str | None = url
+        seen = set()
+        while next_url:
+            if next_url in seen:
+                raise Temporary(f"{service}: the pages of {name} go round in circles")
+            seen.add(next_url)
+            rows, next_url = await self._read(
+                service, next_url, lambda page: (_each(name, parse)(page), _link(following(page)))
+            )
+            for row in rows:
+                yield row
+
+    async def _read(self, service: str, url: str, parse: Callable[[Any], T], *, certain: str = "") -> T:
+        """What `parse` makes of the answer; one that makes no sense is asked for again, like one that was cut short."""
+
+        async def ask() -> T:
+            return _parsed(service, parse, await self._request(service, "GET", url, certain=certain))
+
+        return await self._retried(service, ask)
 
     async def _write(
         self, service: str, method: str, url: str, body: object = None, *, content_type: str = "application/json"
@@ -436,6 +464,8 @@ class OpenStackCloud:
                 method,
                 raise_exc=False,
                 connect_retries=0,
+                # keystoneauth's own makes each request wait until the clock has caught up, if it was set back
+                rate_semaphore=contextlib.nullcontext(),
                 **where,
                 headers={"Accept": "application/json"} | ({"Content-Type": content_type} if body is not None else {}),
                 data=None if body is None else json.dumps(body),
@@ -512,9 +542,9 @@ def _message(response: requests.Response) -> str:
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    """Seconds that the service asks us to wait, if it says so in seconds."""
+    """Seconds that the service asks us to wait, if it says so in seconds; never longer than a sane one would."""
     try:
-        return max(0.0, float(response.headers.get("Retry-After", "")))
+        return min(max(0.0, float(response.headers.get("Retry-After", ""))), LONGEST_WAIT)
     except ValueError:
         return None
 
@@ -527,62 +557,99 @@ def _rows(page: Any, name: str) -> list[Any]:
     return rows
 
 
-def _parsed(parse: Callable[[Any], T], fields: Any) -> T:
+def _parsed(service: str, parse: Callable[[Any], T], answer: Any) -> T:
     try:
-        return parse(fields)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Malformed(f"{parse.__name__.strip('_')}: {error!r}") from error
+        return parse(answer)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        # Most likely it is not the service's own: a proxy's, or cut short where it is still JSON
+        raise Temporary(f"{service}: an answer that makes no sense: {error!r}"[:300]) from error
 
 
-def _names(text: object) -> frozenset[str]:
-    return frozenset(str(text or "").split(",")) - {""}
+def _each(name: str, parse: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
+    """Parses an answer that has its rows under `name`."""
+    return lambda answer: tuple(parse(row) for row in _rows(answer, name))
+
+
+def _link(url: object) -> str | None:
+    if not isinstance(url, str | None):
+        raise TypeError(f"no link: {url!r}")
+    return url or None
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    """Text that may be missing or null, not something else."""
+    value = fields.get(name)
+    if not isinstance(value, str | None):
+        raise TypeError(f"{name} is no text: {value!r}")
+    return value or ""
+
+
+def _word(fields: Mapping[str, Any], name: str) -> str:
+    """Text that must be there."""
+    if not (value := _text(fields, name)):
+        raise ValueError(f"no {name}")
+    return value
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split(",")) - {""}
+
+
+def _locations(rows: Any) -> tuple[Location, ...]:
+    # No list would read as "no locations", and things are made and deleted for there being none
+    if not isinstance(rows, list):
+        raise TypeError(f"no list: {rows!r}")
+    return tuple(_location(row) for row in rows)
+
+
+def _shown_locations(image: Any) -> tuple[Location, ...]:
+    """The locations in an image's own fields; none where Glance does not show them."""
+    return _locations(image.get("locations") or []) if _word(image, "id") else ()
 
 
 def _image(fields: Mapping[str, Any]) -> Image:
-    updated_at = str(fields.get("updated_at") or "")
+    updated_at = _text(fields, "updated_at")
     return Image(
-        id=fields["id"],
-        status=fields["status"],
-        owner=fields.get("owner") or "",
-        disk_format=fields.get("disk_format") or "",
-        container_format=fields.get("container_format") or "",
-        visibility=fields.get("visibility") or "",
-        name=str(fields.get("name") or ""),
+        id=_word(fields, "id"),
+        status=_word(fields, "status"),
+        owner=_text(fields, "owner"),
+        disk_format=_text(fields, "disk_format"),
+        container_format=_text(fields, "container_format"),
+        visibility=_text(fields, "visibility"),
+        name=_text(fields, "name"),
         size=int(fields.get("size") or 0),
         virtual_size=int(fields.get("virtual_size") or 0),
         min_disk=int(fields.get("min_disk") or 0),
-        created_epoch=_epoch(str(fields.get("created_at") or "")),
+        created_epoch=_epoch(_text(fields, "created_at")),
         updated_at=updated_at,
         updated_epoch=_epoch(updated_at),
-        stores=_names(fields["stores"]) if "stores" in fields else None,
-        importing=_names(fields.get("os_glance_importing_to_stores")),
-        failed=_names(fields.get("os_glance_failed_import")),
+        stores=_names(_text(fields, "stores")) if "stores" in fields else None,
+        importing=_names(_text(fields, "os_glance_importing_to_stores")),
+        failed=_names(_text(fields, "os_glance_failed_import")),
         import_locked="os_glance_import_task" in fields,
         properties={key: value for key, value in fields.items() if isinstance(value, str) and key not in BASE},
     )
 
 
 def _location(fields: Mapping[str, Any]) -> Location:
-    location = Location.from_url(str(fields["url"]))
+    location = Location.from_url(_word(fields, "url"))
     store = location.store or str((fields.get("metadata") or {}).get("store", ""))
     return replace(location, store=store)
 
 
 def _store(fields: Mapping[str, Any]) -> Store:
     properties = fields.get("properties") or {}
-    return Store(
-        id=fields["id"], type=str(fields.get("type") or ""), volume_type=str(properties.get("volume_type") or "")
-    )
+    return Store(id=_word(fields, "id"), type=_text(fields, "type"), volume_type=_text(properties, "volume_type"))
 
 
 def _task(fields: Mapping[str, Any]) -> ImageTask:
     given = fields.get("input") or {}
     return ImageTask(
-        id=fields["id"],
-        type=fields["type"],
-        status=fields["status"],
-        message=str(fields.get("message") or ""),
-        url=str(given.get("loc_url") or "") if isinstance(given, dict) else "",
+        id=_word(fields, "id"),
+        type=_word(fields, "type"),
+        status=_word(fields, "status"),
+        message=_text(fields, "message"),
+        url=_text(given, "loc_url") if isinstance(given, dict) else "",
     )
 
 
@@ -605,20 +672,23 @@ def _version(fields: Mapping[str, Any]) -> tuple[int, ...]:
 
 
 def _volume(fields: Mapping[str, Any]) -> Volume:
+    metadata = fields.get("metadata") or {}
     return Volume(
-        id=fields["id"],
-        name=fields.get("name") or "",
-        status=fields["status"],
-        volume_type=fields.get("volume_type") or "",
+        id=_word(fields, "id"),
+        name=_text(fields, "name"),
+        status=_word(fields, "status"),
+        volume_type=_text(fields, "volume_type"),
         size=int(fields["size"]),
-        created_at=str(fields.get("created_at") or ""),
-        created_epoch=_epoch(str(fields.get("created_at") or "")),
-        updated_epoch=_epoch(str(fields.get("updated_at") or "")),
-        host=fields.get("os-vol-host-attr:host") or "",
-        project_id=fields.get("os-vol-tenant-attr:tenant_id") or "",
-        source_volid=fields.get("source_volid") or "",
+        created_at=_text(fields, "created_at"),
+        created_epoch=_epoch(_text(fields, "created_at")),
+        updated_epoch=_epoch(_text(fields, "updated_at")),
+        host=_text(fields, "os-vol-host-attr:host"),
+        project_id=_text(fields, "os-vol-tenant-attr:tenant_id"),
+        source_volid=_text(fields, "source_volid"),
+        # Who may not see it is told nothing; null is no place
+        scheduled=fields.get("os-vol-host-attr:host", "") is not None,
         encrypted=bool(fields.get("encrypted")),
-        metadata=dict(fields.get("metadata") or {}),
+        metadata={name: _text(metadata, name) for name in metadata},
     )
 
 

@@ -515,6 +515,9 @@ def _unknown(conf: cfg.ConfigOpts) -> Iterator[str]:
     parsed = [] if conf._namespace is None else conf._namespace._parsed
     for section, given in ((section, given) for file in parsed for section, given in file.items()):
         if section not in known:
+            if not given:
+                # A title without anything under it, as the sample has them
+                continue
             named = section.startswith("target:")
             yield f"[{section}] is not named in [prewarm] targets" if named else f"[{section}]: there is no such group"
             continue
@@ -530,6 +533,11 @@ def _bind(text: str, faults: list[str]) -> tuple[str, int] | None:
         faults.append(f"[probes] bind: {text!r} is not HOST:PORT")
         return None
     return host.strip("[]"), int(port)
+
+
+def config_dirs(given: Sequence[str], files: Sequence[str]) -> list[str]:
+    """The folders to read: those given, else the one beside each of the files that is named like it, with a `.d`."""
+    return list(given) or [folder for file in files if os.path.isdir(folder := f"{file}.d")]
 
 
 def config_files(given: Sequence[str]) -> list[str]:

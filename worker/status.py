@@ -85,7 +85,7 @@ async def overview(
     if held is not None:
         held |= prewarm.held()
     async for image in cloud.list_images():
-        async for row in of_image(cloud, prewarm, others, image, volumes.pop(image.id, ())):
+        async for row in of_image(cloud, prewarm, others, image, volumes.take(image.id)):
             yield row
     for image_id, left in volumes.items():
         for volume in left:
@@ -151,7 +151,7 @@ def _of_target(image: Image, one: Warmth, volumes: tuple[Volume, ...]) -> Row:
     )
     here = [volume for volume in volumes if image_volume.is_on(volume, one.target)]
     if row.state == "cold":
-        copying = one.target.strategy == "store" and one.target.glance_store in image.importing
+        copying = one.target.strategy == "store" and one.target.glance_store in image.importing and image.import_locked
         if copying or any(volume.status in image_volume.MAKING for volume in here):
             row = replace(row, state=MAKING)
     # The one that serves; if none does, the one that should

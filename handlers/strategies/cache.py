@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from handlers import image_volume
 from handlers.actions import LookAtLocations, SetMetadata
+from handlers.age import age
 from handlers.strategies import (
     FIRST_QUIET,
     Action,
@@ -72,14 +73,14 @@ def plan(seen: Seen, target: Target) -> Action:
         return registered.put_right(entry, seen, target) or Finish(Done(entry.id))
     if warming:
         return _follow(warming[0], entry, seen, target)
-    quiet_for = seen.now - seen.image.updated_epoch
+    quiet_for = age(seen.image.updated_epoch, seen.now)
     wait = (seen.settle if entry else min(seen.settle, FIRST_QUIET)) - quiet_for
     if wait > 0:
         return Finish(Again("the image was changed a moment ago", after=wait, counted=False))
     stale = entry is not None and seen.image.updated_epoch >= entry.created_epoch
     # The first change is made up for at once; an image that goes on changing has to wait
     again = entry is not None and stale and image_volume.ANEW in entry.metadata
-    if entry and again and (wait := seen.rewarm_interval - (seen.now - entry.created_epoch)) > 0:
+    if entry and again and (wait := seen.rewarm_interval - age(entry.created_epoch, seen.now)) > 0:
         reason = "the image has changed again soon after it was made warm"
         return Finish(Again(reason, after=wait, counted=False), held_back=True)
     new = image_volume.new_volume(seen.image, target, name=image_volume.warming_name_of(seen.image.id))

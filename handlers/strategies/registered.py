@@ -97,7 +97,7 @@ def lost(seen: Seen) -> Action | None:
 def await_or_give_up(volume: Volume, seen: Seen) -> Action:
     """Wait for a volume that we are having made; not for ever."""
     if image_volume.is_stalled(volume, seen.now):
-        return DeleteVolume(volume.id, because=f"volume {volume.id} was {volume.status} for hours")
+        return DeleteVolume(volume.id, because=f"volume {volume.id} was {volume.status} for too long")
     if volume.status in image_volume.MAKING:
         return AwaitVolume(volume.id)
     return _await_located(volume)
@@ -112,7 +112,9 @@ def _await_located(volume: Volume) -> Action:
 
 def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
     """Whether a volume that is no location of the image stayed behind: one of ours, or of an import that failed."""
-    if volume.foreign or not (image_volume.is_usable(volume) or image_volume.is_broken(volume)):
+    # Cinder does not let go of one in the making that a host has taken
+    lost = image_volume.is_stalled(volume, seen.now) and not volume.scheduled
+    if volume.foreign or not (lost or image_volume.is_usable(volume) or image_volume.is_broken(volume)):
         return False
     if image_volume.is_ours(volume, target):
         # An entry of Cinder's cache too, from when the target had that strategy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from handlers.actions import AwaitImage
+from handlers.age import age
 from handlers.strategies import FIRST_QUIET, Action, CopyImage, Finish, Seen, registered
 from worker.outcome import Again
 from worker.target import Target
@@ -16,9 +17,11 @@ def plan(seen: Seen, target: Target) -> Action:
     store = target.glance_store
     if registered.is_registered(seen, target):
         return registered.plan(seen, target)
-    if store in seen.image.importing or seen.image.import_locked:
+    if seen.image.import_locked:
         # One import at a time an image: somebody else's is waited for as well. A Glance that was killed leaves the lock
-        # behind, and takes it from a dead task only when it is asked for another import (glance/api/v2/images.py)
+        # behind, and takes it from a dead task only when it is asked for another import (glance/api/v2/images.py).
+        # One whose staging area is full drops the lock, and leaves `os_glance_importing_to_stores` behind: that alone
+        # tells nothing
         dead = seen.now - seen.image.updated_epoch > SILENT and not seen.refused
         return CopyImage((store,)) if dead else AwaitImage()
     if seen.imported:
@@ -26,7 +29,7 @@ def plan(seen: Seen, target: Target) -> Action:
         return registered.lost(seen) or failed
     # Glance's import writes the whole image once it ends, as it was when it began: what its owner changes meanwhile is
     # lost
-    wait = min(seen.settle, FIRST_QUIET) - (seen.now - seen.image.updated_epoch)
+    wait = min(seen.settle, FIRST_QUIET) - age(seen.image.updated_epoch, seen.now)
     if wait > 0 and not seen.repaired:
         return Finish(Again("the image was changed a moment ago", after=wait, counted=False))
     return CopyImage((store,))

@@ -101,6 +101,18 @@ C
 
 keystone_config() {
   gunicorn "$KEYSTONE_APP" 5000 2 8 >"$ETC/keystone/gunicorn.py"
+  # Its first requests, at once in several threads, race for making the database's engine; whichever process
+  # lost kept a default of its own, an empty SQLite, and answered 500 from then on.
+  cat >>"$ETC/keystone/gunicorn.py" <<'C'
+
+
+def post_worker_init(worker):
+    import sqlalchemy
+    from keystone.common import sql
+
+    with sql.session_for_read() as session:
+        session.execute(sqlalchemy.text('select 1 from project'))
+C
   cat >"$ETC/keystone/keystone.conf" <<C
 $(database keystone)
 [cache]
@@ -134,12 +146,14 @@ cinder_store_project_domain_name = Default
 C
 }
 
-# policy SERVICE: its part of the configuration. The file is copied, so that a change of it counts as one.
+# policy SERVICE: its part of the configuration. The file is made of the release's own defaults.
 policy() {
   rm -f "$ETC/$1/policy.yaml"
   on LEAST_PRIVILEGE || return 0
-  cp "$HERE/../../config/policy/$1.yaml" "$ETC/$1/policy.yaml"
-  printf '[oslo_policy]\npolicy_file = %s\n' "$ETC/$1/policy.yaml"
+  "$VENV/bin/python" "$HERE/../policy.py" "$1" >"$ETC/$1/policy.yaml" 2>"$LOG/policy-$1.log" ||
+    fail "no policy made; see $LOG/policy-$1.log"
+  # The default since 2024.2
+  printf '[oslo_policy]\npolicy_file = %s\nenforce_new_defaults = true\n' "$ETC/$1/policy.yaml"
 }
 
 glance_config() {
@@ -185,13 +199,19 @@ C
   } >"$ETC/glance/glance-api.conf"
 }
 
+reflink_backend() {
+  cat <<C
+volume_driver = reflink_driver.ReflinkDriver
+reflink_base = $POOL
+reflink_clone_across_pools = $(flag CLONE_ACROSS)
+C
+}
+
 cinder_backend() { # NUMBER
   cat <<C
 [local-$1]
-volume_driver = reflink_driver.ReflinkDriver
 volume_backend_name = local-$1
-reflink_base = $POOL
-reflink_clone_across_pools = $(flag CLONE_ACROSS)
+$(if on CEPH; then ceph_backend "$1"; else reflink_backend; fi)
 image_upload_use_cinder_backend = $(flag UPLOAD_CLONE)
 image_upload_use_internal_tenant = $(flag UPLOAD_INTERNAL)
 image_volume_cache_enabled = $(flag IMAGE_CACHE)
@@ -250,6 +270,7 @@ C
 
 write_config() {
   mkdir -p "$ETC"/{mariadb,rabbitmq,keystone,glance,cinder}
+  if on CEPH; then ceph_config; fi
   mariadb_config
   rabbitmq_config
   keystone_config

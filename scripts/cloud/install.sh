@@ -65,7 +65,7 @@ install_venv() {
   # From nothing: what a killed run left may look complete and not be.
   rm -rf "$VENV"
   { "$python" -m venv "$VENV" &&
-    "$VENV/bin/pip" install -q "$(grep '^uv==' "$pins")" &&
+    "$VENV/bin/pip" install -q "$(grep -o '^uv==[^ ]*' "$pins")" &&
     # Compiled now, for the services would all do it at once at their first start.
     UV_CACHE_DIR=$HOME_DIR/uv-cache "$VENV/bin/uv" pip install --compile-bytecode \
       --python "$VENV/bin/python" -r "$pins"; } >"$LOG/python.log" 2>&1 ||

@@ -91,6 +91,15 @@ class Person:
         answer: dict[str, Any] = self._checked(self.connection.image.get(f"/images/{image_id}")).json()
         return answer
 
+    def locations(self, image_id: str) -> list[dict[str, Any]]:
+        """Where the data of an image lies; a Glance without the New Location API tells it with the image, if at all."""
+        answer = self.connection.image.get(f"/images/{image_id}/locations")
+        if answer.status_code == 404:
+            found: list[dict[str, Any]] = self.show(image_id).get("locations", [])
+        else:
+            found = self._checked(answer).json()
+        return found
+
     def images(self) -> list[dict[str, Any]]:
         """The images of the user's project."""
         answer = self._checked(self.connection.image.get(f"/images?owner={self.project_id}&limit=500"))

@@ -68,7 +68,7 @@ spawn() { # NAME COMMAND...
 # stop NAME: TERM to the leader, KILL to whatever of its session is left.
 stop() {
   local name=$1 pid started grace=5 tries pids
-  case $name in mariadb | rabbitmq) grace=30 ;; esac
+  case $name in mariadb | rabbitmq | ceph-*) grace=30 ;; esac
   if running "$name" && read_pid "$name"; then
     kill -TERM "$pid" 2>/dev/null || true
     for ((tries = 0; tries < grace * 10; tries++)); do

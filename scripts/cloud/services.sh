@@ -104,8 +104,11 @@ launch() { # NAME: starts its processes, without waiting for an answer
       spawn keystone env OS_KEYSTONE_CONFIG_FILES="$ETC/keystone/keystone.conf" \
         GUNICORN_CMD_ARGS="-c $ETC/keystone/gunicorn.py" gunicorn
       ;;
+    ceph-mon) spawn ceph-mon ceph-mon -c "$ETC/ceph/ceph.conf" -f -i a ;;
+    ceph-mgr) spawn ceph-mgr ceph-mgr -c "$ETC/ceph/ceph.conf" -f -i x ;;
+    ceph-osd) spawn ceph-osd ceph-osd -c "$ETC/ceph/ceph.conf" -f -i 0 ;;
     glance-api)
-      spawn glance-api env OS_GLANCE_CONFIG_DIR="$ETC/glance" \
+      spawn glance-api env PYTHONPATH="$HOME_DIR/driver" OS_GLANCE_CONFIG_DIR="$ETC/glance" \
         GUNICORN_CMD_ARGS="-c $ETC/glance/gunicorn.py" gunicorn
       ;;
     cinder-*) spawn "$1" env PYTHONPATH="$HOME_DIR/driver" "$1" --config-file "$ETC/cinder/cinder.conf" ;;
@@ -134,6 +137,7 @@ config_digest() { # NAME: of all that its start depends on
   local files=()
   case $1 in
     mariadb | rabbitmq) files=("$ETC/$1") ;;
+    ceph-*) files=("$ETC/ceph") ;;
     keystone) files=("$ETC/keystone" "$VENV/installed.txt") ;;
     glance-api) files=("$ETC/glance" "$VENV/installed.txt") ;;
     cinder-*) files=("$ETC/cinder" "$VENV/installed.txt" "$HOME_DIR/driver/reflink_driver.py") ;;
@@ -186,6 +190,9 @@ answers() { # NAME
       # Not on the command line, where everybody could read the password.
       port_open 5672 && get -K - "http://$IP:15672/api/whoami" <<<"user = \"openstack:$PASSWORD\""
       ;;
+    ceph-mon) ceph_ quorum_status ;;
+    ceph-mgr) ceph_ mgr stat | grep -q '"available": true' ;;
+    ceph-osd) ceph_ osd stat | grep -q '1 up' ;;
     keystone) get "$KEYSTONE" ;;
     glance-api) get "$GLANCE/healthcheck" ;;
     cinder-api) get "$CINDER/healthcheck" ;;

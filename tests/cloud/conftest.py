@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Container, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ PATIENCE = 700.0
 LOG_LINES = 200
 TARGETS = ("local-1", "local-2")
 PASSWORD = os.environ.get("DEVCLOUD_PASSWORD", "devcloud")
+GLANCE = "http://127.0.0.1:9292"
 URL = f"rabbit://openstack:{PASSWORD}@127.0.0.1:5672/"
 
 
@@ -32,6 +36,66 @@ def devcloud(*words: str) -> str:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def rabbitmqctl(*words: str) -> str:
+    """Have the devcloud's RabbitMQ do something; what it printed."""
+    environment = {
+        **os.environ,
+        "HOME": str(HOME / "data" / "rabbitmq"),
+        "RABBITMQ_NODENAME": "devcloud@localhost",
+        "ERL_EPMD_PORT": "4370",
+    }
+    words = ("/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", *words)
+    done = subprocess.run(words, env=environment, check=True, timeout=60, stdout=subprocess.PIPE, text=True)
+    return done.stdout
+
+
+@functools.cache
+def has_new_location_api() -> bool:
+    """Whether this Glance has POST and GET /v2/images/{id}/locations: API 2.17."""
+    with urllib.request.urlopen(f"{GLANCE}/versions", timeout=30) as answer:
+        versions = json.load(answer)["versions"]
+    return any(tuple(map(int, row["id"].lstrip("v").split("."))) >= (2, 17) for row in versions)
+
+
+def release() -> str:
+    """The OpenStack release that the devcloud runs."""
+    return (HOME / "release").read_text().strip()
+
+
+def cinder_uses_new_location_api() -> bool:
+    """Whether Cinder asks it of Glance, which no API tells; older ones read and write what Glance shows of an image."""
+    return release() >= "2025.2"
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what the devcloud's release can't do."""
+    if item.get_closest_marker("needs_new_location_api") and not has_new_location_api():
+        pytest.skip(f"Glance of {release()} has no New Location API")
+    if item.get_closest_marker("needs_cinder_with_new_location_api") and not cinder_uses_new_location_api():
+        pytest.skip(f"Cinder of {release()} does not use the New Location API")
+    if item.get_closest_marker("needs_optimized_upload") and release() < "2025.1":
+        pytest.skip(f"Cinder of {release()} copies, whatever is configured")
+
+
+def switches() -> dict[str, str]:
+    """The switches of the devcloud, as they are."""
+    return dict(line.split("=", 1) for line in (HOME / "switches").read_text().split())
+
+
+@contextlib.contextmanager
+def switched(*wanted: str) -> Iterator[None]:
+    """The devcloud with other switches; in the end those are as they were."""
+    before = switches()
+    changed = [word for word in wanted if word.split("=")[1] != before[word.split("=")[0]]]
+    if changed:
+        devcloud("set", *changed)
+    try:
+        yield
+    finally:
+        if changed:
+            devcloud("set", *(f"{word.split('=')[0]}={before[word.split('=')[0]]}" for word in changed))
 
 
 def until(check: Callable[[], object], *, seconds: float = PATIENCE, what: str = "") -> None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import http.client
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "content-length"}
 
-# What to do with a request: pass it on, answer with a status, drop it, or pass it on and lose the answer
+GARBAGE = (
+    b"<html>It works!</html>",
+    b"{}",
+    b"[]",
+    b'"',
+    b"null",
+    b'{"images": {}, "volumes": "", "id": 1}',
+    b"\xff\xfe",
+)
+# What to do with a request: pass it on (None), answer with a status, "drop" it, "delay" it; or pass it on and "lose"
+# the answer, "cut" it in the middle, put "garbage" in its place
 Fault = int | str | None
 
 
@@ -20,6 +31,8 @@ class Proxy:
     def __init__(self, url: str) -> None:
         self._upstream = urlsplit(url).netloc
         self.fault: Callable[[str, str], Fault] = lambda method, path: None
+        self.delay = 3.0
+        self.tokens: set[str] = set()
         self.faults = 0
         proxy = self
 
@@ -49,11 +62,14 @@ class Proxy:
     def _handle(self, request: BaseHTTPRequestHandler) -> None:
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
         fault = self.fault(request.command, request.path)
+        self.tokens.add(request.headers.get("X-Auth-Token", ""))
         if fault is not None:
             self.faults += 1
         if fault == "drop":
             request.close_connection = True
             return
+        if fault == "delay":
+            time.sleep(self.delay)
         if isinstance(fault, int):
             request.send_response(fault)
             request.send_header("Content-Length", "0")
@@ -69,10 +85,15 @@ class Proxy:
         if fault == "lose":
             request.close_connection = True
             return
+        if fault == "garbage":
+            content = GARBAGE[self.faults % len(GARBAGE)]
         request.send_response(answer.status)
         for name, value in answer.getheaders():
             if name.lower() not in HOP_BY_HOP:
                 request.send_header(name, value)
         request.send_header("Content-Length", str(len(content)))
         request.end_headers()
+        if fault == "cut":
+            request.close_connection = True
+            content = content[: len(content) // 2]
         request.wfile.write(content)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from scripts.cloud.people import Person
-from tests.cloud.conftest import TARGETS, devcloud, groups, is_warm, of_image, until
+from tests.cloud.conftest import TARGETS, groups, is_warm, of_image, switched, until
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]
@@ -16,16 +16,14 @@ Worker = Callable[..., WorkerProcess]
 
 @pytest.fixture(scope="module")
 def old_locations(devcloud_up: None) -> Iterator[None]:
-    devcloud("set", "OLD_LOCATIONS=1")
-    yield
-    devcloud("set", "OLD_LOCATIONS=0")
+    with switched("OLD_LOCATIONS=1"):
+        yield
 
 
 @pytest.fixture(scope="module")
 def image_cache(devcloud_up: None) -> Iterator[None]:
-    devcloud("set", "IMAGE_CACHE=1")
-    yield
-    devcloud("set", "IMAGE_CACHE=0")
+    with switched("IMAGE_CACHE=1"):
+        yield
 
 
 @pytest.mark.usefixtures("old_locations")

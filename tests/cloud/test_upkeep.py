@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from scripts.cloud.people import HOME, Person, data
-from tests.cloud.conftest import TARGETS, Groups, devcloud, groups, is_warm, of_image, until
+from tests.cloud.conftest import TARGETS, Groups, groups, is_warm, of_image, switched, until
 from tests.cloud.proxy import Proxy
 from tests.worker_process import WorkerProcess, configuration
 
@@ -32,9 +32,8 @@ SETTLED = ("available", "error", "gone")
 
 @pytest.fixture(scope="module")
 def image_cache(devcloud_up: None) -> Iterator[None]:
-    devcloud("set", "IMAGE_CACHE=1")
-    yield
-    devcloud("set", "IMAGE_CACHE=0")
+    with switched("IMAGE_CACHE=1"):
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -153,19 +152,23 @@ def stores(alice: Person, image_id: str) -> set[str]:
 
 def locations(operator: Person, image_id: str) -> set[str]:
     """The volumes that are the image's locations."""
-    rows = operator.connection.image.get(f"/images/{image_id}/locations").json()
+    rows = operator.locations(image_id)
     return {row["url"].rpartition("/")[2] for row in rows if row["url"].startswith("cinder://")}
 
 
+def told(process: WorkerProcess, event: str, image_id: str) -> list[dict[str, Any]]:
+    """The log lines with this word about an image."""
+    return [line for line in process.events(event) if line.get("of_image_id", line.get("image_id")) == image_id]
+
+
 def about(process: WorkerProcess, event: str, image_id: str) -> list[dict[str, Any]]:
-    """The log lines with this word about an image, but for those of its upload."""
-    mine = [line for line in process.events(event) if line.get("of_image_id", line.get("image_id")) == image_id]
-    return [line for line in mine if line.get("handler") != "upload"]
+    """The same, but for those of its upload."""
+    return [line for line in told(process, event, image_id) if line.get("handler") != "upload"]
 
 
 def deleted(process: WorkerProcess, image_id: str) -> set[str]:
-    """The volumes of an image that a worker says it has deleted."""
-    return {line["volume_id"] for line in about(process, "image_volume_deleted", image_id)}
+    """The volumes of an image that a worker says it has deleted, whichever handler came first."""
+    return {line["volume_id"] for line in told(process, "image_volume_deleted", image_id)}
 
 
 def reasons(process: WorkerProcess, event: str, image_id: str) -> str:
@@ -332,6 +335,7 @@ def test_a_broken_original_is_made_again_where_another_copy_is_whole(
         image_id = images(store="cinder-1")
         before = warmed(operator, alice, image_id)
         digest = alice.sha256(image_id)
+        soon(lambda: status(operator, before["local-1"]) == "available", what="Glance has read it")
         operator.delete_volume(before["local-1"])
         soon(lambda: on(operator, image_id) not in ("", before["local-1"]), what="made again")
         after = warmed(operator, alice, image_id)

@@ -324,6 +324,12 @@ async def test_volumes_of_a_name_come_oldest_first(bed: Bed) -> None:
         await gone(bed, volume.id)
 
 
+async def needs_new_location_api(bed: Bed) -> None:
+    """Skips the test where Glance has none."""
+    if not await bed.cloud.imports_locations():
+        pytest.skip("Glance of this release has no New Location API")
+
+
 async def made_of_nothing(bed: Bed, name: str, **metadata: str) -> str:
     return (await bed.cloud.create_volume(NewVolume(name=name, size=1, volume_type=TYPE, metadata=metadata))).id
 
@@ -470,7 +476,7 @@ async def test_a_users_volume_is_foreign_and_its_clone_is_ours(bed: Bed) -> None
 
 
 async def test_a_clone_becomes_the_data_of_an_image_and_goes_with_it(bed: Bed) -> None:
-    assert await bed.cloud.imports_locations()
+    await needs_new_location_api(bed)
     image_id, source_id = await bed.queue(), await bed.volume()
     clone = await cloned(bed, image_id, source_id)
     await bed.cloud.import_location(image_id, f"cinder://{STORE}/{clone.id}")
@@ -490,6 +496,7 @@ async def test_a_clone_becomes_the_data_of_an_image_and_goes_with_it(bed: Bed) -
 
 
 async def test_the_last_location_of_an_image_stays_with_its_volume(bed: Bed) -> None:
+    await needs_new_location_api(bed)
     image_id, source_id = await bed.queue(), await bed.volume()
     clone = await cloned(bed, image_id, source_id)
     await bed.cloud.import_location(image_id, f"cinder://{STORE}/{clone.id}")
@@ -505,6 +512,7 @@ async def test_the_last_location_of_an_image_stays_with_its_volume(bed: Bed) -> 
 
 
 async def test_a_location_that_the_stores_login_can_not_see_fails_and_only_the_task_says_so(bed: Bed) -> None:
+    await needs_new_location_api(bed)
     image_id, source_id = await bed.queue(), await bed.volume()
     await bed.cloud.import_location(image_id, f"cinder://{STORE}/{source_id}")
     assert (await unlocked(bed, image_id)).status == "queued"

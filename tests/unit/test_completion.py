@@ -97,6 +97,9 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
         (seen(clones=(replace(OURS, status="creating", created_epoch=900.0),)), LookAgain(SOURCE)),
         (sure(replace(OURS, status="creating", created_epoch=900.0), None, missing=frozenset({SOURCE})),
          DeleteClone("clone", "the volume was deleted before it was cloned")),
+        # and so is one that no scheduler has heard of
+        (sure(replace(OURS, status="creating", created_epoch=600.0, scheduled=False)),
+         DeleteClone("clone", "Cinder has lost the request for the clone")),
         (sure(OURS, source=replace(VOLUME, status="in-use")), AddLocation("cinder://c1/clone")),
         # Glance is at work, has failed, is done
         (seen(replace(QUEUED, import_locked=True), asked=URL), AwaitImage()),

@@ -347,6 +347,7 @@ def identity(*roles: str, project: str = "internal") -> Identity:
         ({"located": AWAY}, "rights to locations", "warn", "can't be tried"),
         ({"image_api": AWAY}, "rights to locations", "warn", "can't be tried"),
         ({"located": None}, "rights to locations", "ok", "no image to try it on"),
+        ({"image_api": (2, 15), "located": None}, "rights to locations", "ok", "no New Location API"),
         ({"identity": identity("admin")}, "rights to locations", "fail", "no upload is completed"),
         ({}, "rights in cinder", "ok", "all projects"),
         ({"sees_volumes": REFUSED}, "rights in cinder", "fail", "403"),
@@ -401,6 +402,7 @@ def test_another_role_than_admin_does(settings: Settings) -> None:
         ({"images": (replace(SHOWN, locations=True),)}, "show_multiple_locations", "warn", "OSSN-0090"),
         ({"images": (replace(SHOWN, direct_url=True),)}, "show_multiple_locations", "warn", "show_image_direct_url on"),
         ({"image_api": (2, 15)}, "show_multiple_locations", "fail", "uploads by the old location API"),
+        ({"image_api": (2, 15)}, "show_multiple_locations", "fail", "target fast (strategy store)"),
         ({"image_api": (2, 15), "images": ()}, "show_multiple_locations", "warn", "needs it"),
         ({}, "uploads", "ok", "by the New"),
         ({"image_api": (2, 15)}, "uploads", "warn", "by the old"),
@@ -434,6 +436,9 @@ def test_a_target_that_needs_the_old_locations(settings: Settings) -> None:
     on = named(glance.checks(facts(images=(replace(SHOWN, locations=True),)), need))["show_multiple_locations"]
     judged(on, "warn", "OSSN-0090")
     assert "needs it" in on.advice
+    assert "location_api = auto" in off.advice
+    old = named(glance.checks(facts(image_api=(2, 15)), need))["show_multiple_locations"]
+    assert "switch it on" in old.advice
 
 
 @pytest.mark.parametrize(

@@ -506,6 +506,14 @@ async def test_what_a_failed_import_left_behind_goes_when_it_is_old(store_rig: R
     assert "left" not in cloud.volumes
 
 
+async def test_an_import_whose_lock_is_gone_is_over(store_rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload()
+    # As a Glance leaves it that had no room to stage the image
+    cloud.touch(image.id, importing=frozenset({"cinder-fast", "cinder-slow"}))
+    assert isinstance(await store_rig.run(image.id), Done)
+    assert "cinder-fast" in (cloud.images[image.id].stores or ())
+
+
 async def test_a_throw_away_volume_that_nobody_uses_any_more_goes(store_rig: Rig, cloud: FakeCloud) -> None:
     image = cloud.upload()
     await store_rig.resync()

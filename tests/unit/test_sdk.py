@@ -14,7 +14,7 @@ import requests
 
 from worker import sdk
 from worker.cloud import Location, NewVolume
-from worker.errors import Blocked, Conflict, Malformed, NotFound, Temporary
+from worker.errors import Blocked, Conflict, NotFound, Temporary
 from worker.metrics import Metrics
 from worker.sdk import OpenStackCloud
 
@@ -141,9 +141,35 @@ async def test_an_answer_without_a_list_is_no_empty_list(body: object) -> None:
         _ = [image async for image in Bed(*[answer(200, body)] * 9).cloud.list_images()]
 
 
-async def test_an_image_that_makes_no_sense_is_malformed() -> None:
-    with pytest.raises(Malformed):
-        await Bed(answer(200, {"status": "active"})).cloud.get_image(IMAGE_ID)
+@pytest.mark.parametrize(
+    "body", [{"status": "active"}, {"id": "x", "status": None}, {"id": [], "status": "active"}, []]
+)
+async def test_an_answer_that_makes_no_sense_is_asked_for_again(body: object) -> None:
+    good = answer(200, {"id": IMAGE_ID, "status": "active"})
+    assert (await Bed(answer(200, body), good).cloud.get_image(IMAGE_ID)).id == IMAGE_ID
+    with pytest.raises(Temporary, match="makes no sense"):
+        await Bed(*[answer(200, body)] * 9).cloud.get_image(IMAGE_ID)
+
+
+async def test_pages_that_go_round_end() -> None:
+    page = {"images": [{"id": "x", "status": "active"}], "next": "/v2/images?marker=x"}
+    with pytest.raises(Temporary, match="round"):
+        _ = [image async for image in Bed(*[answer(200, page)] * 9).cloud.list_images()]
+
+
+@pytest.mark.parametrize("body", [{}, {"locations": "none"}, "?"])
+async def test_no_list_of_locations_is_not_an_empty_one(body: object) -> None:
+    with pytest.raises(Temporary):
+        await Bed(*[answer(200, body)] * 9).cloud.get_locations(IMAGE_ID)
+
+
+@pytest.mark.parametrize(
+    ("said", "after"), [("7", 7.0), ("-1", 0.0), ("inf", 900.0), ("99999999999", 900.0), ("soon", None)]
+)
+async def test_nobody_waits_for_ever(said: str, after: float | None) -> None:
+    with pytest.raises(Temporary) as caught:
+        await Bed(*[answer(503, {}, **{"Retry-After": said})] * 9).cloud.get_image(IMAGE_ID)
+    assert caught.value.after == after
 
 
 async def test_lists_are_read_page_by_page() -> None:

@@ -36,6 +36,20 @@ def load_text(tmp_path: Path, text: str) -> Settings:
 ONE, TWO = "0" * 32, "1" * 32
 
 
+def test_titles_without_options_mean_nothing(tmp_path: Path) -> None:
+    # As in the sample, which people edit in place
+    assert load_text(tmp_path, configuration(GOOD) + "\n[DEFAULT]\n[target:name]\n") == load(tmp_path, GOOD)
+
+
+def test_the_folder_beside_a_file_is_read_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "worker.conf"
+    file.touch()
+    assert settings.config_dirs([], [str(file)]) == []
+    (tmp_path / "worker.conf.d").mkdir()
+    assert settings.config_dirs([], [str(file)]) == [f"{file}.d"]
+    assert settings.config_dirs(["/else"], [str(file)]) == ["/else"]
+
+
 def test_a_good_one(tmp_path: Path) -> None:
     loaded = load(tmp_path, GOOD)
     fast, slow = loaded.targets

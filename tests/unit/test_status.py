@@ -170,7 +170,7 @@ def test_a_dead_letter_of_a_cold_one() -> None:
 async def test_what_is_being_made_is_seen_in_the_cloud(cloud: FakeCloud) -> None:
     async with rig_of(cloud) as rig:
         image = cloud.upload()
-        cloud.touch(image.id, importing=frozenset({"cinder-fast"}))
+        cloud.touch(image.id, importing=frozenset({"cinder-fast"}), import_locked=True)
         assert {target: row.state for target, row in (await shown(rig)).items()} == {"fast": "making", "slow": "cold"}
 
 

@@ -322,7 +322,9 @@ async def test_a_broken_cache_entry_is_made_anew(cloud: FakeCloud) -> None:
         assert image_volume.is_usable(anew)
 
 
-async def test_a_volume_that_is_made_for_hours_is_given_up(cloud: FakeCloud) -> None:
+# Cinder lets go of it as long as no host has taken it; one that no scheduler has heard of is lost much sooner
+@pytest.mark.parametrize(("scheduled", "after"), [(True, 7 * 3600.0), (False, 301.0)])
+async def test_a_volume_that_is_made_for_too_long_is_given_up(cloud: FakeCloud, scheduled: bool, after: float) -> None:
     async with rig_of(cloud, "location", FAST) as rig:
         image = cloud.upload()
         cloud.faults["get_volume"] = Fault(Temporary("away"))
@@ -331,12 +333,11 @@ async def test_a_volume_that_is_made_for_hours_is_given_up(cloud: FakeCloud) -> 
             await rig.run(image.id)
         await cloud.quiet()
         (stuck,) = cloud.of(image.id)
-        # Cinder lets go of it as long as no host has taken it
-        cloud.volumes[stuck.id] = replace(stuck, status="creating", host="")
-        cloud.ahead = 7 * 3600.0
+        cloud.volumes[stuck.id] = replace(stuck, status="creating", host="", scheduled=scheduled)
+        cloud.ahead = after
         outcome = await rig.run(image.id)
         assert isinstance(outcome, Again)
-        assert "for hours" in outcome.reason
+        assert "for too long" in outcome.reason
         assert isinstance(await rig.run(image.id), Done)
         assert stuck.id not in cloud.volumes
 

@@ -64,12 +64,13 @@ class Worker(App):
         """The configuration, checked."""
         conf = cfg.ConfigOpts()
         settings.register(conf)
+        files = settings.config_files(self.options.config_file)
         try:
             conf(
                 [],
                 project="image-volume-worker",
-                default_config_files=settings.config_files(self.options.config_file),
-                default_config_dirs=self.options.config_dir,
+                default_config_files=files,
+                default_config_dirs=settings.config_dirs(self.options.config_dir, files),
             )
         except (cfg.Error, OSError, UnicodeDecodeError) as error:
             raise Misconfigured([str(error)]) from error

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -179,7 +180,7 @@ class Replay(_Taking):
         """Publish the jobs, and wait until the broker has them."""
         now = time.time()
         jobs = [
-            Job(key=kept.letter.job.key, cause=OPERATOR, first_at=now, used=kept.letter.job.used)
+            replace(kept.letter.job, cause=OPERATOR, first_at=now, attempt=0, due=0.0, reason="")
             for kept in batch
             if kept.letter and kept.letter.job
         ]

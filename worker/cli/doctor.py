@@ -14,7 +14,7 @@ from worker.check import Check
 from worker.cli import Worker
 from worker.daemon import build_clouds
 from worker.metrics import Metrics
-from worker.settings import Settings, config_files
+from worker.settings import Settings, config_dirs, config_files
 
 FAILED = 3
 # Seconds that a question to the cloud may take
@@ -33,7 +33,8 @@ class Doctor(Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:  # noqa: ARG002
         """The table of checks."""
         settings = self.app.read_settings()
-        files = [*config_files(self.app.options.config_file), *self.app.options.config_dir]
+        files = config_files(self.app.options.config_file)
+        files += config_dirs(self.app.options.config_dir, files)
         self._checks = tuple(asyncio.run(_examine(settings, files)))
         rows = [(check.name, check.verdict, check.detail, check.advice) for check in self._checks]
         return ("Check", "Result", "Detail", "What to do"), rows

@@ -46,8 +46,7 @@ class Handover:
 
     async def __aenter__(self) -> Handover:
         if self._local:
-            prefetch = {lane: width * 2 + 16 for lane, width in self._runner.lanes.items()}
-            await self._local.open(prefetch, self._runner.deliver)
+            await self._local.open(self._runner.prefetch, self._runner.deliver)
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:

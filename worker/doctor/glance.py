@@ -22,7 +22,7 @@ def checks(facts: Facts, settings: Settings) -> Iterator[Check]:
     yield stores(facts.stores, facts.types)
     targets = [one for one in (decided(target, facts.stores) for target in settings.targets) if isinstance(one, Target)]
     yield copy_image(facts.methods, targets)
-    yield locations_shown(facts.images, needed=_old_locations(facts, settings, targets))
+    yield locations_shown(facts.images, needed=_old_locations(facts, settings, targets), api=facts.image_api)
     if isinstance(facts.stores, Untold) or isinstance(facts.image_api, Untold):
         yield Check("uploads", "warn", "can't be told without Glance's answers", SEE)
     else:
@@ -84,10 +84,11 @@ def copy_image(answer: frozenset[str] | Untold, targets: list[Target]) -> Check:
 
 def _old_locations(facts: Facts, settings: Settings, targets: list[Target]) -> list[str]:
     """What needs show_multiple_locations."""
-    need = [f"target {target.name} (strategy location)" for target in targets if target.strategy == "location"]
-    old = settings.uploads.location_api == "old" or (
-        not isinstance(facts.image_api, Untold) and facts.image_api < LOCATION_API
-    )
+    lacks_new = not isinstance(facts.image_api, Untold) and facts.image_api < LOCATION_API
+    # Without the new API neither Cinder nor the worker finds an Image-Volume in a store another way
+    kinds = ("location", "store") if lacks_new else ("location",)
+    need = [f"target {target.name} (strategy {target.strategy})" for target in targets if target.strategy in kinds]
+    old = settings.uploads.location_api == "old" or lacks_new
     # Where there is no cinder store no upload is completed, whatever the API
     some = not isinstance(facts.stores, Untold) and any(store.type == "cinder" for store in facts.stores)
     if old and some and "upload" not in settings.switched_off:
@@ -95,7 +96,7 @@ def _old_locations(facts: Facts, settings: Settings, targets: list[Target]) -> l
     return need
 
 
-def locations_shown(answer: tuple[Shown, ...] | Untold, *, needed: list[str]) -> Check:
+def locations_shown(answer: tuple[Shown, ...] | Untold, *, needed: list[str], api: tuple[int, ...] | Untold) -> Check:
     """Whether Glance shows readers of an image where its data lies (OSSN-0065, OSSN-0090)."""
     name = "show_multiple_locations"
     if isinstance(answer, Untold):
@@ -115,19 +116,24 @@ def locations_shown(answer: tuple[Shown, ...] | Untold, *, needed: list[str]) ->
             name,
             "fail",
             f"off, but {', '.join(needed)} needs it",
-            "use strategy store or cache and [uploads] location_api = auto, rather than switch it on (OSSN-0090)",
+            "this Glance has nothing else: switch it on, or use strategy cache and no uploads (OSSN-0090)"
+            if not isinstance(api, Untold) and api < LOCATION_API
+            else "use strategy store or cache and [uploads] location_api = auto, rather than switch it on (OSSN-0090)",
         )
     if not on:
-        return Check(name, "ok", "off, and show_image_direct_url too")
+        return Check(
+            name, "ok", "off, and show_image_direct_url too; Cinder before 2025.2 clones nothing of a store then"
+        )
     return Check(
         name,
         "warn",
         f"{' and '.join(on)} on: readers of an image learn where its data lies, some can change that (OSSN-0065, "
         "OSSN-0090)",
-        f"{', '.join(needed)} needs it: keep get_image_location and set_image_location of Glance's policy to admin"
+        f"{', '.join(needed)} needs it: keep set_image_location and delete_image_location of Glance's policy to admin; "
+        "get_image_location too, but for Cinder before 2025.2, which reads locations in the user's name"
         if needed
-        else "set them to false in glance-api.conf, once Cinder has a [glance] login with the role service (Glance "
-        "2.17); Cinder without one needs them to clone",
+        else "set them to false in glance-api.conf, once Cinder is 2025.2 or newer and has a [glance] login with the "
+        "role service; another one needs them to clone",
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from worker.check import Check
 from worker.doctor.facts import SERVICES, Facts
 from worker.doctor.untold import Untold, untold
-from worker.sdk import Identity
+from worker.sdk import LOCATION_API, Identity
 from worker.settings import Settings
 from worker.survey import Clock
 
@@ -92,6 +92,8 @@ def _location_rights(facts: Facts, settings: Settings, grant: str, *, named: boo
     located = facts.located
     if isinstance(facts.image_api, Untold) or (isinstance(located, Untold) and not located.refused):
         return Check(name, "warn", "can't be tried while Glance does not answer", "see glance")
+    if facts.image_api < LOCATION_API:
+        return Check(name, "ok", "Glance has no New Location API, only what show_multiple_locations shows")
     advice = f"{grant} {SERVICE}, which fetch_image_location and add_image_location of Glance's policy want"
     if isinstance(located, Untold):
         return untold(name, located, advice, verdict="fail")

@@ -100,7 +100,7 @@ async def volumes_of(cloud: Cloud, image_id: str) -> tuple[Volume, ...]:
     )
 
 
-async def lying(cloud: Cloud, targets: Iterable[Target]) -> dict[str, tuple[Volume, ...]]:
+async def lying(cloud: Cloud, targets: Iterable[Target]) -> Mapping[str, tuple[Volume, ...]]:
     """What lies on those targets that have a budget, by image."""
 
     async def volumes() -> AsyncIterator[Volume]:

@@ -74,7 +74,7 @@ def target_checks(
     cached = decided.strategy == "cache"
     if cached and (entry := cache.entry_of(tuple(here), decided)):
         here = [entry]
-    copying = decided.strategy == "store" and decided.glance_store in image.importing
+    copying = decided.strategy == "store" and decided.glance_store in image.importing and image.import_locked
     for volume in here:
         named = any(location.volume_id == volume.id for location in locations)
         if copying and not named:

@@ -1,0 +1,16 @@
+"""How long ago something was, by another clock than ours. Pure."""
+
+from __future__ import annotations
+
+import math
+
+SKEW = 60.0
+"""Seconds that the clocks of a cloud may differ by."""
+
+
+def age(moment: float, now: float) -> float:
+    """Seconds since a moment, both in epoch seconds; infinite if it is yet to come.
+
+    For waits alone: to wait until a clock that was set back has caught up could take hours.
+    """
+    return math.inf if moment > now + SKEW else now - moment

@@ -1,0 +1,13 @@
+# What this release needs beyond its requirements.txt; sourced by devcloud.
+# shellcheck shell=bash disable=SC2034  # read by the scripts that source this
+
+# The libraries of its time have no wheels for a later one.
+PYTHONS=(python3.11)
+
+KEYSTONE_APP=keystone.wsgi.api:application
+GLANCE_APP=glance.wsgi.api:application
+GUNICORN_EXTRA=''
+
+# This Cinder does not ask Glance's New Location API: it finds an image's volumes only if Glance shows every reader where
+# its data lies.
+SWITCH[OLD_LOCATIONS]=1

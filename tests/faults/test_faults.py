@@ -1,0 +1,270 @@
+"""What operators fear, done to real services: everything converges, once, and nothing is left over."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import kombu
+import pytest
+import yaml
+
+from scripts.cloud.people import HOME, Person
+from tests.cloud.conftest import PASSWORD, TARGETS, devcloud, groups, rabbitmqctl, until
+from tests.cloud.proxy import Fault, Proxy
+from tests.faults.conftest import LANES, Scene
+from tests.worker_process import WorkerProcess
+
+log = logging.getLogger(__name__)
+Worker = Callable[..., WorkerProcess]
+GLANCE, CINDER = "http://127.0.0.1:9292", "http://127.0.0.1:8776"
+KILLS, IMAGES, UPLOADS = (
+    int(os.environ.get(name, "0")) or few for name, few in (("KILLS", 30), ("IMAGES", 40), ("UPLOADS", 20))
+)
+AWAY = 10.0
+# Each kind of answer and each service by itself; else all kinds in turn, and the service that does the work
+LONG = bool(os.environ.get("LONG"))
+ANSWERS = ["an error", "dropped", "late", "cut short", "garbage"] if LONG else ["wrong in one way or another"]
+FEW = 2 if LONG else 1
+SERVICES = ["cinder-volume", *(["mariadb", "cinder-scheduler", "cinder-api", "keystone"] if LONG else [])]
+FAULTS: list[Fault] = [429, 500, 503, 504, "drop", "delay", "cut", "garbage"]
+
+
+@contextmanager
+def behind(folder: Path, *services: Proxy) -> Iterator[WorkerProcess]:
+    """A worker that reaches Glance and Cinder by way of proxies."""
+    glance, cinder = services
+    clouds = yaml.safe_load((HOME / "clouds.yaml").read_text())
+    entry = clouds["clouds"]["operator"]
+    entry["image_endpoint_override"] = glance.url
+    entry["block_storage_endpoint_override"] = f"{cinder.url}/v3/{Person('operator').project_id}"
+    file = folder / "clouds.yaml"
+    file.write_text(yaml.safe_dump(clouds))
+    file.chmod(0o600)
+    with WorkerProcess(folder, groups(), clouds=file) as process:
+        process.wait_ready()
+        yield process
+
+
+@pytest.mark.fault(f"the worker killed -9, {KILLS} times")
+def test_killed_at_any_moment(worker: Worker, scene: Scene) -> None:
+    seed = random.randrange(1 << 30)
+    moments = random.Random(seed)
+    process = worker(groups(work=LANES))
+    loading = threading.Thread(target=scene.load, args=(IMAGES, UPLOADS))
+    loading.start()
+    for _ in range(KILLS):
+        process.start()
+        # It takes about two seconds to start: from before its first request to the middle of its work
+        time.sleep(moments.uniform(1.0, 6.0))
+        process.kill()
+    loading.join()
+    log.info("seed %s", seed)
+    process.start()
+    process.wait_ready()
+    scene.converged()
+    scene.reported(process)
+
+
+@pytest.mark.parametrize("what", ANSWERS)
+@pytest.mark.fault("every answer of Glance and Cinder {} for a while")
+def test_no_answer_for_a_while(tmp_path: Path, scene: Scene, what: str) -> None:
+    faults: dict[str, list[Fault]] = {
+        "an error": [429, 500, 503, 504], "dropped": ["drop"], "late": ["delay"], "cut short": ["cut"],
+        "garbage": ["garbage"],
+    }  # fmt: skip
+    kinds = itertools.cycle(faults.get(what, FAULTS))
+    with Proxy(GLANCE) as glance, Proxy(CINDER) as cinder, behind(tmp_path, glance, cinder) as process:
+        for service in (glance, cinder):
+            service.fault = lambda method, path: next(kinds)
+        scene.load(2, 1)
+        until(lambda: glance.faults > 3, what="it tries")
+        time.sleep(5)
+        for service in (glance, cinder):
+            service.fault = lambda method, path: None
+        scene.converged()
+        scene.reported(process)
+
+
+@pytest.mark.fault("a third of all answers wrong, late, cut or lost, also of writes that were done")
+def test_a_third_of_all_answers(tmp_path: Path, scene: Scene) -> None:
+    seed = random.randrange(1 << 30)
+    dice = random.Random(seed)
+
+    def fault(method: str, path: str) -> Fault:
+        if dice.random() > 0.33:
+            return None
+        return dice.choice(FAULTS if method == "GET" else ["lose", "lose", "lose", *FAULTS])
+
+    log.info("seed %s", seed)
+    with Proxy(GLANCE) as glance, Proxy(CINDER) as cinder, behind(tmp_path, glance, cinder) as process:
+        for service in (glance, cinder):
+            service.fault, service.delay = fault, 0.5
+        scene.load(4, 3)
+        scene.converged()
+        assert min(glance.faults, cinder.faults) > 5
+        scene.reported(process)
+
+
+@pytest.mark.fault("its token revoked in Keystone")
+def test_the_token_is_revoked(tmp_path: Path, scene: Scene) -> None:
+    with Proxy(GLANCE) as glance, Proxy(CINDER) as cinder, behind(tmp_path, glance, cinder) as process:
+        scene.load(1, 1)
+        until(lambda: cinder.tokens, what="it asks")
+        known = (glance.tokens | cinder.tokens) - {""}
+        identity = scene.admin.connection.identity
+        for token in known:
+            answer = identity.delete("/auth/tokens", headers={"X-Subject-Token": token})
+            assert answer.status_code == 204, answer.text
+        # The services remember who they have let in
+        devcloud("restart", "memcached")
+        scene.load(2, 1)
+        scene.converged()
+        assert (glance.tokens | cinder.tokens) - known - {""}, "it has fetched no other"
+        scene.reported(process)
+
+
+@pytest.mark.parametrize("what", SERVICES)
+@pytest.mark.fault("{} stopped for a while")
+def test_a_service_is_away(worker: Worker, scene: Scene, what: str) -> None:
+    process = worker(groups(work=LANES))
+    process.start()
+    process.wait_ready()
+    scene.load(FEW, FEW)
+    devcloud("stop", what)
+    try:
+        time.sleep(AWAY)
+    finally:
+        devcloud("start", what)
+    scene.load(1, 1)
+    scene.converged()
+    scene.reported(process)
+
+
+def restarted() -> None:
+    devcloud("stop", "rabbitmq")
+    time.sleep(AWAY)
+    devcloud("start", "rabbitmq")
+
+
+def closed() -> None:
+    for _ in range(5):
+        rabbitmqctl("close_all_connections", "fault")
+        time.sleep(2)
+
+
+def deleted() -> None:
+    queues = ("upload", "reclaim", "prewarm.local-1", "prewarm.local-2")
+    for vhost, names in (
+        ("", ["image-volume-worker-test"]),
+        ("worker", [f"image-volume-worker-test.{name}" for name in queues]),
+    ):
+        with kombu.Connection(f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/{vhost}") as connection:
+            for name in names:
+                connection.default_channel.queue_delete(name)
+
+
+def short_of_memory() -> None:
+    rabbitmqctl("set_vm_memory_high_watermark", "0.00001")
+    try:
+        time.sleep(AWAY)
+    finally:
+        rabbitmqctl("set_vm_memory_high_watermark", "0.4")
+
+
+@pytest.mark.parametrize(
+    "what",
+    ["stopped for a while", "closes all connections, five times", "loses our queues", "is short of memory for a while"],
+)
+@pytest.mark.fault("RabbitMQ {}")
+def test_rabbitmq(worker: Worker, scene: Scene, what: str) -> None:
+    process = worker(groups(work=LANES, resync={"interval": 60}))
+    process.start()
+    process.wait_ready()
+    scene.load(FEW, FEW)
+    broken = threading.Thread(
+        target={"stopped": restarted, "closes": closed, "loses": deleted, "is": short_of_memory}[
+            what.split(maxsplit=1)[0]
+        ]
+    )
+    broken.start()
+    if what.split(maxsplit=1)[0] != "stopped":
+        # Cinder itself can't take a request without its broker
+        scene.load(FEW, 1)
+    broken.join()
+    scene.load(1, FEW - 1)
+    scene.converged(swallowed=True)
+    process.wait_ready()
+    scene.reported(process)
+
+
+@pytest.mark.fault("two replicas: one killed; one frozen until its lanes had moved, then thawed")
+def test_two_replicas(worker: Worker, scene: Scene) -> None:
+    first, second, third = (worker(groups(work=LANES)) for _ in range(3))
+    for process in (first, second):
+        process.start()
+        process.wait_ready()
+    scene.load(FEW, FEW)
+    first.kill()
+    third.start()
+    third.wait_ready()
+    scene.load(FEW, FEW)
+    second.signal(signal.SIGSTOP)
+    scene.load(1, 1)
+    # The broker takes it for dead when it has missed its heartbeats: a minute or more
+    newest = scene.images[-1]
+    until(
+        lambda: {line["target"] for line in third.events("job_done") if line["image_id"] == newest} == set(TARGETS),
+        what="the third has the lanes",
+        seconds=300,
+    )
+    second.signal(signal.SIGCONT)
+    scene.converged()
+    scene.reported(second, third)
+
+
+@pytest.mark.fault("Glance's staging area full")
+def test_no_room_for_staging(worker: Worker, scene: Scene) -> None:
+    staging = HOME / "data" / "glance" / "staging"
+    process = worker(groups(work=LANES))
+    process.start()
+    process.wait_ready()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", staging], check=True)
+    try:
+        scene.load(2, 1)
+        until(lambda: process.events("job_again"), what="it does not work")
+        time.sleep(AWAY)
+    finally:
+        # An import may have a file open there
+        subprocess.run(["umount", "--lazy", staging], check=True)
+    scene.converged()
+    scene.reported(process)
+
+
+@pytest.mark.parametrize("what", ["two hours ahead", "two hours back"])
+@pytest.mark.fault("the worker's clock jumps {}")
+def test_the_clock_jumps(tmp_path: Path, scene: Scene, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A module that Python runs first, in the worker alone: the clock is real time and what a file says
+    offset = tmp_path / "offset"
+    offset.write_text("0")
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import time\n_real = time.time\ntime.time = lambda: _real() + float(open({str(offset)!r}).read() or 0)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with WorkerProcess(tmp_path, groups(), clouds=HOME / "clouds.yaml") as process:
+        process.wait_ready()
+        scene.load(2, 1)
+        offset.with_suffix(".new").write_text("7200" if what.endswith("ahead") else "-7200")
+        offset.with_suffix(".new").rename(offset)
+        scene.load(2, 1)
+        scene.converged()
+        scene.reported(process)

@@ -1,0 +1,65 @@
+"""Whose turn it is, and when a lane is looked through."""
+
+from __future__ import annotations
+
+import pytest
+
+from worker.turns import PAUSE, SHARE, Sweep, Turns
+
+
+def lane(**waiting: int) -> Turns[str]:
+    turns: Turns[str] = Turns()
+    for project, count in waiting.items():
+        for number in range(count):
+            turns.add(project, f"{project}{number}")
+    return turns
+
+
+def test_projects_take_turns() -> None:
+    turns = lane(a=3, b=2, c=1)
+    assert [turns.begin() for _ in range(6)] == ["a0", "b0", "c0", "a1", "b1", "a2"]
+    assert not turns
+
+
+def test_who_has_the_most_in_progress_comes_last() -> None:
+    turns = lane(a=3)
+    assert [turns.begin(), turns.begin()] == ["a0", "a1"]
+    turns.add("b", "b0")
+    turns.add("b", "b1")
+    assert [turns.begin(), turns.begin()] == ["b0", "b1"]
+    turns.end("b")
+    turns.add("b", "b2")
+    # One of b's against two of a's
+    assert turns.begin() == "b2"
+
+
+def test_nothing_waits() -> None:
+    with pytest.raises(LookupError):
+        lane().begin()
+
+
+def test_the_surplus_is_the_youngest_of_the_largest() -> None:
+    turns = lane(a=5, b=2)
+    assert turns.surplus(3) == ["a3", "a4"]
+    assert turns.surplus(3) == []
+    assert len(turns) == 5
+    assert [turns.begin() for _ in range(5)] == ["a0", "b0", "a1", "b1", "a2"]
+
+
+def test_a_sweep_goes_once_through_what_waits_and_then_rests() -> None:
+    sweep = Sweep()
+    assert not sweep.due(0, now=0.0)
+    assert sweep.due(30, now=100.0)
+    sweep.passed(20, now=101.0)
+    assert sweep.due(10, now=101.0)
+    sweep.passed(20, now=102.0)
+    pause = max(PAUSE, SHARE * 2.0)
+    assert not sweep.due(500, now=102.0 + pause - 0.1)
+    assert sweep.due(500, now=102.0 + pause)
+
+
+def test_a_short_sweep_rests_too() -> None:
+    sweep = Sweep()
+    assert sweep.due(1, now=0.0)
+    sweep.passed(1, now=0.0)
+    assert not sweep.due(1, now=PAUSE - 0.1)

@@ -1,0 +1,78 @@
+"""Whose turn it is in a lane: projects take turns, so that a burst of one does not starve the others. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+PAUSE = 10.0
+"""Seconds between two sweeps of a lane, at least."""
+SHARE = 20
+"""A sweep is followed by a pause of this many times its length: it may cost the broker a twentieth of its time."""
+
+
+class Turns(Generic[T]):
+    """What waits in one lane, by project. Next is who has the fewest jobs in progress; of those who waited longest."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[T]] = {}
+        self._busy: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    def add(self, project: str, item: T) -> None:
+        """It waits from now on, behind what waits of its project."""
+        self._waiting.setdefault(project, deque()).append(item)
+
+    def begin(self) -> T:
+        """Whose turn it is; it is in progress from now on. LookupError if nothing waits."""
+        project = min(self._waiting, key=lambda one: self._busy[one], default=None)
+        if project is None:
+            raise LookupError("nothing waits")
+        waiting = self._waiting.pop(project)
+        item = waiting.popleft()
+        if waiting:
+            # To the end of those who have as many in progress
+            self._waiting[project] = waiting
+        self._busy[project] += 1
+        return item
+
+    def end(self, project: str) -> None:
+        """One of the project's is no longer in progress."""
+        self._busy[project] -= 1
+        if not self._busy[project]:
+            del self._busy[project]
+
+    def surplus(self, keep: int) -> list[T]:
+        """Take out what the project with the most waiting has beyond its `keep` oldest."""
+        waiting: deque[T] = max(self._waiting.values(), key=len, default=deque())
+        taken = [waiting.pop() for _ in range(len(waiting) - keep)]
+        return taken[::-1]
+
+    def clear(self) -> None:
+        """Forget what waits."""
+        self._waiting.clear()
+
+
+class Sweep:
+    """When to look through a lane for other projects' jobs: once through all that waits in it, then a pause."""
+
+    def __init__(self) -> None:
+        self._left = 0
+        self._began = 0.0
+        self._next = 0.0
+
+    def due(self, depth: int, *, now: float) -> bool:
+        """Whether to go on, or to begin with `depth` messages to go through."""
+        if self._left <= 0 < depth and now >= self._next:
+            self._left, self._began = depth, now
+        return self._left > 0
+
+    def passed(self, count: int, *, now: float) -> None:
+        """So many were put back to the end of the lane."""
+        self._left -= count
+        if self._left <= 0:
+            self._next = now + max(PAUSE, SHARE * (now - self._began))
