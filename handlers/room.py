@@ -84,12 +84,13 @@ class Rooms:
     async def _victims(self, image: Image, target: Target, size: int) -> list[budget.Held]:
         if not target.has_budget:
             return []
-        there = [volume async for volume in self._cloud.list_volumes(target.name)]
+        # Before the look at what lies there: one that arrives meanwhile is then seen twice, not missed by both
         coming = {
             image_id: gigabytes
             for image_id, (gigabytes, since) in self._coming[target.name].items()
             if image_id != image.id and self._now() - since < KEPT_FOR
         }
+        there = [volume async for volume in self._cloud.list_volumes(target.name)]
         lying = budget.held(there, target, self._uses)
         since = budget.since(image, target, self._uses)
         going = await self._able(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,7 @@ import pytest
 from handlers import image_volume
 from tests.fake_cloud import PROJECT, FakeCloud, Fault
 from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
-from worker.cloud import GIB, Image, Location
+from worker.cloud import GIB, Image, Location, Volume
 from worker.errors import Blocked, NotFound, Temporary
 from worker.job import Key
 from worker.outcome import Again, Done, Park, Skip
@@ -497,6 +497,38 @@ async def test_many_at_once_do_not_all_take_the_last_place(cloud: FakeCloud) -> 
         await rig.quiet()
         assert peak == {"fast": 3, "slow": 2}
         assert sum(len(kept(cloud, image)) for image in images) == 5
+
+
+class Interrupted(FakeCloud):
+    """A cloud that is told what to wait for between looking at the volumes and answering what there are."""
+
+    meanwhile: Callable[[], Awaitable[None]] | None = None
+
+    async def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
+        there = [volume async for volume in super(Interrupted, self).list_volumes(tag)]
+        if self.meanwhile:
+            await self.meanwhile()
+        for volume in there:
+            yield volume
+
+
+async def test_one_that_arrives_while_the_room_is_counted_is_counted() -> None:
+    """Its volume is listed before it is marked as ours, and its place is given back before the listing ends."""
+    cloud = Interrupted(stores=STORES)
+    async with rig_of(cloud, "store", replace(FAST, max_count=1)) as rig:
+        older = cloud.upload()
+        cloud.ahead += 10.0
+        cloud.emit = rig.hear
+        cloud.seconds = 0.05
+        newer = cloud.upload()
+        while not cloud.of(newer.id):
+            await asyncio.sleep(0.001)
+        assert not any(ORIGIN in volume.metadata for volume in cloud.of(newer.id))
+        cloud.meanwhile = rig.quiet
+        outcome = await rig.prewarm.reconcile(Key("prewarm", older.id, "fast"), Polls())
+        assert isinstance(outcome, Skip)
+        assert "1 of 1" in outcome.reason
+        assert [kept(cloud, image) for image in (older, newer)] == [[], ["fast"]]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
