@@ -296,22 +296,13 @@ class Prewarm:
 
     async def _copy(self, stores: tuple[str, ...], seen: Seen, watch: Watch) -> Seen:
         """Ask Glance for one import into all stores where the image is wanted: it stages the data only once."""
-        for other in await self._stores.all():
-            if (
-                other.strategy == "store"
-                and other.glance_store not in (*stores, *(seen.image.stores or ()))
-                and policy.refusal(seen.image, other, self._policy) is None
-                and not self._unpopular(seen.image, other)
-                and self._suspects.get(other.name, 0.0) < self._now()
-                and await self._rooms.has_spare(seen.image, other, besides=len(stores))
-            ):
-                stores = (*stores, other.glance_store)
         if seen.image.id in self._copying:
             # Asked for by the job of another target, this very moment
             await watch.changed()
             return replace(seen, image=await self._image(seen))
         self._copying.add(seen.image.id)
         try:
+            stores = await self._with_others(stores, seen)
             async with self._locks.of(seen.image.id):
                 await self._cloud.copy_image(seen.image.id, stores)
             log.info("image_copy_began", stores=stores)
@@ -327,6 +318,20 @@ class Prewarm:
         finally:
             self._copying.discard(seen.image.id)
         return replace(seen, image=await self._image(seen), imported=True, asked=seen.asked | set(stores))
+
+    async def _with_others(self, stores: tuple[str, ...], seen: Seen) -> tuple[str, ...]:
+        """These stores and those of all other targets that want the image and have room for it."""
+        for other in await self._stores.all():
+            if (
+                other.strategy == "store"
+                and other.glance_store not in (*stores, *(seen.image.stores or ()))
+                and policy.refusal(seen.image, other, self._policy) is None
+                and not self._unpopular(seen.image, other)
+                and self._suspects.get(other.name, 0.0) < self._now()
+                and await self._rooms.has_spare(seen.image, other, besides=len(stores))
+            ):
+                stores = (*stores, other.glance_store)
+        return stores
 
     def _remember(self, image_id: str, stores: tuple[str, ...]) -> None:
         """Note that what comes to lie in these stores is of our making."""

@@ -246,11 +246,11 @@ def backlog(options: argparse.Namespace) -> list[Row]:
     width, seconds = 20, options.seconds
     stores = {f"cinder-t{number}": f"t{number}" for number in range(options.targets)}
     targets = tuple(
-        Target(name=name, volume_type=name, strategy="location", glance_store=store, max_concurrent=width)
+        Target(name=name, volume_type=name, strategy=options.strategy, glance_store=store, max_concurrent=width)
         for store, name in stores.items()
     )
 
-    async def run() -> float:
+    async def run() -> tuple[float, float]:
         cloud = FakeCloud(stores=stores, multiple_locations=True, seconds=seconds, latency=options.latency)
         limits = Limits(poll_min=0.5, poll_max=15.0)
         async with Rig(cloud, targets=targets, policy=Policy(), limits=limits) as rig:
@@ -263,13 +263,13 @@ def backlog(options: argparse.Namespace) -> list[Row]:
             await rig.quiet(within=120)
             volumes = len(cloud.volumes)
             assert volumes == len(stores) * len(images), f"{volumes} volumes for {len(images)} images"
-            return took
+            return took, sum(cloud.calls.values()) / volumes
 
-    took = asyncio.run(run())
+    took, requests = asyncio.run(run())
     bound = -(-options.images // width) * seconds
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [{"images": options.images, "targets": len(stores), "at once": width, "create s": seconds,
-             "request s": options.latency, "took s": took, "bound s": bound, "of the bound": bound / took,
+             "request s": options.latency, "requests a volume": requests, "took s": took, "bound s": bound, "of the bound": bound / took,
              "peak MiB": peak}]  # fmt: skip
 
 
@@ -572,6 +572,7 @@ def main() -> int:  # noqa: PLR0915  a line an option
     one = commands.add_parser("backlog", parents=[common])
     one.add_argument("--images", type=int, default=500)
     one.add_argument("--targets", type=int, default=2)
+    one.add_argument("--strategy", choices=("location", "store"), default="location")
     one.add_argument("--seconds", type=float, default=2.0, help="until a volume is made")
     one.add_argument("--latency", type=float, default=0.0, help="of each request")
     one.set_defaults(run=backlog)

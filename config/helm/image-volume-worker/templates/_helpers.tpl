@@ -2,15 +2,20 @@
 {{- .Values.nameOverride | default .Chart.Name | trunc 63 | trimSuffix "-" -}}
 {{- end -}}
 
-{{/* Short enough for what is put behind it: names of jobs have 63 letters at most, a CronJob's 52 */}}
-{{- define "image-volume-worker.fullname" -}}
+{{- define "image-volume-worker.wholeName" -}}
 {{- if .Values.fullnameOverride -}}
-{{- .Values.fullnameOverride | trunc 43 | trimSuffix "-" -}}
+{{- .Values.fullnameOverride -}}
 {{- else if contains (include "image-volume-worker.name" .) .Release.Name -}}
-{{- .Release.Name | trunc 43 | trimSuffix "-" -}}
+{{- .Release.Name -}}
 {{- else -}}
-{{- printf "%s-%s" .Release.Name (include "image-volume-worker.name" .) | trunc 43 | trimSuffix "-" -}}
+{{- printf "%s-%s" .Release.Name (include "image-volume-worker.name" .) -}}
 {{- end -}}
+{{- end -}}
+
+{{/* What is too long is refused, see check: names of jobs have 63 letters at most, a CronJob's 52. Two releases whose names
+     were cut to the same would share objects */}}
+{{- define "image-volume-worker.fullname" -}}
+{{- include "image-volume-worker.wholeName" . | trunc 43 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "image-volume-worker.selectorLabels" -}}
@@ -114,6 +119,29 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- if le (include "image-volume-worker.grace" . | int) (include "image-volume-worker.drain" . | int) -}}
 {{- $faults = append $faults "terminationGracePeriodSeconds: has to be more than config.work.drain_timeout (30 unless set), or jobs in progress are killed" -}}
+{{- end -}}
+{{- range $label := list "app.kubernetes.io/name" "app.kubernetes.io/instance" "app.kubernetes.io/component" -}}
+{{- if hasKey $.Values.podLabels $label -}}
+{{- $faults = append $faults (printf "podLabels: %s is the chart's own; pods are found by it" $label) -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.updateStrategy -}}
+{{- $none := list "0" "0%" -}}
+{{- if and (eq .type "RollingUpdate") (has (toString .rollingUpdate.maxSurge) $none) (has (toString .rollingUpdate.maxUnavailable) $none) -}}
+{{- $faults = append $faults "updateStrategy.rollingUpdate: with maxSurge and maxUnavailable 0 no pod can ever be replaced" -}}
+{{- end -}}
+{{- end -}}
+{{- with .Values.secrets.clouds.value -}}
+{{- $entry := $.Values.config.cloud.name -}}
+{{- $clouds := (fromYaml .).clouds -}}
+{{- if not (kindIs "map" $clouds) -}}
+{{- $faults = append $faults "secrets.clouds.value: not the text of a clouds.yaml" -}}
+{{- else if and $entry (not (hasKey $clouds $entry)) -}}
+{{- $faults = append $faults (printf "secrets.clouds.value: has no entry %s (config.cloud.name), only %s" $entry (keys $clouds | sortAlpha | join ", ")) -}}
+{{- end -}}
+{{- end -}}
+{{- if gt (include "image-volume-worker.wholeName" . | len) 43 -}}
+{{- $faults = append $faults (printf "fullnameOverride: give a name of at most 43 letters, %s is too long for what is put behind it" (include "image-volume-worker.wholeName" .)) -}}
 {{- end -}}
 {{- if $faults -}}
 {{- fail (printf "\n  %s" (join "\n  " $faults)) -}}
