@@ -505,7 +505,7 @@ class Interrupted(FakeCloud):
     meanwhile: Callable[[], Awaitable[None]] | None = None
 
     async def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
-        there = [volume async for volume in super(Interrupted, self).list_volumes(tag)]
+        there = [volume async for volume in super().list_volumes(tag)]
         if self.meanwhile:
             await self.meanwhile()
         for volume in there:
