@@ -269,8 +269,8 @@ def backlog(options: argparse.Namespace) -> list[Row]:
     bound = -(-options.images // width) * seconds
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return [{"images": options.images, "targets": len(stores), "at once": width, "create s": seconds,
-             "request s": options.latency, "requests a volume": requests, "took s": took, "bound s": bound, "of the bound": bound / took,
-             "peak MiB": peak}]  # fmt: skip
+             "request s": options.latency, "requests a volume": requests, "took s": took, "bound s": bound,
+             "of the bound": bound / took, "peak MiB": peak}]  # fmt: skip
 
 
 def gone(options: argparse.Namespace) -> list[Row]:

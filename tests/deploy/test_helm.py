@@ -298,7 +298,11 @@ WRONG: list[tuple[str, object, str]] = [
     ("secrets/password", "x", "'password' not allowed"),
     ("secrets/clouds", {"value": "clouds: ["}, "secrets.clouds.value: not the text of a clouds.yaml"),
     ("secrets/clouds", {"value": "clouds.yaml"}, "secrets.clouds.value: not the text of a clouds.yaml"),
-    ("secrets/clouds", {"value": "clouds: {a: {}, b: {}}"}, "no entry image-volume-worker (config.cloud.name), only a, b"),
+    (
+        "secrets/clouds",
+        {"value": "clouds: {a: {}, b: {}}"},
+        "no entry image-volume-worker (config.cloud.name), only a, b",
+    ),
     ("podLabels", {"app.kubernetes.io/component": "x"}, "podLabels: app.kubernetes.io/component is the chart's own"),
     ("updateStrategy/rollingUpdate", {"maxSurge": 0, "maxUnavailable": "0%"}, "no pod can ever be replaced"),
     ("fullnameOverride", "x" * 44, "fullnameOverride: give a name of at most 43 letters"),
