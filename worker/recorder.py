@@ -63,7 +63,8 @@ class Recorder:
         """The notification as a line; nothing of what nobody can read, since it could hold anything."""
         try:
             return Recorded(line=line_of(decode(body)))
-        except Malformed as error:
+        except (Malformed, RecursionError) as error:
+            # What is deeper than Python can follow was never a notification of Glance's or Cinder's
             log.warning("message_not_recorded", reason=str(error))
             return Routed()
 

@@ -260,7 +260,7 @@ class Runner:
             task.add_done_callback(self._tasks.discard)
 
     def _sweep(self, lane: str) -> None:
-        """If one project fills all that was handed out, look behind its jobs for those of others."""
+        """Look behind what was handed out for the jobs of projects whose turn comes sooner."""
         depth = self._lanes.depths().get(lane, 0)
         if lane in self._sweeping or not self._sweeps[lane].due(depth, now=time.monotonic()):
             return

@@ -80,6 +80,9 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
             warnings.simplefilter("ignore")
             session = region.get_session()
             connection = Connection(config=region)
+    except (AttributeError, TypeError, ValueError) as error:
+        # What is not where it belongs in a clouds.yaml surprises openstacksdk
+        raise Misconfigured([f"[cloud]: clouds.yaml or OS_* variables make no sense: {error}"]) from error
     except (openstack.exceptions.SDKException, ksa.ClientException) as error:
         named = os.environ.get("OS_CLIENT_CONFIG_FILE", "")
         hidden = [

@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
+PROJECTS = 10_000
+"""Of so many it is remembered when they had their last turn."""
 PAUSE = 10.0
 """Seconds between two sweeps of a lane, at least."""
 SHARE = 20
@@ -14,11 +16,14 @@ SHARE = 20
 
 
 class Turns(Generic[T]):
-    """What waits in one lane, by project. Next is who has the fewest jobs in progress; of those who waited longest."""
+    """What waits in one lane, by project. Next is who has the fewest in progress; of those, who waits since longest."""
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[T]] = {}
         self._busy: Counter[str] = Counter()
+        # What was put back and comes again has its turn before those who were served meanwhile
+        self._served: dict[str, int] = {}
+        self._begun = 0
 
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
@@ -29,15 +34,18 @@ class Turns(Generic[T]):
 
     def begin(self) -> T:
         """Whose turn it is; it is in progress from now on. LookupError if nothing waits."""
-        project = min(self._waiting, key=lambda one: self._busy[one], default=None)
+        project = min(self._waiting, key=lambda one: (self._busy[one], self._served.get(one, 0)), default=None)
         if project is None:
             raise LookupError("nothing waits")
-        waiting = self._waiting.pop(project)
-        item = waiting.popleft()
-        if waiting:
-            # To the end of those who have as many in progress
-            self._waiting[project] = waiting
+        item = self._waiting[project].popleft()
+        if not self._waiting[project]:
+            del self._waiting[project]
         self._busy[project] += 1
+        self._begun += 1
+        self._served.pop(project, None)
+        self._served[project] = self._begun
+        if len(self._served) > PROJECTS:
+            del self._served[next(iter(self._served))]
         return item
 
     def end(self, project: str) -> None:
@@ -47,10 +55,17 @@ class Turns(Generic[T]):
             del self._busy[project]
 
     def surplus(self, keep: int) -> list[T]:
-        """Take out what the project with the most waiting has beyond its `keep` oldest."""
-        waiting: deque[T] = max(self._waiting.values(), key=len, default=deque())
-        taken = [waiting.pop() for _ in range(len(waiting) - keep)]
-        return taken[::-1]
+        """Take out all but the `keep` that are next, the oldest of each project first."""
+        kept: Counter[str] = Counter()
+        for _ in range(min(keep, len(self))):
+            left = (one for one, waiting in self._waiting.items() if kept[one] < len(waiting))
+            kept[min(left, key=lambda one: (self._busy[one] + kept[one], self._served.get(one, 0)))] += 1
+        taken: list[T] = []
+        for project, waiting in list(self._waiting.items()):
+            taken += [waiting.pop() for _ in range(len(waiting) - kept[project])][::-1]
+            if not waiting:
+                del self._waiting[project]
+        return taken
 
     def clear(self) -> None:
         """Forget what waits."""

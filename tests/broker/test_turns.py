@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from tests.broker.hands import until
 from tests.broker.rabbitmq import RabbitMQ
 from tests.rig import Scripted, job
@@ -17,7 +19,8 @@ from worker.runner import Limits, Runner
 from worker.uses import Uses
 
 
-async def test_a_thousand_images_of_one_project_do_not_starve_another(rabbitmq: RabbitMQ) -> None:
+@pytest.mark.parametrize("projects", [1, 6, 30])
+async def test_a_thousand_images_of_others_do_not_starve_a_project(rabbitmq: RabbitMQ, projects: int) -> None:
     async def work(key: Key, watch: Watch) -> Outcome:
         await asyncio.sleep(0.05)
         return Done()
@@ -30,7 +33,7 @@ async def test_a_thousand_images_of_one_project_do_not_starve_another(rabbitmq: 
     burst = [Key("h", f"burst-{number}") for number in range(1000)]
     other = Key("h", "other")
     try:
-        await lanes.publish(job(key, project="a") for key in burst)
+        await lanes.publish(job(key, project=f"a{number % projects}") for number, key in enumerate(burst))
         await lanes.publish([job(other, project="b")])
         await lanes.open(runner.prefetch, runner.deliver)
         await until(lambda: other in handler.tries)

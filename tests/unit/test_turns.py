@@ -33,17 +33,50 @@ def test_who_has_the_most_in_progress_comes_last() -> None:
     assert turns.begin() == "b2"
 
 
+def test_who_was_put_back_has_not_had_a_turn() -> None:
+    turns = lane(a=1, b=1, c=1)
+    assert turns.begin() == "a0"
+    assert turns.surplus(1) == ["c0"]
+    turns.add("a", "a1")
+    turns.end("a")
+    assert turns.begin() == "b0"
+    turns.end("b")
+    turns.add("b", "b1")
+    turns.add("c", "c0")
+    assert [turns.begin() for _ in range(3)] == ["c0", "a1", "b1"]
+
+
+def test_only_so_many_projects_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.turns.PROJECTS", 2)
+    turns = lane(a=1, b=1, c=1)
+    assert [turns.begin() for _ in range(3)] == ["a0", "b0", "c0"]
+    for project in "abc":
+        turns.end(project)
+        turns.add(project, project)
+    assert [turns.begin() for _ in range(3)] == ["a", "b", "c"]
+
+
 def test_nothing_waits() -> None:
     with pytest.raises(LookupError):
         lane().begin()
 
 
-def test_the_surplus_is_the_youngest_of_the_largest() -> None:
-    turns = lane(a=5, b=2)
-    assert turns.surplus(3) == ["a3", "a4"]
-    assert turns.surplus(3) == []
+def test_the_surplus_is_what_is_not_next() -> None:
+    turns = lane(a=5, b=2, c=1, d=1)
+    assert turns.surplus(5) == ["a2", "a3", "a4", "b1"]
+    assert turns.surplus(5) == []
     assert len(turns) == 5
-    assert [turns.begin() for _ in range(5)] == ["a0", "b0", "a1", "b1", "a2"]
+    assert [turns.begin() for _ in range(5)] == ["a0", "b0", "c0", "d0", "a1"]
+
+
+def test_the_surplus_is_of_who_has_the_most_in_progress() -> None:
+    turns = lane(a=3, b=1)
+    assert [turns.begin(), turns.begin()] == ["a0", "b0"]
+    turns.end("b")
+    turns.add("c", "c0")
+    assert turns.surplus(1) == ["a1", "a2"]
+    assert turns.begin() == "c0"
+    assert not turns
 
 
 def test_a_sweep_goes_once_through_what_waits_and_then_rests() -> None:
