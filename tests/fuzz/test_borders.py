@@ -17,7 +17,7 @@ from tests.fuzz.borders import Borders
 
 INPUTS = int(os.environ.get("FUZZ", "50000"))
 # Of these shares; parsing a configuration takes a hundred times as long as the others
-SHARES = {"wire": 0.4, "lane": 0.13, "capture": 0.1, "answer": 0.3, "configuration": 0.02, "url": 0.05}
+SHARES = {"wire": 0.35, "record": 0.05, "lane": 0.13, "capture": 0.1, "answer": 0.3, "configuration": 0.02, "url": 0.05}
 ROOM = 200
 """MiB that all inputs together may add to the process; one that were kept would add up to more."""
 

@@ -36,10 +36,10 @@ def test_half_a_message_tells_no_secret(message: object) -> None:
 
 @pytest.mark.parametrize(
     "secret",
-    ["ab'cdS3CRET", 'ab"cdS3CRET', "ab\\cdS3CRET", "ab\\\"S3CRET", 'S3CRET\\', "a,b:S3CRET", "S3CRET e"],
+    ["ab'cdS3CRET", 'ab"cdS3CRET', "ab\\cdS3CRET", 'ab\\"S3CRET', "S3CRET\\", "a,b:S3CRET", "S3CRET e"],
     ids=["apostrophe", "quote", "backslash", "both", "at the end", "comma", "blank"],
 )
-@pytest.mark.parametrize("name", ["password", "adminPass", "auth_token", "user_data", "_context_auth_token", "ec2_keys"])
+@pytest.mark.parametrize("name", ["password", "adminPass", "auth_token", "user_data", "_context_auth_token"])
 def test_no_letter_ends_a_secret(name: str, secret: str) -> None:
     message = {"event_type": "x", "payload": {name: secret, "size": 5}}
     for body in (envelope(message), json.dumps(message).encode()):
@@ -82,7 +82,13 @@ def test_what_is_no_secret_stays() -> None:
     assert masked_bytes(body) == body
 
 
-@pytest.mark.parametrize("piece", [b"a", b"token", b'token"', b'token":', b"\\", b'"', b"gAAAA", b"://a:", b"token\\", b"://a:b@", b",a:", b'token":"', b'token":{'])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"a", b"token", b'token"', b'token":', b"\\", b'"', b"gAAAA", b"://a:", b"token\\", b"://a:b@", b",a:",
+        b'token":"', b'token":{', b"x-", b"authorization: ",
+    ],
+)  # fmt: skip
 def test_it_takes_no_longer_however_it_is_made(piece: bytes) -> None:
     """Sixteen times as much takes some sixteen times as long: not its square."""
 
