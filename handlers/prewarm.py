@@ -10,6 +10,7 @@ import structlog
 
 from handlers import ROUTES, actions, budget, image_volume, policy, strategies
 from handlers.disposal import Disposal
+from handlers.imports import Imports
 from handlers.room import Rooms
 from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, registered, store
 from handlers.target_store import TargetStores
@@ -76,9 +77,10 @@ class Prewarm:
         self._copying: set[str] = set()
         self._copied: dict[str, frozenset[str]] = {}
         self._shelves: dict[str, budget.Shelf] = {}
+        self._imports = Imports()
 
     def keys(self, notification: Notification) -> Iterable[Key]:
-        """The image on every target; on one if the notification is about a volume that we made for that one."""
+        """The image on every target; on one if the notification tells of nothing but that one."""
         if target := self._uses.heard(notification):
             known = target in self._targets
             return (Key(self.name, notification.source_image_id, target),) if known else ()
@@ -87,7 +89,11 @@ class Prewarm:
         # Of an image's life only its being active concerns us; text payloads tell no status
         if notification.event_type.startswith("image.") and notification.status not in ("active", ""):
             return ()
-        targets = (notification.target,) if notification.target in self._targets else self._targets
+        targets: Iterable[str] = (notification.target,) if notification.target in self._targets else self._targets
+        if notification.event_type.startswith("image.") and self._resolved:
+            arrived = self._imports.arrived(notification)
+            if arrived is not None:
+                targets = [target.name for target in self._resolved if target.glance_store in arrived]
         return tuple(Key(self.name, notification.image_id, target) for target in targets)
 
     def lanes(self) -> Mapping[str, int]:

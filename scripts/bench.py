@@ -254,6 +254,8 @@ def backlog(options: argparse.Namespace) -> list[Row]:
         cloud = FakeCloud(stores=stores, multiple_locations=True, seconds=seconds, latency=options.latency)
         limits = Limits(poll_min=0.5, poll_max=15.0)
         async with Rig(cloud, targets=targets, policy=Policy(), limits=limits) as rig:
+            # A worker begins with one
+            await rig.resync()
             cloud.emit = rig.hear
             began = time.monotonic()
             images = [cloud.upload() for _ in range(options.images)]

@@ -169,6 +169,10 @@ class FakeCloud:
         """Put an image's notification on the bus."""
         image = self.images.get(image_id)
         properties = dict(image.properties) if image else {}
+        if image and image.import_locked:
+            properties["os_glance_import_task"] = "one"
+        if image:
+            properties["os_glance_importing_to_stores"] = ",".join(sorted(image.importing))
         payload = {"id": image_id, "status": status or (image.status if image else ""), "properties": properties}
         self.emit(notification(event_type, payload))
 
@@ -221,6 +225,7 @@ class FakeCloud:
                 raise Conflict(f"Store for image_id {image_id} not found: {unknown[0]}")
             self.told("copy_image", image_id, *wanted)
             self.touch(image_id, import_locked=True, importing=frozenset(wanted), failed=frozenset())
+            self.announce("image.update", image_id)
             self._spawn(self._import(image_id, wanted))
 
     async def add_location(self, image_id: str, url: str) -> None:
@@ -458,8 +463,10 @@ class FakeCloud:
             metadata["readonly"] = "True"
             self.volumes[volume.id] = replace(volume, status="available", metadata=metadata)
             self._locate(image_id, store, volume.id)
-            self.touch(image_id, importing=image.importing - {store}, stores=(image.stores or frozenset()) | {store})
+            self.touch(image_id, stores=(image.stores or frozenset()) | {store})
             self.announce("image.upload", image_id)
+            self.touch(image_id, importing=image.importing - {store})
+            self.announce("image.update", image_id)
         if image_id in self.images:
             self.touch(image_id, import_locked=False)
             self.announce("image.update", image_id)

@@ -26,8 +26,8 @@ class Notification:
     Image-Volume the volume claims to be; `source_image_id` is the image a volume was made from.
     `project` is whose doing it is: an image's owner, who asked for a volume.
     `target` is the value of our own tag in the volume's metadata, `claimed` whether the metadata names the image (else
-    the volume's name alone does), `properties` are the names of the image's own properties. The message's context
-    (which can hold a live token) is dropped here.
+    the volume's name alone does), `properties` are the names of the image's own properties, `importing` the stores
+    that an import under way has still to fill. The message's context (which can hold a live token) is dropped here.
     """
 
     message_id: str
@@ -44,6 +44,7 @@ class Notification:
     target: str = ""
     claimed: bool = False
     properties: frozenset[str] = frozenset()
+    importing: frozenset[str] = frozenset()
 
     @property
     def is_use(self) -> bool:
@@ -125,11 +126,15 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
             "image_id": _uuid(metadata.get("glance_image_id")),
             "target": metadata.get(TAG, ""),
         }
+    properties = _pairs(payload.get("properties"))
+    # One that has failed leaves its list behind, but not its task
+    coming = properties.get("os_glance_importing_to_stores", "") if properties.get("os_glance_import_task") else ""
     return {
         "status": _text(payload, "status"),
         "image_id": _uuid(payload.get("image_id") or payload.get("id")),
         "project": _text(payload, "owner"),
-        "properties": frozenset(_pairs(payload.get("properties"))),
+        "properties": frozenset(properties),
+        "importing": frozenset(coming.split(",")) - {""},
     }
 
 

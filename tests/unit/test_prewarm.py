@@ -107,7 +107,7 @@ async def test_making_one_image_volume_costs_nine_calls_and_polls(rig: Rig, clou
     cloud.calls.clear()
     polls = Polls()
     assert isinstance(await rig.prewarm.reconcile(Key("prewarm", image.id, "fast"), polls), Done)
-    assert polls.count > 1
+    assert polls.count
     # Each wait is followed by one poll
     assert cloud.calls.total() - polls.count <= 9, cloud.calls
 

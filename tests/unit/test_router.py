@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import handlers
+from handlers import imports
 from tests.fake_cloud import FakeCloud, notification
 from tests.rig import FAST, SLOW, Rig
 from worker.job import Key
@@ -122,3 +123,50 @@ def test_what_never_ends_is_forgotten() -> None:
     for number in range(20_000):
         times.see(at("volume.create.start", 1.0, volume_id=str(number)))
     assert len(times._started) == 10_000
+
+
+@pytest.fixture
+async def located_rig() -> Rig:
+    """A worker that knows which store is on which target."""
+    rig = Rig(FakeCloud(stores={"cinder-1": "fast", "cinder-2": "slow"}))
+    await rig.prewarm.prepare({})
+    return rig
+
+
+async def test_a_copy_concerns_the_target_where_it_has_arrived(located_rig: Rig) -> None:
+    """As Glance tells of it: it takes one store after the other off its list, then ends."""
+    told = []
+    for line in (RECORDED / "image-import-copy-image.jsonl").read_text().splitlines():
+        body = json.loads(line)["raw"].encode()
+        notification = Notification.from_wire(body)
+        if "os_glance_importing_to_stores" in notification.properties and notification.status == "active":
+            concerned = {
+                job.key.target for job in located_rig.dispatcher.route(body).jobs if job.key.handler == "prewarm"
+            }
+            told.append((notification.event_type, notification.importing, concerned))
+    both = {"cinder-1", "cinder-2"}
+    assert told == [
+        ("image.update", both, {"fast", "slow"}),
+        ("image.update", both, {"fast", "slow"}),
+        ("image.prepare", both, set()),
+        ("image.upload", both, set()),
+        ("image.update", {"cinder-2"}, {"fast"}),
+        ("image.prepare", {"cinder-2"}, set()),
+        ("image.upload", {"cinder-2"}, set()),
+        ("image.update", set(), {"fast", "slow"}),
+        ("image.update", set(), {"fast", "slow"}),
+    ]
+
+
+async def test_what_a_failed_import_has_left_behind_hides_no_change(located_rig: Rig) -> None:
+    left = {"os_glance_importing_to_stores": "cinder-1", "os_glance_import_task": ""}
+    for event_type in ("image.update", "image.update", "image.upload"):
+        assert keys(located_rig, event_type, id=IMAGE, status="active", properties=left) == BOTH
+
+
+async def test_only_so_many_copies_are_remembered(located_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imports, "KEEP", 2)
+    running = {"os_glance_importing_to_stores": "cinder-1", "os_glance_import_task": "one"}
+    for number in range(4):
+        keys(located_rig, "image.update", id=f"{number:08}{IMAGE[8:]}", status="active", properties=running)
+    assert len(located_rig.prewarm._imports._coming) == 2
