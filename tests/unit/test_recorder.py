@@ -156,3 +156,10 @@ async def test_a_full_disk_is_told_and_nothing_is_acked() -> None:
 def test_a_message_without_a_type_is_none() -> None:
     with pytest.raises(Malformed):
         decoded(b"{}")
+
+
+def test_what_is_too_deep_to_follow_is_not_recorded(tmp_path: Path, recorder: Make) -> None:
+    one = recorder(tmp_path / "capture.jsonl")
+    for depth in (600, 900, 100_000):
+        body = b'{"event_type": "image.update", "payload": ' + b"[" * depth + b"]" * depth + b"}"
+        assert one.route(body) == Routed()

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import keystoneauth1.exceptions as ksa
@@ -14,7 +15,7 @@ import requests
 
 from worker import sdk
 from worker.cloud import Location, NewVolume
-from worker.errors import Blocked, Conflict, NotFound, Temporary
+from worker.errors import Blocked, Conflict, Misconfigured, NotFound, Temporary
 from worker.metrics import Metrics
 from worker.sdk import OpenStackCloud
 
@@ -241,3 +242,14 @@ async def test_urgent_requests_do_not_wait_behind_others() -> None:
     finally:
         held.set()
         await asyncio.gather(*waiting)
+
+
+@pytest.mark.parametrize("entry", [[1, 2], {"auth": {"auth_url": 7, "username": "u", "password": "p"}}])
+def test_a_clouds_yaml_of_another_shape_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: object
+) -> None:
+    file = tmp_path / "clouds.yaml"
+    file.write_text(json.dumps({"clouds": {"odd": entry}}))
+    monkeypatch.setattr(sdk, "CONFIG_FILES", [str(file)])
+    with pytest.raises(Misconfigured, match=r"\[cloud\]"):
+        sdk.connect(name="odd", timeout=1.0, concurrency=1)
