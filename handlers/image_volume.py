@@ -24,6 +24,8 @@ RECORD_EVERY = 3600.0
 STALLED_AFTER = 21_600.0
 # A scheduler takes seconds. A RabbitMQ that restarts forgets what Cinder's API has told the scheduler
 UNSCHEDULED_AFTER = 300.0
+# What an import of Glance's has left behind has been of use to nobody for so long, in seconds
+LEFT_OVER_AFTER = 3600.0
 USABLE = frozenset({"available", "in-use"})
 MAKING = frozenset({"creating", "downloading"})
 
@@ -129,6 +131,24 @@ def may_go(volume: Volume, image: Image, target: Target) -> bool:
         return True
     settled = not volume.foreign and (is_usable(volume) or is_broken(volume)) and volume.name == name_of(image.id)
     return settled and is_copy_of_ours(volume, image) and is_on(volume, target)
+
+
+def is_left_of_import(volume: Volume, image: Image, now: float) -> bool:
+    """Whether it is what an import of Glance's that has ended left behind, provided that it is no location.
+
+    An import holds its lock from before its first volume is made until its last one is a location.
+    """
+    made_by_glance = volume.metadata.get("glance_image_id") == image.id and "image_size" in volume.metadata
+    unknown = made_by_glance and not volume.source_volid and TAG not in volume.metadata and not volume.foreign
+    over = image.status == "active" and not image.import_locked and not image.importing
+    old = now - volume.created_epoch > LEFT_OVER_AFTER
+    return unknown and over and old and volume.name == name_of(image.id) and not is_leaving(volume)
+
+
+def may_be_deleted(volume: Volume, now: float) -> bool:
+    """Whether Cinder lets go of it: not of one in the making that a host has taken, nor in the middle of an attach."""
+    lost = is_stalled(volume, now) and not volume.scheduled
+    return lost or is_usable(volume) or is_broken(volume)
 
 
 def is_stalled(volume: Volume, now: float) -> bool:

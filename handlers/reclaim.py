@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+import structlog
+
 from handlers import ROUTES, budget, image_volume, policy
 from handlers.disposal import Disposal
 from handlers.room import Rooms
@@ -15,6 +17,8 @@ from worker.job import Key
 from worker.notification import Notification
 from worker.outcome import Again, Done, Outcome, Skip
 from worker.target import TAG, Target
+
+log = structlog.get_logger(__name__)
 
 # Making a volume of a large image takes its time; in seconds
 ABANDONED_AFTER = 21_600.0
@@ -54,7 +58,29 @@ class Reclaim:
         warming = await self._cloud.find_volumes(image_volume.warming_name_of(key.image_id))
         if left := [volume for volume in warming if self._is_abandoned(volume)]:
             return await self._disposal.delete(left, watch, why="nobody uses it any more", reason="left-over")
+        if left := await self._left_of_imports(image):
+            free = [volume for volume in left if image_volume.may_be_deleted(volume, self._now())]
+            if free:
+                why = "an import of Glance's has left it behind"
+                return await self._disposal.delete(free, watch, why=why, reason="left-over")
+            for volume in left:
+                log.warning("volume_stuck", volume_id=volume.id, status=volume.status, advice=_advice(volume))
         return await self._evict(image)
+
+    async def _left_of_imports(self, image: Image) -> list[Volume]:
+        """What imports of Glance's have left behind on our targets."""
+        volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
+        left = [volume for volume in volumes if image_volume.is_left_of_import(volume, image, self._now())]
+        if not left:
+            return []
+        stored = [target for target in await self._stores.all() if target.strategy != "cache"]
+        # Without locations: a Glance that hides them
+        located = {location.volume_id for location in await self._cloud.get_locations(image.id)}
+        return [
+            volume
+            for volume in left
+            if located and volume.id not in located and any(image_volume.is_on(volume, target) for target in stored)
+        ]
 
     async def _evict(self, image: Image) -> Outcome:
         """Have go what pre-warming has put where the image is not wanted, or where it takes too much room."""
@@ -112,6 +138,10 @@ class Reclaim:
                 if self._is_abandoned(volume):
                     yield f"a throw-away volume was left behind: {_text([volume])}"
                 continue
+            if self._looks_left(volume, image, volumes):
+                stuck = "" if image_volume.may_be_deleted(volume, self._now()) else f", {_advice(volume)}"
+                yield f"an import of Glance's has left it behind: {_text([volume])}{stuck}"
+                continue
             for target in self._resolved if image.status == "active" else ():
                 if not image_volume.may_go(volume, image, target):
                     continue
@@ -121,6 +151,20 @@ class Reclaim:
                     yield f"not wanted on {target.name} any more, {refusal}: {_text([volume])}{unless}"
                 elif volume.id in self._too_much:
                     yield f"the budget of target {target.name} is used up: {_text([volume])}"
+
+    def _looks_left(self, volume: Volume, image: Image, volumes: list[Volume]) -> bool:
+        """Whether an import may have left it behind; a bulk listing shows no locations, but another one that serves."""
+        return image_volume.is_left_of_import(volume, image, self._now()) and any(
+            target.strategy != "cache"
+            and image_volume.is_on(volume, target)
+            and any(image_volume.is_ours(other, target) and image_volume.is_usable(other) for other in volumes)
+            for target in self._resolved
+        )
+
+
+def _advice(volume: Volume) -> str:
+    """What an administrator can do about a volume that Cinder does not let go of."""
+    return f"Cinder keeps it {volume.status}; to have it deleted: openstack volume set --state error {volume.id}"
 
 
 def _text(volumes: Iterable[Volume]) -> str:

@@ -16,10 +16,7 @@ from handlers.strategies import (
 )
 from worker.cloud import Image, Volume
 from worker.outcome import Again, Done, Park, Skip
-from worker.target import TAG, Target
-
-# A volume of an import that nobody knows any more, in seconds
-LEFT_OVER_AFTER = 3600.0
+from worker.target import Target
 
 
 def is_registered(seen: Seen, target: Target) -> bool:
@@ -111,19 +108,11 @@ def _await_located(volume: Volume) -> Action:
 
 
 def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
-    """Whether a volume that is no location of the image stayed behind: one of ours, or of an import that failed."""
-    # Cinder does not let go of one in the making that a host has taken
-    lost = image_volume.is_stalled(volume, seen.now) and not volume.scheduled
-    if volume.foreign or not (lost or image_volume.is_usable(volume) or image_volume.is_broken(volume)):
+    """Whether a volume of ours that is no location of the image stayed behind."""
+    if volume.foreign or not image_volume.is_ours(volume, target) or not image_volume.may_be_deleted(volume, seen.now):
         return False
-    if image_volume.is_ours(volume, target):
-        # An entry of Cinder's cache too, from when the target had that strategy
-        return image_volume.FRESH not in volume.metadata or bool(seen.locations)
-    # Glance leaves its volume when an import ends badly; one that is being filled has no location yet either
-    importing = seen.image.import_locked or seen.image.importing
-    old = seen.now - volume.created_epoch > LEFT_OVER_AFTER
-    claims = volume.metadata.get("glance_image_id") == seen.image.id and TAG not in volume.metadata
-    return bool(claims and old and not importing and seen.locations and image_volume.is_on(volume, target))
+    # An entry of Cinder's cache too, from when the target had that strategy
+    return image_volume.FRESH not in volume.metadata or bool(seen.locations)
 
 
 def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:

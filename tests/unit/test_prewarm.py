@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import pytest
+import structlog
 
 from handlers import target_store
 from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
@@ -486,24 +487,60 @@ async def test_auto_is_not_guessed_where_glance_does_not_tell(cloud: FakeCloud) 
         target_store.resolve(FAST, (Store(id="file"), Store(id="cinder-fast")))
 
 
-async def test_what_a_failed_import_left_behind_goes_when_it_is_old(store_rig: Rig, cloud: FakeCloud) -> None:
+@pytest.mark.parametrize("status", ["available", "error"])
+async def test_what_a_failed_import_left_behind_goes_when_it_is_old(
+    store_rig: Rig, cloud: FakeCloud, status: str
+) -> None:
     image = cloud.upload()
     assert isinstance(await store_rig.run(image.id), Done)
     await cloud.quiet()
-    metadata = {"glance_image_id": image.id, "image_owner": PROJECT}
-    left = Volume(
-        id="left", name=f"image-{image.id}", status="available", volume_type="fast", size=1, metadata=metadata
-    )
+    metadata = {"glance_image_id": image.id, "image_owner": PROJECT, "image_size": "1"}
+    left = Volume(id="left", name=f"image-{image.id}", status=status, volume_type="fast", size=1, metadata=metadata)
+
+    async def stays() -> bool:
+        await store_rig.resync()
+        await store_rig.quiet()
+        return "left" in cloud.volumes
+
     cloud.volumes["left"] = replace(left, created_epoch=time.time() - 600)
-    assert isinstance(await store_rig.run(image.id), Done)
+    assert await stays()
+    old = cloud.volumes["left"] = replace(left, created_epoch=time.time() - 4000)
+    for other in (
+        {"importing": frozenset({"elsewhere"})},
+        {"import_locked": True},
+    ):
+        cloud.touch(image.id, **other)
+        assert await stays()
+        cloud.touch(image.id, importing=frozenset(), import_locked=False)
+    for kept in (
+        replace(old, volume_type="another's"),
+        replace(old, source_volid="a user's"),
+        replace(old, metadata=metadata | {"glance_image_id": "another"}),
+        replace(old, foreign=True),
+    ):
+        cloud.volumes["left"] = kept
+        assert await stays()
+    cloud.volumes["left"] = old
+    assert not await stays()
+
+
+@pytest.mark.parametrize("status", ["creating", "attaching", "detaching", "reserved"])
+async def test_what_cinder_does_not_let_go_of_is_told(store_rig: Rig, cloud: FakeCloud, status: str) -> None:
+    image = cloud.upload()
+    await store_rig.resync()
+    await store_rig.quiet()
+    metadata = {"glance_image_id": image.id, "image_owner": PROJECT, "image_size": "1"}
+    cloud.volumes["left"] = Volume(
+        id="left", name=f"image-{image.id}", status=status, volume_type="fast", size=1, metadata=metadata,
+        created_epoch=time.time() - 4000, scheduled=True, host="cloud@fast#fast",
+    )  # fmt: skip
+    (missing,) = await store_rig.resync()
+    assert (missing.key.handler, missing.key.image_id) == ("reclaim", image.id)
+    assert "openstack volume set --state error left" in missing.why
+    with structlog.testing.capture_logs() as told:
+        await store_rig.quiet()
+    assert [line["volume_id"] for line in told if line["event"] == "volume_stuck"] == ["left"]
     assert "left" in cloud.volumes
-    cloud.volumes["left"] = replace(left, created_epoch=time.time() - 4000)
-    cloud.touch(image.id, importing=frozenset({"elsewhere"}))
-    assert isinstance(await store_rig.run(image.id), Done)
-    assert "left" in cloud.volumes
-    cloud.touch(image.id, importing=frozenset())
-    assert isinstance(await store_rig.run(image.id), Done)
-    assert "left" not in cloud.volumes
 
 
 async def test_an_import_whose_lock_is_gone_is_over(store_rig: Rig, cloud: FakeCloud) -> None:

@@ -84,13 +84,17 @@ def test_wrong_usage(folder: Path, capsys: pytest.CaptureFixture[str], words: st
 def test_ctrl_c_is_no_traceback(folder: Path) -> None:
     for seconds in (0.2, 0.4, 0.8):
         process = subprocess.Popen(
-            [sys.executable, "-m", "worker", "--config-file", "worker.conf", "record", "-"],
+            [sys.executable, "-X", "importtime", "-m", "worker", "--config-file", "worker.conf", "record", "-"],
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
             cwd=folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
         )
+        assert process.stderr
+        # Before that it is Python's start, not ours
+        while not process.stderr.readline().rstrip().endswith("| worker"):
+            assert process.poll() is None
         time.sleep(seconds)
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
