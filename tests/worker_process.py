@@ -49,7 +49,14 @@ class Usage:
 class WorkerProcess:
     """One worker; `start` and `kill` as often as one likes."""
 
-    def __init__(self, folder: Path, groups: Mapping[str, Mapping[str, object]], *, clouds: Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        groups: Mapping[str, Mapping[str, object]],
+        *,
+        clouds: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.log = folder / f"worker-{self.port}.log"
         self.config_path = folder / f"worker-{self.port}.conf"
@@ -57,6 +64,7 @@ class WorkerProcess:
         self._environment = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
         if clouds:
             self._environment["OS_CLIENT_CONFIG_FILE"] = str(clouds)
+        self._environment |= environment or {}
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> WorkerProcess:
@@ -161,5 +169,8 @@ class WorkerProcess:
 
     def events(self, word: str) -> list[dict[str, Any]]:
         """The log lines with this word."""
-        lines = [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
-        return [line for line in lines if line.get("event") == word]
+        return [line for line in self.lines() if line.get("event") == word]
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The log, of all its lives."""
+        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]

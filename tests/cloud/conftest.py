@@ -9,7 +9,7 @@ import os
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Container, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,12 +98,12 @@ def switched(*wanted: str) -> Iterator[None]:
             devcloud("set", *(f"{word.split('=')[0]}={before[word.split('=')[0]]}" for word in changed))
 
 
-def until(check: Callable[[], object], *, seconds: float = PATIENCE, what: str = "") -> None:
-    """Return when `check` is true."""
+def until(check: Callable[[], object], *, seconds: float = PATIENCE, what: str | Callable[[], str] = "") -> None:
+    """Return when `check` is true; else fail and say `what` was awaited."""
     deadline = time.monotonic() + seconds
     while not check():
         if time.monotonic() > deadline:
-            raise TimeoutError(what or f"{check}")
+            raise TimeoutError((what if isinstance(what, str) else what()) or f"{check}")
         time.sleep(0.2)
 
 
@@ -214,14 +214,14 @@ def of_image(operator: Person, image_id: str) -> list[dict[str, Any]]:
     return [volume for volume in operator.volumes() if volume["name"].endswith(image_id)]
 
 
-def is_warm(
-    operator: Person, alice: Person, image_id: str, *, locations: bool = True, but_for: Container[str] = ()
-) -> bool:
+def is_warm(operator: Person, alice: Person, image_id: str, *, locations: bool = True, unmarked: bool = False) -> bool:
     """Whether there is exactly one Image-Volume a target, with all that Cinder needs to clone it for everyone.
 
-    Volumes in one of the statuses `but_for` don't count.
+    `unmarked`: besides them there may be what an import of Glance's has left behind.
     """
-    volumes = [volume for volume in of_image(operator, image_id) if volume["status"] not in but_for]
+    volumes = of_image(operator, image_id)
+    if unmarked:
+        volumes = [volume for volume in volumes if "image_volume_worker" in volume["metadata"]]
     image = alice.show(image_id)
     good = [
         volume

@@ -174,7 +174,7 @@ def test_the_broker_restarted_under_load_loses_nothing(
         made += [images() for _ in range(4)]
         restart.join()
         # The restart can swallow what Cinder's API has told its scheduler: such a volume is never made, and an admin's
-        until(lambda: all(is_warm(operator, alice, one, but_for=["creating"]) for one in made), what="warm")
+        until(lambda: all(is_warm(operator, alice, one, unmarked=True) for one in made), what="warm")
         process.wait_ready()
     for volume in (volume for one in made for volume in of_image(operator, one) if volume["status"] == "creating"):
         admin.act(volume["id"], "os-reset_status", status="error")
