@@ -209,7 +209,7 @@ class Runner:
         """Whether the key is looked at again here anyway; if not, the job has to go into its lane."""
         if entry := self._entries.get(job.key):
             entry.hear()
-        elif not self._is_superseded(job):
+        elif not self._is_superseded(job) and not self._waits(job):
             return False
         self._note(job)
         return True
@@ -249,6 +249,10 @@ class Runner:
         if not job.due and job.key in self._open_to_news:
             return False
         return (due > now and job.due != due) or self._parked.get(job.key, 0.0) > now
+
+    def _waits(self, job: Job) -> bool:
+        """Whether a job that waits in the lane is as good: it will be looked at later than now."""
+        return job.cause != OPERATOR and self._lanes.will_hand_out(job.key)
 
     def _start(self, lane: str) -> None:
         while self._turns[lane] and self._busy[lane] < self._width[lane]:

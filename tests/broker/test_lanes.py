@@ -13,6 +13,7 @@ from tests.broker.hands import PATIENCE, Hands, jobs, until
 from tests.broker.rabbitmq import RabbitMQ
 from worker.dead_letter import DeadLetter
 from worker.errors import Temporary
+from worker.job import Key
 from worker.lanes.rabbit import RabbitLanes
 
 QUEUE = "lanes"
@@ -276,3 +277,46 @@ async def test_lanes_on_classic_queues(rabbitmq: RabbitMQ, lane: str) -> None:
     assert await hands.have(2) == ["1", "0"]
     await made.close()
     rabbitmq.delete(f"classic.{lane}")
+
+
+async def one_waits(made: RabbitLanes, hands: Hands, lane: str, *, first: int) -> Key:
+    """A job that waits behind one that is not acked, as a lane's active consumer knows."""
+    await made.publish(jobs(lane, 1, first=first))
+    await hands.have(first + 1)
+    (waiting,) = jobs(lane, 1, first=first + 1)
+    await made.publish([waiting])
+    return waiting.key
+
+
+@pytest.mark.parametrize("what", ["its connections are closed", "the queue is deleted", "the queue is purged"])
+async def test_what_waited_is_not_taken_for_waiting_once(
+    rabbitmq: RabbitMQ, opened: Open, lane: str, what: str
+) -> None:
+    hands = Hands()
+    made = await opened(hands, lane, prefetch=1)
+    waiting = await one_waits(made, hands, lane, first=0)
+    assert made.will_hand_out(waiting)
+    if what == "its connections are closed":
+        rabbitmq.ctl("close_all_connections", "test")
+    elif what == "the queue is deleted":
+        rabbitmq.delete(f"{QUEUE}.{lane}")
+    else:
+        rabbitmq.ctl("purge_queue", f"{QUEUE}.{lane}")
+    await until(lambda: not made.will_hand_out(waiting))
+
+
+async def test_what_another_replica_is_handed_out_is_not_known(opened: Open, lane: str) -> None:
+    first, second = Hands(), Hands()
+    one = await opened(first, lane, prefetch=1)
+    waiting = await one_waits(one, first, lane, first=0)
+    other = await opened(second, lane, prefetch=1)
+    (more,) = jobs(lane, 1, first=5)
+    await other.publish([more])
+    assert one.will_hand_out(waiting)
+    assert not other.will_hand_out(more.key)
+    await one.close()
+    await second.have(1)
+    # It has the lane now, and knows of nothing that was published before
+    assert not any(other.will_hand_out(key) for key in (waiting, more.key))
+    await other.publish([more])
+    assert other.will_hand_out(more.key)

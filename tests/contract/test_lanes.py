@@ -243,3 +243,42 @@ async def test_bytes_that_are_no_job_become_a_dead_letter(rabbitmq: RabbitMQ, la
     rabbitmq.delete(f"{QUEUE}.{lane}")
     assert [letter.body for letter in letters] == list(bad)
     assert {letter.lane for letter in letters} == {lane}
+
+
+async def test_what_waits_to_be_handed_out_is_known(opened: Open, lane: str) -> None:
+    hands = Hands()
+    made = await opened(hands, {lane: 1})
+    await made.publish(jobs(lane, 1))
+    await hands.have(1)
+    (waiting,) = jobs(lane, 1, first=1)
+    assert not made.will_hand_out(waiting.key)
+    await made.publish([waiting, waiting])
+    assert made.will_hand_out(waiting.key)
+    for count in (1, 2):
+        hands.held[-1].ack()
+        await hands.have(1 + count)
+        # Of two that waited there is another one after the first
+        assert made.will_hand_out(waiting.key) == (count == 1)
+
+
+async def test_a_job_with_a_time_of_its_own_is_not_what_waits(opened: Open, lane: str) -> None:
+    hands = Hands()
+    made = await opened(hands, {lane: 1})
+    await made.publish(jobs(lane, 1))
+    await hands.have(1)
+    (later,) = jobs(lane, 1, first=1)
+    await made.publish([later], after=1.0)
+    assert not made.will_hand_out(later.key)
+
+
+async def test_of_lanes_that_are_not_open_nothing_is_known(opened: Open, lane: str) -> None:
+    hands = Hands()
+    made = await opened(hands, {lane: 1})
+    await made.publish(jobs(lane, 1))
+    await hands.have(1)
+    await made.publish(jobs(lane, 1, first=1))
+    assert made.will_hand_out(Key(lane, "1", ""))
+    await made.publish(jobs("elsewhere", 1))
+    assert not made.will_hand_out(Key("elsewhere", "0", ""))
+    await made.close()
+    assert not made.will_hand_out(Key(lane, "1", ""))

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -420,3 +421,24 @@ async def test_what_is_put_back_survives_a_stop() -> None:
         await bed.lanes.open({"h": 10_000}, lambda delivery: left.append(delivery.job.key))
         await asyncio.sleep(0.05)
         assert set(left) == burst
+
+
+async def test_what_waits_in_a_lane_is_not_put_there_again() -> None:
+    free = asyncio.Event()
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        await free.wait()
+        return Done()
+
+    async with running(work, width=1) as bed:
+        # As many as it takes at once, and one that is left in the lane
+        await bed.give(*(job(Key("h", str(number))) for number in range(100)), job(ONE))
+        await bed.until(lambda: bed.lanes.depths()["h"] == 1)
+        assert bed.runner.poke(job(ONE))
+        assert not bed.runner.poke(job(TWO))
+        # A person's goes through: a job that waits may turn out to be put off when its turn comes
+        assert not bed.runner.poke(replace(job(ONE), cause=OPERATOR))
+        free.set()
+        await bed.until(lambda: ONE in bed.handler.tries)
+        await bed.quiet()
+        assert not bed.runner.poke(job(ONE))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol
 
 from worker.dead_letter import DeadLetter
-from worker.job import Job
+from worker.job import Job, Key
 
 
 class Delivery(Protocol):
@@ -38,6 +38,9 @@ class Lanes(Protocol):
 
     async def close(self) -> None:
         """Hand out nothing more, write the acks that were given, let go of the broker. Unacked jobs stay in a lane."""
+
+    def will_hand_out(self, key: Key) -> bool:
+        """Whether a job of the key, without a time of its own, waits in its lane for certain, to be handed out here."""
 
     def depths(self) -> Mapping[str, int]:
         """Jobs waiting in each lane and, as `dead`, dead letters; as last counted, a few seconds ago at the most."""

@@ -54,9 +54,13 @@ class _Lane:
     problem: str | None = "not open yet"
     open_at: float = 0.0
     broken: int = 0
+    spells: int = 0
+    active: bool = False
+    empty_at: float = 0.0
 
     def closed(self, problem: str, *, open_at: float) -> None:
         """Forget the channel and what came through it: the broker takes that back."""
+        self.active = False
         self.channel, self.problem, self.open_at = None, problem, open_at
         self.unacked = set()
 
@@ -79,6 +83,7 @@ class Consumer:
         self._deliver = deliver
         self._bury = bury
         self._lanes = [_Lane(name=lane, queue=topology.queue(lane), prefetch=limit) for lane, limit in prefetch.items()]
+        self._named = {lane.name: lane for lane in self._lanes}
         self._link = Link(broker=broker, session=self, name=name)
         self._opening: _Lane | None = None
         self._acks: deque[tuple[_Lane, Any, int]] = deque()
@@ -96,6 +101,19 @@ class Consumer:
     def depths(self) -> Mapping[str, int]:
         """Messages waiting in each open lane and, as `dead`, dead letters, as last counted."""
         return self._depths
+
+    def spell(self, lane: str) -> int:
+        """Another number each time that the broker begins to hand out the lane to us, 0 while it does not.
+
+        With one active consumer a queue, that is from our first delivery until our channel closes.
+        """
+        one = self._named.get(lane)
+        return one.spells if one and one.active else 0
+
+    def empty_at(self, lane: str) -> float:
+        """When the lane was last counted and nothing waited there, in monotonic seconds; 0 if that was never so."""
+        one = self._named.get(lane)
+        return one.empty_at if one else 0.0
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
@@ -188,6 +206,9 @@ class Consumer:
             return
         tag = message.delivery_tag
         lane.unacked.add(tag)
+        if not lane.active:
+            lane.spells += 1
+            lane.active = True
 
         def ack() -> None:
             self._acks.append((lane, channel, tag))
@@ -209,6 +230,7 @@ class Consumer:
         names["dead"] = self._topology.dead
         counts = {}
         for name, queue in names.items():
+            now = time.monotonic()
             # A channel for each, as a queue that is missing closes it
             channel = self._connection.channel()
             try:
@@ -217,4 +239,6 @@ class Consumer:
                 counts[name] = 0
             finally:
                 channel.close()
+            if name in self._named and not counts[name]:
+                self._named[name].empty_at = now
         return counts

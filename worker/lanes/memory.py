@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from worker.dead_letter import DeadLetter
-from worker.job import Job
+from worker.job import Job, Key
 from worker.lanes import Delivery
 
 
@@ -24,9 +24,10 @@ class _Delivery:
 
 @dataclass(slots=True)
 class _Lane:
-    """Waiting and handed-out jobs, oldest first."""
+    """Waiting and handed-out jobs, oldest first; how many of a key wait."""
 
     waiting: deque[Job] = field(default_factory=deque)
+    keys: Counter[Key] = field(default_factory=Counter)
     unacked: dict[_Delivery, None] = field(default_factory=dict)
 
 
@@ -63,7 +64,12 @@ class MemoryLanes:
         self._deliver = None
         for lane in self._lanes.values():
             lane.waiting.extendleft(delivery.job for delivery in reversed(lane.unacked))
+            lane.keys.update(delivery.job.key for delivery in lane.unacked)
             lane.unacked.clear()
+
+    def will_hand_out(self, key: Key) -> bool:
+        """Whether a job of the key waits."""
+        return self._deliver is not None and key.lane in self._prefetch and key in self._lanes[key.lane].keys
 
     def depths(self) -> Mapping[str, int]:
         """Jobs waiting in each lane and, as `dead`, dead letters; counted now."""
@@ -81,6 +87,7 @@ class MemoryLanes:
         touched: dict[str, None] = {}
         for job in jobs:
             self._lanes[job.key.lane].waiting.append(job)
+            self._lanes[job.key.lane].keys[job.key] += 1
             touched[job.key.lane] = None
         for name in touched:
             self._hand_out(name)
@@ -90,6 +97,9 @@ class MemoryLanes:
         while self._deliver is not None and lane.waiting and len(lane.unacked) < limit:
             delivery = _Delivery(lane.waiting.popleft(), self._ack)
             lane.unacked[delivery] = None
+            lane.keys[delivery.job.key] -= 1
+            if not lane.keys[delivery.job.key]:
+                del lane.keys[delivery.job.key]
             # Never from within a publish or an ack: who calls those doesn't expect to be called back in the middle.
             asyncio.get_running_loop().call_soon(self._arrive, delivery)
 

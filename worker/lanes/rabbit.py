@@ -10,9 +10,10 @@ from typing import TypeVar
 from worker.broker import parse
 from worker.dead_letter import DeadLetter
 from worker.errors import Temporary
-from worker.job import Job
+from worker.job import Job, Key
 from worker.lanes import Delivery
 from worker.lanes.consumer import Consumer, RabbitDelivery
+from worker.lanes.known import Known
 from worker.lanes.publisher import Publisher, Written
 from worker.lanes.topology import Topology
 
@@ -40,6 +41,7 @@ class RabbitLanes:
         self._publisher: Publisher | None = None
         self._consumer: Consumer | None = None
         self._pending: set[asyncio.Future[None]] = set()
+        self._known: Known | None = None
 
     async def open(self, prefetch: Mapping[str, int], deliver: Callable[[Delivery], None]) -> None:
         """Begin to hand out; returns at once, also when the broker can't be reached."""
@@ -49,6 +51,7 @@ class RabbitLanes:
         def arrive(delivery: RabbitDelivery) -> None:
             # Between the thread and here the lanes may have been closed; then the job is the broker's again.
             if self._consumer is consumer:
+                known.arrived(delivery.job)
                 deliver(delivery)
 
         def bury(letter: DeadLetter, done: Callable[[], None]) -> None:
@@ -62,10 +65,15 @@ class RabbitLanes:
             deliver=lambda delivery: _call(loop, arrive, delivery),
             bury=bury,
         )
+        self._known = known = Known(spell=consumer.spell, empty_at=consumer.empty_at)
         consumer.start()
 
     async def publish(self, jobs: Iterable[Job], *, after: float = 0.0) -> None:
         """Put jobs into their lanes; returns once the broker has confirmed each of them."""
+        jobs = tuple(jobs)
+        if self._known is not None and not after:
+            # Before it is sent: it may come back sooner than its confirm
+            self._known.published(jobs)
         await self._confirmed([(self._topology.queue(job.key.lane), job) for job in jobs], after=after)
 
     async def bury(self, letters: Iterable[DeadLetter]) -> None:
@@ -74,7 +82,7 @@ class RabbitLanes:
 
     async def close(self) -> None:
         """Hand out nothing more, write the acks that were given, let go. A `publish` that still waits is Temporary."""
-        consumer, self._consumer = self._consumer, None
+        consumer, self._consumer, self._known = self._consumer, None, None
         publisher, self._publisher = self._publisher, None
         if consumer is not None:
             await asyncio.to_thread(consumer.stop, grace=self._grace)
@@ -83,6 +91,10 @@ class RabbitLanes:
         for pending in self._pending:
             if not pending.done():
                 pending.set_exception(Temporary("the lanes were closed before the broker confirmed"))
+
+    def will_hand_out(self, key: Key) -> bool:
+        """Whether a job of the key waits that this process has published while it was the lane's active consumer."""
+        return self._known is not None and self._known.waits(key)
 
     def depths(self) -> Mapping[str, int]:
         """Messages waiting in each open lane and in `dead`, counted a few seconds ago at most; none when closed."""
