@@ -146,9 +146,9 @@ def is_left_of_import(volume: Volume, image: Image, now: float) -> bool:
 
 
 def may_be_deleted(volume: Volume, now: float) -> bool:
-    """Whether Cinder lets go of it: not of one in the making that a host has taken, nor in the middle of an attach."""
+    """Whether Cinder lets go of it: not of one in the making that a host has taken, nor of one that is attached."""
     lost = is_stalled(volume, now) and not volume.scheduled
-    return lost or is_usable(volume) or is_broken(volume)
+    return lost or volume.status == "available" or is_broken(volume)
 
 
 def is_stalled(volume: Volume, now: float) -> bool:

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import kombu
+import orjson
 
 from scripts.generate import notifications
 from tests.broker.rabbitmq import RabbitMQ, installed
@@ -45,7 +46,15 @@ GROUP, PREFETCH = 100, 500
 EXCHANGE = "bench"
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 QUORUM = {"x-queue-type": "quorum", "x-max-length": 100_000, "x-overflow": "drop-head", "x-expires": 3_600_000}
-PEERS = ("bare kombu", "oslo listener", "oslo batch listener", "ceilometer", "worker")
+PEERS = (
+    "bare kombu",
+    "bare kombu, orjson",
+    "oslo listener",
+    "oslo batch listener",
+    "ceilometer",
+    "worker",
+    "worker and lanes",
+)
 
 
 @contextlib.contextmanager
@@ -81,7 +90,7 @@ def intake(options: argparse.Namespace) -> list[Row]:
         for _ in range(options.rounds):
             for peer in PEERS:
                 queue = f"bench-{uuid.uuid4().hex[:8]}"
-                fill(rabbitmq.url, queue, options.messages, classic=peer not in {"bare kombu", "worker"})
+                fill(rabbitmq.url, queue, options.messages, classic=peer.startswith(("oslo", "ceilometer")))
                 if peer == "ceilometer":
                     rate = ceilometer(rabbitmq, queue, options.messages)
                 else:
@@ -113,13 +122,13 @@ def fill(url: str, queue: str, count: int, *, classic: bool) -> None:
             time.sleep(0.1)
 
 
-def bare_kombu(url: str, queue: str, count: int) -> float:
+def bare_kombu(url: str, queue: str, count: int, loads: Callable[[str], Any]) -> float:
     """kombu alone: decodes both layers, acks in groups."""
     seen = 0
 
     def received(message: kombu.Message) -> None:
         nonlocal seen
-        json.loads(json.loads(message.body)["oslo.message"])
+        loads(loads(message.body)["oslo.message"])
         seen += 1
         if seen % GROUP == 0 or seen == count:
             message.channel.basic_ack(message.delivery_tag, multiple=True)
@@ -208,10 +217,10 @@ def ceilometer(rabbitmq: RabbitMQ, queue: str, count: int) -> float:
 
 
 class Counting:
-    """A sink with the worker's own router, that counts; jobs go where they cost as long as confirms take."""
+    """A sink with the worker's own router, that counts; jobs go into lanes, or where they take as long as confirms."""
 
-    def __init__(self, router: Router, count: int) -> None:
-        self._router, self._left = router, count
+    def __init__(self, router: Router, count: int, into: Dispatcher | None = None) -> None:
+        self._router, self._left, self._into = router, count, into
         self._loop = asyncio.get_running_loop()
         self.done = asyncio.Event()
 
@@ -222,8 +231,11 @@ class Counting:
             self._loop.call_soon_threadsafe(self.done.set)
         return routed
 
-    async def accept(self, _routed: Sequence[Routed]) -> None:
-        await asyncio.sleep(0.002)
+    async def accept(self, routed: Sequence[Routed]) -> None:
+        if self._into:
+            await self._into.accept(routed)
+        else:
+            await asyncio.sleep(0.002)
 
     def gap(self, reason: str) -> None:
         pass
@@ -233,16 +245,31 @@ async def ours(url: str, queue: str, count: int) -> float:
     """The worker's intake and router."""
     rig = Rig(FakeCloud(stores=STORES))
     router = Router(handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics))
+    return await taken(url, queue, count, Counting(router, count))
+
+
+async def taken(url: str, queue: str, count: int, sink: Counting) -> float:
+    """How many a second the intake takes."""
     subject = RabbitIntake(
         url=url, exchanges=(), queue=queue, queue_expires=3600, prefetch=PREFETCH, group=GROUP, queue_max_length=100_000
     )
-    sink = Counting(router, count)
     began = time.perf_counter()
     running = asyncio.create_task(subject.run(sink))
     await sink.done.wait()
     rate = count / (time.perf_counter() - began)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+    return rate
+
+
+async def ours_into_lanes(url: str, queue: str, count: int) -> float:
+    """The same with the jobs that come of them, each confirmed by RabbitMQ in a lane that nobody works on."""
+    rig = Rig(FakeCloud(stores=STORES))
+    rig.lanes = RabbitLanes(url=url, queue=queue)  # type: ignore[assignment]
+    router = Router(handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics))
+    dispatcher = Dispatcher(router=router, runner=rig.runner, lanes=rig.lanes, on_gap=lambda _: None)
+    rate = await taken(url, queue, count, Counting(router, count, dispatcher))
+    await rig.lanes.close()
     return rate
 
 
@@ -434,10 +461,12 @@ def publish(url: str, count: int, load: int) -> dict[str, float]:
 
 
 ALONE: dict[str, Callable[..., Any]] = {
-    "bare kombu": lambda url, queue, count: bare_kombu(url, queue, int(count)),
+    "bare kombu": lambda url, queue, count: bare_kombu(url, queue, int(count), json.loads),
+    "bare kombu, orjson": lambda url, queue, count: bare_kombu(url, queue, int(count), orjson.loads),
     "oslo listener": lambda url, queue, count: oslo(url, queue, int(count), batch=False),
     "oslo batch listener": lambda url, queue, count: oslo(url, queue, int(count), batch=True),
     "worker": lambda url, queue, count: asyncio.run(ours(url, queue, int(count))),
+    "worker and lanes": lambda url, queue, count: asyncio.run(ours_into_lanes(url, queue, int(count))),
     "bare lanes": lambda url, queue, count: bare_lanes(url, queue, int(count)),
     "worker lanes": lambda url, queue, count: asyncio.run(our_lanes(url, queue, int(count))),
     "wide lanes": lambda url, queue, count: asyncio.run(wide_lanes(url, queue, int(count))),

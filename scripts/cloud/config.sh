@@ -139,7 +139,7 @@ cinder_store_auth_address = $KEYSTONE
 cinder_store_user_name = internal
 cinder_store_password = $PASSWORD
 # Of 300 s: a broker's restart can swallow the making of a volume, and Glance then waits that long
-cinder_state_transition_timeout = 120
+cinder_state_transition_timeout = 60
 cinder_store_project_name = internal
 cinder_store_user_domain_name = Default
 cinder_store_project_domain_name = Default
@@ -222,6 +222,8 @@ cinder_config() {
   # A backend tells the scheduler of itself when it starts, which the scheduler misses
   # when both start at once, and then again every periodic_interval: 60 s by default, and
   # the first time only after a random delay of up to 60 s more.
+  # rpc_response_timeout: Glance's store asks five times for a detach that a killed
+  # cinder-volume never answers, and holds the image's import lock as long.
   cp "$VENV"/etc/cinder/{api-paste.ini,resource_filters.json} "$ETC/cinder/"
   {
     cat <<C
@@ -248,7 +250,7 @@ service_down_time = 60
 backend_stats_polling_interval = 5
 periodic_interval = 5
 periodic_fuzzy_delay = 0
-rpc_response_timeout = 120
+rpc_response_timeout = 30
 C
     if on DIRECT_URL; then echo "allowed_direct_url_schemes = cinder"; fi
     # Before the first start of keystone there are no ids yet.

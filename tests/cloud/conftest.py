@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import subprocess
 import time
 import urllib.request
@@ -19,10 +20,10 @@ from scripts.cloud.people import HOME, Person
 from tests.worker_process import WorkerProcess
 
 ROOT = Path(__file__).parents[2]
-# Glance waits 120 s here for a volume whose making a broker's restart has swallowed; only then can it be tried again
+# A Glance whose Cinder was killed holds an import for minutes: it asks five times for an answer, 30 s each here
 PATIENCE = 700.0
 # Of a worker's log, in what is told of a failed test
-LOG_LINES = 200
+LOG_LINES = 60
 TARGETS = ("local-1", "local-2")
 PASSWORD = os.environ.get("DEVCLOUD_PASSWORD", "devcloud")
 GLANCE = "http://127.0.0.1:9292"
@@ -107,6 +108,16 @@ def until(check: Callable[[], object], *, seconds: float = PATIENCE, what: str |
         time.sleep(0.2)
 
 
+def briefly(line: str) -> str:
+    """A line of a worker's log: when, what and why; ids by their first letters."""
+    if not line.startswith("{"):
+        return line[:300]
+    fields = json.loads(line)
+    at, event = fields.pop("timestamp", "")[11:23], fields.pop("event", "")
+    rest = " ".join(str(value)[:200] for name, value in fields.items() if name not in {"logger", "level", "handler"})
+    return re.sub(r"([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", r"\1", f"{at} {event} {rest}")
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Adds the ends of the workers' logs to what is told of a failed test."""
@@ -115,7 +126,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed and folder:
         for log in sorted(folder.rglob("worker-*.log")):
             lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-            report.sections.append((log.name, "\n".join(lines)))
+            # The last first: who shows this may cut it
+            report.sections.append((log.name, "\n".join(briefly(line) for line in reversed(lines))))
     return report
 
 

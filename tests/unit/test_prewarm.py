@@ -524,7 +524,7 @@ async def test_what_a_failed_import_left_behind_goes_when_it_is_old(
     assert not await stays()
 
 
-@pytest.mark.parametrize("status", ["creating", "attaching", "detaching", "reserved"])
+@pytest.mark.parametrize("status", ["creating", "attaching", "in-use", "detaching", "reserved"])
 async def test_what_cinder_does_not_let_go_of_is_told(store_rig: Rig, cloud: FakeCloud, status: str) -> None:
     image = cloud.upload()
     await store_rig.resync()
@@ -536,7 +536,7 @@ async def test_what_cinder_does_not_let_go_of_is_told(store_rig: Rig, cloud: Fak
     )  # fmt: skip
     (missing,) = await store_rig.resync()
     assert (missing.key.handler, missing.key.image_id) == ("reclaim", image.id)
-    assert "openstack volume set --state error left" in missing.why
+    assert "openstack volume set --state error --detached left" in missing.why
     with structlog.testing.capture_logs() as told:
         await store_rig.quiet()
     assert [line["volume_id"] for line in told if line["event"] == "volume_stuck"] == ["left"]
