@@ -155,7 +155,9 @@ class Disposal:
             log.info("image_volume_evicted", **about)
             self._report.reclaimed(reason)
             deleted += 1
-        return Done(f"{deleted} deleted: {why}", changed=True) if deleted else Skip("; ".join([why, *stays]))
+        if deleted or not (stays or self._rules.dry_run):
+            return Done(f"{deleted} deleted: {why}", changed=deleted > 0)
+        return Skip("; ".join([why, *stays]))
 
     async def _evict(self, image_id: str, volume: Volume) -> str:
         """Delete one; why it stays, if it must.

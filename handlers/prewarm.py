@@ -277,8 +277,10 @@ class Prewarm:
                 self._report.rewarm_began(target.name, "broken")
                 return replace(seen, image=await self._image(seen), locations=None, volumes=None, repaired=True)
             case strategies.AwaitVolume(volume_id):
+                self._rooms.stay(image_id, target.name)
                 return await self._await_volume(volume_id, seen, watch)
             case actions.AwaitImage():
+                self._rooms.stay(image_id, target.name)
                 await watch.changed()
                 image = await self._image(seen)
                 _tell_undone(seen, image)

@@ -13,7 +13,7 @@ from handlers.disposal import Disposal
 from worker.cloud import Image, Quota
 from worker.errors import Blocked, Conflict, NotFound
 from worker.handler import Parts, Watch
-from worker.outcome import Again
+from worker.outcome import Again, Skip
 from worker.target import Target
 
 # A place that was kept for a copy which nobody has come for, in seconds
@@ -50,7 +50,7 @@ class Rooms:
             for one in going:
                 why = f"room on {target.name} for image {image.id}"
                 evicted = await self._disposal.evict(one.image_id, [one.volume], why=why, reason="budget")
-                if isinstance(evicted, Again):
+                if isinstance(evicted, Again | Skip):
                     raise Conflict(evicted.reason)
             self._coming[target.name][image.id] = (size, self._now())
         for _ in range(LOOKS if _shortage(quota, size * volumes, volumes) else 0):
@@ -76,6 +76,11 @@ class Rooms:
                 return False
             self._coming[target.name].setdefault(image.id, (size, self._now()))
         return True
+
+    def stay(self, image_id: str, target: str) -> None:
+        """What was kept for the image is still on its way."""
+        if kept := self._coming[target].get(image_id):
+            self._coming[target][image_id] = (kept[0], self._now())
 
     def leave(self, image_id: str, target: str) -> None:
         """What was kept for the image is there, or is not needed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -538,6 +539,22 @@ def _bind(text: str, faults: list[str]) -> tuple[str, int] | None:
 def config_dirs(given: Sequence[str], files: Sequence[str]) -> list[str]:
     """The folders to read: those given, else the one beside each of the files that is named like it, with a `.d`."""
     return list(given) or [folder for file in files if os.path.isdir(folder := f"{file}.d")]
+
+
+def unreadable(files: Sequence[str], folders: Sequence[str]) -> Iterator[str]:
+    """What oslo.config would pass over in silence, or not name: folders that are not there, files that are no text."""
+    for folder in folders:
+        if not os.path.isdir(folder):
+            yield f"--config-dir {folder}: there is no such folder"
+    for path in (*files, *(path for folder in folders for path in sorted(glob.glob(f"{glob.escape(folder)}/*.conf")))):
+        try:
+            with open(path, encoding="utf-8") as file:
+                file.read()
+        except UnicodeDecodeError as error:
+            yield f"{path} is no text in UTF-8: {error}"
+        except OSError:
+            # oslo.config names it
+            continue
 
 
 def config_files(given: Sequence[str]) -> list[str]:

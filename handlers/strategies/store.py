@@ -10,6 +10,8 @@ from worker.target import Target
 
 # An import that has changed nothing for so long may be dead, in seconds
 SILENT = 300.0
+# Until Glance is asked again whether it is, by then without a slot of the lane
+ASK_AGAIN = 60.0
 
 
 def plan(seen: Seen, target: Target) -> Action:
@@ -22,8 +24,13 @@ def plan(seen: Seen, target: Target) -> Action:
         # behind, and takes it from a dead task only when it is asked for another import (glance/api/v2/images.py).
         # One whose staging area is full drops the lock, and leaves `os_glance_importing_to_stores` behind: that alone
         # tells nothing
-        dead = seen.now - seen.image.updated_epoch > SILENT and not seen.refused
-        return CopyImage((store,)) if dead else AwaitImage()
+        silent = seen.now - seen.image.updated_epoch > SILENT
+        if silent and not seen.refused:
+            return CopyImage((store,))
+        if silent and store not in seen.asked:
+            held = "another import holds the image, or died and left its lock: Glance gives that away after an hour"
+            return Finish(Again(held, after=ASK_AGAIN, counted=False, news=True))
+        return AwaitImage()
     if seen.imported:
         failed = Finish(Again(f"Glance could not copy the image into store {store}; its log has the reason"))
         return registered.lost(seen) or failed

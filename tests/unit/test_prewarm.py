@@ -264,6 +264,19 @@ async def test_somebody_elses_import_is_waited_for(store_rig: Rig, cloud: FakeCl
     assert set(cloud.images[image.id].stores or ()) == {"file", "cinder-slow", "cinder-fast"}
 
 
+async def test_a_dead_lock_holds_no_slot(store_rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.upload()
+    cloud.touch(image.id, import_locked=True)
+    cloud.ahead = 301.0
+    cloud.faults["copy_image"] = Fault(Conflict("Image has active task"))
+    outcome = await store_rig.run(image.id)
+    assert isinstance(outcome, Again)
+    assert (outcome.after, outcome.counted, outcome.news) == (60.0, False, True)
+    # Glance gives it away
+    cloud.touch(image.id, import_locked=False)
+    assert isinstance(await store_rig.run(image.id), Done)
+
+
 async def test_the_owner_of_an_image_volume_is_put_right(store_rig: Rig, cloud: FakeCloud) -> None:
     image = cloud.upload(owner="alice")
     await cloud.copy_image(image.id, ["cinder-fast", "cinder-slow"])

@@ -50,6 +50,19 @@ def test_the_folder_beside_a_file_is_read_with_it(tmp_path: Path) -> None:
     assert settings.config_dirs(["/else"], [str(file)]) == ["/else"]
 
 
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    binary, folder = tmp_path / "binary.conf", tmp_path / "worker.conf.d"
+    binary.write_bytes(b"[prewarm]\n\xa9")
+    folder.mkdir()
+    (folder / "latin [1].conf").write_bytes("ä".encode("latin-1"))
+    (folder / "good.conf").write_text("# ä\n", encoding="utf-8")
+    (folder / "no.text").write_bytes(b"\xff")
+    found = list(settings.unreadable([str(binary)], [str(folder), str(tmp_path / "nowhere")]))
+    assert len(found) == 3
+    for said, path in zip(found, (tmp_path / "nowhere", binary, folder / "latin [1].conf"), strict=True):
+        assert str(path) in said
+
+
 def test_a_good_one(tmp_path: Path) -> None:
     loaded = load(tmp_path, GOOD)
     fast, slow = loaded.targets

@@ -65,14 +65,12 @@ class Worker(App):
         conf = cfg.ConfigOpts()
         settings.register(conf)
         files = settings.config_files(self.options.config_file)
+        folders = settings.config_dirs(self.options.config_dir, files)
+        if faults := list(settings.unreadable(files, folders)):
+            raise Misconfigured(faults)
         try:
-            conf(
-                [],
-                project="image-volume-worker",
-                default_config_files=files,
-                default_config_dirs=settings.config_dirs(self.options.config_dir, files),
-            )
-        except (cfg.Error, OSError, UnicodeDecodeError) as error:
+            conf([], project="image-volume-worker", default_config_files=files, default_config_dirs=folders)
+        except (cfg.Error, OSError) as error:
             raise Misconfigured([str(error)]) from error
         loaded = settings.load(conf)
         self.conf = conf
