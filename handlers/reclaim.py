@@ -164,7 +164,8 @@ class Reclaim:
 
 def _advice(volume: Volume) -> str:
     """What an administrator can do about a volume that Cinder does not let go of."""
-    return f"Cinder keeps it {volume.status}; to have it deleted: openstack volume set --state error --detached {volume.id}"
+    command = f"openstack volume set --state error --detached {volume.id}"
+    return f"Cinder keeps it {volume.status}; to have it deleted: {command}"
 
 
 def _text(volumes: Iterable[Volume]) -> str:
