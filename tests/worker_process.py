@@ -172,5 +172,6 @@ class WorkerProcess:
         return [line for line in self.lines() if line.get("event") == word]
 
     def lines(self) -> list[dict[str, Any]]:
-        """The log, of all its lives."""
-        return [json.loads(line) for line in self.log.read_text().splitlines() if line.startswith("{")]
+        """The log, of all its lives; one that is killed may leave half a line."""
+        text = self.log.read_text() if self.log.exists() else ""
+        return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
