@@ -77,6 +77,12 @@ class _Reached:
     length: int
     head: str
 
+    def __post_init__(self) -> None:
+        """ValueError for what no replay has written."""
+        counts = type(self.number) is int and type(self.length) is int and self.number >= 0
+        if not counts or not 0 <= self.length <= HEAD or not isinstance(self.head, str):
+            raise ValueError(f"{self}")
+
 
 class Checkpoint:
     """How far each source has been taken into the lanes, in a file, so that the next replay goes on from there."""
@@ -88,7 +94,7 @@ class Checkpoint:
             try:
                 done = json.loads(path.read_text())
                 self._done = {str(source): _Reached(**reached) for source, reached in done.items()}
-            except (OSError, ValueError, AttributeError, TypeError) as error:
+            except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
                 raise Misconfigured([f"{path} is no checkpoint of a replay: {error}"]) from error
         elif path and not path.parent.is_dir():
             raise Misconfigured([f"{path}: no such folder"])

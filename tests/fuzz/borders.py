@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import io
 import json
 import tempfile
@@ -11,13 +12,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from backports import zstd
 from oslo_config import cfg
 
 from handlers import completion
 from tests.fake_cloud import FakeCloud
 from tests.fuzz.dice import Dice
 from tests.rig import Rig
-from worker import broker, capture, settings
+from worker import broker, capture, replay, settings
 from worker.cloud import Image, Location
 from worker.dead_letter import DeadLetter
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
@@ -92,6 +94,8 @@ class Borders:
             "record": self.record,
             "lane": self.lane,
             "capture": self.capture,
+            "file": self.file,
+            "checkpoint": self.checkpoint,
             "answer": self.answer,
             "configuration": self.configuration,
             "url": self.url,
@@ -160,6 +164,38 @@ class Borders:
                 with contextlib.suppress(Malformed):
                     assert capture.decoded(found.body)["event_type"]
         assert count <= len(content) + 1
+
+    def file(self, data: bytes) -> None:
+        """A capture in a file, packed or not, gives its messages until where it is damaged, and one fault there."""
+        dice = Dice(data)
+        content = b"\n".join(message(dice) for _ in range(dice.below(3)))
+        packed = dice.pick((bytes, gzip.compress, zstd.compress))(content)
+        cut = dice.below(len(packed) + 1)
+        match dice.below(3):
+            case 0:
+                packed = packed[:cut]
+            case 1:
+                packed = packed[:cut] + dice.left[:4] + packed[cut + 4 :]
+            case _:
+                packed += dice.left
+        path = Path(self._folder.name, "capture")
+        path.write_bytes(packed)
+        number = 0
+        for found in capture.Source(str(path)).messages():
+            assert found.number > number
+            number = found.number
+
+    def checkpoint(self, data: bytes) -> None:
+        """What lies where a replay left off is how far it came, or Misconfigured."""
+        dice = Dice(data)
+        source = Path(self._folder.name, "source")
+        source.write_bytes(b"x")
+        length, head = capture.Source(str(source)).head(4096)
+        reached = {str(source): {"number": dice.below(9), "length": length, "head": head}}
+        path = Path(self._folder.name, "checkpoint")
+        path.write_bytes(dice.left if dice.below(6) == 0 else json.dumps(dice.mutated(reached)).encode())
+        with contextlib.suppress(Misconfigured):
+            assert replay.Checkpoint(path).of(capture.Source(str(source))) >= 0
 
     def answer(self, data: bytes) -> None:
         """What a service answers becomes values that handlers can plan by, or one of our own errors."""
