@@ -60,11 +60,12 @@ class Reclaim:
             return await self._disposal.delete(left, watch, why="nobody uses it any more", reason="left-over")
         if left := await self._left_of_imports(image):
             free = [volume for volume in left if image_volume.may_be_deleted(volume, self._now())]
+            for volume in left:
+                if volume not in free:
+                    log.warning("volume_stuck", volume_id=volume.id, status=volume.status, advice=_advice(volume))
             if free:
                 why = "an import of Glance's has left it behind"
                 return await self._disposal.delete(free, watch, why=why, reason="left-over")
-            for volume in left:
-                log.warning("volume_stuck", volume_id=volume.id, status=volume.status, advice=_advice(volume))
         return await self._evict(image)
 
     async def _left_of_imports(self, image: Image) -> list[Volume]:

@@ -161,6 +161,24 @@ def test_a_service_is_away(worker: Worker, scene: Scene, what: str, tmp_path: Pa
     scene.tidied(tmp_path)
 
 
+@pytest.mark.fault("imports of Glance's cut off, which left volumes in this status and that")
+def test_what_imports_left_behind(worker: Worker, scene: Scene, tmp_path: Path) -> None:
+    process = worker(groups(work=LANES))
+    process.start()
+    process.wait_ready()
+    scene.load(1, 1)
+    scene.converged()
+    metadata = {"glance_image_id": scene.images[0], "image_owner": scene.operator.project_id, "image_size": "1"}
+    for status in ("error", "creating", "attaching", "available"):
+        made = scene.operator.blank("local-2", name=f"image-{scene.images[0]}", metadata=metadata)
+        scene.admin.act(made, "os-reset_status", status=status)
+    scene.converged(cut_off=True)
+    assert len(scene.left) == 4
+    scene.reported(process)
+    process.kill()
+    scene.tidied(tmp_path)
+
+
 def restarted() -> None:
     devcloud("stop", "rabbitmq")
     time.sleep(AWAY)
