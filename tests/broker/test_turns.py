@@ -9,14 +9,18 @@ import pytest
 from tests.broker.hands import until
 from tests.broker.rabbitmq import RabbitMQ
 from tests.rig import Scripted, job
+from worker.dispatcher import Dispatcher
 from worker.handler import Watch
 from worker.job import Key
+from worker.lanes.consumer import COUNT_EVERY
 from worker.lanes.rabbit import RabbitLanes
 from worker.metrics import Metrics
 from worker.outcome import Done, Outcome
 from worker.retry import Backoff
+from worker.router import Router
 from worker.runner import Limits, Runner
 from worker.uses import Uses
+from worker.volume_times import VolumeTimes
 
 
 @pytest.mark.parametrize("projects", [1, 6, 30])
@@ -45,3 +49,38 @@ async def test_a_thousand_images_of_others_do_not_starve_a_project(rabbitmq: Rab
         await runner.drain()
         await lanes.close()
         rabbitmq.delete("turns.h", "turns.dead")
+
+
+async def test_what_is_heard_again_and_again_does_not_pile_up(rabbitmq: RabbitMQ) -> None:
+    free = asyncio.Event()
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        await free.wait()
+        return Done()
+
+    handler, lanes = Scripted(work, width=1), RabbitLanes(url=rabbitmq.url, queue="again")
+    runner = Runner(
+        lanes=lanes, handlers={"h": handler}, limits=Limits(drain=1.0), backoff=Backoff(), metrics=Metrics(),
+        uses=Uses(),
+    )  # fmt: skip
+    router = Router(handlers=[handler], metrics=Metrics(), times=VolumeTimes(metrics=Metrics()))
+    dispatcher = Dispatcher(router=router, runner=runner, lanes=lanes, on_gap=lambda _: None)
+    keys = [Key("h", str(number)) for number in range(200)]
+    try:
+        await lanes.open(runner.prefetch, runner.deliver)
+        await until(lambda: lanes.problem() is None)
+        await dispatcher.submit([job(keys[0])])
+        await until(lambda: handler.tries)
+        for _ in range(50):
+            await dispatcher.submit(job(key) for key in keys)
+        # 10,000 of 200 keys, as of images that change while the backend is slow
+        await until(lambda: 0 < lanes.depths().get("h", 0) < len(keys))
+        await asyncio.sleep(2 * COUNT_EVERY)
+        assert lanes.depths()["h"] < len(keys)
+        free.set()
+        await until(lambda: {*handler.tries} == {*keys} and runner.idle)
+    finally:
+        free.set()
+        await runner.drain()
+        await lanes.close()
+        rabbitmq.delete("again.h", "again.dead")
