@@ -92,11 +92,14 @@ def test_ctrl_c_is_no_traceback(folder: Path) -> None:
             text=True,
         )
         assert process.stderr
-        # Before that it is Python's start, not ours
-        while not process.stderr.readline().rstrip().endswith("| worker"):
-            assert process.poll() is None
-        time.sleep(seconds)
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
+        try:
+            # Before that it is Python's start, not ours
+            while not process.stderr.readline().rstrip().endswith("| worker"):
+                assert process.poll() is None
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=60)
+        finally:
+            process.kill()
         assert "Traceback" not in said
         assert process.returncode in (-signal.SIGINT, 0, 130)

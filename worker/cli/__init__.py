@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 from typing import Any
 
 from cliff.app import App
@@ -98,6 +99,11 @@ class Worker(App):
         if isinstance(self.failure, Misconfigured):
             return WRONG
         return result
+
+    def prepare_to_run_command(self, cmd: Command) -> None:  # noqa: ARG002  cliff's name
+        """All that it needs is imported: from here on Ctrl-C is an exception, so that things can be put in order."""
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def clean_up(self, cmd: Command, result: int, err: BaseException | None) -> None:  # noqa: ARG002  cliff's names
         """Remember why a command failed."""
