@@ -736,14 +736,16 @@ def test_a_deleted_images_cache_entries_go_within_seconds_also_while_they_are_cl
                 made.append(answer.json()["volume"]["id"])
             alice.delete_image(cloned)
             log.info("cache, being cloned: everything gone after %.1f s", seconds_until_gone(operator, cloned))
-            for image_id, entries in before.items():
-                soon(
-                    lambda one=image_id, all_of_it=entries: (
-                        {line["volume_id"] for line in about(process, "image_volume_deleted", one)} == all_of_it
-                    ),
-                    what="the log says so",
-                )
-            soon(lambda: process.metric("reclaimed_volumes_total", reason="gone") >= 4, what="counted")
+            soon(lambda: deleted(process, quiet) == before[quiet], what="the log says so")
+            # Cinder itself deletes an entry that is older than its image's last change, and being deleted is one
+            assert deleted(process, cloned) <= before[cloned]
+            soon(
+                lambda: (
+                    process.metric("reclaimed_volumes_total", reason="gone")
+                    == len(deleted(process, quiet) | deleted(process, cloned))
+                ),
+                what="counted",
+            )
             assert process.events("job_parked") == []
     finally:
         for volume_id in made:
