@@ -47,6 +47,7 @@ EXCHANGE = "bench"
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 QUORUM = {"x-queue-type": "quorum", "x-max-length": 100_000, "x-overflow": "drop-head", "x-expires": 3_600_000}
 PEERS = (
+    "kombu, unread",
     "bare kombu",
     "bare kombu, orjson",
     "oslo listener",
@@ -98,7 +99,7 @@ def intake(options: argparse.Namespace) -> list[Row]:
                 rates.setdefault(peer, []).append(rate)
     medians = {peer: statistics.median(found) for peer, found in rates.items()}
     return [
-        {"consumer": peer, "messages/s": rate, "of bare kombu": rate / medians["bare kombu"],
+        {"consumer": peer, "messages/s": rate, "µs for each": 1e6 / rate, "of bare kombu": rate / medians["bare kombu"],
          "of oslo's batch listener": rate / medians["oslo batch listener"]}
         for peer, rate in medians.items()
     ]  # fmt: skip
@@ -461,6 +462,7 @@ def publish(url: str, count: int, load: int) -> dict[str, float]:
 
 
 ALONE: dict[str, Callable[..., Any]] = {
+    "kombu, unread": lambda url, queue, count: bare_kombu(url, queue, int(count), lambda _: {"oslo.message": ""}),
     "bare kombu": lambda url, queue, count: bare_kombu(url, queue, int(count), json.loads),
     "bare kombu, orjson": lambda url, queue, count: bare_kombu(url, queue, int(count), orjson.loads),
     "oslo listener": lambda url, queue, count: oslo(url, queue, int(count), batch=False),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -44,7 +46,10 @@ class Metrics:
         self.last_notification = gauge(
             "last_notification_timestamp_seconds", "When a notification was last heard; until the first, the start"
         )
-        self.last_notification.set_to_current_time()
+        self._heard = time.time()
+        self.last_notification.set_function(lambda: self._heard)
+        # For each notification, and finding a child takes longer than counting with it
+        self._notifications = cache(self.notifications.labels)
         self.notification_lag = seconds("notification_lag_seconds", "From a notification's timestamp to its routing")
         self.jobs = counter("jobs", "Settled tries of jobs", "handler", "target", "outcome")
         self.job_seconds = seconds("job_seconds", "Duration of one try of a job", "handler", "target")
@@ -88,8 +93,8 @@ class Metrics:
 
     def notification(self, event_type: str, outcome: str) -> None:
         """Count one notification; `event_type` is a routed one or `other`."""
-        self.notifications.labels(event_type, outcome).inc()
-        self.last_notification.set_to_current_time()
+        self._notifications(event_type, outcome).inc()
+        self._heard = time.time()
 
     def upload_completed(self, path: str) -> None:
         """See `worker.handler.Report`."""

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
 import secrets
 import signal
 import urllib.error
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,13 +20,17 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from scripts.cloud.people import HOME, Person
-from tests.cloud.conftest import groups, is_warm, rabbitmqctl, until
+from tests.cloud.conftest import PASSWORD, PATIENCE, TARGETS, groups, is_warm, rabbitmqctl, until
 from tests.cloud.test_replay import Recording
 from tests.worker_process import WorkerProcess
 
+log = logging.getLogger(__name__)
 Images = Callable[..., str]
 Worker = Callable[..., WorkerProcess]
 MARK = "h0st1le"
+LANES = {"url": f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/worker"}
+# Images of one project at once
+BURST = 1000 if os.environ.get("LONG") else 40
 PAGES = ("/", "/metrics", "/status.json", "/images.json", "/readyz", "/healthz")
 # As long as Glance lets them be; each with what marks it
 KINDS = {
@@ -98,6 +105,30 @@ def test_names_and_properties_of_any_kind(worker: Worker, images: Images, alice:
         told = process.run("status")
         assert told.returncode == 0, told.stderr
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", told.stdout)
+
+
+def test_a_burst_starves_nobody(worker: Worker, images: Images, others: Images, bob: Person, operator: Person) -> None:
+    process = worker(groups(work=LANES))
+    with process:
+        # Its queue is there from now on
+        process.wait_ready()
+    burst = {images(f"burst {number}") for number in range(BURST)}
+    last = others("the other's")
+    with process:
+        until(lambda: is_warm(operator, bob, last), what="the other's is warm", seconds=PATIENCE + 2 * BURST)
+        # A lane has as many at once as its width
+        done = Counter(line["target"] for line in process.events("job_done") if line["image_id"] in burst)
+        assert max(done.values(), default=0) < BURST / 2, done
+        until(
+            lambda: all(
+                {line["image_id"] for line in process.events("job_done") if line["target"] == target} >= burst
+                for target in TARGETS
+            ),
+            what="all of the burst are warm",
+            seconds=PATIENCE + 4 * BURST,
+        )
+        assert not process.events("job_parked")
+    log.info("of %s images of one project %s were warm before the other's, the last of all", BURST, dict(done))
 
 
 @pytest.fixture

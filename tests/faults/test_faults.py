@@ -10,7 +10,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +33,8 @@ KILLS, IMAGES, UPLOADS = (
 AWAY = 10.0
 # How long a request may take behind a proxy; what is late takes longer
 REQUEST = 5.0
+# How long a token lasts where they are to expire
+TOKEN = 40.0
 # Each kind of answer and each service by itself; else all kinds in turn, and the service that does the work
 LONG = bool(os.environ.get("LONG"))
 ANSWERS = ["an error", "dropped", "late", "cut short", "garbage"] if LONG else ["wrong in one way or another"]
@@ -42,7 +44,7 @@ FAULTS: list[Fault] = [429, 500, 503, 504, "drop", "delay", "cut", "garbage"]
 
 
 @contextmanager
-def behind(folder: Path, *services: Proxy) -> Iterator[WorkerProcess]:
+def behind(folder: Path, *services: Proxy, environment: Mapping[str, str] | None = None) -> Iterator[WorkerProcess]:
     """A worker that reaches Glance and Cinder by way of proxies."""
     glance, cinder = services
     clouds = yaml.safe_load((HOME / "clouds.yaml").read_text())
@@ -53,7 +55,7 @@ def behind(folder: Path, *services: Proxy) -> Iterator[WorkerProcess]:
     file.write_text(yaml.safe_dump(clouds))
     file.chmod(0o600)
     limits = {"cloud": {"name": "operator", "api_timeout": REQUEST}}
-    with WorkerProcess(folder, groups(**limits), clouds=file) as process:
+    with WorkerProcess(folder, groups(**limits), clouds=file, environment=environment) as process:
         process.wait_ready()
         yield process
 
@@ -139,6 +141,41 @@ def test_the_token_is_revoked(tmp_path: Path, scene: Scene) -> None:
         scene.load(2, 1)
         scene.converged()
         assert (glance.tokens | cinder.tokens) - known - {""}, "it has fetched no other"
+        scene.reported(process)
+
+
+@pytest.fixture
+def short_tokens() -> Iterator[None]:
+    """Keystone's tokens last for TOKEN seconds."""
+    file = HOME / "etc" / "keystone" / "keystone.conf"
+    before = file.read_text()
+    assert "\nexpiration = 86400\n" in before
+    file.write_text(before.replace("\nexpiration = 86400\n", f"\nexpiration = {TOKEN:.0f}\n"))
+    try:
+        devcloud("restart", "keystone")
+        yield
+    finally:
+        file.write_text(before)
+        devcloud("restart", "keystone")
+
+
+@pytest.mark.usefixtures("short_tokens")
+@pytest.mark.fault("its token expired, with two hours to go by its own clock")
+def test_the_token_expires(tmp_path: Path, scene: Scene) -> None:
+    late = clock(tmp_path, -2 * HOUR)
+    with (
+        Proxy(GLANCE) as glance,
+        Proxy(CINDER) as cinder,
+        behind(tmp_path, glance, cinder, environment=late) as process,
+    ):
+        scene.load(1, 1)
+        until(lambda: cinder.tokens, what="it asks")
+        known = (glance.tokens | cinder.tokens) - {""}
+        time.sleep(TOKEN)
+        scene.load(2, 1)
+        scene.converged()
+        assert (glance.tokens | cinder.tokens) - known - {""}, "it has fetched no other"
+        assert process.metric("api_requests_total", status="401") > 0, "it knew before it was told"
         scene.reported(process)
 
 
