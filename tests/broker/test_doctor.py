@@ -206,7 +206,9 @@ def test_policies_that_throw_away(broker: Managed, vhosts: tuple[str, str], sett
         broker.ctl("set_policy", "-p", vhost, "ttl", "^(?!reply_).*", '{"message-ttl": 70000}', "--apply-to", "queues")
     if there:
         with working(settings):
-            found = until(settings, "notifications 0 policies", "message-ttl 70000")
+            # The broker tells of each queue when it comes to it
+            until(settings, "notifications 0 policies", "message-ttl 70000")
+            found = until(settings, "lanes policies", "message-ttl")
     else:
         found = checks(settings)
     judged = found["notifications 0 policies"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -34,6 +35,8 @@ class Proxy:
         self.delay = 3.0
         self.tokens: set[str] = set()
         self.faults = 0
+        # The service's own answers, by status
+        self.answers: Counter[int] = Counter()
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -81,6 +84,7 @@ class Proxy:
         connection.request(request.command, request.path, body=body or None, headers=headers)
         answer = connection.getresponse()
         content = answer.read()
+        self.answers[answer.status] += 1
         connection.close()
         if fault == "lose":
             request.close_connection = True

@@ -33,8 +33,22 @@ LANES = {"url": f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/worker"}
 ROWS: list[tuple[str, ...]] = []
 # In seconds; what an import of Glance's that was cut off leaves goes so long after it was made
 HOUR = 3600.0
-# Python runs this module first: the clock is real time and what a file says
-CLOCK = "import time\n_real = time.time\ntime.time = lambda: _real() + float(open({file!r}).read() or 0)\n"
+# Python runs this module first: the clock is real time and what a file says. keystoneauth asks `datetime` what is expired
+CLOCK = """
+import datetime, time
+
+_real = time.time
+time.time = lambda: _real() + float(open({file!r}).read() or 0)
+
+
+class Clock(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls.fromtimestamp(time.time(), tz)
+
+
+datetime.datetime = Clock
+"""
 
 
 @dataclass
