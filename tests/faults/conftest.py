@@ -33,7 +33,8 @@ LANES = {"url": f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/worker"}
 ROWS: list[tuple[str, ...]] = []
 # In seconds; what an import of Glance's that was cut off leaves goes so long after it was made
 HOUR = 3600.0
-# Python runs this module first: the clock is real time and what a file says. keystoneauth asks `datetime` what is expired
+# Python runs this module first: the clock is real time and what a file says.
+# keystoneauth asks `datetime` what is expired
 CLOCK = """
 import datetime, time
 
