@@ -34,9 +34,10 @@ log = structlog.get_logger(__name__)
 class Limits:
     """How long things may take and how often they may fail; times in seconds.
 
-    `job` bounds one try of a job; `hold` for how long a delivery is held before it goes back into its lane; `poll_min`
-    and `poll_max` bound the polls of a job that waits; `drain` is what jobs in progress have left when the process is
-    told to stop; `park_retry_after` for how long a parked key is left alone.
+    `job` bounds one try of a job; `hold` is for how long a job in progress holds its delivery before that goes back
+    into its lane, a third of it for how long one that waits for a slot does: a broker allows 30 minutes for both.
+    `poll_min` and `poll_max` bound the polls of a job that waits; `drain` is what jobs in progress have left when the
+    process is told to stop; `park_retry_after` for how long a parked key is left alone.
     """
 
     max_attempts: int = 20
@@ -48,6 +49,10 @@ class Limits:
     park_retry_after: float = 21600.0
 
 
+TIDY_EVERY = 60.0
+"""Seconds between two looks at what is remembered of keys that went to another worker."""
+OVERDUE = 3600.0
+"""Seconds after which a try that was due here has gone to another worker for certain."""
 OUTCOMES = ("done", "skip", "again", "wait", "park")
 """As they are counted: `wait` is an `Again` that is no failure."""
 
@@ -58,15 +63,29 @@ class Held(Exception):
 
 @dataclass(slots=True)
 class _Entry:
-    """A key that is waiting for its turn or being worked on, with every delivery that joined it.
+    """A key that is waiting for its turn or being worked on, with the delivery that keeps it safe.
 
-    `news` tells that something was heard of it since it last looked; `awake` is what its waits listen to.
+    `deliveries` are more than that one while it is `settling`: the copy for the next try may be among them. `since` is
+    when it came, in monotonic seconds. `news` tells that something was heard of it since it last looked; `awake` is
+    what its waits listen to.
     """
 
     job: Job
-    deliveries: list[Delivery] = field(default_factory=list)
+    deliveries: list[Delivery]
+    since: float = field(default_factory=time.monotonic)
+    settling: bool = False
     news: bool = False
     awake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def join(self, delivery: Delivery) -> None:
+        """One more delivery of the key. The newest one keeps it safe: those before may be of a lost connection."""
+        before, self.deliveries = self.deliveries, [delivery]
+        if self.settling:
+            self.deliveries = [*before, delivery]
+        else:
+            for one in before:
+                one.ack()
+        self.hear()
 
     def hear(self) -> None:
         """Something has happened that concerns the key."""
@@ -80,14 +99,14 @@ class _Entry:
 
 
 class _Watch:
-    """Waits on behalf of one try: for a poke, with polls that back off; raises Held when its time is up."""
+    """Waits on behalf of one try: for a poke, with polls that back off; Held at `until`, in monotonic seconds."""
 
-    def __init__(self, *, entry: _Entry, limits: Limits, leaving: asyncio.Event, board: Board) -> None:
+    def __init__(self, *, entry: _Entry, limits: Limits, leaving: asyncio.Event, board: Board, until: float) -> None:
         self._entry = entry
         self._board = board
         self._limits = limits
         self._leaving = leaving
-        self._until = time.monotonic() + limits.hold
+        self._until = until
         self._poll = limits.poll_min
 
     async def changed(self) -> None:
@@ -137,11 +156,15 @@ class Runner:
         self._parked: dict[Key, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = asyncio.Event()
+        self._tidied = time.monotonic()
         for handler in handlers.values():
             for lane in handler.lanes():
                 # From the beginning, or nobody sees the first of them happen
+                target = lane.partition(".")[2]
                 for outcome in OUTCOMES:
-                    metrics.jobs.labels(handler.name, lane.partition(".")[2], outcome)
+                    metrics.jobs.labels(handler.name, target, outcome)
+                if target:
+                    metrics.images_warmed.labels(target)
 
     @property
     def lanes(self) -> Mapping[str, int]:
@@ -186,8 +209,7 @@ class Runner:
             delivery.ack()
             return
         if entry := self._entries.get(job.key):
-            entry.deliveries.append(delivery)
-            entry.hear()
+            entry.join(delivery)
             return
         lane = job.key.lane
         if lane not in self._turns:
@@ -213,6 +235,22 @@ class Runner:
             return False
         self._note(job)
         return True
+
+    def tidy(self) -> None:
+        """Now and then: what has waited for a slot for too long goes back into its lane, what is past is forgotten."""
+        if self._leaving.is_set():
+            return
+        now = time.monotonic()
+        for lane, turns in self._turns.items():
+            if turns and lane not in self._sweeping:
+                late = turns.take(lambda entry: now - entry.since > self._limits.hold / 3)
+                if late:
+                    self._sweeping[lane] = asyncio.create_task(self._put_back(lane, late), name=f"return to {lane}")
+        if now - self._tidied > TIDY_EVERY:
+            self._tidied, clock = now, time.time()
+            self._parked = {key: due for key, due in self._parked.items() if due > clock}
+            self._appointments = {key: due for key, due in self._appointments.items() if due > clock - OVERDUE}
+            self._open_to_news &= self._appointments.keys()
 
     async def drain(self) -> None:
         """Start nothing more; give jobs in progress their time to end; what has not ended stays in its lane."""
@@ -269,7 +307,13 @@ class Runner:
         if lane in self._sweeping or not self._sweeps[lane].due(depth, now=time.monotonic()):
             return
         if surplus := self._turns[lane].surplus(self._width[lane]):
-            self._sweeping[lane] = asyncio.create_task(self._put_back(lane, surplus), name=f"sweep of {lane}")
+            self._sweeping[lane] = asyncio.create_task(self._pass_on(lane, surplus), name=f"sweep of {lane}")
+
+    async def _pass_on(self, lane: str, surplus: list[_Entry]) -> None:
+        try:
+            await self._put_back(lane, surplus)
+        finally:
+            self._sweeps[lane].passed(len(surplus), now=time.monotonic())
 
     async def _put_back(self, lane: str, entries: list[_Entry]) -> None:
         """Put jobs that nobody has begun at the end of their lane, and take the next."""
@@ -277,13 +321,13 @@ class Runner:
             del self._entries[entry.job.key]
             self._board.put_back(entry.job.key)
         try:
-            await self._lanes.publish([entry.job for entry in entries])
+            # What was due is so no more: a copy of the key may have another appointment by then
+            await self._lanes.publish([replace(entry.job, due=0.0) for entry in entries])
         except Temporary:
             # The lanes were closed: the deliveries, which nobody has acked, are theirs again
             return
         finally:
             del self._sweeping[lane]
-            self._sweeps[lane].passed(len(entries), now=time.monotonic())
         for entry in entries:
             for delivery in entry.deliveries:
                 delivery.ack()
@@ -308,13 +352,13 @@ class Runner:
                 self._start(lane)
 
     async def _work_until_quiet(self, entry: _Entry) -> None:
-        """Try, and again for as long as something came in meanwhile that the outcome is no answer to; then settle."""
+        """Try, and once again if something came in meanwhile that the outcome is no answer to; then settle."""
         changed = warmed = again = False
+        key, until = entry.job.key, time.monotonic() + self._limits.hold
         while True:
             entry.look()
             began = time.monotonic()
-            outcome = await self._try(entry)
-            key = entry.job.key
+            outcome = await self._try(entry, until)
             self._metrics.job_seconds.labels(key.handler, key.target).observe(time.monotonic() - began)
             self._metrics.jobs.labels(key.handler, key.target, _counted_as(outcome)).inc()
             if isinstance(outcome, Done):
@@ -323,27 +367,27 @@ class Runner:
             over = not outcome.news if isinstance(outcome, Again) else isinstance(outcome, Park)
             if over or not entry.news:
                 break
-            if self._leaving.is_set():
-                outcome = Again("heard of again, but leaving", after=0.0, counted=False)
-                break
-            if again:
-                # Something that changes many times a second is not looked at as often
-                await asyncio.sleep(self._limits.poll_min)
-            # The first time it is most likely what the job itself has done: not worth to hold a slot for
+            if again or self._leaving.is_set():
+                # What changes all the time must not keep a slot for it
+                await self._settle(entry, outcome, look_again=0.0 if self._leaving.is_set() else self._limits.poll_min)
+                return
+            # The first time it is most likely what the job itself has done: not worth a trip through the lane
             again = True
         await self._settle(entry, outcome)
 
-    async def _try(self, entry: _Entry) -> Outcome:
-        """One try; every error becomes an outcome here."""
+    async def _try(self, entry: _Entry, until: float) -> Outcome:
+        """One try, which may wait `until` then; every error becomes an outcome here."""
         job = entry.job
-        watch = _Watch(entry=entry, limits=self._limits, leaving=self._leaving, board=self._board)
+        watch = _Watch(entry=entry, limits=self._limits, leaving=self._leaving, board=self._board, until=until)
         try:
             async with asyncio.timeout(self._limits.job):
                 return await self._handlers[job.key.handler].reconcile(job.key, watch)
         except Held:
             return Again("held for long enough, or leaving", after=0.0, counted=False)
         except Temporary as error:
-            return Again(str(error), after=error.after)
+            # A service may ask for more patience, not for less: some answer Retry-After: 0 for an hour
+            asked = None if error.after is None else max(error.after, self._backoff.after(job.attempt))
+            return Again(str(error), after=asked)
         except NotFound as error:
             return Again(f"gone while it was looked at: {error}")
         except (Blocked, Misconfigured) as error:
@@ -356,13 +400,25 @@ class Runner:
             # The root of a job's task: a bug in a handler must not end the daemon, nor be silent
             return Park(f"{type(error).__name__}: {error}", traceback.format_exc())
 
-    async def _settle(self, entry: _Entry, outcome: Outcome) -> None:
-        """Tell the lane what came of it. Whatever must survive is in a lane before the delivery is let go."""
+    async def _settle(self, entry: _Entry, outcome: Outcome, *, look_again: float | None = None) -> None:
+        """Tell the lane what came of it. Whatever must survive is in a lane before the delivery is let go.
+
+        `look_again`: in so many seconds the key is to be looked at once more, whatever the outcome.
+        """
         job = entry.job
+        entry.settling = True
         deliveries, entry.deliveries = entry.deliveries, []
+        if look_again is not None:
+            if isinstance(outcome, Again):
+                outcome = replace(outcome, after=look_again, counted=False)
+            else:
+                following = replace(job, attempt=0, first_at=time.time(), reason="heard of again")
+                await self._again(following, look_again, news=False, quietly=True)
         match outcome:
             case Done(detail, changed, warmed):
                 (log.info if changed else log.debug)("job_done", detail=detail, changed=changed)
+                if warmed:
+                    self._metrics.images_warmed.labels(job.key.target).inc()
                 if warmed and job.cause != RESYNC:
                     seconds = time.time() - job.first_at
                     self._metrics.time_to_warm.labels(job.key.target).observe(seconds)

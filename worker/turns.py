@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -65,6 +66,19 @@ class Turns(Generic[T]):
             taken += [waiting.pop() for _ in range(len(waiting) - kept[project])][::-1]
             if not waiting:
                 del self._waiting[project]
+        return taken
+
+    def take(self, wanted: Callable[[T], bool]) -> list[T]:
+        """Take out all that are `wanted`, the oldest of each project first."""
+        taken: list[T] = []
+        for project, waiting in list(self._waiting.items()):
+            if any(map(wanted, waiting)):
+                taken += filter(wanted, waiting)
+                left = deque(item for item in waiting if not wanted(item))
+                if left:
+                    self._waiting[project] = left
+                else:
+                    del self._waiting[project]
         return taken
 
     def clear(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -25,12 +27,24 @@ from worker.uses import Uses
 ONE, TWO = Key("h", "one"), Key("h", "two")
 
 
+class Acking(MemoryLanes):
+    """Lanes that count how many deliveries of each key were let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.acked: Counter[Key] = Counter()
+
+    def _ack(self, delivery: Any) -> None:
+        self.acked[delivery.job.key] += 1
+        super()._ack(delivery)
+
+
 class Bed:
     """A runner over lanes in memory."""
 
     def __init__(self, work: Work, *, limits: Limits, backoff: Backoff, width: int) -> None:
         self.handler = Scripted(work, width=width)
-        self.lanes = MemoryLanes()
+        self.lanes = Acking()
         self.metrics = Metrics()
         self.runner = Runner(
             lanes=self.lanes,
@@ -442,3 +456,90 @@ async def test_what_waits_in_a_lane_is_not_put_there_again() -> None:
         await bed.until(lambda: ONE in bed.handler.tries)
         await bed.quiet()
         assert not bed.runner.poke(job(ONE))
+
+
+async def test_what_waits_for_a_slot_for_too_long_goes_back_into_its_lane() -> None:
+    free = asyncio.Event()
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        await free.wait()
+        return Done()
+
+    keys = [Key("h", str(number)) for number in range(5)]
+    async with running(work, width=1, limits=Limits(hold=0.3, drain=1.0)) as bed:
+        await bed.give(*(job(key) for key in keys))
+        await bed.until(lambda: bed.handler.tries)
+        bed.runner.tidy()
+        assert sum(bed.lanes.acked.values()) == 0
+        await asyncio.sleep(0.15)
+        bed.runner.tidy()
+        # All but the one in progress were published anew before their old deliveries were let go
+        await bed.until(lambda: len(bed.lanes.acked) == 4)
+        free.set()
+        await bed.quiet()
+        assert bed.handler.tries == keys
+        assert bed.outcomes("done") == 5
+
+
+@pytest.mark.parametrize("asked", [0.0, 0.001])
+async def test_a_service_that_asks_for_less_patience_gets_ours(asked: float) -> None:
+    backoff = Backoff(shortest=0.05, longest=10.0, jitter=lambda: 1.0)
+    began = time.monotonic()
+    async with running(
+        answering(Temporary("503", after=asked), Temporary("503", after=asked), Done()), backoff=backoff
+    ) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.outcomes("done"))
+    assert time.monotonic() - began >= 0.15
+
+
+async def test_deliveries_of_a_key_in_progress_take_no_room() -> None:
+    free = asyncio.Event()
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        if key == ONE:
+            await free.wait()
+        return Done()
+
+    async with running(work) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.handler.tries)
+        # More than are handed out at once
+        for _ in range(150):
+            await bed.give(job(ONE))
+        await bed.give(job(TWO))
+        await bed.until(lambda: TWO in bed.handler.tries)
+        # One of them keeps the job safe
+        assert bed.lanes.acked[ONE] == 150
+        free.set()
+        await bed.quiet()
+        assert bed.lanes.acked == {ONE: 151, TWO: 1}
+
+
+async def test_what_changes_all_the_time_does_not_keep_its_slot() -> None:
+    async def work(key: Key, watch: Watch) -> Outcome:
+        if key == ONE:
+            bed.runner.poke(job(ONE))
+        return Done(changed=key == ONE, warmed=key == ONE)
+
+    async with running(work, width=1, limits=Limits(poll_min=0.02, drain=1.0)) as bed:
+        await bed.give(job(ONE), job(TWO))
+        await bed.until(lambda: TWO in bed.handler.tries)
+        assert bed.handler.tries == [ONE, ONE, TWO]
+        # It is looked at again, and what was done is told
+        await bed.until(lambda: bed.handler.tries.count(ONE) >= 4)
+        assert bed.metrics.registry.get_sample_value("image_volume_worker_images_warmed_total", {"target": ""}) >= 1
+        assert bed.lanes.dead_letters() == ()
+
+
+async def test_keys_that_went_to_another_worker_are_forgotten() -> None:
+    async with running(answering(Again("busy", after=1000.0, news=True))) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.outcomes("again"))
+        bed.runner._parked[TWO] = time.time() - 1.0
+        bed.runner._appointments[ONE] -= 10_000.0
+        bed.runner._tidied -= 1000.0
+        bed.runner.tidy()
+        assert not bed.runner._parked
+        assert not bed.runner._appointments
+        assert not bed.runner._open_to_news

@@ -611,6 +611,22 @@ async def test_with_used_an_image_is_made_warm_where_it_is_used_twice(cloud: Fak
         assert victim.id not in cloud.volumes
 
 
+async def test_with_used_two_uses_in_one_breath_are_two(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST, policy=Policy(settle=0.0, when="used")) as rig:
+        heard: list[bytes] = []
+        cloud.emit = heard.append
+        image = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        assert kept(cloud, image) == []
+        for _ in range(2):
+            cloud.ahead += 1.0
+            cloud.use(image.id, "fast", project="bob")
+        await rig.dispatcher.accept([rig.dispatcher.route(body) for body in heard])
+        await rig.quiet()
+        assert kept(cloud, image) == ["fast"]
+
+
 async def test_with_used_what_was_warm_is_kept_by_the_next_worker(cloud: FakeCloud) -> None:
     async with rig_of(cloud, "store", FAST) as rig:
         image = cloud.upload()

@@ -10,8 +10,9 @@ from worker.job import Job, Key
 
 MOST = 100_000
 """Keys of one lane that are remembered, about 20 MB; of more than that some wait there twice."""
-FOR = 3600.0
-"""For so long at most, in seconds: what an operator takes out of a queue is told to nobody."""
+FOR = 900.0
+"""For so long at most, in seconds: nobody is told of what an operator takes out of a queue, nor that a cluster which
+fell apart and came together again hands out the lane to another worker."""
 
 
 @dataclass(slots=True)

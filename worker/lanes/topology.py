@@ -19,6 +19,9 @@ LONGEST_DELAY = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
 
 LONGEST_BROKEN_PAUSE = 300.0
 
+MOST_DEAD = 100_000
+"""Dead letters that are kept, the newest: where nobody looks, what fails for good is given up again every few hours."""
+
 
 def broken_pause(times: int) -> float:
     """Seconds to leave a queue alone on which the connection has broken so many times: it may have no leader, and each
@@ -80,7 +83,7 @@ class Topology:
 
     def declare_dead(self, channel: Any) -> None:
         """Declare the queue of the dead letters."""
-        self._declare(channel, self.dead, {})
+        self._declare(channel, self.dead, {"x-max-length": MOST_DEAD})
 
     def _declare(self, channel: Any, queue: str, arguments: dict[str, Any]) -> None:
         if self.queue_type == "quorum":
