@@ -20,6 +20,8 @@ LOCATION_IMPORT = "location_import"
 UNDER_WAY = frozenset({"pending", "processing"})
 # For so long a job waits for a clone that is being made, and a clone whose source is gone is given, in seconds
 PATIENCE = 60.0
+# How often to look whether a wait is over that others end: more seldom the longer the image is as it is, in seconds
+SOONEST, RAREST = 10.0, 900.0
 # A clone of Cinder's that is no location of its active image, in seconds; Cinder deletes its own within moments
 LEFT_OVER_AFTER = 3600.0
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
@@ -148,7 +150,7 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
     if image.status != "queued":
         return Finish(Skip(f"the image is {image.status}"))
     if image.import_locked:
-        return AwaitImage() if seen.asked else Finish(Again("Glance is at work on the image", news=True))
+        return AwaitImage() if seen.asked else Finish(_patience("Glance is at work on the image", seen))
     if seen.asked:
         return _look_at_answer(seen)
     named = source_named(image, rules)
@@ -266,6 +268,13 @@ def metadata_of(image: Image, size: int) -> dict[str, str]:
     return {"glance_image_id": image.id, "image_owner": image.owner, "image_size": str(size * GIB)}
 
 
+def _patience(reason: str, seen: Seen) -> Again:
+    """Wait for what others end, looking less and less often; no failure, however long it takes."""
+    quiet = age(max(seen.image.created_epoch, seen.image.updated_epoch), seen.now)
+    after = max(SOONEST, min(quiet / 4, RAREST))
+    return Again(reason, after=after, counted=False, news=True)
+
+
 def _refused(reason: str) -> Finish:
     return Finish(Skip(reason), tell=f"refused: {reason}")
 
@@ -284,7 +293,7 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
         return _refused(reason)
     assert source is not None
     if reason := hindrance(source, rules):
-        return Finish(Again(reason, news=True), tell=f"waiting: {reason}")
+        return Finish(_patience(reason, seen), tell=f"waiting: {reason}")
     return CreateClone(
         NewVolume(
             name=image_volume.name_of(seen.image.id),

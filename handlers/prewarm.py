@@ -357,7 +357,9 @@ class Prewarm:
 
     async def _add_location(self, url: str, seen: Seen) -> Seen:
         try:
-            await self._cloud.add_location(seen.image.id, url)
+            # Glance writes the whole list: what is removed meanwhile would come back
+            async with self._locks.of(seen.image.id):
+                await self._cloud.add_location(seen.image.id, url)
             log.info("location_added", url=url)
         except Conflict as error:
             log.info("location_refused", url=url, why=str(error))

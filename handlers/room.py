@@ -90,11 +90,10 @@ class Rooms:
         if not target.has_budget:
             return []
         # Before the look at what lies there: one that arrives meanwhile is then seen twice, not missed by both
-        coming = {
-            image_id: gigabytes
-            for image_id, (gigabytes, since) in self._coming[target.name].items()
-            if image_id != image.id and self._now() - since < KEPT_FOR
-        }
+        kept = self._coming[target.name]
+        for image_id in [one for one, (_, since) in kept.items() if self._now() - since >= KEPT_FOR]:
+            del kept[image_id]
+        coming = {image_id: gigabytes for image_id, (gigabytes, _) in kept.items() if image_id != image.id}
         there = [volume async for volume in self._cloud.list_volumes(target.name)]
         lying = budget.held(there, target, self._uses)
         since = budget.since(image, target, self._uses)

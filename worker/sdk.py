@@ -250,7 +250,9 @@ class OpenStackCloud:
         )
 
     async def get_volume(self, volume_id: str) -> Volume:
-        volume = await self._read("block-storage", f"/volumes/{volume_id}", lambda answer: _volume(answer["volume"]))
+        volume = await self._read(
+            "block-storage", f"/volumes/{volume_id}", lambda answer: _volume(answer["volume"]), certain=volume_id
+        )
         # The role admin sees the volumes of all projects here
         self._project_id = self._project_id or (await self.identity()).project_id
         return replace(volume, foreign=volume.project_id != self._project_id)

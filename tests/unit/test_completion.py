@@ -175,7 +175,8 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
     ("given", "outcome"),
     [
         (seen(replace(QUEUED, status="saving")), Skip("the image is saving")),
-        (seen(replace(QUEUED, import_locked=True)), Again("Glance is at work on the image", news=True)),
+        (seen(replace(QUEUED, import_locked=True)),
+         Again("Glance is at work on the image", after=10.0, counted=False, news=True)),
         (seen(replace(UNNAMED, created_epoch=990.0)),
          Again("a new image, somebody may be at work on it", after=50.0, counted=False, news=True)),
         (seen(replace(UNNAMED, disk_format="qcow2")),
@@ -221,7 +222,16 @@ def test_left_alone(given: Seen, outcome: object) -> None:
 def test_a_busy_source_is_waited_for_and_the_owner_knows(status: str, allowed: bool, reason: str) -> None:
     given = seen(clones=(), source=replace(VOLUME, status=status))
     action = completion.plan(given, replace(RULES, allow_in_use=allowed))
-    assert action == Finish(Again(reason, news=True), tell=f"waiting: {reason}")
+    wait = Again(reason, after=10.0, counted=False, news=True)
+    assert action == Finish(wait, tell=f"waiting: {reason}")
+
+
+@pytest.mark.parametrize(("quiet", "after"), [(0.0, 10.0), (400.0, 100.0), (1000.0, 250.0)])
+def test_who_waits_for_others_looks_less_and_less_often(quiet: float, after: float) -> None:
+    given = seen(replace(QUEUED, created_epoch=0.0, updated_epoch=NOW - quiet, import_locked=True))
+    assert completion.plan(given, RULES) == Finish(
+        Again("Glance is at work on the image", after=after, counted=False, news=True)
+    )
 
 
 def test_a_source_in_use_is_cloned_where_that_is_allowed() -> None:

@@ -106,7 +106,7 @@ async def test_what_is_waited_for(cloud: FakeCloud, settings: Settings) -> None:
     checks = await told(cloud, settings, image.id)
     assert checks["lock"].verdict == "warn"
     assert checks["source status"].detail == "the volume is in-use, detach it"
-    assert checks["next"].detail == "Glance is at work on the image"
+    assert checks["next"].detail == "Glance is at work on the image, looked at again in 10 s"
 
 
 async def test_nobody_asked_and_no_format(cloud: FakeCloud, settings: Settings) -> None:

@@ -136,6 +136,14 @@ async def test_a_404_that_is_not_glances_own_is_not_believed() -> None:
         await Bed(*[answer(404, text="<html>nginx: no such page</html>")] * 9).cloud.get_image(IMAGE_ID)
 
 
+async def test_nor_is_one_that_is_not_cinders_own() -> None:
+    gone = {"itemNotFound": {"code": 404, "message": f"Volume {IMAGE_ID} could not be found."}}
+    with pytest.raises(NotFound):
+        await Bed(answer(404, gone)).cloud.get_volume(IMAGE_ID)
+    with pytest.raises(Temporary):
+        await Bed(*[answer(404, {"message": "no route"})] * 9).cloud.get_volume(IMAGE_ID)
+
+
 @pytest.mark.parametrize("body", [{}, {"images": None}, [], {"error": "?"}])
 async def test_an_answer_without_a_list_is_no_empty_list(body: object) -> None:
     with pytest.raises(Temporary):
