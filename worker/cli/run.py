@@ -10,6 +10,7 @@ import time
 import structlog
 from cliff.command import Command
 
+from worker import trial
 from worker.cli import Worker
 from worker.daemon import Daemon, build_clouds, check_cloud
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
@@ -49,7 +50,7 @@ class Run(Command):
         metrics = Metrics()
         proven: Settings | None = None
         while not stop.is_set():
-            reloading = asyncio.create_task(self._reload(reload, leave, metrics))
+            reloading = asyncio.create_task(self._reload(reload, leave, metrics, settings))
             try:
                 await Daemon(settings=settings, metrics=metrics).run(leave)
             except Misconfigured as error:
@@ -67,7 +68,9 @@ class Run(Command):
                 if stop.is_set():
                     leave.set()
 
-    async def _reload(self, reload: asyncio.Event, leave: asyncio.Event, metrics: Metrics) -> Settings:
+    async def _reload(
+        self, reload: asyncio.Event, leave: asyncio.Event, metrics: Metrics, proven: Settings
+    ) -> Settings:
         """The new settings after a SIGHUP, with `leave` set; those that can't work are refused."""
         while True:
             await reload.wait()
@@ -80,6 +83,7 @@ class Run(Command):
                     await check_cloud(clouds.common, settings)
                 finally:
                     clouds.close()
+                await asyncio.to_thread(trial.check, settings, proven=proven)
                 self.app.setup_logs()
             except Misconfigured as error:
                 log.error("reload_refused", faults=error.faults)

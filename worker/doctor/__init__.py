@@ -1,24 +1,22 @@
 """Doctor: does everything that a worker needs work? It reads, and leaves nothing behind.
 
-All is asked first, each question on its own (`facts`, `worker.broker.look`, `management`, `daemon`); what the answers
+All is asked first, each question on its own (`facts`, `worker.trial`, `management`, `daemon`); what the answers
 come to is told by pure functions. So whatever fails is told, and hides nothing else.
 """
 
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import Any
 
-from worker.broker import Depth, Look, look, scratch
+from worker import trial
+from worker.broker import Look
 from worker.check import Check
 from worker.doctor import brokers, cinder, configuration, daemon, glance, login
 from worker.doctor.facts import gather
 from worker.doctor.management import Managed, Management
 from worker.doctor.untold import Untold, ask, tell, untold
-from worker.intake.subscription import Subscription
 from worker.lanes.topology import Topology
 from worker.sdk import OpenStackCloud
 from worker.settings import Settings
@@ -72,23 +70,9 @@ def look_at_brokers(settings: Settings) -> list[Check]:
 def _notifications(
     name: str, url: str, settings: Settings, clusters: Mapping[Management, str | Untold]
 ) -> Iterator[Check]:
-    subscription = Subscription(
-        queue=settings.queue,
-        queue_type=settings.queue_type,
-        max_length=settings.queue_max_length,
-        expires=settings.queue_expires,
-        exchanges=settings.exchanges,
-        topics=settings.topics,
-        priorities=settings.priorities,
-    )
-
-    def declare(connection: Any, there: Mapping[str, Depth]) -> None:
-        # Declared again as it is, it stays as it is; else the broker says what is different, as it would to the daemon
-        if settings.queue in there:
-            subscription.declare(connection)
-
-    queues = [settings.queue, *brokers.undrained_names(settings)]
-    seen = look(url, exchanges=settings.exchanges, queues=queues, trial=declare)
+    undrained = brokers.undrained_names(settings)
+    queues = [settings.queue, *undrained]
+    seen = trial.of_notifications(url, settings, besides=undrained)
     managed = _managed(seen, clusters, queues, bound_to=settings.queue if settings.queue in seen.queues else "")
     yield from brokers.notifications(name, seen, settings, managed)
 
@@ -100,15 +84,8 @@ def _lanes(settings: Settings, clusters: Mapping[Management, str | Untold]) -> I
     topology = Topology(prefix=settings.queue, queue_type="quorum")
     names = [topology.queue(lane) for lane in settings.lanes]
 
-    def work(connection: Any, there: Mapping[str, Depth]) -> None:
-        for name in names:
-            if name in there:
-                with connection.channel() as channel:
-                    topology.declare_lane(channel, name)
-        scratch(connection, f"{settings.queue}.doctor-{uuid.uuid4().hex}")
-
     queues = [*names, topology.dead]
-    seen = look(settings.work_url, queues=queues, trial=work)
+    seen = trial.of_lanes(settings)
     yield from brokers.lanes(seen, settings, names, topology.dead, _managed(seen, clusters, queues))
 
 
