@@ -59,7 +59,10 @@ class _Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Record:
-    """A job and how it stands; `since` when that began, `due` when it is tried again, epoch seconds."""
+    """A job and how it stands; `since` when that began, `due` when it is tried again, epoch seconds.
+
+    `patient` tells that it waits for what a user may do or not.
+    """
 
     job: Job
     state: str
@@ -67,6 +70,7 @@ class _Record:
     due: float = 0.0
     doing: str = ""
     reason: str = ""
+    patient: bool = False
 
 
 class Board:
@@ -86,10 +90,13 @@ class Board:
 
     # Jobs
 
-    def forget(self) -> None:
-        """No job is here any more: the daemon begins anew."""
+    def forget(self, targets: Iterable[str]) -> None:
+        """No job is here any more, and there are no other targets than these: the daemon begins anew."""
+        targets = frozenset(targets)
         with self._lock:
             self._jobs.clear()
+            for row in self._rows.values():
+                row.cells = {target: cell for target, cell in row.cells.items() if target in targets}
 
     def held(self, job: Job) -> None:
         """A job is here and waits for a slot."""
@@ -118,7 +125,14 @@ class Board:
             if isinstance(outcome, Again | Park):
                 parked = isinstance(outcome, Park)
                 state = PARKED if parked else WAITING
-                self._jobs[key] = _Record(job=job, state=state, since=now, due=due, reason=outcome.reason)
+                self._jobs[key] = _Record(
+                    job=job,
+                    state=state,
+                    since=now,
+                    due=due,
+                    reason=outcome.reason,
+                    patient=isinstance(outcome, Again) and outcome.news,
+                )
                 if parked or outcome.counted:  # type: ignore[union-attr]
                     self._failures.appendleft(
                         {"at": now, **_named(key), "reason": outcome.reason, "attempt": job.attempt, "parked": parked}
@@ -184,7 +198,7 @@ class Board:
         """Targets, lanes, jobs, failures and times; `lanes` gives their widths, `depths` what lies on the broker."""
         now = time.time()
         with self._lock:
-            self._jobs = {key: record for key, record in self._jobs.items() if _is_current(record, now)}
+            self._prune(now)
             records = list(self._jobs.values())
             sizes = {record.job.key: row.size for record in records if (row := self._rows.get(record.job.key.image_id))}
             failures, warmed, created = list(self._failures), list(self._warmed), list(self._created)
@@ -226,13 +240,22 @@ class Board:
             return self._counts(self._jobs.values())
 
     def oldest(self) -> dict[str, float]:
-        """Since when the oldest job of each lane is asked for, in epoch seconds; what was given up does not count."""
+        """Since when the oldest job of each lane is asked for, in epoch seconds.
+
+        What was given up does not count, nor what waits for a user.
+        """
         found: dict[str, float] = {}
         with self._lock:
+            self._prune(time.time())
             for key, record in self._jobs.items():
-                if record.state != PARKED:
+                if record.state != PARKED and not record.patient:
                     found[key.lane] = min(record.job.first_at, found.get(key.lane, math.inf))
         return found
+
+    def has(self, image_id: str) -> bool:
+        """Whether the image is one that was seen and is not gone."""
+        with self._lock:
+            return image_id in self._rows
 
     def images(self, targets: Iterable[str]) -> dict[str, Any]:
         """Every image with its cells; what failed comes first, what is warm on every target last."""
@@ -263,6 +286,11 @@ class Board:
         if not row.cells:
             del self._rows[key.image_id]
 
+    def _prune(self, now: float) -> None:
+        """Forget jobs that were due here and went to another worker."""
+        for key in [key for key, record in self._jobs.items() if not _is_current(record, now)]:
+            del self._jobs[key]
+
     def _set(self, record: _Record) -> None:
         with self._lock:
             self._jobs[record.job.key] = record
@@ -270,12 +298,18 @@ class Board:
 
     def _counts(self, records: Iterable[_Record]) -> dict[str, dict[str, int]]:
         """How many images are in each state, by target."""
+        # Of a million cells nearly all are what was found: what jobs say of the others is put right afterwards
+        found = Counter((target, cell.state) for row in self._rows.values() for target, cell in row.cells.items())
         overlay = self._overlay(records)
-        counts: dict[str, Counter[str]] = {}
-        for image_id, row in self._rows.items():
-            for target in row.cells:
-                counts.setdefault(target, Counter())[self._at(image_id, row, target, overlay).state] += 1
-        return {target: dict(count) for target, count in counts.items()}
+        for image_id, target in overlay:
+            if (row := self._rows.get(image_id)) and target in row.cells:
+                found[target, row.cells[target].state] -= 1
+                found[target, self._at(image_id, row, target, overlay).state] += 1
+        counts: dict[str, dict[str, int]] = {}
+        for (target, state), count in found.items():
+            if count:
+                counts.setdefault(target, {})[state] = count
+        return counts
 
     @staticmethod
     def _overlay(records: Iterable[_Record]) -> dict[tuple[str, str], Cell]:

@@ -24,7 +24,7 @@ from worker.lanes import Lanes
 from worker.lanes.memory import MemoryLanes
 from worker.lanes.rabbit import RabbitLanes
 from worker.link import hung
-from worker.manager import READY, WATCHDOG, notify
+from worker.manager import READY, WATCHDOG, extend, notify
 from worker.metrics import Metrics, release
 from worker.probes import Page, Probes
 from worker.resync import Census, compare, job_of
@@ -41,11 +41,14 @@ HANDLERS = "image_volume_worker.handlers"
 # Seconds between looks at depths; at the cloud; and at a cloud that was away
 TICK = 1.0
 PING = 30.0
-# Seconds between two counts of images by state, which takes some 20 ms of 10,000
+# Seconds between two counts of images by state, at least; they may take a fiftieth of the time
 COUNT = 15.0
+COUNT_SHARE = 50
 AWAY = 5.0
 # The loop has not turned for so long: it hangs
 STUCK = 30.0
+# How long systemd is asked to wait on, from each look on, while jobs in progress end
+PATIENCE = 15.0
 # Jobs handed to the lanes at once by a resync
 BATCH = 500
 # Requests at once that are kept for uploads, besides [cloud] api_concurrency
@@ -183,7 +186,8 @@ class Daemon:
         self._resync_wanted = asyncio.Event()
         self._resync_why = ""
         self._ticked = time.monotonic()
-        metrics.board.forget()
+        self._draining = False
+        metrics.begin(target.name for target in settings.targets)
         self._known = False
         self._fault = ""
         self._told = ""
@@ -191,8 +195,16 @@ class Daemon:
 
     async def run(self, leave: asyncio.Event) -> None:
         """Work until `leave` is set, then drain. Misconfigured if the cloud is there and says that it can't work."""
-        page = Page(status=self._status, images=self._images) if self._settings.page else None
-        probes = Probes(registry=self._metrics.registry, sick=self._sick, unready=self._unready, page=page)
+        probes = Probes(
+            registry=self._metrics.registry,
+            sick=self._sick,
+            unready=self._unready,
+            page=Page(status=self._status, images=self._images),
+            hidden=not self._settings.page,
+        )
+        # From the beginning to the end: a cloud that does not answer, and jobs that take long to end, are no loop that
+        # hangs
+        ticking = asyncio.create_task(self._tick())
         try:
             if self._settings.bind:
                 try:
@@ -202,27 +214,30 @@ class Daemon:
                     raise Misconfigured([f"[probes] bind: {address}: {error.strerror or error}"]) from error
             await self._preflight(leave)
             if not leave.is_set():
-                await self._work(leave)
+                await self._work(leave, ticking)
         finally:
+            ticking.cancel()
+            await asyncio.gather(ticking, return_exceptions=True)
             probes.stop()
             self._clouds.close()
             log.info("stopped")
 
-    async def _work(self, leave: asyncio.Event) -> None:
+    async def _work(self, leave: asyncio.Event, ticking: asyncio.Task[None]) -> None:
         router = Router(handlers=self._handlers.values(), metrics=self._metrics, times=self._times)
         dispatcher = Dispatcher(router=router, runner=self._runner, lanes=self._lanes, on_gap=self._want_resync)
         if self._settings.resync_on_start:
             self._want_resync("start")
-        intakes = [asyncio.create_task(intake.run(dispatcher)) for intake in self._intakes]
-        others = [asyncio.create_task(self._tick()), asyncio.create_task(self._serve(dispatcher))]
+        intakes = [asyncio.create_task(self._listen(intake, dispatcher)) for intake in self._intakes]
+        others = [asyncio.create_task(self._watch_cloud()), asyncio.create_task(self._serve(dispatcher))]
         stop = asyncio.create_task(leave.wait())
         log.info("started", targets=[target.name for target in self._settings.targets], lanes=list(self._runner.lanes))
         try:
             # None of the tasks ends by itself: one that does has a bug, which must not leave a daemon that looks well
-            done, _ = await asyncio.wait([stop, *intakes, *others], return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait([stop, ticking, *intakes, *others], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stop}:
                 task.result()
         finally:
+            self._draining = True
             log.info("draining", in_progress=self._runner.in_progress)
             for tasks in (intakes, [*others, stop]):
                 for task in tasks:
@@ -246,20 +261,23 @@ class Daemon:
             self._cloud_is_away(str(error))
 
     async def _tick(self) -> None:
-        """Once a second: note that the loop turns, take over depths. Now and then: is the cloud there?"""
-        pinged = counted = time.monotonic()
-        pinging: asyncio.Task[None] | None = None
+        """Once a second: note that the loop turns, take over depths; now and then, images by state."""
+        count_at = time.monotonic() + COUNT
         while True:
             self._ticked = time.monotonic()
             self._tell_manager()
+            self._runner.tidy()
             self._metrics.depths(self._lanes.depths(), self._runner.waiting())
-            if (pinging is None or pinging.done()) and time.monotonic() - pinged > (PING if self._known else AWAY):
-                pinged = time.monotonic()
-                pinging = asyncio.create_task(self._look_at_cloud())
-            if time.monotonic() - counted > COUNT:
-                counted = time.monotonic()
+            if (began := time.monotonic()) > count_at:
                 self._metrics.states()
+                count_at = time.monotonic() + max(COUNT, COUNT_SHARE * (time.monotonic() - began))
             await asyncio.sleep(TICK)
+
+    async def _watch_cloud(self) -> None:
+        """Is the cloud there? Now and then, sooner while it is away."""
+        while True:
+            await asyncio.sleep(PING if self._known else AWAY)
+            await self._look_at_cloud()
 
     def _tell_manager(self) -> None:
         """Let systemd know whether all loops turn, and what is missing or done."""
@@ -267,6 +285,10 @@ class Daemon:
             notify(WATCHDOG)
         problems = self._unready()
         self._metrics.ready.set(not problems)
+        if self._draining:
+            # As long as [work] drain_timeout allows; the status is told by who has ended it
+            notify(extend(PATIENCE))
+            return
         told = "; ".join(f"{part}: {problem}" for part, problem in problems.items()) or "ready"
         if told != self._told:
             self._told = told
@@ -297,6 +319,14 @@ class Daemon:
     def _want_resync(self, reason: str) -> None:
         self._resync_why = reason
         self._resync_wanted.set()
+
+    async def _listen(self, intake: Intake, dispatcher: Dispatcher) -> None:
+        """Take in notifications once the cloud has been seen: until then their jobs would only pile up in the lanes.
+
+        What is missed until then is made up for by the comparison that follows each opening of an intake.
+        """
+        await self._seen_once.wait()
+        await intake.run(dispatcher)
 
     async def _serve(self, dispatcher: Dispatcher) -> None:
         """Take jobs once the cloud has been seen: a worker that can't log in would only set them aside."""
@@ -338,8 +368,8 @@ class Daemon:
                 jobs.clear()
         await dispatcher.submit(jobs)
         self._metrics.last_resync.set_to_current_time()
-        self._metrics.census(census.volumes, census.sizes)
         self._metrics.board.compared()
+        self._metrics.census(census.volumes, census.sizes)
         log.info(
             "resynced", why=why, images=census.images, incomplete=total, seconds=round(time.monotonic() - began, 2)
         )

@@ -15,6 +15,11 @@ STOPPING = "STOPPING=1"
 WATCHDOG = "WATCHDOG=1"
 
 
+def extend(seconds: float) -> str:
+    """What asks for so many more seconds, from now, before a start or a stop counts as failed."""
+    return f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}"
+
+
 def notify(state: str) -> None:
     """Tell the manager that asks for it, if there is one; never raises, never waits."""
     address = os.environ.get("NOTIFY_SOCKET", "")

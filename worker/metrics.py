@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Iterable, Mapping
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -13,6 +13,8 @@ from worker.board import Board
 from worker.cloud import Image
 
 PREFIX = "image_volume_worker"
+ANNOUNCERS = {"image": "image", "volume": "block-storage"}
+"""Whose notifications begin with what, by the names that requests have."""
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 API_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
@@ -43,11 +45,14 @@ class Metrics:
             return Histogram(f"{PREFIX}_{name}", text, labels, registry=r, buckets=buckets)
 
         self.notifications = counter("notifications", "Notifications seen", "event_type", "outcome")
-        self.last_notification = gauge(
-            "last_notification_timestamp_seconds", "When a notification was last heard; until the first, the start"
+        last_notification = gauge(
+            "last_notification_timestamp_seconds",
+            "When a service was last heard of by a notification; until the first, the start",
+            "service",
         )
-        self._heard = time.time()
-        self.last_notification.set_function(lambda: self._heard)
+        self._heard = dict.fromkeys(ANNOUNCERS.values(), time.time())
+        for service in self._heard:
+            last_notification.labels(service).set_function(partial(self._heard.__getitem__, service))
         # For each notification, and finding a child takes longer than counting with it
         self._notifications = cache(self.notifications.labels)
         self.notification_lag = seconds("notification_lag_seconds", "From a notification's timestamp to its routing")
@@ -69,6 +74,7 @@ class Metrics:
         self.time_to_warm = seconds(
             "time_to_warm_seconds", "From the notification of an image to its Image-Volume being usable", "target"
         )
+        self.images_warmed = counter("images_warmed", "Image-Volumes made or made anew, and now usable", "target")
         self.uploads_completed = counter("uploads_completed", "Uploads that became active images", "path")
         self.volume_create = seconds(
             "volume_create_seconds", "What users wait for a volume of an image", "target", "warm"
@@ -91,10 +97,22 @@ class Metrics:
         self.last_resync.set_to_current_time()
         gauge("build_info", "What this is; always 1", "version").labels(release()).set(1)
 
-    def notification(self, event_type: str, outcome: str) -> None:
-        """Count one notification; `event_type` is a routed one or `other`."""
-        self._notifications(event_type, outcome).inc()
-        self._heard = time.time()
+    def begin(self, targets: Iterable[str]) -> None:
+        """A daemon begins, with these targets: the last one may have had others, and what it saw is over."""
+        self.board.forget(targets)
+        self._lost.clear()
+        self.beyond_repair.set(0)
+        for gauge in (
+            self.jobs_in_progress, self.jobs_waiting, self.lane_depth, self.lane_oldest, self.images,
+            self.image_volumes, self.image_volume_bytes,
+        ):  # fmt: skip
+            gauge.clear()
+
+    def notification(self, event_type: str, outcome: str, *, known: bool = True) -> None:
+        """Count one notification, as one of its event type if that is known, else as `other`."""
+        self._notifications(event_type if known else "other", outcome).inc()
+        if service := ANNOUNCERS.get(event_type.partition(".")[0]):
+            self._heard[service] = time.time()
 
     def upload_completed(self, path: str) -> None:
         """See `worker.handler.Report`."""
@@ -129,9 +147,13 @@ class Metrics:
         self.image_volumes.clear()
         for (target, state), count in volumes.items():
             self.image_volumes.labels(target, state).set(count)
+        self.image_volume_bytes.clear()
         for target, size in sizes.items():
             self.image_volume_bytes.labels(target).set(size)
         self.board.weighed(sizes)
+        # Who has repaired or deleted it may have been another worker
+        self._lost = {one for one in self._lost if self.board.has(one[0])}
+        self.beyond_repair.set(len({lost for lost, _ in self._lost}))
 
     def states(self) -> None:
         """Take over from the board how many images are in which state."""

@@ -27,6 +27,7 @@ Problems = Callable[[], Mapping[str, str]]
 Headers = list[tuple[str, str]]
 # Jobs in /status.json unless the query says jobs=N or jobs=all
 JOBS = 200
+LOOPBACK = ("127.0.0.1", "::1")
 # A smaller answer is not worth to be compressed
 LARGE = 4096
 
@@ -69,13 +70,21 @@ class _Quiet(WSGIRequestHandler):
 class Probes:
     """The HTTP server. `sick` and `unready` tell what is wrong, by part; nothing when all is well.
 
-    Without `page` there is nothing for people.
+    Without `page` there is nothing for people. With `hidden` there is no page either, but the commands on this host are
+    told how jobs stand.
     """
 
     def __init__(
-        self, *, registry: CollectorRegistry, sick: Problems, unready: Problems, page: Page | None = None
+        self,
+        *,
+        registry: CollectorRegistry,
+        sick: Problems,
+        unready: Problems,
+        page: Page | None = None,
+        hidden: bool = False,
     ) -> None:
         self._page = page
+        self._hidden = hidden
         self._metrics = make_wsgi_app(registry)
         self._answers: Mapping[str, Problems] = {"/healthz": sick, "/readyz": unready}
         self._server: WSGIServer | None = None
@@ -104,7 +113,8 @@ class Probes:
             problems = dict(self._answers[path]())
             status = "503 Service Unavailable" if problems else "200 OK"
             return _answer(environ, start_response, {"ok": not problems, "problems": problems}, status=status)
-        match path, self._page:
+        told = path == "/status.json" and environ.get("REMOTE_ADDR") in LOOPBACK
+        match path, None if self._hidden and not told else self._page:
             case "/", Page():
                 text, policy = document()
                 headers = [("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", policy)]

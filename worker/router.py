@@ -37,13 +37,14 @@ class Router:
         try:
             message = decode(body)
         except Malformed as error:
-            self._metrics.notification("other", "malformed")
+            self._metrics.notification("", "malformed", known=False)
             return Routed(
                 letter=DeadLetter(lane="intake", reason=str(error), last_at=now, body=masked_bytes(body[:KEPT])[:KEPT])
             )
         # Most of what services announce concerns nobody here
-        if not self.routes(message["event_type"]) and message["event_type"] not in TIMED:
-            self._metrics.notification("other", "ignored")
+        event_type = message["event_type"]
+        if not self.routes(event_type) and event_type not in TIMED:
+            self._metrics.notification(event_type, "ignored", known=False)
             return Routed()
         notification = Notification.of(message)
         self._times.see(notification)
@@ -57,7 +58,7 @@ class Router:
         """The jobs that come of one notification."""
         handlers = self._routes.get(notification.event_type)
         if handlers is None:
-            self._metrics.notification("other", "ignored")
+            self._metrics.notification(notification.event_type, "ignored", known=False)
             return ()
         cause = f"{notification.event_type} {notification.message_id}"[:200]
         used = (notification.timestamp or now) if notification.is_use else 0.0

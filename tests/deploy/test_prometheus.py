@@ -55,6 +55,7 @@ def metrics() -> Metrics:
     made.depths({"prewarm.fast": 0, "dead": 0}, {})
     made.census({("fast", "available"): 1}, {"fast": 1})
     made.time_to_warm.labels("fast").observe(1.0)
+    made.images_warmed.labels("fast").inc()
     made.upload_completed("property")
     made.volume_create.labels("fast", "true").observe(1.0)
     made.api_requests.labels("image", "GET", "200").inc()

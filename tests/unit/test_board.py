@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
 from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, SLOW, STORES, Rig
-from worker.board import FAILURES, TIMES, Board
+from worker.board import FAILURES, OVERDUE, TIMES, Board
 from worker.cloud import GIB, Image
 from worker.job import Job, Key
 from worker.metrics import Metrics
@@ -199,6 +201,53 @@ def test_a_census_tells_the_board_how_much_there_is() -> None:
     metrics = Metrics()
     metrics.census({("fast", "available"): 1}, {"fast": 7 * GIB})
     assert [one["bytes"] for one in status(metrics.board)["targets"]] == [7 * GIB, 0]
+
+
+def test_a_job_that_went_to_another_worker_makes_no_lane_old() -> None:
+    board = Board()
+    compared(board, fast="cold", slow="warm")
+    now = time.time()
+    board.settled(job(attempt=1), Again("busy"), due=now + 1.0)
+    assert board.oldest() == {"prewarm.fast": 5.0}
+    assert board.states() == {"fast": {"failed": 1}, "slow": {"warm": 1}}
+    board.settled(job(attempt=1), Again("busy"), due=now - OVERDUE - 1.0)
+    assert board.oldest() == {}
+    assert board.states() == {"fast": {"cold": 1}, "slow": {"warm": 1}}
+
+
+def test_what_waits_for_a_user_makes_no_lane_old() -> None:
+    board = Board()
+    waiting = job(target="", handler="upload")
+    board.settled(waiting, Again("the volume is in-use", counted=False, news=True), due=time.time() + 60.0)
+    assert board.oldest() == {}
+    board.settled(waiting, Again("over quota"), due=time.time() + 60.0)
+    assert board.oldest() == {"upload": 5.0}
+
+
+def test_the_next_daemon_knows_of_no_targets_but_its_own() -> None:
+    metrics = Metrics()
+    compared(metrics.board, fast="full", slow="warm")
+    metrics.census({("fast", "available"): 1, ("slow", "available"): 1}, {"fast": 1, "slow": 1})
+    metrics.depths({"prewarm.fast": 3, "prewarm.slow": 1}, {"prewarm.fast": 2})
+    metrics.states()
+    metrics.repair("i1", "fast", possible=False)
+    metrics.begin(["slow"])
+    metrics.states()
+    metrics.depths({"prewarm.slow": 1}, {})
+    text = generate_latest(metrics.registry).decode()
+    assert "fast" not in text
+    assert 'image_volume_worker_images{state="warm",target="slow"} 1.0' in text
+    assert "image_volume_worker_images_beyond_repair 0.0" in text
+
+
+def test_what_another_worker_has_repaired_or_deleted_is_lost_no_more() -> None:
+    metrics = Metrics()
+    for number in (1, 2):
+        metrics.repair(f"i{number}", "fast", possible=False)
+    # The first one is still there, and still lost
+    compared(metrics.board, fast="cold")
+    metrics.census({}, {})
+    assert "image_volume_worker_images_beyond_repair 1.0" in generate_latest(metrics.registry).decode()
 
 
 async def test_a_worker_tells_its_board() -> None:

@@ -12,7 +12,7 @@ import pytest
 from worker import link
 from worker.broker import parse
 from worker.link import HUNG_AFTER, Link
-from worker.manager import READY, notify
+from worker.manager import READY, extend, notify
 
 
 @pytest.fixture
@@ -27,6 +27,8 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
 def test_it_is_told(manager: socket.socket) -> None:
     notify(f"{READY}\nSTATUS=ready")
     assert manager.recv(100) == b"READY=1\nSTATUS=ready"
+    notify(extend(1.5))
+    assert manager.recv(100) == b"EXTEND_TIMEOUT_USEC=1500000"
 
 
 def test_an_abstract_address(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -80,6 +81,22 @@ def paged(problems: dict[str, str], asked: list[float]) -> Iterator[str]:
 def test_without_a_page_there_is_nothing_for_people(url: str) -> None:
     for path in ("/", "/status.json", "/images.json", "/page.html"):
         assert get(f"{url}{path}")[0] == 404
+
+
+def test_without_a_page_the_commands_on_this_host_are_told_how_jobs_stand() -> None:
+    page = Page(status=lambda most: {"jobs": []}, images=lambda: {"images": []})
+    probes = Probes(registry=Metrics().registry, sick=dict, unready=dict, page=page, hidden=True)
+    port = probes.start("0.0.0.0", 0)
+    try:
+        assert get(f"http://127.0.0.1:{port}/status.json")[0] == 200
+        for path in ("/", "/images.json"):
+            assert get(f"http://127.0.0.1:{port}{path}")[0] == 404
+        # From elsewhere, as far as the address tells: any but 127.0.0.1 of the same network
+        with socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0), timeout=10) as elsewhere:
+            elsewhere.sendall(b"GET /status.json HTTP/1.0\r\n\r\n")
+            assert elsewhere.makefile("rb").readline().split()[1] == b"404"
+    finally:
+        probes.stop()
 
 
 def test_the_page_lets_nothing_in_from_elsewhere(paged: str) -> None:
