@@ -101,9 +101,9 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             "hold_limit",
             default=900.0,
             min=10.0,
-            max=1500.0,
-            help="Seconds that a job is held while a volume is made, before it goes back into its lane. RabbitMQ "
-            "closes a channel that holds a delivery for 30 minutes.",
+            max=1200.0,
+            help="Seconds that a job is held while a volume is made, before it goes back into its lane; a third of "
+            "that while it waits for a slot. RabbitMQ closes a channel that holds a delivery for 30 minutes.",
         ),
         cfg.FloatOpt("drain_timeout", default=30.0, min=0.0, help="Seconds for jobs in progress to end after SIGTERM."),
         cfg.FloatOpt(

@@ -101,7 +101,12 @@ FULL: Values = {
         "relabelings": [{"targetLabel": "cloud", "replacement": "one"}],
         "metricRelabelings": [{"action": "labeldrop", "regex": "pod"}],
     },
-    "prometheusRule": {"enabled": True, "namespace": "monitoring", "labels": {"release": "prometheus"}},
+    "prometheusRule": {
+        "enabled": True,
+        "namespace": "monitoring",
+        "runbookBase": "https://runbooks.example.org/worker",
+        "labels": {"release": "prometheus"},
+    },
     "dashboard": {"enabled": True, "namespace": "monitoring", "annotations": {"grafana_folder": "OpenStack"}},
     "backfill": {
         "resync": {"enabled": True, "args": ["--target", "fast"]},
@@ -226,8 +231,13 @@ def test_what_prometheus_operator_reads() -> None:
     assert (endpoint["path"], endpoint["interval"], endpoint["scrapeTimeout"]) == ("/metrics", "30s", "10s")
     assert endpoint["relabelings"] == FULL["serviceMonitor"]["relabelings"]
     assert endpoint["metricRelabelings"] == FULL["serviceMonitor"]["metricRelabelings"]
-    # As they stand, with Prometheus' own braces
-    assert rule["spec"] == yaml.safe_load((ROOT / "config/prometheus/rules.yaml").read_text())
+    # As they stand, with Prometheus' own braces, but for what other values tell
+    given = yaml.safe_load((ROOT / "config/prometheus/rules.yaml").read_text())
+    plain = only(changed(MINIMAL, "prometheusRule/enabled", True), "PrometheusRule")
+    assert plain["spec"] == given
+    text = json.dumps(given).replace("> 14400", f"> {4 * FULL['config']['resync']['interval']}")
+    text = text.replace('"docs/alerts.md#', f'"{FULL["prometheusRule"]["runbookBase"]}/docs/alerts.md#')
+    assert rule["spec"] == json.loads(text) != given
     assert "ImageVolumeWorkerDown" in {one.get("alert") for group in rule["spec"]["groups"] for one in group["rules"]}
 
 
@@ -275,7 +285,7 @@ WRONG: list[tuple[str, object, str]] = [
     ("config/work/max_atempts", 3, "max_atempts"),
     ("config/work/max_attempts", 0, "/config/work/max_attempts"),
     ("config/work/max_attempts", "3", "/config/work/max_attempts"),
-    ("config/work/hold_limit", 1501, "/config/work/hold_limit"),
+    ("config/work/hold_limit", 1201, "/config/work/hold_limit"),
     ("config/work/url", "memory://", "'url' not allowed"),
     ("config/notifications/transport_urls", [], "'transport_urls' not allowed"),
     ("config/notifications/management_urls", [], "'management_urls' not allowed"),
@@ -292,6 +302,13 @@ WRONG: list[tuple[str, object, str]] = [
     ("targets/fast/strategy", "magic", "/targets/fast/strategy"),
     ("targets/fast/volume_type", "", "targets.fast.volume_type is missing"),
     ("targets", {}, "targets: name at least one"),
+    ("targets/slow", {"volume_type": "ssd"}, "targets.slow.volume_type: ssd is that of targets.fast too"),
+    ("targets/fast/disk_formats", ["raw", "qcow2"], "targets.fast.disk_formats: Cinder clones nothing but raw"),
+    ("secrets/transportUrls", {"value": ["http://h"]}, "secrets.transportUrls.value: http"),
+    ("secrets/transportUrls", {"value": ["h:5672"]}, "secrets.transportUrls.value: each is rabbit://"),
+    ("tolerations", [{"key": "a", "effects": "NoSchedule"}], "'effects' not allowed"),
+    ("cronJob", {"enabled": True, "args": ["run"]}, "cronJob.args: begins with one of resync"),
+    ("prometheusRule/runbookBase", "docs", "/prometheusRule/runbookBase"),
     ("secrets/transportUrls", {"value": "rabbit://h"}, "/secrets/transportUrls/value"),
     ("secrets/transportUrls", {}, "secrets.transportUrls: which broker"),
     ("secrets/transportUrls/value", ["rabbit://h"], "secrets.transportUrls: either value or existingSecret"),
@@ -451,6 +468,23 @@ def test_a_job_that_changes_is_another_one() -> None:
         assert not names(FULL) & names(changed(FULL, path, value))
 
 
+def test_a_backfill_stays_so_that_no_upgrade_makes_it_again() -> None:
+    for job in (thing for thing in things(FULL) if thing["kind"] == "Job"):
+        assert "ttlSecondsAfterFinished" not in job["spec"]
+        assert job["spec"]["backoffLimit"] == 3
+    for job in (
+        thing for thing in things(changed(FULL, "backfill/ttlSecondsAfterFinished", 0)) if thing["kind"] == "Job"
+    ):
+        assert job["spec"]["ttlSecondsAfterFinished"] == 0
+    cron = only(FULL, "CronJob")["spec"]["jobTemplate"]["spec"]
+    assert (cron["backoffLimit"], cron["activeDeadlineSeconds"]) == (1, 3600)
+
+
+@pytest.mark.parametrize("group", ["probes", "cloud", "work", "resync"])
+def test_a_group_can_be_emptied(group: str) -> None:
+    render(changed(FULL | {"secrets": MINIMAL["secrets"]}, f"config/{group}", None))
+
+
 def test_a_pod_has_more_time_than_its_jobs_in_progress() -> None:
     (drain,) = [option.default for options in OPTIONS.values() for option in options if option.name == "drain_timeout"]
     for values, least in ((MINIMAL, drain), (FULL, 45.5), (changed(MINIMAL, "config/work/drain_timeout", 0), 0)):
@@ -498,7 +532,9 @@ def test_every_option_reaches_the_program_as_it_is(tmp_path: Path) -> None:
         for group, options in OPTIONS.items()
     }
     target = {option.name: another(option) for option in TARGET_OPTIONS}
-    values = {**MINIMAL, "config": config, "targets": {"b": target, "a": target}, "containerPort": 1234}
+    # Two targets are never the same place
+    other = target | {"volume_type": "other", "glance_store": "other"}
+    values = {**MINIMAL, "config": config, "targets": {"b": target, "a": other}, "containerPort": 1234}
     file = tmp_path / "worker.conf"
     file.write_text(written(values))
     conf = cfg.ConfigOpts()
@@ -506,7 +542,7 @@ def test_every_option_reaches_the_program_as_it_is(tmp_path: Path) -> None:
     for name in ("a", "b"):
         conf.register_opts(TARGET_OPTIONS, group=cfg.OptGroup(f"target:{name}"))
     conf([], default_config_files=[str(file)], default_config_dirs=[])
-    for group, options in {**config, "target:a": target, "target:b": target}.items():
+    for group, options in {**config, "target:a": other, "target:b": target}.items():
         assert {name: conf[group][name] for name in options} == options
     assert conf.prewarm.targets == ["a", "b"]
     assert conf.probes.bind == "0.0.0.0:1234"

@@ -81,15 +81,40 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if not .Values.targets -}}
 {{- $faults = append $faults "targets: name at least one, for instance --set targets.fast.volume_type=ssd" -}}
 {{- end -}}
+{{- range $option := list "volume_type" "glance_store" -}}
+{{- $taken := dict -}}
+{{- range $name, $target := $.Values.targets -}}
+{{- with index $target $option -}}
+{{- if hasKey $taken . -}}
+{{- $faults = append $faults (printf "targets.%s.%s: %s is that of targets.%s too" $name $option . (get $taken .)) -}}
+{{- end -}}
+{{- $_ := set $taken . $name -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- range $name, $target := .Values.targets -}}
 {{- if not $target.volume_type -}}
 {{- $faults = append $faults (printf "targets.%s.volume_type is missing" $name) -}}
+{{- end -}}
+{{- if and (without ($target.disk_formats | default list) "raw") (ne ($target.strategy | default "auto") "cache") -}}
+{{- $faults = append $faults (printf "targets.%s.disk_formats: Cinder clones nothing but raw, unless strategy is cache" $name) -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.secrets.transportUrls -}}
 {{- if not (or .value .existingSecret) -}}
 {{- $faults = append $faults "secrets.transportUrls: which broker do Glance and Cinder publish to? Set value or existingSecret" -}}
 {{- end -}}
+{{- end -}}
+{{- range .Values.secrets.transportUrls.value -}}
+{{- if not (regexMatch "^[a-z][a-z0-9+]*://" .) -}}
+{{- $faults = append $faults "secrets.transportUrls.value: each is rabbit://USER:PASSWORD@HOST:5672/VHOST" -}}
+{{- else if hasPrefix "http" . -}}
+{{- $faults = append $faults "secrets.transportUrls.value: http is not what services publish by: rabbit://USER:PASSWORD@HOST:5672/VHOST" -}}
+{{- end -}}
+{{- end -}}
+{{- $commands := list "resync" "replay" "doctor" "status" "explain" "dead-letters" -}}
+{{- if and .Values.cronJob.enabled (not (has (first .Values.cronJob.args) $commands)) -}}
+{{- $faults = append $faults (printf "cronJob.args: begins with one of %s" (join ", " $commands)) -}}
 {{- end -}}
 {{- with .Values.secrets.clouds -}}
 {{- if not (or .value .existingSecret $.Values.extraEnv $.Values.extraEnvFrom $.Values.extraVolumes) -}}
@@ -132,7 +157,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- end -}}
 {{- with .Values.secrets.clouds.value -}}
-{{- $entry := $.Values.config.cloud.name -}}
+{{- $entry := ($.Values.config.cloud | default dict).name -}}
 {{- $clouds := (fromYaml .).clouds -}}
 {{- if not (kindIs "map" $clouds) -}}
 {{- $faults = append $faults "secrets.clouds.value: not the text of a clouds.yaml" -}}
@@ -332,11 +357,16 @@ tolerations:
 {{- end }}
 {{- end -}}
 
-{{/* A Job's spec for one command. root, component, args, resources, claim */}}
+{{/* A Job's spec for one command. root, component, args, resources, claim, limits */}}
 {{- define "image-volume-worker.jobSpec" -}}
 {{- $root := .root -}}
-backoffLimit: {{ int $root.Values.backfill.backoffLimit }}
-ttlSecondsAfterFinished: {{ int $root.Values.backfill.ttlSecondsAfterFinished }}
+backoffLimit: {{ int .limits.backoffLimit }}
+{{- range $name := list "ttlSecondsAfterFinished" "activeDeadlineSeconds" }}
+{{- $seconds := index $.limits $name }}
+{{- if not (kindIs "invalid" $seconds) }}
+{{ $name }}: {{ int $seconds }}
+{{- end }}
+{{- end }}
 # Wrong configuration does not get better by itself
 podFailurePolicy:
   rules:
