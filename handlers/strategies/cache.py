@@ -142,9 +142,12 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
     if len(entries) < len(volumes):
         return "a throw-away volume is left"
     marks = image_volume.metadata_of(image, target)
-    kept = _of_glance(entries, target)
-    if kept and image_volume.is_readonly(kept) and not image_volume.lacking(kept, marks):
-        return None
+    if kept := _of_glance(entries, target):
+        if image_volume.is_readonly(kept) and not image_volume.lacking(kept, marks):
+            return None
+        if target.glance_store in (image.stores or ()):
+            # Cinder clones that one, whatever is in its cache
+            return "the Image-Volume that Glance keeps there can be written to, or its metadata is wrong"
     entry = entry_of(entries, target)
     if entry is None:
         return "no entry in Cinder's image-volume cache"

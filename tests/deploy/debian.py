@@ -92,12 +92,11 @@ def wheels(folder: Path) -> Path:
     made = folder / "wheels"
     if not made.exists():
         part = made.with_suffix(".part")
-        lock = ROOT / "scripts" / "requirements.txt"
         pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
         # Of Debian's Python, whichever runs the tests
         ours = ["--only-binary=:all:", "--python-version=3.11", f"--dest={part}"]
-        run(*pip, "download", *ours, "--require-hashes", f"--requirement={lock}")
-        run(*pip, "download", *ours, "hatchling>=1.27")
+        for lock in ("requirements.txt", "requirements-build.txt"):
+            run(*pip, "download", *ours, "--require-hashes", f"--requirement={ROOT / 'scripts' / lock}")
         run(*pip, "wheel", "--no-deps", f"--wheel-dir={part}", ROOT)
         part.rename(made)
     return made
@@ -220,16 +219,23 @@ def booted(folder: Path) -> Iterator[Machine]:
 
 
 class SmallCloud:
-    """As much of Keystone, Glance and Cinder as a worker asks for. One image, and no room for a volume."""
+    """As much of Keystone, Glance and Cinder as a worker asks for. One image, and no room for a volume.
+
+    `delay` is how long the image itself takes to be shown, in seconds.
+    """
 
     def __init__(self) -> None:
         outer = self
+        self.delay = 0.0
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
-                self._answer(outer.answers(self.path.partition("?")[0].rstrip("/")))
+                path = self.path.partition("?")[0].rstrip("/")
+                if path.endswith(f"/images/{IMAGE_ID}"):
+                    time.sleep(outer.delay)
+                self._answer(outer.answers(path))
 
             def do_POST(self) -> None:
                 self.rfile.read(int(self.headers.get("Content-Length", 0)))

@@ -204,6 +204,25 @@ def test_told_to_stop_it_drains_and_stays_down(service: Service) -> None:
     assert state["NRestarts"] == "0"
 
 
+def test_jobs_that_take_long_to_end_are_waited_for(service: Service, cloud: SmallCloud) -> None:
+    service.configure(work={"drain_timeout": 60}, cloud={"name": CLOUD, "api_timeout": 60})
+    service.drop_in("TimeoutStopSec=3\nWatchdogSec=4\n")
+    cloud.delay = 12.0
+    try:
+        service.control("start")
+        until(lambda: service.entries("EVENT=lanes_opened"), what=service.log)
+        time.sleep(2)
+        began = time.monotonic()
+        service.control("stop")
+        took = time.monotonic() - began
+    finally:
+        cloud.delay = 0.0
+    assert took > 5.0, service.log()
+    state = service.state()
+    assert (state["ActiveState"], state["Result"], state["ExecMainStatus"]) == ("inactive", "success", "0")
+    assert [entry["IN_PROGRESS"] for entry in service.entries("EVENT=draining")] == ["1"]
+
+
 def test_a_reload_takes_what_works_and_refuses_what_does_not(service: Service) -> None:
     service.control("start")
     before = service.state()["MainPID"]
@@ -221,12 +240,16 @@ def test_a_reload_takes_what_works_and_refuses_what_does_not(service: Service) -
             "reload refused: [target:fast] volume_type: Cinder has no type 'none'",
         ),
         ({"work": {"max_attempts": "many"}}, "reload refused: [work] max_attempts: "),
+        (
+            {"notifications": {"transport_urls": service.url, "queue": QUEUE, "queue_max_length": 7}},
+            "reload refused: [notifications] transport_urls, number 1: ",
+        ),
     ):
         service.configure(**changes)
         service.control("reload")
         until(lambda why=why: service.state()["StatusText"].startswith(why), what=service.state)  # type: ignore[misc]
         assert service.shows(ActiveState="active", MainPID=before)
-    assert len(service.entries("EVENT=reload_refused", "PRIORITY=3")) == 2
+    assert len(service.entries("EVENT=reload_refused", "PRIORITY=3")) == 3
     assert len(service.entries("EVENT=started")) == 2
 
 

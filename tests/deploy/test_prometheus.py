@@ -17,10 +17,13 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from handlers import ROUTES
 from tests.worker_process import free_port
+from worker.board import CELLS
 from worker.cloud import Image
 from worker.metrics import Metrics
 from worker.probes import Probes
+from worker.runner import OUTCOMES
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "config" / "prometheus" / "rules.yaml"
@@ -97,6 +100,27 @@ def test_what_they_name_is_in_a_real_scrape(url: str) -> None:
         for grouped in re.findall(r"by \(([^)]*)\)", expression):
             known = set().union(*(labels[name] for name in NAME.findall(expression)))
             assert set(re.split(r",\s*", grouped)) <= known | ADDED, expression
+
+
+# What a worker writes into these labels, and nothing else
+WORDS = {
+    "outcome": set(OUTCOMES),
+    "handler": set(ROUTES),
+    "lane": {"upload"},
+    "state": set(CELLS),
+    "warm": {"true", "false"},
+}
+
+
+def test_the_words_that_they_look_for_are_a_workers() -> None:
+    looked_for: dict[str, set[str]] = {}
+    for expression in expressions():
+        for _, selector in SELECTOR.findall(expression):
+            for label, words in re.findall(r'(\w+)\s*(?:=~|!~|!=|=)\s*"([^"]*)"', selector):
+                looked_for.setdefault(label, set()).update(words.split("|"))
+    assert looked_for.keys() >= {"outcome", "handler", "lane", "state", "warm"}
+    for label, known in WORDS.items():
+        assert looked_for[label] <= known, label
 
 
 def test_each_alert_has_a_runbook() -> None:

@@ -447,6 +447,23 @@ async def test_a_cache_target_that_glance_keeps_the_image_on_is_warm(cloud: Fake
         assert await rig.resync() == []
 
 
+async def test_what_glance_keeps_on_a_cache_target_is_put_right_beside_an_entry(cloud: FakeCloud) -> None:
+    async with Rig(caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=0.0)) as rig:
+        image = cloud.upload()
+        await cloud.copy_image(image.id, ["cinder-fast"])
+        await cloud.quiet()
+        (kept,) = cloud.of(image.id)
+        # While it is broken the cache serves; then somebody heals it, and Cinder clones it again
+        cloud.volumes[kept.id] = replace(kept, status="error")
+        assert isinstance(await rig.run(image.id), Done)
+        cloud.volumes[kept.id] = kept
+        (missing,) = await rig.resync()
+        assert "Glance keeps there" in missing.why
+        await rig.quiet()
+        assert cloud.volumes[kept.id].metadata["image_volume_worker"] == "fast"
+        assert await rig.resync() == []
+
+
 async def test_nothing_is_deleted_when_glance_may_just_not_show_us_the_image(rig: Rig, cloud: FakeCloud) -> None:
     image = cloud.upload()
     await rig.resync()
