@@ -392,11 +392,13 @@ class Daemon:
 
     def _unready(self) -> Mapping[str, str]:
         problems = dict(self._sick())
-        for number, intake in enumerate(self._intakes):
-            if problem := intake.problem():
-                problems[f"intake-{number}"] = problem
-        if problem := self._lanes.problem():
-            problems["lanes"] = problem
         if not self._known:
             problems["cloud"] = self._fault or "not asked yet"
+        if self._seen_once.is_set():
+            # Until then these wait for the cloud
+            for number, intake in enumerate(self._intakes):
+                if problem := intake.problem():
+                    problems[f"intake-{number}"] = problem
+            if problem := self._lanes.problem():
+                problems["lanes"] = problem
         return problems

@@ -210,7 +210,8 @@ def test_jobs_that_take_long_to_end_are_waited_for(service: Service, cloud: Smal
     cloud.delay = 12.0
     try:
         service.control("start")
-        until(lambda: service.entries("EVENT=lanes_opened"), what=service.log)
+        # The comparison has found the image, and the job about it asks for it
+        until(lambda: service.entries("EVENT=resynced"), what=service.log)
         time.sleep(2)
         began = time.monotonic()
         service.control("stop")
@@ -241,7 +242,7 @@ def test_a_reload_takes_what_works_and_refuses_what_does_not(service: Service) -
         ),
         ({"work": {"max_attempts": "many"}}, "reload refused: [work] max_attempts: "),
         (
-            {"notifications": {"transport_urls": service.url, "queue": QUEUE, "queue_max_length": 7}},
+            {"notifications": {"transport_urls": service.url, "queue": QUEUE, "queue_max_length": 7000}},
             "reload refused: [notifications] transport_urls, number 1: ",
         ),
     ):
