@@ -482,7 +482,9 @@ def test_a_backfill_stays_so_that_no_upgrade_makes_it_again() -> None:
 
 @pytest.mark.parametrize("group", ["probes", "cloud", "work", "resync"])
 def test_a_group_can_be_emptied(group: str) -> None:
-    render(changed(FULL | {"secrets": MINIMAL["secrets"]}, f"config/{group}", None))
+    text = written(changed(FULL | {"secrets": MINIMAL["secrets"]}, f"config/{group}", None))
+    for option in ("name", *FULL["config"].get(group, {})):
+        assert f"\n{option} = " not in text.partition(f"[{group}]")[2].partition("\n[")[0]
 
 
 def test_a_pod_has_more_time_than_its_jobs_in_progress() -> None:
