@@ -69,7 +69,7 @@ class MemoryLanes:
 
     def will_hand_out(self, key: Key) -> bool:
         """Whether a job of the key waits."""
-        return key in self._lanes[key.lane].keys
+        return self._deliver is not None and key.lane in self._prefetch and key in self._lanes[key.lane].keys
 
     def depths(self) -> Mapping[str, int]:
         """Jobs waiting in each lane and, as `dead`, dead letters; counted now."""
