@@ -12,6 +12,7 @@ from tests.rig import Scripted, job
 from worker.dispatcher import Dispatcher
 from worker.handler import Watch
 from worker.job import Key
+from worker.lanes import Delivery
 from worker.lanes.consumer import COUNT_EVERY
 from worker.lanes.rabbit import RabbitLanes
 from worker.metrics import Metrics
@@ -84,3 +85,46 @@ async def test_what_is_heard_again_and_again_does_not_pile_up(rabbitmq: RabbitMQ
         await runner.drain()
         await lanes.close()
         rabbitmq.delete("again.h", "again.dead")
+
+
+async def test_what_waits_for_a_slot_goes_back_and_what_joins_takes_no_room(rabbitmq: RabbitMQ) -> None:
+    free = asyncio.Event()
+    handed_out: list[Key] = []
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        await free.wait()
+        return Done()
+
+    handler, lanes = Scripted(work, width=1), RabbitLanes(url=rabbitmq.url, queue="back")
+    runner = Runner(
+        lanes=lanes, handlers={"h": handler}, limits=Limits(hold=0.6, drain=1.0), backoff=Backoff(), metrics=Metrics(),
+        uses=Uses(),
+    )  # fmt: skip
+
+    def deliver(delivery: Delivery) -> None:
+        handed_out.append(delivery.job.key)
+        runner.deliver(delivery)
+
+    first, *others = keys = [Key("h", str(number)) for number in range(5)]
+    try:
+        await lanes.open(runner.prefetch, deliver)
+        await lanes.publish(job(key) for key in keys)
+        await until(lambda: len(handed_out) == 5)
+        await asyncio.sleep(0.3)
+        runner.tidy()
+        # Published anew, the old ones let go: all that waited come again, and none of them twice
+        await until(lambda: len(handed_out) == 9)
+        assert sorted(handed_out[5:]) == others
+        # More copies of what is in progress than are handed out at once, and behind them another key
+        last = Key("h", "last")
+        await lanes.publish([*(job(first) for _ in range(60)), job(last)])
+        await until(lambda: last in handed_out)
+        free.set()
+        await until(lambda: {*handler.tries} == {*keys, last} and runner.idle)
+        await until(lambda: not lanes.depths().get("h"))
+        assert sorted(handler.tries) == sorted([first, *keys, last])
+    finally:
+        free.set()
+        await runner.drain()
+        await lanes.close()
+        rabbitmq.delete("back.h", "back.dead")
