@@ -34,10 +34,11 @@ class Seen:
     """What has been read so far about an image; None is what has not been looked at yet.
 
     `clones` are the volumes of the internal project named like its Image-Volume that are clones, oldest first. `source`
-    is the volume asked for last; `missing` are volumes that were not found. `sure` tells that image and source were
-    read again since the clone was there, `changed` that the image was another one when it was read before. `asked` is
-    the location that this very run has given to Glance, `bound_at` the image's updated_at after a change of this run's,
-    `failed` why something it made came to nothing.
+    is the volume asked for last; `missing` are volumes that were not found. `hidden` tells that Glance was asked for
+    the locations and showed none. `sure` tells that image and source were read again since the clone was there,
+    `changed` that the image was another one when it was read before. `asked` is the location that this very run has
+    given to Glance, `bound_at` the image's updated_at after a change of this run's, `failed` why something it made came
+    to nothing.
     """
 
     image: Image
@@ -48,6 +49,7 @@ class Seen:
     missing: frozenset[str] = frozenset()
     tasks: tuple[ImageTask, ...] | None = None
     locations: tuple[Location, ...] | None = None
+    hidden: bool = False
     sure: bool = False
     changed: bool = False
     asked: str = ""
@@ -232,12 +234,16 @@ def stranded_volumes(tasks: tuple[ImageTask, ...]) -> tuple[str, ...]:
 
 
 def store_of(volume_type: str, stores: tuple[Store, ...], targets: tuple[Target, ...] = ()) -> str:
-    """Glance's store for volumes of a type, as Glance tells or else the configuration; "" if there is none."""
-    for store in stores:
-        if store.type == "cinder" and store.volume_type == volume_type:
-            return store.id
+    """Glance's store for volumes of a type: as a target names it, else the only one that Glance has; "" if none is.
+
+    Of several stores of one type all but one may be another region's: which one it is the operator has to say.
+    """
     known = {store.id for store in stores}
-    return next((t.glance_store for t in targets if t.volume_type == volume_type and t.glance_store in known), "")
+    named = [t.glance_store for t in targets if t.volume_type == volume_type and t.glance_store in known]
+    found = [store.id for store in stores if store.type == "cinder" and store.volume_type == volume_type]
+    if named:
+        return named[0]
+    return found[0] if len(found) == 1 else ""
 
 
 def refusal(source: Volume | None, image: Image, store: str) -> str:
@@ -406,12 +412,12 @@ def _clean_up(seen: Seen, rules: Uploads) -> Action:
         return LookAtClones()
     if not seen.clones:
         return Finish(Done())
+    if seen.hidden:
+        # Nothing is known about any clone then
+        return Finish(Done())
     if seen.locations is None:
         return LookAtLocations()
     located = {location.volume_id for location in seen.locations}
-    if not located:
-        # Hidden from us: nothing is known about any clone then
-        return Finish(Done())
     for clone in seen.clones:
         old = seen.now - clone.created_epoch > LEFT_OVER_AFTER
         settled = image_volume.is_usable(clone) or image_volume.is_broken(clone)

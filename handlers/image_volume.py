@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+from handlers.age import SKEW
 from worker.cloud import GIB, Image, NewVolume, Volume
 from worker.notification import IMAGE_VOLUME_NAME
 from worker.target import TAG, UPLOAD, Target
@@ -24,8 +25,11 @@ RECORD_EVERY = 3600.0
 STALLED_AFTER = 21_600.0
 # A scheduler takes seconds. A RabbitMQ that restarts forgets what Cinder's API has told the scheduler
 UNSCHEDULED_AFTER = 300.0
-# What an import of Glance's has left behind has been of use to nobody for so long, in seconds
-LEFT_OVER_AFTER = 3600.0
+# Cinder's DELETE refuses every other status (cinder/volume/api.py, delete), error_deleting too
+DELETABLE = frozenset({"available", "error", "error_restoring", "error_extending", "error_managing"})
+HIDDEN = (
+    "Glance shows no locations of the image to this login (give it the role service), or the image is being deleted"
+)
 USABLE = frozenset({"available", "in-use"})
 MAKING = frozenset({"creating", "downloading"})
 
@@ -87,15 +91,55 @@ def new_volume(image: Image, target: Target, *, name: str) -> NewVolume:
     )
 
 
+def is_of(volume: Volume, image: Image) -> bool:
+    """Whether the volume is this image's: its name, its metadata, its project and its age agree.
+
+    Anybody may add another image's Image-Volume as a location of an image of their own (show_multiple_locations), and
+    an id can be used again for another image (OSSN-0075): a volume older than its image holds other data.
+    """
+    return is_kept_for(volume, image.id) and volume.created_epoch >= image.created_epoch - SKEW
+
+
+def is_kept_for(volume: Volume, image_id: str) -> bool:
+    """Whether the volume is named like one of the image's, and its metadata does not name another image."""
+    claim = volume.metadata.get("glance_image_id", image_id)
+    return image_of(volume) == image_id == claim and not volume.foreign
+
+
 def is_on(volume: Volume, target: Target) -> bool:
-    """Whether the volume is this target's: by our tag, else by its type."""
+    """Whether the volume is this target's: of its type, and not tagged for another target.
+
+    The tag alone is a claim: somebody may have retyped the volume, or configured another type since.
+    """
     tag = volume.metadata.get(TAG, UPLOAD)
-    return volume.volume_type == target.volume_type if tag == UPLOAD else tag == target.name
+    return volume.volume_type == target.volume_type and tag in (UPLOAD, target.name)
 
 
 def is_ours(volume: Volume, target: Target) -> bool:
-    """Whether we made it, for this target."""
-    return volume.metadata.get(TAG) == target.name
+    """Whether we made it for this target, and it is still of the target's type."""
+    return volume.metadata.get(TAG) == target.name and volume.volume_type == target.volume_type
+
+
+def is_entry(volume: Volume) -> bool:
+    """Whether it is an entry of Cinder's cache: marked by us, or with just the read-only flag that Cinder sets."""
+    claims = {"glance_image_id", "image_owner"} & volume.metadata.keys()
+    return FRESH in volume.metadata or (is_readonly(volume) and not claims)
+
+
+def is_throw_away(volume: Volume) -> bool:
+    """Whether we made it only to have Cinder fill its cache."""
+    return TAG in volume.metadata and volume.name.startswith("warm-")
+
+
+def may_be_location(volume: Volume) -> bool:
+    """Whether Glance may know it as a location.
+
+    Entries of Cinder's cache are clones that Cinder alone knows, and before it becomes a location an Image-Volume is
+    made read-only, by Glance and by us.
+    """
+    if is_throw_away(volume) or (is_entry(volume) and volume.source_volid):
+        return False
+    return is_readonly(volume)
 
 
 def is_prewarming(volume: Volume) -> bool:
@@ -106,7 +150,9 @@ def is_prewarming(volume: Volume) -> bool:
 def is_prewarmed(volume: Volume, target: Target) -> bool:
     """Whether pre-warming has made it for this target, and it is still to go; not a throw-away volume."""
     made = is_ours(volume, target) and volume.metadata.get(ORIGIN) == PREWARM
-    return made and not volume.foreign and not is_leaving(volume) and volume.name.startswith("image-")
+    image_id = image_of(volume)
+    named = volume.name == name_of(image_id) and is_kept_for(volume, image_id)
+    return made and named and not is_leaving(volume)
 
 
 def is_unmarked_copy(volume: Volume) -> bool:
@@ -129,26 +175,26 @@ def may_go(volume: Volume, image: Image, target: Target) -> bool:
     """Whether pre-warming has made it for this target, and it is still to go, marked or not marked yet."""
     if is_prewarmed(volume, target):
         return True
-    settled = not volume.foreign and (is_usable(volume) or is_broken(volume)) and volume.name == name_of(image.id)
+    settled = (is_usable(volume) or is_broken(volume)) and is_of(volume, image) and volume.name == name_of(image.id)
     return settled and is_copy_of_ours(volume, image) and is_on(volume, target)
 
 
-def is_left_of_import(volume: Volume, image: Image, now: float) -> bool:
+def is_left_of_import(volume: Volume, image: Image) -> bool:
     """Whether it is what an import of Glance's that has ended left behind, provided that it is no location.
 
-    An import holds its lock from before its first volume is made until its last one is a location.
+    An import holds its lock from before its first volume is made until its last one is a location. A Glance that was
+    killed may drop the lock while its task goes on: who deletes the volume looks at the tasks too.
     """
     made_by_glance = volume.metadata.get("glance_image_id") == image.id and "image_size" in volume.metadata
-    unknown = made_by_glance and not volume.source_volid and TAG not in volume.metadata and not volume.foreign
-    over = image.status == "active" and not image.import_locked and not image.importing
-    old = now - volume.created_epoch > LEFT_OVER_AFTER
-    return unknown and over and old and volume.name == name_of(image.id) and not is_leaving(volume)
+    unknown = made_by_glance and not volume.source_volid and TAG not in volume.metadata
+    over = image.status == "active" and not image.import_locked
+    return unknown and over and is_of(volume, image) and volume.name == name_of(image.id) and not is_leaving(volume)
 
 
 def may_be_deleted(volume: Volume, now: float) -> bool:
-    """Whether Cinder lets go of it: not of one in the making that a host has taken, nor of one that is attached."""
+    """Whether Cinder deletes it; not while a host is making it, while it is attached, or in error_deleting."""
     lost = is_stalled(volume, now) and not volume.scheduled
-    return lost or volume.status == "available" or is_broken(volume)
+    return lost or volume.status in DELETABLE
 
 
 def is_stalled(volume: Volume, now: float) -> bool:
@@ -178,10 +224,24 @@ def is_broken(volume: Volume) -> bool:
 
 
 def is_leaving(volume: Volume) -> bool:
-    """Whether it is on its way out."""
-    return volume.status == "deleting"
+    """Whether it is on its way out, or stuck on it: nothing is to be made of it any more."""
+    return volume.status == "deleting" or is_stuck(volume)
+
+
+def is_stuck(volume: Volume) -> bool:
+    """Whether Cinder has failed to delete it: it refuses to try again before an administrator has acted."""
+    return volume.status == "error_deleting"
 
 
 def is_usable(volume: Volume) -> bool:
     """Whether Cinder can clone it now; Glance reading it makes it in-use."""
     return volume.status in USABLE
+
+
+def stuck_advice(volume: Volume) -> str:
+    """The command with which an administrator has a volume deleted that Cinder does not let go of."""
+    if is_stuck(volume):
+        command = f"openstack volume delete --force {volume.id}"
+    else:
+        command = f"openstack volume set --state error --detached {volume.id}"
+    return f"Cinder keeps it {volume.status}; to have it deleted: {command}"

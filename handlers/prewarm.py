@@ -9,7 +9,7 @@ from typing import Literal, assert_never
 import structlog
 
 from handlers import ROUTES, actions, budget, image_volume, policy, strategies
-from handlers.disposal import Disposal
+from handlers.deletion import Deletion
 from handlers.imports import Imports
 from handlers.room import Rooms
 from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, registered, store
@@ -66,7 +66,7 @@ class Prewarm:
         self._policy = parts.policy
         self._now = parts.now
         self._uses = parts.uses
-        self._disposal = Disposal(parts)
+        self._deletion = Deletion(parts)
         self._report = parts.report
         self._locks = parts.locks
         self._rooms = Rooms(parts)
@@ -105,28 +105,34 @@ class Prewarm:
         if key.target not in self._targets:
             return Skip("no such target is configured any more")
         target = self._targets[key.target]
+        made, unlocated = False, set[str]()
         try:
             image = await self._cloud.get_image(key.image_id)
             self._report.seen(image, {})
             if refusal := policy.refusal(image, target, self._policy):
-                return await self._disposal.cool(image, await self._stores.known(target), why=refusal)
+                return await self._deletion.delete_unwanted(image, await self._stores.known(target), why=refusal)
             target = await self._stores.resolve(target)
             seen = Seen(
                 image=image,
                 now=self._now(),
+                stores=frozenset(one.glance_store for one in await self._stores.all()) - {""},
+                may_delete=self._deletion.may_delete,
                 settle=self._policy.settle,
                 rewarm_interval=self._policy.rewarm_interval,
                 asked=self._copied.get(image.id, frozenset()),
                 used=self._uses.last(image.id, target.name),
             )
-            made = False
             while not isinstance(action := self._plan(seen, target), Finish):
                 watch.tell(actions.words(action))
-                seen = await self._act(action, seen, target, watch)
+                before, seen = seen, await self._act(action, seen, target, watch)
+                if isinstance(action, strategies.CreateVolume):
+                    unlocated |= _ids(seen) - _ids(before)
+                elif isinstance(action, actions.AddLocation):
+                    unlocated.clear()
                 made = made or not isinstance(action, READING)
         except NotFound:
             self._rooms.leave(key.image_id, key.target)
-            return await self._gone(key.image_id, watch)
+            return await self._gone(key.image_id, watch, unlocated)
         except budget.NoRoom as error:
             return Skip(str(error))
         except (Conflict, Blocked):
@@ -223,13 +229,16 @@ class Prewarm:
             return False
         return self._uses.count(image.id, target.name) < POPULAR
 
-    async def _gone(self, image_id: str, watch: Watch) -> Outcome:
-        """What to do when something was not found: if it was the image, nothing of it may stay."""
+    async def _gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
+        """Look what was not found; if it was the image, delete what may be deleted of it.
+
+        `unlocated` are volumes that this try has made and not told Glance of.
+        """
         try:
             await self._cloud.get_image(image_id)
         except NotFound:
             self._copied.pop(image_id, None)
-            return await self._disposal.release(image_id, watch)
+            return await self._deletion.release(image_id, watch, unlocated=unlocated)
         return Again("something went while it was looked at")
 
     async def _act(self, action: Action, seen: Seen, target: Target, watch: Watch) -> Seen:
@@ -237,11 +246,12 @@ class Prewarm:
         cloud, image_id = self._cloud, seen.image.id
         match action:
             case strategies.LookAtVolumes():
-                return replace(seen, volumes=await cloud.find_volumes(image_volume.name_of(image_id)))
+                return replace(seen, volumes=await self._find(image_volume.name_of(image_id), seen))
             case strategies.LookAtWarming():
-                return replace(seen, warming=await cloud.find_volumes(image_volume.warming_name_of(image_id)))
+                return replace(seen, warming=await self._find(image_volume.warming_name_of(image_id), seen))
             case actions.LookAtLocations():
-                return replace(seen, locations=await cloud.get_locations(image_id))
+                locations = await cloud.get_locations(image_id)
+                return replace(seen, locations=locations, hidden=locations is None)
             case strategies.LookAtVolume(volume_id):
                 return await self._look_at(volume_id, seen)
             case strategies.CopyImage(stores):
@@ -256,8 +266,8 @@ class Prewarm:
                 volume = await cloud.create_volume(new)
                 log.info("image_volume_creating", volume_id=volume.id, volume_type=new.volume_type, size=new.size)
                 return _with(volume, seen)
-            case strategies.DeleteVolume(volume_id, because):
-                await self._delete(volume_id)
+            case strategies.DeleteVolume(volume_id, why, because):
+                await self._delete(volume_id, seen, why)
                 # What was made before and has to be made again
                 repaired = any(v.id == volume_id and image_volume.is_prewarmed(v, target) for v in seen.volumes or ())
                 seen = replace(seen, repaired=seen.repaired or repaired)
@@ -270,10 +280,8 @@ class Prewarm:
                 return _believed(volume_id, {"readonly": "True"}, seen)
             case actions.AddLocation(url):
                 return await self._add_location(url, seen)
-            case strategies.RemoveFromStore(store_id):
-                async with self._locks.of(image_id):
-                    await cloud.remove_from_store(image_id, store_id)
-                log.warning("broken_location_removed", store=store_id)
+            case strategies.RemoveLocation(store_id, volume_id):
+                await self._deletion.remove_location(image_id, store_id, volume_id)
                 self._report.rewarm_began(target.name, "broken")
                 return replace(seen, image=await self._image(seen), locations=None, volumes=None, repaired=True)
             case strategies.AwaitVolume(volume_id):
@@ -367,12 +375,17 @@ class Prewarm:
         # Two of these at once can lose one (Glance writes the whole list), so read it back
         return replace(seen, image=await self._image(seen), locations=None)
 
-    async def _delete(self, volume_id: str) -> None:
-        try:
-            await self._cloud.delete_volume(volume_id)
-            log.info("volume_deleted", volume_id=volume_id)
-        except NotFound:
-            pass
+    async def _delete(self, volume_id: str, seen: Seen, why: str) -> None:
+        known = next(v for v in (*(seen.volumes or ()), *(seen.warming or ())) if v.id == volume_id)
+        await self._deletion.discard(seen.image.id, known, why=why)
+
+    async def _find(self, name: str, seen: Seen) -> tuple[Volume, ...]:
+        """The image's volumes of this name. Others bear it too: of an image that had the same id before."""
+        found = await self._cloud.find_volumes(name)
+        for volume in found:
+            if not image_volume.is_of(volume, seen.image):
+                log.warning("volume_is_not_the_images", volume_id=volume.id, name=name)
+        return tuple(volume for volume in found if image_volume.is_of(volume, seen.image))
 
     async def _await_volume(self, volume_id: str, seen: Seen, watch: Watch) -> Seen:
         await watch.changed()
@@ -438,6 +451,10 @@ def _without(volume_id: str, seen: Seen) -> Seen:
         volumes=None if seen.volumes is None else tuple(v for v in seen.volumes if v.id != volume_id),
         warming=None if seen.warming is None else tuple(v for v in seen.warming if v.id != volume_id),
     )
+
+
+def _ids(seen: Seen) -> set[str]:
+    return {volume.id for volume in (*(seen.volumes or ()), *(seen.warming or ()))}
 
 
 def _believed(volume_id: str, metadata: Mapping[str, str], seen: Seen) -> Seen:

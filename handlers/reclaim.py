@@ -6,17 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import structlog
 
-from handlers import ROUTES, budget, image_volume, policy
-from handlers.disposal import Disposal
+from handlers import ROUTES, absence, budget, image_volume, policy
+from handlers.completion import UNDER_WAY
+from handlers.deletion import Deletion, report_stuck
 from handlers.room import Rooms
 from handlers.target_store import TargetStores
 from worker.cloud import Image, Volume
-from worker.errors import NotFound
+from worker.errors import Blocked, NotFound
 from worker.handler import Missing, Parts, Watch
 from worker.job import Key
 from worker.notification import Notification
 from worker.outcome import Again, Done, Outcome, Skip
-from worker.target import TAG, Target
+from worker.target import Target
 
 log = structlog.get_logger(__name__)
 
@@ -33,7 +34,7 @@ class Reclaim:
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
         self._policy = parts.policy
-        self._disposal = Disposal(parts)
+        self._deletion = Deletion(parts)
         self._stores = TargetStores(parts)
         self._rooms = Rooms(parts)
         self._uses = parts.uses
@@ -50,37 +51,52 @@ class Reclaim:
         return {self.name: 8}
 
     async def reconcile(self, key: Key, watch: Watch) -> Outcome:
-        """Delete what is not needed; all of it only if Glance is certain that the image is not there."""
+        """Delete what is not needed; all of it only once the image is proven to be gone."""
         try:
             image = await self._cloud.get_image(key.image_id)
         except NotFound:
-            return await self._disposal.release(key.image_id, watch)
-        warming = await self._cloud.find_volumes(image_volume.warming_name_of(key.image_id))
-        if left := [volume for volume in warming if self._is_abandoned(volume)]:
-            return await self._disposal.delete(left, watch, why="nobody uses it any more", reason="left-over")
-        if left := await self._left_of_imports(image):
+            return await self._deletion.release(key.image_id, watch)
+        kept = await self._deletion.left_of(key.image_id)
+        back = await self._deletion.found(key.image_id, kept)
+        for volume in kept:
+            if image_volume.is_stuck(volume):
+                report_stuck(volume)
+        if left := [volume for volume in kept if self._is_abandoned(volume)]:
+            return await self._deletion.delete(left, watch, why="nobody uses it any more", reason="left-over")
+        if left := await self._left_of_imports(image, kept):
             free = [volume for volume in left if image_volume.may_be_deleted(volume, self._now())]
             for volume in left:
                 if volume not in free:
-                    log.warning("volume_stuck", volume_id=volume.id, status=volume.status, advice=_advice(volume))
+                    report_stuck(volume)
             if free:
-                why = "an import of Glance's has left it behind"
-                return await self._disposal.delete(free, watch, why=why, reason="left-over")
-        return await self._evict(image)
+                why = "an import of Glance's has left it behind: its task has ended, and no location names it"
+                return await self._deletion.delete(free, watch, why=why, reason="left-over")
+        outcome = await self._evict(image)
+        return Done("the image is back", changed=True) if back and isinstance(outcome, Skip) else outcome
 
-    async def _left_of_imports(self, image: Image) -> list[Volume]:
-        """What imports of Glance's have left behind on our targets."""
-        volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
-        left = [volume for volume in volumes if image_volume.is_left_of_import(volume, image, self._now())]
+    async def _left_of_imports(self, image: Image, volumes: list[Volume]) -> list[Volume]:
+        """The volumes that imports of Glance's have left behind on our targets."""
+        left = [volume for volume in volumes if image_volume.is_left_of_import(volume, image)]
         if not left:
             return []
         stored = [target for target in await self._stores.all() if target.strategy != "cache"]
-        # Without locations: a Glance that hides them
-        located = {location.volume_id for location in await self._cloud.get_locations(image.id)}
+        try:
+            tasks = await self._cloud.list_tasks(image.id)
+        except (Blocked, NotFound):
+            # Whether the import is over is not known then
+            return []
+        if any(task.status in UNDER_WAY for task in tasks):
+            return []
+        locations = await self._cloud.get_locations(image.id)
+        # The import may have begun, or the deletion of the image, since it was read
+        again = await self._cloud.get_image(image.id)
+        if locations is None or again.status != "active" or again.import_locked:
+            return []
+        located = {location.volume_id for location in locations}
         return [
             volume
             for volume in left
-            if located and volume.id not in located and any(image_volume.is_on(volume, target) for target in stored)
+            if volume.id not in located and any(image_volume.is_on(volume, target) for target in stored)
         ]
 
     async def _evict(self, image: Image) -> Outcome:
@@ -88,12 +104,12 @@ class Reclaim:
         done: list[Outcome] = []
         for target in await self._stores.all() if image.status == "active" else ():
             if why := policy.refusal(image, target, self._policy):
-                done.append(await self._disposal.cool(image, target, why=why))
+                done.append(await self._deletion.delete_unwanted(image, target, why=why))
             elif target.has_budget:
                 why = f"the budget of target {target.name} is used up"
                 excess = await self._rooms.excess(target)
                 done += [
-                    await self._disposal.evict(one.image_id, [one.volume], why=why, reason="budget") for one in excess
+                    await self._deletion.evict(one.image_id, [one.volume], why=why, reason="budget") for one in excess
                 ]
         again = [one for one in done if isinstance(one, Again)]
         skipped = [one.reason for one in done if isinstance(one, Skip)]
@@ -105,11 +121,13 @@ class Reclaim:
 
     def _is_abandoned(self, volume: Volume) -> bool:
         """Whether a throw-away volume has outlived whoever made it."""
-        return TAG in volume.metadata and self._now() - volume.created_epoch > ABANDONED_AFTER
+        old = self._now() - volume.created_epoch > ABANDONED_AFTER
+        return image_volume.is_throw_away(volume) and old and not image_volume.is_leaving(volume)
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
-        """Read Glance's stores, and find out what is too much on targets with a budget."""
+        """Read Glance's stores; find out what is too much on targets with a budget, and whether the brake holds."""
         self._resolved = await self._stores.all()
+        self._deletion.count(volume for own in volumes.values() for volume in own)
         excess: set[str] = set()
         lying = await budget.lying(volumes, self._resolved, self._uses)
         for target in self._resolved:
@@ -119,12 +137,14 @@ class Reclaim:
 
     def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
         """An image with Image-Volumes that is not listed, or that need not have them; `reconcile` makes sure."""
-        staying = [volume for volume in volumes if not image_volume.is_leaving(volume)]
+        staying = [volume for volume in volumes if volume.status != "deleting"]
         if image is None:
             if staying:
-                yield Missing(Key(self.name, image_id), f"image is gone: {_text(staying)}")
+                yield Missing(Key(self.name, image_id), f"image is not found: {_text(staying)}{_noted(staying)}")
             return
-        if why := "; ".join(self._not_needed(image, staying)):
+        if any(absence.absence_of(volume).is_noted for volume in staying):
+            yield Missing(Key(self.name, image_id), f"the image is back: {_text(staying)}{_noted(staying)}")
+        elif why := "; ".join(self._not_needed(image, staying)):
             yield Missing(Key(self.name, image_id), why)
 
     def _not_needed(self, image: Image, volumes: list[Volume]) -> Iterator[str]:
@@ -135,12 +155,17 @@ class Reclaim:
             if bare and (refusal := policy.refusal(image, target, self._policy)):
                 yield f"not wanted on {target.name} any more, {refusal}: no volume for its location there"
         for volume in volumes:
+            if image_volume.is_stuck(volume):
+                yield f"{_text([volume])}: {image_volume.stuck_advice(volume)}"
+                continue
             if volume.name == image_volume.warming_name_of(image.id):
                 if self._is_abandoned(volume):
                     yield f"a throw-away volume was left behind: {_text([volume])}"
                 continue
             if self._looks_left(volume, image, volumes):
-                stuck = "" if image_volume.may_be_deleted(volume, self._now()) else f", {_advice(volume)}"
+                stuck = (
+                    "" if image_volume.may_be_deleted(volume, self._now()) else f", {image_volume.stuck_advice(volume)}"
+                )
                 yield f"an import of Glance's has left it behind: {_text([volume])}{stuck}"
                 continue
             for target in self._resolved if image.status == "active" else ():
@@ -155,7 +180,7 @@ class Reclaim:
 
     def _looks_left(self, volume: Volume, image: Image, volumes: list[Volume]) -> bool:
         """Whether an import may have left it behind; a bulk listing shows no locations, but another one that serves."""
-        return image_volume.is_left_of_import(volume, image, self._now()) and any(
+        return image_volume.is_left_of_import(volume, image) and any(
             target.strategy != "cache"
             and image_volume.is_on(volume, target)
             and any(image_volume.is_ours(other, target) and image_volume.is_usable(other) for other in volumes)
@@ -163,11 +188,10 @@ class Reclaim:
         )
 
 
-def _advice(volume: Volume) -> str:
-    """What an administrator can do about a volume that Cinder does not let go of."""
-    command = f"openstack volume set --state error --detached {volume.id}"
-    return f"Cinder keeps it {volume.status}; to have it deleted: {command}"
-
-
 def _text(volumes: Iterable[Volume]) -> str:
     return ", ".join(f"volume {volume.id} of {volume.size} GiB" for volume in volumes)
+
+
+def _noted(volumes: Iterable[Volume]) -> str:
+    notes = {str(noted) for volume in volumes if (noted := absence.absence_of(volume)).is_noted}
+    return f" ({'; '.join(sorted(notes))})" if notes else ""

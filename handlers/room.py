@@ -9,17 +9,19 @@ from collections.abc import Callable
 import structlog
 
 from handlers import budget, image_volume
-from handlers.disposal import Disposal
-from worker.cloud import Image, Quota
-from worker.errors import Blocked, Conflict, NotFound
+from handlers.deletion import Deletion
+from worker.cloud import Image, Quota, Volume
+from worker.errors import Blocked, NotFound
 from worker.handler import Parts, Watch
 from worker.outcome import Again, Skip
 from worker.target import Target
 
 # A place that was kept for a copy which nobody has come for, in seconds
 KEPT_FOR = 3600.0
-# Looks at the quota while what was evicted is being deleted
+# Looks at what was evicted while it is being deleted, and at the quota after it
 LOOKS = 20
+# For how many seconds a volume that could not be deleted is not chosen again
+STUCK_FOR = 900.0
 
 log = structlog.get_logger(__name__)
 
@@ -30,10 +32,11 @@ class Rooms:
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
         self._uses = parts.uses
-        self._disposal = Disposal(parts)
+        self._deletion = Deletion(parts)
         self._now = parts.now
         self._coming: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._stuck: dict[str, float] = {}
 
     async def enter(self, image: Image, target: Target, watch: Watch, *, volumes: int = 1) -> None:
         """Make room for the image on the target and keep it until `leave`; `volumes` is how many are made at once.
@@ -42,21 +45,46 @@ class Rooms:
         """
         size = image_volume.size_for(image)
         async with self._locks[target.name]:
-            going = await self._victims(image, target, size)
-            freed = sum(one.size for one in going)
-            quota = await self._quota(target)
-            if shortage := _shortage(quota, size * volumes - freed, volumes - len(going)):
-                raise Blocked(shortage)
-            for one in going:
-                why = f"room on {target.name} for image {image.id}"
-                evicted = await self._disposal.evict(one.image_id, [one.volume], why=why, reason="budget")
-                if isinstance(evicted, Again | Skip):
-                    raise Conflict(evicted.reason)
+            while True:
+                going = await self._victims(image, target, size)
+                freed = sum(one.size for one in going)
+                quota = await self._quota(target)
+                if shortage := _shortage(quota, size * volumes - freed, volumes - len(going)):
+                    raise Blocked(shortage)
+                if await self._evicted(going, watch, why=f"room on {target.name} for image {image.id}"):
+                    break
             self._coming[target.name][image.id] = (size, self._now())
         for _ in range(LOOKS if _shortage(quota, size * volumes, volumes) else 0):
             await watch.changed()
             if not _shortage(await self._quota(target), size * volumes, volumes):
                 break
+
+    async def _evicted(self, going: list[budget.Held], watch: Watch, *, why: str) -> bool:
+        """Whether all of them were deleted. What Glance or Cinder does not let go of is left out of the next choice."""
+        for one in going:
+            evicted = await self._deletion.evict(one.image_id, [one.volume], why=why, reason="budget")
+            if isinstance(evicted, Again | Skip):
+                log.warning("image_volume_not_evicted", volume_id=one.volume.id, why=evicted.reason)
+                self._stuck[one.volume.id] = self._now() + STUCK_FOR
+                return False
+        # Cinder takes the request, and its driver may give the volume back
+        for one in going:
+            for _ in range(LOOKS):
+                volume = await self._look(one.volume.id)
+                if volume is None:
+                    break
+                if not image_volume.is_leaving(volume):
+                    log.warning("image_volume_handed_back", volume_id=volume.id, status=volume.status)
+                    self._stuck[volume.id] = self._now() + STUCK_FOR
+                    return False
+                await watch.changed()
+        return True
+
+    async def _look(self, volume_id: str) -> Volume | None:
+        try:
+            return await self._cloud.get_volume(volume_id)
+        except NotFound:
+            return None
 
     async def has_spare(self, image: Image, target: Target, *, besides: int) -> bool:
         """Whether the image has room on the target without anything being evicted; if so, it is kept.
@@ -100,7 +128,7 @@ class Rooms:
         going = await self._able(
             lambda staying: budget.Shelf(target, lying, coming, staying=staying).victims(size, since=since)
         )
-        if going and not self._disposal.may_delete:
+        if going and not self._deletion.may_delete:
             raise budget.NoRoom(f"target {target.name} is full, and [reclaim] may not delete anything")
         return going
 
@@ -111,8 +139,9 @@ class Rooms:
         return await self._able(lambda staying: budget.Shelf(target, lying, staying=staying).excess())
 
     async def _able(self, choose: Callable[[set[str]], list[budget.Held]]) -> list[budget.Held]:
-        """What is chosen, chosen again without what must stay: all are asked after before the first one goes."""
-        staying: set[str] = set()
+        """Repeat the choice until every chosen volume may be deleted; all are looked at before the first is deleted."""
+        self._stuck = {volume_id: until for volume_id, until in self._stuck.items() if until > self._now()}
+        staying: set[str] = set(self._stuck)
         while True:
             going = choose(staying)
             stays = {one.volume.id for one in going if await self._stays(one)}
@@ -126,7 +155,7 @@ class Rooms:
         except NotFound:
             # Its image is gone, and so will it be
             return True
-        return bool(await self._disposal.obstacle(one.volume, locations))
+        return bool(await self._deletion.keep_reason(one.volume, locations))
 
     async def _quota(self, target: Target) -> Quota:
         try:

@@ -24,6 +24,12 @@ def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
     if target.glance_store and target.glance_store not in {store.id for store in stores}:
         raise Blocked(f"Glance has no store {target.glance_store}, which [target:{target.name}] glance_store names")
     found = [store.id for store in stores if store.type == "cinder" and store.volume_type == target.volume_type]
+    if len(found) > 1 and not target.glance_store and target.strategy != "cache":
+        # They may be another region's, whose volumes are not found here
+        raise Blocked(
+            f"Glance has several cinder stores of volume type {target.volume_type} ({', '.join(found)}): name the one "
+            f"of this region as glance_store in [target:{target.name}]"
+        )
     store = target.glance_store or (found[0] if found else "")
     strategy = target.strategy
     if strategy == "auto":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import assert_never
@@ -12,7 +11,7 @@ import structlog
 
 from handlers import ROUTES, actions, completion, image_volume
 from handlers.completion import Action, Finish, Seen
-from handlers.disposal import Disposal
+from handlers.deletion import Deletion
 from handlers.target_store import TargetStores
 from worker.cloud import Image, Store, Volume
 from worker.errors import Blocked, Conflict, NotFound, Temporary
@@ -42,7 +41,7 @@ class Upload:
         self._targets = parts.targets
         self._now = parts.now
         self._report = parts.report
-        self._disposal = Disposal(replace(parts, cloud=parts.urgent))
+        self._deletion = Deletion(replace(parts, cloud=parts.urgent))
         self._stores = TargetStores(replace(parts, cloud=parts.urgent))
         self._known: tuple[Store, ...] = ()
         self._imports_locations: bool | None = None
@@ -62,6 +61,7 @@ class Upload:
 
     async def reconcile(self, key: Key, watch: Watch) -> Outcome:
         """Look, plan, act, until the image is active or the plan says why not."""
+        seen: Seen | None = None
         try:
             seen = Seen(image=await self._cloud.get_image(key.image_id), now=self._now())
             if seen.image.status == "queued":
@@ -74,7 +74,7 @@ class Upload:
                 await self._tell("waiting: the cloud's operator has to act", seen.image)
                 raise
         except NotFound:
-            return await self._gone(key.image_id, watch)
+            return await self._gone(key.image_id, watch, _unlocated(seen))
         if action.tell or not isinstance(action.outcome, Again):
             await self._tell(action.tell, seen.image)
         if seen.asked and isinstance(action.outcome, Done):
@@ -116,12 +116,15 @@ class Upload:
             return "queued, and Cinder's upload may have failed"
         return ""
 
-    async def _gone(self, image_id: str, watch: Watch) -> Outcome:
-        """What to do when something was not found: if it was the image, nothing of it may stay."""
+    async def _gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
+        """Look what was not found; if it was the image, delete what may be deleted of it.
+
+        `unlocated` are clones of ours that the image cannot have had as its location.
+        """
         try:
             await self._cloud.get_image(image_id)
         except NotFound:
-            return await self._disposal.release(image_id, watch)
+            return await self._deletion.release(image_id, watch, unlocated=unlocated)
         return Again("something went while it was looked at")
 
     async def _tell(self, text: str, image: Image) -> None:
@@ -155,7 +158,8 @@ class Upload:
             case completion.LookAtTasks():
                 return replace(seen, tasks=await cloud.list_tasks(image_id))
             case actions.LookAtLocations():
-                return replace(seen, locations=await cloud.get_locations(image_id))
+                locations = await cloud.get_locations(image_id)
+                return replace(seen, locations=locations, hidden=locations is None)
             case completion.LookAgain(volume_id):
                 return await self._look_again(volume_id, seen)
             case completion.Bind():
@@ -167,10 +171,9 @@ class Upload:
                 log.info("clone_creating", volume_id=clone.id, source_volid=new.source_volid, size=new.size)
                 return replace(seen, clones=(*(seen.clones or ()), clone), sure=False)
             case completion.DeleteClone(volume_id, because):
-                with contextlib.suppress(NotFound):
-                    await cloud.delete_volume(volume_id)
-                    other = "the image has other data" if seen.image.status == "active" else "the property has changed"
-                    log.info("clone_deleted", volume_id=volume_id, why=because or other)
+                other = "the image has other data" if seen.image.status == "active" else "the property has changed"
+                clone = next(clone for clone in seen.clones or () if clone.id == volume_id)
+                await self._deletion.discard(image_id, clone, why=because or other)
                 return replace(_without(volume_id, seen), failed=because or seen.failed, sure=False)
             case actions.SetMetadata(volume_id, metadata):
                 await cloud.set_metadata(volume_id, metadata)
@@ -255,7 +258,8 @@ def clones_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
     An entry of Cinder's cache is a clone as well: of an image that has data, what is marked as nobody's is one.
     """
     name = image_volume.name_of(image.id)
-    clones = (v for v in volumes if v.name == name and v.source_volid and not image_volume.is_leaving(v))
+    named = (v for v in volumes if v.name == name and v.source_volid and image_volume.is_of(v, image))
+    clones = (v for v in named if not image_volume.is_leaving(v))
     return tuple(
         v for v in clones if not image_volume.is_prewarming(v) and (image.status != "active" or _is_claimed(v))
     )
@@ -264,6 +268,13 @@ def clones_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
 def _is_claimed(clone: Volume) -> bool:
     """Whether Cinder's upload or we have marked it."""
     return completion.is_ours(clone) or "image_owner" in clone.metadata
+
+
+def _unlocated(seen: Seen | None) -> set[str]:
+    """The clones of ours that can't be a location: the image was queued when last read, and Glance was not asked."""
+    if seen is None or seen.image.status != "queued" or seen.image.import_locked or seen.asked:
+        return set()
+    return {clone.id for clone in seen.clones or () if completion.is_ours(clone)}
 
 
 async def _same(seen: Seen) -> Seen:

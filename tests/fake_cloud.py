@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from handlers import image_volume
 from worker.cloud import GIB, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
-from worker.errors import Blocked, Conflict, NotFound
+from worker.errors import Blocked, Conflict, NotFound, Temporary
 from worker.target import TAG, Target
 
 PROJECT = "internal-project"
@@ -40,8 +40,11 @@ class FakeCloud:
     `blind` are the logins of these stores if they see no volume of ours; `new_locations` is Glance 2.17 or newer.
     `seconds` is how long a volume is `creating`. `emit` gets notifications as bytes. `calls` counts verbs. `ahead` is
     by how many seconds its clock is wrong, `quota` the GiB that the internal project may have. `amnesiac`: Glance lists
-    no images; without `admin` it shows private ones to nobody but their owner. `held_by_backend` are volumes whose
-    deletion comes to nothing; `torn` those that were deleted although they were a location of an image. `latency` is
+    no images; without `sees_all` it shows private ones to nobody but their owner, whatever role asks (Glance's policy
+    context_is_admin). `hides_locations`: Glance shows none to us. `delayed`: a deleted image can be restored, its data
+    stays (delayed_delete). `held_by_backend` are volumes whose deletion comes to nothing; `depended_on` those that
+    Cinder does not delete (a snapshot, an attachment, a group); `elsewhere` the ids of volumes in another region;
+    `torn` those that were deleted although they were a location of an image. `latency` is
     how long a request takes, half of it before its effect. `told` hears of each of our writes right before its effect:
     the verb, and what it is about. `asked_by` is who asked for a volume that the services made: a project, or `cinder`
     itself for its cache.
@@ -50,13 +53,19 @@ class FakeCloud:
     stores: Mapping[str, str] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
     multiple_locations: bool = False
-    admin: bool = True
+    sees_all: bool = True
+    hides_locations: bool = False
+    delayed: bool = False
     seconds: float = 0.0
     latency: float = 0.0
     ahead: float = 0.0
     amnesiac: bool = False
     quota: int | None = None
     held_by_backend: set[str] = field(default_factory=set)
+    depended_on: set[str] = field(default_factory=set)
+    elsewhere: set[str] = field(default_factory=set)
+    emptied: set[str] = field(default_factory=set)
+    pending: dict[str, Image] = field(default_factory=dict)
     torn: list[str] = field(default_factory=list)
     emit: Callable[[bytes], None] = lambda _: None
     told: Callable[..., None] = lambda *_: None
@@ -159,11 +168,25 @@ class FakeCloud:
         self.images[image_id] = replace(self.images[image_id], updated_at=stamp, updated_epoch=now, **changes)  # type: ignore[arg-type]
 
     def delete_image(self, image_id: str) -> None:
-        """A user deletes an image; Glance deletes the volumes that are its locations."""
-        del self.images[image_id]
+        """A user deletes an image; Glance deletes the volumes that are its locations, at once or not."""
+        image = self.images.pop(image_id)
+        if self.delayed:
+            self.pending[image_id] = image
+            self.announce("image.delete", image_id, status="pending_delete")
+            return
         for location in self.locations.pop(image_id):
             self.volumes.pop(location.volume_id, None)
         self.announce("image.delete", image_id, status="deleted")
+
+    def restore_image(self, image_id: str) -> None:
+        """An administrator restores an image whose deletion is pending."""
+        self.images[image_id] = self.pending.pop(image_id)
+
+    def lose(self, *image_ids: str) -> None:
+        """Glance's database does not know these images any more: nobody deleted them, nothing is announced."""
+        for image_id in image_ids:
+            del self.images[image_id]
+            self.locations.pop(image_id, None)
 
     def announce(self, event_type: str, image_id: str, *, status: str = "") -> None:
         """Put an image's notification on the bus."""
@@ -206,10 +229,17 @@ class FakeCloud:
         async for image in self._pages("list_images", [] if self.amnesiac else shown):
             yield image
 
-    async def get_locations(self, image_id: str) -> tuple[Location, ...]:
+    async def find_witness(self) -> str:
+        async with self._call("find_witness"):
+            private = [image for image in self.images.values() if image.visibility == "private"]
+            return next((image.id for image in private if image.owner != PROJECT and self._shows(image)), "")
+
+    async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
         async with self._call("get_locations"):
             self._image(image_id)
-            return self.locations[image_id]
+            if self.hides_locations or image_id in self.emptied:
+                return None
+            return self.locations[image_id] or None
 
     async def copy_image(self, image_id: str, stores: Iterable[str]) -> None:
         wanted = tuple(stores)
@@ -286,6 +316,9 @@ class FakeCloud:
             first = next((location for location in locations if location.store == store), None)
             if first is None:
                 raise NotFound(f"Image is not stored in store {store}")
+            if first.volume_id and self._undeletable(first.volume_id):
+                # Glance's cinder store fails then (glance_store/_drivers/cinder/store.py, delete)
+                raise Temporary("500 Internal Server Error")
             self.told("remove_from_store", image_id, first)
             self.volumes.pop(first.volume_id, None)
             left = tuple(location for location in locations if location is not first)
@@ -298,10 +331,10 @@ class FakeCloud:
 
     async def find_volumes(self, name: str) -> tuple[Volume, ...]:
         async with self._call("find_volumes"):
-            return tuple(v for v in self.volumes.values() if v.name == name and not v.foreign)
+            return tuple(v for v in self.volumes.values() if v.name == name and self._is_listed(v))
 
     async def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
-        mine = [v for v in self.volumes.values() if not v.foreign and (not tag or v.metadata.get(TAG) == tag)]
+        mine = [v for v in self.volumes.values() if self._is_listed(v) and (not tag or v.metadata.get(TAG) == tag)]
         async for volume in self._pages("list_volumes", mine):
             yield volume
 
@@ -326,8 +359,8 @@ class FakeCloud:
     async def delete_volume(self, volume_id: str) -> None:
         async with self._call("delete_volume"):
             volume = self._volume(volume_id)
-            if volume.status not in ("available", "error") and volume.host:
-                raise Conflict("Volume status must be available or error")
+            if self._undeletable(volume_id):
+                raise Conflict("Volume status must be available or error, and it must have no snapshots")
             self.told("delete_volume", volume_id)
             if any(location.volume_id == volume_id for own in self.locations.values() for location in own):
                 self.torn.append(volume_id)
@@ -348,9 +381,6 @@ class FakeCloud:
             volume = self._volume(volume_id)
             self.told("set_readonly", volume_id)
             self.volumes[volume_id] = replace(volume, metadata={**volume.metadata, "readonly": "True"})
-
-    async def sees_all_images(self) -> bool:
-        return self.admin
 
     async def list_stores(self) -> tuple[Store, ...]:
         async with self._call("list_stores"):
@@ -383,11 +413,20 @@ class FakeCloud:
             raise NotFound(f"No image found with ID {image_id}")
         return self.images[image_id]
 
+    def _is_listed(self, volume: Volume) -> bool:
+        return not volume.foreign and volume.id not in self.elsewhere
+
+    def _undeletable(self, volume_id: str) -> bool:
+        """Whether Cinder refuses to delete it (cinder/volume/api.py, delete)."""
+        volume = self.volumes.get(volume_id)
+        refused = volume is not None and volume.host and volume.status not in image_volume.DELETABLE
+        return bool(refused) or volume_id in self.depended_on
+
     def _shows(self, image: Image) -> bool:
-        return self.admin or image.owner == PROJECT or image.visibility in ("public", "community")
+        return self.sees_all or image.owner == PROJECT or image.visibility in ("public", "community")
 
     def _volume(self, volume_id: str) -> Volume:
-        if volume_id not in self.volumes:
+        if volume_id not in self.volumes or volume_id in self.elsewhere:
             raise NotFound(f"Volume {volume_id} could not be found.")
         return self.volumes[volume_id]
 

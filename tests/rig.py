@@ -13,6 +13,7 @@ from handlers.reclaim import Reclaim
 from handlers.upload import Upload
 from tests.fake_cloud import FakeCloud
 from worker.cloud import Image, Volume
+from worker.deletions import Deletions
 from worker.dispatcher import Dispatcher
 from worker.handler import Handler, Missing, Parts, Watch
 from worker.intake import Routed
@@ -53,6 +54,7 @@ class Rig:
         self.metrics = Metrics()
         self.gaps: list[str] = []
         self.uses = Uses()
+        self.deletions = Deletions()
         self.uses.know({target.volume_type: target.name for target in targets})
         parts = Parts(
             cloud=cloud,
@@ -62,6 +64,7 @@ class Rig:
             uploads=uploads or Uploads(grace=0.2, quiet=0.02),
             reclaiming=reclaiming or Reclaiming(),
             uses=self.uses,
+            deletions=self.deletions,
             now=cloud.now,
             report=self.metrics,
         )
@@ -77,6 +80,7 @@ class Rig:
             backoff=backoff or Backoff(shortest=0.005, longest=0.02),
             metrics=self.metrics,
             uses=self.uses,
+            deletions=self.deletions,
         )
         router = Router(handlers=self.handlers.values(), metrics=self.metrics, times=VolumeTimes(metrics=self.metrics))
         self.dispatcher = Dispatcher(router=router, runner=self.runner, lanes=self.lanes, on_gap=self.gaps.append)

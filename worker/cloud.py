@@ -138,10 +138,17 @@ class Cloud(Protocol):
         """The image, whoever owns it."""
 
     def list_images(self) -> AsyncIterator[Image]:
-        """All images of all projects whose status is one of LISTED, page by page."""
+        """All images of all projects whose status is one of LISTED, hidden ones (os_hidden) too, page by page."""
 
-    async def get_locations(self, image_id: str) -> tuple[Location, ...]:
-        """Where the image's data lies; empty where Glance shows no locations to us."""
+    async def find_witness(self) -> str:
+        """The id of a private image of another project that Glance shows us; "" if it shows none."""
+
+    async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
+        """Where the image's data lies; None if that cannot be read, never an empty tuple.
+
+        Glance hides locations (403, 404 of the route, option off), and while an image is being deleted it answers an
+        empty list: an active image has at least one location, so an empty answer says nothing.
+        """
 
     async def copy_image(self, image_id: str, stores: Iterable[str]) -> None:
         """Begin the import that copies an active image into more stores; `get_image` tells how it goes on."""
@@ -193,9 +200,6 @@ class Cloud(Protocol):
 
     async def set_readonly(self, volume_id: str) -> None:
         """Set a volume's read-only flag."""
-
-    async def sees_all_images(self) -> bool:
-        """Whether a 404 on an image says that it does not exist, not just that it is none of our business."""
 
     async def list_stores(self) -> tuple[Store, ...]:
         """Glance's stores; empty without multi-store."""

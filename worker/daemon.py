@@ -12,8 +12,9 @@ from typing import Any
 
 import structlog
 
-from handlers import image_volume
+from handlers import image_volume, target_store
 from handlers.prewarm import Prewarm
+from worker.deletions import Deletions
 from worker.dispatcher import Dispatcher
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.handler import Handler, HandlerFactory, Parts
@@ -68,8 +69,8 @@ class Clouds:
         self.urgent.close()
 
 
-def build_parts(settings: Settings, clouds: Clouds, metrics: Metrics, uses: Uses) -> Parts:
-    """What handlers are built from."""
+def build_parts(settings: Settings, clouds: Clouds, metrics: Metrics) -> Parts:
+    """The parts that handlers are built from; nothing has been heard yet."""
     return Parts(
         cloud=clouds.common,
         urgent=clouds.urgent,
@@ -77,7 +78,8 @@ def build_parts(settings: Settings, clouds: Clouds, metrics: Metrics, uses: Uses
         policy=settings.policy,
         uploads=settings.uploads,
         reclaiming=settings.reclaiming,
-        uses=uses,
+        uses=Uses(),
+        deletions=Deletions(),
         now=time.time,
         report=metrics,
     )
@@ -148,7 +150,7 @@ async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Mapping[str,
     """Names of targets by volume type id; Misconfigured when the cloud is there and can't be worked on like this."""
     identity = await cloud.identity()
     faults = []
-    if not await cloud.sees_all_images():
+    if not await cloud.has_admin_role():
         faults.append(f"[cloud] the login has no role {settings.admin_role} in project {identity.project_id}")
     ids = {name: type_id for type_id, name in (await cloud.list_volume_types()).items()}
     faults += [
@@ -162,6 +164,19 @@ async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Mapping[str,
     return {ids[target.volume_type]: target.name for target in settings.targets}
 
 
+async def check_locations(cloud: OpenStackCloud, settings: Settings) -> str:
+    """Why no Image-Volume can be kept that is a location; "" if Glance shows locations, or no target needs them."""
+    stores = await cloud.list_stores()
+    for target in settings.targets:
+        try:
+            needed = target_store.resolve(target, stores).strategy != "cache"
+        except Blocked:
+            continue
+        if needed and not await cloud.shows_locations():
+            return "Glance does not show this login the locations of images: give it the role service"
+    return ""
+
+
 class Daemon:
     """One running worker."""
 
@@ -170,8 +185,9 @@ class Daemon:
         self._metrics = metrics
         self._clouds = build_clouds(settings, metrics)
         self._cloud = self._clouds.common
-        self._uses = Uses()
-        self._handlers = build_handlers(settings, build_parts(settings, self._clouds, metrics, self._uses))
+        parts = build_parts(settings, self._clouds, metrics)
+        self._uses = parts.uses
+        self._handlers = build_handlers(settings, parts)
         self._lanes = build_lanes(settings)
         self._intakes = build_intakes(settings)
         self._times = VolumeTimes(metrics=metrics)
@@ -181,7 +197,8 @@ class Daemon:
             limits=settings.limits,
             backoff=settings.backoff,
             metrics=metrics,
-            uses=self._uses,
+            uses=parts.uses,
+            deletions=parts.deletions,
         )
         self._resync_wanted = asyncio.Event()
         self._resync_why = ""
@@ -190,6 +207,7 @@ class Daemon:
         metrics.begin(target.name for target in settings.targets)
         self._known = False
         self._fault = ""
+        self._blind = ""
         self._told = ""
         self._seen_once = asyncio.Event()
 
@@ -257,6 +275,7 @@ class Daemon:
             return
         try:
             self._cloud_is_there(checking.result())
+            await self._look_at_locations()
         except (Temporary, Blocked, NotFound, Malformed) as error:
             self._cloud_is_away(str(error))
 
@@ -297,11 +316,19 @@ class Daemon:
     async def _look_at_cloud(self) -> None:
         try:
             self._cloud_is_there(await check_cloud(self._cloud, self._settings))
+            await self._look_at_locations()
         except Misconfigured as error:
             # At start that ends the process; now somebody may be working on the cloud
             self._cloud_is_away(str(error))
         except (Temporary, Blocked, NotFound, Malformed) as error:
             self._cloud_is_away(str(error))
+
+    async def _look_at_locations(self) -> None:
+        """Whether Glance shows where data lies: without that, nothing may be changed or deleted that is a location."""
+        blind = await check_locations(self._cloud, self._settings)
+        if blind and not self._blind:
+            log.warning("locations_hidden", error=blind)
+        self._blind = blind
 
     def _cloud_is_there(self, targets: Mapping[str, str]) -> None:
         if not self._known and self._fault:
@@ -394,6 +421,8 @@ class Daemon:
         problems = dict(self._sick())
         if not self._known:
             problems["cloud"] = self._fault or "not asked yet"
+        elif self._blind:
+            problems["locations"] = self._blind
         if self._seen_once.is_set():
             # Until then these wait for the cloud
             for number, intake in enumerate(self._intakes):

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from worker.cloud import Cloud, Image, Volume
+from worker.deletions import Deletions
 from worker.job import Key
 from worker.locks import Locks
 from worker.notification import Notification
@@ -79,6 +80,9 @@ class Report(Protocol):
     def seen(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
         """How an image was found: a state and why, by those targets of which that is known."""
 
+    def held_back(self, volumes: int, *, brake: bool) -> None:
+        """So many volumes of images that are not found are kept; `brake` if their number alone keeps them."""
+
     def reclaimed(self, reason: str) -> None:
         """A volume was deleted because nobody needs it: image `gone`, `unwanted`, `budget`, `left-over`."""
 
@@ -98,6 +102,7 @@ class Parts:
     uploads: Uploads
     reclaiming: Reclaiming
     uses: Uses
+    deletions: Deletions
     now: Callable[[], float]
     report: Report
     locks: Locks = field(default_factory=Locks)

@@ -90,6 +90,13 @@ class Metrics:
         self.rewarms_held_back = counter("rewarms_held_back", "Changes too soon after the last re-warm", "target")
         self.beyond_repair = gauge("images_beyond_repair", "Images whose data cannot be had anywhere any more")
         self.reclaimed_volumes = counter("reclaimed_volumes", "Volumes deleted since nobody needs them", "reason")
+        self.reclaim_held_back = gauge(
+            "reclaim_held_back",
+            "Volumes that the grace or the brake keeps, of images that Glance does not find",
+        )
+        self.reclaim_brake = gauge(
+            "reclaim_brake", "1 while so many volumes belong to images that are not found that none of them is deleted"
+        )
         self._lost: set[tuple[str, str]] = set()
         self.last_resync = gauge(
             "last_resync_timestamp_seconds", "When the last resync ended; until the first, the start"
@@ -137,6 +144,11 @@ class Metrics:
     def seen(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
         """See `worker.handler.Report`."""
         self.board.look(image, states)
+
+    def held_back(self, volumes: int, *, brake: bool) -> None:
+        """See `worker.handler.Report`."""
+        self.reclaim_held_back.set(volumes)
+        self.reclaim_brake.set(brake)
 
     def reclaimed(self, reason: str) -> None:
         """See `worker.handler.Report`."""

@@ -62,8 +62,9 @@ class Router:
             return ()
         cause = f"{notification.event_type} {notification.message_id}"[:200]
         used = (notification.timestamp or now) if notification.is_use else 0.0
+        deleted = notification.status if notification.event_type == "image.delete" else ""
         jobs = tuple(
-            Job(key=key, cause=cause, first_at=now, used=used, project=notification.project)
+            Job(key=key, cause=cause, first_at=now, used=used, deleted=deleted, project=notification.project)
             for handler in handlers
             for key in handler.keys(notification)
         )

@@ -17,6 +17,7 @@ from structlog.contextvars import bound_contextvars
 
 from worker.board import Board
 from worker.dead_letter import DeadLetter
+from worker.deletions import Deletions
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.handler import Handler
 from worker.job import OPERATOR, RESYNC, Job, Key
@@ -137,6 +138,7 @@ class Runner:
         backoff: Backoff,
         metrics: Metrics,
         uses: Uses,
+        deletions: Deletions,
     ) -> None:
         self._board = metrics.board
         self._lanes = lanes
@@ -145,6 +147,7 @@ class Runner:
         self._backoff = backoff
         self._metrics = metrics
         self._uses = uses
+        self._deletions = deletions
         self._width = {lane: n for handler in handlers.values() for lane, n in handler.lanes().items()}
         self._turns: dict[str, Turns[_Entry]] = {lane: Turns() for lane in self._width}
         self._sweeps = {lane: Sweep() for lane in self._width}
@@ -271,9 +274,11 @@ class Runner:
                 await asyncio.wait(late)
 
     def _note(self, job: Job) -> None:
-        """Remember a use here, where the lane is worked on: other processes hear of other notifications."""
+        """Remember uses and deletions here, where the lane is worked on: other processes hear other notifications."""
         if job.used:
             self._uses.note(job.key.image_id, job.key.target, job.used)
+        if job.deleted:
+            self._deletions.note(job.key.image_id, job.deleted)
 
     def _is_superseded(self, job: Job) -> bool:
         """Whether a look at the key is due later, and that one is enough; or it was given up for now.

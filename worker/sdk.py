@@ -175,17 +175,37 @@ class OpenStackCloud:
         return await self._read("image", f"/v2/images/{image_id}", _image, certain=image_id)
 
     async def list_images(self) -> AsyncIterator[Image]:
-        query = {"limit": PAGE, "status": f"in:{','.join(LISTED)}", "visibility": "all"}
-        pages = self._pages("image", f"/v2/images?{urlencode(query)}", "images", _image, lambda page: page.get("next"))
-        async for image in pages:
-            yield image
+        # Glance lists either hidden images or the others, never both
+        for hidden in ("false", "true"):
+            query = {"status": f"in:{','.join(LISTED)}", "visibility": "all", "os_hidden": hidden}
+            async for image in self._images(query, limit=PAGE):
+                yield image
 
-    async def get_locations(self, image_id: str) -> tuple[Location, ...]:
+    async def find_witness(self) -> str:
+        project_id = await self._own_project()
+        async for image in self._images({"visibility": "private"}, limit=100):
+            if image.owner and image.owner != project_id:
+                return image.id
+        return ""
+
+    async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
         try:
-            return await self.read_locations(image_id)
+            return await self.read_locations(image_id) or None
         except (NotFound, Blocked):
             # Glance before 2.17, or we lack the role service: the image itself shows them if the operator lets it
-            return await self._read("image", f"/v2/images/{image_id}", _shown_locations, certain=image_id)
+            shown = await self._read("image", f"/v2/images/{image_id}", _shown_locations, certain=image_id)
+            return shown or None
+
+    async def shows_locations(self) -> bool:
+        """Whether Glance lets us read where the data of images lies; True while there is no image to ask about."""
+        for image in await self.newest_images(limit=5, status="active"):
+            with contextlib.suppress(NotFound):
+                if await self.get_locations(image.id) is not None:
+                    return True
+                # Empty while an image is being deleted: one that is still active settles it
+                if (await self.get_image(image.id)).status == "active":
+                    return False
+        return True
 
     async def copy_image(self, image_id: str, stores: Iterable[str]) -> None:
         body = {"method": {"name": "copy-image"}, "stores": list(stores), "all_stores_must_succeed": False}
@@ -223,7 +243,11 @@ class OpenStackCloud:
     async def remove_from_store(self, image_id: str, store: str) -> None:
         await self._write("image", "DELETE", f"/v2/stores/{store}/{image_id}")
 
-    async def sees_all_images(self) -> bool:
+    async def has_admin_role(self) -> bool:
+        """Whether our token carries the role that is configured to show what belongs to others. No proof that it does.
+
+        Glance's policy decides what the role is worth: see `find_witness`.
+        """
         return self._admin_role in (await self.identity()).roles
 
     async def list_stores(self) -> tuple[Store, ...]:
@@ -254,8 +278,7 @@ class OpenStackCloud:
             "block-storage", f"/volumes/{volume_id}", lambda answer: _volume(answer["volume"]), certain=volume_id
         )
         # The role admin sees the volumes of all projects here
-        self._project_id = self._project_id or (await self.identity()).project_id
-        return replace(volume, foreign=volume.project_id != self._project_id)
+        return replace(volume, foreign=volume.project_id != await self._own_project())
 
     async def find_volumes(self, name: str) -> tuple[Volume, ...]:
         found = [volume async for volume in self._volumes({"name": name})]
@@ -266,7 +289,7 @@ class OpenStackCloud:
         return self._volumes({"limit": str(PAGE)} | ({"metadata": str({TAG: tag})} if tag else {}))
 
     async def get_quota(self, volume_type: str) -> Quota:
-        project_id = self._project_id = self._project_id or (await self.identity()).project_id
+        project_id = await self._own_project()
         path = f"/os-quota-sets/{project_id}?usage=True"
         return await self._read("block-storage", path, lambda answer: _quota(answer, volume_type))
 
@@ -349,9 +372,9 @@ class OpenStackCloud:
 
         return await self._guarded("block-storage", "GET", ask)
 
-    async def newest_images(self, *, limit: int = 100) -> tuple[Shown, ...]:
-        """Some images, the newest first, of whatever project."""
-        query = {"limit": limit, "visibility": "all"}
+    async def newest_images(self, *, limit: int = 100, status: str = "") -> tuple[Shown, ...]:
+        """Some images, the newest first, of whatever project; with `status` only those in it."""
+        query = {"limit": limit, "visibility": "all"} | ({"status": status} if status else {})
         return await self._read("image", f"/v2/images?{urlencode(query)}", _each("images", Shown.from_api))
 
     async def read_locations(self, image_id: str) -> tuple[Location, ...]:
@@ -387,7 +410,7 @@ class OpenStackCloud:
 
     async def limits(self) -> Mapping[str, Limit]:
         """The internal project's limits by name: `volumes`, `gigabytes_<type>` and so on."""
-        project_id = self._project_id = self._project_id or (await self.identity()).project_id
+        project_id = await self._own_project()
 
         def limits(answer: Any) -> Mapping[str, Limit]:
             rows = answer["quota_set"].items()
@@ -398,6 +421,14 @@ class OpenStackCloud:
     async def sees_volumes_of_all(self) -> bool:
         """Whether Cinder takes the question for the volumes of all projects."""
         return await self._read("block-storage", "/volumes?all_tenants=1&limit=1", lambda _: True)
+
+    async def _own_project(self) -> str:
+        self._project_id = self._project_id or (await self.identity()).project_id
+        return self._project_id
+
+    def _images(self, query: Mapping[str, str], *, limit: int) -> AsyncIterator[Image]:
+        url = f"/v2/images?{urlencode({**query, 'limit': limit})}"
+        return self._pages("image", url, "images", _image, lambda page: page.get("next"))
 
     def _volumes(self, query: Mapping[str, str]) -> AsyncIterator[Volume]:
         """The volumes of our own project; even with the role admin Cinder lists no others unless asked to."""

@@ -20,6 +20,7 @@ from worker.target import UPLOAD, Policy, Reclaiming, Target, Uploads
 
 # Keystone's own, with or without dashes, and the longer ones of LDAP
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 NOTIFICATIONS = cfg.OptGroup("notifications", title="Where notifications come from")
@@ -203,6 +204,21 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             "any more or for which a target's budget has no room. Else a target with a full budget takes nothing more.",
         ),
         cfg.BoolOpt("dry_run", default=False, help="Only say in the log what would be deleted."),
+        cfg.FloatOpt(
+            "grace",
+            default=86_400.0,
+            min=0.0,
+            help="Seconds for which Glance must have answered that an image is not there, at five looks spread over "
+            "them, before the image counts as deleted although its deletion was not heard of. Where Glance deletes "
+            "with a delay (delayed_delete), set it above the delay (scrub_time).",
+        ),
+        cfg.StrOpt(
+            "max_at_once",
+            default="5%",
+            help="The brake. If more Image-Volumes than this belong to images that are not found, though no deletion "
+            "was heard of, none of them is deleted before an operator says `reclaim --confirm`: Glance may have lost "
+            "its database. A share of all Image-Volumes, at least 5, or a number.",
+        ),
     ],
     RESYNC: [
         cfg.FloatOpt("interval", default=3600.0, min=10.0, help="Seconds between two comparisons."),
@@ -336,6 +352,7 @@ def load(conf: cfg.ConfigOpts) -> Settings:
         faults.append("[uploads] source_property is empty: set enabled = false to complete no uploads")
     if _get(conf, UPLOADS, "source_property") == _get(conf, UPLOADS, "status_property"):
         faults.append("[uploads] source_property and status_property are the same")
+    reclaiming = _reclaiming(conf, faults)
     if faults:
         raise Misconfigured(faults)
     return Settings(
@@ -384,7 +401,7 @@ def load(conf: cfg.ConfigOpts) -> Settings:
             allow_in_use=conf.uploads.allow_in_use,
             location_api=conf.uploads.location_api,
         ),
-        reclaiming=Reclaiming(enabled=conf.reclaim.enabled, dry_run=conf.reclaim.dry_run),
+        reclaiming=reclaiming,
         switched_off=frozenset(
             name for name, on in {"upload": conf.uploads.enabled, "reclaim": conf.reclaim.enabled}.items() if not on
         ),
@@ -392,6 +409,24 @@ def load(conf: cfg.ConfigOpts) -> Settings:
         resync_on_start=conf.resync.on_start,
         bind=bind,
         page=conf.probes.page,
+    )
+
+
+def _reclaiming(conf: cfg.ConfigOpts, faults: list[str]) -> Reclaiming:
+    text = _get(conf, RECLAIM, "max_at_once").strip()
+    at_once, share = Reclaiming().max_at_once, 0.0
+    if match := SHARE.fullmatch(text):
+        share = float(match.group(1)) / 100.0
+    elif text.isdecimal():
+        at_once = int(text)
+    if not (match or text.isdecimal()) or share > 1.0:
+        faults.append(f"[reclaim] max_at_once: {text!r} is neither a share (5%) nor a number of volumes")
+    return Reclaiming(
+        enabled=_get(conf, RECLAIM, "enabled"),
+        dry_run=_get(conf, RECLAIM, "dry_run"),
+        grace=_get(conf, RECLAIM, "grace"),
+        max_at_once=at_once,
+        max_share=share,
     )
 
 

@@ -100,7 +100,8 @@ async def of_image(
         for one in prewarm.warmth(image, volumes):
             row = _of_target(image, one, volumes)
             if row.state == "cold" and one.target.glance_store in (image.stores or ()):
-                row = await _if_lost(cloud, row, image, volumes)
+                stores = frozenset(target.glance_store for target in prewarm.resolved) - {""}
+                row = await _if_lost(cloud, row, image, volumes, stores)
             yield row
     for handler in others:
         for missing in handler.incomplete(image.id, image, volumes):
@@ -169,12 +170,14 @@ def _with(row: Row, volume: Volume) -> Row:
     )
 
 
-async def _if_lost(cloud: Cloud, row: Row, image: Image, volumes: tuple[Volume, ...]) -> Row:
+async def _if_lost(cloud: Cloud, row: Row, image: Image, volumes: tuple[Volume, ...], stores: frozenset[str]) -> Row:
     """The row, or one that says that the data is lost; asks about the locations of an image that looks broken."""
-    seen = Seen(image=image, now=0.0, volumes=volumes)
+    seen = Seen(image=image, now=0.0, volumes=volumes, stores=stores)
     try:
         locations = await cloud.get_locations(image.id)
     except NotFound:
+        return row
+    if locations is None:
         return row
     known = [volume for location in locations if (volume := await _volume(cloud, location))]
     gone = frozenset(location.volume_id for location in locations) - {volume.id for volume in known} - {""}

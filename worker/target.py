@@ -61,10 +61,22 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reclaiming:
-    """What may be deleted of what nobody needs: nothing unless `enabled`; with `dry_run` it is only said what would."""
+    """What may be deleted of what nobody needs: nothing unless `enabled`; with `dry_run` it is only said what would.
+
+    `grace` is for how many seconds an image must have been not found before it counts as deleted, if its deletion was
+    not heard of. `max_at_once` is how many volumes of such images may be there: more of them look like a fault of
+    Glance, and none is deleted then. With `max_share` it is that share of all Image-Volumes, if that is more.
+    """
 
     enabled: bool = True
     dry_run: bool = False
+    grace: float = 86_400.0
+    max_at_once: int = 5
+    max_share: float = 0.05
+
+    def limit(self, volumes: int) -> int:
+        """How many volumes of images that are not found may be deleted where there are so many Image-Volumes."""
+        return max(self.max_at_once, int(self.max_share * volumes))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,14 +19,16 @@ FIRST_QUIET = 2.0
 class Seen:
     """What has been read so far about an image on a target; None is what has not been looked at yet.
 
-    `volumes` are those of the internal project named like its Image-Volume, `warming` the throw-away ones, oldest
-    first; `gone` are volumes that locations point to and that are not there; `imported` whether this very run has asked
+    `volumes` are the image's in the internal project (`image_volume.is_of`), `warming` the throw-away ones, oldest
+    first; `hidden` tells that Glance was asked for the locations and showed none, so nothing is known of them; `gone`
+    are volumes that locations point to and that are not there; `imported` whether this very run has asked
     Glance to copy, `refused` whether Glance would not because another import holds the image, `failed` why something it
     made came to nothing, `looks` how often it waited for a cache entry.
     `asked` are the stores that this process has asked Glance to copy the image into; `repaired` whether this very run
     has taken away what was broken there; `was` is the image when it began to wait for an import; `used` is when a
-    volume was last made of it there, in epoch seconds. `settle` is for how many seconds an image must be unchanged to
-    count as quiet, `rewarm_interval` how many lie between two cache entries of it.
+    volume was last made of it there, in epoch seconds. `stores` are Glance's stores on our targets, `may_delete` tells
+    whether `[reclaim]` lets left-over volumes be deleted. `settle` is for how many seconds an image must be unchanged
+    to count as quiet, `rewarm_interval` how many lie between two cache entries of it.
     """
 
     image: Image
@@ -34,6 +36,7 @@ class Seen:
     volumes: tuple[Volume, ...] | None = None
     warming: tuple[Volume, ...] | None = None
     locations: tuple[Location, ...] | None = None
+    hidden: bool = False
     gone: frozenset[str] = frozenset()
     imported: bool = False
     refused: bool = False
@@ -43,6 +46,8 @@ class Seen:
     rewarm_interval: float = 0.0
     asked: frozenset[str] = frozenset()
     used: float = 0.0
+    stores: frozenset[str] = frozenset()
+    may_delete: bool = True
     repaired: bool = False
     was: Image | None = None
 
@@ -81,17 +86,19 @@ class CreateVolume:
 
 @dataclass(frozen=True, slots=True)
 class DeleteVolume:
-    """Delete a volume that we made; with `because`, what it stands for has failed for now."""
+    """Delete a volume that we made, for the reason `why`; with `because`, what it stands for has failed for now."""
 
     volume_id: str
+    why: str
     because: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class RemoveFromStore:
-    """Take a broken location out of the image."""
+class RemoveLocation:
+    """Remove the image's first location in a store, which is this volume."""
 
     store: str
+    volume_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +133,7 @@ Action = (
     | SetMetadata
     | SetReadonly
     | AddLocation
-    | RemoveFromStore
+    | RemoveLocation
     | AwaitVolume
     | AwaitImage
     | AwaitEntry

@@ -37,7 +37,7 @@ def entry_of(volumes: tuple[Volume, ...], target: Target, *, host: str = "") -> 
         volume
         for volume in volumes
         if image_volume.is_usable(volume)
-        and _is_entry(volume)
+        and image_volume.is_entry(volume)
         and (image_volume.is_on(volume, target) or (host and volume.host == host))
     ]
     # The newest one is what Cinder uses: an older one is stale and about to be evicted
@@ -58,10 +58,14 @@ def plan(seen: Seen, target: Target) -> Action:
     if seen.warming is None:
         return LookAtWarming()
     warming = [v for v in seen.warming if image_volume.is_ours(v, target) and not image_volume.is_leaving(v)]
-    entries = [volume for volume in seen.volumes if _is_entry(volume) and image_volume.is_on(volume, target)]
+    entries = [
+        volume
+        for volume in seen.volumes
+        if image_volume.is_entry(volume) and image_volume.is_on(volume, target) and not image_volume.is_leaving(volume)
+    ]
     for volume in (*warming, *entries):
-        if image_volume.is_broken(volume) and not volume.foreign:
-            return DeleteVolume(volume.id)
+        if image_volume.is_broken(volume):
+            return DeleteVolume(volume.id, why=f"it is {volume.status}")
     if seen.failed:
         return registered.lost(seen) or Finish(Again(seen.failed))
     entry = entry_of(seen.volumes, target, host=warming[0].host if warming else "")
@@ -69,7 +73,7 @@ def plan(seen: Seen, target: Target) -> Action:
         assert entry is not None
         for volume in (*warming, *_marked(seen.volumes, target)):
             if volume.id != entry.id:
-                return DeleteVolume(volume.id)
+                return DeleteVolume(volume.id, why="it has served" if volume in warming else "a newer entry is there")
         return registered.put_right(entry, seen, target) or Finish(Done(entry.id))
     if warming:
         return _follow(warming[0], entry, seen, target)
@@ -86,12 +90,6 @@ def plan(seen: Seen, target: Target) -> Action:
     new = image_volume.new_volume(seen.image, target, name=image_volume.warming_name_of(seen.image.id))
     marks = {**new.metadata, image_volume.FRESH: seen.image.updated_at} | ({image_volume.ANEW: "yes"} if stale else {})
     return CreateVolume(replace(new, metadata=marks), anew=stale)
-
-
-def _is_entry(volume: Volume) -> bool:
-    """Whether it is an entry of Cinder's cache: marked by us, or with just the read-only flag that Cinder sets."""
-    claims = {"glance_image_id", "image_owner"} & volume.metadata.keys()
-    return image_volume.FRESH in volume.metadata or (image_volume.is_readonly(volume) and not claims)
 
 
 def _marked(volumes: tuple[Volume, ...], target: Target) -> list[Volume]:
@@ -113,6 +111,8 @@ def _kept_by_glance(seen: Seen, target: Target) -> Action | None:
     volume = _of_glance(seen.volumes or (), target)
     if volume is None:
         return None
+    if seen.hidden:
+        return None
     if seen.locations is None:
         return LookAtLocations()
     if not any(location.volume_id == volume.id for location in seen.locations):
@@ -125,11 +125,11 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
     if not image_volume.is_usable(warming):
         return registered.await_or_give_up(warming, seen)
     if warming.metadata.get(image_volume.FRESH) != seen.image.updated_at:
-        return DeleteVolume(warming.id)
+        return DeleteVolume(warming.id, why="the image has changed since it was begun")
     if entry is None:
         if seen.looks < LOOKS:
             return AwaitEntry()
-        return DeleteVolume(warming.id, because=NO_CACHE)
+        return DeleteVolume(warming.id, why="it has served", because=NO_CACHE)
     marks = image_volume.metadata_of(seen.image, target)
     marks |= {image_volume.FRESH: seen.image.updated_at, image_volume.ORIGIN: image_volume.PREWARM}
     marks |= {name: value for name, value in warming.metadata.items() if name == image_volume.ANEW}

@@ -22,14 +22,14 @@ def plan(seen: Seen, target: Target) -> Action:
     ours = [v for v in seen.volumes if image_volume.is_ours(v, target) and not image_volume.is_leaving(v)]
     for volume in ours:
         if image_volume.is_broken(volume):
-            return DeleteVolume(volume.id)
+            return DeleteVolume(volume.id, why=f"it is {volume.status}")
     if seen.failed:
         return registered.lost(seen) or Finish(Again(seen.failed))
     usable = [volume for volume in ours if image_volume.is_usable(volume)]
     if usable:
         keep, *others = usable
         if others:
-            return DeleteVolume(others[0].id)
+            return DeleteVolume(others[0].id, why="the image has another volume on the target, an older one")
         # A location must not be there before its volume is: Cinder would clone what is still being written
         return registered.put_right(keep, seen, target) or AddLocation(f"cinder://{target.glance_store}/{keep.id}")
     if ours:

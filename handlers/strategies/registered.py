@@ -11,12 +11,15 @@ from handlers.strategies import (
     Finish,
     LookAtVolume,
     LookAtVolumes,
-    RemoveFromStore,
+    RemoveLocation,
     Seen,
 )
 from worker.cloud import Image, Volume
 from worker.outcome import Again, Done, Park, Skip
-from worker.target import Target
+from worker.target import TAG, Target
+
+# For how many seconds a job waits for what an administrator has to do
+ASK_AGAIN = 900.0
 
 
 def is_registered(seen: Seen, target: Target) -> bool:
@@ -26,6 +29,8 @@ def is_registered(seen: Seen, target: Target) -> bool:
 
 def plan(seen: Seen, target: Target) -> Action:
     """The next action for an image that has a location in the target's store."""
+    if seen.hidden:
+        return Finish(Again(image_volume.HIDDEN, after=ASK_AGAIN, counted=False))
     if seen.locations is None:
         return LookAtLocations()
     if seen.volumes is None:
@@ -33,10 +38,7 @@ def plan(seen: Seen, target: Target) -> Action:
     known = {volume.id: volume for volume in seen.volumes}
     mine = [location.volume_id for location in seen.locations if location.store == target.glance_store]
     if not mine:
-        # A Glance before 2.17 that hides locations: the volume is known by its type then
-        mine = [volume.id for volume in seen.volumes if image_volume.is_on(volume, target)]
-    if not mine:
-        return Finish(Again(f"the image is in store {target.glance_store}, but we see neither location nor volume"))
+        return Finish(Again(f"the image is in store {target.glance_store}, but none of its locations names that store"))
     for volume_id in mine:
         if volume_id not in known and volume_id not in seen.gone:
             return LookAtVolume(volume_id)
@@ -44,7 +46,20 @@ def plan(seen: Seen, target: Target) -> Action:
     if any(volume.foreign for volume in serving):
         # Whoever added it (show_multiple_locations lets owners do that), it is not ours to change or remove
         return Finish(Skip(f"its location in store {target.glance_store} is a volume outside of the internal project"))
-    usable = [volume for volume in serving if image_volume.is_usable(volume)]
+    if others := [volume for volume in serving if not image_volume.is_of(volume, seen.image)]:
+        return Finish(
+            Skip(f"its location in store {target.glance_store} is volume {others[0].id}, which is not this image's")
+        )
+    for volume in serving:
+        if image_volume.is_stuck(volume):
+            # Glance can't remove such a location either, and Cinder clones the volume as if nothing were wrong
+            return Finish(
+                Again(f"its Image-Volume: {image_volume.stuck_advice(volume)}", after=ASK_AGAIN, counted=False)
+            )
+    first = known.get(mine[0])
+    if first and image_volume.is_usable(first) and first.volume_type != target.volume_type:
+        return _leave(first, seen, target)
+    usable = [v for v in serving if image_volume.is_usable(v) and v.volume_type == target.volume_type]
     for volume in serving:
         if not usable and not image_volume.is_broken(volume):
             return _await_located(volume)
@@ -52,23 +67,34 @@ def plan(seen: Seen, target: Target) -> Action:
     if not first_serves and (repair := lost(seen)):
         return repair
     # Of several locations in a store Glance removes the first. It may be whole, if we made it and another one serves
-    twice = len(usable) > 1 and first_serves and image_volume.is_prewarmed(known[mine[0]], target)
+    twice = first and len(usable) > 1 and first_serves and image_volume.is_prewarmed(first, target)
     if twice or not first_serves:
-        if not seen.locations:
-            return Finish(Skip("its Image-Volume serves no more, and Glance does not show us the locations"))
         # Glance writes whole lists: an import that ends now would bring the location back
-        return AwaitImage() if seen.image.import_locked else RemoveFromStore(target.glance_store)
+        return AwaitImage() if seen.image.import_locked else RemoveLocation(target.glance_store, mine[0])
     if action := put_right(usable[0], seen, target):
         return action
     located = {location.volume_id for location in seen.locations}
     for volume in seen.volumes:
-        if volume.id not in located and _is_left_over(volume, seen, target):
-            return DeleteVolume(volume.id)
+        if seen.may_delete and volume.id not in located and _is_left_over(volume, seen, target):
+            return DeleteVolume(volume.id, why="no location names it, and another volume serves")
     return Finish(Done(usable[0].id))
 
 
+def _leave(volume: Volume, seen: Seen, target: Target) -> Action:
+    """Remove the location of a volume that somebody has retyped, if we made it; then the image is copied again."""
+    if image_volume.ORIGIN not in volume.metadata or volume.metadata.get(TAG) != target.name or not seen.may_delete:
+        moved = f"its Image-Volume {volume.id} is of type {volume.volume_type} now, not {target.volume_type}"
+        return Finish(Skip(f"{moved}: Cinder does not clone it on this target"))
+    return AwaitImage() if seen.image.import_locked else RemoveLocation(target.glance_store, volume.id)
+
+
 def lost(seen: Seen) -> Action | None:
-    """What to find out before something is called lost, then the verdict; None if the data is to be had somewhere."""
+    """What to find out before something is called lost, then the verdict; None if the data may be had somewhere.
+
+    A location in a store that lies on none of our targets is unknown: its volume may be in another region.
+    """
+    if seen.hidden:
+        return None
     if seen.locations is None:
         return LookAtLocations()
     if seen.volumes is None:
@@ -78,10 +104,10 @@ def lost(seen: Seen) -> Action | None:
         volume = known.get(location.volume_id)
         if not location.volume_id or (volume and not image_volume.is_broken(volume)):
             return None
+        if location.store not in seen.stores:
+            return None
         if volume is None and location.volume_id not in seen.gone:
             return LookAtVolume(location.volume_id)
-    if not seen.locations:
-        return None
     broken = ", ".join(location.volume_id for location in seen.locations)
     reason = (
         f"nobody can repair it: every volume with the image's data is gone or in error ({broken}). If Cinder can "
@@ -94,7 +120,8 @@ def lost(seen: Seen) -> Action | None:
 def await_or_give_up(volume: Volume, seen: Seen) -> Action:
     """Wait for a volume that we are having made; not for ever."""
     if image_volume.is_stalled(volume, seen.now):
-        return DeleteVolume(volume.id, because=f"volume {volume.id} was {volume.status} for too long")
+        late = f"volume {volume.id} was {volume.status} for too long"
+        return DeleteVolume(volume.id, why="it was made for too long", because=late)
     if volume.status in image_volume.MAKING:
         return AwaitVolume(volume.id)
     return _await_located(volume)
@@ -109,10 +136,9 @@ def _await_located(volume: Volume) -> Action:
 
 def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
     """Whether a volume of ours that is no location of the image stayed behind."""
-    if volume.foreign or not image_volume.is_ours(volume, target) or not image_volume.may_be_deleted(volume, seen.now):
-        return False
     # An entry of Cinder's cache too, from when the target had that strategy
-    return image_volume.FRESH not in volume.metadata or bool(seen.locations)
+    ours = image_volume.is_of(volume, seen.image) and image_volume.is_ours(volume, target)
+    return ours and image_volume.may_be_deleted(volume, seen.now)
 
 
 def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
@@ -133,7 +159,12 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
     if image.stores is not None and target.glance_store not in image.stores:
         return f"not in store {target.glance_store}"
     name = image_volume.name_of(image.id)
-    mine = [volume for volume in volumes if volume.name == name and image_volume.is_ours(volume, target)]
+    tagged = [
+        v for v in volumes if v.name == name and v.metadata.get(TAG) == target.name and image_volume.is_of(v, image)
+    ]
+    mine = [volume for volume in tagged if image_volume.is_ours(volume, target)]
+    if not mine and tagged:
+        return f"its Image-Volume {tagged[0].id} is of type {tagged[0].volume_type}, not {target.volume_type}"
     if not mine:
         return "no Image-Volume of ours"
     if not image_volume.is_readonly(mine[0]):

@@ -9,6 +9,7 @@ import pytest
 from tests.broker.hands import until
 from tests.broker.rabbitmq import RabbitMQ
 from tests.rig import Scripted, job
+from worker.deletions import Deletions
 from worker.dispatcher import Dispatcher
 from worker.handler import Watch
 from worker.job import Key
@@ -33,7 +34,13 @@ async def test_a_thousand_images_of_others_do_not_starve_a_project(rabbitmq: Rab
     handler, lanes = Scripted(work, width=4), RabbitLanes(url=rabbitmq.url, queue="turns")
     limits, metrics = Limits(drain=1.0), Metrics()
     runner = Runner(
-        lanes=lanes, handlers={"h": handler}, limits=limits, backoff=Backoff(), metrics=metrics, uses=Uses()
+        lanes=lanes,
+        handlers={"h": handler},
+        limits=limits,
+        backoff=Backoff(),
+        metrics=metrics,
+        uses=Uses(),
+        deletions=Deletions(),
     )
     burst = [Key("h", f"burst-{number}") for number in range(1000)]
     other = Key("h", "other")
@@ -62,7 +69,7 @@ async def test_what_is_heard_again_and_again_does_not_pile_up(rabbitmq: RabbitMQ
     handler, lanes = Scripted(work, width=1), RabbitLanes(url=rabbitmq.url, queue="again")
     runner = Runner(
         lanes=lanes, handlers={"h": handler}, limits=Limits(drain=1.0), backoff=Backoff(), metrics=Metrics(),
-        uses=Uses(),
+        uses=Uses(), deletions=Deletions(),
     )  # fmt: skip
     router = Router(handlers=[handler], metrics=Metrics(), times=VolumeTimes(metrics=Metrics()))
     dispatcher = Dispatcher(router=router, runner=runner, lanes=lanes, on_gap=lambda _: None)
@@ -98,7 +105,7 @@ async def test_what_waits_for_a_slot_goes_back_and_what_joins_takes_no_room(rabb
     handler, lanes = Scripted(work, width=1), RabbitLanes(url=rabbitmq.url, queue="back")
     runner = Runner(
         lanes=lanes, handlers={"h": handler}, limits=Limits(hold=0.6, drain=1.0), backoff=Backoff(), metrics=Metrics(),
-        uses=Uses(),
+        uses=Uses(), deletions=Deletions(),
     )  # fmt: skip
 
     def deliver(delivery: Delivery) -> None:

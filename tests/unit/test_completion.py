@@ -195,7 +195,7 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
         (sure(with_metadata(CINDERS, image_owner=None), replace(VOLUME, project_id="bob"), UNNAMED),
          Skip("the clone that Cinder has made is not for the image's project")),
         (seen(replace(QUEUED, status="active"), clones=()), Done()),
-        (seen(replace(QUEUED, status="active"), clones=(OURS,), locations=()), Done()),
+        (seen(replace(QUEUED, status="active"), clones=(OURS,), hidden=True), Done()),
         (seen(replace(QUEUED, status="active"), asked=URL),
          Park("Glance has lost the image's size, somebody changed the image at the same time: make it anew")),
         (seen(replace(QUEUED, status="active", import_locked=True,

@@ -14,6 +14,7 @@ from tests.fake_cloud import PROJECT, FakeCloud
 from tests.rig import FAST, STORES
 from tests.unit.test_settings import load_text
 from worker.cli import Worker
+from worker.deletions import Deletions
 from worker.handler import Handler, Parts
 from worker.job import Key
 from worker.locks import Locks
@@ -51,6 +52,7 @@ async def test_the_handler_of_the_docs_works() -> None:
         uploads=Uploads(),
         reclaiming=Reclaiming(),
         uses=Uses(),
+        deletions=Deletions(),
         now=cloud.now,
         report=Metrics(),
         locks=Locks(),

@@ -14,6 +14,7 @@ import pytest
 
 from tests.rig import Scripted, Work, job
 from worker.dead_letter import DeadLetter
+from worker.deletions import Deletions
 from worker.errors import Blocked, Conflict, Malformed, NotFound, Temporary
 from worker.handler import Watch
 from worker.job import OPERATOR, Job, Key
@@ -53,6 +54,7 @@ class Bed:
             backoff=backoff,
             metrics=self.metrics,
             uses=Uses(),
+            deletions=Deletions(),
         )
 
     async def give(self, *jobs: Job) -> None:
@@ -374,7 +376,13 @@ async def test_the_copy_for_the_next_try_is_not_acked_with_the_old_one() -> None
     limits = Limits(poll_min=0.005, drain=1.0)
     lanes, handler = Confirming(), Scripted(answering(Again("held", after=0.0, counted=False), Done()))
     runner = Runner(
-        lanes=lanes, handlers={"h": handler}, limits=limits, backoff=Backoff(), metrics=Metrics(), uses=Uses()
+        lanes=lanes,
+        handlers={"h": handler},
+        limits=limits,
+        backoff=Backoff(),
+        metrics=Metrics(),
+        uses=Uses(),
+        deletions=Deletions(),
     )
     await lanes.open({"h": 100}, runner.deliver)
     await lanes.publish([job(ONE)])

@@ -186,8 +186,10 @@ async def test_lists_are_read_page_by_page() -> None:
     bed = Bed(
         answer(200, {"images": rows[:2], "next": "/v2/images?marker=1"}),
         answer(200, {"images": rows[2:]}),
+        answer(200, {"images": [{"id": "hidden", "status": "active"}]}),
     )
-    assert [image.id async for image in bed.cloud.list_images()] == ["0", "1", "2"]
+    assert [image.id async for image in bed.cloud.list_images()] == ["0", "1", "2", "hidden"]
+    assert ["os_hidden=true" in url for _, url in (asked[:2] for asked in bed.proxy.asked)] == [False, False, True]
     volume = {"id": "v", "status": "available", "size": 1}
     link = {"rel": "next", "href": "http://elsewhere/v3/p/volumes/detail?limit=1000&marker=v"}
     bed = Bed(answer(200, {"volumes": [volume], "volumes_links": [link]}), answer(200, {"volumes": [volume]}))

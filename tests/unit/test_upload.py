@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import pytest
 
+from handlers import absence
 from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from tests.rig import FAST, LIMITS, SLOW, STORES, Rig, located
 from worker.cloud import GIB, Image, ImageTask, Location, Volume
 from worker.errors import Blocked, Conflict, Temporary
 from worker.outcome import Again, Done, Skip
-from worker.target import Uploads
+from worker.target import Reclaiming, Uploads
 
 SOURCE = "image_volume_source"
 STATUS = "image_volume_status"
@@ -255,15 +256,16 @@ async def test_cinder_at_work_is_left_alone(rig: Rig, cloud: FakeCloud) -> None:
     assert cloud.calls["import_location"] == 0
 
 
-async def test_cinders_clone_of_an_image_that_is_gone_is_reclaimed(rig: Rig, cloud: FakeCloud) -> None:
-    cloud.emit = lambda _: None
-    image = cloud.queue()
-    cloud.cinder_clones(cloud.volume_of("alice").id, image.id, metadata={})
-    cloud.delete_image(image.id)
-    cloud.queue()
-    assert [missing.key.handler for missing in await rig.resync()] == ["reclaim"]
-    await rig.quiet()
-    assert cloud.of(image.id) == []
+async def test_cinders_clone_of_an_image_that_is_gone_is_reclaimed(cloud: FakeCloud) -> None:
+    async with Rig(cloud, reclaiming=Reclaiming(grace=0.0)) as rig:
+        cloud.upload(visibility="private")
+        image = cloud.queue()
+        cloud.cinder_clones(cloud.volume_of("alice").id, image.id, metadata={})
+        cloud.delete_image(image.id)
+        for _ in range(absence.LOOKS):
+            assert "reclaim" in [missing.key.handler for missing in await rig.resync()]
+            await rig.quiet()
+        assert cloud.of(image.id) == []
 
 
 async def test_a_clone_stranded_in_the_owners_project_is_a_source(rig: Rig, cloud: FakeCloud) -> None:

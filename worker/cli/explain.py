@@ -24,7 +24,6 @@ from worker.intake.tap import Tap
 from worker.metrics import Metrics
 from worker.sdk import OpenStackCloud
 from worker.settings import Settings
-from worker.uses import Uses
 
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -79,7 +78,7 @@ async def _explain(settings: Settings, options: argparse.Namespace) -> list[Chec
         project_id = options.project
         if project_id and not PROJECT_ID.fullmatch(project_id):
             project_id = await cloud.find_project(project_id)
-        prewarm = Prewarm(build_parts(settings, clouds, metrics, Uses()))
+        prewarm = Prewarm(build_parts(settings, clouds, metrics))
         explaining = explain.explain(
             cloud, settings, prewarm, options.image, now=time.time(), target=options.target, project_id=project_id
         )

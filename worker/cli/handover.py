@@ -8,14 +8,13 @@ from types import TracebackType
 
 from worker.daemon import build_lanes
 from worker.errors import Temporary
-from worker.handler import Handler
+from worker.handler import Handler, Parts
 from worker.job import Job
 from worker.lanes.look import look
 from worker.lanes.memory import MemoryLanes
 from worker.metrics import Metrics
 from worker.runner import Runner
 from worker.settings import Settings
-from worker.uses import Uses
 
 # Seconds that a command waits for another try of a job at the most
 PATIENCE = 60.0
@@ -27,7 +26,7 @@ class Handover:
     """Takes jobs into the lanes of the settings, or with `local` works on them itself."""
 
     def __init__(
-        self, settings: Settings, handlers: Mapping[str, Handler], *, metrics: Metrics, uses: Uses, local: bool
+        self, settings: Settings, handlers: Mapping[str, Handler], *, metrics: Metrics, parts: Parts, local: bool
     ) -> None:
         self._local = MemoryLanes() if local else None
         self._settings = settings
@@ -41,7 +40,8 @@ class Handover:
             limits=settings.limits,
             backoff=settings.backoff,
             metrics=metrics,
-            uses=uses,
+            uses=parts.uses,
+            deletions=parts.deletions,
         )
 
     async def __aenter__(self) -> Handover:

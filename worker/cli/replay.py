@@ -25,7 +25,6 @@ from worker.metrics import Metrics
 from worker.replay import Checkpoint, Filters, Tally
 from worker.router import Router
 from worker.settings import Settings
-from worker.uses import Uses
 from worker.volume_times import VolumeTimes
 
 
@@ -96,7 +95,7 @@ class Replay(ShowOne):
 async def _replay(
     settings: Settings, found: list[Source], options: argparse.Namespace, checkpoint: Checkpoint
 ) -> Tally:
-    metrics, uses = Metrics(), Uses()
+    metrics = Metrics()
     clouds = build_clouds(settings, metrics)
     filters = Filters(
         since=options.since,
@@ -106,9 +105,10 @@ async def _replay(
     )
     with ExitStack() as stack:
         stack.callback(clouds.close)
+        parts = build_parts(settings, clouds, metrics)
         if not options.dry_run:
-            uses.know(await check_cloud(clouds.common, settings))
-        handlers = build_handlers(settings, build_parts(settings, clouds, metrics, uses))
+            parts.uses.know(await check_cloud(clouds.common, settings))
+        handlers = build_handlers(settings, parts)
         router = Router(handlers=handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics))
         rejects = None
         if options.rejects:
@@ -143,7 +143,7 @@ async def _replay(
             # What a program reads of standard output is the summary alone
             out = sys.stdout if options.formatter == "table" else sys.stderr
             return await running(lambda jobs: _print(jobs, out)).run(found)
-        async with Handover(settings, handlers, metrics=metrics, uses=uses, local=options.local) as handover:
+        async with Handover(settings, handlers, metrics=metrics, parts=parts, local=options.local) as handover:
             tally = await running(handover.submit).run(found)
             await handover.settled()
             for warning in await handover.warnings():

@@ -21,7 +21,6 @@ from worker.metrics import Metrics
 from worker.resync import Census, compare, compare_images, job_of
 from worker.sdk import OpenStackCloud
 from worker.settings import Settings
-from worker.uses import Uses
 
 
 class Resync(Lister):
@@ -68,13 +67,13 @@ async def _resync(settings: Settings, options: argparse.Namespace, told: Callabl
     cloud = clouds.common
     try:
         await check_cloud(cloud, settings)
-        uses = Uses()
-        handlers = build_handlers(settings, build_parts(settings, clouds, metrics, uses))
+        parts = build_parts(settings, clouds, metrics)
+        handlers = build_handlers(settings, parts)
         missing = await _compared(settings, cloud, handlers.values(), options.image_id)
         found = [one for one in missing if options.target in ("", one.key.target)]
         if found and not options.dry_run:
             local = settings.work_url == "memory://"
-            async with Handover(settings, handlers, metrics=metrics, uses=uses, local=local) as handover:
+            async with Handover(settings, handlers, metrics=metrics, parts=parts, local=local) as handover:
                 await handover.submit(job_of(one, cause=OPERATOR) for one in found)
                 async with progress.shown(lambda: handover.done, unit=" jobs", total=len(found)):
                     await handover.settled()

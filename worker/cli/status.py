@@ -24,7 +24,6 @@ from worker.live import Live
 from worker.metrics import Metrics
 from worker.settings import Settings
 from worker.status import Row, Summary
-from worker.uses import Uses
 
 COLUMNS = (
     "Image",
@@ -154,7 +153,7 @@ async def _look_at_cloud(settings: Settings, image_id: str, seen: _Seen, given_u
     cloud = clouds.common
     try:
         await check_cloud(cloud, settings)
-        parts = build_parts(settings, clouds, metrics, Uses())
+        parts = build_parts(settings, clouds, metrics)
         prewarm = Prewarm(parts)
         others = tuple(handler for handler in build_handlers(settings, parts).values() if handler.name != prewarm.name)
         held: dict[str, tuple[int, int]] = {}

@@ -146,7 +146,7 @@ async def _kept(cloud: OpenStackCloud, images: tuple[Shown, ...], store: str) ->
         if isinstance(locations, Untold):
             found.append(locations)
             continue
-        ids = [location.volume_id for location in locations if location.store == store and location.volume_id]
+        ids = [location.volume_id for location in locations or () if location.store == store and location.volume_id]
         found += [await ask(partial(cloud.get_volume, volume_id)) for volume_id in ids]
     return tuple(found)
 

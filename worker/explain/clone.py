@@ -58,7 +58,7 @@ def target_checks(
     warmth: Warmth | None,
     volumes: tuple[Volume, ...],
     *,
-    locations: tuple[Location, ...],
+    locations: tuple[Location, ...] | None,
     project_id: str = "",
 ) -> Iterator[Check]:
     """Whether a volume of the image on the target would be a clone. `warmth` is None if the target can't be had. Pure.
@@ -76,7 +76,7 @@ def target_checks(
         here = [entry]
     copying = decided.strategy == "store" and decided.glance_store in image.importing and image.import_locked
     for volume in here:
-        named = any(location.volume_id == volume.id for location in locations)
+        named = any(location.volume_id == volume.id for location in locations or ())
         if copying and not named:
             text = f"{volume.id} of {volume.size} GiB is being made: Glance copies the image into it"
             yield Check(f"{target.name} volume", "warn", text, "wait until Glance has finished")
@@ -92,10 +92,12 @@ def target_checks(
             yield _owned(target.name, volume, image, project_id)
 
 
-async def dangling(cloud: Cloud, locations: tuple[Location, ...], volumes: tuple[Volume, ...]) -> AsyncIterator[Check]:
+async def dangling(
+    cloud: Cloud, locations: tuple[Location, ...] | None, volumes: tuple[Volume, ...]
+) -> AsyncIterator[Check]:
     """Locations whose volume is gone, which Cinder may try to clone all the same."""
     known = {volume.id for volume in volumes}
-    for location in locations:
+    for location in locations or ():
         if location.volume_id and location.volume_id not in known:
             try:
                 await cloud.get_volume(location.volume_id)
@@ -150,11 +152,11 @@ def _serves(target: str, volume: Volume) -> Check:
     return Check(name, "ok", f"{text}; it serves volumes in that pool, of at least that size")
 
 
-def _located(target: str, volume: Volume, locations: tuple[Location, ...]) -> Check:
+def _located(target: str, volume: Volume, locations: tuple[Location, ...] | None) -> Check:
     name = f"{target} location"
-    if any(location.volume_id == volume.id for location in locations):
+    if any(location.volume_id == volume.id for location in locations or ()):
         return Check(name, "ok", "a location of the image names it")
-    if not locations:
+    if locations is None:
         return Check(name, "fail", "Glance shows no locations", "grant the role service; doctor tells more")
     return Check(name, "fail", "no location of the image names it", "Cinder can't know of it; resync has it added")
 
