@@ -137,11 +137,13 @@ class Deletion:
     def _is_free(self, volume: Volume, image_id: str, unlocated: frozenset[str]) -> bool:
         """Whether it holds nobody's data, and nothing more than a 404 is needed: it was never a location.
 
-        A cache entry goes once the deletion was heard of. What Glance knows as a location, Glance deletes.
+        Once the deletion was heard of that is a cache entry, or a volume that was not finished: before it becomes a
+        location, Glance and we make it read-only. What Glance knows as a location, Glance deletes.
         """
         if image_volume.is_throw_away(volume) or volume.id in unlocated:
             return True
-        return self._deletions.status(image_id) == DELETED and not image_volume.may_be_location(volume)
+        unlocatable = not image_volume.may_be_location(volume) or not image_volume.is_readonly(volume)
+        return self._deletions.status(image_id) == DELETED and unlocatable
 
     def _evidence(self, image_id: str) -> str:
         if status := self._deletions.status(image_id):
@@ -163,6 +165,9 @@ class Deletion:
         doubt: str | None = None
         for volume in volumes:
             noted = absence.absence_of(volume)
+            if noted.pending and self._deletions.status(image_id) == DELETED:
+                # Restored, and deleted for good since
+                noted = absence.NONE
             if noted.pending or self._is_pending(volume, image_id):
                 if not noted.pending:
                     noted = absence.Absence(pending=True)

@@ -132,14 +132,11 @@ def is_throw_away(volume: Volume) -> bool:
 
 
 def may_be_location(volume: Volume) -> bool:
-    """Whether Glance may know it as a location.
+    """Whether Glance may know it as a location: not a throw-away one, nor an entry of Cinder's cache.
 
-    Entries of Cinder's cache are clones that Cinder alone knows, and before it becomes a location an Image-Volume is
-    made read-only, by Glance and by us.
+    Cinder clones an entry from the volume that was downloaded, and tells nobody of it.
     """
-    if is_throw_away(volume) or (is_entry(volume) and volume.source_volid):
-        return False
-    return is_readonly(volume)
+    return not (is_throw_away(volume) or (is_entry(volume) and volume.source_volid))
 
 
 def is_prewarming(volume: Volume) -> bool:

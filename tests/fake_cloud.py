@@ -66,6 +66,7 @@ class FakeCloud:
     elsewhere: set[str] = field(default_factory=set)
     emptied: set[str] = field(default_factory=set)
     pending: dict[str, Image] = field(default_factory=dict)
+    lost: dict[str, tuple[Image, tuple[Location, ...]]] = field(default_factory=dict)
     torn: list[str] = field(default_factory=list)
     emit: Callable[[bytes], None] = lambda _: None
     told: Callable[..., None] = lambda *_: None
@@ -171,7 +172,7 @@ class FakeCloud:
         """A user deletes an image; Glance deletes the volumes that are its locations, at once or not."""
         image = self.images.pop(image_id)
         if self.delayed:
-            self.pending[image_id] = image
+            self.pending[image_id] = _at_rest(image)
             self.announce("image.delete", image_id, status="pending_delete")
             return
         for location in self.locations.pop(image_id):
@@ -185,8 +186,13 @@ class FakeCloud:
     def lose(self, *image_ids: str) -> None:
         """Glance's database does not know these images any more: nobody deleted them, nothing is announced."""
         for image_id in image_ids:
-            del self.images[image_id]
-            self.locations.pop(image_id, None)
+            self.lost[image_id] = (_at_rest(self.images.pop(image_id)), self.locations.pop(image_id))
+
+    def find_again(self) -> None:
+        """An administrator restores what Glance's database has lost."""
+        for image_id, (image, locations) in self.lost.items():
+            self.images[image_id], self.locations[image_id] = image, locations
+        self.lost.clear()
 
     def announce(self, event_type: str, image_id: str, *, status: str = "") -> None:
         """Put an image's notification on the bus."""
@@ -362,7 +368,8 @@ class FakeCloud:
             if self._undeletable(volume_id):
                 raise Conflict("Volume status must be available or error, and it must have no snapshots")
             self.told("delete_volume", volume_id)
-            if any(location.volume_id == volume_id for own in self.locations.values() for location in own):
+            located = (own for image_id, own in self.locations.items() if image_id in self.images)
+            if any(location.volume_id == volume_id for own in located for location in own):
                 self.torn.append(volume_id)
             if volume_id in self.held_by_backend:
                 # Cinder's driver says that it is busy: the volume is given back
@@ -573,6 +580,11 @@ class _Call:
         if fault.times <= 0:
             del self._faults[self._verb]
         raise fault.error
+
+
+def _at_rest(image: Image) -> Image:
+    """The image once the import that was under way has found it gone, and ended."""
+    return replace(image, import_locked=False, importing=frozenset())
 
 
 def new_id() -> str:

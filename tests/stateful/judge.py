@@ -16,6 +16,7 @@ from worker.target import Policy, Reclaiming, Target
 
 # Spelled out here: these names are what other people's tools and clouds of today hold
 TAG, ORIGIN, FRESH = "image_volume_worker", "image_volume_worker_origin", "image_volume_worker_updated_at"
+MISSING = "image_volume_worker_missing"
 MARKS = ("glance_image_id", "image_owner", "image_size", "readonly", TAG)
 
 
@@ -54,6 +55,7 @@ class Judge:
     shaken_lately: set[str] = field(default_factory=set)
     unwanted_lately: set[str] = field(default_factory=set)
     gone_lately: dict[str, int] = field(default_factory=dict)
+    lost: dict[str, float] = field(default_factory=dict)
 
     # What the test tells it
 
@@ -65,10 +67,26 @@ class Judge:
 
     def forget_image(self, image: Image) -> None:
         """Its owner is about to delete the image; Glance deletes its locations' volumes, whoever's they are."""
+        if self.cloud.delayed:
+            self.lose(image)
+            return
         self.gone_lately[image.id] = gibibytes(image)
         self.kept.pop(image.id, None)
         for location in self.cloud.locations[image.id]:
             self.foreign.pop(location.volume_id, None)
+
+    def lose(self, image: Image) -> None:
+        """Glance is about to find the image no more, though nobody deletes it."""
+        self.kept.pop(image.id, None)
+        self.gone_lately[image.id] = gibibytes(image)
+        now = self.cloud.now()
+        self.lost |= {location.volume_id: now for location in self.cloud.locations[image.id] if location.volume_id}
+
+    def find(self, image_ids: list[str]) -> None:
+        """Glance finds these images again."""
+        for image_id in image_ids:
+            for location in self.cloud.locations[image_id]:
+                self.lost.pop(location.volume_id, None)
 
     def look(self, *, quiet: bool) -> None:
         """Take in the cloud as it is after a step; `quiet` if no job goes by anything older."""
@@ -157,8 +175,13 @@ class Judge:
             return
         kind, _, image_id = volume.name.partition("-")
         image = self.cloud.images.get(image_id)
-        if self.is_located(volume.id):
+        if image_id in self.cloud.pending and self.is_located(volume.id):
+            # If nobody has heard that it is pending, it looks lost
+            self._delete_lost(volume)
+        elif self.is_located(volume.id):
             self._blame(f"delete_volume: it is a location of an image: {volume}")
+        elif volume.id in self.lost:
+            self._delete_lost(volume)
         elif image is None:
             if not self.setup.reclaims and image_id not in self.gone_lately:
                 self._blame(f"delete_volume: reclaim may not delete anything: {volume}")
@@ -169,6 +192,20 @@ class Judge:
             self._blame(f"delete_volume: its image is there, and nobody but its owner has asked for it: {volume}")
         elif kind == "image" and volume.status == "available" and not self._may_go(image, volume):
             self._blame(f"delete_volume: its image is there, and wants it: {volume}")
+
+    def _delete_lost(self, volume: Volume) -> None:
+        """It was the location of an image that nobody has deleted."""
+        rules, now = self.setup.reclaiming, self.cloud.now()
+        long_ago = [one for one, since in self.lost.items() if now - since >= rules.grace and self._is_noted(one)]
+        if volume.id not in long_ago:
+            self._blame(f"delete_volume: its image is not found for {now - self.lost[volume.id]:.0f} s only: {volume}")
+        if len(long_ago) > rules.limit(0):
+            self._blame(f"delete_volume: the brake: {len(long_ago)} volumes of images that nobody has deleted: {volume}")
+
+    def _is_noted(self, volume_id: str) -> bool:
+        """Whether a worker has looked for the volume's image, and has not found it."""
+        volume = self.cloud.volumes.get(volume_id)
+        return volume is not None and volume.metadata.get(MISSING, "") not in ("", "pending_delete")
 
     def _remove(self, image_id: str, location: Location) -> None:
         left = [one for one in self.cloud.locations[image_id] if one is not location]
@@ -247,7 +284,22 @@ class Judge:
         if kind == "warm" and self.setup.reclaims and listed:
             yield f"a throw-away volume is left: {volume}"
         elif kind == "image" and image_id not in self.cloud.images and self.setup.reclaims and listed:
-            yield f"it is left of an image that is gone: {volume}"
+            if self._is_provable(volume, image_id):
+                yield f"it is left of an image that is gone: {volume}"
+
+    def _is_provable(self, volume: Volume, image_id: str) -> bool:
+        """Whether the worker can know in the end that the volume is ours, and its image deleted."""
+        missing = [
+            one
+            for one in self.cloud.volumes.values()
+            if one.name.startswith("image-") and not one.foreign and one.name[6:] not in self.cloud.images
+        ]
+        braked = len(missing) > self.setup.reclaiming.limit(0)
+        targets = {target.name for target in self.setup.targets}
+        ours = volume.metadata.get(TAG, "upload") in targets | {"upload"} and volume.id in self.cloud.asked_by
+        mine = volume.metadata.get("image_owner") in (PROJECT, None) or TAG in volume.metadata or volume.source_volid
+        pending = image_id in self.cloud.pending or volume.metadata.get(MISSING) == "pending_delete"
+        return ours and bool(mine) and not braked and not pending
 
     def _not_completed(self, image: Image) -> Iterator[str]:
         named, _, _ = image.properties.get("image_volume_source", "").partition("/")
@@ -278,7 +330,7 @@ class Judge:
         if len(serving) != 1 or (target.strategy != "cache" and whole != stored[:1]):
             yield f"not warm once: {here}, {self.cloud.locations[image.id]}"
             return
-        if others:
+        if others and self.setup.reclaims:
             yield f"more than once: {here}"
         right = dict(zip(MARKS, (image.id, image.owner, str(image.size), "True", target.name), strict=True))
         wrong = {key: serving[0].metadata.get(key) for key in MARKS if serving[0].metadata.get(key) != right[key]}

@@ -71,6 +71,7 @@ SETUPS = st.fixed_dictionaries(
         "public_only": st.sampled_from((False, False, False, True)),
         "without_bob": st.sampled_from((False, False, False, True)),
         "reclaiming": st.sampled_from(("on", "on", "on", "dry run", "off")),
+        "max_at_once": st.sampled_from((1, 1000)),
     }
 )
 
@@ -331,8 +332,49 @@ class Histories(RuleBasedStateMachine):
         self.do(None, pace)
 
     @rule(pace=PACES)
-    def role_admin_goes_and_comes(self, pace: object) -> None:
-        self.cloud.admin = not self.cloud.admin
+    def glance_hides_private_images(self, pace: object) -> None:
+        self.cloud.sees_all = not self.cloud.sees_all
+        self.do(None, pace)
+
+    @rule(pace=PACES)
+    def glance_hides_locations(self, pace: object) -> None:
+        self.cloud.hides_locations = not self.cloud.hides_locations
+        self.do(None, pace)
+
+    @rule(pace=PACES)
+    def glance_deletes_with_a_delay_or_at_once(self, pace: object) -> None:
+        self.cloud.delayed = not self.cloud.delayed
+        self.do(None, pace)
+
+    @precondition(lambda self: self.cloud.pending)
+    @rule(which=WHICH, pace=PACES)
+    def restore_an_image_whose_deletion_is_pending(self, which: int, pace: object) -> None:
+        image_id = pick(list(self.cloud.pending), which)
+        self.cloud.restore_image(image_id)
+        self.judge.find([image_id])
+        self.do(None, pace)
+
+    @precondition(lambda self: self.cloud.images)
+    @rule(which=WHICH, all_of_them=st.booleans(), pace=PACES)
+    def glance_loses_images(self, which: int, all_of_them: bool, pace: object) -> None:
+        lost = list(self.cloud.images.values()) if all_of_them else [self._image(which)]
+        for image in lost:
+            self.judge.lose(image)
+            self.cloud.lose(image.id)
+        self.do(None, pace)
+
+    @precondition(lambda self: self.cloud.lost)
+    @rule(pace=PACES)
+    def glance_finds_them_again(self, pace: object) -> None:
+        found = list(self.cloud.lost)
+        self.cloud.find_again()
+        self.judge.find(found)
+        self.do(None, pace)
+
+    @precondition(lambda self: self._image_volumes())
+    @rule(which=WHICH, pace=PACES)
+    def somebody_depends_on_a_volume(self, which: int, pace: object) -> None:
+        self.cloud.depended_on ^= {pick(self._image_volumes(), which).id}
         self.do(None, pace)
 
     @precondition(lambda self: self.cloud.images)
@@ -481,7 +523,11 @@ class Histories(RuleBasedStateMachine):
         cloud.faults.clear()
         cloud.dead_types.clear()
         cloud.held_by_backend.clear()
-        cloud.amnesiac, cloud.admin, cloud.quota, self.deaf = False, True, None, False
+        cloud.depended_on.clear()
+        cloud.amnesiac, cloud.sees_all, cloud.quota, self.deaf = False, True, None, False
+        cloud.hides_locations = False
+        # Without one nobody can tell whether Glance shows everything
+        cloud.upload(visibility="private", owner="alice")
         self._listen()
         for volume in self._image_volumes():
             if volume.status == "in-use":
@@ -520,7 +566,12 @@ class Histories(RuleBasedStateMachine):
             policy = replace(policy, visibilities=frozenset({"public"}))
         if drawn["without_bob"]:
             policy = replace(policy, exclude_projects=frozenset({"bob"}))
-        reclaiming = Reclaiming(enabled=drawn["reclaiming"] != "off", dry_run=drawn["reclaiming"] == "dry run")
+        reclaiming = Reclaiming(
+            enabled=drawn["reclaiming"] != "off",
+            dry_run=drawn["reclaiming"] == "dry run",
+            max_at_once=drawn["max_at_once"],
+            max_share=0.0,
+        )
         return Setup(targets=targets, policy=policy, reclaiming=reclaiming)
 
     def _listen(self) -> None:
