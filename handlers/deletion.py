@@ -30,9 +30,9 @@ BUSY = 30.0
 DEPENDED_ON = 900.0
 # For how many seconds one count of the volumes of missing images holds good
 COUNT_FOR = 30.0
-# Pairs of questions in one look: with several Glance hosts, one of which hides images, a single pair could be answered
-# by two of them
-PAIRS = 4
+# Times that each question of a look is asked, one after the other: of several Glance hosts behind a balancer one may hide
+# images, and another one may show the image that is the proof
+TIMES = 4
 NO_WITNESS = (
     "Glance shows this login no private image of another project, so its 404 may be a policy's: with one such image "
     "there the proof is possible"
@@ -213,11 +213,12 @@ class Deletion:
         witness = await self._cloud.find_witness()
         if not witness:
             return NO_WITNESS
-        for _ in range(PAIRS):
-            if not await self._is_there(witness):
-                return "Glance listed another project's private image, and then did not find it"
+        for _ in range(TIMES):
             if await self._is_there(image_id):
                 return "Glance did not find the image, and then it did"
+        for _ in range(TIMES):
+            if not await self._is_there(witness):
+                return "Glance listed another project's private image, and then did not find it"
         return ""
 
     async def _braked(self) -> str:

@@ -74,6 +74,10 @@ class Reclaim:
         outcome = await self._evict(image)
         return Done("the image is back", changed=True) if back and isinstance(outcome, Skip) else outcome
 
+    async def confirm(self, image_id: str, watch: Watch) -> Outcome:
+        """Delete what is proven to be gone although the brake holds it: an operator has looked."""
+        return await self._deletion.release(image_id, watch, confirmed=True)
+
     async def _left_of_imports(self, image: Image, volumes: list[Volume]) -> list[Volume]:
         """The volumes that imports of Glance's have left behind on our targets."""
         left = [volume for volume in volumes if image_volume.is_left_of_import(volume, image)]

@@ -200,7 +200,9 @@ class Judge:
         if volume.id not in long_ago:
             self._blame(f"delete_volume: its image is not found for {now - self.lost[volume.id]:.0f} s only: {volume}")
         if len(long_ago) > rules.limit(0):
-            self._blame(f"delete_volume: the brake: {len(long_ago)} volumes of images that nobody has deleted: {volume}")
+            self._blame(
+                f"delete_volume: the brake: {len(long_ago)} volumes of images that nobody has deleted: {volume}"
+            )
 
     def _is_noted(self, volume_id: str) -> bool:
         """Whether a worker has looked for the volume's image, and has not found it."""
@@ -283,9 +285,8 @@ class Judge:
         listed = any(image.status in ("active", "queued") for image in self.cloud.images.values())
         if kind == "warm" and self.setup.reclaims and listed:
             yield f"a throw-away volume is left: {volume}"
-        elif kind == "image" and image_id not in self.cloud.images and self.setup.reclaims and listed:
-            if self._is_provable(volume, image_id):
-                yield f"it is left of an image that is gone: {volume}"
+        elif kind == "image" and image_id not in self.cloud.images and self._is_provable(volume, image_id) and listed:
+            yield f"it is left of an image that is gone: {volume}"
 
     def _is_provable(self, volume: Volume, image_id: str) -> bool:
         """Whether the worker can know in the end that the volume is ours, and its image deleted."""
@@ -299,7 +300,7 @@ class Judge:
         ours = volume.metadata.get(TAG, "upload") in targets | {"upload"} and volume.id in self.cloud.asked_by
         mine = volume.metadata.get("image_owner") in (PROJECT, None) or TAG in volume.metadata or volume.source_volid
         pending = image_id in self.cloud.pending or volume.metadata.get(MISSING) == "pending_delete"
-        return ours and bool(mine) and not braked and not pending
+        return self.setup.reclaims and ours and bool(mine) and not braked and not pending
 
     def _not_completed(self, image: Image) -> Iterator[str]:
         named, _, _ = image.properties.get("image_volume_source", "").partition("/")

@@ -1,0 +1,561 @@
+"""The rules for deleting, against the fake cloud: unknown is not empty, gone needs proof, ours is what matches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import structlog
+
+from handlers import absence, image_volume, target_store
+from tests.fake_cloud import PROJECT, FakeCloud
+from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
+from worker.cloud import Image, Location, Store, Volume
+from worker.errors import Blocked
+from worker.job import Key
+from worker.outcome import Again, Done, Outcome, Skip
+from worker.target import Policy, Reclaiming, Target
+
+STRATEGIES = ["store", "location", "cache"]
+GRACE = 86_400.0
+LOOK = GRACE / (absence.LOOKS - 1)
+DAY = Reclaiming(grace=GRACE)
+
+
+@pytest.fixture
+def cloud() -> FakeCloud:
+    return FakeCloud(stores=STORES, multiple_locations=True)
+
+
+def rig_of(cloud: FakeCloud, strategy: str, *targets: Target, **parts: object) -> Rig:
+    if strategy == "cache":
+        cloud.cached = frozenset({"fast", "slow"})
+    policy = parts.pop("policy", Policy(settle=0.0))
+    return Rig(cloud, targets=using(strategy, *(targets or (FAST, SLOW))), policy=policy, **parts)  # type: ignore[arg-type]
+
+
+async def warmed(rig: Rig, cloud: FakeCloud, **fields: object) -> Image:
+    image = cloud.upload(**fields)
+    await rig.resync()
+    await rig.quiet()
+    assert cloud.of(image.id)
+    return image
+
+
+async def look(rig: Rig, image_id: str) -> Outcome:
+    return await rig.reclaim.reconcile(Key("reclaim", image_id), Polls())
+
+
+async def looks(rig: Rig, cloud: FakeCloud, image_id: str, *, times: int, apart: float = LOOK) -> Outcome:
+    """So many looks for an image, so many seconds apart; what the last one came to."""
+    outcome: Outcome = Done()
+    for _ in range(times):
+        outcome = await look(rig, image_id)
+        cloud.ahead += apart
+    return outcome
+
+
+def snapshot(cloud: FakeCloud) -> dict[str, Volume]:
+    """The volumes without what was noted of looks for their images."""
+    return {
+        volume.id: replace(volume, metadata={k: v for k, v in volume.metadata.items() if k != absence.MISSING})
+        for volume in cloud.volumes.values()
+    }
+
+
+# Unknown is not empty
+
+
+@pytest.mark.parametrize("strategy", ["store", "location"])
+async def test_hidden_locations_change_and_delete_nothing(cloud: FakeCloud, strategy: str) -> None:
+    async with rig_of(cloud, strategy) as rig:
+        image = await warmed(rig, cloud)
+        for volume in cloud.of(image.id):
+            cloud.volumes[volume.id] = replace(volume, metadata={**volume.metadata, "image_owner": "mallory"})
+        before = dict(cloud.volumes)
+        cloud.hides_locations = True
+        cloud.set_by_user(image.id, anything="else")
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Again)
+        assert not outcome.counted
+        assert "role service" in outcome.reason
+        assert isinstance(await look(rig, image.id), Skip)
+        assert cloud.volumes == before
+        cloud.hides_locations = False
+        assert isinstance(await rig.run(image.id), Done)
+        assert {v.metadata["image_owner"] for v in cloud.of(image.id) if v.volume_type == "fast"} == {"alice"}
+
+
+@pytest.mark.parametrize("strategy", ["store", "location"])
+async def test_an_image_that_is_being_deleted_loses_nothing_to_us(cloud: FakeCloud, strategy: str) -> None:
+    """For a moment Glance answers an empty list of locations."""
+    async with rig_of(cloud, strategy) as rig:
+        image = await warmed(rig, cloud)
+        cloud.emptied.add(image.id)
+        before = dict(cloud.volumes)
+        assert isinstance(await rig.run(image.id), Again)
+        assert isinstance(await look(rig, image.id), Skip)
+        assert cloud.volumes == before
+
+
+@pytest.mark.parametrize("strategy", ["store", "location"])
+async def test_hidden_locations_keep_what_is_not_wanted(cloud: FakeCloud, strategy: str) -> None:
+    async with rig_of(cloud, strategy) as rig:
+        image = await warmed(rig, cloud)
+        cloud.hides_locations = True
+        before = dict(cloud.volumes)
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Skip)
+        assert image_volume.HIDDEN in outcome.reason
+        assert isinstance(await look(rig, image.id), Skip)
+        assert cloud.volumes == before
+
+
+async def test_reclaim_switched_off_keeps_left_over_volumes(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST, reclaiming=Reclaiming(enabled=False)) as rig:
+        image = await warmed(rig, cloud)
+        (volume,) = cloud.of(image.id)
+        twin = cloud.volume_of(PROJECT, name=volume.name, volume_type="fast", metadata=volume.metadata)
+        assert isinstance(await rig.run(image.id), Done)
+        assert twin.id in cloud.volumes
+
+
+async def test_a_left_over_volume_is_deleted_once_its_image_is_certain_to_be_there(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = await warmed(rig, cloud)
+        (volume,) = cloud.of(image.id)
+        twin = cloud.volume_of(PROJECT, name=volume.name, volume_type="fast", metadata=volume.metadata)
+        assert isinstance(await rig.run(image.id), Done)
+        assert twin.id not in cloud.volumes
+        assert located(cloud, image.id) == [volume.id]
+
+
+# Gone needs proof
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_a_policy_that_hides_private_images_deletes_nothing(cloud: FakeCloud, strategy: str) -> None:
+    async with rig_of(cloud, strategy, reclaiming=DAY) as rig:
+        private, public = await warmed(rig, cloud, visibility="private"), await warmed(rig, cloud)
+        before = snapshot(cloud)
+        cloud.sees_all = False
+        for _ in range(2 * absence.LOOKS):
+            await rig.resync()
+            await rig.quiet()
+            for handler, key in (
+                (rig.prewarm, Key("prewarm", private.id, "fast")),
+                (rig.reclaim, Key("reclaim", private.id)),
+            ):
+                assert isinstance(await handler.reconcile(key, Polls()), Skip)
+            cloud.ahead += LOOK
+        assert snapshot(cloud) == before
+        assert not any(absence.absence_of(volume).is_noted for volume in cloud.volumes.values())
+        assert cloud.of(public.id)
+
+
+class TwoHosts(FakeCloud):
+    """Two Glance hosts behind a balancer, the second of which hides private images."""
+
+    turn = 0
+
+    async def get_image(self, image_id: str) -> Image:
+        self.turn += 1
+        self.sees_all = self.turn % 2 == 0
+        try:
+            return await super().get_image(image_id)
+        finally:
+            self.sees_all = True
+
+
+async def test_one_glance_of_two_that_hides_private_images_deletes_nothing() -> None:
+    """A balancer asks the two in turn: one of the proofs in each look meets the other host."""
+    cloud = TwoHosts(stores=STORES)
+    async with rig_of(cloud, "store", reclaiming=DAY) as rig:
+        image = await warmed(rig, cloud, visibility="private")
+        await warmed(rig, cloud, visibility="private")
+        before = snapshot(cloud)
+        for first in range(2):
+            for _ in range(2 * absence.LOOKS):
+                cloud.turn = first
+                await look(rig, image.id)
+                cloud.ahead += LOOK
+        assert snapshot(cloud) == before
+        assert max(absence.absence_of(volume).looks for volume in cloud.volumes.values()) == 0
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_an_image_not_found_for_a_day_is_deleted(cloud: FakeCloud, strategy: str) -> None:
+    async with rig_of(cloud, strategy, reclaiming=DAY) as rig:
+        image = await warmed(rig, cloud)
+        cloud.upload(visibility="private")
+        cloud.lose(image.id)
+        outcome = await looks(rig, cloud, image.id, times=absence.LOOKS - 1)
+        assert isinstance(outcome, Skip)
+        assert "not found at 4 of 5 looks" in outcome.reason
+        assert len(cloud.of(image.id)) == 2
+        with structlog.testing.capture_logs() as told:
+            assert isinstance(await look(rig, image.id), Done)
+        assert cloud.of(image.id) == []
+        assert [line["why"] for line in told if line["event"] == "image_volume_deleted"] == [
+            f"image is gone: not found at {absence.LOOKS} looks over {GRACE:.0f} s"
+        ] * 2
+
+
+async def test_looks_one_after_the_other_are_one_look(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", reclaiming=DAY) as rig:
+        image = await warmed(rig, cloud)
+        cloud.upload(visibility="private")
+        cloud.lose(image.id)
+        outcome = await looks(rig, cloud, image.id, times=20, apart=60.0)
+        assert isinstance(outcome, Skip)
+        assert "not found at 1 of 5 looks" in outcome.reason
+
+
+async def test_an_image_that_comes_back_counts_from_the_beginning(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", reclaiming=DAY) as rig:
+        image = await warmed(rig, cloud)
+        before = snapshot(cloud)
+        cloud.upload(visibility="private")
+        cloud.lose(image.id)
+        await looks(rig, cloud, image.id, times=absence.LOOKS - 1)
+        cloud.find_again()
+        (missing,) = [one for one in await rig.resync() if one.key.image_id == image.id]
+        assert "the image is back" in missing.why
+        await rig.quiet()
+        assert not any(absence.absence_of(volume).is_noted for volume in cloud.volumes.values())
+        cloud.lose(image.id)
+        assert isinstance(await looks(rig, cloud, image.id, times=absence.LOOKS - 1), Skip)
+        assert {
+            volume_id: volume for volume_id, volume in snapshot(cloud).items() if volume_id in before
+        }.keys() == before.keys()
+
+
+async def test_without_another_projects_private_image_nothing_is_proven(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", reclaiming=DAY) as rig:
+        image = await warmed(rig, cloud)
+        cloud.upload(visibility="private", owner=PROJECT)
+        cloud.lose(image.id)
+        outcome = await looks(rig, cloud, image.id, times=2 * absence.LOOKS)
+        assert isinstance(outcome, Skip)
+        assert "private image of another project" in outcome.reason
+        assert len(cloud.of(image.id)) == 2
+
+
+async def test_a_deletion_that_was_heard_needs_no_day(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "cache", reclaiming=DAY) as rig:
+        cloud.emit = rig.hear
+        image = cloud.upload()
+        await rig.quiet()
+        assert len(cloud.of(image.id)) == 2
+        cloud.delete_image(image.id)
+        await rig.quiet()
+        assert cloud.of(image.id) == []
+
+
+async def test_a_deletion_that_was_heard_of_an_image_that_is_there_deletes_nothing(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "cache", reclaiming=DAY) as rig:
+        image = await warmed(rig, cloud)
+        before = dict(cloud.volumes)
+        cloud.emit = rig.hear
+        cloud.announce("image.delete", image.id, status="deleted")
+        await rig.quiet()
+        assert cloud.volumes == before
+        # Nor is it remembered against the image
+        cloud.lose(image.id)
+        await look(rig, image.id)
+        assert cloud.volumes == before
+
+
+@pytest.mark.parametrize("strategy", ["store", "location"])
+async def test_a_pending_deletion_keeps_the_data(cloud: FakeCloud, strategy: str) -> None:
+    async with rig_of(cloud, strategy, reclaiming=DAY) as rig:
+        cloud.emit = rig.hear
+        image = cloud.upload()
+        cloud.upload(visibility="private")
+        await rig.quiet()
+        before = snapshot(cloud)
+        cloud.delayed = True
+        cloud.delete_image(image.id)
+        await rig.quiet()
+        assert snapshot(cloud) == before
+    # Another process, which has heard of nothing
+    async with rig_of(cloud, strategy, reclaiming=DAY) as rig:
+        outcome = await looks(rig, cloud, image.id, times=2 * absence.LOOKS)
+        assert isinstance(outcome, Skip)
+        assert "its deletion is pending" in outcome.reason
+        assert snapshot(cloud) == before
+        cloud.restore_image(image.id)
+        await rig.resync()
+        await rig.quiet()
+        assert not any(absence.absence_of(volume).is_noted for volume in cloud.volumes.values())
+        assert isinstance(await rig.run(image.id), Done)
+        assert snapshot(cloud).keys() == before.keys()
+
+
+# The brake
+
+
+async def test_a_lost_database_deletes_nothing_before_an_operator_says_so(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST, reclaiming=DAY) as rig:
+        cloud.upload(visibility="private")
+        images = [cloud.upload() for _ in range(20)]
+        await rig.resync()
+        await rig.quiet()
+        cloud.lose(*(image.id for image in images))
+        before = snapshot(cloud)
+        for _ in range(2 * absence.LOOKS):
+            await rig.resync()
+            await rig.quiet()
+            cloud.ahead += LOOK
+        assert snapshot(cloud) == before
+        assert rig.count("reclaim_held_back") == 20
+        assert rig.count("reclaim_brake") == 1
+        outcome = await look(rig, images[0].id)
+        assert isinstance(outcome, Skip)
+        assert "20 of 21 Image-Volumes" in outcome.reason
+        assert "reclaim --confirm" in outcome.reason
+        for image in images:
+            assert isinstance(await rig.reclaim.confirm(image.id, Polls()), Done)
+        assert len(cloud.volumes) == 1
+        await rig.resync()
+        assert rig.count("reclaim_brake") == rig.count("reclaim_held_back") == 0
+
+
+async def test_few_missing_images_are_no_reason_to_brake(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST, reclaiming=DAY) as rig:
+        cloud.upload(visibility="private")
+        images = [cloud.upload() for _ in range(20)]
+        await rig.resync()
+        await rig.quiet()
+        cloud.lose(*(image.id for image in images[:5]))
+        for _ in range(absence.LOOKS):
+            await rig.resync()
+            await rig.quiet()
+            assert rig.count("reclaim_brake") == 0
+            cloud.ahead += LOOK
+        assert len(cloud.volumes) == 16
+
+
+@pytest.mark.parametrize(("volumes", "limit"), [(0, 5), (100, 5), (200, 10), (1000, 50)])
+def test_the_brake_is_a_share_and_at_least_five(volumes: int, limit: int) -> None:
+    assert Reclaiming().limit(volumes) == limit
+
+
+# Ours is what carries our marks and matches reality
+
+
+async def test_two_stores_of_a_type_have_to_be_told_apart_by_the_operator() -> None:
+    stores = tuple(Store(id=name, type="cinder", volume_type="fast") for name in ("here", "elsewhere"))
+    with pytest.raises(Blocked, match="name the one of this region as glance_store"):
+        target_store.resolve(FAST, stores)
+    assert target_store.resolve(replace(FAST, glance_store="here"), stores).glance_store == "here"
+    assert target_store.resolve(replace(FAST, strategy="cache"), stores).strategy == "cache"
+
+
+async def test_a_location_in_a_store_of_no_target_is_unknown(cloud: FakeCloud) -> None:
+    """Two regions behind one Glance: the other region's volume is not found here."""
+    async with rig_of(cloud, "store", FAST) as rig:
+        theirs = cloud.volume_of(PROJECT, name="x", volume_type="fast")
+        cloud.elsewhere.add(theirs.id)
+        image = cloud.upload(stores=frozenset({"cinder-elsewhere"}))
+        cloud.locations[image.id] = (
+            Location(url="file:///x", store="file"),
+            Location(url=f"cinder://cinder-elsewhere/{theirs.id}", store="cinder-elsewhere", volume_id=theirs.id),
+        )
+        assert isinstance(await rig.run(image.id), Done)
+        (ours,) = cloud.of(image.id)
+        del cloud.volumes[ours.id]
+        for _ in range(3):
+            await rig.run(image.id)
+        assert theirs.id in located(cloud, image.id)
+        assert theirs.id in cloud.volumes
+        assert rig.count("images_beyond_repair") == 0
+
+
+async def test_another_images_volume_is_not_made_ours(cloud: FakeCloud) -> None:
+    """With show_multiple_locations a user adds a public image's Image-Volume as a location of an own image."""
+    async with rig_of(cloud, "store", FAST) as rig:
+        public = await warmed(rig, cloud)
+        (volume,) = cloud.of(public.id)
+        own = cloud.upload(owner="mallory", visibility="private")
+        cloud.locate(own.id, "cinder-fast", volume.id)
+        outcome = await rig.run(own.id)
+        assert isinstance(outcome, Skip)
+        assert "not this image's" in outcome.reason
+        assert cloud.volumes[volume.id] == volume
+        cloud.set_by_user(own.id, image_volume_prewarm="no")
+        await rig.run(own.id)
+        await look(rig, own.id)
+        assert cloud.volumes[volume.id] == volume
+
+
+@pytest.mark.parametrize("strategy", ["location", "store"])
+async def test_a_volume_older_than_its_image_is_another_images(cloud: FakeCloud, strategy: str) -> None:
+    """An id that is used again: OSSN-0075."""
+    async with rig_of(cloud, strategy, FAST) as rig:
+        image = await warmed(rig, cloud)
+        (old,) = cloud.of(image.id)
+        cloud.lose(image.id)
+        cloud.ahead += 3600.0
+        cloud.upload(id=image.id)
+        assert isinstance(await rig.run(image.id), Done)
+        assert cloud.volumes[old.id] == old
+        assert old.id not in located(cloud, image.id)
+        assert len(cloud.of(image.id)) == 2
+
+
+async def test_a_retyped_image_volume_is_not_warm_and_is_made_again(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store") as rig:
+        image = await warmed(rig, cloud)
+        victim = next(volume for volume in cloud.of(image.id) if volume.volume_type == "fast")
+        cloud.volumes[victim.id] = replace(victim, volume_type="slow", host="host@slow#slow")
+        (missing,) = await rig.resync()
+        assert "is of type slow, not fast" in missing.why
+        await rig.quiet()
+        assert sorted(volume.volume_type for volume in cloud.of(image.id)) == ["fast", "slow"]
+        assert await rig.resync() == []
+
+
+@pytest.mark.parametrize("strategy", ["location", "cache"])
+async def test_a_target_of_another_type_than_before_gets_volumes_of_that_type(cloud: FakeCloud, strategy: str) -> None:
+    async with rig_of(cloud, strategy, FAST) as rig:
+        image = await warmed(rig, cloud)
+        (old,) = cloud.of(image.id)
+    other = replace(using(strategy, SLOW)[0], name="fast")
+    async with Rig(cloud, targets=(other,), policy=Policy(settle=0.0)) as rig:
+        assert isinstance(await rig.run(image.id), Done)
+        new = next(volume for volume in cloud.of(image.id) if volume.id != old.id)
+        assert new.volume_type == "slow"
+        assert cloud.volumes[old.id] == old
+
+
+async def test_the_only_data_of_an_image_stays_though_it_was_retyped(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = await warmed(rig, cloud)
+        (volume,) = cloud.of(image.id)
+        cloud.locations[image.id] = tuple(one for one in cloud.locations[image.id] if one.volume_id)
+        cloud.touch(image.id, stores=frozenset({"cinder-fast"}))
+        moved = cloud.volumes[volume.id] = replace(volume, volume_type="slow")
+        with pytest.raises(Exception, match="no other location that would stay"):
+            await rig.run(image.id)
+        assert cloud.volumes[volume.id] == moved
+
+
+# What can't be deleted
+
+
+def stuck(cloud: FakeCloud, volume: Volume) -> None:
+    cloud.volumes[volume.id] = replace(volume, status="error_deleting")
+
+
+@pytest.mark.parametrize("strategy", ["location", "cache"])
+async def test_a_volume_in_error_deleting_is_left_out(cloud: FakeCloud, strategy: str) -> None:
+    async with rig_of(cloud, strategy, FAST) as rig:
+        image = cloud.upload()
+        prefix = "image" if strategy == "location" else "warm"
+        metadata = image_volume.metadata_of(image, rig.prewarm.resolved[0] if rig.prewarm.resolved else FAST)
+        old = cloud.volume_of(PROJECT, name=f"{prefix}-{image.id}", volume_type="fast", metadata=metadata)
+        stuck(cloud, old)
+        assert isinstance(await rig.run(image.id), Done)
+        found = await rig.resync()
+        assert any(f"openstack volume delete --force {old.id}" in one.why for one in found)
+        with structlog.testing.capture_logs() as told:
+            await rig.quiet()
+        assert old.id in [line.get("volume_id") for line in told if line["event"] == "volume_stuck"]
+
+
+async def test_a_located_volume_in_error_deleting_is_told_and_waited_for(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = await warmed(rig, cloud)
+        (volume,) = cloud.of(image.id)
+        stuck(cloud, volume)
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Again)
+        assert not outcome.counted
+        assert "openstack volume delete --force" in outcome.reason
+        assert cloud.calls["remove_from_store"] == 0
+
+
+async def test_a_clone_in_error_deleting_does_not_hold_up_an_upload(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        source = cloud.volume_of("alice")
+        image = cloud.queue(properties={"image_volume_source": source.id})
+        metadata = {"image_owner": "alice", "image_volume_worker": "upload", "glance_image_id": image.id}
+        old = cloud.volume_of(PROJECT, name=f"image-{image.id}", source_volid=source.id, metadata=metadata)
+        stuck(cloud, old)
+        assert isinstance(await rig.complete(image.id), Done)
+        assert cloud.images[image.id].status == "active"
+
+
+def with_snapshot(cloud: FakeCloud, volume: Volume) -> None:
+    cloud.depended_on.add(volume.id)
+
+
+def handed_back(cloud: FakeCloud, volume: Volume) -> None:
+    cloud.held_by_backend.add(volume.id)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "hold"), [("store", with_snapshot), ("cache", with_snapshot), ("cache", handed_back)]
+)
+async def test_a_victim_that_can_not_be_deleted_is_not_the_only_one(
+    cloud: FakeCloud, strategy: str, hold: Callable[[FakeCloud, Volume], None]
+) -> None:
+    async with rig_of(cloud, strategy, replace(FAST, max_count=2)) as rig:
+        images = []
+        for _ in range(2):
+            cloud.ahead += 10.0
+            images.append(await warmed(rig, cloud))
+        (oldest,) = cloud.of(images[0].id)
+        hold(cloud, oldest)
+        cloud.ahead += 10.0
+        third = cloud.upload()
+        assert isinstance(await rig.run(third.id), Done)
+        assert cloud.of(images[1].id) == []
+        assert oldest.id in cloud.volumes
+        # Nothing that could be deleted is older than the next one but the third
+        cloud.ahead += 10.0
+        for _ in range(4):
+            cloud.ahead += 10.0
+            image = cloud.upload()
+            await rig.run(image.id)
+            assert sum(volume.name.startswith("image-") for volume in cloud.volumes.values()) <= 2
+
+
+async def test_a_target_where_nothing_can_be_deleted_takes_nothing_more(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", replace(FAST, max_count=2)) as rig:
+        for _ in range(2):
+            cloud.ahead += 10.0
+            image = await warmed(rig, cloud)
+            for volume in cloud.of(image.id):
+                cloud.depended_on.add(volume.id)
+        for _ in range(8):
+            cloud.ahead += 10.0
+            outcome = await rig.run(cloud.upload().id)
+            assert isinstance(outcome, Skip)
+            assert "full" in outcome.reason
+        assert len(cloud.volumes) == 2
+
+
+async def test_a_volume_of_a_gone_image_that_is_not_ours_stays(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST, reclaiming=DAY) as rig:
+        cloud.upload(visibility="private")
+        image = cloud.upload()
+        marks = {"glance_image_id": image.id, "image_owner": "alice", "readonly": "True"}
+        name = f"image-{image.id}"
+        theirs = [
+            cloud.volume_of(PROJECT, name=name, volume_type="fast", metadata={**marks, "image_volume_worker": "other"}),
+            cloud.volume_of(PROJECT, name=name, volume_type="slow", metadata={**marks, "image_volume_worker": "fast"}),
+            cloud.volume_of(PROJECT, name=name, volume_type="fast", metadata=marks),
+        ]
+        ours = cloud.volume_of(
+            PROJECT, name=name, volume_type="fast", metadata={**marks, "image_volume_worker": "fast"}
+        )
+        cloud.lose(image.id)
+        for _ in range(absence.LOOKS):
+            await look(rig, image.id)
+            cloud.ahead += LOOK
+        assert ours.id not in cloud.volumes
+        assert [cloud.volumes.get(volume.id) for volume in theirs] == theirs
