@@ -65,6 +65,11 @@ class Absence:
 NONE = Absence()
 
 
+def told(moment: float) -> str:
+    """A moment for people, in UTC."""
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+
+
 def absence_of(volume: Volume) -> Absence:
     """The note that a volume carries; one without looks if there is none that can be read."""
     text = volume.metadata.get(MISSING, "")

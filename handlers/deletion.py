@@ -30,13 +30,14 @@ BUSY = 30.0
 DEPENDED_ON = 900.0
 # For how many seconds one count of the volumes of missing images holds good
 COUNT_FOR = 30.0
-# Times that each question of a look is asked, one after the other: of several Glance hosts behind a balancer one may hide
-# images, and another one may show the image that is the proof
+# Times that each question of a look is asked, one after the other: of several Glance hosts behind a balancer one may
+# hide images, and another one may show the image that is the proof
 TIMES = 4
 NO_WITNESS = (
     "Glance shows this login no private image of another project, so its 404 may be a policy's: with one such image "
     "there the proof is possible"
 )
+NOT_OURS = "it does not carry this worker's marks, or is not of its target's type"
 
 Reason = Literal["gone", "unwanted", "budget", "left-over"]
 
@@ -119,6 +120,20 @@ class Deletion:
             return volume.metadata[TAG] == UPLOAD and bool(volume.source_volid)
         return bool(volume.source_volid) or image_volume.is_unmarked_copy(volume)
 
+    def kept_because(self, volume: Volume) -> str:
+        """Why a volume of an image that is not found is kept, by its note and as of the last `count`."""
+        noted = absence.absence_of(volume)
+        if image_volume.is_stuck(volume):
+            return image_volume.stuck_advice(volume)
+        if noted.pending:
+            return str(noted)
+        if not self.is_ours(volume):
+            return NOT_OURS
+        if noted.is_proven:
+            return self._brake or f"{noted}: the next resync deletes it"
+        when = f", the next one counts from {absence.told(noted.next_look(self._rules.grace))}" if noted.looks else ""
+        return f"{noted}{when}"
+
     async def found(self, image_id: str, volumes: Iterable[Volume]) -> bool:
         """Take back what was noted of an image that is there; whether anything was."""
         self._deletions.forget(image_id)
@@ -175,9 +190,7 @@ class Deletion:
                 kept.append(Kept(volume, f"volume {volume.id} stays: {noted}"))
                 continue
             if not self.is_ours(volume):
-                kept.append(
-                    Kept(volume, f"volume {volume.id} stays: it does not carry our marks, or is of another type")
-                )
+                kept.append(Kept(volume, f"volume {volume.id} stays: {NOT_OURS}"))
                 continue
             final = noted.is_proven
             if not final and self._now() < noted.next_look(self._rules.grace):
@@ -337,8 +350,8 @@ class Deletion:
             elif not any([await self._is_whole(one) for one in locations if one.volume_id != volume_id]):
                 raise Blocked(f"the location in store {store} is broken, and no other location of the image is whole")
             await self._cloud.remove_from_store(image_id, store)
-            seen = "gone" if volume is None else volume.status
-            log.warning("location_removed", store=store, volume_id=volume_id, volume_status=seen)
+            event = "location_removed" if whole else "broken_location_removed"
+            log.warning(event, store=store, volume_id=volume_id, was="gone" if volume is None else volume.status)
 
     async def delete_unwanted(self, image: Image, target: Target, *, why: str) -> Outcome:
         """Delete what prewarm made on a target that does not want the image."""

@@ -78,6 +78,10 @@ class Reclaim:
         """Delete what is proven to be gone although the brake holds it: an operator has looked."""
         return await self._deletion.release(image_id, watch, confirmed=True)
 
+    def kept_because(self, volume: Volume) -> str:
+        """Why a volume of an image that is not found is kept, as of `prepare`."""
+        return self._deletion.kept_because(volume)
+
     async def _left_of_imports(self, image: Image, volumes: list[Volume]) -> list[Volume]:
         """The volumes that imports of Glance's have left behind on our targets."""
         left = [volume for volume in volumes if image_volume.is_left_of_import(volume, image)]
