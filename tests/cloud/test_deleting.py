@@ -92,8 +92,8 @@ def test_hidden_locations_change_and_delete_nothing(
         before = warmed(operator, alice, image_id)
     request.getfixturevalue("service_only")
     with worker(settings(cloud={"name": "nosvc"}, resync=RESYNC)) as process:
-        soon(lambda: process.probe("/readyz")[0] == 503 and "locations" in process.probe("/readyz")[1], what="unready")
-        assert "role service" in str(process.probe("/readyz")[1]["locations"])
+        soon(lambda: "role service" in str(process.probe("/readyz")), what="unready")
+        assert process.probe("/readyz")[0] == 503
         alice.property(image_id, "anything", "changed")
         soon(lambda: "role service" in reasons(process, "job_again", image_id), what="it waits")
         soon(lambda: len(process.events("resynced")) > 1, what="compared")
@@ -153,7 +153,8 @@ def blind_admin() -> Iterator[None]:
 def test_a_policy_that_hides_private_images_deletes_nothing(
     worker: Worker, images: Images, alice: Person, operator: Person, private: str, request: pytest.FixtureRequest
 ) -> None:
-    image_id = images(visibility="private")
+    # Where Glance lists no image at all a resync believes nothing
+    image_id, _ = images(visibility="private"), images(image_volume_prewarm="no")
     with worker(settings()) as process:
         process.wait_ready()
         before = warmed(operator, alice, image_id)
