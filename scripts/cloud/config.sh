@@ -146,12 +146,30 @@ cinder_store_project_domain_name = Default
 C
 }
 
-# policy SERVICE: its part of the configuration. The file is made of the release's own defaults.
-policy() {
-  rm -f "$ETC/$1/policy.yaml"
+# least_privilege SERVICE: its rules for the user worker, made of the release's own defaults.
+least_privilege() {
   on LEAST_PRIVILEGE || return 0
-  "$VENV/bin/python" "$HERE/../policy.py" "$1" >"$ETC/$1/policy.yaml" 2>"$LOG/policy-$1.log" ||
-    fail "no policy made; see $LOG/policy-$1.log"
+  "$VENV/bin/python" "$HERE/../policy.py" "$1" 2>"$LOG/policy-$1.log" || fail "no policy made; see $LOG/policy-$1.log"
+}
+
+odd_rules() { # SERVICE: the rules of the other switches; they win over those of least_privilege
+  local admin=role:cloudadmin
+  [ "$1" = glance ] || return 0
+  if on LEAST_PRIVILEGE; then admin+=" or role:image_volume_worker"; fi
+  if on SERVICE_ONLY; then echo '"service_api": "role:service"'; fi
+  if on BLIND_ADMIN; then echo "\"context_is_admin\": \"$admin\""; fi
+}
+
+# policy SERVICE: its part of the configuration, and the file that this names.
+policy() {
+  local rules rule
+  rules=$(least_privilege "$1")
+  while read -r rule; do
+    rules=$(grep -v "^${rule%%:*}:" <<<"$rules" || true)$'\n'$rule
+  done < <(odd_rules "$1")
+  rm -f "$ETC/$1/policy.yaml"
+  [ -n "$rules" ] || return 0
+  echo "$rules" >"$ETC/$1/policy.yaml"
   # The default since 2024.2
   printf '[oslo_policy]\npolicy_file = %s\nenforce_new_defaults = true\n' "$ETC/$1/policy.yaml"
 }
@@ -171,6 +189,7 @@ enabled_import_methods = [glance-direct,web-download,copy-image]
 show_multiple_locations = $(flag OLD_LOCATIONS)
 show_image_direct_url = $(flag OLD_LOCATIONS)
 do_secure_hash = $(flag SECURE_HASH)
+delayed_delete = $(flag DELAYED_DELETE)
 worker_self_reference_url = $GLANCE
 public_endpoint = $GLANCE
 node_staging_uri = file://$DATA/glance/staging
@@ -204,6 +223,7 @@ reflink_backend() {
 volume_driver = reflink_driver.ReflinkDriver
 reflink_base = $POOL
 reflink_clone_across_pools = $(flag CLONE_ACROSS)
+reflink_pools = ${SWITCH[POOLS]}
 C
 }
 
@@ -215,6 +235,7 @@ $(if on CEPH; then ceph_backend "$1"; else reflink_backend; fi)
 image_upload_use_cinder_backend = $(flag UPLOAD_CLONE)
 image_upload_use_internal_tenant = $(flag UPLOAD_INTERNAL)
 image_volume_cache_enabled = $(flag IMAGE_CACHE)
+image_volume_cache_max_count = ${SWITCH[CACHE_MAX]}
 C
 }
 
@@ -284,7 +305,7 @@ write_config() {
 project_of() { # USER: the project a user logs in to
   case $1 in
     admin | alice | bob | internal) echo "$1" ;;
-    operator | worker) echo internal ;;
+    operator | nosvc | worker) echo internal ;;
     cinder | glance) echo service ;;
     *) usage_error "no such user: $1 (have: ${USERS[*]})" ;;
   esac

@@ -57,19 +57,38 @@ install_packages() {
   remove_policy
 }
 
+# link_venv: the virtual environment of another home, if we are to use one. The link tells later runs.
+link_venv() {
+  local there
+  if [ -n "${DEVCLOUD_VENVS:-}" ]; then
+    there=$(readlink -m "$DEVCLOUD_VENVS")/venv-$RELEASE
+    [ "$there" = "$VENV" ] || [ -d "$VENV" ] || ln -sfn "$there" "$VENV"
+  elif [ -L "$VENV" ] && [ ! -e "$VENV" ]; then
+    rm "$VENV" # the other home was wiped
+  fi
+}
+
 install_venv() {
-  local python pins=$RELEASE_DIR/requirements.txt
-  cmp -s "$pins" "$VENV/installed.txt" && return 0
+  local real
+  real=$(readlink -m "$VENV")
+  mkdir -p "$(dirname "$real")"
+  # Two homes may want it at the same time.
+  (flock 8 && make_venv "$real") 8>>"$real.lock"
+  ln -sfn "$VENV/bin/openstack" "$HOME_DIR/bin/openstack"
+}
+
+make_venv() { # DIR
+  local venv=$1 python pins=$RELEASE_DIR/requirements.txt
+  cmp -s "$pins" "$venv/installed.txt" && return 0
   python=$(find_python) || fail "no Python with venv among: ${PYTHONS[*]}"
   stop_together cinder-volume cinder-scheduler cinder-api glance-api keystone
   # From nothing: what a killed run left may look complete and not be.
-  rm -rf "$VENV"
-  { "$python" -m venv "$VENV" &&
-    "$VENV/bin/pip" install -q "$(grep -o '^uv==[^ ]*' "$pins")" &&
+  rm -rf "$venv"
+  { "$python" -m venv "$venv" &&
+    "$venv/bin/pip" install -q "$(grep -o '^uv==[^ ]*' "$pins")" &&
     # Compiled now, for the services would all do it at once at their first start.
-    UV_CACHE_DIR=$HOME_DIR/uv-cache "$VENV/bin/uv" pip install --compile-bytecode \
-      --python "$VENV/bin/python" -r "$pins"; } >"$LOG/python.log" 2>&1 ||
+    UV_CACHE_DIR=$HOME_DIR/uv-cache "$venv/bin/uv" pip install --compile-bytecode \
+      --python "$venv/bin/python" -r "$pins"; } >"$LOG/python.log" 2>&1 ||
     fail "installing Python packages failed; see $LOG/python.log"
-  cp "$pins" "$VENV/installed.txt"
-  ln -sfn "$VENV/bin/openstack" "$HOME_DIR/bin/openstack"
+  cp "$pins" "$venv/installed.txt"
 }

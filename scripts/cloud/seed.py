@@ -4,10 +4,11 @@ usage: seed.py identity|volume-types|backends HOME
 
 identity: roles, projects, users, grants, services, endpoints; writes HOME/ids
 volume-types: one type tied to each backend
-backends: nothing made; waits until the scheduler knows both backends
+backends: nothing made; waits until the scheduler knows all pools of both backends
 """
 
 import pathlib
+import string
 import sys
 import time
 from typing import cast
@@ -29,7 +30,9 @@ GRANTS = (  # user, project, roles
     # The worker: admin to see and clone what is others', service for the location API.
     ("operator", "internal", ("admin", "service")),
     ("operator", "service", ("admin", "service")),
-    # The same without admin, for LEAST_PRIVILEGE.
+    # A worker's login that lacks service.
+    ("nosvc", "internal", ("admin",)),
+    # The same as operator without admin, for LEAST_PRIVILEGE.
     ("worker", "internal", ("image_volume_worker", "service", "member")),
     ("admin", "internal", ("admin",)),
     ("admin", "service", ("admin",)),
@@ -84,11 +87,19 @@ def seed_volume_types(cloud: Connection) -> None:
             )
 
 
-def wait_for_backends(cloud: Connection, *, timeout: float = 60.0) -> None:
+def pools(home: pathlib.Path) -> set[str]:
+    """Return the names of all pools, as the driver makes them up."""
+    switches = dict(line.split("=") for line in home.joinpath("switches").read_text().split())
+    count = 1 if switches["CEPH"] == "1" else int(switches["POOLS"])
+    return {f"{name}{letter}" for name in BACKENDS for letter in ("", *string.ascii_lowercase[1:count])}
+
+
+def wait_for_backends(cloud: Connection, home: pathlib.Path, *, timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
-    while {pool.name.partition("#")[2] for pool in cloud.block_storage.backend_pools()} < set(BACKENDS):
+    wanted = pools(home)
+    while not wanted <= {pool.name.partition("#")[2] for pool in cloud.block_storage.backend_pools()}:
         if time.monotonic() > deadline:
-            sys.exit("the scheduler does not know all backends")
+            sys.exit("the scheduler does not know all pools")
         time.sleep(0.3)
 
 
@@ -101,7 +112,7 @@ def main(stage: str, home: pathlib.Path) -> None:
         case "volume-types":
             seed_volume_types(cloud)
         case "backends":
-            wait_for_backends(cloud)
+            wait_for_backends(cloud, home)
         case _:
             sys.exit(__doc__)
 

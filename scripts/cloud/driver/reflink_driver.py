@@ -1,7 +1,8 @@
 """A small Cinder volume driver for one machine: volumes are sparse files on a file
 system that can share extents (XFS, Btrfs), so a clone is one FICLONE.
 
-A volume of backend B is the file <reflink_base>/B/volume-<id>. A connection is a loop
+A volume of pool P is the file <reflink_base>/P/volume-<id>. A backend's first pool has its name; with reflink_pools = 3
+the others are called <name>b and <name>c, all of them as large as the file system. A connection is a loop
 device on this machine, handed out with os-brick's "local" protocol, so that Cinder and
 Glance's cinder store read and write a real block device.
 """
@@ -10,6 +11,7 @@ Glance's cinder store read and write a real block device.
 import contextlib
 import fcntl
 import os
+import string
 from typing import Any
 
 from cinder import coordination, exception, interface, utils
@@ -29,6 +31,13 @@ OPTIONS = [
         "reflink_clone_across_pools",
         default=False,
         help="Report the capability clone_across_pools: backends under one reflink_base can clone each other.",
+    ),
+    cfg.IntOpt(
+        "reflink_pools",
+        default=1,
+        min=1,
+        max=26,
+        help="Pools to report. A volume is cloned inside its pool only, unless reflink_clone_across_pools is set.",
     ),
 ]
 cfg.CONF.register_opts(OPTIONS, group=configuration.SHARED_CONF_GROUP)
@@ -52,8 +61,14 @@ class ReflinkDriver(driver.VolumeDriver):
     # ---- files -----------------------------------------------------------
 
     def _directory(self, host: str) -> str:
-        # "host@backend#pool": a clone may come from another backend than ours.
-        return os.path.join(self.base, volume_utils.extract_host(host, "backend").split("@")[1])
+        # "host@backend#pool": a clone may come from another backend than ours. The host of a service has no pool.
+        pool = volume_utils.extract_host(host, "pool")
+        return os.path.join(self.base, pool or volume_utils.extract_host(host, "backend").split("@")[1])
+
+    @property
+    def _pools(self) -> list[str]:
+        letters = ["", *string.ascii_lowercase[1 : self.configuration.reflink_pools]]
+        return [f"{self.backend_name}{letter}" for letter in letters]
 
     def _path(self, volume: Any) -> str:
         return os.path.join(self._directory(volume.host), f"volume-{volume.id}")
@@ -86,7 +101,8 @@ class ReflinkDriver(driver.VolumeDriver):
     # ---- the backend -----------------------------------------------------
 
     def check_for_setup_error(self) -> None:
-        os.makedirs(self._directory(self.host), exist_ok=True)
+        for pool in self._pools:
+            os.makedirs(os.path.join(self.base, pool), exist_ok=True)
         probe = os.path.join(self._directory(self.host), ".probe")
         try:
             with open(probe, "wb") as file:
@@ -113,6 +129,8 @@ class ReflinkDriver(driver.VolumeDriver):
             "online_extend_support": True,
             "clone_across_pools": self.configuration.reflink_clone_across_pools,
         }
+        if len(self._pools) > 1:
+            self._stats["pools"] = [{**self._stats, "pool_name": pool} for pool in self._pools]
 
     # ---- volumes and snapshots -------------------------------------------
 
@@ -125,6 +143,11 @@ class ReflinkDriver(driver.VolumeDriver):
         self._remove(self._path(volume))
 
     def create_cloned_volume(self, volume: Any, src_vref: Any) -> None:
+        across = self.configuration.reflink_clone_across_pools
+        if not across and self._directory(volume.host) != self._directory(src_vref.host):
+            raise exception.VolumeBackendAPIException(
+                data=f"cannot clone {src_vref.id} from {src_vref.host} to {volume.host}: another pool"
+            )
         self._clone(self._path(src_vref), self._path(volume), volume.size)
 
     def create_snapshot(self, snapshot: Any) -> None:
