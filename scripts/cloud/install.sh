@@ -78,17 +78,17 @@ install_venv() {
 }
 
 make_venv() { # DIR
-  local venv=$1 python pins=$RELEASE_DIR/requirements.txt
-  cmp -s "$pins" "$venv/installed.txt" && return 0
+  local place=$1 python pins=$RELEASE_DIR/requirements.txt
+  cmp -s "$pins" "$place/installed.txt" && return 0
   python=$(find_python) || fail "no Python with venv among: ${PYTHONS[*]}"
   stop_together cinder-volume cinder-scheduler cinder-api glance-api keystone
   # From nothing: what a killed run left may look complete and not be.
-  rm -rf "$venv"
-  { "$python" -m venv "$venv" &&
-    "$venv/bin/pip" install -q "$(grep -o '^uv==[^ ]*' "$pins")" &&
+  rm -rf "$place"
+  { "$python" -m venv "$place" &&
+    "$place/bin/pip" install -q "$(grep -o '^uv==[^ ]*' "$pins")" &&
     # Compiled now, for the services would all do it at once at their first start.
-    UV_CACHE_DIR=$HOME_DIR/uv-cache "$venv/bin/uv" pip install --compile-bytecode \
-      --python "$venv/bin/python" -r "$pins"; } >"$LOG/python.log" 2>&1 ||
+    UV_CACHE_DIR=$HOME_DIR/uv-cache "$place/bin/uv" pip install --compile-bytecode \
+      --python "$place/bin/python" -r "$pins"; } >"$LOG/python.log" 2>&1 ||
     fail "installing Python packages failed; see $LOG/python.log"
-  cp "$pins" "$venv/installed.txt"
+  cp "$pins" "$place/installed.txt"
 }
