@@ -127,7 +127,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         for log in sorted(folder.rglob("worker-*.log")):
             lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
             # The last first: who shows this may cut it
-            report.sections.append((log.name, "\n".join(briefly(line) for line in reversed(lines))))
+            report.sections.append((f"Captured log: {log.name}", "\n".join(briefly(line) for line in reversed(lines))))
     return report
 
 
