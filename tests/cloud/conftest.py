@@ -135,7 +135,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def devcloud_up() -> None:
-    """The devcloud runs; `scripts/test` brings it up."""
+    """The devcloud in DEVCLOUD_HOME runs; `scripts/test` brings up one of its own."""
     if not (HOME / "clouds.yaml").exists():
         pytest.fail("no devcloud: scripts/devcloud up")
     devcloud("status")
