@@ -101,11 +101,13 @@ def switched(*wanted: str) -> Iterator[None]:
 
 def until(check: Callable[[], object], *, seconds: float = PATIENCE, what: str | Callable[[], str] = "") -> None:
     """Return when `check` is true; else fail and say `what` was awaited."""
-    deadline = time.monotonic() + seconds
+    deadline, pause = time.monotonic() + seconds, 0.1
     while not check():
         if time.monotonic() > deadline:
             raise TimeoutError((what if isinstance(what, str) else what()) or f"{check}")
-        time.sleep(0.2)
+        time.sleep(pause)
+        # Each look costs the services processor time that they need for what is awaited
+        pause = min(0.5, 1.2 * pause)
 
 
 def briefly(line: str) -> str:
@@ -127,13 +129,13 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
         for log in sorted(folder.rglob("worker-*.log")):
             lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
             # The last first: who shows this may cut it
-            report.sections.append((log.name, "\n".join(briefly(line) for line in reversed(lines))))
+            report.sections.append((f"Captured log: {log.name}", "\n".join(briefly(line) for line in reversed(lines))))
     return report
 
 
 @pytest.fixture(scope="session")
 def devcloud_up() -> None:
-    """The devcloud runs; `scripts/test` brings it up."""
+    """The devcloud in DEVCLOUD_HOME runs; `scripts/test` brings up one of its own."""
     if not (HOME / "clouds.yaml").exists():
         pytest.fail("no devcloud: scripts/devcloud up")
     devcloud("status")
@@ -200,7 +202,7 @@ def groups(*, strategy: str = "auto", work: Mapping[str, object] | None = None, 
         "notifications": {"transport_urls": URL, "queue": "image-volume-worker-test"},
         "work": {"backoff_min": 1, "backoff_max": 5, **(work or {})},
         "cloud": {"name": "operator"},
-        "prewarm": {"targets": ",".join(TARGETS), "settle": 3},
+        "prewarm": {"targets": ",".join(TARGETS), "settle": 1},
         "log": {"format": "json"},
         **targets,
         **more,

@@ -27,16 +27,17 @@ from tests.worker_process import WorkerProcess
 log = logging.getLogger(__name__)
 Worker = Callable[..., WorkerProcess]
 GLANCE, CINDER = "http://127.0.0.1:9292", "http://127.0.0.1:8776"
+# Each kind of answer and each service by itself; else all kinds in turn, and the service that does the work
+LONG = bool(os.environ.get("LONG"))
 KILLS, IMAGES, UPLOADS = (
-    int(os.environ.get(name, "0")) or few for name, few in (("KILLS", 30), ("IMAGES", 40), ("UPLOADS", 20))
+    int(os.environ.get(name, "0")) or (many if LONG else few)
+    for name, few, many in (("KILLS", 12, 30), ("IMAGES", 16, 40), ("UPLOADS", 8, 20))
 )
 AWAY = 10.0
 # How long a request may take behind a proxy; what is late takes longer
 REQUEST = 5.0
 # How long a token lasts where they are to expire
 TOKEN = 40.0
-# Each kind of answer and each service by itself; else all kinds in turn, and the service that does the work
-LONG = bool(os.environ.get("LONG"))
 ANSWERS = ["an error", "dropped", "late", "cut short", "garbage"] if LONG else ["wrong in one way or another"]
 FEW = 2 if LONG else 1
 SERVICES = ["cinder-volume", *(["mariadb", "cinder-scheduler", "cinder-api", "keystone"] if LONG else [])]

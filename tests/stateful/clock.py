@@ -26,10 +26,11 @@ class Clock:
 
 
 class _Leap(selectors.BaseSelector):
-    """Nothing is ever read or written: to wait is to set the clock ahead."""
+    """Nothing is ever read or written: to wait is to set the clock ahead, by `turn` seconds at least."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, turn: float) -> None:
         self._clock = clock
+        self._turn = turn
 
     def register(self, fileobj: object, events: int, data: object = None) -> selectors.SelectorKey:
         return selectors.SelectorKey(fileobj, 0, events, data)  # type: ignore[arg-type]
@@ -46,15 +47,15 @@ class _Leap(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise RuntimeError("everybody waits, and nothing will ever happen")
-        self._clock.now += max(0.0, timeout)
+        self._clock.now += max(self._turn, timeout)
         return []
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop on such a clock."""
+    """An event loop on such a clock. Each turn takes `turn` seconds, so that asking without a wait ends too."""
 
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(_Leap(clock))
+    def __init__(self, clock: Clock, *, turn: float = 0.0) -> None:
+        super().__init__(_Leap(clock, turn))
         self._clock = clock
         # An epoch in seconds has no finer float
         self._clock_resolution = 1e-6

@@ -283,7 +283,7 @@ def test_what_a_worker_says_is_heard(ready: bool) -> None:
             """Nothing."""
 
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         heard = daemon.listen(("127.0.0.1", server.server_port))
         server.shutdown()
         assert heard is not None
@@ -293,7 +293,7 @@ def test_what_a_worker_says_is_heard(ready: bool) -> None:
 
 def test_nobody_or_somebody_else_at_the_probes() -> None:
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         assert daemon.listen(("127.0.0.1", server.server_port)) is None
         server.shutdown()
     assert daemon.listen(("127.0.0.1", 1)) is None

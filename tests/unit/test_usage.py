@@ -84,7 +84,20 @@ def test_wrong_usage(folder: Path, capsys: pytest.CaptureFixture[str], words: st
 def test_ctrl_c_is_no_traceback(folder: Path) -> None:
     for seconds in (0.2, 0.4, 0.8):
         process = subprocess.Popen(
-            [sys.executable, "-X", "importtime", "-m", "worker", "--config-file", "worker.conf", "record", "-"],
+            # A shell starts what runs in its background with SIGINT ignored
+            [
+                "env",
+                "--default-signal=INT",
+                sys.executable,
+                "-X",
+                "importtime",
+                "-m",
+                "worker",
+                "--config-file",
+                "worker.conf",
+                "record",
+                "-",
+            ],
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
             cwd=folder,
             stdout=subprocess.DEVNULL,
