@@ -320,25 +320,24 @@ def test_volumes_in_error_deleting_are_left_out_and_told(
     worker: Worker, alice: Person, operator: Person, images: Images, stuck: Callable[[str], None]
 ) -> None:
     source = alice.blank("local-1")
-    with worker(settings(targets=("local-1",))) as process:
-        upload = alice.queued("upload", image_volume_prewarm="no")
-        marks = {"glance_image_id": upload, "image_owner": alice.project_id, TAG: "upload"}
-        clone = operator.blank("local-1", name=f"image-{upload}", metadata=marks, source_volid=source)
-        stuck(clone)
-        try:
-            alice.property(upload, "image_volume_source", source)
-            process.start()
+    upload = alice.queued("upload", image_volume_prewarm="no", image_volume_source=source)
+    marks = {"glance_image_id": upload, "image_owner": alice.project_id, TAG: "upload"}
+    clone = operator.blank("local-1", name=f"image-{upload}", metadata=marks, source_volid=source)
+    stuck(clone)
+    try:
+        with worker(settings(targets=("local-1",))) as process:
             process.wait_ready()
             soon(lambda: alice.show(upload)["status"] == "active", what="the upload is completed")
+            look_again(process)
             soon(
                 lambda: clone in {line["volume_id"] for line in process.events("volume_stuck")},
                 what="the volume is told of",
             )
             shown = process.run("resync", "--dry-run", "-f", "value")
             assert f"openstack volume delete --force {clone}" in shown.stdout, shown
-        finally:
-            alice.delete_image(upload)
-            discard(alice, source)
+    finally:
+        alice.delete_image(upload)
+        discard(alice, source)
 
 
 def test_a_volume_that_can_not_be_deleted_is_not_the_only_one_to_make_room(

@@ -7,14 +7,14 @@ import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
 from scripts.cloud.people import HOME, Person
 from tests.fake_cloud import FakeCloud
 from worker.cloud import Cloud, Image, NewVolume, Quota, Volume
-from worker.errors import Blocked, Conflict, NotFound
+from worker.errors import Blocked, Conflict, NotFound, Temporary
 from worker.metrics import Metrics
 from worker.sdk import OpenStackCloud, connect
 from worker.target import TAG
@@ -28,7 +28,8 @@ class Bed:
     """A cloud under test, and how a user makes and deletes an image there, begins one, and makes a volume.
 
     `limit` leaves the internal project so much more of what a quota counts, None for no limit; `share` makes an image
-    that is shared with a project.
+    that is shared with a project. `status` sets a volume's status as an administrator, `snapshot` makes a snapshot of a
+    volume, or takes it away again.
     """
 
     cloud: Cloud
@@ -38,6 +39,8 @@ class Bed:
     volume: Callable[[], Awaitable[str]]
     limit: Callable[..., Awaitable[None]]
     share: Callable[[str], Awaitable[str]]
+    status: Callable[[str, str], Awaitable[None]]
+    snapshot: Callable[..., Awaitable[None]]
 
 
 @pytest.fixture(params=["fake", "devcloud"])
@@ -45,8 +48,10 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     if request.param == "fake":
         fake = FakeCloud(stores={"cinder-1": "local-1", "cinder-2": "local-2"}, seconds=0.2)
 
-        async def fake_upload(mebibytes: int = 16) -> str:
-            return fake.upload(size=mebibytes << 20).id
+        async def fake_upload(mebibytes: int = 16, **fields: str | bool) -> str:
+            # A hidden image is listed like the others
+            fields.pop("os_hidden", None)
+            return fake.upload(size=mebibytes << 20, **fields).id
 
         async def fake_delete(image_id: str) -> None:
             fake.delete_image(image_id)
@@ -67,20 +72,28 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
             fake.members[image_id] = {project_id: "pending"}
             return image_id
 
-        yield Bed(fake, fake_upload, fake_delete, fake_queue, fake_volume, fake_limit, fake_share)
+        async def fake_status(volume_id: str, status: str) -> None:
+            fake.volumes[volume_id] = replace(fake.volumes[volume_id], status=status)
+
+        async def fake_snapshot(volume_id: str, *, there: bool = True) -> None:
+            (fake.depended_on.add if there else fake.depended_on.discard)(volume_id)
+
+        yield Bed(
+            fake, fake_upload, fake_delete, fake_queue, fake_volume, fake_limit, fake_share, fake_status, fake_snapshot
+        )
         await fake.quiet()
         return
     if not (HOME / "clouds.yaml").exists():
         pytest.fail("no devcloud: scripts/devcloud up")
     os.environ["OS_CLIENT_CONFIG_FILE"] = str(HOME / "clouds.yaml")
-    alice, admin = Person("alice"), Person("admin")
+    alice, admin, operator = Person("alice"), Person("admin"), Person("operator")
     cloud = OpenStackCloud(connection=connect(name="operator", timeout=60.0, concurrency=4), metrics=Metrics())
     made: list[str] = []
     volumes: list[str] = []
 
-    async def upload(mebibytes: int = 16) -> str:
+    async def upload(mebibytes: int = 16, **fields: str | bool) -> str:
         name = f"contract-{uuid.uuid4().hex[:8]}"
-        made.append(await asyncio.to_thread(alice.image, name, mebibytes=mebibytes))
+        made.append(await asyncio.to_thread(alice.image, name, mebibytes=mebibytes, **fields))
         return made[-1]
 
     async def delete(image_id: str) -> None:
@@ -107,7 +120,27 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         await asyncio.to_thread(alice.connection.image.post, f"/images/{made[-1]}/members", json=body)
         return made[-1]
 
-    yield Bed(cloud, upload, delete, queue, volume, limit, share)
+    async def status(volume_id: str, status: str) -> None:
+        await asyncio.to_thread(admin.act, volume_id, "os-reset_status", status=status)
+
+    snapshots: dict[str, str] = {}
+
+    async def snapshot(volume_id: str, *, there: bool = True) -> None:
+        cinder = admin.connection.block_storage
+        if not there:
+            url = f"/snapshots/{snapshots.pop(volume_id)}"
+            await asyncio.to_thread(cinder.delete, url)
+
+            async def gone() -> bool:
+                return (await asyncio.to_thread(cinder.get, url)).status_code == 404
+
+            await until(gone)
+            return
+        body = {"snapshot": {"volume_id": volume_id, "force": True, "name": "contract"}}
+        answer = await asyncio.to_thread(operator.connection.block_storage.post, "/snapshots", json=body)
+        snapshots[volume_id] = answer.json()["snapshot"]["id"]
+
+    yield Bed(cloud, upload, delete, queue, volume, limit, share, status, snapshot)
     for name in limited:
         await limit(None, name)
     for image_id in tuple(made):
@@ -116,6 +149,7 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         await asyncio.to_thread(alice.delete_volume, volume_id)
     alice.connection.close()
     admin.connection.close()
+    operator.connection.close()
     cloud.close()
 
 
@@ -281,6 +315,50 @@ async def test_a_location_whose_volume_is_gone_can_be_removed(bed: Bed) -> None:
     assert (await copied(bed, image_id, STORE)).stores == {"file", STORE}
 
 
+async def test_hidden_images_are_listed(bed: Bed) -> None:
+    image_id = await bed.upload(os_hidden=True)
+    assert [one.id async for one in bed.cloud.list_images()].count(image_id) == 1
+    assert (await bed.cloud.get_image(image_id)).status == "active"
+
+
+async def test_a_private_image_of_another_project_is_a_witness(bed: Bed) -> None:
+    image_id = await bed.upload(visibility="private")
+    witness = await bed.cloud.get_image(await bed.cloud.find_witness())
+    assert witness.visibility == "private"
+    assert witness.owner == (await bed.cloud.get_image(image_id)).owner
+
+
+async def test_cinder_refuses_to_delete_what_has_a_snapshot_or_could_not_be_deleted(bed: Bed) -> None:
+    volume_id = await made_of_nothing(bed, "refused")
+    await available(bed, volume_id)
+    await bed.status(volume_id, "error_deleting")
+    with pytest.raises(Conflict):
+        await bed.cloud.delete_volume(volume_id)
+    for status in ("error", "available"):
+        await bed.status(volume_id, status)
+        await bed.snapshot(volume_id)
+        with pytest.raises(Conflict):
+            await bed.cloud.delete_volume(volume_id)
+        await bed.snapshot(volume_id, there=False)
+    await bed.cloud.delete_volume(volume_id)
+    await gone(bed, volume_id)
+
+
+@pytest.mark.parametrize("why", ["snapshot", "error_deleting"])
+async def test_glance_fails_to_remove_a_location_that_cinder_keeps(bed: Bed, why: str) -> None:
+    image_id = await bed.upload()
+    await copied(bed, image_id, STORE)
+    (volume,) = await bed.cloud.find_volumes(f"image-{image_id}")
+    await available(bed, volume.id)
+    await (bed.snapshot(volume.id) if why == "snapshot" else bed.status(volume.id, why))
+    with pytest.raises(Temporary):
+        await bed.cloud.remove_from_store(image_id, STORE)
+    assert (await bed.cloud.get_image(image_id)).stores == {"file", STORE}
+    await (bed.snapshot(volume.id, there=False) if why == "snapshot" else bed.status(volume.id, "available"))
+    await bed.cloud.remove_from_store(image_id, STORE)
+    await gone(bed, volume.id)
+
+
 async def test_a_volume_carries_its_metadata_from_the_first_moment(bed: Bed) -> None:
     # Large enough that making a volume of it takes seconds
     image_id = await bed.upload(mebibytes=512)
@@ -436,7 +514,7 @@ async def test_an_image_that_waits_for_its_data_is_shown_and_listed(bed: Bed) ->
     listed = {one.id: one async for one in bed.cloud.list_images()}
     assert listed[image_id].status == "queued"
     assert listed[image_id].created_epoch == image.created_epoch
-    assert await bed.cloud.get_locations(image_id) == ()
+    assert await bed.cloud.get_locations(image_id) is None
     assert await bed.cloud.list_tasks(image_id) == ()
 
 
