@@ -15,6 +15,8 @@ def refusal(image: Image, target: Target, policy: Policy) -> str | None:
     The owner's no always counts; the owner's yes overrides `visibilities` and `min_size`, not what limits others' use
     of the storage (`projects`, `exclude_projects`, `max_size`).
     """
+    if target.encrypted:
+        return encrypted_type(target)
     if image.status != "active":
         return f"image is {image.status}, not active"
     if image.container_format != "bare" or image.disk_format not in target.disk_formats:
@@ -40,6 +42,18 @@ def refusal(image: Image, target: Target, policy: Policy) -> str | None:
     if image.size < policy.min_size:
         return f"image of {image.size} bytes is below [prewarm] min_size"
     return None
+
+
+def encrypted_type(target: Target) -> str:
+    """Why no image may be kept on a target of an encrypted type.
+
+    Cinder looks at the encryption of the new volume only, never at that of the Image-Volume: it would clone ciphertext
+    into volumes that are not encrypted (cinder/volume/flows/manager/create_volume.py, _clone_image_volume).
+    """
+    return (
+        f"volumes of type {target.volume_type} are encrypted: Cinder would hand out their ciphertext; "
+        f"name a type without encryption in [target:{target.name}] volume_type"
+    )
 
 
 def is_asked_for(image: Image, policy: Policy) -> bool:

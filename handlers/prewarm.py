@@ -110,7 +110,12 @@ class Prewarm:
             self._report.seen(image, {})
             if refusal := policy.refusal(image, target, self._policy):
                 return await self._disposal.cool(image, await self._stores.known(target), why=refusal)
+            if missing := await self._stores.missing_type(target):
+                # The target's fault, not this image's: once the type is there a resync finds what is missing
+                return Skip(missing)
             target = await self._stores.resolve(target)
+            if target.encrypted:
+                return await self._disposal.cool(image, target, why=policy.encrypted_type(target))
             seen = Seen(
                 image=image,
                 now=self._now(),
@@ -149,7 +154,7 @@ class Prewarm:
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
         """Read Glance's stores, and what lies on targets with a budget."""
-        self._resolved = await self._stores.all()
+        self._resolved = await self._stores.all(afresh=True)
         lying = await budget.lying(volumes, self._resolved, self._uses)
         self._shelves = {
             target.name: budget.Shelf(target, lying[target.name]) for target in self._resolved if target.name in lying
@@ -159,6 +164,11 @@ class Prewarm:
     def resolved(self) -> tuple[Target, ...]:
         """The targets that can be had, decided; as of `prepare`."""
         return self._resolved
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """Why targets can't be had, by name; as of the last look at the services."""
+        return self._stores.unusable()
 
     def held(self) -> dict[str, tuple[int, int]]:
         """What each budget counts, as GiB and number, by target; as of `prepare`, until `warmth` is asked."""
@@ -256,8 +266,10 @@ class Prewarm:
                 volume = await cloud.create_volume(new)
                 log.info("image_volume_creating", volume_id=volume.id, volume_type=new.volume_type, size=new.size)
                 return _with(volume, seen)
-            case strategies.DeleteVolume(volume_id, because):
+            case strategies.DeleteVolume(volume_id, because, encrypted):
                 await self._delete(volume_id)
+                if encrypted:
+                    raise self._encrypted(target, volume_id)
                 # What was made before and has to be made again
                 repaired = any(v.id == volume_id and image_volume.is_prewarmed(v, target) for v in seen.volumes or ())
                 seen = replace(seen, repaired=seen.repaired or repaired)
@@ -270,9 +282,11 @@ class Prewarm:
                 return _believed(volume_id, {"readonly": "True"}, seen)
             case actions.AddLocation(url):
                 return await self._add_location(url, seen)
-            case strategies.RemoveFromStore(store_id):
+            case strategies.RemoveFromStore(store_id, encrypted):
                 async with self._locks.of(image_id):
                     await cloud.remove_from_store(image_id, store_id)
+                if encrypted:
+                    raise self._encrypted(target)
                 log.warning("broken_location_removed", store=store_id)
                 self._report.rewarm_began(target.name, "broken")
                 return replace(seen, image=await self._image(seen), locations=None, volumes=None, repaired=True)
@@ -292,6 +306,13 @@ class Prewarm:
                 return seen
             case never:
                 assert_never(never)
+
+    def _encrypted(self, target: Target, volume_id: str = "") -> Blocked:
+        """What to raise after an encrypted Image-Volume was deleted; no more are made there for now."""
+        self._stores.note_encrypted(target)
+        why = policy.encrypted_type(target)
+        log.error("encrypted_image_volume_deleted", volume_id=volume_id, advice=why)
+        return Blocked(why)
 
     async def _image(self, seen: Seen) -> Image:
         return await self._cloud.get_image(seen.image.id)

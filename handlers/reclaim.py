@@ -109,7 +109,7 @@ class Reclaim:
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
         """Read Glance's stores, and find out what is too much on targets with a budget."""
-        self._resolved = await self._stores.all()
+        self._resolved = await self._stores.all(afresh=True)
         excess: set[str] = set()
         lying = await budget.lying(volumes, self._resolved, self._uses)
         for target in self._resolved:

@@ -44,7 +44,8 @@ class FakeCloud:
     deletion comes to nothing; `torn` those that were deleted although they were a location of an image. `latency` is
     how long a request takes, half of it before its effect. `told` hears of each of our writes right before its effect:
     the verb, and what it is about. `asked_by` is who asked for a volume that the services made: a project, or `cinder`
-    itself for its cache.
+    itself for its cache. `types` are the volume types, `encrypted_types` those whose volumes
+    are encrypted; only with `tells_encryption` the login may ask which.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
@@ -69,10 +70,16 @@ class FakeCloud:
     new_locations: bool = True
     blind: bool = False
     dead_types: set[str] = field(default_factory=set)
+    types: set[str] = field(default_factory=lambda: {"fast", "slow", "local-1", "local-2"})
+    encrypted_types: set[str] = field(default_factory=set)
+    tells_encryption: bool = True
     faults: dict[str, Fault] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _tick: Iterable[int] = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        self.types |= set(self.stores.values())
 
     # What users and the services do
 
@@ -357,6 +364,16 @@ class FakeCloud:
             cinder = (Store(id=store, type="cinder", volume_type=name) for store, name in self.stores.items())
             return (Store(id="file", type="file"), *cinder)
 
+    async def list_volume_types(self) -> Mapping[str, str]:
+        async with self._call("list_volume_types"):
+            return {name: name for name in self.types}
+
+    async def encrypts(self, type_id: str) -> bool:
+        async with self._call("encrypts"):
+            if not self.tells_encryption:
+                raise Blocked("Policy doesn't allow volume_extension:volume_type_encryption:get to be performed.")
+            return type_id in self.encrypted_types
+
     # Behind the scenes
 
     def now(self) -> float:
@@ -403,6 +420,7 @@ class FakeCloud:
             updated_epoch=self.now(),
             project_id=PROJECT,
             host=f"host@{volume_type}#{volume_type}",
+            encrypted=volume_type in self.encrypted_types,
             metadata=metadata,
         )
         self.volumes[volume.id] = volume
@@ -424,7 +442,7 @@ class FakeCloud:
         self.volumes[volume_id] = volume
         if broken:
             return
-        if image_id and volume.volume_type in self.cached:
+        if image_id and volume.volume_type in self.cached and not volume.encrypted:
             self._cache(volume, image_id)
         self._announce_volume("volume.create.end", volume)
 

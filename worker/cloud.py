@@ -199,3 +199,9 @@ class Cloud(Protocol):
 
     async def list_stores(self) -> tuple[Store, ...]:
         """Glance's stores; empty without multi-store."""
+
+    async def list_volume_types(self) -> Mapping[str, str]:
+        """Names of the volume types by id."""
+
+    async def encrypts(self, type_id: str) -> bool:
+        """Whether volumes of a type are encrypted; Blocked where only an administrator may ask."""

@@ -81,17 +81,22 @@ class CreateVolume:
 
 @dataclass(frozen=True, slots=True)
 class DeleteVolume:
-    """Delete a volume that we made; with `because`, what it stands for has failed for now."""
+    """Delete a volume that we made; with `because`, what it stands for has failed for now.
+
+    `encrypted`: it came out encrypted, so nothing more may be made on this target.
+    """
 
     volume_id: str
     because: str = ""
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveFromStore:
-    """Take a broken location out of the image."""
+    """Take a broken location out of the image, or an `encrypted` one, as in DeleteVolume."""
 
     store: str
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,6 +44,8 @@ def plan(seen: Seen, target: Target) -> Action:
     if any(volume.foreign for volume in serving):
         # Whoever added it (show_multiple_locations lets owners do that), it is not ours to change or remove
         return Finish(Skip(f"its location in store {target.glance_store} is a volume outside of the internal project"))
+    if any(volume.encrypted for volume in serving):
+        return _encrypted(serving, seen, target)
     usable = [volume for volume in serving if image_volume.is_usable(volume)]
     for volume in serving:
         if not usable and not image_volume.is_broken(volume):
@@ -65,6 +67,20 @@ def plan(seen: Seen, target: Target) -> Action:
         if volume.id not in located and _is_left_over(volume, seen, target):
             return DeleteVolume(volume.id)
     return Finish(Done(usable[0].id))
+
+
+def _encrypted(serving: list[Volume], seen: Seen, target: Target) -> Action:
+    """Take out an encrypted location that pre-warming has made; one of somebody else's is only named."""
+    first = serving[0]
+    if first.encrypted and image_volume.may_be_ours(first):
+        return AwaitImage() if seen.image.import_locked else RemoveFromStore(target.glance_store, encrypted=True)
+    which = ", ".join(volume.id for volume in serving if volume.encrypted)
+    return Finish(
+        Skip(
+            f"its location in store {target.glance_store} is encrypted volume {which}, which we did not make: Cinder "
+            "hands out its ciphertext; remove that location"
+        )
+    )
 
 
 def lost(seen: Seen) -> Action | None:
@@ -142,6 +158,8 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
         return "several Image-Volumes"
     if not image_volume.is_usable(mine[0]):
         return f"Image-Volume is {mine[0].status}"
+    if mine[0].encrypted:
+        return "Image-Volume is encrypted"
     if missing := image_volume.lacking(mine[0], image_volume.metadata_of(image, target)):
         return f"wrong or missing: {', '.join(sorted(missing))}"
     return None

@@ -526,3 +526,9 @@ async def test_a_location_that_the_stores_login_can_not_see_fails_and_only_the_t
     answers = {task.url: task.status for task in await bed.cloud.list_tasks(image_id)}
     assert answers == {f"cinder://{STORE}/{source_id}": "failure", f"cinder://{STORE}/{clone.id}": "success"}
     await available(bed, clone.id)
+
+
+async def test_volume_types_and_whether_they_encrypt(bed: Bed) -> None:
+    types = {name: type_id for type_id, name in (await bed.cloud.list_volume_types()).items()}
+    assert {"local-1", "local-2"} <= types.keys()
+    assert await bed.cloud.encrypts(types["local-1"]) is False

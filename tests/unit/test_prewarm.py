@@ -161,7 +161,9 @@ async def test_a_write_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, ver
     check_warm(cloud, image.id, strategy_of(rig))
 
 
-@pytest.mark.parametrize("verb", ["get_image", "find_volumes", "get_volume", "get_locations", "list_stores"])
+@pytest.mark.parametrize(
+    "verb", ["get_image", "find_volumes", "get_volume", "get_locations", "list_stores", "list_volume_types"]
+)
 async def test_a_read_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, verb: str) -> None:
     cloud.emit = rig.hear
     cloud.faults[verb] = Fault(Blocked("403"), times=3)
@@ -495,6 +497,7 @@ async def test_a_location_outside_of_the_internal_project_is_left_alone(cloud: F
 
 async def test_a_target_whose_store_glance_lacks_does_not_harm_the_others(cloud: FakeCloud) -> None:
     nowhere = Target(name="nowhere", volume_type="slow", glance_store="nowhere")
+    cloud.types.add("other")
     unserved = Target(name="unserved", volume_type="other", strategy="store")
     async with Rig(cloud, targets=(FAST, nowhere, unserved), policy=Policy(settle=0.0)) as rig:
         image = cloud.upload()

@@ -107,7 +107,7 @@ async def _replay(
     with ExitStack() as stack:
         stack.callback(clouds.close)
         if not options.dry_run:
-            uses.know(await check_cloud(clouds.common, settings))
+            uses.know((await check_cloud(clouds.common, settings)).targets)
         handlers = build_handlers(settings, build_parts(settings, clouds, metrics, uses))
         router = Router(handlers=handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics))
         rejects = None

@@ -1,0 +1,128 @@
+"""What may be kept warm, and where: targets that can't be used, sizes that are allocated, wishes that are inherited."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from scripts.cloud.people import Person
+from tests.cloud.conftest import TARGETS, groups, is_warm, of_image, until
+from tests.worker_process import WorkerProcess
+
+Images = Callable[..., str]
+Worker = Callable[..., WorkerProcess]
+Types = Callable[..., tuple[str, str]]
+
+
+def checked(answer: Any) -> Any:
+    assert answer.status_code < 400, answer.text
+    return answer
+
+
+@pytest.fixture
+def types(admin: Person, operator: Person) -> Iterator[Types]:
+    """Makes volume types on the backend local-1, by id and name; they go at the end of the test, with their volumes."""
+    made: list[str] = []
+    cinder = admin.connection.block_storage
+
+    def make(*, encrypted: bool = False) -> tuple[str, str]:
+        name = f"type-{uuid.uuid4().hex[:8]}"
+        body = {"volume_type": {"name": name, "extra_specs": {"volume_backend_name": "local-1"}}}
+        type_id = str(checked(cinder.post("/types", json=body)).json()["volume_type"]["id"])
+        made.append(type_id)
+        if encrypted:
+            luks = {"provider": "luks", "control_location": "front-end", "cipher": "aes-xts-plain64", "key_size": 256}
+            checked(cinder.post(f"/types/{type_id}/encryption", json={"encryption": luks}))
+        return type_id, name
+
+    yield make
+    names = [checked(cinder.get(f"/types/{type_id}")).json()["volume_type"]["name"] for type_id in made]
+
+    def left() -> list[Any]:
+        return [volume for volume in operator.volumes() if volume["volume_type"] in names]
+
+    def emptied() -> bool:
+        for volume in left():
+            if volume["status"] in ("available", "error"):
+                operator.delete_volume(volume["id"])
+        return not left()
+
+    until(emptied, seconds=60, what="volumes of the types are deleted")
+    for type_id in made:
+        checked(cinder.delete(f"/types/{type_id}"))
+
+
+def with_target(volume_type: str, **more: Any) -> dict[str, Any]:
+    """The configuration of a worker with one more target, `third`."""
+    settings = dict(groups(**more))
+    settings["prewarm"] = {**settings["prewarm"], "targets": ",".join((*TARGETS, "third"))}
+    settings["target:third"] = {"volume_type": volume_type, "strategy": "cache"}
+    return settings
+
+
+def of_type(operator: Person, image_id: str, volume_type: str) -> list[Any]:
+    return [volume for volume in of_image(operator, image_id) if volume["volume_type"] == volume_type]
+
+
+def test_a_target_of_an_encrypted_type_is_named_and_gets_nothing(
+    worker: Worker, images: Images, types: Types, alice: Person, operator: Person
+) -> None:
+    _, locked = types(encrypted=True)
+    with worker(with_target(locked)) as process:
+        process.wait_ready()
+        image_id = images()
+        until(lambda: is_warm(operator, alice, image_id), what="the others are warm")
+        until(lambda: process.metric("jobs_total", target="third", outcome="skip") >= 1)
+        assert of_type(operator, image_id, locked) == []
+        assert process.metric("target_usable", target="third") == 0
+        assert any(f"{locked} are encrypted" in line["error"] for line in process.events("target_unusable"))
+        shown = process.run("explain", image_id, "--target", "third", "-f", "value")
+        assert "are encrypted" in shown.stdout
+        assert process.stop() == 0
+
+
+def test_cinder_tells_of_each_volume_whether_it_is_encrypted(types: Types, operator: Person) -> None:
+    # What the worker goes by where its login may not ask for the encryption of types
+    _, locked = types(encrypted=True)
+    operator.blank(locked)
+    shown = next(volume for volume in operator.volumes() if volume["volume_type"] == locked)
+    assert shown["encrypted"] is True
+
+
+def test_a_type_that_is_renamed_is_its_own_targets_trouble(
+    worker: Worker, images: Images, types: Types, alice: Person, operator: Person, admin: Person
+) -> None:
+    type_id, name = types()
+    cinder = admin.connection.block_storage
+
+    def rename(to: str) -> None:
+        checked(cinder.put(f"/types/{type_id}", json={"volume_type": {"name": to}}))
+
+    settings = with_target(name)
+    settings["prewarm"] = {**settings["prewarm"], "targets": f"{TARGETS[0]},{TARGETS[1]},third"}
+    with worker(settings) as process:
+        process.wait_ready()
+        rename(f"{name}-renamed")
+        try:
+            until(lambda: process.events("target_unusable"), seconds=90, what="it is named")
+            assert process.probe("/readyz")[0] == 200
+            image_id = images()
+            until(lambda: is_warm(operator, alice, image_id), what="the others are warm")
+            # A restart does not end it either, and uploads go on
+            assert process.stop() == 0
+            process.start()
+            process.wait_ready()
+            with contextlib.ExitStack() as stack:
+                source = alice.blank("local-1")
+                stack.callback(alice.delete_volume, source)
+                upload = alice.queued("upload", image_volume_source=source)
+                stack.callback(alice.delete_image, upload)
+                until(lambda: alice.show(upload)["status"] == "active", what="an upload")
+        finally:
+            rename(name)
+        until(lambda: process.metric("target_usable", target="third") == 1, seconds=90, what="it is usable again")
+        assert process.stop() == 0
