@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from worker.cloud import Image
+from handlers import image_volume
+from worker.cloud import GIB, Image
 from worker.target import Policy, Target
 
 YES = frozenset({"yes", "true", "1", "on"})
@@ -33,8 +34,8 @@ def refusal(image: Image, target: Target, policy: Policy) -> str | None:
         return "its project is not among [prewarm] projects"
     if image.owner in policy.exclude_projects:
         return "its project is among [prewarm] exclude_projects"
-    if policy.max_size and image.size > policy.max_size:
-        return f"image of {image.size} bytes is above [prewarm] max_size"
+    if policy.max_size and (allocated := image_volume.bytes_on(image, target)) > policy.max_size:
+        return f"{_allocating(allocated, image)} is above [prewarm] max_size"
     if is_asked_for(image, policy):
         return None
     if image.visibility not in policy.visibilities:
@@ -54,6 +55,14 @@ def encrypted_type(target: Target) -> str:
         f"volumes of type {target.volume_type} are encrypted: Cinder would hand out their ciphertext; "
         f"name a type without encryption in [target:{target.name}] volume_type"
     )
+
+
+def _allocating(allocated: int, image: Image) -> str:
+    """What takes so many bytes."""
+    if allocated == image.size:
+        return f"image of {image.size} bytes"
+    why = "min_disk" if allocated == image.min_disk * GIB else "virtual_size"
+    return f"a volume of {allocated} bytes, for the {why} of an image of {image.size} bytes,"
 
 
 def is_asked_for(image: Image, policy: Policy) -> bool:

@@ -114,8 +114,9 @@ class Prewarm:
                 # The target's fault, not this image's: once the type is there a resync finds what is missing
                 return Skip(missing)
             target = await self._stores.resolve(target)
-            if target.encrypted:
-                return await self._disposal.cool(image, target, why=policy.encrypted_type(target))
+            if refusal := policy.refusal(image, target, self._policy):
+                # What depends on the strategy, or on the type: neither was known before
+                return await self._disposal.cool(image, target, why=refusal)
             seen = Seen(
                 image=image,
                 now=self._now(),
@@ -210,7 +211,7 @@ class Prewarm:
         """Why the target's budget has no room for an image that is not there yet; "" if it has, and that is counted."""
         if shelf := self._shelves.get(target.name):
             try:
-                shelf.take(image_volume.size_for(image), since=budget.since(image, target, self._uses))
+                shelf.take(image_volume.size_on(image, target), since=budget.since(image, target, self._uses))
             except budget.NoRoom as error:
                 return str(error)
         return ""

@@ -323,6 +323,8 @@ class FakeCloud:
                 raise Blocked(f"VolumeSizeExceedsAvailableQuota: {left} GiB left")
             if source and source.status not in ("available", "in-use"):
                 raise Conflict(f"Invalid volume: Source volume is {source.status}")
+            if new.image_id and new.size < image_volume.size_for(self._image(new.image_id)):
+                raise Conflict(f"Volume size {new.size}GB cannot be smaller than the image minDisk size")
             volume_type = source.volume_type if source else new.volume_type
             volume = self._new(new.name, volume_type, new.size, dict(new.metadata))
             volume = self.volumes[volume.id] = replace(volume, source_volid=new.source_volid)

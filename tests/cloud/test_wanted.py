@@ -126,3 +126,19 @@ def test_a_type_that_is_renamed_is_its_own_targets_trouble(
             rename(name)
         until(lambda: process.metric("target_usable", target="third") == 1, seconds=90, what="it is usable again")
         assert process.stop() == 0
+
+
+def test_max_size_bounds_what_is_allocated(worker: Worker, images: Images, types: Types, operator: Person) -> None:
+    # On local-1 Glance's store allocates 1 GiB, on the third target Cinder would allocate 16,000
+    _, name = types()
+    settings = with_target(name)
+    settings["prewarm"] = {**settings["prewarm"], "max_size": 100 << 30}
+    with worker(settings) as process:
+        process.wait_ready()
+        image_id = images(min_disk=16_000)
+        until(lambda: len(of_type(operator, image_id, "local-1")) == 1, what="the copy by Glance")
+        until(lambda: process.metric("jobs_total", target="third", outcome="skip") >= 1)
+        assert of_type(operator, image_id, name) == []
+        assert {volume["size"] for volume in of_image(operator, image_id)} == {1}
+        shown = process.run("explain", image_id, "--target", "third", "-f", "value")
+        assert "min_disk" in shown.stdout

@@ -45,8 +45,8 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     if request.param == "fake":
         fake = FakeCloud(stores={"cinder-1": "local-1", "cinder-2": "local-2"}, seconds=0.2)
 
-        async def fake_upload(mebibytes: int = 16) -> str:
-            return fake.upload(size=mebibytes << 20).id
+        async def fake_upload(mebibytes: int = 16, **fields: object) -> str:
+            return fake.upload(size=mebibytes << 20, **fields).id
 
         async def fake_delete(image_id: str) -> None:
             fake.delete_image(image_id)
@@ -78,9 +78,9 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     made: list[str] = []
     volumes: list[str] = []
 
-    async def upload(mebibytes: int = 16) -> str:
+    async def upload(mebibytes: int = 16, **fields: object) -> str:
         name = f"contract-{uuid.uuid4().hex[:8]}"
-        made.append(await asyncio.to_thread(alice.image, name, mebibytes=mebibytes))
+        made.append(await asyncio.to_thread(alice.image, name, mebibytes=mebibytes, **fields))
         return made[-1]
 
     async def delete(image_id: str) -> None:
@@ -532,3 +532,13 @@ async def test_volume_types_and_whether_they_encrypt(bed: Bed) -> None:
     types = {name: type_id for type_id, name in (await bed.cloud.list_volume_types()).items()}
     assert {"local-1", "local-2"} <= types.keys()
     assert await bed.cloud.encrypts(types["local-1"]) is False
+
+
+async def test_cinder_goes_by_min_disk_and_glances_store_by_the_size(bed: Bed) -> None:
+    image_id = await bed.upload(min_disk=2)
+    with pytest.raises((Conflict, Blocked)):
+        await bed.cloud.create_volume(new_volume(image_id, f"image-{image_id}"))
+    await copied(bed, image_id, STORE)
+    (volume,) = await bed.cloud.find_volumes(f"image-{image_id}")
+    assert volume.size == 1
+    await available(bed, volume.id)

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from handlers.policy import refusal
-from worker.cloud import Image
-from worker.target import Policy, Target
+from worker.cloud import GIB, Image
+from worker.target import Policy, Strategy, Target
 
 IMAGE = Image(
     id="i", status="active", owner="alice", disk_format="raw", container_format="bare", visibility="private", size=1000
@@ -51,6 +51,30 @@ def test_refusal(image: Image, policy: Policy, reason: str | None) -> None:
     else:
         assert answer is not None
         assert reason in answer
+
+
+@pytest.mark.parametrize(
+    ("strategy", "changes", "most", "reason"),
+    [
+        # Glance's cinder store makes a volume of the image's size, whatever its min_disk
+        ("store", {"size": 2 * GIB, "min_disk": 20}, 2 * GIB, None),
+        ("store", {"size": 2 * GIB + 1}, 2 * GIB, "image of 2147483649 bytes"),
+        ("location", {"size": 1, "min_disk": 16_000}, 100 * GIB, "min_disk"),
+        ("cache", {"size": 1, "min_disk": 16_000}, 100 * GIB, "min_disk"),
+        ("cache", {"size": 1, "virtual_size": 200 * GIB}, 100 * GIB, "virtual_size"),
+        ("cache", {"size": 2 * GIB, "min_disk": 20}, 20 * GIB, None),
+        # Which of them it will be is not known yet: what is too large for all
+        ("auto", {"size": 1, "min_disk": 16_000}, 100 * GIB, None),
+        ("auto", {"size": 101 * GIB}, 100 * GIB, "max_size"),
+    ],
+)
+def test_max_size_bounds_what_is_allocated(
+    strategy: Strategy, changes: dict[str, int], most: int, reason: str | None
+) -> None:
+    image = replace(IMAGE, **changes)  # type: ignore[arg-type]
+    answer = refusal(image, replace(TARGET, strategy=strategy), Policy(max_size=most))
+    assert (answer is None) == (reason is None)
+    assert answer is None or (reason or "") in answer
 
 
 def test_a_cache_target_may_take_other_formats() -> None:

@@ -1,4 +1,4 @@
-"""Targets that can't be used: one that is encrypted, one whose volume type is gone; the others go on."""
+"""Targets: one that is encrypted or whose volume type is gone, and how much is allocated on one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 
 from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, SLOW, STORES, Rig, located, using
-from worker.errors import Blocked
+from worker.cloud import GIB, NewVolume
+from worker.errors import Blocked, Conflict
 from worker.outcome import Done, Skip
 from worker.target import Policy
 
@@ -115,3 +116,47 @@ async def test_a_type_that_is_gone_is_its_own_targets_trouble(cloud: FakeCloud, 
         assert [missing.key.target for missing in await rig.resync()] == ["fast"]
         await rig.quiet()
         assert sorted(types_of(cloud, second.id)) == ["fast", "slow"]
+
+
+# How much is allocated
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_what_is_allocated_is_bounded(cloud: FakeCloud, strategy: str) -> None:
+    cloud.cached = frozenset({"fast"} if strategy == "cache" else ())
+    policy = Policy(settle=0.0, max_size=100 * GIB)
+    async with Rig(cloud, targets=using(strategy, FAST), policy=policy) as rig:
+        bomb = cloud.upload(size=1, min_disk=16_000)
+        plain = cloud.upload(size=2 * GIB, min_disk=20)
+        await rig.resync()
+        await rig.quiet()
+        sizes = {volume.size for volume in cloud.of(plain.id)}
+        assert sizes == ({2} if strategy == "store" else {20})
+        # Glance's store makes a volume of 1 GiB for it
+        assert {volume.size for volume in cloud.of(bomb.id)} == ({1} if strategy == "store" else set())
+        outcome = await rig.run(bomb.id)
+        assert isinstance(outcome, Done if strategy == "store" else Skip)
+
+
+async def test_a_strategy_that_was_not_known_yet_bounds_too(cloud: FakeCloud) -> None:
+    cloud.stores, cloud.cached = {}, frozenset({"fast"})
+    async with Rig(cloud, targets=(FAST,), policy=Policy(settle=0.0, max_size=100 * GIB)) as rig:
+        bomb = cloud.upload(size=1, min_disk=16_000)
+        assert isinstance(await rig.run(bomb.id), Skip)
+        assert cloud.of(bomb.id) == []
+
+
+async def test_a_copy_by_glance_takes_its_size_of_budget_and_quota(cloud: FakeCloud) -> None:
+    budgeted = replace(FAST, max_gigabytes=4)
+    async with Rig(cloud, targets=using("store", budgeted), policy=Policy(settle=0.0)) as rig:
+        cloud.quota = 4
+        images = [cloud.upload(size=2 * GIB, min_disk=20) for _ in range(2)]
+        for image in images:
+            assert isinstance(await rig.run(image.id), Done)
+        assert sum(volume.size for volume in cloud.volumes.values()) == 4
+
+
+async def test_cinder_makes_no_volume_that_is_too_small(cloud: FakeCloud) -> None:
+    image = cloud.upload(size=1, min_disk=3)
+    with pytest.raises(Conflict):
+        await cloud.create_volume(NewVolume(name="small", size=2, volume_type="fast", image_id=image.id))
