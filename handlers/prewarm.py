@@ -113,6 +113,7 @@ class Prewarm:
             if missing := await self._stores.missing_type(target):
                 # The target's fault, not this image's: once the type is there a resync finds what is missing
                 return Skip(missing)
+            await self._settle_claims(key)
             target = await self._stores.resolve(target)
             if refusal := policy.refusal(image, target, self._policy):
                 # What depends on the strategy, or on the type: neither was known before
@@ -233,6 +234,20 @@ class Prewarm:
         if self._policy.when == "new" or policy.is_asked_for(image, self._policy):
             return False
         return self._uses.count(image.id, target.name) < POPULAR
+
+    async def _settle_claims(self, key: Key) -> None:
+        """Ask Cinder about volumes that are said to have been made of the image.
+
+        A clone of another volume carries the image's id as well. A volume that is gone cannot tell any more, and what
+        cannot be told apart is not counted.
+        """
+        for claim in self._uses.claims(key.image_id, key.target):
+            try:
+                volume = await self._cloud.get_volume(claim.volume_id) if claim.volume_id else None
+            except NotFound:
+                volume = None
+            made = volume is not None and not volume.source_volid and not volume.snapshot_id
+            self._uses.settle(key.image_id, key.target, claim, true=made)
 
     async def _gone(self, image_id: str, watch: Watch) -> Outcome:
         """What to do when something was not found: if it was the image, nothing of it may stay."""

@@ -131,10 +131,11 @@ class FakeCloud:
         self.touch(image_id, properties={**image.properties, **properties})
         self.announce("image.update", image_id)
 
-    def use(self, image_id: str, volume_type: str, *, project: str = "bob") -> Volume:
-        """A user makes a volume of an image."""
+    def use(self, image_id: str, volume_type: str, *, project: str = "bob", **fields: str) -> Volume:
+        """A user makes a volume of an image; with `source_volid` or `snapshot_id`, of a volume that was made of it."""
         volume = self._new("disk", volume_type, 1, {})
-        volume = replace(volume, status="available", project_id=project, foreign=project != PROJECT)
+        changes: dict[str, object] = {"status": "available", "project_id": project, "foreign": project != PROJECT}
+        volume = replace(volume, **(changes | fields))  # type: ignore[arg-type]
         self.volumes[volume.id] = volume
         self._announce_volume("volume.create.end", volume, image_id=image_id)
         return volume
@@ -524,6 +525,7 @@ class FakeCloud:
             "display_name": volume.name,
             "status": volume.status,
             "volume_type": volume.volume_type,
+            "snapshot_id": volume.snapshot_id or None,
             "metadata": metadata,
             "glance_metadata": [{"key": "image_id", "value": image_id}] if image_id else [],
         }

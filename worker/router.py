@@ -62,8 +62,9 @@ class Router:
             return ()
         cause = f"{notification.event_type} {notification.message_id}"[:200]
         used = (notification.timestamp or now) if notification.is_use else 0.0
+        used_by = notification.volume_id if used else ""
         jobs = tuple(
-            Job(key=key, cause=cause, first_at=now, used=used, project=notification.project)
+            Job(key=key, cause=cause, first_at=now, used=used, used_by=used_by, project=notification.project)
             for handler in handlers
             for key in handler.keys(notification)
         )

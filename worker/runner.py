@@ -273,7 +273,7 @@ class Runner:
     def _note(self, job: Job) -> None:
         """Remember a use here, where the lane is worked on: other processes hear of other notifications."""
         if job.used:
-            self._uses.note(job.key.image_id, job.key.target, job.used)
+            self._uses.claim(job.key.image_id, job.key.target, job.used, job.used_by)
 
     def _is_superseded(self, job: Job) -> bool:
         """Whether a look at the key is due later, and that one is enough; or it was given up for now.

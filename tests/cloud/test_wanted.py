@@ -142,3 +142,34 @@ def test_max_size_bounds_what_is_allocated(worker: Worker, images: Images, types
         assert {volume["size"] for volume in of_image(operator, image_id)} == {1}
         shown = process.run("explain", image_id, "--target", "third", "-f", "value")
         assert "min_disk" in shown.stdout
+
+
+def test_restored_and_cloned_volumes_are_no_uses(worker: Worker, images: Images, bob: Person, operator: Person) -> None:
+    settings = dict(groups())
+    settings["prewarm"] = {**settings["prewarm"], "when": "used"}
+    cinder = bob.connection.block_storage
+    with worker(settings) as process, contextlib.ExitStack() as stack:
+        process.wait_ready()
+        image_id = images()
+        first = bob.volume(image_id, "local-1")
+        stack.callback(bob.delete_volume, first.id)
+        body = {"snapshot": {"volume_id": first.id, "name": "snapshot"}}
+        snapshot = checked(cinder.post("/snapshots", json=body)).json()["snapshot"]["id"]
+
+        def available() -> bool:
+            return bool(cinder.get(f"/snapshots/{snapshot}").json()["snapshot"]["status"] == "available")
+
+        def gone() -> bool:
+            return bool(cinder.get(f"/snapshots/{snapshot}").status_code == 404)
+
+        until(available, seconds=60)
+        for source in ({"snapshot_id": snapshot}, {"source_volid": first.id}):
+            for _ in range(2):
+                stack.callback(bob.delete_volume, bob.blank("local-1", **source))
+        checked(cinder.delete(f"/snapshots/{snapshot}"))
+        until(gone, seconds=60)
+        until(lambda: process.metric("jobs_total", target="local-1", outcome="skip") >= 2)
+        assert of_image(operator, image_id) == []
+        stack.callback(bob.delete_volume, bob.volume(image_id, "local-1").id)
+        until(lambda: of_type(operator, image_id, "local-1"), what="a second use makes it warm")
+        assert process.stop() == 0
