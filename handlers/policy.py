@@ -13,8 +13,8 @@ NO = frozenset({"no", "false", "0", "off"})
 def refusal(image: Image, target: Target, policy: Policy) -> str | None:
     """Why the image is not to be warm on the target, in one line; None if it is wanted there.
 
-    The owner's no always counts; the owner's yes overrides `visibilities` and `min_size`, not what limits others' use
-    of the storage (`projects`, `exclude_projects`, `max_size`).
+    The owner's no always counts; the owner's yes, as `is_asked_for` takes it, overrides `visibilities` and `min_size`,
+    not what limits others' use of the storage (`projects`, `exclude_projects`, `max_size`).
     """
     if target.encrypted:
         return encrypted_type(target)
@@ -38,10 +38,11 @@ def refusal(image: Image, target: Target, policy: Policy) -> str | None:
         return f"{_allocating(allocated, image)} is above [prewarm] max_size"
     if is_asked_for(image, policy):
         return None
+    inherited = f"; {_inherited(image, policy)}" if _wish(image, policy) in YES else ""
     if image.visibility not in policy.visibilities:
-        return f"visibility {image.visibility} is not among [prewarm] visibilities"
+        return f"visibility {image.visibility} is not among [prewarm] visibilities{inherited}"
     if image.size < policy.min_size:
-        return f"image of {image.size} bytes is below [prewarm] min_size"
+        return f"image of {image.size} bytes is below [prewarm] min_size{inherited}"
     return None
 
 
@@ -66,9 +67,31 @@ def _allocating(allocated: int, image: Image) -> str:
 
 
 def is_asked_for(image: Image, policy: Policy) -> bool:
-    """Whether the image's owner wants it to be warm."""
-    return _wish(image, policy) in YES
+    """Whether the image's owner wants it to be warm.
+
+    Nova and Cinder copy an image's properties to the snapshots of its servers and to the images made of its volumes. So
+    a yes counts where it names this very image (`yes/<image id>`), or where the image is public: only an administrator
+    makes an image public, and no snapshot is born so. A no that was inherited does no harm.
+    """
+    if _wish(image, policy) not in YES:
+        return False
+    return image.visibility == "public" or _is_bound(image, policy)
+
+
+def _inherited(image: Image, policy: Policy) -> str:
+    """Why the image's yes does not count."""
+    return (
+        f"its property {policy.property} says yes without naming this image, as one does that was inherited from "
+        f"another image: its owner sets it to yes/{image.id}"
+    )
 
 
 def _wish(image: Image, policy: Policy) -> str:
-    return image.properties.get(policy.property, "").lower()
+    """The answer in the image's property; "" if it was meant for another image."""
+    answer, _, image_id = image.properties.get(policy.property, "").strip().lower().partition("/")
+    return answer if image_id in ("", image.id.lower()) else ""
+
+
+def _is_bound(image: Image, policy: Policy) -> bool:
+    """Whether the image's property names the image."""
+    return "/" in image.properties.get(policy.property, "")

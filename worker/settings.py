@@ -149,7 +149,12 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             help="Largest image, in bytes; 0 for any. Where Cinder makes the volume (strategies location and cache), "
             "min_disk and virtual_size count too: they decide how much is allocated.",
         ),
-        cfg.StrOpt("property", default="image_volume_prewarm", help="Image property with the owner's yes or no."),
+        cfg.StrOpt(
+            "property",
+            default="image_volume_prewarm",
+            help="Image property with the owner's no, or yes in spite of visibilities and min_size: yes on a public "
+            "image, yes/<image id> on any. A plain yes on another image may be inherited, and does not count.",
+        ),
         cfg.FloatOpt(
             "settle",
             default=30.0,

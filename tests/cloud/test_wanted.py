@@ -173,3 +173,33 @@ def test_restored_and_cloned_volumes_are_no_uses(worker: Worker, images: Images,
         stack.callback(bob.delete_volume, bob.volume(image_id, "local-1").id)
         until(lambda: of_type(operator, image_id, "local-1"), what="a second use makes it warm")
         assert process.stop() == 0
+
+
+def test_a_yes_that_an_upload_of_cinders_has_inherited_is_no_wish(
+    worker: Worker, images: Images, bob: Person, operator: Person
+) -> None:
+    settings = dict(groups())
+    settings["prewarm"] = {**settings["prewarm"], "visibilities": "public", "min_size": 1 << 40}
+    with contextlib.ExitStack() as stack:
+        golden = images(image_volume_prewarm="yes")
+        source = bob.volume(golden, "local-1")
+        stack.callback(bob.delete_volume, source.id)
+        inherited = bob.upload(source.id, "inherited")
+        stack.callback(bob.delete_image, inherited)
+        until(lambda: bob.show(inherited)["status"] == "active", what="Cinder's upload")
+        assert bob.show(inherited)["image_volume_prewarm"] == "yes"
+        asked = images()
+        with worker(settings) as process:
+            process.wait_ready()
+            bob.property(inherited, "name", "renamed")
+            until(lambda: process.metric("jobs_total", handler="prewarm", outcome="skip") >= 2)
+            shown = process.run("explain", inherited, "--target", "local-1", "-f", "value").stdout
+            assert f"yes/{inherited}" in shown
+            # An owner's wish names the image
+            alice_asks = f"yes/{asked}"
+            Person("alice").property(asked, "image_volume_prewarm", alice_asks)
+            until(lambda: of_type(operator, asked, "local-1"), what="the wish")
+            bob.property(inherited, "image_volume_prewarm", alice_asks)
+            until(lambda: process.metric("jobs_total", handler="prewarm", outcome="skip") >= 6)
+            assert [image for image in (golden, inherited) if of_image(operator, image)] == []
+            assert process.stop() == 0

@@ -1,4 +1,4 @@
-"""What counts as a use of an image: a volume that was made of it, not one that was made of such a volume."""
+"""What makes an image wanted: uses of it and a wish of its owner, not what others have inherited of it."""
 
 from __future__ import annotations
 
@@ -72,3 +72,32 @@ async def test_a_volume_that_is_gone_when_it_is_asked_for_does_not_count(cloud: 
             rig.hear(body)
         await rig.quiet()
         assert cloud.of(image.id) == []
+
+
+async def test_a_yes_that_a_snapshot_has_inherited_is_no_wish(cloud: FakeCloud) -> None:
+    policy = Policy(settle=0.0, visibilities=frozenset({"public"}), min_size=1000)
+    async with Rig(cloud, targets=using("store", FAST), policy=policy) as rig:
+        wish = {"image_volume_prewarm": "yes"}
+        golden = cloud.upload(visibility="public", properties=wish)
+        # Nova makes snapshots of a server with the properties of its image
+        nova = {"image_type": "snapshot", "base_image_ref": golden.id}
+        snapshots = [cloud.upload(visibility="private", owner="bob", size=10, properties=wish | nova) for _ in range(3)]
+        small = cloud.upload(visibility="private", size=10)
+        cloud.set_by_user(small.id, image_volume_prewarm=f"yes/{small.id}")
+        cloned = cloud.upload(visibility="private", properties=dict(cloud.images[small.id].properties))
+        await rig.resync()
+        await rig.quiet()
+        assert len(cloud.of(golden.id)) == len(cloud.of(small.id)) == 1
+        assert [cloud.of(image.id) for image in (*snapshots, cloned)] == [[]] * 4
+
+
+async def test_nor_is_it_one_where_an_image_waits_for_uses(cloud: FakeCloud) -> None:
+    async with rig_of(cloud) as rig:
+        inherited = cloud.upload(visibility="private", properties={"image_volume_prewarm": "yes"})
+        await rig.resync()
+        await rig.quiet()
+        assert cloud.of(inherited.id) == []
+        cloud.set_by_user(inherited.id, image_volume_prewarm=f"yes/{inherited.id}")
+        await rig.resync()
+        await rig.quiet()
+        assert len(cloud.of(inherited.id)) == 1
