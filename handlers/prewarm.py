@@ -15,7 +15,7 @@ from handlers.room import Rooms
 from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, registered, store
 from handlers.target_store import TargetStores
 from worker.cloud import Image, Volume
-from worker.errors import Blocked, Conflict, NotFound
+from worker.errors import Blocked, Conflict, NotFound, Temporary
 from worker.handler import Missing, Parts, Watch
 from worker.job import Key
 from worker.notification import Notification
@@ -144,6 +144,9 @@ class Prewarm:
         self._forget(key.image_id, target.glance_store)
         if isinstance(action.outcome, Again) and action.outcome.counted:
             self._suspects[target.name] = self._now() + SUSPECT_FOR
+            if seen.imported:
+                # One of them may have spoilt the copy for all: each is tried by itself
+                await self._suspect_others((target.glance_store,), seen.asked - (seen.image.stores or frozenset()))
         else:
             self._suspects.pop(target.name, None)
         if action.lost or isinstance(action.outcome, Done):
@@ -347,9 +350,7 @@ class Prewarm:
             return replace(seen, image=await self._image(seen))
         self._copying.add(seen.image.id)
         try:
-            stores = await self._with_others(stores, seen)
-            async with self._locks.of(seen.image.id):
-                await self._cloud.copy_image(seen.image.id, stores)
+            stores = await self._ask_for_copy(stores, await self._with_others(stores, seen), seen)
             log.info("image_copy_began", stores=stores)
             self._remember(seen.image.id, stores)
         except Conflict as error:
@@ -363,6 +364,34 @@ class Prewarm:
         finally:
             self._copying.discard(seen.image.id)
         return replace(seen, image=await self._image(seen), imported=True, asked=seen.asked | set(stores))
+
+    async def _ask_for_copy(self, own: tuple[str, ...], stores: tuple[str, ...], seen: Seen) -> tuple[str, ...]:
+        """Ask Glance for a copy into `stores`, or into our `own` alone where it refuses; the stores that it took.
+
+        Glance refuses a copy as a whole for one store that it does not have, or does not let us write to.
+        """
+        try:
+            async with self._locks.of(seen.image.id):
+                await self._cloud.copy_image(seen.image.id, stores)
+                return stores
+        except (Conflict, Blocked, NotFound) as error:
+            if stores == own or (await self._image(seen)).import_locked:
+                raise
+            log.warning("joint_copy_refused", stores=stores, error=str(error))
+            await self._suspect_others(own, stores)
+        except Temporary:
+            # It may have begun; if not, the next try is without those that may be the reason
+            await self._suspect_others(own, stores)
+            raise
+        async with self._locks.of(seen.image.id):
+            await self._cloud.copy_image(seen.image.id, own)
+        return own
+
+    async def _suspect_others(self, own: Iterable[str], stores: Iterable[str]) -> None:
+        """Leave the targets of these stores out of what is done for others, but not our own."""
+        for target in await self._stores.all():
+            if target.glance_store in set(stores) - set(own):
+                self._suspects[target.name] = self._now() + SUSPECT_FOR
 
     async def _with_others(self, stores: tuple[str, ...], seen: Seen) -> tuple[str, ...]:
         """These stores and those of all other targets that want the image and have room for it."""

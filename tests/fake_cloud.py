@@ -44,8 +44,9 @@ class FakeCloud:
     deletion comes to nothing; `torn` those that were deleted although they were a location of an image. `latency` is
     how long a request takes, half of it before its effect. `told` hears of each of our writes right before its effect:
     the verb, and what it is about. `asked_by` is who asked for a volume that the services made: a project, or `cinder`
-    itself for its cache. `types` are the volume types, `encrypted_types` those whose volumes
-    are encrypted; only with `tells_encryption` the login may ask which.
+    itself for its cache. `types` are the volume types, `encrypted_types` those whose volumes are encrypted; only with
+    `tells_encryption` the login may ask which. A copy into one of `refused_stores` is refused as a whole, one into
+    `spoiling_stores` ends without any store having got it.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
@@ -73,6 +74,8 @@ class FakeCloud:
     types: set[str] = field(default_factory=lambda: {"fast", "slow", "local-1", "local-2"})
     encrypted_types: set[str] = field(default_factory=set)
     tells_encryption: bool = True
+    refused_stores: dict[str, Exception] = field(default_factory=dict)
+    spoiling_stores: set[str] = field(default_factory=set)
     faults: dict[str, Fault] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -231,6 +234,8 @@ class FakeCloud:
                 raise Conflict(f"Image is already present at store '{present[0]}'")
             if unknown := [store for store in wanted if store not in self.stores]:
                 raise Conflict(f"Store for image_id {image_id} not found: {unknown[0]}")
+            if refused := [store for store in wanted if store in self.refused_stores]:
+                raise self.refused_stores[refused[0]]
             self.told("copy_image", image_id, *wanted)
             self.touch(image_id, import_locked=True, importing=frozenset(wanted), failed=frozenset())
             self.announce("image.update", image_id)
@@ -464,7 +469,7 @@ class FakeCloud:
         self.volumes[entry.id] = replace(entry, status="available", source_volid=volume.id)
 
     async def _import(self, image_id: str, stores: tuple[str, ...], project: str = PROJECT) -> None:
-        for store in stores:
+        for store in () if self.spoiling_stores & set(stores) else stores:
             image = self.images.get(image_id)
             if image is None:
                 return
@@ -489,7 +494,7 @@ class FakeCloud:
             self.touch(image_id, importing=image.importing - {store})
             self.announce("image.update", image_id)
         if image_id in self.images:
-            self.touch(image_id, import_locked=False)
+            self.touch(image_id, import_locked=False, importing=frozenset())
             self.announce("image.update", image_id)
 
     async def _import_location(self, image_id: str, task: ImageTask) -> None:
