@@ -344,7 +344,7 @@ class Deletion:
                 raise Blocked(f"Glance can't remove volume {volume_id}: it is {volume.status}")
             whole = volume is not None and not image_volume.is_broken(volume)
             if volume is not None and whole:
-                ours = image_volume.is_of(volume, image) and volume.metadata.get(image_volume.ORIGIN) is not None
+                ours = image_volume.is_of(volume, image) and image_volume.may_be_ours(volume)
                 if not ours or (reason := await self.keep_reason(volume, locations, twice=True)):
                     raise Conflict(f"Image-Volume {volume_id} stays: {reason if ours else 'we did not make it'}")
             elif not any([await self._is_whole(one) for one in locations if one.volume_id != volume_id]):

@@ -75,15 +75,34 @@ def is_readonly(volume: Volume) -> bool:
 
 
 def size_for(image: Image) -> int:
-    """GiB that a volume needs to hold the image."""
-    return max(1, image.min_disk, -(-max(image.size, image.virtual_size) // GIB))
+    """GiB of the smallest volume that Cinder makes from the image."""
+    return max(1, -(-_bytes_from(image) // GIB))
+
+
+def _bytes_from(image: Image) -> int:
+    """Bytes that Cinder asks for of a volume made from the image, which `min_disk` and a sparse file can make many."""
+    return max(image.size, image.virtual_size, image.min_disk * GIB)
+
+
+def bytes_on(image: Image, target: Target) -> int:
+    """Bytes that the target's strategy has allocated for the image; their lower bound while it is not decided.
+
+    Glance's cinder store makes its volume of the image's size alone (glance_store/_drivers/cinder/store.py, `add`);
+    Cinder makes no volume from an image that is smaller than its `min_disk` or its `virtual_size`.
+    """
+    return image.size if target.strategy in ("store", "auto") else _bytes_from(image)
+
+
+def size_on(image: Image, target: Target) -> int:
+    """GiB of one Image-Volume of the image on the target."""
+    return max(1, -(-bytes_on(image, target) // GIB))
 
 
 def new_volume(image: Image, target: Target, *, name: str) -> NewVolume:
     """A volume of the image on the target, recognisable from its first moment should its creator die."""
     return NewVolume(
         name=name,
-        size=size_for(image),
+        size=size_on(image, target),
         volume_type=target.volume_type,
         image_id=image.id,
         availability_zone=target.availability_zone,

@@ -15,7 +15,7 @@ from handlers.room import Rooms
 from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, registered, store
 from handlers.target_store import TargetStores
 from worker.cloud import Image, Volume
-from worker.errors import Blocked, Conflict, NotFound
+from worker.errors import Blocked, Conflict, NotFound, Temporary
 from worker.handler import Missing, Parts, Watch
 from worker.job import Key
 from worker.notification import Notification
@@ -111,7 +111,14 @@ class Prewarm:
             self._report.seen(image, {})
             if refusal := policy.refusal(image, target, self._policy):
                 return await self._deletion.delete_unwanted(image, await self._stores.known(target), why=refusal)
+            if missing := await self._stores.missing_type(target):
+                # The target's fault, not this image's: once the type is there a resync finds what is missing
+                return Skip(missing)
+            await self._settle_claims(key)
             target = await self._stores.resolve(target)
+            if refusal := policy.refusal(image, target, self._policy):
+                # What depends on the strategy, or on the type: neither was known before
+                return await self._deletion.delete_unwanted(image, target, why=refusal)
             seen = Seen(
                 image=image,
                 now=self._now(),
@@ -143,6 +150,9 @@ class Prewarm:
         self._forget(key.image_id, target.glance_store)
         if isinstance(action.outcome, Again) and action.outcome.counted:
             self._suspects[target.name] = self._now() + SUSPECT_FOR
+            if seen.imported:
+                # One of them may have spoilt the copy for all: each is tried by itself
+                await self._suspect_others((target.glance_store,), seen.asked - (seen.image.stores or frozenset()))
         else:
             self._suspects.pop(target.name, None)
         if action.lost or isinstance(action.outcome, Done):
@@ -155,7 +165,7 @@ class Prewarm:
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
         """Read Glance's stores, and what lies on targets with a budget."""
-        self._resolved = await self._stores.all()
+        self._resolved = await self._stores.all(afresh=True)
         lying = await budget.lying(volumes, self._resolved, self._uses)
         self._shelves = {
             target.name: budget.Shelf(target, lying[target.name]) for target in self._resolved if target.name in lying
@@ -165,6 +175,11 @@ class Prewarm:
     def resolved(self) -> tuple[Target, ...]:
         """The targets that can be had, decided; as of `prepare`."""
         return self._resolved
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """Why targets can't be had, by name; as of the last look at the services."""
+        return self._stores.unusable()
 
     def held(self) -> dict[str, tuple[int, int]]:
         """What each budget counts, as GiB and number, by target; as of `prepare`, until `warmth` is asked."""
@@ -206,7 +221,7 @@ class Prewarm:
         """Why the target's budget has no room for an image that is not there yet; "" if it has, and that is counted."""
         if shelf := self._shelves.get(target.name):
             try:
-                shelf.take(image_volume.size_for(image), since=budget.since(image, target, self._uses))
+                shelf.take(image_volume.size_on(image, target), since=budget.since(image, target, self._uses))
             except budget.NoRoom as error:
                 return str(error)
         return ""
@@ -228,6 +243,20 @@ class Prewarm:
         if self._policy.when == "new" or policy.is_asked_for(image, self._policy):
             return False
         return self._uses.count(image.id, target.name) < POPULAR
+
+    async def _settle_claims(self, key: Key) -> None:
+        """Ask Cinder about volumes that are said to have been made of the image.
+
+        A clone of another volume carries the image's id as well. A volume that is gone cannot tell any more, and what
+        cannot be told apart is not counted.
+        """
+        for claim in self._uses.claims(key.image_id, key.target):
+            try:
+                volume = await self._cloud.get_volume(claim.volume_id) if claim.volume_id else None
+            except NotFound:
+                volume = None
+            made = volume is not None and not volume.source_volid and not volume.snapshot_id
+            self._uses.settle(key.image_id, key.target, claim, true=made)
 
     async def _gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
         """Look what was not found; if it was the image, delete what may be deleted of it.
@@ -266,8 +295,10 @@ class Prewarm:
                 volume = await cloud.create_volume(new)
                 log.info("image_volume_creating", volume_id=volume.id, volume_type=new.volume_type, size=new.size)
                 return _with(volume, seen)
-            case strategies.DeleteVolume(volume_id, why, because):
+            case strategies.DeleteVolume(volume_id, why, because, encrypted):
                 await self._delete(volume_id, seen, why)
+                if encrypted:
+                    raise self._encrypted(target, volume_id)
                 # What was made before and has to be made again
                 repaired = any(v.id == volume_id and image_volume.is_prewarmed(v, target) for v in seen.volumes or ())
                 seen = replace(seen, repaired=seen.repaired or repaired)
@@ -280,8 +311,10 @@ class Prewarm:
                 return _believed(volume_id, {"readonly": "True"}, seen)
             case actions.AddLocation(url):
                 return await self._add_location(url, seen)
-            case strategies.RemoveLocation(store_id, volume_id):
+            case strategies.RemoveLocation(store_id, volume_id, encrypted):
                 await self._deletion.remove_location(image_id, store_id, volume_id)
+                if encrypted:
+                    raise self._encrypted(target)
                 self._report.rewarm_began(target.name, "broken")
                 return replace(seen, image=await self._image(seen), locations=None, volumes=None, repaired=True)
             case strategies.AwaitVolume(volume_id):
@@ -301,6 +334,13 @@ class Prewarm:
             case never:
                 assert_never(never)
 
+    def _encrypted(self, target: Target, volume_id: str = "") -> Blocked:
+        """What to raise after an encrypted Image-Volume was deleted; no more are made there for now."""
+        self._stores.note_encrypted(target)
+        why = policy.encrypted_type(target)
+        log.error("encrypted_image_volume_deleted", volume_id=volume_id, advice=why)
+        return Blocked(why)
+
     async def _image(self, seen: Seen) -> Image:
         return await self._cloud.get_image(seen.image.id)
 
@@ -318,9 +358,7 @@ class Prewarm:
             return replace(seen, image=await self._image(seen))
         self._copying.add(seen.image.id)
         try:
-            stores = await self._with_others(stores, seen)
-            async with self._locks.of(seen.image.id):
-                await self._cloud.copy_image(seen.image.id, stores)
+            stores = await self._ask_for_copy(stores, await self._with_others(stores, seen), seen)
             log.info("image_copy_began", stores=stores)
             self._remember(seen.image.id, stores)
         except Conflict as error:
@@ -334,6 +372,34 @@ class Prewarm:
         finally:
             self._copying.discard(seen.image.id)
         return replace(seen, image=await self._image(seen), imported=True, asked=seen.asked | set(stores))
+
+    async def _ask_for_copy(self, own: tuple[str, ...], stores: tuple[str, ...], seen: Seen) -> tuple[str, ...]:
+        """Ask Glance for a copy into `stores`, or into our `own` alone where it refuses; the stores that it took.
+
+        Glance refuses a copy as a whole for one store that it does not have, or does not let us write to.
+        """
+        try:
+            async with self._locks.of(seen.image.id):
+                await self._cloud.copy_image(seen.image.id, stores)
+                return stores
+        except (Conflict, Blocked, NotFound) as error:
+            if stores == own or (await self._image(seen)).import_locked:
+                raise
+            log.warning("joint_copy_refused", stores=stores, error=str(error))
+            await self._suspect_others(own, stores)
+        except Temporary:
+            # It may have begun; if not, the next try is without those that may be the reason
+            await self._suspect_others(own, stores)
+            raise
+        async with self._locks.of(seen.image.id):
+            await self._cloud.copy_image(seen.image.id, own)
+        return own
+
+    async def _suspect_others(self, own: Iterable[str], stores: Iterable[str]) -> None:
+        """Leave the targets of these stores out of what is done for others, but not our own."""
+        for target in await self._stores.all():
+            if target.glance_store in set(stores) - set(own):
+                self._suspects[target.name] = self._now() + SUSPECT_FOR
 
     async def _with_others(self, stores: tuple[str, ...], seen: Seen) -> tuple[str, ...]:
         """These stores and those of all other targets that want the image and have room for it."""

@@ -134,7 +134,7 @@ class Reclaim:
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
         """Read Glance's stores; find out what is too much on targets with a budget, and whether the brake holds."""
-        self._resolved = await self._stores.all()
+        self._resolved = await self._stores.all(afresh=True)
         self._deletion.count(volume for own in volumes.values() for volume in own)
         excess: set[str] = set()
         lying = await budget.lying(volumes, self._resolved, self._uses)

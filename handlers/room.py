@@ -43,7 +43,7 @@ class Rooms:
 
         Raises budget.NoRoom if the image can't have room, Blocked if the quota is used up; nothing is evicted then.
         """
-        size = image_volume.size_for(image)
+        size = image_volume.size_on(image, target)
         async with self._locks[target.name]:
             while True:
                 going = await self._victims(image, target, size)
@@ -91,7 +91,7 @@ class Rooms:
 
         `besides` is how many Image-Volumes of it are to be made at the same time.
         """
-        size = image_volume.size_for(image)
+        size = image_volume.size_on(image, target)
         if _shortage(await self._quota(target), size * (1 + besides), 1 + besides):
             return False
         if not target.has_budget:

@@ -1,18 +1,22 @@
-"""Which of Glance's stores lies on which target: told by the operator, or by Glance."""
+"""Which of Glance's stores lies on which target, and whether Cinder has its volume type: told by both services."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from worker.cloud import Store
-from worker.errors import Blocked
+from worker.cloud import Cloud, Store
+from worker.errors import Blocked, NotFound
 from worker.handler import Parts
 from worker.target import Target
 
 # Glance reads its stores from a file at start; an operator who adds one should not have to restart us, in seconds
 KEEP = 600.0
+
+# Whether volumes of a type are encrypted, by the type's name; None where Cinder does not tell us
+Types = Mapping[str, bool | None]
 
 
 def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
@@ -41,8 +45,34 @@ def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
     return replace(target, strategy=strategy, glance_store=store)
 
 
+def missing_type(target: Target, types: Iterable[str]) -> str:
+    """Why the target can't be used as its volume type is not there; "" if it is. Pure."""
+    if target.volume_type in types:
+        return ""
+    names = ", ".join(sorted(types)) or "none"
+    return (
+        f"[target:{target.name}] volume_type: Cinder has no type {target.volume_type!r}, only {names}; "
+        "it was renamed or deleted, or never there"
+    )
+
+
+async def read_encryption(cloud: Cloud, types: Mapping[str, str], targets: Iterable[Target]) -> Types:
+    """Whether volumes of the targets' types are encrypted, of `types` by id; of types that are there."""
+    ids = {name: type_id for type_id, name in types.items()}
+
+    async def encrypts(type_id: str) -> bool | None:
+        try:
+            return await cloud.encrypts(type_id)
+        except (Blocked, NotFound):
+            # An administrator's call. Without it each volume tells of itself, before it serves
+            return None
+
+    wanted = sorted({target.volume_type for target in targets} & ids.keys())
+    return dict(zip(wanted, await asyncio.gather(*(encrypts(ids[name]) for name in wanted)), strict=True))
+
+
 class TargetStores:
-    """The targets as Glance's list of stores decides them, looked up now and then."""
+    """The targets as Glance's list of stores and Cinder's of volume types decide them, looked up now and then."""
 
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
@@ -50,38 +80,77 @@ class TargetStores:
         self._now = parts.now
         self._stores: tuple[Store, ...] = ()
         self._until = 0.0
+        self._types: Mapping[str, str] = {}
+        self._encryption: Types = {}
+        self._types_until = 0.0
+        self._found_encrypted: dict[str, float] = {}
         self._looking = asyncio.Lock()
 
     async def stores(self) -> tuple[Store, ...]:
         """Glance's stores."""
-        await self._refresh()
+        await self._refresh_stores()
         return self._stores
 
     async def resolve(self, target: Target) -> Target:
-        """The target with its strategy and store decided; Blocked as `resolve` says."""
+        """The target with its strategy and store decided; Blocked as `resolve` says, and without its volume type."""
         await self._refresh()
-        return resolve(target, self._stores)
+        return self._resolve(target)
 
     async def known(self, target: Target) -> Target:
-        """The target with as much decided as can be: as it is where Glance has not what it needs."""
+        """The target with as much decided as can be: as it is where the cloud has not what it needs."""
         try:
             return await self.resolve(target)
         except Blocked:
             return target
 
-    async def all(self) -> tuple[Target, ...]:
-        """All targets that can be had, decided."""
+    async def missing_type(self, target: Target) -> str:
+        """Why the target can't be used as its volume type is not there; "" if it is."""
         await self._refresh()
+        return missing_type(target, self._types.values())
+
+    async def all(self, *, afresh: bool = False) -> tuple[Target, ...]:
+        """All targets that can be had, decided; `afresh` by what the services say now."""
+        await self._refresh(afresh=afresh)
         decided: list[Target] = []
         for target in self._targets:
             # One target that can't be had is no reason to do nothing for the others; its own jobs say what it lacks
             with contextlib.suppress(Blocked):
-                decided.append(resolve(target, self._stores))
+                decided.append(self._resolve(target))
         return tuple(decided)
 
-    async def _refresh(self) -> None:
+    def unusable(self) -> Mapping[str, str]:
+        """Why targets can't be had, by name; as of the last look at the services."""
+        found: dict[str, str] = {}
+        for target in self._targets if self._types_until else ():
+            try:
+                self._resolve(target)
+            except Blocked as error:
+                found[target.name] = str(error)
+        return found
+
+    def note_encrypted(self, target: Target) -> None:
+        """Remember that a volume on the target came out encrypted, although Cinder does not tell so of its type."""
+        self._found_encrypted[target.name] = self._now() + KEEP
+
+    def _resolve(self, target: Target) -> Target:
+        if why := missing_type(target, self._types.values()):
+            raise Blocked(why)
+        found = self._found_encrypted.get(target.name, 0.0) > self._now()
+        encrypted = found or self._encryption.get(target.volume_type) is True
+        return replace(resolve(target, self._stores), encrypted=encrypted)
+
+    async def _refresh(self, *, afresh: bool = False) -> None:
+        await self._refresh_stores(afresh=afresh)
         async with self._looking:
-            if self._now() < self._until:
+            if self._now() < self._types_until and not afresh:
+                return
+            types = await self._cloud.list_volume_types()
+            self._encryption = await read_encryption(self._cloud, types, self._targets)
+            self._types, self._types_until = types, self._now() + KEEP
+
+    async def _refresh_stores(self, *, afresh: bool = False) -> None:
+        async with self._looking:
+            if self._now() < self._until and not afresh:
                 return
             self._stores = await self._cloud.list_stores()
             self._until = self._now() + KEEP

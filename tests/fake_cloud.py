@@ -47,7 +47,9 @@ class FakeCloud:
     `torn` those that were deleted although they were a location of an image. `latency` is
     how long a request takes, half of it before its effect. `told` hears of each of our writes right before its effect:
     the verb, and what it is about. `asked_by` is who asked for a volume that the services made: a project, or `cinder`
-    itself for its cache.
+    itself for its cache. `types` are the volume types, `encrypted_types` those whose volumes are encrypted; only with
+    `tells_encryption` the login may ask which. A copy into one of `refused_stores` is refused as a whole, one into
+    `spoiling_stores` ends without any store having got it.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
@@ -79,10 +81,18 @@ class FakeCloud:
     new_locations: bool = True
     blind: bool = False
     dead_types: set[str] = field(default_factory=set)
+    types: set[str] = field(default_factory=lambda: {"fast", "slow", "local-1", "local-2"})
+    encrypted_types: set[str] = field(default_factory=set)
+    tells_encryption: bool = True
+    refused_stores: dict[str, Exception] = field(default_factory=dict)
+    spoiling_stores: set[str] = field(default_factory=set)
     faults: dict[str, Fault] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
     _tick: Iterable[int] = field(default_factory=itertools.count)
+
+    def __post_init__(self) -> None:
+        self.types |= set(self.stores.values())
 
     # What users and the services do
 
@@ -134,10 +144,11 @@ class FakeCloud:
         self.touch(image_id, properties={**image.properties, **properties})
         self.announce("image.update", image_id)
 
-    def use(self, image_id: str, volume_type: str, *, project: str = "bob") -> Volume:
-        """A user makes a volume of an image."""
+    def use(self, image_id: str, volume_type: str, *, project: str = "bob", **fields: str) -> Volume:
+        """A user makes a volume of an image; with `source_volid` or `snapshot_id`, of a volume that was made of it."""
         volume = self._new("disk", volume_type, 1, {})
-        volume = replace(volume, status="available", project_id=project, foreign=project != PROJECT)
+        changes: dict[str, object] = {"status": "available", "project_id": project, "foreign": project != PROJECT}
+        volume = replace(volume, **(changes | fields))  # type: ignore[arg-type]
         self.volumes[volume.id] = volume
         self._announce_volume("volume.create.end", volume, image_id=image_id)
         return volume
@@ -259,6 +270,8 @@ class FakeCloud:
                 raise Conflict(f"Image is already present at store '{present[0]}'")
             if unknown := [store for store in wanted if store not in self.stores]:
                 raise Conflict(f"Store for image_id {image_id} not found: {unknown[0]}")
+            if refused := [store for store in wanted if store in self.refused_stores]:
+                raise self.refused_stores[refused[0]]
             self.told("copy_image", image_id, *wanted)
             self.touch(image_id, import_locked=True, importing=frozenset(wanted), failed=frozenset())
             self.announce("image.update", image_id)
@@ -355,6 +368,8 @@ class FakeCloud:
                 raise Blocked(f"VolumeSizeExceedsAvailableQuota: {left} GiB left")
             if source and source.status not in ("available", "in-use"):
                 raise Conflict(f"Invalid volume: Source volume is {source.status}")
+            if new.image_id and new.size < image_volume.size_for(self._image(new.image_id)):
+                raise Conflict(f"Volume size {new.size}GB cannot be smaller than the image minDisk size")
             volume_type = source.volume_type if source else new.volume_type
             volume = self._new(new.name, volume_type, new.size, dict(new.metadata))
             volume = self.volumes[volume.id] = replace(volume, source_volid=new.source_volid)
@@ -393,6 +408,16 @@ class FakeCloud:
         async with self._call("list_stores"):
             cinder = (Store(id=store, type="cinder", volume_type=name) for store, name in self.stores.items())
             return (Store(id="file", type="file"), *cinder)
+
+    async def list_volume_types(self) -> Mapping[str, str]:
+        async with self._call("list_volume_types"):
+            return {name: name for name in self.types}
+
+    async def encrypts(self, type_id: str) -> bool:
+        async with self._call("encrypts"):
+            if not self.tells_encryption:
+                raise Blocked("Policy doesn't allow volume_extension:volume_type_encryption:get to be performed.")
+            return type_id in self.encrypted_types
 
     # Behind the scenes
 
@@ -449,6 +474,7 @@ class FakeCloud:
             updated_epoch=self.now(),
             project_id=PROJECT,
             host=f"host@{volume_type}#{volume_type}",
+            encrypted=volume_type in self.encrypted_types,
             metadata=metadata,
         )
         self.volumes[volume.id] = volume
@@ -470,7 +496,7 @@ class FakeCloud:
         self.volumes[volume_id] = volume
         if broken:
             return
-        if image_id and volume.volume_type in self.cached:
+        if image_id and volume.volume_type in self.cached and not volume.encrypted:
             self._cache(volume, image_id)
         self._announce_volume("volume.create.end", volume)
 
@@ -489,7 +515,7 @@ class FakeCloud:
         self.volumes[entry.id] = replace(entry, status="available", source_volid=volume.id)
 
     async def _import(self, image_id: str, stores: tuple[str, ...], project: str = PROJECT) -> None:
-        for store in stores:
+        for store in () if self.spoiling_stores & set(stores) else stores:
             image = self.images.get(image_id)
             if image is None:
                 return
@@ -514,7 +540,7 @@ class FakeCloud:
             self.touch(image_id, importing=image.importing - {store})
             self.announce("image.update", image_id)
         if image_id in self.images:
-            self.touch(image_id, import_locked=False)
+            self.touch(image_id, import_locked=False, importing=frozenset())
             self.announce("image.update", image_id)
 
     async def _import_location(self, image_id: str, task: ImageTask) -> None:
@@ -550,6 +576,7 @@ class FakeCloud:
             "display_name": volume.name,
             "status": volume.status,
             "volume_type": volume.volume_type,
+            "snapshot_id": volume.snapshot_id or None,
             "metadata": metadata,
             "glance_metadata": [{"key": "image_id", "value": image_id}] if image_id else [],
         }

@@ -193,9 +193,18 @@ class Board:
     # Documents
 
     def status(
-        self, *, targets: Iterable[Target], lanes: Mapping[str, int], depths: Mapping[str, int], most: float = JOBS
+        self,
+        *,
+        targets: Iterable[Target],
+        lanes: Mapping[str, int],
+        depths: Mapping[str, int],
+        most: float = JOBS,
+        unusable: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
-        """Targets, lanes, jobs, failures and times; `lanes` gives their widths, `depths` what lies on the broker."""
+        """Targets, lanes, jobs, failures and times.
+
+        `lanes` gives their widths, `depths` what lies on the broker, `unusable` why targets can't be used.
+        """
         now = time.time()
         with self._lock:
             self._prune(now)
@@ -220,6 +229,7 @@ class Board:
                     "strategy": str(target.strategy),
                     "states": states.get(target.name, {}),
                     "bytes": volumes.get(target.name, 0),
+                    "unusable": (unusable or {}).get(target.name, ""),
                 }
                 for target in targets
             ],

@@ -73,8 +73,8 @@ class Volume:
     """A volume. `size` in GiB, `host` is `host@backend#pool`; `foreign` if it is not the internal project's.
 
     A foreign volume is never trusted as an Image-Volume and never touched, whatever its name and metadata claim.
-    `source_volid` is the volume that it was cloned from; Cinder says so, no user can. `scheduled` is False as long as
-    no scheduler has found a place for it, if we may see that.
+    `source_volid` is the volume that it was cloned from, `snapshot_id` the snapshot that it was restored from; Cinder
+    says so, no user can. `scheduled` is False as long as no scheduler has found a place for it, if we may see that.
     """
 
     id: str
@@ -88,6 +88,7 @@ class Volume:
     host: str = ""
     project_id: str = ""
     source_volid: str = ""
+    snapshot_id: str = ""
     scheduled: bool = True
     encrypted: bool = False
     foreign: bool = False
@@ -203,3 +204,9 @@ class Cloud(Protocol):
 
     async def list_stores(self) -> tuple[Store, ...]:
         """Glance's stores; empty without multi-store."""
+
+    async def list_volume_types(self) -> Mapping[str, str]:
+        """Names of the volume types by id."""
+
+    async def encrypts(self, type_id: str) -> bool:
+        """Whether volumes of a type are encrypted; Blocked where only an administrator may ask."""

@@ -12,8 +12,9 @@ from typing import Any
 
 import structlog
 
-from handlers import image_volume, target_store
+from handlers import image_volume, policy, target_store
 from handlers.prewarm import Prewarm
+from handlers.target_store import missing_type, read_encryption
 from worker.deletions import Deletions
 from worker.dispatcher import Dispatcher
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
@@ -33,6 +34,7 @@ from worker.router import Router
 from worker.runner import Runner
 from worker.sdk import OpenStackCloud, connect, count_keystone
 from worker.settings import Settings
+from worker.target import Target
 from worker.uses import Uses
 from worker.volume_times import VolumeTimes
 
@@ -146,22 +148,42 @@ def build_intakes(settings: Settings) -> list[Intake]:
     ]
 
 
-async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Mapping[str, str]:
-    """Names of targets by volume type id; Misconfigured when the cloud is there and can't be worked on like this."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the cloud makes of the targets: names by volume type id, and why a target can't be used, by name."""
+
+    targets: Mapping[str, str]
+    unusable: Mapping[str, str]
+
+
+async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
+    """What the cloud makes of the configuration; Misconfigured when nothing can be done with it.
+
+    A target whose volume type is gone, or encrypted, is that target's trouble: the others and uploads go on. It is a
+    fault of the configuration only if none can be used, as with a name that was mistyped in the only target.
+    """
     identity = await cloud.identity()
     faults = []
     if not await cloud.has_admin_role():
         faults.append(f"[cloud] the login has no role {settings.admin_role} in project {identity.project_id}")
-    ids = {name: type_id for type_id, name in (await cloud.list_volume_types()).items()}
-    faults += [
-        f"[target:{target.name}] volume_type: Cinder has no type {target.volume_type!r}, only {', '.join(sorted(ids))}"
-        for target in settings.targets
-        if target.volume_type not in ids
-    ]
+    types = await cloud.list_volume_types()
+    encryption = await read_encryption(cloud, types, settings.targets)
+    unusable = {target.name: why for target in settings.targets if (why := _unusable(target, types, encryption))}
+    if len(unusable) == len(settings.targets):
+        faults += unusable.values()
     if faults:
         raise Misconfigured(faults)
     await cloud.list_stores()
-    return {ids[target.volume_type]: target.name for target in settings.targets}
+    ids = {name: type_id for type_id, name in types.items()}
+    there = (target for target in settings.targets if target.volume_type in ids)
+    return Found({ids[target.volume_type]: target.name for target in there}, unusable)
+
+
+def _unusable(target: Target, types: Mapping[str, str], encryption: Mapping[str, bool | None]) -> str:
+    """Why a target can't be used; "" if it can."""
+    if why := missing_type(target, types.values()):
+        return why
+    return policy.encrypted_type(target) if encryption.get(target.volume_type) else ""
 
 
 async def check_locations(cloud: OpenStackCloud, settings: Settings) -> str:
@@ -206,6 +228,7 @@ class Daemon:
         self._draining = False
         metrics.begin(target.name for target in settings.targets)
         self._known = False
+        self._unusable: Mapping[str, str] = {}
         self._fault = ""
         self._blind = ""
         self._told = ""
@@ -330,13 +353,26 @@ class Daemon:
             log.warning("locations_hidden", error=blind)
         self._blind = blind
 
-    def _cloud_is_there(self, targets: Mapping[str, str]) -> None:
+    def _cloud_is_there(self, found: Found) -> None:
         if not self._known and self._fault:
             log.info("cloud_back")
-        self._times.know(targets)
-        self._uses.know(targets)
+        self._times.know(found.targets)
+        self._uses.know(found.targets)
+        self._name_unusable(found.unusable)
         self._known, self._fault = True, ""
         self._seen_once.set()
+
+    def _name_unusable(self, unusable: Mapping[str, str]) -> None:
+        """Say which targets can't be used, once each; what is missing on one that can be again is looked for."""
+        before, self._unusable = self._unusable, unusable
+        for target in self._settings.targets:
+            why = unusable.get(target.name, "")
+            self._metrics.target_usable.labels(target.name).set(not why)
+            if why and why != before.get(target.name):
+                log.error("target_unusable", target=target.name, error=why)
+            elif target.name in before and not why:
+                log.info("target_usable", target=target.name)
+                self._want_resync(f"target {target.name} can be used again")
 
     def _cloud_is_away(self, why: str) -> None:
         if self._known or not self._fault:
@@ -406,7 +442,11 @@ class Daemon:
         decided = {target.name: target for target in (prewarm.resolved if isinstance(prewarm, Prewarm) else ())}
         targets = (decided.get(one.name, one) for one in self._settings.targets)
         status = self._metrics.board.status(
-            targets=targets, lanes=self._runner.lanes, depths=self._lanes.depths(), most=most
+            targets=targets,
+            lanes=self._runner.lanes,
+            depths=self._lanes.depths(),
+            most=most,
+            unusable={**(prewarm.unusable if isinstance(prewarm, Prewarm) else {}), **self._unusable},
         )
         return {"version": release(), **status}
 

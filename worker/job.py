@@ -30,9 +30,9 @@ class Key(NamedTuple):
 class Job:
     """A key with its history: why it was asked for, how often it was tried, since when and for when (epoch seconds).
 
-    `used` is when a volume was made of the image on the target, if that is what led to the job; else 0. `deleted` is
-    the status in the image.delete that led to it, `deleted` or `pending_delete`; else "". `project` is whose doing it
-    is, "" if nobody knows: projects take turns in a lane.
+    `used` is when a volume was made of the image on the target, and `used_by` which, if that is what led to the job;
+    else 0 and "". `deleted` is the status in the image.delete that led to it, `deleted` or `pending_delete`; else "".
+    `project` is whose doing it is, "" if nobody knows: projects take turns in a lane.
     """
 
     key: Key
@@ -42,6 +42,7 @@ class Job:
     due: float = 0.0
     reason: str = ""
     used: float = 0.0
+    used_by: str = ""
     deleted: str = ""
     project: str = ""
 
@@ -68,6 +69,7 @@ class Job:
                 reason=_text(fields["reason"]),
                 # Jobs of releases before had none
                 used=float(fields.get("used", 0.0)),
+                used_by=_text(fields.get("used_by", "")),
                 deleted=_text(fields.get("deleted", "")),
                 project=_text(fields.get("project", "")),
             )

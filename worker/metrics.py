@@ -67,6 +67,9 @@ class Metrics:
         self.images = gauge(
             "images", "Images by state on a target, as of the last resync and jobs since", "target", "state"
         )
+        self.target_usable = gauge(
+            "target_usable", "1 while the target's volume type is there and not encrypted", "target"
+        )
         self.ready = gauge("ready", "1 while every intake consumes, the lanes are open and the cloud is there")
         self.dead_letters = gauge("dead_letters", "Dead letters kept", "lane")
         self.image_volumes = gauge("image_volumes", "Image-Volumes, as of the last resync", "target", "state")
@@ -111,7 +114,7 @@ class Metrics:
         self.beyond_repair.set(0)
         for gauge in (
             self.jobs_in_progress, self.jobs_waiting, self.lane_depth, self.lane_oldest, self.images,
-            self.image_volumes, self.image_volume_bytes,
+            self.image_volumes, self.image_volume_bytes, self.target_usable,
         ):  # fmt: skip
             gauge.clear()
 

@@ -23,7 +23,8 @@ class Notification:
     """One notification of Glance or Cinder. Text that is missing is "", times are epoch seconds.
 
     `image_id` is the image it is about: of an image event the image itself, of a volume event the image whose
-    Image-Volume the volume claims to be; `source_image_id` is the image a volume was made from.
+    Image-Volume the volume claims to be; `source_image_id` is the image that a volume's metadata names as its source:
+    a volume made from a snapshot (`snapshot_id`) or from another volume, which no payload names, has inherited that.
     `project` is whose doing it is: an image's owner, who asked for a volume.
     `target` is the value of our own tag in the volume's metadata, `claimed` whether the metadata names the image (else
     the volume's name alone does), `properties` are the names of the image's own properties, `importing` the stores
@@ -39,6 +40,7 @@ class Notification:
     image_id: str = ""
     source_image_id: str = ""
     volume_id: str = ""
+    snapshot_id: str = ""
     volume_type_id: str = ""
     project: str = ""
     target: str = ""
@@ -48,8 +50,11 @@ class Notification:
 
     @property
     def is_use(self) -> bool:
-        """Whether a user has made a volume of an image: `source_image_id`, on the type `volume_type_id`."""
-        made = self.event_type == "volume.create.end" and self.source_image_id
+        """Whether a user may have made a volume of an image: `source_image_id`, on the type `volume_type_id`.
+
+        A clone of another volume looks the same here: only Cinder's API tells.
+        """
+        made = self.event_type == "volume.create.end" and self.source_image_id and not self.snapshot_id
         return bool(made and not self.image_id and not self.target)
 
     @classmethod
@@ -108,6 +113,7 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
         return {
             "status": _text(payload, "status"),
             "volume_id": _uuid(payload.get("volume_id")),
+            "snapshot_id": _text(payload, "snapshot_id"),
             "volume_type_id": _text(payload, "volume_type"),
             "project": _text(payload, "tenant_id"),
             "image_id": _uuid(metadata.get("glance_image_id")) or (named.group(1) if named else ""),

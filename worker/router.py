@@ -62,9 +62,18 @@ class Router:
             return ()
         cause = f"{notification.event_type} {notification.message_id}"[:200]
         used = (notification.timestamp or now) if notification.is_use else 0.0
+        used_by = notification.volume_id if used else ""
         deleted = notification.status if notification.event_type == "image.delete" else ""
         jobs = tuple(
-            Job(key=key, cause=cause, first_at=now, used=used, deleted=deleted, project=notification.project)
+            Job(
+                key=key,
+                cause=cause,
+                first_at=now,
+                used=used,
+                used_by=used_by,
+                deleted=deleted,
+                project=notification.project,
+            )
             for handler in handlers
             for key in handler.keys(notification)
         )

@@ -276,7 +276,7 @@ class Runner:
     def _note(self, job: Job) -> None:
         """Remember uses and deletions here, where the lane is worked on: other processes hear other notifications."""
         if job.used:
-            self._uses.note(job.key.image_id, job.key.target, job.used)
+            self._uses.claim(job.key.image_id, job.key.target, job.used, job.used_by)
         if job.deleted:
             self._deletions.note(job.key.image_id, job.deleted)
 

@@ -721,6 +721,7 @@ def _volume(fields: Mapping[str, Any]) -> Volume:
         host=_text(fields, "os-vol-host-attr:host"),
         project_id=_text(fields, "os-vol-tenant-attr:tenant_id"),
         source_volid=_text(fields, "source_volid"),
+        snapshot_id=_text(fields, "snapshot_id"),
         # Who may not see it is told nothing; null is no place
         scheduled=fields.get("os-vol-host-attr:host", "") is not None,
         encrypted=bool(fields.get("encrypted")),

@@ -143,8 +143,19 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
         cfg.ListOpt("projects", default=[], help="Ids of the projects whose images are kept warm; empty for all."),
         cfg.ListOpt("exclude_projects", default=[], help="Ids of projects whose images are not."),
         cfg.IntOpt("min_size", default=0, min=0, help="Smallest image, in bytes."),
-        cfg.IntOpt("max_size", default=0, min=0, help="Largest image, in bytes; 0 for any."),
-        cfg.StrOpt("property", default="image_volume_prewarm", help="Image property with the owner's yes or no."),
+        cfg.IntOpt(
+            "max_size",
+            default=0,
+            min=0,
+            help="Largest image, in bytes; 0 for any. Where Cinder makes the volume (strategies location and cache), "
+            "min_disk and virtual_size count too: they decide how much is allocated.",
+        ),
+        cfg.StrOpt(
+            "property",
+            default="image_volume_prewarm",
+            help="Image property with the owner's no, or yes in spite of visibilities and min_size: yes on a public "
+            "image, yes/<image id> on any. A plain yes on another image may be inherited, and does not count.",
+        ),
         cfg.FloatOpt(
             "settle",
             default=30.0,
@@ -267,8 +278,8 @@ TARGET_OPTIONS: list[cfg.Opt] = [
         "max_gigabytes",
         default=0,
         min=0,
-        help="GiB that the Image-Volumes we put there may have together; 0 for no limit. When they are used up, the "
-        "least recently used one makes room for an image that is newer or was used since.",
+        help="GiB that the Image-Volumes we put there may have together, as they are allocated; 0 for no limit. When "
+        "they are used up, the least recently used one makes room for an image that is newer or was used since.",
     ),
     cfg.IntOpt("max_count", default=0, min=0, help="How many Image-Volumes we may put there; 0 for no limit."),
     cfg.ListOpt(

@@ -20,7 +20,8 @@ class Target:
     """One place to keep images warm: a volume type that leads to one backend pool.
 
     `glance_store` is the cinder store of Glance on that backend ("" when there is none or it is to be found out).
-    `max_gigabytes` and `max_count` bound what is put there in advance; 0 for no limit.
+    `max_gigabytes` and `max_count` bound what is put there in advance; 0 for no limit. `encrypted` is no option: it is
+    found out from Cinder whether volumes of the type are encrypted.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Target:
     max_gigabytes: int = 0
     max_count: int = 0
     disk_formats: frozenset[str] = frozenset({"raw"})
+    encrypted: bool = False
 
     @property
     def has_budget(self) -> bool:

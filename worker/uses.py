@@ -15,6 +15,9 @@ KEEP = 100_000
 # A use is worth a job when it is one of the first, or when so much time has gone since the last that was, in seconds
 FIRST = 2
 EVERY = 3600.0
+# Claims of an image on a target that are kept, and notifications that were none and may be made up for
+CLAIMS = 8
+REFUNDS = 20
 
 Pair = tuple[str, str]
 T = TypeVar("T")
@@ -24,6 +27,7 @@ T = TypeVar("T")
 class _Heard:
     count: int = 0
     told: float = 0.0
+    refunds: int = 0
 
 
 @dataclass(slots=True)
@@ -33,17 +37,28 @@ class _Noted:
     before: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a notification says: at this time, in epoch seconds, this volume was made of the image."""
+
+    at: float
+    volume_id: str
+
+
 class Uses:
     """What this process knows of uses; what must outlive it is written on the Image-Volume, at most once in `EVERY`.
 
-    Two memories, since the intakes of several processes share the notifications, and one process works on a lane: what
-    was `heard` of notifications decides which become jobs; what was `note`d of jobs is what handlers ask for.
+    Three memories, since the intakes of several processes share the notifications, and one process works on a lane:
+    what was `heard` of notifications decides which become jobs; what a job `claim`s waits for a handler to ask Cinder
+    about the volume, as notifications do not tell a clone of another volume from a volume of the image; what a handler
+    has `note`d is what counts.
     """
 
     def __init__(self) -> None:
         self._targets: Mapping[str, str] = {}
         self._heard: OrderedDict[Pair, _Heard] = OrderedDict()
         self._noted: OrderedDict[Pair, _Noted] = OrderedDict()
+        self._claims: OrderedDict[Pair, list[Claim]] = OrderedDict()
         # Several intakes ask, each on its own thread
         self._lock = threading.Lock()
 
@@ -64,6 +79,32 @@ class Uses:
                 return ""
             use.told = at
         return target
+
+    def claim(self, image_id: str, target: str, at: float, volume_id: str) -> None:
+        """Remember what a job says of a use, until somebody has asked Cinder about the volume."""
+        with self._lock:
+            claims = _of(self._claims, (image_id, target), list)
+            if Claim(at, volume_id) not in claims:
+                claims.append(Claim(at, volume_id))
+                del claims[:-CLAIMS]
+
+    def claims(self, image_id: str, target: str) -> tuple[Claim, ...]:
+        """The claims that nobody has decided yet, the newest last."""
+        return tuple(self._claims.get((image_id, target), ()))
+
+    def settle(self, image_id: str, target: str, claim: Claim, *, true: bool) -> None:
+        """Count a claim if it is true, and forget it; in the place of a false one the next use is worth a job."""
+        if true:
+            self.note(image_id, target, claim.at)
+        with self._lock:
+            heard = self._heard.get((image_id, target))
+            if heard and not true and heard.refunds < REFUNDS:
+                heard.count, heard.refunds = max(0, heard.count - 1), heard.refunds + 1
+            left = [one for one in self._claims.get((image_id, target), ()) if one != claim]
+            if left:
+                self._claims[image_id, target] = left
+            else:
+                self._claims.pop((image_id, target), None)
 
     def note(self, image_id: str, target: str, at: float) -> None:
         """Remember one use; the same one told twice is one."""

@@ -86,19 +86,24 @@ class CreateVolume:
 
 @dataclass(frozen=True, slots=True)
 class DeleteVolume:
-    """Delete a volume that we made, for the reason `why`; with `because`, what it stands for has failed for now."""
+    """Delete a volume that we made, for the reason `why`; with `because`, what it stands for has failed for now.
+
+    `encrypted`: it came out encrypted, so nothing more may be made on this target.
+    """
 
     volume_id: str
     why: str
     because: str = ""
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class RemoveLocation:
-    """Remove the image's first location in a store, which is this volume."""
+    """Remove the image's first location in a store, which is this volume; `encrypted` as in DeleteVolume."""
 
     store: str
     volume_id: str
+    encrypted: bool = False
 
 
 @dataclass(frozen=True, slots=True)

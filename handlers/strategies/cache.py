@@ -66,6 +66,8 @@ def plan(seen: Seen, target: Target) -> Action:
     for volume in (*warming, *entries):
         if image_volume.is_broken(volume):
             return DeleteVolume(volume.id, why=f"it is {volume.status}")
+        if volume.encrypted and image_volume.is_usable(volume):
+            return DeleteVolume(volume.id, why="it is encrypted", encrypted=True)
     if seen.failed:
         return registered.lost(seen) or Finish(Again(seen.failed))
     entry = entry_of(seen.volumes, target, host=warming[0].host if warming else "")
@@ -155,6 +157,8 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
         return "several entries in Cinder's image-volume cache"
     if not is_fresh(entry, image.updated_at):
         return "the entry is not known to be fresh"
+    if entry.encrypted:
+        return "the entry is encrypted"
     if not image_volume.is_readonly(entry) or image_volume.lacking(entry, marks):
         return "the entry can be written to, or its metadata is wrong"
     return None

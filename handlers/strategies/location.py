@@ -23,6 +23,8 @@ def plan(seen: Seen, target: Target) -> Action:
     for volume in ours:
         if image_volume.is_broken(volume):
             return DeleteVolume(volume.id, why=f"it is {volume.status}")
+        if volume.encrypted and image_volume.is_usable(volume):
+            return DeleteVolume(volume.id, why="it is encrypted", encrypted=True)
     if seen.failed:
         return registered.lost(seen) or Finish(Again(seen.failed))
     usable = [volume for volume in ours if image_volume.is_usable(volume)]

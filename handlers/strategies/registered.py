@@ -56,6 +56,8 @@ def plan(seen: Seen, target: Target) -> Action:
             return Finish(
                 Again(f"its Image-Volume: {image_volume.stuck_advice(volume)}", after=ASK_AGAIN, counted=False)
             )
+    if any(volume.encrypted for volume in serving):
+        return _encrypted(serving, seen, target)
     first = known.get(mine[0])
     if first and image_volume.is_usable(first) and first.volume_type != target.volume_type:
         return _leave(first, seen, target)
@@ -86,6 +88,22 @@ def _leave(volume: Volume, seen: Seen, target: Target) -> Action:
         moved = f"its Image-Volume {volume.id} is of type {volume.volume_type} now, not {target.volume_type}"
         return Finish(Skip(f"{moved}: Cinder does not clone it on this target"))
     return AwaitImage() if seen.image.import_locked else RemoveLocation(target.glance_store, volume.id)
+
+
+def _encrypted(serving: list[Volume], seen: Seen, target: Target) -> Action:
+    """Take out an encrypted location that pre-warming has made; one of somebody else's is only named."""
+    first = serving[0]
+    if first.encrypted and image_volume.may_be_ours(first):
+        return (
+            AwaitImage() if seen.image.import_locked else RemoveLocation(target.glance_store, first.id, encrypted=True)
+        )
+    which = ", ".join(volume.id for volume in serving if volume.encrypted)
+    return Finish(
+        Skip(
+            f"its location in store {target.glance_store} is encrypted volume {which}, which we did not make: Cinder "
+            "hands out its ciphertext; remove that location"
+        )
+    )
 
 
 def lost(seen: Seen) -> Action | None:
@@ -173,6 +191,8 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
         return "several Image-Volumes"
     if not image_volume.is_usable(mine[0]):
         return f"Image-Volume is {mine[0].status}"
+    if mine[0].encrypted:
+        return "Image-Volume is encrypted"
     if missing := image_volume.lacking(mine[0], image_volume.metadata_of(image, target)):
         return f"wrong or missing: {', '.join(sorted(missing))}"
     return None

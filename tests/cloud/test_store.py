@@ -36,11 +36,13 @@ def test_doctor_says_what_is_wrong(worker: Worker) -> None:
     assert "target local-2 ok" in done.stdout
 
 
-def test_a_volume_type_that_is_not_there_ends_the_start(worker: Worker) -> None:
-    wrong = {**groups(), "target:local-2": {"volume_type": "no-such-type"}}
+def test_no_volume_type_that_is_there_ends_the_start(worker: Worker) -> None:
+    wrong = dict(groups())
+    wrong |= {f"target:{name}": {"volume_type": f"no-such-type-{name}"} for name in TARGETS}
     done = worker(wrong).run("run")
     assert done.returncode == 2
-    assert "no-such-type" in done.stderr
+    assert "no-such-type-local-1" in done.stderr
+    assert "no-such-type-local-2" in done.stderr
     assert "Traceback" not in done.stderr
 
 

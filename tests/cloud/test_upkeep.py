@@ -640,7 +640,8 @@ def test_an_image_becomes_warm_where_it_is_used_twice(
 ) -> None:
     with worker(settings(prewarm={"when": "used"})) as process:
         process.wait_ready()
-        image_id, asked = images(), images(image_volume_prewarm="yes")
+        image_id, asked = images(), images()
+        alice.property(asked, "image_volume_prewarm", f"yes/{asked}")
         for target in TARGETS:
             why = f"no second volume was made of the image on target {target} yet"
             soon(lambda why=why: why in reasons(process, "job_skipped", image_id), what=f"skipped on {target}")

@@ -48,7 +48,7 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     if request.param == "fake":
         fake = FakeCloud(stores={"cinder-1": "local-1", "cinder-2": "local-2"}, seconds=0.2)
 
-        async def fake_upload(mebibytes: int = 16, **fields: str | bool) -> str:
+        async def fake_upload(mebibytes: int = 16, **fields: object) -> str:
             # A hidden image is listed like the others
             fields.pop("os_hidden", None)
             return fake.upload(size=mebibytes << 20, **fields).id
@@ -91,7 +91,7 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     made: list[str] = []
     volumes: list[str] = []
 
-    async def upload(mebibytes: int = 16, **fields: str | bool) -> str:
+    async def upload(mebibytes: int = 16, **fields: object) -> str:
         name = f"contract-{uuid.uuid4().hex[:8]}"
         made.append(await asyncio.to_thread(alice.image, name, mebibytes=mebibytes, **fields))
         return made[-1]
@@ -604,3 +604,19 @@ async def test_a_location_that_the_stores_login_can_not_see_fails_and_only_the_t
     answers = {task.url: task.status for task in await bed.cloud.list_tasks(image_id)}
     assert answers == {f"cinder://{STORE}/{source_id}": "failure", f"cinder://{STORE}/{clone.id}": "success"}
     await available(bed, clone.id)
+
+
+async def test_volume_types_and_whether_they_encrypt(bed: Bed) -> None:
+    types = {name: type_id for type_id, name in (await bed.cloud.list_volume_types()).items()}
+    assert {"local-1", "local-2"} <= types.keys()
+    assert await bed.cloud.encrypts(types["local-1"]) is False
+
+
+async def test_cinder_goes_by_min_disk_and_glances_store_by_the_size(bed: Bed) -> None:
+    image_id = await bed.upload(min_disk=2)
+    with pytest.raises((Conflict, Blocked)):
+        await bed.cloud.create_volume(new_volume(image_id, f"image-{image_id}"))
+    await copied(bed, image_id, STORE)
+    (volume,) = await bed.cloud.find_volumes(f"image-{image_id}")
+    assert volume.size == 1
+    await available(bed, volume.id)

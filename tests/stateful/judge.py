@@ -38,7 +38,7 @@ class Setup:
         shape = (image.status, image.disk_format, image.container_format) == ("active", "raw", "bare")
         if not shape or wish == "no" or image.owner in self.policy.exclude_projects:
             return False
-        return wish == "yes" or image.visibility in self.policy.visibilities
+        return (wish == "yes" and image.visibility == "public") or image.visibility in self.policy.visibilities
 
 
 @dataclass(kw_only=True)

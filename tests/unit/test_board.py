@@ -65,8 +65,15 @@ def test_a_job_from_its_lane_to_its_end() -> None:
     assert cells(board) == {"i1": ["making", "warm"]}
     board.weighed({"fast": 5, "other": 7})
     assert status(board)["targets"] == [
-        {"name": "fast", "volume_type": "fast", "strategy": "auto", "states": {"making": 1}, "bytes": 5},
-        {"name": "slow", "volume_type": "slow", "strategy": "auto", "states": {"warm": 1}, "bytes": 0},
+        {
+            "name": "fast",
+            "volume_type": "fast",
+            "strategy": "auto",
+            "states": {"making": 1},
+            "bytes": 5,
+            "unusable": "",
+        },
+        {"name": "slow", "volume_type": "slow", "strategy": "auto", "states": {"warm": 1}, "bytes": 0, "unusable": ""},
     ]
     board.settled(job(), Done(VOLUME))
     assert status(board)["jobs"] == []

@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.fake_cloud import FakeCloud
 from tests.unit.test_settings import GOOD, load
-from worker.daemon import Daemon
+from worker.daemon import Daemon, check_cloud, check_locations
+from worker.errors import Misconfigured
 from worker.manager import WATCHDOG
 from worker.metrics import Metrics
+from worker.sdk import Identity
 
 
 @pytest.fixture
@@ -52,3 +55,82 @@ async def test_a_cloud_that_says_nothing_is_no_loop_that_hangs(
         leave.set()
         async with asyncio.timeout(20):
             await running
+
+
+class Cloud(FakeCloud):
+    """The fake with who we are; its types are those of the settings."""
+
+    async def has_admin_role(self) -> bool:
+        return True
+
+    async def shows_locations(self) -> bool:
+        return not self.hides_locations
+
+    async def identity(self) -> Identity:
+        return Identity(project_id="internal-project", roles=frozenset({"admin"}))
+
+
+@pytest.mark.parametrize(
+    ("types", "encrypted", "why"),
+    [
+        ({"ssd"}, set(), "Cinder has no type 'hdd', only ssd"),
+        ({"ssd", "hdd"}, {"hdd"}, "volumes of type hdd are encrypted"),
+    ],
+)
+async def test_a_target_that_cannot_be_used_is_named_and_the_others_go_on(
+    tmp_path: Path, types: set[str], encrypted: set[str], why: str
+) -> None:
+    found = await check_cloud(Cloud(types=types, encrypted_types=encrypted), load(tmp_path, GOOD))  # type: ignore[arg-type]
+    assert list(found.unusable) == ["slow"]
+    assert why in found.unusable["slow"]
+    assert found.targets["ssd"] == "fast"
+
+
+@pytest.mark.parametrize("types", [set(), {"other"}])
+async def test_no_target_that_can_be_used_is_a_wrong_configuration(tmp_path: Path, types: set[str]) -> None:
+    with pytest.raises(Misconfigured) as raised:
+        await check_cloud(Cloud(types=types), load(tmp_path, GOOD))  # type: ignore[arg-type]
+    assert len(raised.value.faults) == 2
+
+
+async def test_a_type_that_goes_and_comes_back_leaves_the_worker_ready(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
+    (tmp_path / "clouds.yaml").write_text(
+        "clouds: {c: {auth: {auth_url: http://127.0.0.1:1/v3, username: u, password: p, project_name: p,"
+        " user_domain_name: d, project_domain_name: d}}}"
+    )
+    metrics = Metrics()
+    settings = load(tmp_path, {**GOOD, "probes": {"bind": ""}, "cloud": {"name": "c"}})
+    daemon = Daemon(settings=settings, metrics=metrics)
+    cloud = Cloud(types={"ssd", "hdd"})
+    daemon._cloud = cloud  # type: ignore[assignment]
+
+    def usable() -> float | None:
+        return metrics.registry.get_sample_value("image_volume_worker_target_usable", {"target": "slow"})
+
+    await daemon._look_at_cloud()
+    assert usable() == 1.0
+    cloud.types.remove("hdd")
+    await daemon._look_at_cloud()
+    assert usable() == 0.0
+    assert "cloud" not in daemon._unready()
+    named = {one["name"]: one["unusable"] for one in daemon._status(0)["targets"]}
+    assert "no type 'hdd'" in named["slow"]
+    assert named["fast"] == ""
+    assert not daemon._resync_wanted.is_set()
+    cloud.types.add("hdd")
+    await daemon._look_at_cloud()
+    assert usable() == 1.0
+    assert daemon._resync_wanted.is_set()
+
+
+async def test_hidden_locations_are_a_reason_to_be_unready(tmp_path: Path) -> None:
+    cloud = Cloud(stores={"cinder-ssd": "ssd"}, hides_locations=True)
+    assert "role service" in await check_locations(cloud, load(tmp_path, GOOD))
+    cloud.hides_locations = False
+    assert await check_locations(cloud, load(tmp_path, GOOD)) == ""
+    # Cinder's own cache needs no locations
+    cloud = Cloud(stores={}, hides_locations=True)
+    assert await check_locations(cloud, load(tmp_path, GOOD)) == ""

@@ -14,7 +14,7 @@ from handlers import target_store
 from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 from worker.cloud import GIB, ImageTask, Location, Store, Volume
-from worker.errors import Blocked, Conflict, Temporary
+from worker.errors import Blocked, Conflict, NotFound, Temporary
 from worker.job import Key
 from worker.outcome import Again, Done, Park, Skip
 from worker.target import Policy, Target
@@ -161,7 +161,9 @@ async def test_a_write_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, ver
     check_warm(cloud, image.id, strategy_of(rig))
 
 
-@pytest.mark.parametrize("verb", ["get_image", "find_volumes", "get_volume", "get_locations", "list_stores"])
+@pytest.mark.parametrize(
+    "verb", ["get_image", "find_volumes", "get_volume", "get_locations", "list_stores", "list_volume_types"]
+)
 async def test_a_read_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, verb: str) -> None:
     cloud.emit = rig.hear
     cloud.faults[verb] = Fault(Blocked("403"), times=3)
@@ -254,6 +256,42 @@ async def test_a_target_that_fails_is_left_out_of_the_imports_of_others(store_ri
     assert isinstance(await store_rig.run(second.id, "fast"), Done)
     await cloud.quiet()
     assert cloud.images[second.id].failed == frozenset()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [Conflict("Store for image_id not found: slow"), Blocked("403"), NotFound("404"), Temporary("500")],
+    ids=lambda error: type(error).__name__,
+)
+async def test_a_store_that_glance_refuses_does_not_spoil_the_copies_of_others(
+    store_rig: Rig, cloud: FakeCloud, error: Exception
+) -> None:
+    cloud.refused_stores = {"cinder-slow": error}
+    images = [cloud.upload() for _ in range(3)]
+    for image in images:
+        if image is images[0] and type(error) is Temporary:
+            # It may have begun: the world is looked at before anything is asked for again
+            with pytest.raises(Temporary):
+                await store_rig.run(image.id, "fast")
+        assert isinstance(await store_rig.run(image.id, "fast"), Done)
+        assert len(located(cloud, image.id)) == 1
+    # It was found out once
+    assert cloud.calls["copy_image"] == 4
+    # What is out of the question for a while is tried again after it
+    cloud.refused_stores = {}
+    assert isinstance(await store_rig.run(images[0].id, "slow"), Done)
+    last = cloud.upload()
+    assert isinstance(await store_rig.run(last.id, "fast"), Done)
+    await cloud.quiet()
+    assert len(located(cloud, last.id)) == 2
+
+
+async def test_a_copy_that_one_store_spoils_for_all_is_made_one_by_one(store_rig: Rig, cloud: FakeCloud) -> None:
+    cloud.spoiling_stores = {"cinder-slow"}
+    image = cloud.upload()
+    assert isinstance(await store_rig.run(image.id, "fast"), Again)
+    assert isinstance(await store_rig.run(image.id, "fast"), Done)
+    assert isinstance(await store_rig.run(image.id, "slow"), Again)
 
 
 async def test_somebody_elses_import_is_waited_for(store_rig: Rig, cloud: FakeCloud) -> None:
@@ -483,6 +521,7 @@ async def test_a_location_outside_of_the_internal_project_is_left_alone(cloud: F
 
 async def test_a_target_whose_store_glance_lacks_does_not_harm_the_others(cloud: FakeCloud) -> None:
     nowhere = Target(name="nowhere", volume_type="slow", glance_store="nowhere")
+    cloud.types.add("other")
     unserved = Target(name="unserved", volume_type="other", strategy="store")
     async with Rig(cloud, targets=(FAST, nowhere, unserved), policy=Policy(settle=0.0)) as rig:
         image = cloud.upload()
@@ -495,7 +534,7 @@ async def test_a_target_whose_store_glance_lacks_does_not_harm_the_others(cloud:
 
 async def test_a_copy_that_is_refused_for_good_is_a_failure_not_a_wait(store_rig: Rig, cloud: FakeCloud) -> None:
     image = cloud.upload()
-    cloud.faults["copy_image"] = Fault(Conflict("Store for identifier x not found"))
+    cloud.faults["copy_image"] = Fault(Conflict("Store for identifier x not found"), times=2)
     with pytest.raises(Conflict):
         await store_rig.run(image.id)
 

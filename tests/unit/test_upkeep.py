@@ -662,7 +662,9 @@ async def test_a_resync_with_nothing_to_do_costs_pages_only() -> None:
         cloud.fill(targets)
     cloud.calls.clear()
     assert await rig.resync() == []
-    assert cloud.calls == {"list_volumes": 6, "list_images": 2, "list_stores": 3}
+    # Two handlers look at targets, and ask of each type whether it is encrypted
+    reads = {"list_volumes": 6, "list_images": 2, "list_stores": 3, "list_volume_types": 2, "encrypts": 6}
+    assert cloud.calls == reads
 
 
 # What random histories have found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +12,7 @@ from worker import uses as uses_module
 from worker.notification import Notification
 from worker.uses import EVERY, Uses
 
+CASES = Path(__file__).parents[1] / "fixtures" / "cases"
 IMAGE = "00000001-0000-4000-8000-000000000000"
 
 
@@ -42,6 +44,7 @@ def test_what_is_no_use_by_a_user_on_a_target_is_none() -> None:
     assert uses.heard(use(0.0)) == "fast"
     assert not uses.heard(use(0.0, volume_type="another"))
     assert not uses.heard(use(0.0, glance_metadata=[]))
+    assert not uses.heard(use(0.0, snapshot_id="00000003-0000-4000-8000-000000000000"))
     assert not uses.heard(use(0.0, display_name=f"warm-{IMAGE}"))
     assert not uses.heard(use(0.0, display_name=f"image-{IMAGE}"))
     assert not uses.heard(use(0.0, metadata=[{"key": "image_volume_worker", "value": "fast"}]))
@@ -66,3 +69,34 @@ def test_what_was_not_used_for_the_longest_time_is_forgotten(monkeypatch: pytest
     assert uses.count("a", "fast") == 2
     assert uses.count("b", "fast") == 0
     assert uses.count("c", "fast") == 1
+
+
+def test_claims_wait_until_somebody_has_asked_and_count_only_if_they_are_true() -> None:
+    uses = known()
+    uses.claim(IMAGE, "fast", 1.0, "v1")
+    uses.claim(IMAGE, "fast", 1.0, "v1")
+    uses.claim(IMAGE, "fast", 2.0, "v2")
+    assert uses.count(IMAGE, "fast") == 0
+    assert [claim.volume_id for claim in uses.claims(IMAGE, "fast")] == ["v1", "v2"]
+    for claim in uses.claims(IMAGE, "fast"):
+        uses.settle(IMAGE, "fast", claim, true=claim.volume_id == "v2")
+    assert uses.claims(IMAGE, "fast") == ()
+    assert (uses.count(IMAGE, "fast"), uses.last(IMAGE, "fast")) == (1, 2.0)
+
+
+def test_a_claim_that_was_false_takes_no_real_uses_place() -> None:
+    uses = known()
+    for moment in (1.0, 2.0):
+        assert uses.heard(use(moment))
+        uses.claim(IMAGE, "fast", moment, "clone")
+    assert not uses.heard(use(3.0))
+    for claim in uses.claims(IMAGE, "fast"):
+        uses.settle(IMAGE, "fast", claim, true=False)
+    assert uses.heard(use(4.0))
+
+
+def test_a_recorded_restore_of_a_snapshot_is_no_use() -> None:
+    case = CASES / "volume-from-snapshot.json"
+    restored = Notification.from_wire(case.read_bytes())
+    assert restored.source_image_id
+    assert not restored.is_use

@@ -107,7 +107,7 @@ async def _replay(
         stack.callback(clouds.close)
         parts = build_parts(settings, clouds, metrics)
         if not options.dry_run:
-            parts.uses.know(await check_cloud(clouds.common, settings))
+            parts.uses.know((await check_cloud(clouds.common, settings)).targets)
         handlers = build_handlers(settings, parts)
         router = Router(handlers=handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics))
         rejects = None

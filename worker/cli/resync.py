@@ -66,7 +66,8 @@ async def _resync(settings: Settings, options: argparse.Namespace, told: Callabl
     clouds = build_clouds(settings, metrics)
     cloud = clouds.common
     try:
-        await check_cloud(cloud, settings)
+        for name, why in (await check_cloud(cloud, settings)).unusable.items():
+            told(f"target {name} can't be used: {why}")
         parts = build_parts(settings, clouds, metrics)
         handlers = build_handlers(settings, parts)
         missing = await _compared(settings, cloud, handlers.values(), options.image_id)

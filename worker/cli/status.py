@@ -152,7 +152,8 @@ async def _look_at_cloud(settings: Settings, image_id: str, seen: _Seen, given_u
     clouds = build_clouds(settings, metrics)
     cloud = clouds.common
     try:
-        await check_cloud(cloud, settings)
+        found = await check_cloud(cloud, settings)
+        seen.notes += (f"target {name} can't be used: {why}" for name, why in found.unusable.items())
         parts = build_parts(settings, clouds, metrics)
         prewarm = Prewarm(parts)
         others = tuple(handler for handler in build_handlers(settings, parts).values() if handler.name != prewarm.name)

@@ -48,7 +48,13 @@ async def explain(
         for one in settings.targets:
             if target in ("", one.name):
                 for check in clone.target_checks(
-                    image, one, warmth.get(one.name), volumes, locations=locations, project_id=project_id
+                    image,
+                    one,
+                    warmth.get(one.name),
+                    volumes,
+                    locations=locations,
+                    project_id=project_id,
+                    unusable=prewarm.unusable.get(one.name, ""),
                 ):
                     yield check
         async for check in clone.dangling(cloud, locations, volumes):

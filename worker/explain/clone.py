@@ -60,13 +60,14 @@ def target_checks(
     *,
     locations: tuple[Location, ...] | None,
     project_id: str = "",
+    unusable: str = "",
 ) -> Iterator[Check]:
-    """Whether a volume of the image on the target would be a clone. `warmth` is None if the target can't be had. Pure.
+    """Whether a volume of the image on the target would be a clone. `warmth` is None if the target is `unusable`. Pure.
 
     `volumes` are the image's in the internal project; `project_id` is who would ask, "" for anybody.
     """
     if warmth is None:
-        yield Check(f"target {target.name}", "fail", "Glance lacks what it needs", "doctor tells what")
+        yield Check(f"target {target.name}", "fail", unusable or "Glance lacks what it needs", "doctor tells more")
         return
     yield _warm(warmth)
     decided = warmth.target

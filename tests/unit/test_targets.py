@@ -1,0 +1,162 @@
+"""Targets: one that is encrypted or whose volume type is gone, and how much is allocated on one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from tests.fake_cloud import FakeCloud
+from tests.rig import FAST, SLOW, STORES, Rig, located, using
+from worker.cloud import GIB, NewVolume
+from worker.errors import Blocked, Conflict
+from worker.outcome import Done, Skip
+from worker.target import Policy
+
+STRATEGIES = ["store", "location", "cache"]
+
+
+@pytest.fixture
+def cloud() -> FakeCloud:
+    return FakeCloud(stores=STORES, multiple_locations=True)
+
+
+def rig_of(cloud: FakeCloud, strategy: str) -> Rig:
+    cloud.cached = frozenset({"fast", "slow"} if strategy == "cache" else ())
+    return Rig(cloud, targets=using(strategy, FAST, SLOW), policy=Policy(settle=0.0))
+
+
+def types_of(cloud: FakeCloud, image_id: str) -> list[str]:
+    return [volume.volume_type for volume in cloud.of(image_id)]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_nothing_is_made_on_a_target_whose_type_is_encrypted(cloud: FakeCloud, strategy: str) -> None:
+    cloud.encrypted_types = {"fast"}
+    async with rig_of(cloud, strategy) as rig:
+        image = cloud.upload()
+        found = await rig.resync()
+        assert [missing.key.target for missing in found] == ["slow"]
+        outcome = await rig.run(image.id, "fast")
+        assert isinstance(outcome, Skip)
+        assert "volumes of type fast are encrypted" in outcome.reason
+        await rig.quiet()
+        assert types_of(cloud, image.id) == ["slow"]
+        assert cloud.calls["create_volume"] + cloud.calls["copy_image"] == 1
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_an_encrypted_volume_never_serves_where_cinder_does_not_tell(cloud: FakeCloud, strategy: str) -> None:
+    cloud.encrypted_types, cloud.tells_encryption = {"fast"}, False
+    async with rig_of(cloud, strategy) as rig:
+        image = cloud.upload()
+        with pytest.raises(Blocked, match="encrypted"):
+            await rig.run(image.id, "fast")
+        await cloud.quiet()
+        assert "fast" not in types_of(cloud, image.id)
+        assert not {cloud.volumes[volume_id].volume_type for volume_id in located(cloud, image.id)} & {"fast"}
+        # And no second one is made to find out the same
+        cloud.calls.clear()
+        other = cloud.upload()
+        assert isinstance(await rig.run(other.id, "fast"), Skip)
+        assert cloud.calls["create_volume"] + cloud.calls["copy_image"] == 0
+        assert isinstance(await rig.run(other.id, "slow"), Done)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_encrypted_copies_of_earlier_releases_are_deleted(cloud: FakeCloud, strategy: str) -> None:
+    async with rig_of(cloud, strategy) as rig:
+        image = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        assert sorted(types_of(cloud, image.id)) == ["fast", "slow"]
+    cloud.encrypted_types = {"fast"}
+    for volume in cloud.of(image.id):
+        cloud.volumes[volume.id] = replace(volume, encrypted=volume.volume_type == "fast")
+    async with rig_of(cloud, strategy) as rig:
+        await rig.resync()
+        await rig.quiet()
+        assert types_of(cloud, image.id) == ["slow"]
+        assert cloud.has_data(image.id)
+
+
+@pytest.mark.parametrize("strategy", ["store", "location"])
+async def test_an_encrypted_location_of_somebody_elses_is_named_and_left(cloud: FakeCloud, strategy: str) -> None:
+    async with rig_of(cloud, strategy) as rig:
+        image = cloud.upload()
+        mine = cloud.volume_of("internal-project", volume_type="fast", encrypted=True, name=f"image-{image.id}")
+        cloud.locate(image.id, "cinder-fast", mine.id)
+        outcome = await rig.run(image.id, "fast")
+        assert isinstance(outcome, Skip)
+        assert mine.id in outcome.reason
+        assert "ciphertext" in outcome.reason
+        assert located(cloud, image.id) == [mine.id]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_a_type_that_is_gone_is_its_own_targets_trouble(cloud: FakeCloud, strategy: str) -> None:
+    async with rig_of(cloud, strategy) as rig:
+        cloud.emit = rig.hear
+        first = cloud.upload()
+        await rig.quiet()
+        cloud.types.remove("fast")
+        # As of the next comparison; what is warm there is left as it is
+        assert await rig.resync() == []
+        second = cloud.upload()
+        await rig.quiet()
+        outcome = await rig.run(second.id, "fast")
+        assert isinstance(outcome, Skip)
+        assert "Cinder has no type 'fast'" in outcome.reason
+        assert sorted(types_of(cloud, first.id)) == ["fast", "slow"]
+        assert types_of(cloud, second.id) == ["slow"]
+        assert "fast" in rig.prewarm.unusable["fast"]
+        assert "slow" not in rig.prewarm.unusable
+        # It is back: the next comparison makes up for it
+        cloud.types.add("fast")
+        assert [missing.key.target for missing in await rig.resync()] == ["fast"]
+        await rig.quiet()
+        assert sorted(types_of(cloud, second.id)) == ["fast", "slow"]
+
+
+# How much is allocated
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+async def test_what_is_allocated_is_bounded(cloud: FakeCloud, strategy: str) -> None:
+    cloud.cached = frozenset({"fast"} if strategy == "cache" else ())
+    policy = Policy(settle=0.0, max_size=100 * GIB)
+    async with Rig(cloud, targets=using(strategy, FAST), policy=policy) as rig:
+        bomb = cloud.upload(size=1, min_disk=16_000)
+        plain = cloud.upload(size=2 * GIB, min_disk=20)
+        await rig.resync()
+        await rig.quiet()
+        sizes = {volume.size for volume in cloud.of(plain.id)}
+        assert sizes == ({2} if strategy == "store" else {20})
+        # Glance's store makes a volume of 1 GiB for it
+        assert {volume.size for volume in cloud.of(bomb.id)} == ({1} if strategy == "store" else set())
+        outcome = await rig.run(bomb.id)
+        assert isinstance(outcome, Done if strategy == "store" else Skip)
+
+
+async def test_a_strategy_that_was_not_known_yet_bounds_too(cloud: FakeCloud) -> None:
+    cloud.stores, cloud.cached = {}, frozenset({"fast"})
+    async with Rig(cloud, targets=(FAST,), policy=Policy(settle=0.0, max_size=100 * GIB)) as rig:
+        bomb = cloud.upload(size=1, min_disk=16_000)
+        assert isinstance(await rig.run(bomb.id), Skip)
+        assert cloud.of(bomb.id) == []
+
+
+async def test_a_copy_by_glance_takes_its_size_of_budget_and_quota(cloud: FakeCloud) -> None:
+    budgeted = replace(FAST, max_gigabytes=4)
+    async with Rig(cloud, targets=using("store", budgeted), policy=Policy(settle=0.0)) as rig:
+        cloud.quota = 4
+        images = [cloud.upload(size=2 * GIB, min_disk=20) for _ in range(2)]
+        for image in images:
+            assert isinstance(await rig.run(image.id), Done)
+        assert sum(volume.size for volume in cloud.volumes.values()) == 4
+
+
+async def test_cinder_makes_no_volume_that_is_too_small(cloud: FakeCloud) -> None:
+    image = cloud.upload(size=1, min_disk=3)
+    with pytest.raises(Conflict):
+        await cloud.create_volume(NewVolume(name="small", size=2, volume_type="fast", image_id=image.id))
