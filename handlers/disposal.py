@@ -17,7 +17,7 @@ from worker.cloud import Image, Location, Volume
 from worker.errors import Blocked, Conflict, NotFound
 from worker.handler import Parts, Watch
 from worker.outcome import Again, Done, Outcome, Skip
-from worker.target import Target
+from worker.target import TAG, Target
 
 # Looks at volumes that are being deleted before the slot is given to somebody else
 LOOKS = 8
@@ -40,6 +40,7 @@ class Disposal:
         self._rules = parts.reclaiming
         self._report = parts.report
         self._locks = parts.locks
+        self._undone = parts.undone
 
     @property
     def may_delete(self) -> bool:
@@ -54,6 +55,7 @@ class Disposal:
         if not await self._is_gone(image_id):
             return Again("the image was not found, and then it was", counted=False)
         self._report.repair(image_id, possible=True)
+        self._undone.forget(image_id)
         named = await self._cloud.find_volumes(image_volume.name_of(image_id))
         warming = await self._cloud.find_volumes(image_volume.warming_name_of(image_id))
         left = [volume for volume in (*named, *warming) if _is_of(volume, image_id)]
@@ -82,6 +84,7 @@ class Disposal:
             for volume in left.values():
                 log.info("volume_would_be_deleted", volume_id=volume.id, size=volume.size, why=why)
             return Skip("[reclaim] dry_run is set")
+        deleted = list(left.values())
         asked, refusals = set[str](), dict[str, str]()
         for _ in range(LOOKS):
             for volume in left.values():
@@ -102,6 +105,8 @@ class Disposal:
                 break
             await watch.changed()
         gone = len(asked - left.keys())
+        for target in {volume.metadata.get(TAG, "") for volume in deleted if volume.id not in left}:
+            self._undone.made_room(target)
         for _ in range(gone):
             self._report.reclaimed(reason)
         return _waiting(left.values(), asked, refusals) if left else Done(f"{gone} deleted", changed=gone > 0)
@@ -152,6 +157,7 @@ class Disposal:
             if obstacle:
                 stays.append(f"Image-Volume {volume.id} stays: {obstacle}")
                 continue
+            self._undone.forget(image_id, volume.metadata.get(TAG, ""))
             log.info("image_volume_evicted", **about)
             self._report.reclaimed(reason)
             deleted += 1
