@@ -60,6 +60,7 @@ class Deletion:
         self._rules = parts.reclaiming
         self._report = parts.report
         self._locks = parts.locks
+        self._undone = parts.undone
         self._deletions = parts.deletions
         self._targets = {target.name: target for target in parts.targets}
         self._now = parts.now
@@ -82,6 +83,7 @@ class Deletion:
         and the brake does not count.
         """
         self._report.repair(image_id, possible=True)
+        self._undone.forget(image_id)
         left = await self.left_of(image_id)
         free = [volume for volume in left if self._is_free(volume, image_id, frozenset(unlocated))]
         outcome: Outcome = Done("nothing is left of it")
@@ -271,6 +273,7 @@ class Deletion:
             for volume in left.values():
                 log.info("volume_would_be_deleted", volume_id=volume.id, size=volume.size, why=why)
             return Skip("[reclaim] dry_run is set")
+        chosen = list(left.values())
         asked, refusals = set[str](), dict[str, str]()
         for _ in range(LOOKS):
             for volume in left.values():
@@ -291,6 +294,8 @@ class Deletion:
                 break
             await watch.changed()
         gone = len(asked - left.keys())
+        for target in {volume.metadata.get(TAG, "") for volume in chosen if volume.id not in left}:
+            self._undone.made_room(target)
         for _ in range(gone):
             self._report.reclaimed(reason)
         return _waiting(left.values(), asked, refusals) if left else Done(f"{gone} deleted", changed=gone > 0)
@@ -402,6 +407,7 @@ class Deletion:
             if needed:
                 stays.append(f"Image-Volume {volume.id} stays: {needed}")
                 continue
+            self._undone.forget(image_id, volume.metadata.get(TAG, ""))
             log.info("image_volume_evicted", **about)
             self._report.reclaimed(reason)
             deleted += 1

@@ -21,6 +21,7 @@ from worker.job import Key
 from worker.notification import Notification
 from worker.outcome import Again, Done, Outcome, Skip
 from worker.target import UPLOAD, Target
+from worker.undone import Past
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +40,10 @@ READING = (
 SUSPECT_FOR = 600.0
 # Uses of an image on a target that make it wanted there where `when` is "used"
 POPULAR = 2
+LIMITS = (
+    "its image-volume cache is full there: raise image_volume_cache_max_count or image_volume_cache_max_size_gb in "
+    "cinder.conf, or want fewer images (see [prewarm], and max_count of the target)"
+)
 # Copies that we have asked Glance for and have not marked yet: more are forgotten
 COPIES = 10_000
 
@@ -47,11 +52,12 @@ COPIES = 10_000
 class Warmth:
     """How it is with an image on a target, and why it is not warm.
 
-    `cold`: it will be; `unwanted` by policy; `full`: the target's budget has no room; `unused`: it waits for a use.
+    `cold`: it will be; `unwanted` by policy; `full`: the target's budget or Cinder's cache has no room; `held back`:
+    somebody else undoes it; `unused`: it waits for a use.
     """
 
     target: Target
-    state: Literal["warm", "cold", "unwanted", "full", "unused"]
+    state: Literal["warm", "cold", "unwanted", "full", "held back", "unused"]
     why: str = ""
 
 
@@ -69,6 +75,7 @@ class Prewarm:
         self._deletion = Deletion(parts)
         self._report = parts.report
         self._locks = parts.locks
+        self._undone = parts.undone
         self._rooms = Rooms(parts)
         self._targets = {target.name: target for target in parts.targets}
         self._stores = TargetStores(parts)
@@ -129,7 +136,8 @@ class Prewarm:
                 asked=self._copied.get(image.id, frozenset()),
                 used=self._uses.last(image.id, target.name),
             )
-            while not isinstance(action := self._plan(seen, target), Finish):
+            began = self._now()
+            while not isinstance(action := self._plan(seen, target, watch), Finish):
                 watch.tell(actions.words(action))
                 before, seen = seen, await self._act(action, seen, target, watch)
                 if isinstance(action, strategies.CreateVolume):
@@ -141,13 +149,19 @@ class Prewarm:
             self._rooms.leave(key.image_id, key.target)
             return await self._gone(key.image_id, watch, unlocated)
         except budget.NoRoom as error:
-            return Skip(str(error))
+            return Skip(str(error), state="full")
         except (Conflict, Blocked):
             self._suspects[target.name] = self._now() + SUSPECT_FOR
             raise
         # Not when it was interrupted: what Glance is copying is still on its way then
         self._rooms.leave(key.image_id, key.target)
         self._forget(key.image_id, target.glance_store)
+        if seen.imported and action == store.gone_again(target):
+            # Somebody was faster than our look at it
+            state = _state(seen.image, target)
+            self._undone.made(key.image_id, target.name, state=state, volume_id="", at=self._now())
+        if seen.failed == cache.NO_CACHE and (past := self._refused(seen, target)).is_held:
+            action = Finish(Skip(_why_held(past, target), state="held back"), held_back=True)
         if isinstance(action.outcome, Again) and action.outcome.counted:
             self._suspects[target.name] = self._now() + SUSPECT_FOR
             if seen.imported:
@@ -160,6 +174,7 @@ class Prewarm:
         if action.held_back:
             self._report.rewarm_held_back(key.target)
         if made and isinstance(action.outcome, Done):
+            await self._note_made(seen, target, action.outcome.detail, began=began)
             return replace(action.outcome, changed=True, warmed=True)
         return action.outcome
 
@@ -212,7 +227,9 @@ class Prewarm:
                 yield Warmth(target, "cold", why)
             elif self._unpopular(image, target):
                 yield Warmth(target, "unused", f"{why}; it waits for a second volume to be made of it")
-            elif full := self._no_room(image, target):
+            elif past := self._undone.held(image.id, target.name, state=_state(image, target), now=self._now()):
+                yield Warmth(target, "held back", _why_held(past, target))
+            elif full := self._undone.full(target.name, now=self._now()) or self._no_room(image, target):
                 yield Warmth(target, "full", full)
             else:
                 yield Warmth(target, "cold", why)
@@ -226,7 +243,7 @@ class Prewarm:
                 return str(error)
         return ""
 
-    def _plan(self, seen: Seen, target: Target) -> Action:
+    def _plan(self, seen: Seen, target: Target, watch: Watch) -> Action:
         if refusal := policy.refusal(seen.image, target, self._policy):
             return Finish(Skip(refusal))
         action = PLANS[target.strategy](seen, target)
@@ -236,7 +253,69 @@ class Prewarm:
             # What was warm before is kept so: it was popular then
             if not seen.repaired and not any(image_volume.is_ours(volume, target) for volume in seen.volumes):
                 return Finish(Skip(f"no second volume was made of the image on target {target.name} yet"))
+        fresh = isinstance(action, strategies.CopyImage) or (
+            isinstance(action, strategies.CreateVolume) and not action.anew
+        )
+        if fresh and not watch.by_operator and (wait := self._undone_before(seen, target)):
+            return wait
         return action
+
+    def _undone_before(self, seen: Seen, target: Target) -> Finish | None:
+        """Why nothing is made now, since somebody else would undo it; None if it may be made.
+
+        What was undone is made again at most once in `rewarm_interval`; after the second time it is left until the
+        image changes, or until a day later.
+        """
+        now, name = self._now(), target.name
+        past = self._undone.look(seen.image.id, name, state=_state(seen.image, target), now=now)
+        if past and past.is_held:
+            return Finish(Skip(_why_held(past, target), state="held back"), held_back=True)
+        if full := self._undone.full(name, now=now):
+            return Finish(Skip(full, state="full"))
+        # Whether Cinder has evicted it for another one of ours shows only once that one is there
+        since = 0.0 if not past or past.refused else past.gone_at if target.strategy == "cache" else past.at
+        if (wait := since + self._policy.rewarm_interval - now) > 0:
+            reason = "somebody else has deleted its Image-Volume"
+            return Finish(Again(reason, after=wait, counted=False), held_back=True)
+        return None
+
+    def held_back(self) -> Iterator[tuple[str, str, str]]:
+        """The images that are not made warm again on a target for now, and why: image id, target, reason."""
+        for (image_id, name), past in self._undone.all_held(now=self._now()).items():
+            if target := next((one for one in self._resolved if one.name == name), self._targets.get(name)):
+                yield image_id, name, _why_held(past, target)
+
+    def full(self) -> dict[str, str]:
+        """Why nothing more fits into Cinder's cache, by target."""
+        return {name: why for name in self._targets if (why := self._undone.full(name, now=self._now()))}
+
+    def _refused(self, seen: Seen, target: Target) -> Past:
+        """Note that Cinder made no cache entry of the image."""
+        state = _state(seen.image, target)
+        return self._undone.refused(seen.image.id, target.name, state=state, at=self._now(), why=cache.NO_CACHE)
+
+    async def _note_made(self, seen: Seen, target: Target, volume_id: str, *, began: float) -> None:
+        """Remember what was made since `began`, and find out whether Cinder has evicted another entry for it."""
+        standing = self._undone.standing(target.name, since=began)
+        now, state = self._now(), _state(seen.image, target)
+        self._undone.made(seen.image.id, target.name, state=state, volume_id=volume_id, at=now)
+        standing.pop(seen.image.id, None)
+        if target.strategy != "cache" or not standing:
+            return
+        there = {volume.id async for volume in self._cloud.list_volumes(target.name)}
+        for image_id, past in standing.items():
+            if past.volume_id in there:
+                continue
+            try:
+                image = await self._cloud.get_image(image_id)
+            except NotFound:
+                self._undone.forget(image_id)
+                continue
+            if self._undone.look(image_id, target.name, state=_state(image, target), now=now):
+                why = f"Cinder evicted the entry of image {image_id} for a newer one on target {target.name}: {LIMITS}"
+                self._undone.fill(target.name, why, now=now)
+                log.warning("cinder_cache_full", evicted_image_id=image_id, advice=LIMITS)
+                return
 
     def _unpopular(self, image: Image, target: Target) -> bool:
         """Whether the image has to be used on the target before it is wanted there, and was not."""
@@ -297,6 +376,9 @@ class Prewarm:
                 return _with(volume, seen)
             case strategies.DeleteVolume(volume_id, why, because, encrypted):
                 await self._delete(volume_id, seen, why)
+                if any(v.id == volume_id and image_volume.is_broken(v) for v in seen.volumes or ()):
+                    # Nobody else's undoing
+                    self._undone.forget(image_id, target.name)
                 if encrypted:
                     raise self._encrypted(target, volume_id)
                 # What was made before and has to be made again
@@ -311,12 +393,8 @@ class Prewarm:
                 return _believed(volume_id, {"readonly": "True"}, seen)
             case actions.AddLocation(url):
                 return await self._add_location(url, seen)
-            case strategies.RemoveLocation(store_id, volume_id, encrypted):
-                await self._deletion.remove_location(image_id, store_id, volume_id)
-                if encrypted:
-                    raise self._encrypted(target)
-                self._report.rewarm_began(target.name, "broken")
-                return replace(seen, image=await self._image(seen), locations=None, volumes=None, repaired=True)
+            case strategies.RemoveLocation():
+                return await self._remove_location(action, seen, target)
             case strategies.AwaitVolume(volume_id):
                 self._rooms.stay(image_id, target.name)
                 return await self._await_volume(volume_id, seen, watch)
@@ -429,6 +507,17 @@ class Prewarm:
         else:
             self._copied.pop(image_id, None)
 
+    async def _remove_location(self, action: strategies.RemoveLocation, seen: Seen, target: Target) -> Seen:
+        await self._deletion.remove_location(seen.image.id, action.store, action.volume_id)
+        here = [one for one in seen.locations or () if one.store == action.store]
+        if not any(one.volume_id in seen.gone for one in here):
+            # In error: nobody else's undoing
+            self._undone.forget(seen.image.id, target.name)
+        if action.encrypted:
+            raise self._encrypted(target)
+        self._report.rewarm_began(target.name, "broken")
+        return replace(seen, image=await self._image(seen), locations=None, volumes=None, repaired=True)
+
     async def _add_location(self, url: str, seen: Seen) -> Seen:
         try:
             # Glance writes the whole list: what is removed meanwhile would come back
@@ -469,6 +558,30 @@ class Prewarm:
             fresh = None if volume.name == image_volume.warming_name_of(seen.image.id) else seen.volumes
             seen = replace(seen, image=await self._image(seen), now=self._now(), volumes=fresh)
         return seen
+
+
+def _why_held(past: Past, target: Target) -> str:
+    """Why an image is not made warm again on a target, with what to do about it."""
+    if past.refused:
+        return f"tried {past.times} times: {cache.NO_CACHE}"
+    if target.strategy == "cache":
+        return f"Cinder's cache entry of it was deleted {past.times} times soon after it was made; {LIMITS}"
+    return (
+        f"its Image-Volume was deleted {past.times} times soon after it was made, not by this worker: is there another "
+        "worker with another configuration, or a clean-up of the internal project?"
+    )
+
+
+def _state(image: Image, target: Target) -> str:
+    """What of an image must have changed for it to be another matter.
+
+    An entry of Cinder's cache is stale with every change. A copy of Glance's, and the removal of one, change the
+    image's `updated_at` and stores themselves.
+    """
+    if target.strategy == "cache":
+        return image.updated_at
+    own = sorted(item for item in image.properties.items() if not item[0].startswith("os_glance_"))
+    return repr((image.name, image.visibility, image.size, image.min_disk, own))
 
 
 def _tell_undone(seen: Seen, image: Image) -> None:

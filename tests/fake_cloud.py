@@ -49,7 +49,8 @@ class FakeCloud:
     the verb, and what it is about. `asked_by` is who asked for a volume that the services made: a project, or `cinder`
     itself for its cache. `types` are the volume types, `encrypted_types` those whose volumes are encrypted; only with
     `tells_encryption` the login may ask which. A copy into one of `refused_stores` is refused as a whole, one into
-    `spoiling_stores` ends without any store having got it.
+    `spoiling_stores` ends without any store having got it. `cache_max_count` and `cache_max_gigabytes` bound the
+    entries of Cinder's cache on each type; 0 for no limit.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
@@ -86,6 +87,8 @@ class FakeCloud:
     tells_encryption: bool = True
     refused_stores: dict[str, Exception] = field(default_factory=dict)
     spoiling_stores: set[str] = field(default_factory=set)
+    cache_max_count: int = 0
+    cache_max_gigabytes: int = 0
     faults: dict[str, Fault] = field(default_factory=dict)
     calls: Counter[str] = field(default_factory=Counter)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
@@ -508,11 +511,36 @@ class FakeCloud:
             if entry.metadata.get("_cached_for") == stamp:
                 return
             if "_cached_for" in entry.metadata:
-                del self.volumes[entry.id]
+                self._evict(entry)
+        if not self._ensure_space(volume):
+            return
         entry = self._new(name, volume.volume_type, volume.size, {"readonly": "True", "_cached_for": stamp})
         self.asked_by[entry.id] = "cinder"
         # A clone, as those of uploads are
         self.volumes[entry.id] = replace(entry, status="available", source_volid=volume.id)
+
+    def _ensure_space(self, volume: Volume) -> bool:
+        """Whether the cache has room for an entry of this size, once the oldest ones are evicted.
+
+        Source: cinder/image/cache.py, ensure_space; who uses an entry does not count here.
+        """
+        most_count, most_size = self.cache_max_count, self.cache_max_gigabytes
+        if most_size and volume.size > most_size:
+            return False
+        on_type = (v for v in self.volumes.values() if "_cached_for" in v.metadata)
+        entries = sorted((v for v in on_type if v.volume_type == volume.volume_type), key=lambda v: v.created_at)
+        while entries and (
+            (most_count and len(entries) + 1 > most_count)
+            or (most_size and sum(v.size for v in entries) + volume.size > most_size)
+        ):
+            self._evict(entries.pop(0))
+        return True
+
+    def _evict(self, entry: Volume) -> None:
+        del self.volumes[entry.id]
+        payload = {"image_id": image_volume.image_of(entry), "host": entry.host}
+        self.emit(notification("image_volume_cache.evict", payload, at=self.now()))
+        self._announce_volume("volume.delete.end", entry)
 
     async def _import(self, image_id: str, stores: tuple[str, ...], project: str = PROJECT) -> None:
         for store in () if self.spoiling_stores & set(stores) else stores:
@@ -540,7 +568,9 @@ class FakeCloud:
             self.touch(image_id, importing=image.importing - {store})
             self.announce("image.update", image_id)
         if image_id in self.images:
-            self.touch(image_id, import_locked=False, importing=frozenset())
+            # What has failed as a whole leaves its list behind
+            left = self.images[image_id].importing if self.spoiling_stores & set(stores) else frozenset()
+            self.touch(image_id, import_locked=False, importing=left)
             self.announce("image.update", image_id)
 
     async def _import_location(self, image_id: str, task: ImageTask) -> None:

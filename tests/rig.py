@@ -197,8 +197,9 @@ class Scripted:
 class Polls:
     """A watch for tests: every wait is over in a moment."""
 
-    def __init__(self, *, most: int = 2000) -> None:
+    def __init__(self, *, most: int = 2000, by_operator: bool = False) -> None:
         self._most = most
+        self.by_operator = by_operator
         self.count = 0
 
     async def changed(self) -> None:

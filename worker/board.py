@@ -36,7 +36,7 @@ OPEN = frozenset({"public", "community"})
 IN_PROGRESS, WAITING, PARKED, HELD = STATES = ("in progress", "waiting", "parked", "held")
 PREWARM = "prewarm"
 # What a person has to see comes first, among thousands that are not wanted
-CELLS = ("failed", "lost", "making", "cold", "full", "unknown", "unused", "unwanted", "warm")
+CELLS = ("failed", "lost", "making", "cold", "held back", "full", "unknown", "unused", "unwanted", "warm")
 RANK = {state: number for number, state in enumerate(CELLS)}
 
 
@@ -357,8 +357,8 @@ def _cell(outcome: Outcome, now: float) -> Cell | None:
         case Done(detail):
             # What is warm is named by its volume; all else that can be done is to delete
             return Cell("warm", at=now) if IMAGE_ID.fullmatch(detail) else None
-        case Skip(reason):
-            return Cell("unwanted", sys.intern(reason), now)
+        case Skip(reason, state):
+            return Cell(state, sys.intern(reason), now)
         case Again(reason) | Park(reason):
             return Cell("cold", sys.intern(reason), now)
         case never:

@@ -448,7 +448,9 @@ class Daemon:
             most=most,
             unusable={**(prewarm.unusable if isinstance(prewarm, Prewarm) else {}), **self._unusable},
         )
-        return {"version": release(), **status}
+        held = prewarm if isinstance(prewarm, Prewarm) else None
+        full = held.full() if held else {}
+        return {"version": release(), **status, "held_back": [*held.held_back()] if held else [], "cache_full": full}
 
     def _images(self) -> Mapping[str, Any]:
         return self._metrics.board.images(target.name for target in self._settings.targets)

@@ -13,6 +13,7 @@ from worker.locks import Locks
 from worker.notification import Notification
 from worker.outcome import Outcome
 from worker.target import Policy, Reclaiming, Target, Uploads
+from worker.undone import Undone
 from worker.uses import Uses
 
 
@@ -21,6 +22,10 @@ class Watch(Protocol):
 
     async def changed(self) -> None:
         """Return when something about this key may have changed: a notification came, or it is time to poll."""
+
+    @property
+    def by_operator(self) -> bool:
+        """Whether an operator has asked for this now, which is done in spite of waits that spare the cloud."""
 
     def tell(self, step: str) -> None:
         """Let people know what is being done right now, in one line."""
@@ -92,7 +97,7 @@ class Parts:
     """What a handler is built from. `now` is the clock, in epoch seconds.
 
     `urgent` is the same cloud by requests that wait behind nobody else's, for what a user sits and waits for. `locks`
-    are those of images.
+    are those of images, `undone` is what we made and others took away.
     """
 
     cloud: Cloud
@@ -106,6 +111,7 @@ class Parts:
     now: Callable[[], float]
     report: Report
     locks: Locks = field(default_factory=Locks)
+    undone: Undone = field(default_factory=Undone)
 
 
 HandlerFactory = Callable[[Parts], Handler]

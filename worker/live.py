@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from worker.job import Key
@@ -49,10 +49,16 @@ class LiveLane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """All that a worker says."""
+    """All that a worker says.
+
+    `held_back` tells why keys are not made warm again for now, `cache_full` why targets take nothing more into
+    Cinder's cache.
+    """
 
     jobs: Mapping[Key, LiveJob]
     lanes: Mapping[str, LiveLane]
+    held_back: Mapping[Key, str] = field(default_factory=dict)
+    cache_full: Mapping[str, str] = field(default_factory=dict)
 
 
 def ask(address: tuple[str, int]) -> Live | None:
@@ -90,6 +96,11 @@ def _live(document: Mapping[str, Any]) -> Live:
             )
             for row in document["lanes"]
         },
+        held_back={
+            Key("prewarm", str(image_id), str(target)): str(why)
+            for image_id, target, why in document.get("held_back", ())
+        },
+        cache_full={str(target): str(why) for target, why in document.get("cache_full", {}).items()},
     )
 
 

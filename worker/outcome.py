@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +17,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A rule says that nothing is to be done here; `reason` is that rule."""
+    """A rule says that nothing is to be done here; `reason` is that rule, `state` how it is with the image then."""
 
     reason: str
+    state: Literal["unwanted", "full", "held back"] = "unwanted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,10 @@ class _Watch:
         self._poll = min(self._poll * 1.5, self._limits.poll_max)
         self._entry.look()
 
+    @property
+    def by_operator(self) -> bool:
+        return self._entry.job.cause == OPERATOR
+
     def tell(self, step: str) -> None:
         self._board.doing(self._entry.job.key, step)
 

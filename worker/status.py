@@ -21,10 +21,11 @@ from worker.target import Target
 MAKING = "making"
 FAILED = "failed"
 GONE = "gone"
+HELD_BACK = "held back"
 LOST = "lost"
 UPLOAD = "upload"
 LEFT_OVER = "left over"
-STATES = ("warm", MAKING, "cold", FAILED, "full", "unused", "unwanted", LOST, UPLOAD, LEFT_OVER, GONE)
+STATES = ("warm", MAKING, "cold", FAILED, "full", HELD_BACK, "unused", "unwanted", LOST, UPLOAD, LEFT_OVER, GONE)
 HANDLERS = {UPLOAD: "upload", LEFT_OVER: "reclaim", GONE: "reclaim"}
 
 
@@ -34,8 +35,9 @@ class Row:
 
     `due` is when the worker tries next, as far as one tells; all times are epoch seconds, 0 for unknown. `state` is
     warm, making (it is being made now), cold (it will be warm), failed (and is tried again, or was given up), full (no
-    room in the target's budget), unused (it waits for a use), unwanted (by policy), lost (the data can be had nowhere),
-    upload (a queued image), left over (on its way out), gone (the image is, its volumes are not).
+    room in the target's budget or in Cinder's cache), held back (others undo it), unused (it waits for a use), unwanted
+    (by policy), lost (the data can be had nowhere), upload (a queued image), left over (on its way out), gone (the
+    image is, its volumes are not).
     """
 
     image_id: str
@@ -134,6 +136,16 @@ def with_work(row: Row, jobs: Mapping[Key, LiveJob], given_up: Mapping[Key, Job]
             return replace(row, state=FAILED if cold else row.state, due=job.due, why=f"given up: {job.reason}")
         case _:
             return row
+
+
+def with_holds(row: Row, held_back: Mapping[Key, str], cache_full: Mapping[str, str]) -> Row:
+    """The row, with what a running worker says of images that it does not make warm for now. Pure."""
+    if row.state != "cold":
+        return row
+    if why := held_back.get(row.key):
+        return replace(row, state=HELD_BACK, why=why)
+    why = cache_full.get(row.target, "")
+    return replace(row, state="full", why=why) if why and not row.volume_id else row
 
 
 def summaries(targets: Iterable[Target], rows: Iterable[Row], held: Mapping[str, tuple[int, int]]) -> list[Summary]:

@@ -28,7 +28,10 @@ from worker.outcome import Again, Done
 from worker.target import Target
 
 LOOKS = 5
-NO_CACHE = "Cinder made no entry in its image-volume cache; is image_volume_cache_enabled set on this backend?"
+NO_CACHE = (
+    "Cinder made no entry in its image-volume cache; is image_volume_cache_enabled set on this backend, and the image "
+    "not above image_volume_cache_max_size_gb?"
+)
 
 
 def entry_of(volumes: tuple[Volume, ...], target: Target, *, host: str = "") -> Volume | None:

@@ -14,6 +14,11 @@ SILENT = 300.0
 ASK_AGAIN = 60.0
 
 
+def gone_again(target: Target) -> Finish:
+    """Glance has copied the image and names no failure, and the copy is not there."""
+    return Finish(Again(f"the copy in store {target.glance_store} was removed as soon as it was made", counted=False))
+
+
 def plan(seen: Seen, target: Target) -> Action:
     """The next action towards a copy of the image in the target's store."""
     store = target.glance_store
@@ -31,6 +36,8 @@ def plan(seen: Seen, target: Target) -> Action:
             held = "another import holds the image, or died and left its lock: Glance gives that away after an hour"
             return Finish(Again(held, after=ASK_AGAIN, counted=False, news=True))
         return AwaitImage()
+    if seen.imported and not {store} & (seen.image.failed | seen.image.importing):
+        return registered.lost(seen) or gone_again(target)
     if seen.imported:
         failed = Finish(Again(f"Glance could not copy the image into store {store}; its log has the reason"))
         return registered.lost(seen) or failed

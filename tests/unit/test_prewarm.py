@@ -327,7 +327,7 @@ async def test_the_owner_of_an_image_volume_is_put_right(store_rig: Rig, cloud: 
 
 async def test_a_location_whose_volume_is_gone_is_removed_and_made_again(cloud: FakeCloud) -> None:
     for strategy in ("store", "location"):
-        async with Rig(cloud, targets=using(strategy, FAST), policy=Policy(settle=0.0)) as rig:
+        async with Rig(cloud, targets=using(strategy, FAST), policy=Policy(settle=0.0, rewarm_interval=0.0)) as rig:
             image = cloud.upload()
             assert isinstance(await rig.run(image.id), Done)
             del cloud.volumes[located(cloud, image.id)[0]]

@@ -246,3 +246,15 @@ def test_somebody_else_is_not_believed(body: bytes, code: int) -> None:
     with served(body, code) as address:
         assert live.ask(address) is None
     assert live.ask(address) is None, "nobody is there any more"
+
+
+def test_what_a_worker_holds_back_is_shown_as_that() -> None:
+    held, full = {COLD.key: "somebody deletes it"}, {COLD.target: "Cinder's cache is full"}
+    assert status.with_holds(COLD, {}, {}) == COLD
+    row = status.with_holds(COLD, held, full)
+    assert (row.state, row.why) == ("held back", "somebody deletes it")
+    row = status.with_holds(COLD, {}, full)
+    assert (row.state, row.why) == ("full", "Cinder's cache is full")
+    # What is there and only has to be put right needs no room
+    assert status.with_holds(replace(COLD, volume_id="v"), {}, full).state == "cold"
+    assert status.with_holds(replace(COLD, state="warm"), held, full).state == "warm"

@@ -32,7 +32,7 @@ def rig_of(cloud: FakeCloud, strategy: str, *targets: Target, **parts: object) -
     """A worker with these targets by this strategy; nothing is heard of unless the test says so."""
     if strategy == "cache":
         cloud.cached = frozenset({"fast", "slow"})
-    policy = parts.pop("policy", Policy(settle=0.0))
+    policy = parts.pop("policy", Policy(settle=0.0, rewarm_interval=0.0))
     return Rig(cloud, targets=using(strategy, *(targets or (FAST, SLOW))), policy=policy, **parts)  # type: ignore[arg-type]
 
 

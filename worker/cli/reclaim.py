@@ -56,6 +56,8 @@ class Reclaim(Lister):
 class _Watch:
     """Waits for volumes that are being deleted."""
 
+    by_operator = True
+
     async def changed(self) -> None:
         await asyncio.sleep(POLL)
 

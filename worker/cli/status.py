@@ -59,8 +59,9 @@ class Status(Lister):
     """Show images x targets: warm or not, the Image-Volume, its size and age, last use, next try, and why not.
 
     States: warm; making, it is being made now; cold, it will be warm; failed, it is tried again or was given up; full,
-    the target's budget has no room; unused, it waits for a second use; unwanted; lost, the data can be had nowhere;
-    upload, a queued image; left over, what is to be deleted; gone, Glance has no such image and volumes are left.
+    the target's budget or Cinder's cache has no room; held back, somebody else undoes it; unused, it waits for a second
+    use; unwanted; lost, the data can be had nowhere; upload, a queued image; left over, what is to be deleted; gone,
+    Glance has no such image and volumes are left.
     Images that are not wanted are shown only with --all or when named. A table is followed by a summary of the targets
     and by the lanes; programs ask for these with --summary or --lanes. Glance, Cinder and the broker are read, so it
     works without a running worker; one that serves [probes] bind here is asked for what it is doing. Nothing is
@@ -166,6 +167,9 @@ async def _look_at_cloud(settings: Settings, image_id: str, seen: _Seen, given_u
         clouds.close()
     jobs = seen.live.jobs if seen.live else {}
     seen.rows = [status.with_work(row, jobs, given_up) for row in rows]
+    if seen.live:
+        held_back, full = seen.live.held_back, seen.live.cache_full
+        seen.rows = [status.with_holds(row, held_back, full) for row in seen.rows]
     resolved = {target.name: target for target in prewarm.resolved}
     seen.summaries = status.summaries(
         [resolved.get(target.name, target) for target in settings.targets], seen.rows, held

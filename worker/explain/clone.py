@@ -135,6 +135,8 @@ def _warm(one: Warmth) -> Check:
             return Check(name, "warn", f"not wanted: {one.why}", "see [prewarm], and the image's own property")
         case "full":
             return Check(name, "warn", f"not warm: {one.why}", f"raise the limits of [target:{one.target.name}]")
+        case "held back":
+            return Check(name, "warn", f"not warm: {one.why}", "resync tries at once; else it is tried in a day")
         case "unused":
             return Check(name, "warn", f"not warm: {one.why}", "see [prewarm] when, and the image's own property")
         case never:

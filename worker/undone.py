@@ -1,0 +1,131 @@
+"""Undone: what we made and somebody else has taken away since, so that we do not make it again and again."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, replace
+
+# (image, target) pairs remembered; those that were made the longest time ago are forgotten
+KEEP = 100_000
+# Limits of others show in no API: once a day it is tried whether they still hold, in seconds
+HOLD_FOR = 86_400.0
+# After so many times it is not made again
+TIMES = 2
+# So many images in a row of which Cinder made no cache entry are a matter of the target
+IN_A_ROW = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What became of an Image-Volume that we made at `at`, in epoch seconds.
+
+    `state` is of the image as it was then. `times` is how often it was undone or came to nothing, `gone_at` when that
+    was found out of the last one, 0 while it stands, `refused` whether Cinder made none at all.
+    """
+
+    at: float
+    state: str
+    volume_id: str = ""
+    times: int = 0
+    gone_at: float = 0.0
+    refused: bool = False
+
+    @property
+    def is_held(self) -> bool:
+        """Whether it was undone too often to be made again."""
+        return bool(self.gone_at) and self.times >= TIMES
+
+
+class Undone:
+    """What one process knows; after a restart each is made once more."""
+
+    def __init__(self) -> None:
+        self._pasts: OrderedDict[tuple[str, str], Past] = OrderedDict()
+        self._full: dict[str, tuple[float, str]] = {}
+        self._refusals: dict[str, set[str]] = {}
+        self._lock = threading.Lock()
+
+    def made(self, image_id: str, target: str, *, state: str, volume_id: str, at: float) -> None:
+        """An Image-Volume was made."""
+        with self._lock:
+            past = self._pasts.pop((image_id, target), None)
+            times = past.times if past and past.state == state else 0
+            self._keep(image_id, target, Past(at, state, volume_id, times))
+            self._refusals.pop(target, None)
+
+    def refused(self, image_id: str, target: str, *, state: str, at: float, why: str) -> Past:
+        """Cinder made no cache entry of the image; `why` is what to say if it makes none of any."""
+        with self._lock:
+            past = self._pasts.pop((image_id, target), None)
+            times = past.times if past and past.refused and past.state == state else 0
+            past = Past(at, state, times=times + 1, gone_at=at, refused=True)
+            self._keep(image_id, target, past)
+            images = self._refusals.setdefault(target, set())
+            images.add(image_id)
+            if len(images) >= IN_A_ROW:
+                self._full[target] = (at + HOLD_FOR, why)
+            return past
+
+    def look(self, image_id: str, target: str, *, state: str, now: float) -> Past | None:
+        """What became of the last one, now that there is none; None if that is no reason to wait."""
+        with self._lock:
+            past = self._pasts.get((image_id, target))
+            if past is None:
+                return None
+            if past.state != state or (now - past.at > HOLD_FOR and not past.gone_at):
+                # It was changed, or was there for long: nobody fights over it
+                del self._pasts[image_id, target]
+                return None
+            if past.is_held and now - past.at > HOLD_FOR:
+                # One more try, after which it is held again
+                self._pasts[image_id, target] = replace(past, times=TIMES - 1)
+                return None
+            if not past.gone_at:
+                past = self._pasts[image_id, target] = replace(past, gone_at=now, times=past.times + 1)
+            return past
+
+    def held(self, image_id: str, target: str, *, state: str, now: float) -> Past | None:
+        """What became of one that is not made again for now; changes nothing."""
+        past = self._pasts.get((image_id, target))
+        return past if past and past.is_held and past.state == state and now - past.at <= HOLD_FOR else None
+
+    def all_held(self, *, now: float) -> dict[tuple[str, str], Past]:
+        """Those that are not made again for now, by image and target."""
+        with self._lock:
+            return {pair: past for pair, past in self._pasts.items() if past.is_held and now - past.at <= HOLD_FOR}
+
+    def standing(self, target: str, *, since: float) -> dict[str, Past]:
+        """Those that stood on a target at a moment, in epoch seconds, by image."""
+        with self._lock:
+            return {
+                image_id: past
+                for (image_id, name), past in self._pasts.items()
+                if name == target and not past.refused and not 0.0 < past.gone_at < since
+            }
+
+    def fill(self, target: str, why: str, *, now: float) -> None:
+        """Nothing more fits on the target, as one that we made was undone for another."""
+        self._full[target] = (now + HOLD_FOR, why)
+
+    def full(self, target: str, *, now: float) -> str:
+        """Why nothing more fits on the target; "" if it is not known to be full."""
+        until, why = self._full.get(target, (0.0, ""))
+        return why if now < until else ""
+
+    def forget(self, image_id: str, target: str = "") -> None:
+        """We have deleted it ourselves, or the image is gone: that is nobody's undoing."""
+        with self._lock:
+            names = [target] if target else [name for one, name in self._pasts if one == image_id]
+            for name in names:
+                self._pasts.pop((image_id, name), None)
+
+    def made_room(self, target: str) -> None:
+        """Something on the target was deleted for good, so that something else may fit."""
+        self._full.pop(target, None)
+        self._refusals.pop(target, None)
+
+    def _keep(self, image_id: str, target: str, past: Past) -> None:
+        self._pasts[image_id, target] = past
+        if len(self._pasts) > KEEP:
+            self._pasts.popitem(last=False)
