@@ -7,7 +7,7 @@ location that we did not make.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -182,6 +182,9 @@ class Deletion:
         doubt: str | None = None
         for volume in volumes:
             noted = absence.absence_of(volume)
+            if not self.is_ours(volume):
+                kept.append(Kept(volume, f"volume {volume.id} stays: {NOT_OURS}"))
+                continue
             if noted.pending and self._deletions.status(image_id) == DELETED:
                 # Restored, and deleted for good since
                 noted = absence.NONE
@@ -190,9 +193,6 @@ class Deletion:
                     noted = absence.Absence(pending=True)
                     await self._note(volume, noted)
                 kept.append(Kept(volume, f"volume {volume.id} stays: {noted}"))
-                continue
-            if not self.is_ours(volume):
-                kept.append(Kept(volume, f"volume {volume.id} stays: {NOT_OURS}"))
                 continue
             final = noted.is_proven
             if not final and self._now() < noted.next_look(self._rules.grace):
@@ -240,13 +240,12 @@ class Deletion:
         """Why nothing is deleted that was only found missing: too much of it; "" if it may be."""
         if self._now() >= self._counted_until:
             volumes = [volume async for volume in self._cloud.list_volumes() if image_volume.image_of(volume)]
-            self.count(volumes)
+            self.count([absence.absence_of(volume) for volume in volumes])
             self._counted_until = self._now() + COUNT_FOR
         return self._brake
 
-    def count(self, volumes: Iterable[Volume]) -> None:
-        """Count the Image-Volumes whose images were not found, and set the brake by that."""
-        notes = [absence.absence_of(volume) for volume in volumes]
+    def count(self, notes: Sequence[absence.Absence]) -> None:
+        """Count the Image-Volumes whose images were not found, by the notes of all there are, and set the brake."""
         held = sum(note.is_noted for note in notes)
         missing = sum(note.is_noted and not note.pending for note in notes)
         most = self._rules.limit(len(notes))
@@ -314,6 +313,8 @@ class Deletion:
                 locations = await self._cloud.get_locations(image_id)
                 # After its locations: while an image is being deleted they are gone before it is
                 image = await self._cloud.get_image(image_id)
+                if image.status == "queued" and image.import_locked:
+                    raise Conflict("Glance is at work on the image")
                 if image.status == "active" and locations is None and image_volume.may_be_location(volume):
                     raise Blocked(f"Image-Volume {volume.id} stays: {image_volume.HIDDEN}")
                 if _store_of(volume, locations or ()) or any(one.volume_id == volume.id for one in locations or ()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 
 import structlog
@@ -135,7 +136,13 @@ class Reclaim:
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
         """Read Glance's stores; find out what is too much on targets with a budget, and whether the brake holds."""
         self._resolved = await self._stores.all(afresh=True)
-        self._deletion.count(volume for own in volumes.values() for volume in own)
+        notes: list[absence.Absence] = []
+        for number, own in enumerate(volumes.values()):
+            notes += map(absence.absence_of, own)
+            if number % 1000 == 0:
+                # To look at them takes time, and others have their turn in between
+                await asyncio.sleep(0)
+        self._deletion.count(notes)
         excess: set[str] = set()
         lying = await budget.lying(volumes, self._resolved, self._uses)
         for target in self._resolved:

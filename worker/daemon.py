@@ -195,7 +195,10 @@ async def check_locations(cloud: OpenStackCloud, settings: Settings) -> str:
         except Blocked:
             continue
         if needed and not await cloud.shows_locations():
-            return "Glance does not show this login the locations of images: give it the role service"
+            return (
+                "Glance does not show this login the locations of images: give it the role service, or before Glance "
+                "2.17 set show_multiple_locations"
+            )
     return ""
 
 

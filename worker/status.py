@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from handlers import image_volume
+from handlers import absence, image_volume
 from handlers.prewarm import Prewarm, Warmth
 from handlers.strategies import Finish, Seen, registered
 from worker.cloud import Cloud, Image, Location, Volume
@@ -113,7 +113,9 @@ async def of_image(
 
 def of_gone(image_id: str, volume: Volume) -> Row:
     """The row of a volume that is left of an image that Glance does not have."""
-    return _with(Row(image_id=image_id, target="", state=GONE, why="Glance lists no such image"), volume)
+    noted = absence.absence_of(volume)
+    why = "Glance lists no such image" + (f"; {noted}" if noted.is_noted else "")
+    return _with(Row(image_id=image_id, target="", state=GONE, why=why), volume)
 
 
 def with_work(row: Row, jobs: Mapping[Key, LiveJob], given_up: Mapping[Key, Job]) -> Row:
