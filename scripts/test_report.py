@@ -8,6 +8,7 @@ is one of pytest, LANE.xml in JUnit's format.
 
 from __future__ import annotations
 
+import re
 import sys
 import xml.etree.ElementTree as ET
 from collections import Counter, defaultdict
@@ -73,14 +74,21 @@ def faults(logs: Path, lanes: Sequence[str]) -> Iterator[str]:
     yield from dict.fromkeys(rows)
 
 
+def told(log: str) -> Iterator[str]:
+    """Yield the newest lines of a test's log, and of its workers' logs, which tests/cloud/conftest.py turns around."""
+    own, *workers = re.split(r"^(?=worker-\d+\.log, )", log, flags=re.MULTILINE)
+    yield from last(own, LOG_LINES)
+    for worker in workers:
+        yield from worker.splitlines()[: LOG_LINES + 1]
+
+
 def failures(found: Sequence[Case]) -> Iterator[str]:
     """Yield what each failed test said last, and its workers."""
     for case in found:
         if case.outcome == "failed":
             yield f"FAILED {case.name}"
             yield from (f"    {line}" for line in last(case.failure, TRACE_LINES))
-            for section in case.log.split("\n---")[1:]:
-                yield from (f"    {line}" for line in section.splitlines()[: LOG_LINES + 1])
+            yield from (f"    {line}" for line in told(case.log))
 
 
 def main(words: Sequence[str]) -> None:

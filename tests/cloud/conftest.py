@@ -128,8 +128,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed and folder:
         for log in sorted(folder.rglob("worker-*.log")):
             lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-            # The last first: who shows this may cut it
-            report.sections.append((f"Captured log: {log.name}", "\n".join(briefly(line) for line in reversed(lines))))
+            # The last first: who shows this may cut it. JUnit's file has the text of such a section, without its title
+            told = [f"{log.name}, the last line first", *(briefly(line) for line in reversed(lines))]
+            report.sections.append(("Captured log of a worker", "\n".join(told)))
     return report
 
 
