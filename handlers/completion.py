@@ -24,6 +24,9 @@ PATIENCE = 60.0
 SOONEST, RAREST = 10.0, 900.0
 # A clone of Cinder's that is no location of its active image, in seconds; Cinder deletes its own within moments
 LEFT_OVER_AFTER = 3600.0
+# Glance forgets its tasks after two days, in seconds
+TASKS_KEPT = 172_800.0
+DATA_UPLOADED = "not made from the volume: data was uploaded"
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
 # Whether it is another project's or is not there at all must not be told
 NO_SUCH_VOLUME = "the image's project has no volume of this id"
@@ -149,6 +152,8 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
     image = seen.image
     if image.status == "active":
         return _clean_up(seen, rules)
+    if image.status == "saving":
+        return Finish(Skip(f"the image is saving for {saving_for(image, seen.now) / 60:.0f} minutes"))
     if image.status != "queued":
         return Finish(Skip(f"the image is {image.status}"))
     if image.import_locked:
@@ -185,6 +190,23 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
         return LookAtTasks()
     stranded = [volume_id for volume_id in stranded_volumes(seen.tasks) if volume_id not in seen.missing]
     return _clone_of(stranded[0], seen, rules, targets) if stranded else Finish(Skip(NOBODY_ASKED))
+
+
+def wait_to_change(image: Image, untouched: float, now: float) -> float:
+    """Seconds until a property of a queued image may be changed: it must have been left alone for so long.
+
+    Glance's PATCH writes the whole image as it has read it, its status too. One that meets an upload of data leaves the
+    image `saving` for good, or the data is lost. Who sends data does so right after making the record; later only the
+    moment of the request itself is left.
+    """
+    if image.status != "queued":
+        return 0.0
+    return untouched - age(max(image.created_epoch, image.updated_epoch), now)
+
+
+def saving_for(image: Image, now: float) -> float:
+    """Seconds since the image began to get data; Glance changes nothing of it until that has ended."""
+    return now - max(image.created_epoch, image.updated_epoch)
 
 
 def source_named(image: Image, rules: Uploads) -> str:
@@ -307,7 +329,7 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
             source_volid=source.id,
             metadata=metadata_of(seen.image, source.size) | {TAG: UPLOAD},
         ),
-        binding(seen.image, rules),
+        binding(seen.image, rules) if wait_to_change(seen.image, rules.untouched, seen.now) <= 0 else None,
     )
 
 
@@ -344,7 +366,7 @@ def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, 
     if not image_volume.is_readonly(clone):
         return SetReadonly(clone.id)
     if bind := binding(seen.image, rules):
-        return bind
+        return AwaitImage() if wait_to_change(seen.image, rules.untouched, seen.now) > 0 else bind
     # Glance writes a whole image whenever a part of it is changed. A change that falls together with a location being
     # added undoes half of that (measured: active without a size, or with the location of a volume that is gone)
     ours = seen.bound_at and seen.image.updated_at == seen.bound_at
@@ -411,19 +433,38 @@ def _clean_up(seen: Seen, rules: Uploads) -> Action:
     if seen.clones is None:
         return LookAtClones()
     if not seen.clones:
-        return Finish(Done())
+        return _without_clone(seen, rules)
     if seen.hidden:
         # Nothing is known about any clone then
         return Finish(Done())
     if seen.locations is None:
         return LookAtLocations()
     located = {location.volume_id for location in seen.locations}
+    if not any(clone.id in located for clone in seen.clones) and seen.tasks is None and source_named(seen.image, rules):
+        return LookAtTasks()
     for clone in seen.clones:
         old = seen.now - clone.created_epoch > LEFT_OVER_AFTER
         settled = image_volume.is_usable(clone) or image_volume.is_broken(clone)
         if clone.id not in located and settled and (is_ours(clone) or old):
             return DeleteClone(clone.id)
+    if not any(clone.id in located for clone in seen.clones):
+        return _without_clone(seen, rules)
     return Finish(Done(", ".join(clone.id for clone in seen.clones if clone.id in located)))
+
+
+def _without_clone(seen: Seen, rules: Uploads) -> Action:
+    """What to tell of an active image that asks for a volume's data, and has none of our clones for a location."""
+    if not source_named(seen.image, rules):
+        return Finish(Done())
+    if seen.image.size % GIB and not seen.asked:
+        return Finish(Done(), tell=DATA_UPLOADED)
+    if seen.tasks is None:
+        return LookAtTasks()
+    if seen.now - seen.image.created_epoch > TASKS_KEPT:
+        # Glance would not know any more how it came by its data
+        return Finish(Done(), tell=seen.image.properties.get(rules.status_property, ""))
+    located = any(task.type == LOCATION_IMPORT and task.status == "success" for task in seen.tasks)
+    return Finish(Done(), tell="" if located or seen.asked else DATA_UPLOADED)
 
 
 def _last_change(clone: Volume) -> float:

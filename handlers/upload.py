@@ -25,8 +25,10 @@ log = structlog.get_logger(__name__)
 
 # Uploads worked on at once; each is a few requests and a clone
 WIDTH = 8
-# Glance forgets its tasks after two days: of an older image nobody knows what it was to become, in seconds
-REMEMBERED = 172_800.0
+# Of an image older than Glance's memory of its tasks nobody knows what it was to become, in seconds
+REMEMBERED = completion.TASKS_KEPT
+# Sending the data of an image takes no longer, as a rule, in seconds
+SAVING_LONG = 3600.0
 
 
 class Upload:
@@ -76,7 +78,10 @@ class Upload:
         except NotFound:
             return await self._gone(key.image_id, watch, _unlocated(seen))
         if action.tell or not isinstance(action.outcome, Again):
-            await self._tell(action.tell, seen.image)
+            after = await self._tell(action.tell, seen.image)
+            if after > 0:
+                reason = getattr(action.outcome, "reason", action.tell)
+                return Again(f"{reason}; its owner is told in a moment", after=after, counted=False, news=True)
         if seen.asked and isinstance(action.outcome, Done):
             path = self._path(seen)
             self._report.upload_completed(path)
@@ -101,9 +106,13 @@ class Upload:
             known = stores if image.stores is None else image.stores
             if len(clones) > 1 or not stores <= known:
                 return "a clone that is none of its locations"
-            told = completion.source_named(image, self._rules) and self._rules.status_property in image.properties
+            status = image.properties.get(self._rules.status_property, "")
+            told = completion.source_named(image, self._rules) and status not in ("", completion.DATA_UPLOADED)
             unbound = completion.binding(image, self._rules)
             return "active, and its properties say that it is not" if told or unbound else ""
+        if image.status == "saving" and self._rules.source_property in image.properties:
+            minutes = completion.saving_for(image, self._now()) / 60
+            return f"saving for {minutes:.0f} minutes: see explain" if minutes * 60 > SAVING_LONG else ""
         if image.status != "queued":
             return ""
         if completion.source_named(image, self._rules):
@@ -127,17 +136,39 @@ class Upload:
             return await self._deletion.release(image_id, watch, unlocated=unlocated)
         return Again("something went while it was looked at")
 
-    async def _tell(self, text: str, image: Image) -> None:
-        """Let the image's owner know by a property, if one asked for the upload by property."""
+    async def _tell(self, text: str, image: Image) -> float:
+        """Let the image's owner know by a property, if one asked for the upload by property.
+
+        Returns after how many seconds to come again, 0 for not at all: an image that somebody may be about to send data
+        for is not touched.
+        """
         name, asked = self._rules.status_property, self._rules.source_property in image.properties
         told = image.properties.get(name, "")
         if not name or not asked or image.import_locked or image.status not in ("queued", "active") or text == told:
-            return
+            return 0.0
+        if (wait := completion.wait_to_change(image, self._rules.tell_after, self._now())) > 0:
+            return max(1.0, wait) if self._rules.tell_after >= 1.0 else wait
         try:
-            await self._cloud.set_property(image.id, name, text)
+            await self._change(image, name, text)
         except (Temporary, Blocked, NotFound) as error:
             # It is a courtesy: an image that is protected, or gone, is none the worse without it
             log.info("owner_not_told", text=text, error=str(error))
+        return 0.0
+
+    async def _change(self, image: Image, name: str, value: str) -> Image:
+        """Change a property of an image that is still as it was; the image as it is then.
+
+        Glance's PATCH writes back the status that it has read: what happens to the image meanwhile is undone.
+        """
+        fresh = await self._cloud.get_image(image.id)
+        if (fresh.status, fresh.import_locked, fresh.updated_at) != (image.status, False, image.updated_at):
+            return fresh
+        await self._cloud.set_property(image.id, name, value)
+        after = await self._cloud.get_image(image.id)
+        if image.status == "queued" and after.status != "queued":
+            advice = "if it stays saving: nobody but its owner can mend it, by deleting it and making it anew"
+            log.warning("image_changed_during_upload", status=after.status, advice=advice)
+        return after
 
     def _path(self, seen: Seen) -> str:
         """How the image came by its data: asked for by property, Cinder's upload finished, or begun again."""
@@ -204,8 +235,8 @@ class Upload:
 
     async def _bind(self, bind: completion.Bind, seen: Seen) -> Seen:
         name = self._rules.source_property
-        await self._cloud.set_property(seen.image.id, name, bind.value)
-        image = await self._cloud.get_image(seen.image.id)
+        image = await self._change(seen.image, name, bind.value)
+        bound = image.properties.get(name) == bind.value
         expected = replace(
             seen.image,
             properties={**seen.image.properties, name: bind.value},
@@ -213,7 +244,13 @@ class Upload:
             updated_epoch=image.updated_epoch,
         )
         changed = seen.changed or seen.image.updated_epoch > seen.image.created_epoch or image != expected
-        return replace(seen, image=image, changed=changed, bound_at=image.updated_at)
+        return replace(
+            seen,
+            image=image,
+            now=self._now(),
+            changed=changed,
+            bound_at=image.updated_at if bound else seen.bound_at,
+        )
 
     async def _look_at_source(self, volume_id: str, seen: Seen) -> Seen:
         try:

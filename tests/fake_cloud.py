@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from handlers import image_volume
-from worker.cloud import GIB, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
+from worker.cloud import GIB, LISTED, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
 from worker.errors import Blocked, Conflict, NotFound, Temporary
 from worker.target import TAG, Target
 
@@ -50,7 +50,8 @@ class FakeCloud:
     itself for its cache. `types` are the volume types, `encrypted_types` those whose volumes are encrypted; only with
     `tells_encryption` the login may ask which. A copy into one of `refused_stores` is refused as a whole, one into
     `spoiling_stores` ends without any store having got it. `cache_max_count` and `cache_max_gigabytes` bound the
-    entries of Cinder's cache on each type; 0 for no limit.
+    entries of Cinder's cache on each type; 0 for no limit. `patching` is for how many seconds Glance's PATCH holds what
+    it has read, before it writes the whole image back.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
@@ -87,6 +88,7 @@ class FakeCloud:
     tells_encryption: bool = True
     refused_stores: dict[str, Exception] = field(default_factory=dict)
     spoiling_stores: set[str] = field(default_factory=set)
+    patching: float = 0.0
     cache_max_count: int = 0
     cache_max_gigabytes: int = 0
     faults: dict[str, Fault] = field(default_factory=dict)
@@ -232,6 +234,19 @@ class FakeCloud:
         """Whether the image's data can be read anywhere."""
         return any(self.is_whole(location) for location in self.locations.get(image_id, ()))
 
+    async def send(self, image_id: str, *, size: int = 0, seconds: float = 0.0) -> None:
+        """A user sends an image's data, as PUT /v2/images/{id}/file does."""
+        if self.images[image_id].status != "queued":
+            raise Conflict(f"Image status transition from {self.images[image_id].status} to saving is not allowed")
+        self.touch(image_id, status="saving")
+        await asyncio.sleep(seconds)
+        if self.images[image_id].status != "saving":
+            raise NotFound("Image could not be found after upload")
+        self.locations[image_id] = (Location(url="file:///x", store="file"),)
+        self.touch(image_id, status="active", size=size, stores=frozenset({"file"}))
+        self.announce("image.upload", image_id)
+        self.announce("image.activate", image_id)
+
     async def quiet(self) -> None:
         """Return when nothing is being made any more."""
         while self.tasks:
@@ -244,7 +259,7 @@ class FakeCloud:
             return self._image(image_id)
 
     async def list_images(self) -> AsyncIterator[Image]:
-        shown = [image for image in self.images.values() if image.status in ("active", "queued", "deactivated")]
+        shown = [image for image in self.images.values() if image.status in LISTED]
         shown = [image for image in shown if self._shows(image)]
         async for image in self._pages("list_images", [] if self.amnesiac else shown):
             yield image
@@ -322,10 +337,16 @@ class FakeCloud:
 
     async def set_property(self, image_id: str, name: str, value: str) -> None:
         async with self._call("set_property"):
-            properties = {**self._image(image_id).properties, name: value}
+            before = self._image(image_id)
+            properties = {**before.properties, name: value}
             if not value:
                 del properties[name]
-            self.touch(image_id, properties=properties)
+            # Glance writes back what it has read, the status too: what happens in between is undone
+            await asyncio.sleep(self.patching)
+            if image_id not in self.images:
+                raise NotFound(f"No image found with ID {image_id}")
+            whole = {"status": before.status, "size": before.size} if self.patching else {}
+            self.touch(image_id, properties=properties, **whole)
             self.announce("image.update", image_id)
 
     async def remove_from_store(self, image_id: str, store: str) -> None:

@@ -61,7 +61,7 @@ class Rig:
             urgent=cloud,
             targets=tuple(targets),
             policy=policy or Policy(settle=0.05, rewarm_interval=0.1),
-            uploads=uploads or Uploads(grace=0.2, quiet=0.02),
+            uploads=uploads or Uploads(grace=0.2, quiet=0.02, untouched=0.0, tell_after=0.0),
             reclaiming=reclaiming or Reclaiming(),
             uses=self.uses,
             deletions=self.deletions,

@@ -8,8 +8,8 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 GIB = 1 << 30
-LISTED = ("active", "queued", "deactivated")
-"""The status of images that a list of them has; of others there is nothing to do."""
+LISTED = ("active", "queued", "saving", "deactivated")
+"""The status of images that a list of them has; of others there is nothing to do, and nothing to say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -88,12 +88,15 @@ class Uploads:
     `source_property` is the image property that names the source volume, `status_property` the one that tells the
     image's owner what is in the way ("" for none). `grace` is for how many seconds Cinder's own upload must have been
     still before it counts as stuck, `quiet` for how many an image that was changed must have been left alone before a
-    location is added.
+    location is added. `untouched` and `tell_after` are for how many a queued image must have been left alone before the
+    worker changes its source property, or its status property.
     """
 
     source_property: str = "image_volume_source"
     status_property: str = "image_volume_status"
     grace: float = 60.0
     quiet: float = 2.0
+    untouched: float = 3.0
+    tell_after: float = 10.0
     allow_in_use: bool = False
     location_api: LocationApi = "auto"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -533,3 +534,53 @@ def test_the_old_location_api_does_too(
         check_clone(operator, alice, image_id)
         assert [line["location_api"] for line in process.events("location_added")] == ["old"]
         until(lambda: of_image(operator, image_id)[0]["status"] == "available", what="nobody reads it")
+
+
+NOT_MADE = "not made from the volume: data was uploaded"
+
+
+def test_data_that_is_sent_right_after_the_record_is_never_harmed(
+    worker: Worker, queued: Queued, volumes: Volumes, alice: Person, bob: Person, operator: Person
+) -> None:
+    """What `openstack image create` in a script does: a record, and an empty upload at once."""
+    glance, octets = alice.connection.image, {"Content-Type": "application/octet-stream"}
+    own, theirs = volumes(), volumes(owner=bob)
+    with worker() as process:
+        process.wait_ready()
+        made: dict[str, int] = {}
+        for number in range(16):
+            image_id = queued(own if number % 2 else theirs)
+            # Sooner and later than the worker's first look, and than its first change
+            time.sleep((0.0, 0.02, 0.1, 0.3, 0.6, 1.0, 1.5, 2.0)[number // 2])
+            made[image_id] = glance.put(f"/images/{image_id}/file", data=b"", headers=octets).status_code
+        assert set(made.values()) == {204}
+        for image_id in made:
+            until(lambda image=image_id: told(alice, image) == NOT_MADE, seconds=120, what=f"{image_id} is told")
+        assert {status(alice, image_id) for image_id in made} == {"active"}
+        assert [image_id for image_id in made if of_image(operator, image_id)] == []
+        assert process.events("image_changed_during_upload") == []
+        assert process.stop() == 0
+
+
+def test_an_image_that_is_saving_is_named_with_its_time(worker: Worker, queued: Queued, alice: Person) -> None:
+    image_id = queued(NOBODY)
+    arrives = threading.Event()
+
+    def slowly() -> Iterator[bytes]:
+        yield b"x" * MIB
+        arrives.wait(60)
+        yield b"x" * MIB
+
+    def send() -> None:
+        octets = {"Content-Type": "application/octet-stream"}
+        Person("alice").connection.image.put(f"/images/{image_id}/file", data=slowly(), headers=octets)
+
+    sending = threading.Thread(target=send)
+    sending.start()
+    try:
+        until(lambda: status(alice, image_id) == "saving", seconds=30)
+        assert "saving for 0 minutes" in worker().run("explain", image_id, "-f", "value").stdout
+    finally:
+        arrives.set()
+        sending.join()
+    assert (status(alice, image_id), alice.show(image_id)["size"]) == ("active", 2 * MIB)

@@ -174,7 +174,7 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
 @pytest.mark.parametrize(
     ("given", "outcome"),
     [
-        (seen(replace(QUEUED, status="saving")), Skip("the image is saving")),
+        (seen(replace(QUEUED, status="saving")), Skip("the image is saving for 0 minutes")),
         (seen(replace(QUEUED, import_locked=True)),
          Again("Glance is at work on the image", after=10.0, counted=False, news=True)),
         (seen(replace(UNNAMED, created_epoch=990.0)),
@@ -194,7 +194,7 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
          Skip("the clone that Cinder has made is not for the image's project")),
         (sure(with_metadata(CINDERS, image_owner=None), replace(VOLUME, project_id="bob"), UNNAMED),
          Skip("the clone that Cinder has made is not for the image's project")),
-        (seen(replace(QUEUED, status="active"), clones=()), Done()),
+        (seen(replace(UNNAMED, status="active"), clones=()), Done()),
         (seen(replace(QUEUED, status="active"), clones=(OURS,), hidden=True), Done()),
         (seen(replace(QUEUED, status="active"), asked=URL),
          Park("Glance has lost the image's size, somebody changed the image at the same time: make it anew")),
@@ -285,3 +285,50 @@ def test_the_store_is_glances_word_or_the_configurations() -> None:
     )
     assert completion.store_of("hdd", untold, targets) == "c2"
     assert completion.store_of("x", untold, targets) == ""
+
+
+ACTIVE = replace(QUEUED, status="active", size=2 * GIB)
+LOCATED = replace(FAILED, status="success", url=URL)
+TOLD = completion.DATA_UPLOADED
+
+
+@pytest.mark.parametrize(
+    ("given", "tell"),
+    [
+        # Nobody sends whole GiB by chance, and a clone is never of another size
+        (seen(replace(ACTIVE, size=1), clones=()), TOLD),
+        (seen(ACTIVE, clones=(), tasks=()), TOLD),
+        (seen(replace(ACTIVE, size=0), clones=(), tasks=()), TOLD),
+        (seen(ACTIVE, clones=(), tasks=(FAILED,)), TOLD),
+        (seen(ACTIVE, clones=(), tasks=(LOCATED, FAILED)), ""),
+        # Its clone was moved or replaced since, or it was data: Glance has forgotten which
+        (seen(ACTIVE, clones=(), tasks=(), now=NOW + completion.TASKS_KEPT), ""),
+        (seen(replace(ACTIVE, properties=HANDED_ON.properties), clones=()), ""),
+        (seen(ACTIVE, clones=(OURS,), locations=(Location.from_url(URL),)), ""),
+    ],
+)
+def test_an_owner_is_told_that_data_was_uploaded(given: Seen, tell: str) -> None:
+    action = completion.plan(given, RULES)
+    assert isinstance(action, completion.Finish)
+    assert isinstance(action.outcome, Done)
+    assert action.tell == tell
+
+
+@pytest.mark.parametrize(
+    ("changes", "wait"),
+    [
+        ({"created_epoch": 990.0}, 0.0),
+        ({"created_epoch": 999.0}, 2.0),
+        ({"created_epoch": 900.0, "updated_epoch": 998.0}, 1.0),
+        # Only an upload of data is what a change can meet
+        ({"created_epoch": 999.0, "status": "active"}, 0.0),
+    ],
+)
+def test_a_queued_image_is_left_alone_before_it_is_changed(changes: dict[str, object], wait: float) -> None:
+    image = replace(PLAIN, **changes)  # type: ignore[arg-type]
+    assert max(0.0, completion.wait_to_change(image, 3.0, NOW)) == wait
+    begun = completion.plan(seen(image, clones=(), source=VOLUME), RULES)
+    if image.status == "queued":
+        assert isinstance(begun, CreateClone)
+        assert (begun.bind is None) == (wait > 0)
+        assert (completion.plan(sure(OURS, image=image), RULES) == AwaitImage()) == (wait > 0)

@@ -143,8 +143,8 @@ async def test_an_active_image_target_by_target(cloud: FakeCloud, settings: Sett
 
 
 async def test_somebody_works_on_it_or_uploads_are_off(cloud: FakeCloud, settings: Settings) -> None:
-    saving = cloud.queue(status="saving")
-    assert "somebody works on it" in (await told(cloud, settings, saving.id))["upload"].detail
+    importing = cloud.queue(status="importing")
+    assert "somebody works on it" in (await told(cloud, settings, importing.id))["upload"].detail
     off = replace(settings, switched_off=frozenset({"upload"}))
     assert (await told(cloud, off, cloud.queue().id))["upload"].detail == "switched off"
     with pytest.raises(NotFound):
@@ -455,3 +455,13 @@ async def test_a_location_whose_volume_is_gone(cloud: FakeCloud, warm: Image, tm
     checks = [check async for check in explain.explain(cloud, settings, rig.prewarm, warm.id, now=time.time())]
     (broken,) = [check for check in checks if check.name == "location"]
     assert (broken.verdict, volume.id in broken.detail) == ("fail", True)
+
+
+@pytest.mark.parametrize(("minutes", "verdict"), [(1, "ok"), (40, "warn")])
+async def test_how_long_an_image_is_saving(cloud: FakeCloud, settings: Settings, minutes: int, verdict: str) -> None:
+    saving = cloud.queue(status="saving")
+    cloud.images[saving.id] = replace(
+        saving, created_epoch=time.time() - 60.0 * minutes, updated_epoch=time.time() - 60.0 * minutes
+    )
+    check = (await told(cloud, settings, saving.id))["upload"]
+    assert (check.verdict, f"saving for {minutes} minutes" in check.detail) == (verdict, True)

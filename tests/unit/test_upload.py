@@ -88,7 +88,8 @@ async def test_the_old_location_api_does_too(cloud: FakeCloud) -> None:
 @pytest.mark.parametrize(("api", "verb"), [("old", "add_location"), ("new", "import_location")])
 async def test_the_location_api_can_be_chosen(cloud: FakeCloud, api: str, verb: str) -> None:
     cloud.multiple_locations = True
-    async with Rig(cloud, targets=(), uploads=Uploads(location_api=api, quiet=0.0)) as rig:  # type: ignore[arg-type]
+    uploads = Uploads(location_api=api, quiet=0.0, untouched=0.0, tell_after=0.0)  # type: ignore[arg-type]
+    async with Rig(cloud, targets=(), uploads=uploads) as rig:
         image = asked(cloud, cloud.volume_of("alice"))
         assert isinstance(await rig.complete(image.id), Done)
         assert cloud.calls[verb] == 1
@@ -160,7 +161,7 @@ async def test_a_refusal_is_withdrawn_once_it_works(rig: Rig, cloud: FakeCloud) 
 
 
 async def test_without_a_status_property_nothing_is_written(cloud: FakeCloud) -> None:
-    async with Rig(cloud, targets=(), uploads=Uploads(status_property="")) as rig:
+    async with Rig(cloud, targets=(), uploads=Uploads(status_property="", untouched=0.0)) as rig:
         image = asked(cloud, cloud.volume_of("bob"))
         assert isinstance(await rig.complete(image.id), Skip)
         assert cloud.calls["set_property"] == 0
@@ -378,7 +379,7 @@ async def test_a_normal_upload_of_data_costs_two_looks(rig: Rig, cloud: FakeClou
 
 
 async def test_a_property_that_is_set_during_the_grace_is_news(cloud: FakeCloud) -> None:
-    async with Rig(cloud, targets=(), uploads=Uploads(grace=600.0, quiet=0.02)) as rig:
+    async with Rig(cloud, targets=(), uploads=Uploads(grace=600.0, quiet=0.02, untouched=0.0, tell_after=0.0)) as rig:
         cloud.emit = rig.hear
         image, volume = cloud.queue(), cloud.volume_of("alice")
         while not rig.runner.due():
@@ -402,7 +403,7 @@ async def test_another_volume_ends_the_wait_for_one_in_use(cloud: FakeCloud) -> 
 
 
 async def test_a_property_that_is_set_while_the_image_is_looked_at_is_news(cloud: FakeCloud) -> None:
-    async with Rig(cloud, targets=(), uploads=Uploads(grace=600.0, quiet=0.02)) as rig:
+    async with Rig(cloud, targets=(), uploads=Uploads(grace=600.0, quiet=0.02, untouched=0.0, tell_after=0.0)) as rig:
         cloud.emit = rig.hear
         image, volume = cloud.queue(), cloud.volume_of("alice")
         while not cloud.calls["get_image"]:
@@ -436,3 +437,68 @@ async def test_a_property_set_on_an_active_image_is_bound_to_it(rig: Rig, cloud:
     await rig.quiet()
     assert cloud.images[image.id].properties[SOURCE].endswith(f"/{image.id}")
     assert cloud.calls["create_volume"] == 0
+
+
+# Data that is sent for an image that the worker looks at
+
+
+CAREFUL = Uploads(grace=0.2, quiet=0.02, untouched=0.3, tell_after=0.3)
+
+
+@pytest.mark.parametrize("named", ["own", "another's"])
+@pytest.mark.parametrize("pause", [0.0, 0.02, 0.1])
+async def test_data_that_is_sent_right_after_the_record_is_never_harmed(
+    cloud: FakeCloud, named: str, pause: float
+) -> None:
+    cloud.patching = 0.05
+    async with Rig(cloud, targets=(), uploads=CAREFUL) as rig:
+        cloud.emit = rig.hear
+        source = cloud.volume_of("alice" if named == "own" else "bob")
+        images = [asked(cloud, source) for _ in range(5)]
+        await asyncio.sleep(pause)
+        await asyncio.gather(*(cloud.send(image.id, seconds=0.05) for image in images))
+        await asyncio.sleep(0.5)
+        await rig.quiet()
+        for image in images:
+            assert cloud.images[image.id].status == "active"
+            assert cloud.images[image.id].properties[STATUS] == "not made from the volume: data was uploaded"
+            assert cloud.of(image.id) == []
+
+
+async def test_its_owner_is_told_all_the_same_if_nothing_is_sent(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=(), uploads=CAREFUL) as rig:
+        cloud.emit = rig.hear
+        image = asked(cloud, cloud.volume_of("bob"))
+        await asyncio.sleep(0.1)
+        assert STATUS not in cloud.images[image.id].properties
+        async with asyncio.timeout(5):
+            while STATUS not in cloud.images[image.id].properties:
+                await asyncio.sleep(0.01)
+        assert cloud.images[image.id].properties[STATUS].startswith("refused")
+
+
+class Interrupted(FakeCloud):
+    """Data begins to arrive between the first look at an image and the second."""
+
+    async def get_image(self, image_id: str) -> Image:
+        if self.calls["get_image"] == 1:
+            self.touch(image_id, status="saving")
+        return await FakeCloud.get_image(self, image_id)
+
+
+async def test_an_image_that_is_another_one_by_now_is_not_changed() -> None:
+    cloud = Interrupted(stores=STORES)
+    async with Rig(cloud, targets=()) as rig:
+        await rig.complete(asked(cloud, cloud.volume_of("bob")).id)
+        assert cloud.calls["get_image"] == 2
+        assert cloud.calls["set_property"] == 0
+
+
+async def test_an_image_that_saves_for_hours_is_found_by_a_resync(rig: Rig, cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    stuck = asked(cloud, cloud.volume_of("alice"))
+    cloud.touch(stuck.id, status="saving")
+    assert await rig.resync() == []
+    cloud.ahead += 7200.0
+    (missing,) = await rig.resync()
+    assert "saving for 120 minutes" in missing.why

@@ -66,6 +66,8 @@ async def explain(
         yield Check("status", "fail", "deactivated: nobody but an administrator may read it", advice)
     elif image.status in ("killed", "deleted", "pending_delete"):
         yield Check("status", "fail", f"{image.status}: it will never have data", "upload it anew")
+    elif image.status == "saving":
+        yield upload.saving_check(image, now=now)
     elif image.status != "queued":
         yield Check("upload", "ok", f"somebody works on it: the image is {image.status}")
     elif "upload" in settings.switched_off:

@@ -16,6 +16,9 @@ from worker.outcome import Again, Skip
 from worker.settings import Settings
 from worker.target import Uploads
 
+# Minutes after which it is worth asking whether data still arrives
+SENDING = 15.0
+
 
 async def look(cloud: Cloud, rules: Uploads, image: Image, *, now: float) -> Seen:
     """All that concerns the upload of a queued image."""
@@ -81,6 +84,19 @@ def quota_check(source: Volume, quota: Quota) -> Check:
         text = f"the internal project has {' and '.join(short)} left, the clone needs {source.size} GiB"
         return Check("quota", "fail", text, "raise its quota; the upload is tried again by itself")
     return Check("quota", "ok", "the internal project has room for the clone")
+
+
+def saving_check(image: Image, *, now: float) -> Check:
+    """Whether data still arrives, as far as anybody can tell. Pure."""
+    minutes = completion.saving_for(image, now) / 60
+    text = f"saving for {minutes:.0f} minutes: somebody sends data, or Glance has lost its end"
+    if minutes < SENDING:
+        return Check("upload", "ok", text)
+    advice = (
+        "ask its owner; if nobody sends anything, a change of the image met the end of the upload (Glance writes whole "
+        "images): no request repairs that, the owner deletes it and makes it anew"
+    )
+    return Check("upload", "warn", text, advice)
 
 
 def _format(image: Image) -> Check:
