@@ -320,6 +320,7 @@ def facts(**changes: Any) -> Facts:
         zones=frozenset({"nova"}),
         limits={},
         sees_volumes=True,
+        witness="0000000a-0000-4000-8000-000000000000",
         volumes=(),
     )
     return replace(well, **changes)
@@ -339,6 +340,9 @@ def identity(*roles: str, project: str = "internal") -> Identity:
         ({"identity": identity("member")}, "roles", "fail", "lacks admin"),
         ({}, "rights in glance", "ok", "1 of the 1 newest images are of other projects"),
         ({"images": ()}, "rights in glance", "ok", "no image"),
+        ({}, "private images", "ok", "sees those of other projects"),
+        ({"witness": ""}, "private images", "warn", "sees none of another project"),
+        ({"witness": AWAY}, "private images", "warn", "no answer"),
         ({"stores": REFUSED}, "rights in glance", "fail", "403"),
         ({"images": REFUSED}, "rights in glance", "fail", "403"),
         ({"images": AWAY}, "rights in glance", "warn", "no answer"),

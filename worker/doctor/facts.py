@@ -51,6 +51,7 @@ class Facts:
     zones: frozenset[str] | Untold = NO_LOGIN
     limits: Mapping[str, Limit] | Untold = NO_LOGIN
     sees_volumes: bool | Untold = NO_LOGIN
+    witness: str | Untold = NO_LOGIN
     volumes: tuple[Volume, ...] | Untold = NO_LOGIN
 
 
@@ -95,7 +96,7 @@ async def gather(cloud: OpenStackCloud, settings: Settings) -> Facts:
         (glance, cinder),
         (login, image_api, methods, volume_api),
         (pools, services, zones),
-        (limits, sees_volumes, all_volumes),
+        (limits, sees_volumes, all_volumes, witness),
     ) = await asyncio.gather(
         kept_and_located(),
         types_and_encrypted(),
@@ -104,7 +105,7 @@ async def gather(cloud: OpenStackCloud, settings: Settings) -> Facts:
             ask(cloud.login), ask(cloud.image_api_version), ask(cloud.import_methods), ask(cloud.volume_api_version)
         ),
         asyncio.gather(ask(cloud.list_pools), ask(cloud.list_services), ask(cloud.list_zones)),
-        asyncio.gather(ask(cloud.limits), ask(cloud.sees_volumes_of_all), ask(volumes)),
+        asyncio.gather(ask(cloud.limits), ask(cloud.sees_volumes_of_all), ask(volumes), ask(cloud.find_witness)),
     )
     return Facts(
         identity=identity,
@@ -124,6 +125,7 @@ async def gather(cloud: OpenStackCloud, settings: Settings) -> Facts:
         zones=zones,
         limits=limits,
         sees_volumes=sees_volumes,
+        witness=witness,
         volumes=all_volumes,
     )
 

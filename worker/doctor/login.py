@@ -59,6 +59,7 @@ def roles(identity: Identity, facts: Facts, settings: Settings) -> Iterator[Chec
     else:
         yield Check("roles", "ok", has)
     yield _glance_rights(facts, identity)
+    yield _private_images(facts, settings)
     yield _location_rights(facts, settings, grant, named=SERVICE in identity.roles)
     if isinstance(facts.sees_volumes, Untold):
         yield untold(
@@ -84,6 +85,24 @@ def _glance_rights(facts: Facts, identity: Identity) -> Check:
     others = sum(image.owner != identity.project_id for image in facts.images)
     seen = f"{others} of the {len(facts.images)} newest images are of other projects" if facts.images else "no image"
     return Check(name, "ok", f"lists images and stores; {seen}")
+
+
+def _private_images(facts: Facts, settings: Settings) -> Check:
+    """Whether Glance shows us private images of other projects: without one no 404 of an image proves anything."""
+    name = "private images"
+    if isinstance(facts.witness, Untold):
+        return untold(name, facts.witness, "see glance")
+    if facts.witness:
+        return Check(name, "ok", f"sees those of other projects, as {facts.witness}: a 404 of an image can be believed")
+    if "reclaim" in settings.switched_off:
+        return Check(name, "ok", "sees none of another project; nothing is reclaimed anyway")
+    return Check(
+        name,
+        "warn",
+        "sees none of another project: that an image is gone is only believed if Glance announces it",
+        f"if there are such images, context_is_admin of Glance's policy does not have the role {settings.admin_role}; "
+        "else make one",
+    )
 
 
 def _location_rights(facts: Facts, settings: Settings, grant: str, *, named: bool) -> Check:
