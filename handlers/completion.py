@@ -453,7 +453,7 @@ def _clean_up(seen: Seen, rules: Uploads) -> Action:
 
 
 def _without_clone(seen: Seen, rules: Uploads) -> Action:
-    """What to tell of an active image that asks for a volume's data, and has none of our clones for a location."""
+    """Tell the owner of an active image that names a source volume, and has none of our clones for a location."""
     if not source_named(seen.image, rules):
         return Finish(Done())
     if seen.image.size % GIB and not seen.asked:

@@ -47,7 +47,7 @@ def refusal(image: Image, target: Target, policy: Policy) -> str | None:
 
 
 def encrypted_type(target: Target) -> str:
-    """Why no image may be kept on a target of an encrypted type.
+    """Return the refusal for a target of an encrypted type.
 
     Cinder looks at the encryption of the new volume only, never at that of the Image-Volume: it would clone ciphertext
     into volumes that are not encrypted (cinder/volume/flows/manager/create_volume.py, _clone_image_volume).
@@ -59,7 +59,7 @@ def encrypted_type(target: Target) -> str:
 
 
 def _allocating(allocated: int, image: Image) -> str:
-    """What takes so many bytes."""
+    """Name the field of the image that decides how many bytes are allocated."""
     if allocated == image.size:
         return f"image of {image.size} bytes"
     why = "min_disk" if allocated == image.min_disk * GIB else "virtual_size"
@@ -79,7 +79,7 @@ def is_asked_for(image: Image, policy: Policy) -> bool:
 
 
 def _inherited(image: Image, policy: Policy) -> str:
-    """Why the image's yes does not count."""
+    """Return the reason why the image's yes does not count."""
     return (
         f"its property {policy.property} says yes without naming this image, as one does that was inherited from "
         f"another image: its owner sets it to yes/{image.id}"

@@ -193,7 +193,7 @@ class Prewarm:
 
     @property
     def unusable(self) -> Mapping[str, str]:
-        """Why targets can't be had, by name; as of the last look at the services."""
+        """Reasons why targets can't be used, by name; as of the last look at the services."""
         return self._stores.unusable()
 
     def held(self) -> dict[str, tuple[int, int]]:
@@ -261,7 +261,7 @@ class Prewarm:
         return action
 
     def _undone_before(self, seen: Seen, target: Target) -> Finish | None:
-        """Why nothing is made now, since somebody else would undo it; None if it may be made.
+        """Wait or skip if somebody else would undo what is made now; None if it may be made.
 
         What was undone is made again at most once in `rewarm_interval`; after the second time it is left until the
         image changes, or until a day later.
@@ -286,7 +286,7 @@ class Prewarm:
                 yield image_id, name, _why_held(past, target)
 
     def full(self) -> dict[str, str]:
-        """Why nothing more fits into Cinder's cache, by target."""
+        """Reasons why nothing more fits into Cinder's cache, by target."""
         return {name: why for name in self._targets if (why := self._undone.full(name, now=self._now()))}
 
     def _refused(self, seen: Seen, target: Target) -> Past:
@@ -413,7 +413,7 @@ class Prewarm:
                 assert_never(never)
 
     def _encrypted(self, target: Target, volume_id: str = "") -> Blocked:
-        """What to raise after an encrypted Image-Volume was deleted; no more are made there for now."""
+        """Remember that the target makes encrypted volumes, and return the error to raise."""
         self._stores.note_encrypted(target)
         why = policy.encrypted_type(target)
         log.error("encrypted_image_volume_deleted", volume_id=volume_id, advice=why)
@@ -561,7 +561,7 @@ class Prewarm:
 
 
 def _why_held(past: Past, target: Target) -> str:
-    """Why an image is not made warm again on a target, with what to do about it."""
+    """Return the reason why an image is held back on a target, with the advice."""
     if past.refused:
         return f"tried {past.times} times: {cache.NO_CACHE}"
     if target.strategy == "cache":
@@ -573,7 +573,7 @@ def _why_held(past: Past, target: Target) -> str:
 
 
 def _state(image: Image, target: Target) -> str:
-    """What of an image must have changed for it to be another matter.
+    """Digest of those fields of an image whose change ends its being held back.
 
     An entry of Cinder's cache is stale with every change. A copy of Glance's, and the removal of one, change the
     image's `updated_at` and stores themselves.

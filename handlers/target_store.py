@@ -46,7 +46,7 @@ def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
 
 
 def missing_type(target: Target, types: Iterable[str]) -> str:
-    """Why the target can't be used as its volume type is not there; "" if it is. Pure."""
+    """Reason why the target can't be used, if its volume type is not there; else "". Pure."""
     if target.volume_type in types:
         return ""
     names = ", ".join(sorted(types)) or "none"
@@ -57,7 +57,7 @@ def missing_type(target: Target, types: Iterable[str]) -> str:
 
 
 async def read_encryption(cloud: Cloud, types: Mapping[str, str], targets: Iterable[Target]) -> Types:
-    """Whether volumes of the targets' types are encrypted, of `types` by id; of types that are there."""
+    """Read whether volumes of the targets' types are encrypted. `types` are names by id; others are left out."""
     ids = {name: type_id for type_id, name in types.items()}
 
     async def encrypts(type_id: str) -> bool | None:
@@ -104,7 +104,7 @@ class TargetStores:
             return target
 
     async def missing_type(self, target: Target) -> str:
-        """Why the target can't be used as its volume type is not there; "" if it is."""
+        """Reason why the target can't be used, if its volume type is not there; else ""."""
         await self._refresh()
         return missing_type(target, self._types.values())
 
@@ -119,7 +119,7 @@ class TargetStores:
         return tuple(decided)
 
     def unusable(self) -> Mapping[str, str]:
-        """Why targets can't be had, by name; as of the last look at the services."""
+        """Reasons why targets can't be used, by name; as of the last look at the services."""
         found: dict[str, str] = {}
         for target in self._targets if self._types_until else ():
             try:

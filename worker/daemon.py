@@ -150,14 +150,14 @@ def build_intakes(settings: Settings) -> list[Intake]:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What the cloud makes of the targets: names by volume type id, and why a target can't be used, by name."""
+    """Targets as the cloud has them: names by volume type id, and reasons why some can't be used, by name."""
 
     targets: Mapping[str, str]
     unusable: Mapping[str, str]
 
 
 async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
-    """What the cloud makes of the configuration; Misconfigured when nothing can be done with it.
+    """Compare the configuration with the cloud; Misconfigured when nothing can be done with it.
 
     A target whose volume type is gone, or encrypted, is that target's trouble: the others and uploads go on. It is a
     fault of the configuration only if none can be used, as with a name that was mistyped in the only target.
@@ -180,7 +180,7 @@ async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
 
 
 def _unusable(target: Target, types: Mapping[str, str], encryption: Mapping[str, bool | None]) -> str:
-    """Why a target can't be used; "" if it can."""
+    """Reason why a target can't be used; "" if it can."""
     if why := missing_type(target, types.values()):
         return why
     return policy.encrypted_type(target) if encryption.get(target.volume_type) else ""

@@ -1,4 +1,4 @@
-"""Undone: what we made and somebody else has taken away since, so that we do not make it again and again."""
+"""Undone: Image-Volumes that we made and somebody else deleted since, so that we do not make them without end."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IN_A_ROW = 3
 
 @dataclass(frozen=True, slots=True)
 class Past:
-    """What became of an Image-Volume that we made at `at`, in epoch seconds.
+    """Fate of an Image-Volume that we made at `at`, in epoch seconds.
 
     `state` is of the image as it was then. `times` is how often it was undone or came to nothing, `gone_at` when that
     was found out of the last one, 0 while it stands, `refused` whether Cinder made none at all.
@@ -38,7 +38,7 @@ class Past:
 
 
 class Undone:
-    """What one process knows; after a restart each is made once more."""
+    """Memory of one process; after a restart each is made once more."""
 
     def __init__(self) -> None:
         self._pasts: OrderedDict[tuple[str, str], Past] = OrderedDict()
@@ -68,7 +68,7 @@ class Undone:
             return past
 
     def look(self, image_id: str, target: str, *, state: str, now: float) -> Past | None:
-        """What became of the last one, now that there is none; None if that is no reason to wait."""
+        """Count that the last one is gone, and return its fate; None if that is no reason to wait."""
         with self._lock:
             past = self._pasts.get((image_id, target))
             if past is None:
@@ -86,7 +86,7 @@ class Undone:
             return past
 
     def held(self, image_id: str, target: str, *, state: str, now: float) -> Past | None:
-        """What became of one that is not made again for now; changes nothing."""
+        """Return the fate of one that is not made again for now, else None; changes nothing."""
         past = self._pasts.get((image_id, target))
         return past if past and past.is_held and past.state == state and now - past.at <= HOLD_FOR else None
 
@@ -109,7 +109,7 @@ class Undone:
         self._full[target] = (now + HOLD_FOR, why)
 
     def full(self, target: str, *, now: float) -> str:
-        """Why nothing more fits on the target; "" if it is not known to be full."""
+        """Reason why nothing more fits on the target; "" if it is not known to be full."""
         until, why = self._full.get(target, (0.0, ""))
         return why if now < until else ""
 

@@ -39,7 +39,7 @@ class _Noted:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a notification says: at this time, in epoch seconds, this volume was made of the image."""
+    """A use as a notification tells it: at this time, in epoch seconds, this volume was made of the image."""
 
     at: float
     volume_id: str

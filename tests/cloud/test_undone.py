@@ -1,4 +1,4 @@
-"""What somebody else undoes is not done again at once: Cinder's cache limits, and workers that disagree."""
+"""The worker does not fight over Image-Volumes: Cinder's cache limits, and workers that disagree."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def one_target(strategy: str, **prewarm: Any) -> dict[str, Any]:
 
 
 def made(process: WorkerProcess) -> int:
-    """How many full downloads the worker has begun."""
+    """Number of full downloads that the worker has begun."""
     return len(process.events("image_volume_creating")) + len(process.events("image_copy_began"))
 
 

@@ -542,7 +542,7 @@ NOT_MADE = "not made from the volume: data was uploaded"
 def test_data_that_is_sent_right_after_the_record_is_never_harmed(
     worker: Worker, queued: Queued, volumes: Volumes, alice: Person, bob: Person, operator: Person
 ) -> None:
-    """What `openstack image create` in a script does: a record, and an empty upload at once."""
+    """As `openstack image create` in a script does: a record, and an empty upload at once."""
     glance, octets = alice.connection.image, {"Content-Type": "application/octet-stream"}
     own, theirs = volumes(), volumes(owner=bob)
     with worker() as process:

@@ -1,4 +1,4 @@
-"""What may be kept warm, and where: targets that can't be used, sizes that are allocated, wishes that are inherited."""
+"""Rules for keeping images warm: targets that can't be used, sizes that are allocated, wishes that are inherited."""
 
 from __future__ import annotations
 

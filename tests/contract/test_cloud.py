@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 
 import pytest
@@ -29,7 +29,8 @@ class Bed:
 
     `limit` leaves the internal project so much more of what a quota counts, None for no limit; `share` makes an image
     that is shared with a project. `status` sets a volume's status as an administrator, `snapshot` makes a snapshot of a
-    volume, or takes it away again.
+    volume, or takes it away again. `send` sends a queued image's data, which takes so many seconds; `restore` makes a
+    volume of a snapshot of a volume.
     """
 
     cloud: Cloud
@@ -41,6 +42,8 @@ class Bed:
     share: Callable[[str], Awaitable[str]]
     status: Callable[[str, str], Awaitable[None]]
     snapshot: Callable[..., Awaitable[None]]
+    send: Callable[..., Awaitable[None]]
+    restore: Callable[[str], Awaitable[str]]
 
 
 @pytest.fixture(params=["fake", "devcloud"])
@@ -78,9 +81,15 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         async def fake_snapshot(volume_id: str, *, there: bool = True) -> None:
             (fake.depended_on.add if there else fake.depended_on.discard)(volume_id)
 
-        yield Bed(
-            fake, fake_upload, fake_delete, fake_queue, fake_volume, fake_limit, fake_share, fake_status, fake_snapshot
-        )
+        async def fake_send(image_id: str, seconds: float) -> None:
+            await fake.send(image_id, size=2, seconds=seconds)
+
+        async def fake_restore(volume_id: str) -> str:
+            return fake.volume_of("alice", volume_type=TYPE, snapshot_id=f"snapshot-of-{volume_id}").id
+
+        users = (fake_upload, fake_delete, fake_queue, fake_volume, fake_limit, fake_share)
+        admins = (fake_status, fake_snapshot)
+        yield Bed(fake, *users, *admins, fake_send, fake_restore)
         await fake.quiet()
         return
     if not (HOME / "clouds.yaml").exists():
@@ -146,7 +155,37 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
 
         await until(made)
 
-    yield Bed(cloud, upload, delete, queue, volume, limit, share, status, snapshot)
+    async def send(image_id: str, seconds: float) -> None:
+        def slowly() -> Iterator[bytes]:
+            yield b"x"
+            time.sleep(seconds)
+            yield b"x"
+
+        headers = {"Content-Type": "application/octet-stream"}
+        url = f"/images/{image_id}/file"
+        answer = await asyncio.to_thread(alice.connection.image.put, url, data=slowly(), headers=headers)
+        assert answer.status_code == 204, answer.text
+
+    async def restore(volume_id: str) -> str:
+        cinder = alice.connection.block_storage
+        body = {"snapshot": {"volume_id": volume_id}}
+        answer = await asyncio.to_thread(cinder.post, "/snapshots", json=body)
+        url = f"/snapshots/{answer.json()['snapshot']['id']}"
+
+        async def taken() -> bool:
+            return bool(cinder.get(url).json()["snapshot"]["status"] == "available")
+
+        async def forgotten() -> bool:
+            return bool(cinder.get(url).status_code == 404)
+
+        await until(taken)
+        snapshot_id = url.rpartition("/")[2]
+        volumes.append(await asyncio.to_thread(lambda: alice.blank(TYPE, snapshot_id=snapshot_id)))
+        cinder.delete(url)
+        await until(forgotten)
+        return volumes[-1]
+
+    yield Bed(cloud, upload, delete, queue, volume, limit, share, status, snapshot, send, restore)
     for name in limited:
         await limit(None, name)
     for image_id in tuple(made):
@@ -625,3 +664,25 @@ async def test_cinder_goes_by_min_disk_and_glances_store_by_the_size(bed: Bed) -
     (volume,) = await bed.cloud.find_volumes(f"image-{image_id}")
     assert volume.size == 1
     await available(bed, volume.id)
+
+
+async def test_an_image_that_gets_data_is_listed_and_takes_no_more(bed: Bed) -> None:
+    image_id = await bed.queue()
+    sending = asyncio.create_task(bed.send(image_id, 4.0))
+
+    async def saving() -> bool:
+        return (await bed.cloud.get_image(image_id)).status == "saving"
+
+    await until(saving)
+    assert {one.id: one.status async for one in bed.cloud.list_images()}[image_id] == "saving"
+    with pytest.raises(Conflict):
+        await bed.cloud.import_location(image_id, f"cinder://{STORE}/{NOBODY}")
+    await sending
+    image = await bed.cloud.get_image(image_id)
+    assert (image.status, image.size) == ("active", 2)
+
+
+async def test_a_restored_volume_names_its_snapshot(bed: Bed) -> None:
+    volume_id = await bed.volume()
+    assert (await bed.cloud.get_volume(volume_id)).snapshot_id == ""
+    assert (await bed.cloud.get_volume(await bed.restore(volume_id))).snapshot_id

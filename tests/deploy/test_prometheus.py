@@ -72,6 +72,7 @@ def metrics() -> Metrics:
     )
     made.seen(image, {"fast": ("warm", "")})
     made.states()
+    made.target_usable.labels("fast").set(1)
     made.ready.set(1)
     return made
 

@@ -1,4 +1,4 @@
-"""What makes an image wanted: uses of it and a wish of its owner, not what others have inherited of it."""
+"""An image is wanted by uses of it and by its owner's wish, not by what others have inherited of it."""
 
 from __future__ import annotations
 

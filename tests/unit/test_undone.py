@@ -1,4 +1,4 @@
-"""What somebody else undoes is not done again at once: Cinder's cache limits, and workers that disagree."""
+"""The worker does not fight over Image-Volumes: Cinder's cache limits, and workers that disagree."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def caching(cloud: FakeCloud, policy: Policy = PATIENT) -> Rig:
 
 
 def states(rig: Rig, cloud: FakeCloud) -> dict[str, str]:
-    """How it is with each image, as a listing shows it."""
+    """State of each image, as a listing shows it."""
     return {
         image.id: one.state
         for image in cloud.images.values()
