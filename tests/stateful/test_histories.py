@@ -548,6 +548,15 @@ class Histories(RuleBasedStateMachine):
         else:
             raise AssertionError(f"it does not come to rest within {ROUNDS} resyncs")
         assert not (wrong := list(judge.verdicts())), "in the end: " + "; ".join(wrong)
+        if not all(cloud.has_data(image.id) for image in cloud.images.values() if image.status == "active"):
+            # What can't be read is tried again, as often as any job that fails
+            return
+        # While nothing changes nothing is downloaded
+        downloads = cloud.calls["create_volume"] + cloud.calls["copy_image"]
+        await self.rig.resync()
+        await self.rig.rest(step=5.0, most=2 * HOUR, due=HOUR)
+        again = cloud.calls["create_volume"] + cloud.calls["copy_image"] - downloads
+        assert not again, f"{again} more downloads though nothing has changed"
 
     def _setup(self, drawn: dict[str, object]) -> Setup:
         targets = tuple(
