@@ -326,13 +326,13 @@ class Prewarm:
     async def _settle_claims(self, key: Key) -> None:
         """Ask Cinder about volumes that are said to have been made of the image.
 
-        A clone of another volume carries the image's id as well. A volume that is gone cannot tell any more, and what
-        cannot be told apart is not counted.
+        A clone of another volume carries the image's id as well. A volume that is gone, or that we may not look at,
+        cannot tell, and what cannot be told apart is not counted.
         """
         for claim in self._uses.claims(key.image_id, key.target):
             try:
                 volume = await self._cloud.get_volume(claim.volume_id) if claim.volume_id else None
-            except NotFound:
+            except (NotFound, Blocked):
                 volume = None
             made = volume is not None and not volume.source_volid and not volume.snapshot_id
             self._uses.settle(key.image_id, key.target, claim, true=made)

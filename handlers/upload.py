@@ -72,8 +72,12 @@ class Upload:
                 while not isinstance(action := completion.plan(seen, self._rules, self._targets), Finish):
                     watch.tell(actions.words(action))
                     seen = await self._act(action, seen, watch)
-            except Blocked:
-                await self._tell("waiting: the cloud's operator has to act", seen.image)
+            except Blocked as error:
+                # Its property may have been bound in the same breath
+                image = await self._cloud.get_image(key.image_id)
+                after = await self._tell("waiting: the cloud's operator has to act", image)
+                if after > 0:
+                    return Again(str(error), after=after, counted=False, news=True)
                 raise
         except NotFound:
             return await self._gone(key.image_id, watch, _unlocated(seen))
@@ -147,7 +151,7 @@ class Upload:
         if not name or not asked or image.import_locked or image.status not in ("queued", "active") or text == told:
             return 0.0
         if (wait := completion.wait_to_change(image, self._rules.tell_after, self._now())) > 0:
-            return max(1.0, wait) if self._rules.tell_after >= 1.0 else wait
+            return wait
         try:
             await self._change(image, name, text)
         except (Temporary, Blocked, NotFound) as error:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fake_cloud import FakeCloud
+from tests.fake_cloud import FakeCloud, Fault
 from tests.rig import FAST, STORES, Rig, using
+from worker.errors import Blocked
 from worker.target import Policy
 
 
@@ -72,6 +73,17 @@ async def test_a_volume_that_is_gone_when_it_is_asked_for_does_not_count(cloud: 
             rig.hear(body)
         await rig.quiet()
         assert cloud.of(image.id) == []
+
+
+async def test_a_volume_that_we_may_not_look_at_hinders_nothing(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=using("store", FAST), policy=Policy(settle=0.0)) as rig:
+        image = cloud.upload()
+        cloud.emit = rig.hear
+        cloud.faults["get_volume"] = Fault(Blocked("403"))
+        cloud.use(image.id, "fast")
+        await rig.quiet()
+        assert len(cloud.of(image.id)) == 1
+        assert rig.uses.count(image.id, "fast") == 0
 
 
 async def test_a_yes_that_a_snapshot_has_inherited_is_no_wish(cloud: FakeCloud) -> None:

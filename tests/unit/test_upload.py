@@ -494,6 +494,21 @@ async def test_an_image_that_is_another_one_by_now_is_not_changed() -> None:
         assert cloud.calls["set_property"] == 0
 
 
+async def test_an_operators_trouble_is_told_as_soon_as_it_may_be(cloud: FakeCloud) -> None:
+    cloud.quota = 0
+    async with Rig(cloud, targets=(), uploads=CAREFUL) as rig:
+        image = asked(cloud, cloud.volume_of("alice"))
+        for _ in range(2):
+            # Not as rarely as what an operator has to mend is tried again; the first change is the property's binding
+            outcome = await rig.complete(image.id)
+            assert isinstance(outcome, Again)
+            assert 0.0 < (outcome.after or 0.0) <= 0.3
+            await asyncio.sleep(0.31)
+        with pytest.raises(Blocked):
+            await rig.complete(image.id)
+        assert cloud.images[image.id].properties[STATUS].startswith("waiting")
+
+
 async def test_an_image_that_saves_for_hours_is_found_by_a_resync(rig: Rig, cloud: FakeCloud) -> None:
     cloud.emit = lambda _: None
     stuck = asked(cloud, cloud.volume_of("alice"))
