@@ -245,8 +245,8 @@ def is_leaving(volume: Volume) -> bool:
 
 
 def is_stuck(volume: Volume) -> bool:
-    """Whether Cinder has failed to delete it: it refuses to try again before an administrator has acted."""
-    return volume.status == "error_deleting"
+    """Whether Cinder refuses to delete it before an administrator has acted, as in error_deleting."""
+    return is_broken(volume) and volume.status not in DELETABLE
 
 
 def is_usable(volume: Volume) -> bool:
