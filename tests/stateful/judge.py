@@ -311,7 +311,8 @@ class Judge:
             yield f"the upload was not completed: {image}"
 
     def _not_warm(self, image: Image, target: Target) -> Iterator[str]:
-        if target.has_budget or (self.setup.policy.when == "used" and "image_volume_prewarm" not in image.properties):
+        asked = image.properties.get("image_volume_prewarm") == "yes" and image.visibility == "public"
+        if target.has_budget or (self.setup.policy.when == "used" and not asked):
             return
         stored = [one for one in self.cloud.locations[image.id] if one.store == f"cinder-{target.volume_type}"]
         if any(one.volume_id in self.foreign for one in stored):
