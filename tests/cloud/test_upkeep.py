@@ -255,7 +255,7 @@ def test_metadata_and_flags_that_somebody_has_changed_are_put_right(
         one, two = volumes["local-1"], volumes["local-2"]
         three, four = (warmed(operator, alice, second)[target] for target in TARGETS)
         cinder = operator.connection.block_storage
-        for volume_id, wrong in {one: {"image_owner": NOBODY}, two: {"glance_image_id": NOBODY}}.items():
+        for volume_id, wrong in {one: {"image_owner": NOBODY}, two: {TAG: "elsewhere"}}.items():
             assert cinder.post(f"/volumes/{volume_id}/metadata", json={"metadata": wrong}).status_code == 200
         assert cinder.delete(f"/volumes/{three}/metadata/glance_image_id").status_code == 200
         operator.act(four, "os-update_readonly_flag", readonly=False)
