@@ -129,11 +129,11 @@ key_repository = $DATA/keystone/credential
 C
 }
 
-cinder_store() { # NUMBER
+cinder_store() { # NAME VOLUME-TYPE
   cat <<C
-[cinder-$1]
-store_description = volumes of backend local-$1
-cinder_volume_type = local-$1
+[$1]
+store_description = volumes of backend $2
+cinder_volume_type = $2
 cinder_catalog_info = block-storage:cinder:publicURL
 cinder_store_auth_address = $KEYSTONE
 cinder_store_user_name = internal
@@ -177,6 +177,7 @@ policy() {
 glance_config() {
   local stores=file:file
   if on CINDER_STORES; then stores+=,cinder-1:cinder,cinder-2:cinder; fi
+  if on TWIN_STORE; then stores+=,cinder-twin:cinder; fi
   gunicorn "$GLANCE_APP" 9292 1 16 >"$ETC/glance/gunicorn.py"
   cp "$VENV/etc/glance/glance-api-paste.ini" "$ETC/glance/"
   {
@@ -210,7 +211,8 @@ allowed_ports = [80,443,8000,8080]
 disallowed_hosts = []
 allowed_hosts = [$IP,localhost]
 C
-    if on CINDER_STORES; then cinder_store 1 && cinder_store 2; fi
+    if on CINDER_STORES; then cinder_store cinder-1 local-1 && cinder_store cinder-2 local-2; fi
+    if on TWIN_STORE; then cinder_store cinder-twin local-2; fi
     database glance
     messaging
     policy glance

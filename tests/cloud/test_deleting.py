@@ -30,6 +30,7 @@ from tests.cloud.test_upkeep import (  # noqa: F401  fixtures
     soon,
     status,
     stores,
+    told,
     warmed,
     warmed_on,
 )
@@ -295,6 +296,54 @@ def test_a_retyped_image_volume_is_not_warm_and_is_made_again(
         warmed(operator, alice, image_id)
         with alice.temporary_volume(image_id, "local-1") as made:
             assert made.cloned
+
+
+def test_two_stores_of_a_type_have_to_be_told_apart_and_the_other_regions_location_stays(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
+    chosen = settings(targets=("local-2",))
+    with switched("TWIN_STORE=1"):
+        with worker(chosen) as process:
+            image_id = images()
+            soon(lambda: "name the one of this region" in reasons(process, "job_again", image_id), what="it is told")
+            assert stores(alice, image_id) == {"file"}
+        named = settings(targets=("local-2",), each={"glance_store": "cinder-2"}, resync=RESYNC)
+        other = images("other", store="cinder-twin")
+        (theirs,) = locations(operator, other)
+        # As if it was in another region: here Cinder does not know it
+        sql("cinder", f"update volumes set deleted = 1 where id = '{theirs}'")
+        try:
+            with worker(named) as process:
+                process.wait_ready()
+                warmed_on(operator, image_id, "local-2")
+                look_again(process)
+                look_again(process)
+                assert theirs in locations(operator, other)
+                assert process.metric("images_beyond_repair") == 0
+                assert not process.events("broken_location_removed")
+        finally:
+            sql("cinder", f"update volumes set deleted = 0 where id = '{theirs}'")
+        alice.delete_image(other)
+        alice.delete_image(image_id)
+
+
+def test_a_store_that_glance_has_no_more_spoils_no_other_targets_copy(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
+    chosen = dict(settings())
+    chosen["target:local-2"] = {**chosen["target:local-2"], "glance_store": "cinder-twin"}
+    with worker(chosen) as process:
+        with switched("TWIN_STORE=1"):
+            process.wait_ready()
+            before = images("before")
+            soon(lambda: {"cinder-1", "cinder-twin"} <= stores(alice, before), what="a copy in both")
+            soon(lambda: not alice.show(before).get("os_glance_import_task"), what="Glance is done")
+            alice.delete_image(before)
+        # The worker still knows both stores
+        image_id = images()
+        soon(lambda: "cinder-1" in stores(alice, image_id), what="the good target has its copy")
+        began = [line["stores"] for line in told(process, "image_copy_began", image_id)]
+        assert began[-1] == ["cinder-1"], began
 
 
 # What can't be deleted
