@@ -173,7 +173,14 @@ async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
         faults += unusable.values()
     if faults:
         raise Misconfigured(faults)
-    await cloud.list_stores()
+    # What Glance lacks today may be there tomorrow: it is named, and no reason not to start
+    stores = await cloud.list_stores()
+    for target in settings.targets:
+        if target.name not in unusable:
+            try:
+                target_store.resolve(target, stores)
+            except Blocked as error:
+                unusable[target.name] = str(error)
     ids = {name: type_id for type_id, name in types.items()}
     there = (target for target in settings.targets if target.volume_type in ids)
     return Found({ids[target.volume_type]: target.name for target in there}, unusable)

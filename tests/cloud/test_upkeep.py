@@ -813,6 +813,8 @@ def test_a_dry_run_only_says_what_would_go(worker: Worker, images: Images, alice
     with worker(settings("cache", reclaim={"dry_run": True})) as process:
         process.wait_ready()
         deleted, declined = images(), images()
+        # By which it is proven later that the deleted one is gone
+        images(visibility="private", image_volume_prewarm="no")
         before = {one: set(warmed(operator, alice, one, locations=False).values()) for one in (deleted, declined)}
         alice.delete_image(deleted)
         alice.property(declined, "image_volume_prewarm", "no")
@@ -829,6 +831,7 @@ def test_a_dry_run_only_says_what_would_go(worker: Worker, images: Images, alice
             assert is_idle(operator, image_id)
             assert told(image_id) == volumes
             assert f"reclaim {image_id}" in shown
-        configure(process, settings("cache"))
-        process.signal(signal.SIGHUP)
+        configure(process, settings("cache", reclaim={"grace": 0}))
+        for _ in range(5):
+            look_again(process)
         soon(lambda: not of_image(operator, deleted) + of_image(operator, declined), what="gone")

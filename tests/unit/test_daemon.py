@@ -86,6 +86,13 @@ async def test_a_target_that_cannot_be_used_is_named_and_the_others_go_on(
     assert found.targets["ssd"] == "fast"
 
 
+async def test_a_target_whose_store_is_not_certain_is_named(tmp_path: Path) -> None:
+    cloud = Cloud(types={"ssd", "hdd"}, stores={"here": "ssd", "elsewhere": "ssd"})
+    found = await check_cloud(cloud, load(tmp_path, GOOD))  # type: ignore[arg-type]
+    assert list(found.unusable) == ["fast"]
+    assert "name the one of this region" in found.unusable["fast"]
+
+
 @pytest.mark.parametrize("types", [set(), {"other"}])
 async def test_no_target_that_can_be_used_is_a_wrong_configuration(tmp_path: Path, types: set[str]) -> None:
     with pytest.raises(Misconfigured) as raised:
