@@ -305,7 +305,7 @@ def test_two_stores_of_a_type_have_to_be_told_apart_and_the_other_regions_locati
     with switched("TWIN_STORE=1"):
         with worker(chosen) as process:
             process.wait_ready()
-            assert ["name the one of this region" in line["why"] for line in process.events("target_unusable")] == [
+            assert ["name the one of this region" in line["error"] for line in process.events("target_unusable")] == [
                 True
             ]
             image_id = images()
