@@ -37,6 +37,7 @@ NO_WITNESS = (
     "Glance shows this login no private image of another project, so its 404 may be a policy's: with one such image "
     "there the proof is possible"
 )
+CONFIRM = "image-volume-worker reclaim --confirm"
 NOT_OURS = "it does not carry this worker's marks, or is not of its target's type"
 
 Reason = Literal["gone", "unwanted", "budget", "left-over"]
@@ -126,10 +127,10 @@ class Deletion:
         """Why a volume of an image that is not found is kept, by its note and as of the last `count`."""
         noted = absence.absence_of(volume)
         if image_volume.is_stuck(volume):
-            return image_volume.stuck_advice(volume)
+            return image_volume.stuck_advice(volume, located=True)
         if noted.pending:
             return str(noted)
-        if not self.is_ours(volume):
+        if not self.is_ours(volume) or not image_volume.is_kept_for(volume, image_volume.image_of(volume)):
             return NOT_OURS
         if noted.is_proven:
             return self._brake or f"{noted}: the next resync deletes it"
@@ -253,11 +254,12 @@ class Deletion:
         if missing > most:
             brake = (
                 f"the brake: {missing} of {len(notes)} Image-Volumes belong to images that Glance does not find, more "
-                f"than [reclaim] max_at_once = {most}; if these images are deleted: image-volume-worker reclaim "
-                "--confirm"
+                f"than [reclaim] max_at_once = {most}; if these images are deleted: {CONFIRM}"
             )
             if not self._brake:
-                log.error("reclaim_braked", missing=missing, volumes=len(notes), most=most)
+                log.error(
+                    "reclaim_braked", missing_volumes=missing, image_volumes=len(notes), most=most, advice=CONFIRM
+                )
         self._brake = brake
         self._report.held_back(held, brake=bool(brake))
 
@@ -265,7 +267,7 @@ class Deletion:
         """Delete volumes of the internal project that no image needs, and see them go."""
         left = {volume.id: volume for volume in volumes if not volume.foreign}
         for volume in [volume for volume in left.values() if image_volume.is_stuck(volume)]:
-            report_stuck(left.pop(volume.id))
+            report_stuck(left.pop(volume.id), located=False)
         if left and not self._rules.enabled:
             return Skip("[reclaim] is not enabled")
         if left and self._rules.dry_run:
@@ -345,15 +347,15 @@ class Deletion:
             if not here or here[0] != volume_id:
                 raise Conflict(f"the image's first location in store {store} is not volume {volume_id} any more")
             volume = await self._look(volume_id)
-            if volume is not None and image_volume.is_stuck(volume):
-                report_stuck(volume)
-                raise Blocked(f"Glance can't remove volume {volume_id}: it is {volume.status}")
+            if volume is not None and image_volume.needs_administrator(volume):
+                report_stuck(volume, located=True)
+                raise Blocked(f"the location in store {store} stays: {image_volume.stuck_advice(volume, located=True)}")
             whole = volume is not None and not image_volume.is_broken(volume)
             if volume is not None and whole:
                 ours = image_volume.is_of(volume, image) and image_volume.may_be_ours(volume)
-                if not ours or (reason := await self.keep_reason(volume, locations, twice=True)):
+                if not ours or (reason := await self.keep_reason(volume, image, locations)):
                     raise Conflict(f"Image-Volume {volume_id} stays: {reason if ours else 'we did not make it'}")
-            elif not any([await self._is_whole(one) for one in locations if one.volume_id != volume_id]):
+            elif not any([await self._is_whole(one, image) for one in locations if one.volume_id != volume_id]):
                 raise Blocked(f"the location in store {store} is broken, and no other location of the image is whole")
             await self._cloud.remove_from_store(image_id, store)
             event = "location_removed" if whole else "broken_location_removed"
@@ -424,11 +426,12 @@ class Deletion:
         worker's may have come in between.
         """
         locations = await self._cloud.get_locations(image_id)
-        if needed := await self.keep_reason(volume, locations):
-            return needed
+        # After its locations: while an image is being deleted they are gone before it is
         image = await self._cloud.get_image(image_id)
         if image.status != "active":
             return f"its image is {image.status}"
+        if needed := await self.keep_reason(volume, image, locations):
+            return needed
         if image.import_locked:
             # And what is no location yet may be about to become one
             raise Conflict("Glance is at work on the image")
@@ -442,11 +445,8 @@ class Deletion:
                 break
         return ""
 
-    async def keep_reason(self, volume: Volume, locations: tuple[Location, ...] | None, *, twice: bool = False) -> str:
-        """Why a volume must stay for the sake of its image, which has these locations; "" if it may be deleted.
-
-        `twice`: the image has several locations in the volume's store, and another one there serves.
-        """
+    async def keep_reason(self, volume: Volume, image: Image, locations: tuple[Location, ...] | None) -> str:
+        """Why a volume must stay for the sake of its image, which has these locations; "" if it may be deleted."""
         if locations is None:
             return image_volume.HIDDEN if image_volume.may_be_location(volume) else ""
         if all(location.volume_id != volume.id for location in locations):
@@ -454,15 +454,18 @@ class Deletion:
         store = _store_of(volume, locations)
         if not store:
             return "its location names no store, so Glance can't be told to remove it"
+        here = [location for location in locations if location.store == store]
         # Glance takes the first that it finds in a store
-        if next(location for location in locations if location.store == store).volume_id != volume.id:
+        if here[0].volume_id != volume.id:
             return f"the image has several locations in store {store}"
-        for location in locations:
-            if location.volume_id == volume.id:
-                continue
-            if await self._is_anchor(location) or (twice and await self._is_whole(location)):
+        others = [location for location in locations if location.volume_id != volume.id]
+        for location in others:
+            if await self._is_anchor(location, image):
                 return ""
-        return "the image has no other location that would stay"
+        # Of several in a store one is enough, and should two workers remove one each, another store has the data
+        twice = [await self._is_whole(one, image) for one in others if one.store == store]
+        elsewhere = [await self._is_whole(one, image) for one in others if one.store != store]
+        return "" if any(twice) and any(elsewhere) else "the image has no other location that would stay"
 
     async def _look(self, volume_id: str) -> Volume | None:
         try:
@@ -470,22 +473,30 @@ class Deletion:
         except NotFound:
             return None
 
-    async def _is_whole(self, location: Location) -> bool:
-        """Whether the data can be had from a location."""
-        volume = await self._look(location.volume_id) if location.volume_id else None
-        return not location.volume_id or (volume is not None and image_volume.is_usable(volume))
+    async def _is_whole(self, location: Location, image: Image) -> bool:
+        """Whether the image's data can be had from a location; one outside of Cinder is taken for whole.
 
-    async def _is_anchor(self, location: Location) -> bool:
+        A volume that is not this image's holds other data, or is under somebody else's control.
+        """
+        if not location.volume_id:
+            return True
+        volume = await self._look(location.volume_id)
+        return volume is not None and image_volume.is_usable(volume) and image_volume.is_of(volume, image)
+
+    async def _is_anchor(self, location: Location, image: Image) -> bool:
         """Whether a location is whole and none that we might remove as well."""
         if not location.volume_id:
             return True
         volume = await self._look(location.volume_id)
-        return volume is not None and image_volume.is_usable(volume) and not image_volume.may_be_ours(volume)
+        if volume is None or not image_volume.is_usable(volume):
+            return False
+        return image_volume.is_of(volume, image) and not image_volume.may_be_ours(volume)
 
 
-def report_stuck(volume: Volume) -> None:
-    """Log a volume that Cinder does not delete before an administrator has acted."""
-    log.warning("volume_stuck", volume_id=volume.id, status=volume.status, advice=image_volume.stuck_advice(volume))
+def report_stuck(volume: Volume, *, located: bool) -> None:
+    """Log a volume that Cinder does not delete before an administrator has acted; `located` if it is a location."""
+    advice = image_volume.stuck_advice(volume, located=located)
+    log.warning("volume_stuck", volume_id=volume.id, status=volume.status, advice=advice)
 
 
 def _store_of(volume: Volume, locations: tuple[Location, ...]) -> str:

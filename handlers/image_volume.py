@@ -254,8 +254,19 @@ def is_usable(volume: Volume) -> bool:
     return volume.status in USABLE
 
 
-def stuck_advice(volume: Volume) -> str:
-    """The command with which an administrator has a volume deleted that Cinder does not let go of."""
+def needs_administrator(volume: Volume) -> bool:
+    """Whether it is in an error that may leave its data whole, or that Cinder lets nobody end: all but plain `error`."""
+    return is_broken(volume) and volume.status != "error"
+
+
+def stuck_advice(volume: Volume, *, located: bool) -> str:
+    """The command with which an administrator helps a volume that Cinder does not let go of.
+
+    `located`: it is, or may be, a location of its image, and must not be deleted on our word.
+    """
+    if located:
+        command = f"openstack volume set --state available {volume.id}"
+        return f"volume {volume.id} is {volume.status}; if its data is whole: {command}, else see docs/upkeep.md"
     if is_stuck(volume):
         command = f"openstack volume delete --force {volume.id}"
     else:

@@ -592,6 +592,8 @@ def _tell_undone(seen: Seen, image: Image) -> None:
         name
         for name in ("visibility", *sorted({*seen.image.properties, *seen.was.properties}))
         if _field(image, name) == _field(seen.was, name) != _field(seen.image, name)
+        # Glance's own notes of the import
+        and not name.startswith("os_glance_")
     ]
     if names:
         log.warning(

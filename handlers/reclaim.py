@@ -59,16 +59,14 @@ class Reclaim:
             return await self._deletion.release(key.image_id, watch)
         kept = await self._deletion.left_of(key.image_id)
         back = await self._deletion.found(key.image_id, kept)
-        for volume in kept:
-            if image_volume.is_stuck(volume):
-                report_stuck(volume)
+        await self._report_stuck([volume for volume in kept if image_volume.is_stuck(volume)], image)
         if left := [volume for volume in kept if self._is_abandoned(volume)]:
             return await self._deletion.delete(left, watch, why="nobody uses it any more", reason="left-over")
         if left := await self._left_of_imports(image, kept):
             free = [volume for volume in left if image_volume.may_be_deleted(volume, self._now())]
             for volume in left:
                 if volume not in free:
-                    report_stuck(volume)
+                    report_stuck(volume, located=False)
             if free:
                 why = "an import of Glance's has left it behind: its task has ended, and no location names it"
                 return await self._deletion.delete(free, watch, why=why, reason="left-over")
@@ -82,6 +80,16 @@ class Reclaim:
     def kept_because(self, volume: Volume) -> str:
         """Why a volume of an image that is not found is kept, as of `prepare`."""
         return self._deletion.kept_because(volume)
+
+    async def _report_stuck(self, volumes: list[Volume], image: Image) -> None:
+        """Log the volumes that Cinder does not delete, each with the command that fits."""
+        if not volumes:
+            return
+        locations = await self._cloud.get_locations(image.id)
+        located = None if locations is None else {location.volume_id for location in locations}
+        for volume in volumes:
+            # A queued image has no location
+            report_stuck(volume, located=volume.id in located if located is not None else image.status != "queued")
 
     async def _left_of_imports(self, image: Image, volumes: list[Volume]) -> list[Volume]:
         """The volumes that imports of Glance's have left behind on our targets."""
@@ -171,16 +179,16 @@ class Reclaim:
                 yield f"not wanted on {target.name} any more, {refusal}: no volume for its location there"
         for volume in volumes:
             if image_volume.is_stuck(volume):
-                yield f"{_text([volume])}: {image_volume.stuck_advice(volume)}"
+                if self._deletion.is_ours(volume):
+                    yield f"Cinder does not delete it, see volume_stuck in the log: {_text([volume])}, {volume.status}"
                 continue
             if volume.name == image_volume.warming_name_of(image.id):
                 if self._is_abandoned(volume):
                     yield f"a throw-away volume was left behind: {_text([volume])}"
                 continue
             if self._looks_left(volume, image, volumes):
-                stuck = (
-                    "" if image_volume.may_be_deleted(volume, self._now()) else f", {image_volume.stuck_advice(volume)}"
-                )
+                advice = image_volume.stuck_advice(volume, located=False)
+                stuck = "" if image_volume.may_be_deleted(volume, self._now()) else f", {advice}"
                 yield f"an import of Glance's has left it behind: {_text([volume])}{stuck}"
                 continue
             for target in self._resolved if image.status == "active" else ():

@@ -152,10 +152,11 @@ class Rooms:
     async def _stays(self, one: budget.Held) -> bool:
         try:
             locations = await self._cloud.get_locations(one.image_id)
+            image = await self._cloud.get_image(one.image_id)
         except NotFound:
             # Its image is gone, and so will it be
             return True
-        return bool(await self._deletion.keep_reason(one.volume, locations))
+        return bool(await self._deletion.keep_reason(one.volume, image, locations))
 
     async def _quota(self, target: Target) -> Quota:
         try:

@@ -51,11 +51,10 @@ def plan(seen: Seen, target: Target) -> Action:
             Skip(f"its location in store {target.glance_store} is volume {others[0].id}, which is not this image's")
         )
     for volume in serving:
-        if image_volume.is_stuck(volume):
-            # Glance can't remove such a location either, and Cinder clones the volume as if nothing were wrong
-            return Finish(
-                Again(f"its Image-Volume: {image_volume.stuck_advice(volume)}", after=ASK_AGAIN, counted=False)
-            )
+        if image_volume.needs_administrator(volume):
+            # The data may well be whole, and what Cinder does not delete Glance can't remove either
+            advice = image_volume.stuck_advice(volume, located=True)
+            return Finish(Again(f"its Image-Volume is no clone's source: {advice}", after=ASK_AGAIN, counted=False))
     if any(volume.encrypted for volume in serving):
         return _encrypted(serving, seen, target)
     first = known.get(mine[0])

@@ -386,8 +386,10 @@ def test_volumes_in_error_deleting_are_left_out_and_told(
                 lambda: clone in {line["volume_id"] for line in process.events("volume_stuck")},
                 what="the volume is told of",
             )
+            (line, *_) = process.events("volume_stuck")
+            assert f"openstack volume delete --force {clone}" in line["advice"]
             shown = process.run("resync", "--dry-run", "-f", "value")
-            assert f"openstack volume delete --force {clone}" in shown.stdout, shown
+            assert "see volume_stuck in the log" in shown.stdout, shown
     finally:
         alice.delete_image(upload)
         discard(alice, source)

@@ -123,8 +123,10 @@ class Judge:
         return self.cloud.asked_by.get(volume_id) == PROJECT and not (volume and volume.source_volid)
 
     def is_anchor(self, location: Location) -> bool:
-        """Whether the location is whole, and nothing that eviction may remove as well."""
+        """Whether the location is whole, the image's, and nothing that eviction may remove as well."""
         volume = self.cloud.volumes.get(location.volume_id)
+        if location.volume_id in self.foreign or location.volume_id in self.operators:
+            return False
         ours = self.is_prewarmed(location.volume_id) and volume is not None and ORIGIN in volume.metadata
         return self.cloud.is_whole(location) and not ours
 

@@ -12,7 +12,7 @@ from handlers import absence, image_volume, target_store
 from tests.fake_cloud import PROJECT, FakeCloud
 from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 from worker.cloud import Image, Location, Store, Volume
-from worker.errors import Blocked
+from worker.errors import Blocked, Conflict
 from worker.job import Key
 from worker.outcome import Again, Done, Outcome, Skip
 from worker.target import Policy, Reclaiming, Target
@@ -440,9 +440,41 @@ async def test_the_only_data_of_an_image_stays_though_it_was_retyped(cloud: Fake
         cloud.locations[image.id] = tuple(one for one in cloud.locations[image.id] if one.volume_id)
         cloud.touch(image.id, stores=frozenset({"cinder-fast"}))
         moved = cloud.volumes[volume.id] = replace(volume, volume_type="slow")
-        with pytest.raises(Exception, match="no other location that would stay"):
+        with pytest.raises(Conflict, match="no other location that would stay"):
             await rig.run(image.id)
         assert cloud.volumes[volume.id] == moved
+
+
+async def test_two_copies_of_ours_do_not_vouch_for_each_other_when_both_were_retyped(cloud: FakeCloud) -> None:
+    """Two workers would remove one each."""
+    async with rig_of(cloud, "store") as rig:
+        image = await warmed(rig, cloud)
+        cloud.locations[image.id] = tuple(one for one in cloud.locations[image.id] if one.volume_id)
+        cloud.touch(image.id, stores=frozenset(STORES))
+        for volume in cloud.of(image.id):
+            other = {"fast": "slow", "slow": "fast"}[volume.volume_type]
+            cloud.volumes[volume.id] = replace(volume, volume_type=other)
+        before = dict(cloud.volumes)
+        for target in ("fast", "slow"):
+            with pytest.raises(Conflict, match="no other location that would stay"):
+                await rig.run(image.id, target)
+        assert cloud.volumes == before
+
+
+async def test_another_images_volume_is_no_copy_of_this_one(cloud: FakeCloud) -> None:
+    """A user adds another image's volume as a location, and then wants the image nowhere."""
+    async with rig_of(cloud, "store") as rig:
+        bobs = cloud.volume_of(PROJECT, name="image-of-bob")
+        image = await warmed(rig, cloud)
+        cloud.locations[image.id] = tuple(one for one in cloud.locations[image.id] if one.volume_id)
+        cloud.locate(image.id, "cinder-elsewhere", bobs.id)
+        before = dict(cloud.volumes)
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Skip)
+        assert "no other location that would stay" in outcome.reason
+        await look(rig, image.id)
+        assert cloud.volumes == before
 
 
 # What can't be deleted
@@ -462,21 +494,26 @@ async def test_a_volume_in_error_deleting_is_left_out(cloud: FakeCloud, strategy
         stuck(cloud, old)
         assert isinstance(await rig.run(image.id), Done)
         found = await rig.resync()
-        assert any(f"openstack volume delete --force {old.id}" in one.why for one in found)
+        assert any("see volume_stuck in the log" in one.why and old.id in one.why for one in found)
         with structlog.testing.capture_logs() as told:
             await rig.quiet()
-        assert old.id in [line.get("volume_id") for line in told if line["event"] == "volume_stuck"]
+        (line,) = [line for line in told if line["event"] == "volume_stuck"]
+        assert f"openstack volume delete --force {old.id}" in line["advice"]
 
 
-async def test_a_located_volume_in_error_deleting_is_told_and_waited_for(cloud: FakeCloud) -> None:
+@pytest.mark.parametrize("status", ["error_deleting", "error_backing-up", "error_extending"])
+async def test_a_located_volume_whose_data_may_be_whole_is_told_and_waited_for(cloud: FakeCloud, status: str) -> None:
     async with rig_of(cloud, "store", FAST) as rig:
         image = await warmed(rig, cloud)
         (volume,) = cloud.of(image.id)
-        stuck(cloud, volume)
+        cloud.volumes[volume.id] = replace(volume, status=status)
+        with structlog.testing.capture_logs() as told:
+            await look(rig, image.id)
+        assert not [line for line in told if "delete" in str(line.get("advice"))]
         outcome = await rig.run(image.id)
         assert isinstance(outcome, Again)
         assert not outcome.counted
-        assert "openstack volume delete --force" in outcome.reason
+        assert "openstack volume set --state available" in outcome.reason
         assert cloud.calls["remove_from_store"] == 0
 
 

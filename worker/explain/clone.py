@@ -146,6 +146,8 @@ def _warm(one: Warmth) -> Check:
 def _serves(target: str, volume: Volume) -> Check:
     name = f"{target} volume"
     text = f"{volume.id} of {volume.size} GiB on {volume.host or 'an unknown host'} is {volume.status}"
+    if image_volume.needs_administrator(volume):
+        return Check(name, "fail", text, image_volume.stuck_advice(volume, located=True))
     if image_volume.is_broken(volume):
         return Check(name, "fail", text, "the worker makes it again with the next resync")
     if not image_volume.is_usable(volume):
