@@ -255,7 +255,7 @@ def is_usable(volume: Volume) -> bool:
 
 
 def needs_administrator(volume: Volume) -> bool:
-    """Whether it is in an error that may leave its data whole, or that Cinder lets nobody end: all but plain `error`."""
+    """Whether it is in an error that may leave its data whole, or that nobody can end: all but plain `error`."""
     return is_broken(volume) and volume.status != "error"
 
 
