@@ -418,13 +418,15 @@ def left_half_done(alice: Person, operator: Person, source: str, uploaded: Queue
 
 @pytest.mark.usefixtures("cinders_own")
 def test_the_upload_that_cinder_left_half_done_is_finished_or_reclaimed(
-    worker: Worker, uploaded: Queued, volumes: Volumes, alice: Person, operator: Person
+    worker: Worker, uploaded: Queued, volumes: Volumes, images: Callable[..., str], alice: Person, operator: Person
 ) -> None:
     source = volumes()
     finished, deleted = (left_half_done(alice, operator, source, uploaded) for _ in range(2))
     alice.delete_image(deleted)
+    # By which it is proven that the deleted one is gone: nobody has heard of that
+    images(visibility="private", image_volume_prewarm="no")
     (clone,) = of_image(operator, finished)
-    with worker(groups(uploads=UPLOADS)) as process:
+    with worker(groups(uploads=UPLOADS, reclaim={"grace": 0}, resync={"interval": 10})) as process:
         process.wait_ready()
         until_active(alice, finished)
         assert clone["id"] in locations(operator, finished)
