@@ -311,7 +311,9 @@ class Prewarm:
             except NotFound:
                 self._undone.forget(image_id)
                 continue
-            if self._undone.look(image_id, target.name, state=_state(image, target), now=now):
+            # Its own job may have made it anew since: then the one that is gone was stale
+            stands = self._undone.standing(target.name, since=began).get(image_id) == past
+            if stands and self._undone.look(image_id, target.name, state=_state(image, target), now=now):
                 why = f"Cinder evicted the entry of image {image_id} for a newer one on target {target.name}: {LIMITS}"
                 self._undone.fill(target.name, why, now=now)
                 log.warning("cinder_cache_full", evicted_image_id=image_id, advice=LIMITS)
