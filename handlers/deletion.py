@@ -317,9 +317,10 @@ class Deletion:
                 image = await self._cloud.get_image(image_id)
                 if image.status == "queued" and image.import_locked:
                     raise Conflict("Glance is at work on the image")
-                if image.status == "active" and locations is None and image_volume.may_be_location(volume):
+                # Only a queued image has none; of every other one they are hidden
+                if image.status != "queued" and locations is None and image_volume.may_be_location(volume):
                     raise Blocked(f"Image-Volume {volume.id} stays: {image_volume.HIDDEN}")
-                if _store_of(volume, locations or ()) or any(one.volume_id == volume.id for one in locations or ()):
+                if any(one.volume_id == volume.id for one in locations or ()):
                     raise Conflict(f"Image-Volume {volume.id} stays: it is a location of the image")
                 await self._ask_to_delete(volume, why)
             return

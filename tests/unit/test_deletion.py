@@ -99,6 +99,19 @@ async def test_an_image_that_is_being_deleted_loses_nothing_to_us(cloud: FakeClo
         assert cloud.volumes == before
 
 
+@pytest.mark.parametrize("status", ["active", "deactivated", "saving"])
+async def test_what_may_be_a_location_is_not_discarded_in_the_dark(cloud: FakeCloud, status: str) -> None:
+    """Of a queued image alone no location is no surprise."""
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = await warmed(rig, cloud)
+        (volume,) = cloud.of(image.id)
+        cloud.touch(image.id, status=status)
+        cloud.hides_locations = True
+        with pytest.raises(Blocked, match="shows no locations"):
+            await rig.prewarm._deletion.discard(image.id, volume, why="test")
+        assert volume.id in cloud.volumes
+
+
 @pytest.mark.parametrize("strategy", ["store", "location"])
 async def test_hidden_locations_keep_what_is_not_wanted(cloud: FakeCloud, strategy: str) -> None:
     async with rig_of(cloud, strategy) as rig:
