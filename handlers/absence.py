@@ -21,7 +21,7 @@ LOOKS = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Absence:
-    """What a volume's note says: how many looks have counted, and when the last one was (epoch seconds).
+    """Note on a volume: how many looks for its image have counted, and when the last one was (epoch seconds).
 
     `pending`: the image's deletion was announced as pending_delete, so the image can be restored.
     """

@@ -63,7 +63,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reclaiming:
-    """What may be deleted of what nobody needs: nothing unless `enabled`; with `dry_run` it is only said what would.
+    """Limits of deleting: nothing unless `enabled`; with `dry_run` the log only says what would be deleted.
 
     `grace` is for how many seconds an image must have been not found before it counts as deleted, if its deletion was
     not heard of. `max_at_once` is how many volumes of such images may be there: more of them look like a fault of

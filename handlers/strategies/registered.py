@@ -106,7 +106,7 @@ def _encrypted(serving: list[Volume], seen: Seen, target: Target) -> Action:
 
 
 def lost(seen: Seen) -> Action | None:
-    """What to find out before something is called lost, then the verdict; None if the data may be had somewhere.
+    """Return the next look before an image is called lost, then the verdict; None if its data may be had somewhere.
 
     A location in a store that lies on none of our targets is unknown: its volume may be in another region.
     """
