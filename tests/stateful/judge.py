@@ -319,6 +319,8 @@ class Judge:
         stored = [one for one in self.cloud.locations[image.id] if one.store == f"cinder-{target.volume_type}"]
         if any(one.volume_id in self.foreign for one in stored):
             return
+        if any(not self.cloud.is_whole(one) for one in stored) and not self._is_safe_without(stored, image):
+            return
         here = [volume for volume in self.volumes_of(image.id) if volume.volume_type == target.volume_type]
         located = [volume for volume in here if any(one.volume_id == volume.id for one in stored)]
         located = [volume for volume in located if not volume.status.startswith("error")]
@@ -340,6 +342,11 @@ class Judge:
         wrong = {key: serving[0].metadata.get(key) for key in MARKS if serving[0].metadata.get(key) != right[key]}
         if wrong or serving[0].status != "available":
             yield f"no clone can be made of it, {wrong} is not {right}: {serving[0]}"
+
+    def _is_safe_without(self, stored: list[Location], image: Image) -> bool:
+        """Whether a whole location is left without these; one whose volume somebody else controls is none."""
+        others = [one for one in self.cloud.locations[image.id] if one not in stored]
+        return any(self.cloud.is_whole(one) and one.volume_id not in self.foreign for one in others)
 
     def _removable(self, volume: Volume, image: Image) -> bool:
         """Whether nothing is in the way of eviction."""
