@@ -13,9 +13,11 @@ from typing import Literal
 
 import structlog
 
-from handlers import absence, image_volume
+from handlers import image_volume
+from worker import absence
+from worker.absence import PENDING
 from worker.cloud import Image, Location, Volume
-from worker.deletions import DELETED, PENDING
+from worker.deletions import DELETED
 from worker.errors import Blocked, Conflict, NotFound, Temporary
 from worker.handler import Parts, Watch
 from worker.outcome import Again, Done, Outcome, Skip
@@ -38,6 +40,9 @@ NO_WITNESS = (
     "there the proof is possible"
 )
 CONFIRM = "image-volume-worker reclaim --confirm"
+# Seconds over which Cinder must not find a volume before its location counts as one without a volume. Users' volumes
+# are made with an error meanwhile, so it is not as long as for images
+VOLUME_GRACE = 600.0
 NOT_OURS = "it does not carry this worker's marks, or is not of its target's type"
 
 Reason = Literal["gone", "unwanted", "budget", "left-over"]
@@ -53,6 +58,14 @@ class Kept:
     why: str
 
 
+class NotProven(Exception):
+    """A volume is not found, and that is no proof yet that it is gone; `after` are the seconds until the next look."""
+
+    def __init__(self, reason: str, *, after: float) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
 class Deletion:
     """Deletes what nobody needs, as far as the rules and `[reclaim]` allow it, and logs the evidence."""
 
@@ -66,6 +79,7 @@ class Deletion:
         self._targets = {target.name: target for target in parts.targets}
         self._now = parts.now
         self._counted_until = 0.0
+        self._shown, self._shown_until = 0, 0.0
         self._brake = ""
 
     @property
@@ -262,6 +276,7 @@ class Deletion:
                 )
         self._brake = brake
         self._report.held_back(held, brake=bool(brake))
+        self._count_missing(len(notes))
 
     async def delete(self, volumes: Iterable[Volume], watch: Watch, *, why: str, reason: Reason) -> Outcome:
         """Delete volumes of the internal project that no image needs, and see them go."""
@@ -333,11 +348,14 @@ class Deletion:
             return
         log.info("volume_deleted", volume_id=volume.id, size=volume.size, why=why)
 
-    async def remove_location(self, image_id: str, store: str, volume_id: str) -> None:
-        """Have Glance remove an image's first location in a store, whose volume is broken, or ours and not needed.
+    async def remove_location(
+        self, image_id: str, store: str, volume_id: str, *, whole: bool = False, confirmed: bool = False
+    ) -> None:
+        """Have Glance remove an image's first location in a store, whose volume is gone or broken.
 
-        Read again before: the volume must still be what the caller saw, and another location must be whole. Conflict
-        or Blocked if not.
+        With `whole` also one that is whole, if it is ours and not needed. Read again before: another location must be
+        whole. Conflict or Blocked if not; NotProven if Cinder does not find the volume and that need not mean that it
+        is gone, or if it does and the caller saw it broken. `confirmed`: an operator has looked, one look is enough.
         """
         async with self._locks.of(image_id):
             locations = await self._cloud.get_locations(image_id)
@@ -351,16 +369,77 @@ class Deletion:
             if volume is not None and image_volume.needs_administrator(volume):
                 report_stuck(volume, located=True)
                 raise Blocked(f"the location in store {store} stays: {image_volume.stuck_advice(volume, located=True)}")
-            whole = volume is not None and not image_volume.is_broken(volume)
-            if volume is not None and whole:
+            sound = volume is not None and not image_volume.is_broken(volume)
+            if volume is not None and sound:
+                self._deletions.found_volume(volume_id)
+                if not whole:
+                    raise NotProven(f"volume {volume_id} of a location was broken or gone, and then whole", after=BUSY)
                 ours = image_volume.is_of(volume, image) and image_volume.may_be_ours(volume)
                 if not ours or (reason := await self.keep_reason(volume, image, locations)):
                     raise Conflict(f"Image-Volume {volume_id} stays: {reason if ours else 'we did not make it'}")
             elif not any([await self._is_whole(one, image) for one in locations if one.volume_id != volume_id]):
                 raise Blocked(f"the location in store {store} is broken, and no other location of the image is whole")
-            await self._cloud.remove_from_store(image_id, store)
-            event = "location_removed" if whole else "broken_location_removed"
+            if volume is None:
+                await self._prove_volume(volume_id, confirmed=confirmed)
+            await self._remove_from_store(image_id, store, volume_id)
+            event = "location_removed" if sound else "broken_location_removed"
             log.warning(event, store=store, volume_id=volume_id, was="gone" if volume is None else volume.status)
+
+    async def _remove_from_store(self, image_id: str, store: str, volume_id: str) -> None:
+        """Have Glance remove a location with its volume; should the location come back, nobody wonders where it is."""
+        await self._cloud.remove_from_store(image_id, store)
+        self._deletions.note_volume(volume_id)
+
+    async def _prove_volume(self, volume_id: str, *, confirmed: bool) -> None:
+        """NotProven unless a volume that Cinder does not find is gone: announced, or not found for long enough.
+
+        The proof that Cinder shows us its volumes is another Image-Volume. Glance deletes the volume of a location that
+        it removes: in a wrong region or project we would have it delete what is there.
+        """
+        if self._deletions.is_volume_deleted(volume_id):
+            return
+        shown = await self._count_shown()
+        if not shown:
+            raise NotProven(
+                f"Cinder does not find volume {volume_id} of a location, nor any other Image-Volume of the internal "
+                "project: that is no proof that it is gone",
+                after=DEPENDED_ON,
+            )
+        if confirmed:
+            return
+        grace = min(self._rules.grace, VOLUME_GRACE)
+        noted = self._deletions.look(volume_id, now=self._now(), grace=grace)
+        if not noted.is_proven:
+            self._count_missing(shown)
+            wait = max(noted.next_look(grace) - self._now(), 0.0)
+            raise NotProven(f"volume {volume_id} of a location may be gone: {noted}", after=wait)
+        if brake := self._count_missing(shown):
+            raise NotProven(brake, after=DEPENDED_ON)
+
+    def _count_missing(self, shown: int) -> str:
+        """Why no location is removed for its volume, where Cinder shows so many; "" if it may be."""
+        missing, most = self._deletions.missing_volumes(now=self._now()), self._rules.limit(shown)
+        self._report.missing(missing, brake=missing > most)
+        if missing <= most:
+            return ""
+        return (
+            f"the brake: Cinder does not find {missing} volumes of locations, more than [reclaim] max_at_once = {most}"
+            f"; if they are deleted: {CONFIRM}"
+        )
+
+    async def _count_shown(self) -> int:
+        """How many Image-Volumes Cinder shows; as of `COUNT_FOR` seconds ago at most."""
+        if self._now() >= self._shown_until:
+            self._shown = len([one async for one in self._cloud.list_volumes() if image_volume.image_of(one)])
+            self._shown_until = self._now() + COUNT_FOR
+        return self._shown
+
+    async def bare_locations(self, image: Image, targets: Iterable[Target]) -> list[Location]:
+        """The image's locations on these targets whose volumes Cinder does not find."""
+        stores = {target.glance_store for target in targets}
+        locations = await self._cloud.get_locations(image.id)
+        here = [one for one in locations or () if one.store in stores and one.volume_id]
+        return [one for one in here if await self._look(one.volume_id) is None]
 
     async def delete_unwanted(self, image: Image, target: Target, *, why: str) -> Outcome:
         """Delete what prewarm made on a target that does not want the image."""
@@ -382,7 +461,7 @@ class Deletion:
             return False
         try:
             await self.remove_location(image.id, target.glance_store, here[0].volume_id)
-        except (Blocked, Conflict) as error:
+        except (Blocked, Conflict, NotProven) as error:
             log.info("location_stays", store=target.glance_store, why=str(error))
             return False
         return True
@@ -441,7 +520,7 @@ class Deletion:
             await self._cloud.delete_volume(volume.id)
             return ""
         for _ in range(TRIES):
-            await self._cloud.remove_from_store(image_id, store)
+            await self._remove_from_store(image_id, store, volume.id)
             if not _store_of(volume, await self._cloud.get_locations(image_id) or ()):
                 break
         return ""

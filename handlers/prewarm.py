@@ -9,7 +9,7 @@ from typing import Literal, assert_never
 import structlog
 
 from handlers import ROUTES, actions, budget, image_volume, policy, strategies
-from handlers.deletion import Deletion
+from handlers.deletion import Deletion, NotProven
 from handlers.imports import Imports
 from handlers.room import Rooms
 from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, registered, store
@@ -150,6 +150,8 @@ class Prewarm:
             return await self._gone(key.image_id, watch, unlocated)
         except budget.NoRoom as error:
             return Skip(str(error), state="full")
+        except NotProven as error:
+            return Again(str(error), after=error.after, counted=False, news=True)
         except (Conflict, Blocked):
             self._suspects[target.name] = self._now() + SUSPECT_FOR
             raise
@@ -510,7 +512,7 @@ class Prewarm:
             self._copied.pop(image_id, None)
 
     async def _remove_location(self, action: strategies.RemoveLocation, seen: Seen, target: Target) -> Seen:
-        await self._deletion.remove_location(seen.image.id, action.store, action.volume_id)
+        await self._deletion.remove_location(seen.image.id, action.store, action.volume_id, whole=action.whole)
         here = [one for one in seen.locations or () if one.store == action.store]
         if not any(one.volume_id in seen.gone for one in here):
             # In error: nobody else's undoing

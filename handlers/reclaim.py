@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import structlog
 
-from handlers import ROUTES, absence, budget, image_volume, policy
+from handlers import ROUTES, budget, image_volume, policy
 from handlers.completion import UNDER_WAY
-from handlers.deletion import Deletion, report_stuck
+from handlers.deletion import Deletion, NotProven, report_stuck
 from handlers.room import Rooms
 from handlers.target_store import TargetStores
-from worker.cloud import Image, Volume
-from worker.errors import Blocked, NotFound
+from worker import absence
+from worker.cloud import Image, Location, Volume
+from worker.errors import Blocked, Conflict, NotFound
 from worker.handler import Missing, Parts, Watch
 from worker.job import Key
 from worker.notification import Notification
@@ -36,6 +37,7 @@ class Reclaim:
         self._cloud = parts.cloud
         self._policy = parts.policy
         self._deletion = Deletion(parts)
+        self._deletions = parts.deletions
         self._stores = TargetStores(parts)
         self._rooms = Rooms(parts)
         self._uses = parts.uses
@@ -76,6 +78,27 @@ class Reclaim:
     async def confirm(self, image_id: str, watch: Watch) -> Outcome:
         """Delete what is proven to be gone although the brake holds it: an operator has looked."""
         return await self._deletion.release(image_id, watch, confirmed=True)
+
+    async def bare_locations(self, image: Image, volumes: Iterable[Volume]) -> list[Location]:
+        """The image's locations whose volumes Cinder does not find, where none of its listed `volumes` lies.
+
+        As of `prepare`; at most one call if there is none.
+        """
+        on = list(volumes)
+        bare = [
+            target
+            for target in self._resolved
+            if target.glance_store in (image.stores or ()) and not any(image_volume.is_on(one, target) for one in on)
+        ]
+        return await self._deletion.bare_locations(image, bare) if bare else []
+
+    async def confirm_location(self, image_id: str, location: Location) -> str:
+        """Remove a location whose volume is gone: an operator has looked. Why it stays, "" if it was removed."""
+        try:
+            await self._deletion.remove_location(image_id, location.store, location.volume_id, confirmed=True)
+        except (Blocked, Conflict, NotFound, NotProven) as error:
+            return str(error)
+        return ""
 
     def kept_because(self, volume: Volume) -> str:
         """Why a volume of an image that is not found is kept, as of `prepare`."""
@@ -147,6 +170,8 @@ class Reclaim:
         notes: list[absence.Absence] = []
         for number, own in enumerate(volumes.values()):
             notes += map(absence.absence_of, own)
+            for volume in own:
+                self._deletions.found_volume(volume.id)
             if number % 1000 == 0:
                 # To look at them takes time, and others have their turn in between
                 await asyncio.sleep(0)

@@ -195,6 +195,10 @@ class FakeCloud:
             self.volumes.pop(location.volume_id, None)
         self.announce("image.delete", image_id, status="deleted")
 
+    def remove_volume(self, volume_id: str) -> None:
+        """Somebody else deletes a volume in Cinder, a location or not."""
+        self._announce_volume("volume.delete.end", self.volumes.pop(volume_id))
+
     def restore_image(self, image_id: str) -> None:
         """An administrator restores an image whose deletion is pending."""
         self.images[image_id] = self.pending.pop(image_id)

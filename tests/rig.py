@@ -104,6 +104,11 @@ class Rig:
         self.runner._leaving.set()
         await asyncio.gather(*ending, return_exceptions=True)
 
+    def lose(self, volume_id: str) -> None:
+        """Somebody deletes a volume in Cinder, and the worker hears of it."""
+        del self.cloud.volumes[volume_id]
+        self.deletions.note_volume(volume_id)
+
     def hear(self, body: bytes) -> None:
         """One message off the wire, as the intake would hand it over."""
         task = asyncio.create_task(self.dispatcher.accept([self.dispatcher.route(body)]))

@@ -88,6 +88,9 @@ class Report(Protocol):
     def held_back(self, volumes: int, *, brake: bool) -> None:
         """So many volumes of images that are not found are kept; `brake` if their number alone keeps them."""
 
+    def missing(self, volumes: int, *, brake: bool) -> None:
+        """So many volumes of locations are not found; `brake` if their number alone keeps the locations."""
+
     def reclaimed(self, reason: str) -> None:
         """A volume was deleted because nobody needs it: image `gone`, `unwanted`, `budget`, `left-over`."""
 

@@ -32,6 +32,7 @@ class Job:
 
     `used` is when a volume was made of the image on the target, and `used_by` which, if that is what led to the job;
     else 0 and "". `deleted` is the status in the image.delete that led to it, `deleted` or `pending_delete`; else "".
+    `deleted_volume` is the id in the volume.delete.end that led to it; else "".
     `project` is whose doing it is, "" if nobody knows: projects take turns in a lane.
     """
 
@@ -44,6 +45,7 @@ class Job:
     used: float = 0.0
     used_by: str = ""
     deleted: str = ""
+    deleted_volume: str = ""
     project: str = ""
 
     def tried(self, reason: str, *, counted: bool = True) -> Job:
@@ -71,6 +73,7 @@ class Job:
                 used=float(fields.get("used", 0.0)),
                 used_by=_text(fields.get("used_by", "")),
                 deleted=_text(fields.get("deleted", "")),
+                deleted_volume=_text(fields.get("deleted_volume", "")),
                 project=_text(fields.get("project", "")),
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:

@@ -97,9 +97,13 @@ class Metrics:
             "reclaim_held_back",
             "Volumes that the grace or the brake keeps, of images that Glance does not find",
         )
-        self.reclaim_brake = gauge(
-            "reclaim_brake", "1 while so many volumes belong to images that are not found that none of them is deleted"
+        self.missing_volumes = gauge(
+            "missing_volumes", "Volumes of locations that Cinder does not find and whose deletion it did not announce"
         )
+        self.reclaim_brake = gauge(
+            "reclaim_brake", "1 while so many images, or volumes of locations, are not found that nothing is deleted"
+        )
+        self._brakes = frozenset[str]()
         self._lost: set[tuple[str, str]] = set()
         self.last_resync = gauge(
             "last_resync_timestamp_seconds", "When the last resync ended; until the first, the start"
@@ -151,7 +155,16 @@ class Metrics:
     def held_back(self, volumes: int, *, brake: bool) -> None:
         """See `worker.handler.Report`."""
         self.reclaim_held_back.set(volumes)
-        self.reclaim_brake.set(brake)
+        self._brake("images", brake)
+
+    def missing(self, volumes: int, *, brake: bool) -> None:
+        """See `worker.handler.Report`."""
+        self.missing_volumes.set(volumes)
+        self._brake("volumes", brake)
+
+    def _brake(self, of: str, holds: bool) -> None:
+        self._brakes = self._brakes | {of} if holds else self._brakes - {of}
+        self.reclaim_brake.set(bool(self._brakes))
 
     def reclaimed(self, reason: str) -> None:
         """See `worker.handler.Report`."""

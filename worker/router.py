@@ -64,6 +64,7 @@ class Router:
         used = (notification.timestamp or now) if notification.is_use else 0.0
         used_by = notification.volume_id if used else ""
         deleted = notification.status if notification.event_type == "image.delete" else ""
+        deleted_volume = notification.volume_id if notification.event_type == "volume.delete.end" else ""
         jobs = tuple(
             Job(
                 key=key,
@@ -72,6 +73,7 @@ class Router:
                 used=used,
                 used_by=used_by,
                 deleted=deleted,
+                deleted_volume=deleted_volume,
                 project=notification.project,
             )
             for handler in handlers

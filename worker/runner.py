@@ -283,6 +283,8 @@ class Runner:
             self._uses.claim(job.key.image_id, job.key.target, job.used, job.used_by)
         if job.deleted:
             self._deletions.note(job.key.image_id, job.deleted)
+        if job.deleted_volume:
+            self._deletions.note_volume(job.deleted_volume)
 
     def _is_superseded(self, job: Job) -> bool:
         """Whether a look at the key is due later, and that one is enough; or it was given up for now.

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from handlers import absence, image_volume
+from handlers import image_volume
 from handlers.prewarm import Prewarm, Warmth
 from handlers.strategies import Finish, Seen, registered
+from worker import absence
 from worker.cloud import Cloud, Image, Location, Volume
 from worker.errors import NotFound
 from worker.handler import Handler

@@ -99,10 +99,14 @@ class DeleteVolume:
 
 @dataclass(frozen=True, slots=True)
 class RemoveLocation:
-    """Remove the image's first location in a store, which is this volume; `encrypted` as in DeleteVolume."""
+    """Remove the image's first location in a store, which is this volume; `encrypted` as in DeleteVolume.
+
+    `whole`: although its volume is whole; else it was seen broken or gone, and must still be.
+    """
 
     store: str
     volume_id: str
+    whole: bool = False
     encrypted: bool = False
 
 

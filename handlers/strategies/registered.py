@@ -71,7 +71,9 @@ def plan(seen: Seen, target: Target) -> Action:
     twice = first and len(usable) > 1 and first_serves and image_volume.is_prewarmed(first, target)
     if twice or not first_serves:
         # Glance writes whole lists: an import that ends now would bring the location back
-        return AwaitImage() if seen.image.import_locked else RemoveLocation(target.glance_store, mine[0])
+        if seen.image.import_locked:
+            return AwaitImage()
+        return RemoveLocation(target.glance_store, mine[0], whole=bool(first and not image_volume.is_broken(first)))
     if action := put_right(usable[0], seen, target):
         return action
     located = {location.volume_id for location in seen.locations}
@@ -86,16 +88,16 @@ def _leave(volume: Volume, seen: Seen, target: Target) -> Action:
     if image_volume.ORIGIN not in volume.metadata or volume.metadata.get(TAG) != target.name or not seen.may_delete:
         moved = f"its Image-Volume {volume.id} is of type {volume.volume_type} now, not {target.volume_type}"
         return Finish(Skip(f"{moved}: Cinder does not clone it on this target"))
-    return AwaitImage() if seen.image.import_locked else RemoveLocation(target.glance_store, volume.id)
+    return AwaitImage() if seen.image.import_locked else RemoveLocation(target.glance_store, volume.id, whole=True)
 
 
 def _encrypted(serving: list[Volume], seen: Seen, target: Target) -> Action:
     """Take out an encrypted location that pre-warming has made; one of somebody else's is only named."""
     first = serving[0]
     if first.encrypted and image_volume.may_be_ours(first):
-        return (
-            AwaitImage() if seen.image.import_locked else RemoveLocation(target.glance_store, first.id, encrypted=True)
-        )
+        if seen.image.import_locked:
+            return AwaitImage()
+        return RemoveLocation(target.glance_store, first.id, whole=True, encrypted=True)
     which = ", ".join(volume.id for volume in serving if volume.encrypted)
     return Finish(
         Skip(

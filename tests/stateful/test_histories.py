@@ -406,6 +406,16 @@ class Histories(RuleBasedStateMachine):
         self.cloud.held_by_backend ^= {pick(self._image_volumes(), which).id}
         self.do(None, pace)
 
+    @precondition(lambda self: self._located())
+    @rule(which=WHICH, pace=PACES)
+    def cinder_does_not_find_a_location_for_a_while(self, which: int, pace: object) -> None:
+        """As after a failover to a replica of its database that lags behind."""
+        self.cloud.elsewhere = {pick(self._located(), which)}
+        self.do(None, pace)
+        self.runner.run(self._resync())
+        self.do(None, pace)
+        self.cloud.elsewhere = set()
+
     @rule(left=st.sampled_from((0, 2, None, None)), pace=PACES)
     def quota(self, left: int | None, pace: object) -> None:
         used = sum(volume.size for volume in self.cloud.volumes.values() if not volume.foreign)
@@ -606,6 +616,11 @@ class Histories(RuleBasedStateMachine):
             if image.status == "active" and elsewhere and any(not one.volume_id for one in locations):
                 found.append(image)
         return found
+
+    def _located(self) -> list[str]:
+        """The volumes of the internal project that are locations of images."""
+        located = {one.volume_id for own in self.cloud.locations.values() for one in own}
+        return [volume.id for volume in self._image_volumes() if volume.id in located]
 
     def _image_volumes(self) -> list[Volume]:
         """What is kept for images, and is not being made."""

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from handlers import absence, image_volume, target_store
+from handlers import image_volume, target_store
+from handlers.deletion import NotProven
 from tests.fake_cloud import PROJECT, FakeCloud
 from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
+from worker import absence
 from worker.cloud import Image, Location, Store, Volume
 from worker.errors import Blocked, Conflict
 from worker.job import Key
@@ -351,6 +353,109 @@ async def test_few_missing_images_are_no_reason_to_brake(cloud: FakeCloud) -> No
             assert rig.count("reclaim_brake") == 0
             cloud.ahead += LOOK
         assert len(cloud.volumes) == 16
+
+
+# Volumes of locations
+
+
+async def without_volumes(rig: Rig, cloud: FakeCloud, *, images: int, besides: int = 1) -> list[Image]:
+    """Images whose volumes Cinder does not find any more, though nobody has deleted them."""
+    made = [await warmed(rig, cloud) for _ in range(images)]
+    for _ in range(besides):
+        await warmed(rig, cloud)
+    for image in made:
+        (volume,) = cloud.of(image.id)
+        cloud.elsewhere.add(volume.id)
+    return made
+
+
+@pytest.mark.parametrize("strategy", ["store", "location"])
+async def test_a_volume_that_is_not_found_for_a_moment_keeps_its_location(cloud: FakeCloud, strategy: str) -> None:
+    async with rig_of(cloud, strategy, FAST) as rig:
+        (image,) = await without_volumes(rig, cloud, images=1)
+        before = cloud.locations[image.id]
+        for _ in range(absence.LOOKS - 1):
+            outcome = await rig.run(image.id)
+            assert isinstance(outcome, Again)
+            assert not outcome.counted
+            assert "may be gone" in outcome.reason
+            assert rig.count("missing_volumes") == 1
+            cloud.ahead += 1.0 + (outcome.after or 0.0)
+        cloud.elsewhere.clear()
+        assert isinstance(await rig.run(image.id), Done)
+        assert cloud.locations[image.id] == before
+        await rig.resync()
+        assert rig.count("missing_volumes") == 0
+
+
+async def test_a_volume_that_is_not_found_for_long_is_made_again(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        (image,) = await without_volumes(rig, cloud, images=1)
+        (lost,) = located(cloud, image.id)
+        began = cloud.ahead
+        while isinstance(outcome := await rig.run(image.id), Again):
+            cloud.ahead += (outcome.after or 0.0) + 0.1
+        assert isinstance(outcome, Done)
+        assert 600.0 <= cloud.ahead - began < 610.0
+        assert lost not in located(cloud, image.id)
+
+
+async def test_a_volume_whose_deletion_was_heard_of_is_made_again_at_once(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST, policy=Policy(settle=0.0, rewarm_interval=0.0)) as rig:
+        cloud.emit = rig.hear
+        image = await warmed(rig, cloud)
+        await rig.quiet()
+        (lost,) = located(cloud, image.id)
+        cloud.remove_volume(lost)
+        await rig.quiet()
+        assert located(cloud, image.id) == [volume.id for volume in cloud.of(image.id)] != [lost]
+
+
+async def test_a_volume_that_is_found_again_in_between_keeps_its_location(cloud: FakeCloud) -> None:
+    """The plan saw it gone; it is ours, and the image has another location, so as a whole one it could go."""
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = await warmed(rig, cloud)
+        before = cloud.locations[image.id]
+        with pytest.raises(NotProven, match="and then whole"):
+            await rig.prewarm._deletion.remove_location(image.id, before[-1].store, before[-1].volume_id)
+        assert cloud.locations[image.id] == before
+
+
+async def test_where_cinder_shows_no_image_volume_at_all_none_is_gone(cloud: FakeCloud) -> None:
+    """It may be another region's Cinder, or another project."""
+    async with rig_of(cloud, "store", FAST) as rig:
+        (image,) = await without_volumes(rig, cloud, images=1, besides=0)
+        before = cloud.locations[image.id]
+        for _ in range(2 * absence.LOOKS):
+            outcome = await rig.run(image.id)
+            assert isinstance(outcome, Again)
+            assert "no proof" in outcome.reason
+            cloud.ahead += 1.0 + (outcome.after or 0.0)
+        assert "no proof" in await rig.reclaim.confirm_location(image.id, before[-1])
+        assert cloud.locations[image.id] == before
+
+
+async def test_a_lost_database_of_cinder_removes_no_location_before_an_operator_says_so(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        images = await without_volumes(rig, cloud, images=6)
+        before = dict(cloud.locations)
+        for _ in range(2 * absence.LOOKS):
+            for image in images:
+                assert isinstance(await rig.run(image.id), Again)
+            cloud.ahead += 200.0
+        assert cloud.locations == before
+        assert rig.count("missing_volumes") == 6
+        assert rig.count("reclaim_brake") == 1
+        outcome = await rig.run(images[0].id)
+        assert isinstance(outcome, Again)
+        assert "reclaim --confirm" in outcome.reason
+        await rig.reclaim.prepare({})
+        for image in images:
+            (bare,) = await rig.reclaim.bare_locations(cloud.images[image.id], cloud.of(image.id)[:0])
+            assert await rig.reclaim.confirm_location(image.id, bare) == ""
+        assert all(len(cloud.locations[image.id]) == 1 for image in images)
+        await rig.resync()
+        assert rig.count("missing_volumes") == rig.count("reclaim_brake") == 0
 
 
 @pytest.mark.parametrize(("volumes", "limit"), [(0, 5), (100, 5), (200, 10), (1000, 50)])

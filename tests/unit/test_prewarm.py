@@ -330,7 +330,7 @@ async def test_a_location_whose_volume_is_gone_is_removed_and_made_again(cloud: 
         async with Rig(cloud, targets=using(strategy, FAST), policy=Policy(settle=0.0, rewarm_interval=0.0)) as rig:
             image = cloud.upload()
             assert isinstance(await rig.run(image.id), Done)
-            del cloud.volumes[located(cloud, image.id)[0]]
+            rig.lose(located(cloud, image.id)[0])
             assert isinstance(await rig.run(image.id), Done)
             assert located(cloud, image.id) == [volume.id for volume in cloud.of(image.id)]
 

@@ -161,14 +161,14 @@ async def test_what_was_deleted_soon_is_made_again_once_in_rewarm_interval(cloud
     async with Rig(cloud, targets=using(strategy, FAST), policy=PATIENT) as rig:
         image = cloud.upload()
         assert isinstance(await rig.run(image.id), Done)
-        del cloud.volumes[cloud.of(image.id)[0].id]
+        rig.lose(cloud.of(image.id)[0].id)
         outcome = await rig.run(image.id)
         assert isinstance(outcome, Again)
         assert not outcome.counted
         assert 590.0 < (outcome.after or 0.0) <= 600.0
         cloud.ahead += 601.0
         assert isinstance(await rig.run(image.id), Done)
-        del cloud.volumes[cloud.of(image.id)[0].id]
+        rig.lose(cloud.of(image.id)[0].id)
         cloud.ahead += 601.0
         outcome = await rig.run(image.id)
         assert isinstance(outcome, Skip)
@@ -184,7 +184,7 @@ async def test_what_was_there_for_a_day_is_made_again_at_once(cloud: FakeCloud, 
         image = cloud.upload()
         for _ in range(4):
             assert isinstance(await rig.run(image.id), Done)
-            del cloud.volumes[cloud.of(image.id)[0].id]
+            rig.lose(cloud.of(image.id)[0].id)
             cloud.ahead += HOLD_FOR + 1.0
         assert isinstance(await rig.run(image.id), Done)
 

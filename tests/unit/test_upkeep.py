@@ -255,6 +255,7 @@ async def test_of_two_locations_the_broken_one_goes(cloud: FakeCloud) -> None:
         await rig.run(image.id)
         (whole,) = located(cloud, image.id)
         only_location(cloud, image, NOBODY, whole)
+        rig.deletions.note_volume(NOBODY)
         assert isinstance(await rig.run(image.id), Done)
         assert located(cloud, image.id) == [whole] or kept(cloud, image) == ["fast"]
 
@@ -390,7 +391,7 @@ async def test_an_image_volume_that_is_broken_under_us_is_made_anew(rig: Rig, cl
     await rig.quiet()
     victim = next(volume for volume in cloud.of(image.id) if volume.volume_type == "fast")
     if status == "gone":
-        del cloud.volumes[victim.id]
+        rig.lose(victim.id)
     else:
         cloud.volumes[victim.id] = replace(victim, status="error")
     assert await rig.resync()
@@ -768,6 +769,7 @@ async def test_a_location_that_came_back_without_its_volume_goes(cloud: FakeClou
         dead = Location(url="cinder://cinder-fast/x", store="cinder-fast", volume_id=NOBODY)
         cloud.locations[image.id] = (*cloud.locations[image.id], dead)
         cloud.touch(image.id, stores=frozenset({"file", "cinder-fast"}))
+        rig.deletions.note_volume(NOBODY)
         found = await rig.resync()
         assert [(one.key.handler, "no volume" in one.why) for one in found] == [("reclaim", True)]
         await rig.quiet()

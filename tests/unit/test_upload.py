@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 
-from handlers import absence
 from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from tests.rig import FAST, LIMITS, SLOW, STORES, Rig, located
+from worker import absence
 from worker.cloud import GIB, Image, ImageTask, Location, Volume
 from worker.errors import Blocked, Conflict, Temporary
 from worker.outcome import Again, Done, Skip

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from typing import Any
+from typing import Any, NamedTuple
 
 from cliff.lister import Lister
 
 from handlers import image_volume, reclaim
 from worker.cli import Worker
-from worker.cloud import Cloud, Volume
+from worker.cloud import Cloud, Location, Volume
 from worker.daemon import build_clouds, build_parts, check_cloud
 from worker.errors import Blocked, NotFound
 from worker.metrics import Metrics
@@ -23,11 +23,23 @@ POLL = 1.0
 COLUMNS = ("Image", "Volume", "GiB", "Deleted", "Why")
 
 
-class Reclaim(Lister):
-    """Show each volume of an image that Glance does not find, whether it is deleted, and the evidence.
+class Row(NamedTuple):
+    """A line of the table, and the store of the location that it is about, if it is about one."""
 
-    A running worker looks for such images with each resync, and deletes their volumes once the images are proven to be
-    gone: docs/upkeep.md has the rules. If too many are missing at once it deletes none before you say --confirm.
+    image_id: str
+    volume_id: str
+    size: int
+    deleted: str
+    why: str
+    store: str = ""
+
+
+class Reclaim(Lister):
+    """Show each volume of an image that Glance does not find, and each location whose volume Cinder does not find.
+
+    A running worker looks for them with each resync, and deletes such volumes and locations once it is proven that
+    what they belong to is gone: docs/upkeep.md has the rules. If too many are missing at once it deletes none before
+    you say --confirm.
     """
 
     app: Worker
@@ -38,7 +50,8 @@ class Reclaim(Lister):
         parser.add_argument(
             "--confirm",
             action="store_true",
-            help="Delete what the brake ([reclaim] max_at_once) holds back, of images that are proven to be gone.",
+            help="Delete what the brake ([reclaim] max_at_once) holds back, of images that are proven to be gone, and "
+            "locations without a volume.",
         )
         return parser
 
@@ -49,8 +62,10 @@ class Reclaim(Lister):
             raise Blocked("[reclaim] does not let anything be deleted: see enabled and dry_run")
         rows = asyncio.run(_reclaim(settings, confirm=parsed_args.confirm))
         if not rows:
-            self.app.LOG.warning("Glance finds the image of every Image-Volume")
-        return COLUMNS, rows
+            self.app.LOG.warning(
+                "Glance finds the image of every Image-Volume, and Cinder the volume of every location"
+            )
+        return COLUMNS, [row[: len(COLUMNS)] for row in rows]
 
 
 class _Watch:
@@ -65,7 +80,7 @@ class _Watch:
         """Nobody asks."""
 
 
-async def _reclaim(settings: Settings, *, confirm: bool) -> list[tuple[str, str, int, str, str]]:
+async def _reclaim(settings: Settings, *, confirm: bool) -> list[Row]:
     metrics = Metrics()
     clouds = build_clouds(settings, metrics)
     try:
@@ -73,25 +88,37 @@ async def _reclaim(settings: Settings, *, confirm: bool) -> list[tuple[str, str,
         handler = reclaim.Reclaim(build_parts(settings, clouds, metrics))
         volumes = await by_image(clouds.common.list_volumes(), image_volume.image_of)
         await handler.prepare(volumes)
-        rows = []
-        for image_id, left in await _missing(clouds.common, volumes):
+        missing, rows = await _missing(clouds.common, handler, volumes)
+        if confirm:
+            rows = [await _confirmed(handler, row) for row in rows]
+        for image_id, left in missing:
             if confirm:
                 await handler.confirm(image_id, _Watch())
             for volume in left:
                 gone = confirm and await _is_gone(clouds.common, volume.id)
                 why = "confirmed" if gone else handler.kept_because(volume)
-                rows.append((image_id, volume.id, volume.size, "yes" if gone else "no", why))
+                rows.append(Row(image_id, volume.id, volume.size, "yes" if gone else "no", why))
         return rows
     finally:
         clouds.close()
 
 
-async def _missing(cloud: Cloud, volumes: Packed) -> list[tuple[str, tuple[Volume, ...]]]:
-    """The images that Glance does not find though there are volumes of them."""
-    listed = 0
+async def _confirmed(handler: reclaim.Reclaim, row: Row) -> Row:
+    """The row of a location after an operator has confirmed that its volume is gone."""
+    stays = await handler.confirm_location(row.image_id, Location(url="", store=row.store, volume_id=row.volume_id))
+    return row._replace(deleted="no", why=stays) if stays else row._replace(deleted="yes", why="confirmed")
+
+
+async def _missing(
+    cloud: Cloud, handler: reclaim.Reclaim, volumes: Packed
+) -> tuple[list[tuple[str, tuple[Volume, ...]]], list[Row]]:
+    """The images that Glance does not find though there are volumes of them; the locations without a volume."""
+    listed, bare = 0, list[Row]()
     async for image in cloud.list_images():
         listed += 1
-        volumes.take(image.id)
+        for one in await handler.bare_locations(image, volumes.take(image.id)):
+            why = f"Cinder does not find the volume of this location in store {one.store}"
+            bare.append(Row(image.id, one.volume_id, 0, "no", why, one.store))
     if volumes and not listed:
         raise Blocked("Glance lists no image at all: that is no proof that they were deleted")
     missing = []
@@ -101,7 +128,7 @@ async def _missing(cloud: Cloud, volumes: Packed) -> list[tuple[str, tuple[Volum
             await cloud.get_image(image_id)
         except NotFound:
             missing.append((image_id, left))
-    return missing
+    return missing, bare
 
 
 async def _is_gone(cloud: Cloud, volume_id: str) -> bool:

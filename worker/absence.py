@@ -2,7 +2,8 @@
 
 A 404 can come of a policy, of a restored database or of a delayed deletion. So it counts as a deletion only after
 `LOOKS` looks that are spread over a grace period. The looks are noted on the volumes themselves: the note outlives the
-worker, and all replicas read it.
+worker, and all replicas read it. The same looks are taken for the volume of a location that Cinder does not find; they
+can be noted nowhere, so they are in memory (`worker.deletions`).
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from worker.cloud import Volume
-from worker.deletions import PENDING
 from worker.target import TAG
 
 # The metadata that holds the note: "<looks> <time of the last one>", or "pending_delete"; empty once the image is back
 MISSING = f"{TAG}_missing"
 LOOKS = 5
+PENDING = "pending_delete"
+"""Glance's delayed deletion: the image is not found any more, but an administrator can restore it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
