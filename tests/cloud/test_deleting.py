@@ -202,6 +202,54 @@ def test_a_database_that_lost_images_stops_at_the_brake_until_an_operator_confir
             find_again(*made)
 
 
+@contextlib.contextmanager
+def without_rows(*volume_ids: str) -> Iterator[None]:
+    """Cinder's database does not know these volumes, without anybody having deleted them."""
+    where = f"where id in ({listed(volume_ids)})"
+    sql("cinder", f"update volumes set deleted = 1 {where}")
+    try:
+        yield
+    finally:
+        sql("cinder", f"update volumes set deleted = 0 {where}")
+
+
+def test_a_database_that_lost_volumes_costs_no_location_before_an_operator_confirms(
+    worker: Worker, images: Images, operator: Person
+) -> None:
+    chosen = settings(targets=("local-1",), reclaim={"max_at_once": "2", **SHORT})
+    with worker(chosen) as process:
+        process.wait_ready()
+        made = [images() for _ in range(4)]
+        before = {image_id: warmed_on(operator, image_id) for image_id in made}
+
+        def located() -> list[set[str]]:
+            return [locations(operator, image_id) for image_id in made]
+
+        as_it_was = located()
+        missing = [before[image_id] for image_id in made[:3]]
+        with without_rows(*missing):
+            look_again(process)
+            soon(lambda: process.metric("missing_volumes") == 3, what="counted")
+            soon(lambda: process.metric("reclaim_brake") == 1, what="the brake holds")
+            soon(lambda: "the brake" in reasons(process, "job_again", made[0]), what="and is told")
+            assert located() == as_it_was
+            shown = process.run("reclaim", "-f", "value")
+            assert all(volume_id in shown.stdout for volume_id in missing), shown
+        look_again(process)
+        soon(lambda: process.metric("missing_volumes") == process.metric("reclaim_brake") == 0, what="taken back")
+        assert located() == as_it_was
+        with without_rows(*missing):
+            done = process.run("reclaim", "--confirm", "-f", "value")
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("confirmed") == 3, done
+            look_again(process)
+            for image_id in made[:3]:
+                assert warmed_on(operator, image_id) not in missing
+            assert located()[3] == as_it_was[3]
+        for volume_id in missing:
+            operator.delete_volume(volume_id)
+
+
 def test_hidden_images_are_images(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
     with worker(settings()) as process:
         process.wait_ready()
