@@ -103,7 +103,11 @@ def build_clouds(settings: Settings, metrics: Metrics) -> Clouds:
 
     def cloud(concurrency: int) -> OpenStackCloud:
         return OpenStackCloud(
-            connection=connection, metrics=metrics, concurrency=concurrency, admin_role=settings.admin_role
+            connection=connection,
+            metrics=metrics,
+            concurrency=concurrency,
+            admin_role=settings.admin_role,
+            timeout=settings.api_timeout,
         )
 
     return Clouds(cloud(settings.api_concurrency), cloud(RESERVED))
@@ -238,6 +242,7 @@ class Daemon:
         self._draining = False
         metrics.begin(target.name for target in settings.targets)
         self._known = False
+        self._answered = 0.0
         self._unusable: Mapping[str, str] = {}
         self._fault = ""
         self._blind = ""
@@ -355,6 +360,10 @@ class Daemon:
             self._cloud_is_away(str(error))
         except (Temporary, Blocked, NotFound, Malformed) as error:
             self._cloud_is_away(str(error))
+        except Exception as error:
+            # A bug, or an answer that nobody has thought of: the next look may find the cloud as it should be
+            log.exception("cloud_look_failed")
+            self._cloud_is_away(f"{type(error).__name__}: {error}")
 
     async def _look_at_locations(self) -> None:
         """Whether Glance shows where data lies: without that, nothing may be changed or deleted that is a location."""
@@ -370,6 +379,7 @@ class Daemon:
         self._uses.know(found.targets)
         self._name_unusable(found.unusable)
         self._known, self._fault = True, ""
+        self._answered = time.monotonic()
         self._seen_once.set()
 
     def _name_unusable(self, unusable: Mapping[str, str]) -> None:
@@ -473,6 +483,8 @@ class Daemon:
         problems = dict(self._sick())
         if not self._known:
             problems["cloud"] = self._fault or "not asked yet"
+        elif (silent := time.monotonic() - self._answered) > PING + 2 * self._settings.api_timeout:
+            problems["cloud"] = f"has not answered for {silent:.0f} s"
         elif self._blind:
             problems["locations"] = self._blind
         if self._seen_once.is_set():

@@ -44,7 +44,7 @@ class Dispatcher:
         """Have these jobs done: at once if their key is here already, else by way of their lanes."""
         known = self._runner.lanes
         # Two uses are counted as two, and a deletion is not lost in a comparison that found the same
-        distinct = {(job.key, job.used, job.deleted): job for job in jobs if job.key.lane in known}
+        distinct = {(job.key, job.used, job.deleted, job.deleted_volume): job for job in jobs if job.key.lane in known}
         if new := [job for job in distinct.values() if not self._runner.poke(job)]:
             await self._lanes.publish(new)
 

@@ -22,12 +22,13 @@ import keystoneauth1.exceptions as ksa
 import openstack.config
 import openstack.exceptions
 import requests
-import requests.adapters
+import structlog
 from keystoneauth1.identity.base import BaseIdentityPlugin
 from openstack.config.loader import CONFIG_FILES
 from openstack.connection import Connection
 
 from worker.cloud import LISTED, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
+from worker.deadline import Adapter, Deadline
 from worker.errors import Blocked, Conflict, Malformed, Misconfigured, NotFound, Temporary
 from worker.metrics import Metrics, release
 from worker.retry import reading
@@ -55,8 +56,11 @@ UNANSWERED = (
     openstack.exceptions.SDKException,
     requests.RequestException,
 )
+OURS = (Temporary, Blocked, NotFound, Malformed, Misconfigured)
 T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,9 +84,6 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
             warnings.simplefilter("ignore")
             session = region.get_session()
             connection = Connection(config=region)
-    except (AttributeError, TypeError, ValueError) as error:
-        # What is not where it belongs in a clouds.yaml surprises openstacksdk
-        raise Misconfigured([f"[cloud]: clouds.yaml or OS_* variables make no sense: {error}"]) from error
     except (openstack.exceptions.SDKException, ksa.ClientException) as error:
         named = os.environ.get("OS_CLIENT_CONFIG_FILE", "")
         hidden = [
@@ -92,12 +93,15 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
         if hidden:
             looked = f"may not read {', '.join(hidden)}"
         raise Misconfigured([f"[cloud]: no usable credentials: {error} ({looked} for clouds.yaml)"]) from error
+    except Exception as error:
+        # What is not where it belongs in a clouds.yaml, or no YAML, surprises openstacksdk in many ways
+        raise Misconfigured([f"[cloud]: clouds.yaml or OS_* variables make no sense: {_line(error)}"]) from error
     if not session.auth or not hasattr(session.auth, "get_access"):
         raise Misconfigured(
             ["[cloud]: no credentials: set name, OS_CLOUD or OS_* (password or application credential)"]
         )
     # requests keeps 10 connections a host otherwise, and opens and closes the rest for every request
-    pool = requests.adapters.HTTPAdapter(pool_connections=8, pool_maxsize=concurrency)
+    pool = Adapter(pool_connections=8, pool_maxsize=concurrency)
     session.session.mount("http://", pool)
     session.session.mount("https://", pool)
     return connection
@@ -119,7 +123,8 @@ def count_keystone(connection: Connection, metrics: Metrics) -> None:
 class OpenStackCloud:
     """`worker.cloud.Cloud` on a real one. Threads carry the requests, `concurrency` of them at once.
 
-    `admin_role` is the role that makes Glance and Cinder show what belongs to others.
+    `admin_role` is the role that makes Glance and Cinder show what belongs to others, `timeout` how many seconds a
+    request may take in all, with the token and the versions that it may have to ask for first.
     """
 
     def __init__(
@@ -129,6 +134,7 @@ class OpenStackCloud:
         metrics: Metrics,
         concurrency: int = 16,
         admin_role: str = "admin",
+        timeout: float = 30.0,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._connection = connection
@@ -136,11 +142,16 @@ class OpenStackCloud:
         self._admin_role = admin_role
         self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="api")
         self._project_id = ""
+        self._timeout = timeout
+        self._under_way: set[Deadline] = set()
         self._sleep = sleep
+        self._strange = ""
 
     def close(self) -> None:
-        """Let go of threads and connections."""
+        """Let go of threads and connections; requests under way end with an error."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+        for deadline in tuple(self._under_way):
+            deadline.cut()
         self._connection.session.session.close()
 
     async def identity(self) -> Identity:
@@ -511,24 +522,47 @@ class OpenStackCloud:
         return await self._guarded(service, method, ask)
 
     async def _guarded(self, service: str, method: str, ask: Callable[[], T]) -> T:
-        """Run a request on a thread; what keystoneauth and requests raise becomes one of our errors, here only."""
+        """Run a request on a thread; what libraries raise becomes one of our errors, here only.
+
+        What is not known to be something else is Temporary: a file that is replaced just now, an answer that a library
+        stumbles over, no thread to be had.
+        """
         began = time.monotonic()
-        context = contextvars.copy_context()
+        context, deadline = contextvars.copy_context(), Deadline()
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._threads, context.run, ask)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, context.run, self._within, deadline, asyncio.get_running_loop(), ask
+            )
+        except OURS:
+            raise
         except (ksa.Unauthorized, ksa.Forbidden) as error:
             raise Blocked(f"{service}: Keystone refuses our credentials: {_line(error)}") from error
         except (ksa.MissingRequiredOptions, ksa.NoMatchingPlugin, openstack.exceptions.ConfigException) as error:
             raise Blocked(f"{service}: credentials are incomplete: {_line(error)}") from error
-        except openstack.exceptions.NotSupported as error:
-            # It looks for the service's versions first, and has found none
+        except Exception as error:
             self._metrics.api_requests.labels(service, method, "none").inc()
-            raise Temporary(f"{service}: no answer: its endpoint tells no API version, is it there?") from error
-        except UNANSWERED as error:
-            self._metrics.api_requests.labels(service, method, "none").inc()
+            if deadline.over:
+                raise Temporary(f"{service}: no whole answer within {self._timeout:g} s") from error
+            if isinstance(error, openstack.exceptions.NotSupported):
+                # It looks for the service's versions first, and has found none
+                raise Temporary(f"{service}: no answer: its endpoint tells no API version, is it there?") from error
+            if not isinstance(error, UNANSWERED) and self._strange != (strange := _line(error)):
+                self._strange = strange
+                log.warning("request_failed_strangely", service=service, error=strange, exc_info=error)
             raise Temporary(f"{service}: no answer: {_line(error)}") from error
         finally:
             self._metrics.api_seconds.labels(service, method).observe(time.monotonic() - began)
+
+    def _within(self, deadline: Deadline, loop: asyncio.AbstractEventLoop, ask: Callable[[], T]) -> T:
+        """What `ask` returns, on this thread; its connections are cut once it has taken `timeout` seconds."""
+        with deadline:
+            self._under_way.add(deadline)
+            # Counted from now: it may have waited for its turn
+            loop.call_soon_threadsafe(loop.call_later, self._timeout, deadline.cut)
+            try:
+                return ask()
+            finally:
+                self._under_way.discard(deadline)
 
     def _answer(self, service: str, method: str, response: requests.Response, certain: str) -> Any:
         status = response.status_code

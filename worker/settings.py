@@ -126,7 +126,12 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             "admin only together with the policy files of config/policy.",
         ),
         cfg.IntOpt("api_concurrency", default=16, min=1, max=256, help="Requests under way at once."),
-        cfg.FloatOpt("api_timeout", default=30.0, min=1.0, help="Seconds that one request may take."),
+        cfg.FloatOpt(
+            "api_timeout",
+            default=30.0,
+            min=1.0,
+            help="Seconds that one request may take in all, with the token it needs.",
+        ),
         cfg.FloatOpt("poll_min", default=0.5, min=0.1, help="Seconds between the first polls of what is being made."),
         cfg.FloatOpt(
             "poll_max", default=15.0, min=0.5, help="Seconds between polls at the most; notifications wake us."

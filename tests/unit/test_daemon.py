@@ -11,7 +11,7 @@ import pytest
 
 from tests.fake_cloud import FakeCloud
 from tests.unit.test_settings import GOOD, load
-from worker.daemon import Daemon, check_cloud, check_locations
+from worker.daemon import PING, Daemon, check_cloud, check_locations
 from worker.errors import Misconfigured
 from worker.manager import WATCHDOG
 from worker.metrics import Metrics
@@ -100,22 +100,49 @@ async def test_no_target_that_can_be_used_is_a_wrong_configuration(tmp_path: Pat
     assert len(raised.value.faults) == 2
 
 
-async def test_a_type_that_goes_and_comes_back_leaves_the_worker_ready(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
     (tmp_path / "clouds.yaml").write_text(
         "clouds: {c: {auth: {auth_url: http://127.0.0.1:1/v3, username: u, password: p, project_name: p,"
         " user_domain_name: d, project_domain_name: d}}}"
     )
-    metrics = Metrics()
     settings = load(tmp_path, {**GOOD, "probes": {"bind": ""}, "cloud": {"name": "c"}})
-    daemon = Daemon(settings=settings, metrics=metrics)
+    return Daemon(settings=settings, metrics=Metrics())
+
+
+async def test_a_cloud_that_has_not_answered_for_long_is_a_reason_to_be_unready(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look at it may hang, and say nothing."""
+    daemon._cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
+    await daemon._look_at_cloud()
+    assert "cloud" not in daemon._unready()
+    ahead = PING + 2 * daemon._settings.api_timeout + 1
+    daemon._answered -= ahead
+    assert f"not answered for {ahead:.0f} s" in daemon._unready()["cloud"]
+    await daemon._look_at_cloud()
+    assert "cloud" not in daemon._unready()
+
+
+async def test_a_look_at_the_cloud_that_fails_in_an_unknown_way_is_told_and_not_the_last(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon._cloud = cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
+    with monkeypatch.context() as patched:
+        patched.setattr(cloud, "identity", lambda: 1 / 0)
+        await daemon._look_at_cloud()
+    assert "ZeroDivisionError" in daemon._unready()["cloud"]
+    await daemon._look_at_cloud()
+    assert "cloud" not in daemon._unready()
+
+
+async def test_a_type_that_goes_and_comes_back_leaves_the_worker_ready(daemon: Daemon) -> None:
     cloud = Cloud(types={"ssd", "hdd"})
     daemon._cloud = cloud  # type: ignore[assignment]
 
     def usable() -> float | None:
-        return metrics.registry.get_sample_value("image_volume_worker_target_usable", {"target": "slow"})
+        return daemon._metrics.registry.get_sample_value("image_volume_worker_target_usable", {"target": "slow"})
 
     await daemon._look_at_cloud()
     assert usable() == 1.0

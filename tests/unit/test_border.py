@@ -1,0 +1,324 @@
+"""The border to the cloud, over real connections: whatever a service answers, and whatever a library makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import structlog
+
+from worker import sdk
+from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
+from worker.metrics import Metrics
+from worker.sdk import OpenStackCloud
+
+IMAGE_ID = "f8195267-dc43-443b-86bf-8a5200144f25"
+OURS = (Temporary, Blocked, NotFound, Malformed)
+Answer = tuple[int, object, dict[str, str]]
+NEVER = "2036-01-01T00:00:00.000000Z"
+
+
+class Services:
+    """Keystone, Glance and Cinder, as far as a log-in and a question go; `strange` are paths that answer otherwise."""
+
+    def __init__(self) -> None:
+        self.strange: dict[str, Answer | Callable[[BaseHTTPRequestHandler], None]] = {}
+        services = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def log_message(self, *_: object) -> None:
+                return
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                self.do_GET()
+
+            def do_GET(self) -> None:
+                path = self.path.partition("?")[0].rstrip("/")
+                given = services.strange.get(path) or services.usual(path)
+                if callable(given):
+                    given(self)
+                    return
+                status, body, headers = given
+                raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+                self.send_response(status)
+                for name, value in {"Content-Length": str(len(raw)), **headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+                self.wfile.write(raw)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def usual(self, path: str) -> Answer:
+        if path == "/v3/auth/tokens":
+            return 201, {"token": self.token()}, {"X-Subject-Token": "t"}
+        if path == "/v3":
+            return 200, {"version": self.version("v3.14", "/v3/")}, {}
+        if path == "/image":
+            return 300, {"versions": [self.version("v2.17", "/image/v2/")]}, {}
+        if path == "/volume/v3":
+            return 200, {"versions": [{**self.version("v3.0", "/volume/v3/"), "version": "3.71"}]}, {}
+        if path == f"/image/v2/images/{IMAGE_ID}":
+            return 200, {"id": IMAGE_ID, "status": "active"}, {}
+        if path == "/volume/v3/types":
+            return 200, {"volume_types": [{"id": "t1", "name": "fast"}]}, {}
+        return 404, {"message": f"no {path}"}, {}
+
+    def version(self, name: str, path: str) -> dict[str, Any]:
+        return {"id": name, "status": "CURRENT", "links": [{"rel": "self", "href": self.url + path}]}
+
+    def token(self, **changes: object) -> dict[str, Any]:
+        catalog = [
+            {"type": kind, "name": kind, "endpoints": [{"interface": "public", "region": "R", "url": self.url + path}]}
+            for kind, path in (("image", "/image"), ("block-storage", "/volume/v3"), ("identity", "/v3"))
+        ]
+        project = {"id": "p" * 32, "name": "p", "domain": {"id": "d", "name": "d"}}
+        roles = [{"id": "1", "name": "admin"}]
+        user = {"id": "u", "name": "u", "domain": {"id": "d", "name": "d"}}
+        token = {"project": project, "roles": roles, "user": user, "catalog": catalog, "expires_at": NEVER}
+        return {**token, "methods": ["password"], "issued_at": "2026-01-01T00:00:00.000000Z", **changes}
+
+
+@pytest.fixture(autouse=True)
+def silence() -> Iterator[None]:
+    """No log lines: their tracebacks take more time than all the rest."""
+    before = structlog.get_config()
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
+    yield
+    structlog.configure(**before)
+
+
+@pytest.fixture
+def services() -> Iterator[Services]:
+    served = Services()
+    yield served
+    served.close()
+
+
+async def at_once(_: float) -> None:
+    """No pause between the tries of a read."""
+
+
+@pytest.fixture
+def clouds(
+    services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Callable[..., OpenStackCloud]]:
+    """Makes clouds with their own log-in."""
+    made: list[OpenStackCloud] = []
+
+    def make(*, cacert: str = "", timeout: float = 5.0, concurrency: int = 2) -> OpenStackCloud:
+        auth = {"auth_url": f"{services.url}/v3", "username": "u", "password": "p", "project_name": "p"}
+        auth |= {"user_domain_name": "d", "project_domain_name": "d"}
+        entry = {"auth": auth, "region_name": "R"} | ({"cacert": cacert} if cacert else {})
+        path = tmp_path / "clouds.yaml"
+        path.write_text(json.dumps({"clouds": {"a": entry}}))
+        monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(path))
+        connection = sdk.connect(name="a", timeout=timeout, concurrency=concurrency)
+        cloud = OpenStackCloud(
+            connection=connection, metrics=Metrics(), concurrency=concurrency, timeout=timeout, sleep=at_once
+        )
+        made.append(cloud)
+        return cloud
+
+    yield make
+    for cloud in made:
+        cloud.close()
+
+
+QUESTIONS = {
+    "identity": lambda cloud: cloud.identity(),
+    "image": lambda cloud: cloud.get_image(IMAGE_ID),
+    "volume": lambda cloud: cloud.list_volume_types(),
+}
+VERSIONS: dict[str, object] = {
+    "a list": [],
+    "text": "x",
+    "a number": 5,
+    "null": None,
+    "an empty object": {},
+    "a page": b"<html>hello</html>",
+    "versions null": {"versions": None},
+    "versions of null": {"versions": [None]},
+    "versions that are text": {"versions": "x"},
+    "versions that are a number": {"versions": 5},
+    "version null": {"version": None},
+    "links null": {"versions": [{"id": "v3.0", "status": "CURRENT", "links": None}]},
+    "id null": {"versions": [{"id": None, "status": "CURRENT", "links": []}]},
+    "id a number": {"versions": [{"id": 3, "status": "CURRENT", "links": [{"rel": "self", "href": "x"}]}]},
+    "status null": {"versions": [{"id": "v3.0", "status": None, "links": [{"rel": "self", "href": "x"}]}]},
+    "href null": {"versions": [{"id": "v2.17", "status": "CURRENT", "links": [{"rel": "self", "href": None}]}]},
+}
+DISCOVERIES = [("/v3", "identity", 200), ("/image", "image", 300), ("/volume/v3", "volume", 200)]
+TOKENS: dict[str, tuple[object, dict[str, str]]] = {
+    "a list": ([], {"X-Subject-Token": "t"}),
+    "null": ({"token": None}, {"X-Subject-Token": "t"}),
+    "of a list": ({"token": []}, {"X-Subject-Token": "t"}),
+    "without its header": ({"token": {"expires_at": NEVER, "roles": [], "project": {"id": "x"}}}, {}),
+    "without roles": ({"token": {"expires_at": NEVER}}, {"X-Subject-Token": "t"}),
+    "that expires some time": ({"token": {"expires_at": "soon"}}, {"X-Subject-Token": "t"}),
+    "that never expires": ({"token": {"expires_at": None}}, {"X-Subject-Token": "t"}),
+    "that is empty": ({"token": {}}, {"X-Subject-Token": "t"}),
+    "with no catalog": ({"token": {"expires_at": NEVER, "catalog": None}}, {"X-Subject-Token": "t"}),
+    "with an empty row": ({"token": {"expires_at": NEVER, "catalog": [None]}}, {"X-Subject-Token": "t"}),
+    "a page": (b"<html>", {}),
+}
+
+
+async def ends_as_ours(question: Callable[[OpenStackCloud], Any], cloud: OpenStackCloud) -> None:
+    """It may be answered; if not, the error is one of ours."""
+    (answer,) = await asyncio.gather(question(cloud), return_exceptions=True)
+    assert not isinstance(answer, BaseException) or isinstance(answer, OURS), repr(answer)
+
+
+@pytest.mark.parametrize(("path", "question", "status"), DISCOVERIES)
+@pytest.mark.parametrize("what", VERSIONS)
+async def test_any_answer_to_a_look_for_versions(
+    services: Services, clouds: Callable[..., OpenStackCloud], path: str, question: str, status: int, what: str
+) -> None:
+    services.strange[path] = (status, VERSIONS[what], {})
+    await ends_as_ours(QUESTIONS[question], clouds())
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("what", TOKENS)
+async def test_any_token(services: Services, clouds: Callable[..., OpenStackCloud], question: str, what: str) -> None:
+    body, headers = TOKENS[what]
+    services.strange["/v3/auth/tokens"] = (201, body, headers)
+    await ends_as_ours(QUESTIONS[question], clouds())
+
+
+async def test_a_bundle_of_certificates_that_is_not_there_for_a_moment(
+    services: Services, clouds: Callable[..., OpenStackCloud], tmp_path: Path
+) -> None:
+    services.url = services.url.replace("http:", "https:")
+    cloud = clouds(cacert=str(tmp_path / "gone.pem"))
+    with pytest.raises(Temporary, match=r"gone\.pem"):
+        await cloud.identity()
+
+
+async def test_no_thread_is_to_be_had(clouds: Callable[..., OpenStackCloud], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a pod's limit of processes, or TasksMax of a unit."""
+    cloud = clouds()
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(Temporary, match="can't start new thread"):
+            await cloud.identity()
+    assert (await cloud.get_image(IMAGE_ID)).status == "active"
+
+
+@pytest.mark.parametrize(
+    "text", ["clouds:\n  a: {auth: [\n", "clouds:\n  a:\n\tauth: x\n", b"clouds:\n  a: \xff\xfe\n"]
+)
+def test_a_clouds_yaml_that_is_half_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | bytes) -> None:
+    path = tmp_path / "clouds.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(path))
+    with pytest.raises(Misconfigured, match=r"clouds\.yaml"):
+        sdk.connect(name="a", timeout=1.0, concurrency=1)
+
+
+# Deadlines
+
+
+def drip(part: str, done: threading.Event) -> Callable[[BaseHTTPRequestHandler], None]:
+    """An answer that comes a byte at a time, with its end far away."""
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        text = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n"
+        handler.wfile.write(text + (b"X-Slow: " if part == "headers" else b"\r\n"))
+        while not done.wait(0.05):
+            try:
+                handler.wfile.write(b" ")
+            except OSError:
+                return
+
+    return answer
+
+
+@pytest.fixture
+def done() -> Iterator[threading.Event]:
+    event = threading.Event()
+    yield event
+    event.set()
+
+
+@pytest.mark.parametrize("part", ["headers", "body"])
+@pytest.mark.parametrize(("path", "question"), [("/image", "image"), (f"/image/v2/images/{IMAGE_ID}", "image"),
+                                                ("/v3/auth/tokens", "identity")])  # fmt: skip
+async def test_an_answer_that_drips_holds_no_thread(
+    services: Services,
+    clouds: Callable[..., OpenStackCloud],
+    done: threading.Event,
+    path: str,
+    question: str,
+    part: str,
+) -> None:
+    cloud = clouds(timeout=1.0, concurrency=1)
+    if path.endswith(IMAGE_ID):
+        # By a connection that is there already
+        await cloud.get_image(IMAGE_ID)
+    services.strange[path] = drip(part, done)
+    with pytest.raises(Temporary, match="no whole answer within 1 s"):
+        await QUESTIONS[question](cloud)
+    del services.strange[path]
+    # The one thread there is
+    assert (await cloud.get_image(IMAGE_ID)).status == "active"
+
+
+async def test_leaving_does_not_wait_for_an_answer(
+    services: Services, clouds: Callable[..., OpenStackCloud], done: threading.Event
+) -> None:
+    cloud = clouds(timeout=600.0)
+    asked = threading.Event()
+    slow = drip("body", done)
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        asked.set()
+        slow(handler)
+
+    services.strange["/volume/v3/types"] = answer
+    asking = asyncio.create_task(cloud.list_volume_types())
+    await asyncio.to_thread(asked.wait)
+    cloud.close()
+    with pytest.raises(Temporary):
+        await asking
+    while any(thread.name.startswith("api") for thread in threading.enumerate()):
+        await asyncio.sleep(0.01)
+
+
+async def test_a_thread_that_waits_its_turn_has_its_whole_time(
+    services: Services, clouds: Callable[..., OpenStackCloud]
+) -> None:
+    """The seconds count from when a request begins, not from when it was asked for."""
+    cloud = clouds(timeout=1.5, concurrency=1)
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        time.sleep(0.6)
+        raw = json.dumps({"id": IMAGE_ID, "status": "active"}).encode()
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw)
+
+    await cloud.get_image(IMAGE_ID)
+    services.strange[f"/image/v2/images/{IMAGE_ID}"] = answer
+    found = await asyncio.gather(*(cloud.get_image(IMAGE_ID) for _ in range(4)))
+    assert [image.status for image in found] == ["active"] * 4
