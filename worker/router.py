@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 
+import structlog
+
 from worker.dead_letter import DeadLetter
 from worker.errors import Malformed
 from worker.handler import Handler
 from worker.intake import Routed
-from worker.job import Job
+from worker.job import Job, Key
 from worker.masking import masked_bytes
 from worker.metrics import Metrics
 from worker.notification import Notification, decode
 from worker.volume_times import TIMED, VolumeTimes
+
+log = structlog.get_logger(__name__)
 
 # Bytes of an unreadable message that are kept: a broker has limits for a message, and a person has too
 KEPT = 65_536
@@ -38,9 +42,7 @@ class Router:
             message = decode(body)
         except Malformed as error:
             self._metrics.notification("", "malformed", known=False)
-            return Routed(
-                letter=DeadLetter(lane="intake", reason=str(error), last_at=now, body=masked_bytes(body[:KEPT])[:KEPT])
-            )
+            return Routed(letter=_letter(body, str(error), now=now))
         # Most of what services announce concerns nobody here
         event_type = message["event_type"]
         if not self.routes(event_type) and event_type not in TIMED:
@@ -48,7 +50,8 @@ class Router:
             return Routed()
         notification = Notification.of(message)
         self._times.see(notification)
-        return Routed(jobs=self.jobs(notification, now=now))
+        jobs, fault = self._jobs(notification, now=now)
+        return Routed(jobs=jobs, letter=_letter(body, fault, now=now) if fault else None)
 
     def routes(self, event_type: str) -> bool:
         """Whether any handler wants to hear of such notifications."""
@@ -56,10 +59,22 @@ class Router:
 
     def jobs(self, notification: Notification, *, now: float) -> tuple[Job, ...]:
         """The jobs that come of one notification."""
+        return self._jobs(notification, now=now)[0]
+
+    def _jobs(self, notification: Notification, *, now: float) -> tuple[tuple[Job, ...], str]:
+        """The jobs that come of one notification, and what is wrong with a handler that failed on it."""
         handlers = self._routes.get(notification.event_type)
         if handlers is None:
             self._metrics.notification(notification.event_type, "ignored", known=False)
-            return ()
+            return (), ""
+        keys, fault = list[Key](), ""
+        for handler in handlers:
+            try:
+                keys += map(_checked, handler.keys(notification))
+            except Exception as error:
+                # A plug-in's bug: the others hear of the notification all the same
+                fault = f"handler {handler.name} fails on a notification: {type(error).__name__}: {error}"
+                log.exception("handler_failed", handler=handler.name, event_type=notification.event_type)
         cause = f"{notification.event_type} {notification.message_id}"[:200]
         used = (notification.timestamp or now) if notification.is_use else 0.0
         used_by = notification.volume_id if used else ""
@@ -76,10 +91,19 @@ class Router:
                 deleted_volume=deleted_volume,
                 project=notification.project,
             )
-            for handler in handlers
-            for key in handler.keys(notification)
+            for key in keys
         )
         self._metrics.notification(notification.event_type, "routed" if jobs else "ignored")
         if jobs and notification.timestamp is not None:
             self._metrics.notification_lag.observe(max(0.0, now - notification.timestamp))
-        return jobs
+        return jobs, fault
+
+
+def _letter(body: bytes, reason: str, *, now: float) -> DeadLetter:
+    return DeadLetter(lane="intake", reason=reason, last_at=now, body=masked_bytes(body[:KEPT])[:KEPT])
+
+
+def _checked(key: object) -> Key:
+    if not isinstance(key, Key):
+        raise TypeError(f"{key!r} is no key")
+    return key

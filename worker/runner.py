@@ -236,9 +236,11 @@ class Runner:
 
     def poke(self, job: Job) -> bool:
         """Whether the key is looked at again here anyway; if not, the job has to go into its lane."""
-        if entry := self._entries.get(job.key):
+        entry = self._entries.get(job.key)
+        if entry and not entry.settling:
             entry.hear()
         elif not self._is_superseded(job) and not self._waits(job):
+            # While an outcome is written down nothing that comes in is answered by it any more
             return False
         self._note(job)
         return True
@@ -350,7 +352,7 @@ class Runner:
             with bound_contextvars(
                 handler=key.handler, image_id=key.image_id, target=key.target, cause=entry.job.cause
             ):
-                await self._work_until_quiet(entry)
+                await self._guarded(entry)
         finally:
             self._entries.pop(key, None)
             self._busy[lane] -= 1
@@ -361,6 +363,18 @@ class Runner:
                 for delivery in entry.deliveries:
                     self.deliver(delivery)
                 self._start(lane)
+
+    async def _guarded(self, entry: _Entry) -> None:
+        """Work on a key; whatever is wrong with its job or its outcome, it holds up no other one."""
+        try:
+            await self._work_until_quiet(entry)
+        except Temporary:
+            # The lanes were closed: the deliveries, which nobody has acked, are theirs again
+            log.debug("job_given_back")
+        except Exception as error:
+            log.exception("outcome_not_written")
+            with contextlib.suppress(Temporary):
+                await self._settle(entry, Park(f"{type(error).__name__}: {error}", traceback.format_exc()))
 
     async def _work_until_quiet(self, entry: _Entry) -> None:
         """Try, and once again if something came in meanwhile that the outcome is no answer to; then settle."""
@@ -392,7 +406,10 @@ class Runner:
         watch = _Watch(entry=entry, limits=self._limits, leaving=self._leaving, board=self._board, until=until)
         try:
             async with asyncio.timeout(self._limits.job):
-                return await self._handlers[job.key.handler].reconcile(job.key, watch)
+                outcome: object = await self._handlers[job.key.handler].reconcile(job.key, watch)
+            if not isinstance(outcome, Outcome):
+                return Park(f"handler {job.key.handler} answered {outcome!r}, which is no outcome")
+            return outcome
         except Held:
             return Again("held for long enough, or leaving", after=0.0, counted=False)
         except Temporary as error:
@@ -419,6 +436,15 @@ class Runner:
         job = entry.job
         entry.settling = True
         deliveries, entry.deliveries = entry.deliveries, []
+        try:
+            await self._write_down(job, outcome, look_again=look_again)
+        except BaseException:
+            entry.deliveries = [*deliveries, *entry.deliveries]
+            raise
+        for delivery in deliveries:
+            delivery.ack()
+
+    async def _write_down(self, job: Job, outcome: Outcome, *, look_again: float | None) -> None:
         if look_again is not None:
             if isinstance(outcome, Again):
                 outcome = replace(outcome, after=look_again, counted=False)
@@ -451,8 +477,6 @@ class Runner:
                 await self._park(job.tried(reason), reason, trace)
             case never:
                 assert_never(never)
-        for delivery in deliveries:
-            delivery.ack()
 
     async def _again(self, job: Job, after: float, *, news: bool, quietly: bool) -> None:
         # A wait that is no failure is worth a line when it begins, not each time it goes on

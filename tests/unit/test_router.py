@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import handlers
 from handlers import imports
 from tests.fake_cloud import FakeCloud, notification
-from tests.rig import FAST, SLOW, Rig
+from tests.rig import FAST, SLOW, Rig, Scripted
+from worker.handler import Watch
 from worker.job import Key
 from worker.metrics import Metrics
 from worker.notification import Notification
+from worker.outcome import Done, Outcome
+from worker.router import Router
 from worker.volume_times import VolumeTimes
 
 IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
@@ -170,3 +174,20 @@ async def test_only_so_many_copies_are_remembered(located_rig: Rig, monkeypatch:
     for number in range(4):
         keys(located_rig, "image.update", id=f"{number:08}{IMAGE[8:]}", status="active", properties=running)
     assert len(located_rig.prewarm._imports._coming) == 2
+
+
+@pytest.mark.parametrize("keys", [lambda _: 1 / 0, lambda _: [("prewarm", IMAGE)], lambda _: None])
+async def test_a_handler_that_fails_on_a_notification_is_named_and_the_others_hear_it(keys: Any) -> None:
+    rig = Rig(FakeCloud(), targets=(FAST, SLOW))
+    plug_in = Scripted(answering_nothing)
+    plug_in.event_types, plug_in.keys = frozenset({"image.update"}), keys  # type: ignore[method-assign]
+    router = Router(handlers=[plug_in, *rig.handlers.values()], metrics=Metrics(), times=VolumeTimes(metrics=Metrics()))
+    routed = router.route(notification("image.update", {"id": IMAGE, "status": "active", "password": "secret"}))
+    assert {job.key for job in routed.jobs} == BOTH
+    assert routed.letter
+    assert "handler h fails" in routed.letter.reason
+    assert b"secret" not in (routed.letter.body or b"")
+
+
+async def answering_nothing(_key: Key, _watch: Watch) -> Outcome:
+    return Done()

@@ -551,3 +551,47 @@ async def test_keys_that_went_to_another_worker_are_forgotten() -> None:
         assert not bed.runner._parked
         assert not bed.runner._appointments
         assert not bed.runner._open_to_news
+
+
+async def settling(bed: Bed, outcome: Again) -> asyncio.Event:
+    """Have the copy for the next try wait for its confirm, as with a broker that is away; set what comes back."""
+    confirmed = asyncio.Event()
+    publish = bed.lanes.publish
+
+    async def slowly(jobs: Iterable[Job], *, after: float = 0.0) -> None:
+        if after:
+            await confirmed.wait()
+        await publish(jobs, after=after)
+
+    bed.lanes.publish = slowly  # type: ignore[method-assign]
+    await bed.give(job(ONE))
+    await bed.until(lambda: bed.runner._entries.get(ONE) and bed.runner._entries[ONE].settling)
+    return confirmed
+
+
+@pytest.mark.parametrize("news", [True, False])
+async def test_what_comes_while_an_outcome_is_written_down_is_not_lost(news: bool) -> None:
+    outcome = Again("a volume in use", after=600.0, counted=False, news=news)
+    async with running(answering(outcome)) as bed:
+        confirmed = await settling(bed, outcome)
+        if not bed.runner.poke(job(ONE)):
+            await bed.give(job(ONE))
+        confirmed.set()
+        await bed.quiet()
+        # Where no news is worth a look, the one that is due anyway answers it
+        assert len(bed.handler.tries) == 1 + news
+        assert not bed.lanes._lanes["h"].unacked
+
+
+@pytest.mark.parametrize("answer", [None, 5, Again("soon", after="x")])  # type: ignore[arg-type]
+async def test_an_answer_that_is_no_outcome_is_a_dead_letter_and_holds_up_nobody(answer: Any) -> None:
+    async def work(key: Key, watch: Watch) -> Outcome:
+        return answer if key.image_id.startswith("bad") else Done()  # type: ignore[no-any-return]
+
+    async with running(work) as bed:
+        bad, good = ([job(Key("h", f"{kind}{n}")) for n in range(20)] for kind in ("bad", "good"))
+        await bed.give(*bad, *good)
+        await bed.quiet()
+        assert len(bed.lanes.dead_letters()) == 20
+        assert len({key for key in bed.handler.tries if key.image_id.startswith("good")}) == 20
+        assert not bed.lanes._lanes["h"].unacked
