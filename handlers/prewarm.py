@@ -363,6 +363,10 @@ class Prewarm:
                 return replace(seen, warming=await self._find(image_volume.warming_name_of(image_id), seen))
             case actions.LookAtLocations():
                 locations = await cloud.get_locations(image_id)
+                if locations is None:
+                    # For a moment there are none while an image is being deleted, and somebody's proxy may answer so
+                    await watch.changed()
+                    locations = await cloud.get_locations(image_id)
                 return replace(seen, locations=locations, hidden=locations is None)
             case strategies.LookAtVolume(volume_id):
                 return await self._look_at(volume_id, seen)

@@ -10,10 +10,15 @@ from dataclasses import dataclass
 from worker.errors import Malformed
 from worker.job import Job
 
+# Bytes and characters that are kept: a broker has limits for a message (RabbitMQ 4: 16 MiB), and a person has too
+MOST_BODY = 65_536
+MOST_TRACEBACK = 20_000
+MOST_REASON = 4_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """Why it was given up, when (epoch seconds), and either the job or the message's own bytes."""
+    """Why it was given up, when (epoch seconds), and either the job or the message's first bytes."""
 
     lane: str
     reason: str
@@ -23,14 +28,15 @@ class DeadLetter:
     traceback: str = ""
 
     def to_bytes(self) -> bytes:
-        """The letter as JSON; a message's bytes in base64."""
+        """The letter as JSON; a message's first bytes in base64. What is too long is cut."""
         fields = {
             "lane": self.lane,
-            "reason": self.reason,
+            "reason": self.reason[:MOST_REASON],
             "last_at": self.last_at,
             "job": None if self.job is None else self.job.to_bytes().decode(),
-            "body": None if self.body is None else base64.b64encode(self.body).decode(),
-            "traceback": self.traceback,
+            "body": None if self.body is None else base64.b64encode(self.body[:MOST_BODY]).decode(),
+            # Where it was raised comes last
+            "traceback": self.traceback[-MOST_TRACEBACK:],
         }
         return json.dumps(fields, separators=(",", ":")).encode()
 

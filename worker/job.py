@@ -11,6 +11,8 @@ from worker.errors import Malformed
 # Causes of jobs that no notification asked for: a comparison by the daemon itself, and a person who wants it now
 RESYNC = "resync"
 OPERATOR = "operator"
+# Characters of a text; a broker has a limit for a message
+MOST_TEXT = 4_000
 
 
 class Key(NamedTuple):
@@ -53,8 +55,9 @@ class Job:
         return replace(self, attempt=self.attempt + counted, reason=reason)
 
     def to_bytes(self) -> bytes:
-        """The job as it lies in a lane: a JSON object with the fields of `Job`, the key as a list."""
-        return json.dumps(asdict(self), separators=(",", ":")).encode()
+        """The job as it lies in a lane: a JSON object with the fields of `Job`, the key as a list; long texts cut."""
+        fields = asdict(self) | {name: getattr(self, name)[:MOST_TEXT] for name in ("cause", "reason", "project")}
+        return json.dumps(fields, separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Job:

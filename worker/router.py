@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import structlog
 
-from worker.dead_letter import DeadLetter
+from worker.dead_letter import MOST_BODY, DeadLetter
 from worker.errors import Malformed
 from worker.handler import Handler
 from worker.intake import Routed
@@ -18,9 +18,6 @@ from worker.notification import Notification, decode
 from worker.volume_times import TIMED, VolumeTimes
 
 log = structlog.get_logger(__name__)
-
-# Bytes of an unreadable message that are kept: a broker has limits for a message, and a person has too
-KEPT = 65_536
 
 
 class Router:
@@ -100,7 +97,7 @@ class Router:
 
 
 def _letter(body: bytes, reason: str, *, now: float) -> DeadLetter:
-    return DeadLetter(lane="intake", reason=reason, last_at=now, body=masked_bytes(body[:KEPT])[:KEPT])
+    return DeadLetter(lane="intake", reason=reason, last_at=now, body=masked_bytes(body[:MOST_BODY])[:MOST_BODY])
 
 
 def _checked(key: object) -> Key:

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
 import pytest
 import structlog
+from amqp import Message
 
 from tests.broker.hands import PATIENCE, Hands, jobs, until
 from tests.broker.rabbitmq import RabbitMQ
@@ -139,6 +140,91 @@ async def test_a_deleted_queue_is_made_again(rabbitmq: RabbitMQ, opened: Open, l
     # Delays find the new queue as well
     await made.publish(jobs(lane, 1, first=2), after=0.1)
     assert await hands.have(2) == ["11", "2"]
+
+
+async def test_what_was_delayed_for_a_queue_that_is_gone_holds_up_no_other_lane(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
+    """RabbitMQ forwards what has expired at least once, and has 32 of them on the way at most."""
+    hands = Hands()
+    made = await opened(hands, f"{lane}-2")
+    # Of a target that another worker had
+    await made.publish(jobs(lane, 200), after=2.0)
+    await asyncio.to_thread(rabbitmq.delete, f"{QUEUE}.{lane}")
+    await made.publish(jobs(f"{lane}-2", 10), after=6.0)
+    assert await hands.have(10) == [str(number) for number in range(10)]
+    # Nobody wants them, and they are let go
+    await until(lambda: rabbitmq.depth(f"{QUEUE}.stray") == 0)
+
+
+async def test_what_was_delayed_for_a_queue_that_is_made_again_is_brought_back(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
+    hands = Hands()
+    made = await opened(hands)
+    await made.publish(jobs(lane, 50), after=2.0)
+    await made.close()
+    await asyncio.to_thread(rabbitmq.delete, f"{QUEUE}.{lane}")
+    await until(lambda: rabbitmq.depth(f"{QUEUE}.stray") == 50)
+    # As a worker does that has the target
+    await opened(hands, lane)
+    assert sorted(await hands.have(50), key=int) == [str(number) for number in range(50)]
+
+
+async def test_what_is_too_large_for_a_letter_is_cut_and_stops_no_lane(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
+    hands = Hands()
+    made = await opened(hands, lane)
+    with rabbitmq.channel() as channel:
+        channel.basic_publish(Message(b"x" * (13 << 20)), routing_key=f"{QUEUE}.{lane}")
+    await until(lambda: rabbitmq.depth(f"{QUEUE}.dead") == 1)
+    (body,) = rabbitmq.bodies(f"{QUEUE}.dead")
+    assert len(body) < 1 << 17
+    assert DeadLetter.from_bytes(body).lane == lane
+    await made.publish(jobs(lane, 1))
+    assert await hands.have(1) == ["0"]
+    await until(lambda: made.problem() is None)
+
+
+async def test_who_gives_up_leaves_nothing_behind(lane: str) -> None:
+    """An intake that comes and goes publishes the same jobs again each time, while the broker of the lanes is away."""
+    made = RabbitLanes(url="amqp://worker:secret@127.0.0.1:1/", queue=QUEUE, grace=0.1)
+    await made.open({lane: 1}, Hands())
+    try:
+        for _ in range(50):
+            publishing = asyncio.create_task(made.publish(jobs(lane, 100)))
+            await asyncio.sleep(0.002)
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
+        assert made._publisher
+        assert made._publisher.finished()
+    finally:
+        await made.close()
+
+
+async def test_who_gives_up_while_a_queue_refuses_leaves_nothing_behind(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
+    hands = Hands()
+    made = await opened(hands, f"{lane}-2")
+    await made.publish(jobs(lane, 1))
+    server = f"{{'%2F_{QUEUE}.{lane}', node()}}"
+    await asyncio.to_thread(rabbitmq.ctl, "eval", f"ra:stop_server(quorum_queues, {server}).")
+    try:
+        publisher = made._publisher
+        assert publisher
+        for _ in range(20):
+            publishing = asyncio.create_task(made.publish(jobs(lane, 1000)))
+            await asyncio.sleep(0.05)
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
+        await until(lambda: not publisher._submitted and not publisher._queues[f"{QUEUE}.{lane}"].waiting)
+        await made.publish(jobs(f"{lane}-2", 1, first=10))
+        assert await hands.have(1) == ["10"]
+    finally:
+        # Else it can't be deleted either
+        await asyncio.to_thread(rabbitmq.ctl, "eval", f"ra:restart_server(quorum_queues, {server}).")
 
 
 async def test_a_message_without_a_queue_is_published_again(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:

@@ -375,6 +375,9 @@ def test_two_stores_of_a_type_have_to_be_told_apart_and_the_other_regions_locati
                 assert not process.events("broken_location_removed")
         finally:
             sql("cinder", f"update volumes set deleted = 0 where id = '{theirs}'")
+        # The worker may have asked for a copy of it, which Glance reads from there
+        soon(lambda: not alice.show(other).get("os_glance_import_task"), what="Glance is done")
+        soon(lambda: status(operator, theirs) == "available", what="nobody reads it")
         alice.delete_image(other)
         alice.delete_image(image_id)
 

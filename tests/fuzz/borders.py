@@ -21,13 +21,13 @@ from tests.fuzz.dice import Dice
 from tests.rig import Rig
 from worker import broker, capture, replay, settings
 from worker.cloud import Image, Location
-from worker.dead_letter import DeadLetter
+from worker.dead_letter import MOST_BODY, DeadLetter
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.job import Job
 from worker.masking import masked_bytes
 from worker.notification import IMAGE_ID, decode
 from worker.recorder import line_of
-from worker.router import KEPT, Router
+from worker.router import Router
 from worker.sdk import OpenStackCloud
 from worker.target import TAG, Uploads
 from worker.volume_times import VolumeTimes
@@ -114,8 +114,8 @@ class Borders:
         assert len(routed.jobs) <= 2 * len(lanes)
         if letter := routed.letter:
             assert not routed.jobs
-            assert len(letter.body) <= KEPT
-            assert len(letter.body) == KEPT or masked_bytes(letter.body) == letter.body
+            assert len(letter.body) <= MOST_BODY
+            assert len(letter.body) == MOST_BODY or masked_bytes(letter.body) == letter.body
             assert DeadLetter.from_bytes(letter.to_bytes()) == letter
 
     def record(self, data: bytes) -> None:

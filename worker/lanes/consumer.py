@@ -13,16 +13,19 @@ from amqp import spec
 from amqp.exceptions import ChannelError, NotFound
 
 from worker.broker import Broker
-from worker.dead_letter import DeadLetter
+from worker.dead_letter import MOST_BODY, DeadLetter
 from worker.errors import Malformed
 from worker.job import Job
 from worker.lanes.topology import Topology, broken_pause
 from worker.link import Link
+from worker.masking import masked_bytes
 
 log = structlog.get_logger(__name__)
 
 COUNT_EVERY = 3.0
 """Seconds between two looks at how long the queues are."""
+STRAY_AT_ONCE = 100
+"""Jobs without a lane that are brought back at once."""
 OPEN_AGAIN = 5.0
 """Seconds before the next try to open a lane that the broker refused."""
 
@@ -77,13 +80,20 @@ class Consumer:
         prefetch: Mapping[str, int],
         deliver: Callable[[RabbitDelivery], None],
         bury: Callable[[DeadLetter, Callable[[], None]], None],
+        bring_back: Callable[[Job, Callable[[], None]], None],
     ) -> None:
-        """`deliver` is called on the link's thread, as is `bury`, which calls back once the letter is safe."""
+        """All are called on the link's thread; `bury` and `bring_back` call back once what they were given is safe.
+
+        `bring_back` puts a job into its lane whose queue was not there when the job was due.
+        """
         self._topology = topology
         self._deliver = deliver
         self._bury = bury
+        self._bring_back = bring_back
         self._lanes = [_Lane(name=lane, queue=topology.queue(lane), prefetch=limit) for lane, limit in prefetch.items()]
         self._named = {lane.name: lane for lane in self._lanes}
+        self._stray = _Lane(name="stray", queue=topology.stray, prefetch=STRAY_AT_ONCE)
+        self._lanes.append(self._stray)
         self._link = Link(broker=broker, session=self, name=name)
         self._opening: _Lane | None = None
         self._acks: deque[tuple[_Lane, Any, int]] = deque()
@@ -174,7 +184,10 @@ class Consumer:
         # Bytes, whatever encoding a message claims to have
         channel.auto_decode = False
         try:
-            self._topology.declare_lane(channel, lane.queue)
+            if lane is self._stray:
+                self._topology.declare_stray(channel)
+            else:
+                self._topology.declare_lane(channel, lane.queue)
             channel.basic_qos(prefetch_size=0, prefetch_count=lane.prefetch, a_global=False)
             lane.channel = channel
             channel.basic_consume(
@@ -220,13 +233,22 @@ class Consumer:
             job = Job.from_bytes(body)
         except Malformed as error:
             log.warning("lane_message_malformed", lane=lane.name, reason=str(error))
-            letter = DeadLetter(lane=lane.name, reason=str(error), last_at=time.time(), body=body)
+            kept = masked_bytes(body[:MOST_BODY])
+            letter = DeadLetter(lane=lane.name, reason=str(error), last_at=time.time(), body=kept)
             self._bury(letter, ack)
         else:
-            self._deliver(RabbitDelivery(job, ack))
+            if lane is not self._stray:
+                self._deliver(RabbitDelivery(job, ack))
+            elif job.key.lane in self._named:
+                log.info("stray_job_brought_back", lane=job.key.lane, key=job.key)
+                self._bring_back(job, ack)
+            else:
+                # Its target was taken out of the configuration; a resync would not ask for it either
+                log.info("stray_job_dropped", lane=job.key.lane, key=job.key)
+                ack()
 
     def _count(self) -> Mapping[str, int]:
-        names = {lane.name: lane.queue for lane in self._lanes if lane.channel is not None}
+        names = {name: lane.queue for name, lane in self._named.items() if lane.channel is not None}
         names["dead"] = self._topology.dead
         counts = {}
         for name, queue in names.items():

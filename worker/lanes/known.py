@@ -54,6 +54,11 @@ class Known:
         if count > 1:
             keys[job.key] = (count - 1, since)
 
+    def withdrawn(self, jobs: Iterable[Job]) -> None:
+        """These may have come to their lanes, or not."""
+        for job in jobs:
+            self.arrived(job)
+
     def waits(self, key: Key) -> bool:
         """Whether a job of the key waits in its lane."""
         keys = self._keys(key.lane) or {}

@@ -40,6 +40,7 @@ class _Batch:
 
     missing: int
     done: Callable[[], None]
+    withdrawn: bool = False
 
     def confirm(self) -> None:
         self.missing -= 1
@@ -78,6 +79,7 @@ class Publisher:
         self._link = Link(broker=broker, session=self, name=name)
         self._lock = threading.Lock()
         self._submitted: deque[tuple[str, _Outgoing]] = deque()
+        self._withdrawn = False
         self._queues: dict[str, _Queue] = {}
         self._unconfirmed: dict[int, tuple[_Queue, _Outgoing]] = {}
         self._returned: set[int] = set()
@@ -95,14 +97,28 @@ class Publisher:
         """Begin to connect; returns at once."""
         self._link.start()
 
-    def submit(self, messages: Iterable[tuple[str, Written]], *, after: float, done: Callable[[], None]) -> None:
-        """Publish each item to its queue, at once or `after` seconds later. May be called on any thread."""
+    def submit(
+        self, messages: Iterable[tuple[str, Written]], *, after: float, done: Callable[[], None]
+    ) -> Callable[[], None]:
+        """Publish each item to its queue, at once or `after` seconds later. May be called on any thread.
+
+        What it returns withdraws those that are not on their way yet: nobody waits for them any more.
+        """
         pairs = tuple(messages)
         batch = _Batch(len(pairs), done)
         # One caller's messages stay together and in order, also when another calls at the same time.
         with self._lock:
             self._submitted.extend((queue, _Outgoing(item, after, batch)) for queue, item in pairs)
         self._link.wake()
+
+        def withdraw() -> None:
+            with self._lock:
+                batch.withdrawn = self._withdrawn = True
+                # While the broker is away nothing leaves it otherwise
+                self._submitted = deque(one for one in self._submitted if one[1].batch is not batch)
+            self._link.wake()
+
+        return withdraw
 
     def stop(self, *, grace: float) -> None:
         """Wait up to `grace` seconds for the confirms that are open, then let go of the broker. Blocks."""
@@ -124,8 +140,12 @@ class Publisher:
         """Publish what waits, as far as the windows and the broker allow."""
         with self._lock:
             submitted, self._submitted = self._submitted, deque()
+            withdrawn, self._withdrawn = self._withdrawn, False
         for name, outgoing in submitted:
             self._queues.setdefault(name, _Queue(name)).waiting.append(outgoing)
+        if withdrawn:
+            for queue in self._queues.values():
+                queue.waiting = deque(one for one in queue.waiting if not one.batch.withdrawn)
         now = time.monotonic()
         waiting = [queue for queue in self._queues.values() if queue.waiting]
         due = [queue for queue in waiting if queue.not_before <= now]
@@ -141,7 +161,8 @@ class Publisher:
     def lost(self) -> None:
         """Put what was not confirmed back to the front, in order: it may arrive twice, but it arrives."""
         for queue, outgoing in reversed(self._unconfirmed.values()):
-            queue.waiting.appendleft(outgoing)
+            if not outgoing.batch.withdrawn:
+                queue.waiting.appendleft(outgoing)
         self._unconfirmed.clear()
         self._returned.clear()
         for queue in self._queues.values():

@@ -57,6 +57,9 @@ class RabbitLanes:
         def bury(letter: DeadLetter, done: Callable[[], None]) -> None:
             publisher.submit([(self._topology.dead, letter)], after=0.0, done=done)
 
+        def bring_back(job: Job, done: Callable[[], None]) -> None:
+            publisher.submit([(self._topology.queue(job.key.lane), job)], after=0.0, done=done)
+
         self._consumer = consumer = Consumer(
             broker=self._broker,
             topology=self._topology,
@@ -64,6 +67,7 @@ class RabbitLanes:
             prefetch=prefetch,
             deliver=lambda delivery: _call(loop, arrive, delivery),
             bury=bury,
+            bring_back=bring_back,
         )
         self._known = known = Known(spell=consumer.spell, empty_at=consumer.empty_at)
         consumer.start()
@@ -74,7 +78,12 @@ class RabbitLanes:
         if self._known is not None and not after:
             # Before it is sent: it may come back sooner than its confirm
             self._known.published(jobs)
-        await self._confirmed([(self._topology.queue(job.key.lane), job) for job in jobs], after=after)
+        try:
+            await self._confirmed([(self._topology.queue(job.key.lane), job) for job in jobs], after=after)
+        except asyncio.CancelledError:
+            if self._known is not None and not after:
+                self._known.withdrawn(jobs)
+            raise
 
     async def bury(self, letters: Iterable[DeadLetter]) -> None:
         """Put dead letters into their queue; returns once the broker has confirmed each of them."""
@@ -119,8 +128,15 @@ class RabbitLanes:
         confirmed: asyncio.Future[None] = loop.create_future()
         self._pending.add(confirmed)
         confirmed.add_done_callback(self._pending.discard)
-        self._started_publisher().submit(messages, after=after, done=lambda: _call(loop, _resolve, confirmed))
-        await confirmed
+        withdraw = self._started_publisher().submit(
+            messages, after=after, done=lambda: _call(loop, _resolve, confirmed)
+        )
+        try:
+            await confirmed
+        except asyncio.CancelledError:
+            # Who gives up publishes again: else each try would leave its messages here while the broker is away
+            withdraw()
+            raise
 
 
 def _resolve(confirmed: asyncio.Future[None]) -> None:

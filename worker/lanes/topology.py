@@ -39,7 +39,11 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """The queues whose names begin with `prefix`: `<prefix>.<lane>`, `<prefix>.dead`, and those that delay.
+    """The queues whose names begin with `prefix`: `<prefix>.<lane>`, `.dead`, `.stray`, and those that delay.
+
+    What has been delayed is handed to the exchange `<prefix>.due`, which the lanes are bound to. What finds no lane
+    there, as its queue was deleted, ends in `.stray`: the delays are shared by all lanes, and hold on to what they can
+    hand to nobody until nothing else gets through (RabbitMQ's at-least-once dead lettering keeps 32 on the way).
 
     `queue_type` is `quorum`, or `classic` for a broker that has no quorum queues.
     """
@@ -64,19 +68,32 @@ class Topology:
         longest_level = level_name(MAX_NUMBER_OF_BITS_TO_USE - 1, self.prefix)
         return Address(longest_level, calculate_routing_key(delay, queue))
 
+    @property
+    def stray(self) -> str:
+        """The queue of what was delayed for a lane that has no queue, and the exchange that leads there."""
+        return f"{self.prefix}.stray"
+
     def declare_delays(self, connection: Any) -> None:
-        """Declare the queues and exchanges that delay: kombu's, one queue for each bit of the delay."""
+        """Declare the queues and exchanges that delay: kombu's, one queue for each bit; and what follows."""
         declare_native_delayed_delivery_exchanges_and_queues(connection, self.queue_type, self.prefix)
+        with connection.channel() as channel:
+            self.declare_stray(channel)
+            self._declare_due(channel)
+            channel.exchange_bind(self._due, f"{self.prefix}_{CELERY_DELAYED_DELIVERY_EXCHANGE}", routing_key="#")
+
+    def declare_stray(self, channel: Any) -> None:
+        """Declare the queue of what was delayed for a lane that has no queue."""
+        channel.exchange_declare(self.stray, "fanout", durable=True, auto_delete=False)
+        self._declare(channel, self.stray, {"x-single-active-consumer": True})
+        channel.queue_bind(queue=self.stray, exchange=self.stray)
 
     def declare_lane(self, channel: Any, queue: str) -> None:
         """Declare the queue of a lane, fed directly or by the delays. A PreconditionFailed says what is in its way."""
-        delayed = f"{self.prefix}_{CELERY_DELAYED_DELIVERY_EXCHANGE}"
-        # As kombu declares it, since whoever comes first may be the one that consumes
-        channel.exchange_declare(delayed, "topic", durable=True, auto_delete=False)
+        self._declare_due(channel)
         self._declare(channel, queue, {"x-single-active-consumer": True})
         channel.queue_bind(
             queue=queue,
-            exchange=delayed,
+            exchange=self._due,
             # As many words as the delay has bits, and then exactly this queue
             routing_key="*." * MAX_NUMBER_OF_BITS_TO_USE + queue,
         )
@@ -84,6 +101,14 @@ class Topology:
     def declare_dead(self, channel: Any) -> None:
         """Declare the queue of the dead letters."""
         self._declare(channel, self.dead, {"x-max-length": MOST_DEAD})
+
+    @property
+    def _due(self) -> str:
+        return f"{self.prefix}.due"
+
+    def _declare_due(self, channel: Any) -> None:
+        arguments = {"alternate-exchange": self.stray}
+        channel.exchange_declare(self._due, "topic", durable=True, auto_delete=False, arguments=arguments)
 
     def _declare(self, channel: Any, queue: str, arguments: dict[str, Any]) -> None:
         if self.queue_type == "quorum":
