@@ -55,6 +55,8 @@ def test_a_cache_with_a_limit_is_not_fought_over(worker: Worker, images: Images,
 def test_workers_that_disagree_do_not_fight(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
     wants = one_target("store", rewarm_interval=INTERVAL)
     refuses = one_target("store", exclude_projects=alice.project_id)
+    # An Image-Volume that is being made is looked at again after 30 seconds, or by a comparison
+    refuses["resync"] = {"interval": 10}
     refuses["notifications"] = {**refuses["notifications"], "queue": "image-volume-worker-other"}
     with worker(wants) as first, worker(refuses) as second:
         first.wait_ready()
