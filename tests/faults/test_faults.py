@@ -126,7 +126,7 @@ def test_a_third_of_all_answers(tmp_path: Path, scene: Scene) -> None:
     with Proxy(GLANCE) as glance, Proxy(CINDER) as cinder, behind(tmp_path, glance, cinder) as process:
         for service in (glance, cinder):
             service.fault, service.delay = fault, 0.5
-        scene.load(4, 2)
+        scene.load(4, FEW + 1)
         scene.converged()
         assert min(glance.faults, cinder.faults) > 5
         scene.reported(process)
