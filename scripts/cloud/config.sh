@@ -268,10 +268,10 @@ default_volume_type = local-1
 quota_volumes = -1
 quota_snapshots = -1
 quota_gigabytes = -1
-report_interval = 5
+report_interval = 2
 service_down_time = 60
-backend_stats_polling_interval = 5
-periodic_interval = 5
+backend_stats_polling_interval = 3
+periodic_interval = 2
 periodic_fuzzy_delay = 0
 rpc_response_timeout = 30
 C

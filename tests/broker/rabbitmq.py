@@ -19,6 +19,8 @@ SERVER = "rabbitmq-server"
 HOMES = (Path("/usr/lib/rabbitmq/bin"), Path("/usr/local/sbin"), Path("/opt/rabbitmq/sbin"))
 """Where the scripts lie that any user may call; Debian's /usr/sbin/rabbitmq-server insists on root or rabbitmq."""
 STARTUP_TIMEOUT = 120.0
+FORWARD_AGAIN = 10.0
+"""Seconds after which RabbitMQ forwards an expired job again if its lane was not back; 180 by default."""
 
 
 def installed() -> Path | None:
@@ -196,7 +198,10 @@ class RabbitMQ:
             "RABBITMQ_CONF_ENV_FILE": "/dev/null",
             # No busy waiting, as the machine has other things to do
             "RABBITMQ_SERVER_ERL_ARGS": "+sbwt none +sbwtdcpu none +sbwtdio none",
-            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": (
+                "-kernel inet_dist_use_interface {127,0,0,1} "
+                f"-rabbit dead_letter_worker_publisher_confirm_timeout {1000 * FORWARD_AGAIN:.0f}"
+            ),
             # The script becomes the server instead of watching over it: one process, and its id is ours to signal
             "RUNNING_UNDER_SYSTEMD": "true",
         }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import time
 import uuid
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
+from urllib.request import Request, urlopen
 
 import pytest
 from amqp import Message
@@ -33,6 +36,19 @@ class Managed(RabbitMQ):
     def management(self) -> str:
         """The URL of its management API."""
         return f"http://worker:{self.password}@127.0.0.1:{self.management_port}"
+
+    def api(self, method: str, path: str, body: object = None) -> Any:
+        """What the management API answers, in a fraction of the time that rabbitmqctl takes to start."""
+        token = b64encode(f"worker:{self.password}".encode()).decode()
+        request = Request(
+            f"http://127.0.0.1:{self.management_port}/api/{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Basic {token}", "Content-Type": "application/json"},
+            method=method,
+        )
+        with urlopen(request, timeout=60) as answer:
+            text = answer.read()
+        return json.loads(text) if text else None
 
     def at(self, vhost: str, *, user: str = "worker", password: str = "") -> str:
         """The URL of a vhost."""
@@ -62,11 +78,11 @@ def vhosts(broker: Managed) -> Iterator[tuple[str, str]]:
     """A vhost of the services and one of the lanes, of this test's own."""
     made = (f"services-{uuid.uuid4().hex[:6]}", f"lanes-{uuid.uuid4().hex[:6]}")
     for vhost in made:
-        broker.ctl("add_vhost", vhost)
-        broker.ctl("set_permissions", "-p", vhost, "worker", ".*", ".*", ".*")
+        broker.api("PUT", f"vhosts/{vhost}")
+        broker.api("PUT", f"permissions/{vhost}/worker", {"configure": ".*", "write": ".*", "read": ".*"})
     yield made
     for vhost in made:
-        broker.ctl("delete_vhost", vhost)
+        broker.api("DELETE", f"vhosts/{vhost}")
 
 
 @pytest.fixture
@@ -130,10 +146,17 @@ def working(settings: Settings) -> Iterator[None]:
         yield
 
 
-def state(broker: Managed, vhosts: tuple[str, str]) -> list[str]:
+def state(broker: Managed, vhosts: tuple[str, str]) -> list[object]:
     """All that is declared, with how full it is."""
-    kinds = (["list_queues", "name", "messages", "arguments"], ["list_exchanges", "name"], ["list_bindings"])
-    return [broker.ctl(kind[0], "-p", vhost, *kind[1:]) for kind in kinds for vhost in vhosts]
+    found: list[object] = []
+    for vhost in vhosts:
+        found += (queues := broker.api("GET", f"queues/{vhost}?columns=name,arguments"))
+        found += broker.api("GET", f"exchanges/{vhost}?columns=name")
+        found += broker.api("GET", f"bindings/{vhost}")
+        with connected(broker.at(vhost)) as connection:
+            names = sorted(queue["name"] for queue in queues)
+            found += [connection.channel().queue_declare(name, passive=True).message_count for name in names]
+    return found
 
 
 def publish(url: str, queue: str, *, times: int = 1) -> None:

@@ -374,28 +374,9 @@ def test_what_only_an_administrator_may_see_is_not_demanded(doctor: Doctor, imag
     report.says("target local-1 pools", "ok", "administrator")
 
 
-@pytest.fixture
-def switch(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A switch of the devcloud, on for one test."""
-    with switched(f"{request.param}=1"):
-        yield
-
-
-@pytest.mark.usefixtures("switch")
-@pytest.mark.parametrize("switch", ["LEAST_PRIVILEGE"], indirect=True)
-def test_a_login_without_admin(doctor: Doctor, image: str) -> None:
-    report = doctor({"cloud": {"name": "tried", "admin_role": "image_volume_worker"}}, login="worker")
-    assert report.of("fail") == {}
-    report.says("roles", "ok", "image_volume_worker")
-    report.says("rights in glance", "ok", "of other projects")
-    report.says("rights to locations", "ok", "New Location API")
-    report.says("rights in cinder", "ok", "all projects")
-
-
-@pytest.mark.usefixtures("switch")
-@pytest.mark.parametrize("switch", ["OLD_LOCATIONS"], indirect=True)
 def test_locations_that_glance_shows(doctor: Doctor, image: str) -> None:
-    report = doctor()
+    with switched("OLD_LOCATIONS=1"):
+        report = doctor()
     report.says("show_multiple_locations", "warn", "show_multiple_locations and show_image_direct_url on")
     assert "OSSN-0090" in report.rows["show_multiple_locations"]["Detail"]
 

@@ -12,6 +12,7 @@ import pytest
 
 from scripts.cloud.people import HOME, Person
 from tests.cloud.conftest import ROOT, groups, has_new_location_api, is_warm, of_image, release, switched, until
+from tests.cloud.test_doctor import Doctor, doctor  # noqa: F401  a fixture
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]
@@ -485,6 +486,15 @@ def test_administrators_as_before(admin: Person, alice: Person, owned: Owned) ->
 
 
 # ---- the worker itself
+
+
+def test_doctor_finds_nothing_wrong(doctor: Doctor, owned: Owned) -> None:  # noqa: F811
+    report = doctor({"cloud": {"name": "tried", "admin_role": "image_volume_worker"}}, login="worker")
+    assert report.of("fail") == {}
+    report.says("roles", "ok", "image_volume_worker")
+    report.says("rights in glance", "ok", "of other projects")
+    report.says("rights to locations", "ok", "New Location API")
+    report.says("rights in cinder", "ok", "all projects")
 
 
 def test_worker(worker: Worker, images: Images, alice: Person, bob: Person, operator: Person) -> None:

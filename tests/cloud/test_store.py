@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import signal
@@ -17,6 +18,7 @@ from tests.worker_process import WorkerProcess
 Images = Callable[..., str]
 Worker = Callable[..., WorkerProcess]
 LANES = {"url": f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/worker"}
+KILLS = 8 if os.environ.get("LONG") else 4
 
 
 def test_doctor_finds_nothing_wrong(worker: Worker) -> None:
@@ -109,7 +111,7 @@ def test_killed_at_any_moment_it_ends_in_the_same_state(
     moments = random.Random(seed)
     process = worker()
     made: list[str] = []
-    for _ in range(8):
+    for _ in range(KILLS):
         process.start()
         process.wait_ready()
         made.append(images())

@@ -14,6 +14,8 @@ from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]
 Worker = Callable[..., WorkerProcess]
+# Seconds between two tries to make an Image-Volume again; a fight would show within a few of them
+INTERVAL = 4.0
 
 
 def one_target(strategy: str, **prewarm: Any) -> dict[str, Any]:
@@ -31,7 +33,7 @@ def made(process: WorkerProcess) -> int:
 def test_a_cache_with_a_limit_is_not_fought_over(worker: Worker, images: Images, operator: Person) -> None:
     if "CACHE_MAX" not in switches():
         pytest.skip("this devcloud has no switch for the cache's limit")
-    with switched("IMAGE_CACHE=1", "CACHE_MAX=2"), worker(one_target("cache", rewarm_interval=10)) as process:
+    with switched("IMAGE_CACHE=1", "CACHE_MAX=2"), worker(one_target("cache", rewarm_interval=INTERVAL)) as process:
         process.wait_ready()
         # One after the other: Cinder checks its limit before it makes an entry, so of several at once all would stay
         wanted = []
@@ -39,7 +41,7 @@ def test_a_cache_with_a_limit_is_not_fought_over(worker: Worker, images: Images,
             wanted.append(images())
             until(lambda: process.metric("images_warmed_total") == len(wanted), seconds=120, what="each is made")
         until(lambda: process.events("cinder_cache_full"), seconds=120, what="it is found out")
-        time.sleep(40)
+        time.sleep(4 * INTERVAL)
         # Three that fit at first, and what was on its way when the first one was evicted
         assert made(process) <= 5, made(process)
         assert len([image_id for image_id in wanted if of_image(operator, image_id)]) == 2
@@ -51,8 +53,10 @@ def test_a_cache_with_a_limit_is_not_fought_over(worker: Worker, images: Images,
 
 
 def test_workers_that_disagree_do_not_fight(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
-    wants = one_target("store", rewarm_interval=5)
+    wants = one_target("store", rewarm_interval=INTERVAL)
     refuses = one_target("store", exclude_projects=alice.project_id)
+    # An Image-Volume that is being made is looked at again after 30 seconds, or by a comparison
+    refuses["resync"] = {"interval": 10}
     refuses["notifications"] = {**refuses["notifications"], "queue": "image-volume-worker-other"}
     with worker(wants) as first, worker(refuses) as second:
         first.wait_ready()
@@ -66,7 +70,7 @@ def test_workers_that_disagree_do_not_fight(worker: Worker, images: Images, alic
             what="it is held back",
         )
         before = made(first)
-        time.sleep(20)
+        time.sleep(4 * INTERVAL)
         assert made(first) == before <= 3
         assert alice.show(image_id)["stores"] == "file"
         assert first.stop() == second.stop() == 0

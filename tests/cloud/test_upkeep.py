@@ -676,7 +676,7 @@ def test_an_image_changed_all_the_time_is_not_made_warm_all_the_time(
     worker: Worker, images: Images, alice: Person, bob: Person, operator: Person
 ) -> None:
     # The interval is longer than a slow machine takes for all the changes
-    with worker(settings("cache", prewarm={"settle": 0.2, "rewarm_interval": 45})) as process:
+    with worker(settings("cache", prewarm={"settle": 0.2, "rewarm_interval": 25})) as process:
         process.wait_ready()
         image_id = images()
         before = set(warmed(operator, alice, image_id, locations=False).values())
@@ -692,7 +692,7 @@ def test_an_image_changed_all_the_time_is_not_made_warm_all_the_time(
         alice.property(image_id, "anything", "first")
         soon(lambda: renewed(2), what="warm again")
         before = ids(operator, image_id)
-        for change in range(12):
+        for change in range(6):
             alice.property(image_id, "anything", str(change))
             time.sleep(1)
         assert process.metric("rewarms_total") == 2

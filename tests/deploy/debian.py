@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -23,6 +24,8 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SUITE = "bookworm"
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "iproute2")
+# To make one takes a minute or two, most of which it waits for a mirror
+CACHE, LASTS = Path("/var/cache/image-volume-worker-tests"), 7 * 86_400.0
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
 # Seconds that a machine may take to come up, to go down, and a command in it
 PATIENCE = 120.0
@@ -76,14 +79,21 @@ def kept(request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def archive(folder: Path) -> Path:
-    """A small Debian with systemd and Python, as a tar file."""
-    made = folder / f"{SUITE}.tar"
-    if not made.exists():
-        part = made.with_suffix(".part")
-        include = f"--include={','.join(PACKAGES)}"
-        run("mmdebstrap", "--quiet", "--variant=minbase", "--mode=root", "--format=tar", include, SUITE, part)
-        part.rename(made)
+def archive() -> Path:
+    """A small Debian with systemd and Python, as a tar file; one of the last days if there is one."""
+    packages = ",".join(PACKAGES)
+    key = hashlib.sha256(f"{SUITE} {packages}".encode()).hexdigest()[:12]
+    made = CACHE / f"{SUITE}-{key}.tar"
+    if not made.exists() or time.time() - made.stat().st_mtime > LASTS:
+        CACHE.mkdir(parents=True, exist_ok=True)
+        # Another run may be making one too
+        part = made.with_suffix(f".{os.getpid()}")
+        try:
+            options = ("--quiet", "--variant=minbase", "--mode=root", "--format=tar", f"--include={packages}")
+            run("mmdebstrap", *options, SUITE, part)
+            part.rename(made)
+        finally:
+            part.unlink(missing_ok=True)
     return made
 
 
@@ -211,7 +221,7 @@ def booted(folder: Path) -> Iterator[Machine]:
     tree = folder / "tree"
     tree.mkdir()
     try:
-        run("tar", "--extract", f"--file={archive(folder)}", f"--directory={tree}", "--numeric-owner")
+        run("tar", "--extract", f"--file={archive()}", f"--directory={tree}", "--numeric-owner")
         with Machine(tree, folder / "console.log").running() as machine:
             yield machine
     finally:

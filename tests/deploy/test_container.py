@@ -71,7 +71,7 @@ class Store:
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     debian.needs("mmdebstrap", "systemd-nspawn", "buildah")
     folder = debian.kept(request, tmp_path_factory)
-    archive, wheels = debian.archive(folder), debian.wheels(folder)
+    archive, wheels = debian.archive(), debian.wheels(folder)
     store = Store(tmp_path_factory.mktemp("store"))
     try:
         scratch = store.do("from", "scratch")
