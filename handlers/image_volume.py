@@ -25,6 +25,8 @@ RECORD_EVERY = 3600.0
 STALLED_AFTER = 21_600.0
 # A scheduler takes seconds. A RabbitMQ that restarts forgets what Cinder's API has told the scheduler
 UNSCHEDULED_AFTER = 300.0
+# For how long one of several volumes of an image on a target is left alone, in seconds
+FRESH_FOR = 120.0
 # Cinder's DELETE refuses every other status (cinder/volume/api.py, delete), error_deleting too
 DELETABLE = frozenset({"available", "error", "error_restoring", "error_extending", "error_managing"})
 HIDDEN = (
@@ -217,6 +219,15 @@ def is_stalled(volume: Volume, now: float) -> bool:
     """Whether Cinder will never make it any more."""
     patience = STALLED_AFTER if volume.scheduled else UNSCHEDULED_AFTER
     return volume.status in MAKING and now - volume.created_epoch > patience
+
+
+def is_fresh(volume: Volume, now: float) -> bool:
+    """Whether another worker may have made it just now, and be about to make a location of it.
+
+    Two work on one key for a moment when the broker drops the connection of the one that had it. If each removed what
+    the other has made, none of it would stay.
+    """
+    return now - volume.created_epoch < FRESH_FOR
 
 
 def recorded_use(volume: Volume) -> float:

@@ -414,7 +414,7 @@ class Daemon:
     async def _serve(self, dispatcher: Dispatcher) -> None:
         """Take jobs once the cloud has been seen: a worker that can't log in would only set them aside."""
         await self._seen_once.wait()
-        await self._lanes.open(self._runner.prefetch, self._runner.deliver)
+        await self._lanes.open(self._runner.prefetch, self._runner.deliver, self._runner.lose)
         await self._resync_when_wanted(dispatcher)
 
     async def _resync_when_wanted(self, dispatcher: Dispatcher) -> None:

@@ -28,7 +28,7 @@ class Watch(Protocol):
         """Whether an operator has asked for this now, which is done in spite of waits that spare the cloud."""
 
     def tell(self, step: str) -> None:
-        """Let people know what is being done right now, in one line."""
+        """Let people know what is done next, in one line; ends the try if the key may be another worker's by now."""
 
 
 @dataclass(frozen=True, slots=True)

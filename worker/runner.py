@@ -68,19 +68,21 @@ class _Entry:
 
     `deliveries` are more than that one while it is `settling`: the copy for the next try may be among them. `since` is
     when it came, in monotonic seconds. `news` tells that something was heard of it since it last looked; `awake` is
-    what its waits listen to.
+    what its waits listen to. `lost`: the broker has taken the delivery back, and another worker may have the key now.
     """
 
     job: Job
     deliveries: list[Delivery]
     since: float = field(default_factory=time.monotonic)
     settling: bool = False
+    lost: bool = False
     news: bool = False
     awake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def join(self, delivery: Delivery) -> None:
         """One more delivery of the key. The newest one keeps it safe: those before may be of a lost connection."""
         before, self.deliveries = self.deliveries, [delivery]
+        self.lost = False
         if self.settling:
             self.deliveries = [*before, delivery]
         else:
@@ -112,12 +114,12 @@ class _Watch:
 
     async def changed(self) -> None:
         left = self._until - time.monotonic()
-        if left <= 0 or self._leaving.is_set():
+        if left <= 0 or self._leaving.is_set() or self._entry.lost:
             raise Held
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(min(self._poll, left)):
                 await self._entry.awake.wait()
-        if self._leaving.is_set():
+        if self._leaving.is_set() or self._entry.lost:
             raise Held
         self._poll = min(self._poll * 1.5, self._limits.poll_max)
         self._entry.look()
@@ -127,6 +129,8 @@ class _Watch:
         return self._entry.job.cause == OPERATOR
 
     def tell(self, step: str) -> None:
+        if self._entry.lost:
+            raise Held
         self._board.doing(self._entry.job.key, step)
 
 
@@ -233,6 +237,19 @@ class Runner:
         self._board.held(job)
         self._start(lane)
         self._sweep(lane)
+
+    def lose(self, lane: str) -> None:
+        """Let go of a lane's jobs: the broker hands them out anew, maybe to another worker.
+
+        Those in progress end before their next step, unless they are delivered here again until then.
+        """
+        for entry in self._turns[lane].take(lambda _: True):
+            del self._entries[entry.job.key]
+            self._board.put_back(entry.job.key)
+        for key, entry in self._entries.items():
+            if key.lane == lane and not entry.settling:
+                entry.lost = True
+                entry.awake.set()
 
     def poke(self, job: Job) -> bool:
         """Whether the key is looked at again here anyway; if not, the job has to go into its lane."""
@@ -384,6 +401,11 @@ class Runner:
             entry.look()
             began = time.monotonic()
             outcome = await self._try(entry, until)
+            if entry.lost:
+                # Whoever has the key now settles it
+                log.info("job_lost", reason="the broker hands the lane out anew")
+                entry.deliveries.clear()
+                return
             self._metrics.job_seconds.labels(key.handler, key.target).observe(time.monotonic() - began)
             self._metrics.jobs.labels(key.handler, key.target, _counted_as(outcome)).inc()
             if isinstance(outcome, Done):

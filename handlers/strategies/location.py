@@ -29,7 +29,9 @@ def plan(seen: Seen, target: Target) -> Action:
         return registered.lost(seen) or Finish(Again(seen.failed))
     usable = [volume for volume in ours if image_volume.is_usable(volume)]
     if usable:
+        # The oldest, as every worker finds
         keep, *others = usable
+        others = [volume for volume in others if not image_volume.is_fresh(volume, seen.now)]
         if others:
             return DeleteVolume(others[0].id, why="the image has another volume on the target, an older one")
         # A location must not be there before its volume is: Cinder would clone what is still being written

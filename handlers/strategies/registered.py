@@ -69,6 +69,8 @@ def plan(seen: Seen, target: Target) -> Action:
         return repair
     # Of several locations in a store Glance removes the first. It may be whole, if we made it and another one serves
     twice = first and len(usable) > 1 and first_serves and image_volume.is_prewarmed(first, target)
+    # Glance removes whatever is the first by then: two workers at once would remove both
+    twice = twice and not any(image_volume.is_fresh(volume, seen.now) for volume in usable)
     if twice or not first_serves:
         # Glance writes whole lists: an import that ends now would bring the location back
         if seen.image.import_locked:
@@ -157,7 +159,8 @@ def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
     """Whether a volume of ours that is no location of the image stayed behind."""
     # An entry of Cinder's cache too, from when the target had that strategy
     ours = image_volume.is_of(volume, seen.image) and image_volume.is_ours(volume, target)
-    return ours and image_volume.may_be_deleted(volume, seen.now)
+    old = image_volume.is_entry(volume) or not image_volume.is_fresh(volume, seen.now)
+    return ours and old and image_volume.may_be_deleted(volume, seen.now)
 
 
 def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:

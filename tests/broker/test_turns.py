@@ -135,3 +135,53 @@ async def test_what_waits_for_a_slot_goes_back_and_what_joins_takes_no_room(rabb
         await runner.drain()
         await lanes.close()
         rabbitmq.delete("back.h", "back.dead")
+
+
+async def test_a_lane_that_went_to_another_replica_is_worked_on_by_that_one_alone(rabbitmq: RabbitMQ) -> None:
+    steps: list[tuple[str, str]] = []
+    stop = asyncio.Event()
+
+    def replica(name: str) -> tuple[RabbitLanes, Runner]:
+        async def work(key: Key, watch: Watch) -> Outcome:
+            while not stop.is_set():
+                watch.tell("a write")
+                steps.append((name, key.image_id))
+                await asyncio.sleep(0.02)
+            return Done()
+
+        lanes = RabbitLanes(url=rabbitmq.url, queue="fence", name=name)
+        runner = Runner(
+            lanes=lanes, handlers={"h": Scripted(work, width=4)}, limits=Limits(drain=1.0), backoff=Backoff(),
+            metrics=Metrics(), uses=Uses(), deletions=Deletions(),
+        )  # fmt: skip
+        return lanes, runner
+
+    def connection_of(name: str) -> str:
+        rows = rabbitmq.ctl("list_connections", "pid", "client_properties").splitlines()
+        return next(row.split("\t")[0] for row in rows if f'"{name} lanes"' in row)
+
+    replicas = {name: replica(name) for name in ("one", "other")}
+    keys = {str(number) for number in range(4)}
+    try:
+        for lanes, runner in replicas.values():
+            await lanes.open(runner.prefetch, runner.deliver, runner.lose)
+            await until(lambda lanes=lanes: lanes.problem() is None)
+        await replicas["one"][0].publish(job(Key("h", number)) for number in sorted(keys))
+        await until(lambda: {key for _, key in steps} == keys)
+        (active,) = {name for name, _ in steps}
+        (waiting,) = replicas.keys() - {active}
+        await asyncio.to_thread(rabbitmq.ctl, "close_connection", connection_of(active), "the test says so")
+        await until(lambda: {key for name, key in steps if name == waiting} == keys)
+        await until(lambda: replicas[active][1].idle)
+        steps.clear()
+        await until(lambda: len(steps) > 50)
+        assert {name for name, _ in steps} == {waiting}
+        stop.set()
+        await until(lambda: all(runner.idle for _, runner in replicas.values()))
+        await until(lambda: rabbitmq.depth("fence.h") == 0)
+    finally:
+        stop.set()
+        for lanes, runner in replicas.values():
+            await runner.drain()
+            await lanes.close()
+        rabbitmq.delete("fence.h", "fence.dead", "fence.stray")

@@ -133,6 +133,7 @@ async def test_reclaim_switched_off_keeps_left_over_volumes(cloud: FakeCloud) ->
         image = await warmed(rig, cloud)
         (volume,) = cloud.of(image.id)
         twin = cloud.volume_of(PROJECT, name=volume.name, volume_type="fast", metadata=volume.metadata)
+        cloud.ahead += image_volume.FRESH_FOR
         assert isinstance(await rig.run(image.id), Done)
         assert twin.id in cloud.volumes
 
@@ -142,6 +143,10 @@ async def test_a_left_over_volume_is_deleted_once_its_image_is_certain_to_be_the
         image = await warmed(rig, cloud)
         (volume,) = cloud.of(image.id)
         twin = cloud.volume_of(PROJECT, name=volume.name, volume_type="fast", metadata=volume.metadata)
+        assert isinstance(await rig.run(image.id), Done)
+        # Another worker may be about to make a location of it
+        assert twin.id in cloud.volumes
+        cloud.ahead += image_volume.FRESH_FOR
         assert isinstance(await rig.run(image.id), Done)
         assert twin.id not in cloud.volumes
         assert located(cloud, image.id) == [volume.id]

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from handlers import target_store
+from handlers import image_volume, target_store
 from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 from worker.cloud import GIB, ImageTask, Location, Store, Volume
@@ -369,8 +369,34 @@ async def test_duplicates_come_down_to_the_oldest(cloud: FakeCloud) -> None:
             cloud.volumes[volume_id] = replace(cloud.volumes[volume_id], name=f"image-{image.id}", status="available")
         oldest = min(cloud.volumes.values(), key=lambda v: v.created_at).id
         assert len(cloud.volumes) == 3
+        cloud.ahead += image_volume.FRESH_FOR
         assert isinstance(await rig.run(image.id), Done)
         assert [v.id for v in cloud.of(image.id)] == [oldest]
+
+
+@pytest.mark.parametrize("strategy", ["store", "location", "cache"])
+@pytest.mark.parametrize("apart", [0.0, 0.1, 0.3])
+async def test_two_workers_on_one_key_do_not_undo_each_other(cloud: FakeCloud, strategy: str, apart: float) -> None:
+    """As for a moment when the broker drops the connection of the one that had it."""
+    cloud.cached = frozenset({"fast"} if strategy == "cache" else ())
+    cloud.latency, cloud.seconds = 0.05, 0.3
+    targets, policy = using(strategy, FAST), Policy(settle=0.0)
+    async with Rig(cloud, targets=targets, policy=policy) as one, Rig(cloud, targets=targets, policy=policy) as other:
+        image = cloud.upload()
+        first = asyncio.create_task(one.run(image.id))
+        await asyncio.sleep(apart)
+        # A conflict is looked at again
+        await asyncio.gather(first, other.run(image.id), return_exceptions=True)
+        made = cloud.calls["create_volume"] + cloud.calls["copy_image"]
+        for _ in range(5):
+            outcomes = [await rig.run(image.id) for rig in (one, other)]
+            assert all(isinstance(outcome, Done) for outcome in outcomes)
+        assert cloud.calls["create_volume"] + cloud.calls["copy_image"] == made <= 2
+        assert not cloud.calls["remove_from_store"]
+        cloud.ahead += image_volume.FRESH_FOR
+        assert isinstance(await one.run(image.id), Done)
+        (left,) = cloud.of(image.id)
+        assert strategy == "cache" or located(cloud, image.id) == [left.id]
 
 
 async def test_a_users_volume_is_never_taken_or_touched(cloud: FakeCloud) -> None:

@@ -595,3 +595,59 @@ async def test_an_answer_that_is_no_outcome_is_a_dead_letter_and_holds_up_nobody
         assert len(bed.lanes.dead_letters()) == 20
         assert len({key for key in bed.handler.tries if key.image_id.startswith("good")}) == 20
         assert not bed.lanes._lanes["h"].unacked
+
+
+async def test_a_lost_job_makes_no_further_step_and_settles_nothing() -> None:
+    steps: list[str] = []
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        for number in range(1000):
+            watch.tell(f"step {number}")
+            steps.append(key.image_id)
+            await asyncio.sleep(0.005)
+        return Done()
+
+    async with running(work, width=1) as bed:
+        await bed.give(job(ONE), job(TWO))
+        await bed.until(lambda: len(steps) > 3)
+        bed.runner.lose("h")
+        await bed.until(lambda: bed.runner.idle)
+        assert set(steps) == {"one"}
+        # Nothing is acked, or published again: whoever has the lane now has both
+        assert not bed.lanes.acked
+        assert len(bed.lanes._lanes["h"].unacked) == 2
+        assert bed.outcomes("again") == bed.outcomes("done") == 0
+
+
+async def test_a_lost_job_that_is_delivered_here_again_goes_on() -> None:
+    began = asyncio.Event()
+    go_on = asyncio.Event()
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        began.set()
+        await go_on.wait()
+        watch.tell("next step")
+        return Done()
+
+    async with running(work) as bed:
+        await bed.give(job(ONE))
+        await began.wait()
+        bed.runner.lose("h")
+        await bed.give(job(ONE))
+        await bed.until(lambda: not bed.lanes.depths()["h"])
+        go_on.set()
+        await bed.until(lambda: bed.outcomes("done") >= 1)
+
+
+async def test_a_lost_job_that_waits_ends_at_once() -> None:
+    async def work(key: Key, watch: Watch) -> Outcome:
+        await watch.changed()
+        await watch.changed()
+        return Done()
+
+    async with running(work, limits=Limits(poll_min=30.0, poll_max=60.0, drain=2.0)) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.handler.tries)
+        bed.runner.lose("h")
+        await bed.until(lambda: bed.runner.idle)
+        assert not bed.lanes.acked

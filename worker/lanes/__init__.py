@@ -20,12 +20,23 @@ class Delivery(Protocol):
         """Let the lane forget the job. Returns at once; without effect if the lane has taken it back already."""
 
 
+def ignore(_lane: str) -> None:
+    """Nobody works on what was delivered."""
+
+
 class Lanes(Protocol):
     """Publish, hand out, delay, bury. All methods are called on the event loop's thread."""
 
-    async def open(self, prefetch: Mapping[str, int], deliver: Callable[[Delivery], None]) -> None:
+    async def open(
+        self,
+        prefetch: Mapping[str, int],
+        deliver: Callable[[Delivery], None],
+        lost: Callable[[str], None] = ignore,
+    ) -> None:
         """Begin to hand out the jobs of each lane to `deliver` (on the event loop), at most `prefetch[lane]` unacked.
 
+        `lost(lane)` is called there when the broker hands its jobs out anew, maybe to another worker: what was
+        delivered is no longer ours.
         Returns at once when the broker can't be reached: the lanes open as soon as it can, and again after each outage.
         """
 

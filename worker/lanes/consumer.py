@@ -81,15 +81,18 @@ class Consumer:
         deliver: Callable[[RabbitDelivery], None],
         bury: Callable[[DeadLetter, Callable[[], None]], None],
         bring_back: Callable[[Job, Callable[[], None]], None],
+        lost: Callable[[str], None],
     ) -> None:
         """All are called on the link's thread; `bury` and `bring_back` call back once what they were given is safe.
 
-        `bring_back` puts a job into its lane whose queue was not there when the job was due.
+        `bring_back` puts a job into its lane whose queue was not there when the job was due; `lost` is told of a lane
+        whose deliveries the broker hands out anew.
         """
         self._topology = topology
         self._deliver = deliver
         self._bury = bury
         self._bring_back = bring_back
+        self._on_lost = lost
         self._lanes = [_Lane(name=lane, queue=topology.queue(lane), prefetch=limit) for lane, limit in prefetch.items()]
         self._named = {lane.name: lane for lane in self._lanes}
         self._stray = _Lane(name="stray", queue=topology.stray, prefetch=STRAY_AT_ONCE)
@@ -158,6 +161,8 @@ class Consumer:
         self._connection = None
         self._count_at = 0.0
         for lane in self._lanes:
+            if lane.unacked and lane is not self._stray:
+                self._on_lost(lane.name)
             if lane is self._opening:
                 # It may be what broke the connection: the others first, next time.
                 lane.broken += 1

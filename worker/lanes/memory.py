@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from worker.dead_letter import DeadLetter
 from worker.job import Job, Key
-from worker.lanes import Delivery
+from worker.lanes import Delivery, ignore
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -41,8 +41,13 @@ class MemoryLanes:
         self._prefetch: Mapping[str, int] = {}
         self._deliver: Callable[[Delivery], None] | None = None
 
-    async def open(self, prefetch: Mapping[str, int], deliver: Callable[[Delivery], None]) -> None:
-        """Begin to hand out."""
+    async def open(
+        self,
+        prefetch: Mapping[str, int],
+        deliver: Callable[[Delivery], None],
+        lost: Callable[[str], None] = ignore,  # noqa: ARG002
+    ) -> None:
+        """Begin to hand out; nothing is ever `lost`."""
         self._prefetch, self._deliver = dict(prefetch), deliver
         for name in self._prefetch:
             self._hand_out(name)

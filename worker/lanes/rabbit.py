@@ -11,7 +11,7 @@ from worker.broker import parse
 from worker.dead_letter import DeadLetter
 from worker.errors import Temporary
 from worker.job import Job, Key
-from worker.lanes import Delivery
+from worker.lanes import Delivery, ignore
 from worker.lanes.consumer import Consumer, RabbitDelivery
 from worker.lanes.known import Known
 from worker.lanes.publisher import Publisher, Written
@@ -43,7 +43,9 @@ class RabbitLanes:
         self._pending: set[asyncio.Future[None]] = set()
         self._known: Known | None = None
 
-    async def open(self, prefetch: Mapping[str, int], deliver: Callable[[Delivery], None]) -> None:
+    async def open(
+        self, prefetch: Mapping[str, int], deliver: Callable[[Delivery], None], lost: Callable[[str], None] = ignore
+    ) -> None:
         """Begin to hand out; returns at once, also when the broker can't be reached."""
         loop = asyncio.get_running_loop()
         publisher = self._started_publisher()
@@ -53,6 +55,10 @@ class RabbitLanes:
             if self._consumer is consumer:
                 known.arrived(delivery.job)
                 deliver(delivery)
+
+        def lose(lane: str) -> None:
+            if self._consumer is consumer:
+                lost(lane)
 
         def bury(letter: DeadLetter, done: Callable[[], None]) -> None:
             publisher.submit([(self._topology.dead, letter)], after=0.0, done=done)
@@ -68,6 +74,7 @@ class RabbitLanes:
             deliver=lambda delivery: _call(loop, arrive, delivery),
             bury=bury,
             bring_back=bring_back,
+            lost=lambda lane: _call(loop, lose, lane),
         )
         self._known = known = Known(spell=consumer.spell, empty_at=consumer.empty_at)
         consumer.start()
