@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -35,6 +36,7 @@ from worker.runner import Runner
 from worker.sdk import OpenStackCloud, connect, count_keystone
 from worker.settings import Settings
 from worker.target import Target
+from worker.tasks import Tasks
 from worker.uses import Uses
 from worker.volume_times import VolumeTimes
 
@@ -232,6 +234,7 @@ class Daemon:
             uses=parts.uses,
             deletions=parts.deletions,
         )
+        self._tasks = Tasks(metrics=metrics)
         self._resync_wanted = asyncio.Event()
         self._resync_why = ""
         self._ticked = time.monotonic()
@@ -243,6 +246,7 @@ class Daemon:
         self._blind = ""
         self._told = ""
         self._seen_once = asyncio.Event()
+        self._lanes_opened = asyncio.Event()
 
     async def run(self, leave: asyncio.Event) -> None:
         """Work until `leave` is set, then drain. Misconfigured if the cloud is there and says that it can't work."""
@@ -255,7 +259,7 @@ class Daemon:
         )
         # From the beginning to the end: a cloud that does not answer, and jobs that take long to end, are no loop that
         # hangs
-        ticking = asyncio.create_task(self._tick())
+        ticking = self._tasks.begin("tick", self._tick)
         try:
             if self._settings.bind:
                 try:
@@ -278,12 +282,19 @@ class Daemon:
         dispatcher = Dispatcher(router=router, runner=self._runner, lanes=self._lanes, on_gap=self._want_resync)
         if self._settings.resync_on_start:
             self._want_resync("start")
-        intakes = [asyncio.create_task(self._listen(intake, dispatcher)) for intake in self._intakes]
-        others = [asyncio.create_task(self._watch_cloud()), asyncio.create_task(self._serve(dispatcher))]
+        intakes = [
+            self._tasks.begin(f"intake-{number}", partial(self._listen, intake, dispatcher))
+            for number, intake in enumerate(self._intakes)
+        ]
+        others = [
+            self._tasks.begin("cloud", self._watch_cloud),
+            self._tasks.begin("lanes", self._serve),
+            self._tasks.begin("resync", partial(self._resync_when_wanted, dispatcher)),
+        ]
         stop = asyncio.create_task(leave.wait())
         log.info("started", targets=[target.name for target in self._settings.targets], lanes=list(self._runner.lanes))
         try:
-            # None of the tasks ends by itself: one that does has a bug, which must not leave a daemon that looks well
+            # A task that fails begins again; one that ends has found a configuration that can't work
             done, _ = await asyncio.wait([stop, ticking, *intakes, *others], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stop}:
                 task.result()
@@ -401,13 +412,15 @@ class Daemon:
         await self._seen_once.wait()
         await intake.run(dispatcher)
 
-    async def _serve(self, dispatcher: Dispatcher) -> None:
+    async def _serve(self) -> None:
         """Take jobs once the cloud has been seen: a worker that can't log in would only set them aside."""
         await self._seen_once.wait()
         await self._lanes.open(self._runner.prefetch, self._runner.deliver)
-        await self._resync_when_wanted(dispatcher)
+        self._lanes_opened.set()
+        await asyncio.get_running_loop().create_future()
 
     async def _resync_when_wanted(self, dispatcher: Dispatcher) -> None:
+        await self._lanes_opened.wait()
         backoff = self._settings.backoff
         failures = 0
         while True:
@@ -417,15 +430,19 @@ class Daemon:
             why = self._resync_why or "interval"
             self._resync_wanted.clear()
             self._resync_why = ""
+            done = False
             try:
                 await self._resync(dispatcher, why)
-                failures = 0
+                failures, done = 0, True
             except (Temporary, Blocked, NotFound, Malformed) as error:
                 wait = backoff.after(failures)
                 failures += 1
                 log.warning("resync_failed", error=str(error), after=round(wait, 1))
                 await asyncio.sleep(wait)
-                self._want_resync(why)
+            finally:
+                # Also after a failure that begins this task again: what led to the comparison is still open
+                if not done:
+                    self._want_resync(why)
 
     async def _resync(self, dispatcher: Dispatcher, why: str) -> None:
         began = time.monotonic()
@@ -470,7 +487,7 @@ class Daemon:
         return hung() | ({"loop": f"has not turned for {late:.0f} s"} if late > STUCK else {})
 
     def _unready(self) -> Mapping[str, str]:
-        problems = dict(self._sick())
+        problems = {**self._tasks.problems(), **self._sick()}
         if not self._known:
             problems["cloud"] = self._fault or "not asked yet"
         elif self._blind:

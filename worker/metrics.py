@@ -100,6 +100,7 @@ class Metrics:
         self.reclaim_brake = gauge(
             "reclaim_brake", "1 while so many volumes belong to images that are not found that none of them is deleted"
         )
+        self.task_failures = counter("task_failures", "Failures of the process's own tasks, which begin again", "task")
         self._lost: set[tuple[str, str]] = set()
         self.last_resync = gauge(
             "last_resync_timestamp_seconds", "When the last resync ended; until the first, the start"

@@ -16,6 +16,7 @@ from worker.errors import Misconfigured
 from worker.manager import WATCHDOG
 from worker.metrics import Metrics
 from worker.sdk import Identity
+from worker.settings import Settings
 
 
 @pytest.fixture
@@ -100,16 +101,51 @@ async def test_no_target_that_can_be_used_is_a_wrong_configuration(tmp_path: Pat
     assert len(raised.value.faults) == 2
 
 
-async def test_a_type_that_goes_and_comes_back_leaves_the_worker_ready(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Those of a daemon whose cloud is to be another one."""
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
     (tmp_path / "clouds.yaml").write_text(
         "clouds: {c: {auth: {auth_url: http://127.0.0.1:1/v3, username: u, password: p, project_name: p,"
         " user_domain_name: d, project_domain_name: d}}}"
     )
+    return load(tmp_path, {**GOOD, "probes": {"bind": ""}, "cloud": {"name": "c"}})
+
+
+class Flaky:
+    """An intake that raises the first time."""
+
+    def __init__(self) -> None:
+        self.runs = asyncio.Event()
+        self.failed = False
+
+    async def run(self, sink: object) -> None:
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("can't start new thread")
+        self.runs.set()
+        await asyncio.Event().wait()
+
+    def problem(self) -> str | None:
+        return None
+
+
+async def test_a_task_that_fails_does_not_end_the_daemon(settings: Settings) -> None:
+    daemon = Daemon(settings=settings, metrics=Metrics())
+    daemon._cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
+    intake = Flaky()
+    daemon._intakes = [intake]
+    leave = asyncio.Event()
+    running = asyncio.create_task(daemon.run(leave))
+    await intake.runs.wait()
+    assert "can't start new thread" in daemon._unready()["intake-0"]
+    assert not running.done()
+    leave.set()
+    await running
+
+
+async def test_a_type_that_goes_and_comes_back_leaves_the_worker_ready(settings: Settings) -> None:
     metrics = Metrics()
-    settings = load(tmp_path, {**GOOD, "probes": {"bind": ""}, "cloud": {"name": "c"}})
     daemon = Daemon(settings=settings, metrics=metrics)
     cloud = Cloud(types={"ssd", "hdd"})
     daemon._cloud = cloud  # type: ignore[assignment]
