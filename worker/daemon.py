@@ -263,7 +263,8 @@ class Daemon:
         try:
             if self._settings.bind:
                 try:
-                    probes.start(*self._settings.bind)
+                    # Not on the event loop: it may look up a name
+                    await asyncio.to_thread(probes.start, *self._settings.bind)
                 except OSError as error:
                     address = ":".join(map(str, self._settings.bind))
                     raise Misconfigured([f"[probes] bind: {address}: {error.strerror or error}"]) from error
@@ -273,7 +274,7 @@ class Daemon:
         finally:
             ticking.cancel()
             await asyncio.gather(ticking, return_exceptions=True)
-            probes.stop()
+            await asyncio.to_thread(probes.stop)
             self._clouds.close()
             log.info("stopped")
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+import select
 import signal
 import socket
 import time
@@ -84,3 +87,26 @@ def test_a_reload_that_fails_is_told_and_the_next_one_is_heard(
     assert "the cloud could not be asked about it" in manager.until("READY=1")
     assert len(worker.events("reload_refused")) == 3
     assert worker.running
+
+
+def test_requests_that_never_end_cost_neither_threads_nor_descriptors_nor_health(worker: WorkerProcess) -> None:
+    worker.metric("build_info")
+    resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (256, 256))
+    before = worker.usage()
+    with contextlib.ExitStack() as clients:
+        poll = select.poll()
+        for number in range(300):
+            client = clients.enter_context(socket.create_connection(("127.0.0.1", worker.port)))
+            client.sendall(b"GET /healthz HTTP/1.1\r\n")
+            poll.register(client, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+            if number % 50 == 0:
+                assert worker.probe("/healthz")[0] == 200
+        assert worker.probe("/healthz")[0] == 200
+        assert worker.metric("build_info") == 1.0
+        during = worker.usage()
+        assert during.threads - before.threads <= 8
+        assert during.descriptors - before.descriptors <= 100
+        # Each is hung up on, though none of them says another word
+        while len(poll.poll()) < 300:
+            time.sleep(0.1)
+    assert worker.probe("/healthz")[0] == 200
