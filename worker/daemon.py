@@ -16,6 +16,7 @@ import structlog
 from handlers import image_volume, policy, target_store
 from handlers.prewarm import Prewarm
 from handlers.target_store import missing_type, read_encryption
+from worker.board import Choice
 from worker.deletions import Deletions
 from worker.dispatcher import Dispatcher
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
@@ -260,6 +261,7 @@ class Daemon:
         # From the beginning to the end: a cloud that does not answer, and jobs that take long to end, are no loop that
         # hangs
         ticking = self._tasks.begin("tick", self._tick)
+        measuring = self._tasks.begin("measure", self._measure)
         try:
             if self._settings.bind:
                 try:
@@ -273,7 +275,8 @@ class Daemon:
                 await self._work(leave, ticking)
         finally:
             ticking.cancel()
-            await asyncio.gather(ticking, return_exceptions=True)
+            measuring.cancel()
+            await asyncio.gather(ticking, measuring, return_exceptions=True)
             await asyncio.to_thread(probes.stop)
             self._clouds.close()
             log.info("stopped")
@@ -325,15 +328,21 @@ class Daemon:
             self._cloud_is_away(str(error))
 
     async def _tick(self) -> None:
-        """Once a second: note that the loop turns, take over depths; now and then, images by state."""
-        count_at = time.monotonic() + COUNT
+        """Once a second: note that the loop turns."""
         while True:
             self._ticked = time.monotonic()
             self._tell_manager()
             self._runner.tidy()
-            self._metrics.depths(self._lanes.depths(), self._runner.waiting())
+            await asyncio.sleep(TICK)
+
+    async def _measure(self) -> None:
+        """Once a second take over depths; now and then, images by state. What has to look at all jobs does so on a
+        thread: the loop has others to serve."""
+        count_at = time.monotonic() + COUNT
+        while True:
+            await asyncio.to_thread(self._metrics.depths, self._lanes.depths(), self._runner.waiting())
             if (began := time.monotonic()) > count_at:
-                self._metrics.states()
+                await asyncio.to_thread(self._metrics.states)
                 count_at = time.monotonic() + max(COUNT, COUNT_SHARE * (time.monotonic() - began))
             await asyncio.sleep(TICK)
 
@@ -480,8 +489,8 @@ class Daemon:
         full = held.full() if held else {}
         return {"version": release(), **status, "held_back": [*held.held_back()] if held else [], "cache_full": full}
 
-    def _images(self) -> Mapping[str, Any]:
-        return self._metrics.board.images(target.name for target in self._settings.targets)
+    def _images(self, choice: Choice) -> Mapping[str, Any]:
+        return self._metrics.board.images((target.name for target in self._settings.targets), choice)
 
     def _sick(self) -> Mapping[str, str]:
         late = time.monotonic() - self._ticked

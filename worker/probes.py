@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,21 +17,24 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from worker.board import IMAGES, Choice
 from worker.web import Answer, Bounds, Request, Server
 
 Problems = Callable[[], Mapping[str, str]]
 HTML = "text/html; charset=utf-8"
 # Jobs in /status.json unless the query says jobs=N or jobs=all
 JOBS = 200
+# Items of a list that are written as JSON in one go
+PART = 500
 LOOPBACK = ("127.0.0.1", "::1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Where the page for people gets what it shows: lanes and (at most so many) jobs; images and targets."""
+    """Where the page for people gets what it shows: lanes and (at most so many) jobs; some of the images."""
 
     status: Callable[[float], Mapping[str, Any]]
-    images: Callable[[], Mapping[str, Any]]
+    images: Callable[[Choice], Mapping[str, Any]]
 
 
 @cache
@@ -98,10 +102,10 @@ class Probes:
                 text, policy = document()
                 return Answer(body=text, headers=(("Content-Type", HTML), ("Content-Security-Policy", policy)))
             case "/status.json", Page() as page:
-                asked = _most(request.parameters().get("jobs", [""])[0])
+                asked = _most(_parameter(request, "jobs"))
                 return _json({**page.status(asked), "problems": self._problems["/readyz"]()})
             case "/images.json", Page() as page:
-                return _json(page.images())
+                return _json(page.images(_choice(request)))
         return Answer(status=404, body=b"/metrics /healthz /readyz\n")
 
     def _metrics(self, request: Request) -> Answer:
@@ -113,11 +117,38 @@ class Probes:
 
 def _most(text: str) -> float:
     """How many jobs a query asks for."""
-    if text == "all":
-        return math.inf
-    return float(text) if text.isdecimal() else JOBS
+    return math.inf if text == "all" else _number(text, JOBS)
+
+
+def _number(text: str, default: int) -> int:
+    """The number that a query names; what no list could be as long as counts as the longest."""
+    if not text.isdecimal():
+        return default
+    return int(min(float(text), sys.maxsize // 2))
+
+
+def _choice(request: Request) -> Choice:
+    """Which images a query asks for."""
+    return Choice(
+        start=_number(_parameter(request, "from"), 0),
+        count=_number(_parameter(request, "count"), IMAGES),
+        text=_parameter(request, "text"),
+        state=_parameter(request, "state"),
+    )
+
+
+def _parameter(request: Request, name: str) -> str:
+    return request.parameters().get(name, [""])[0]
 
 
 def _json(body: Mapping[str, Any], *, status: int = 200) -> Answer:
     headers = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
-    return Answer(status=status, body=json.dumps(body).encode() + b"\n", headers=headers)
+    # A long list part by part: while one is written nothing else in the process runs
+    parts = ", ".join(f"{json.dumps(name)}: {_text(value)}" for name, value in body.items())
+    return Answer(status=status, body=f"{{{parts}}}\n".encode(), headers=headers)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, list) or len(value) <= PART:
+        return json.dumps(value)
+    return f"[{', '.join(json.dumps(value[at : at + PART])[1:-1] for at in range(0, len(value), PART))}]"

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from worker.board import Choice
 from worker.metrics import Metrics
 from worker.probes import Page, Probes
 
@@ -67,11 +68,16 @@ def asked() -> list[float]:
 
 
 @pytest.fixture
-def paged(problems: dict[str, str], asked: list[float]) -> Iterator[str]:
+def chosen() -> list[Choice]:
+    return []
+
+
+@pytest.fixture
+def paged(problems: dict[str, str], asked: list[float], chosen: list[Choice]) -> Iterator[str]:
     """The same with a page, of a cloud with many images."""
     page = Page(
         status=lambda most: asked.append(most) or {"jobs": []},  # type: ignore[func-returns-value]
-        images=lambda: {"images": [["id", "name", 1, []]] * 1000},
+        images=lambda choice: chosen.append(choice) or {"images": [["id", "name", 1, []]] * 1000},  # type: ignore[func-returns-value]
     )
     probes = Probes(registry=Metrics().registry, sick=dict, unready=lambda: problems, page=page)
     yield f"http://127.0.0.1:{probes.start('127.0.0.1', 0)}"
@@ -84,7 +90,7 @@ def test_without_a_page_there_is_nothing_for_people(url: str) -> None:
 
 
 def test_without_a_page_the_commands_on_this_host_are_told_how_jobs_stand() -> None:
-    page = Page(status=lambda most: {"jobs": []}, images=lambda: {"images": []})
+    page = Page(status=lambda most: {"jobs": []}, images=lambda choice: {"images": []})
     probes = Probes(registry=Metrics().registry, sick=dict, unready=dict, page=page, hidden=True)
     port = probes.start("0.0.0.0", 0)
     try:
@@ -116,6 +122,22 @@ def test_how_many_jobs(paged: str, asked: list[float], problems: dict[str, str])
         status, body = get(f"{paged}/status.json{query}")
         assert (status, json.loads(body)) == (200, {"jobs": [], "problems": {"cloud": "away"}})
     assert asked == [200, 7, math.inf, 200, 200]
+
+
+def test_which_images(paged: str, chosen: list[Choice]) -> None:
+    for query in (
+        "",
+        "?from=400&count=50&text=a%20%26b&state=held%20back",
+        "?from=-1&count=all",
+        f"?from={'9' * 5000}",
+    ):
+        assert get(f"{paged}/images.json{query}")[0] == 200
+    assert chosen[:3] == [Choice(), Choice(start=400, count=50, text="a &b", state="held back"), Choice()]
+    assert chosen[3].start > 10**9
+
+
+def test_a_long_list_is_the_same_json(paged: str) -> None:
+    assert json.loads(get(f"{paged}/images.json")[1]) == {"images": [["id", "name", 1, []]] * 1000}
 
 
 def test_what_is_large_is_compressed(paged: str) -> None:
