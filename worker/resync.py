@@ -14,6 +14,7 @@ from worker.cloud import GIB, LISTED, Cloud, Volume
 from worker.errors import NotFound
 from worker.handler import Handler, Missing
 from worker.job import RESYNC, Job
+from worker.metrics import OTHER
 from worker.packed import Packed
 from worker.target import TAG
 
@@ -30,7 +31,7 @@ class Census:
 
     def add(self, volume: Volume) -> None:
         """Count one Image-Volume."""
-        target = volume.metadata.get(TAG, "other")
+        target = volume.metadata.get(TAG, OTHER)
         self.volumes[target, volume.status] += 1
         self.sizes[target] += volume.size * GIB
 

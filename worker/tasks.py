@@ -25,14 +25,16 @@ OTHER = "other"
 class Tasks:
     """Begins tasks that run until they are cancelled, and begins those again that fail.
 
-    A failure is logged with its traceback, counted, and a problem until the task has run for `lasting` seconds.
+    A failure is logged with its traceback, counted, and a problem until the task has run for `LASTING` seconds.
     Misconfigured is no failure: it ends the task, and whoever waits for the task ends the process.
     """
 
-    def __init__(self, *, metrics: Metrics, backoff: Backoff | None = None, lasting: float = LASTING) -> None:
+    def __init__(
+        self, *, metrics: Metrics, backoff: Backoff | None = None, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._metrics = metrics
         self._backoff = backoff or Backoff(shortest=1.0, longest=30.0)
-        self._lasting = lasting
+        self._now = now
         self._failed: dict[str, tuple[float, str]] = {}
 
     def begin(self, name: str, run: Callable[[], Awaitable[object]]) -> asyncio.Task[None]:
@@ -43,13 +45,13 @@ class Tasks:
 
     def problems(self) -> Mapping[str, str]:
         """The tasks that have failed a moment ago, and how."""
-        since = time.monotonic() - self._lasting
+        since = self._now() - LASTING
         return {name: text for name, (at, text) in self._failed.items() if at > since}
 
     async def _keep(self, name: str, run: Callable[[], Awaitable[object]]) -> None:
         failures = 0
         while True:
-            began = time.monotonic()
+            began = self._now()
             try:
                 await run()
                 error: Exception = RuntimeError("it ended by itself")
@@ -58,11 +60,11 @@ class Tasks:
             except Exception as caught:
                 # The root of a task: a bug in one of them must neither end the others nor go unseen
                 error = caught
-            failures = 0 if time.monotonic() - began > self._lasting else failures
+            failures = 0 if self._now() - began > LASTING else failures
             wait = self._backoff.after(failures)
             failures += 1
             self._metrics.task_failures.labels(name).inc()
-            self._failed[name] = time.monotonic() + wait, f"failed and began again: {type(error).__name__}: {error}"
+            self._failed[name] = self._now() + wait, f"failed and began again: {type(error).__name__}: {error}"
             log.error("task_failed", task=name, after=round(wait, 1), exc_info=error)
             await asyncio.sleep(wait)
 

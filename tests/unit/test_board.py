@@ -6,6 +6,7 @@ import asyncio
 import json
 import math
 import random
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -384,3 +385,34 @@ async def test_a_worker_tells_its_board() -> None:
         await rig.quiet()
         assert status(board)["failures"][0]["image_id"] == second.id
         assert {row[0]: row for row in board.images(("fast",))["images"]}[second.id][3][0][0] == "failed"
+
+
+def test_no_scrape_misses_a_gauge_that_is_being_set() -> None:
+    metrics = Metrics()
+    for number in range(3000):
+        metrics.board.look(image(number), {"fast": ("warm", ""), "slow": ("cold", "")})
+    names = ("images{", "image_volumes{", "image_volume_bytes{", "target_usable{", "lane_depth{", "jobs_waiting{")
+
+    def take_over() -> None:
+        metrics.states()
+        metrics.census({("fast", "available"): 3000, ("slow", "error"): 1}, {"fast": 1, "slow": 1})
+        metrics.target_usable.labels("fast").set(1)
+        metrics.depths({"prewarm.fast": 3}, {"prewarm.fast": 2})
+
+    def without_pause() -> None:
+        for _ in range(60):
+            # A reload between, which begins anew
+            metrics.begin(["fast", "slow"])
+            take_over()
+
+    take_over()
+    counting = threading.Thread(target=without_pause)
+    counting.start()
+    missed, scrapes = Counter[str](), 0
+    while counting.is_alive():
+        text = generate_latest(metrics.registry).decode()
+        scrapes += 1
+        missed.update(name for name in names if f"image_volume_worker_{name}" not in text)
+    counting.join()
+    assert scrapes
+    assert not missed

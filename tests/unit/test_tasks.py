@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 from worker.errors import Misconfigured
 from worker.metrics import Metrics
 from worker.retry import Backoff
-from worker.tasks import Tasks, watch_others
+from worker.tasks import LASTING, Tasks, watch_others
 
 AT_ONCE = Backoff(shortest=0.01, longest=0.02)
 
@@ -60,14 +60,16 @@ async def test_a_task_that_fails_is_logged_counted_and_begun_again() -> None:
 
 
 async def test_a_failure_is_a_problem_until_the_task_has_run_for_a_while() -> None:
-    tasks = Tasks(metrics=Metrics(), backoff=AT_ONCE, lasting=0.2)
+    now = 0.0
+    tasks = Tasks(metrics=Metrics(), backoff=AT_ONCE, now=lambda: now)
     flaky = Flaky(OSError("no thread"))
     task = tasks.begin("tick", flaky)
     assert tasks.problems() == {}
     await flaky.runs.wait()
+    now = LASTING - 1.0
     assert tasks.problems() == {"tick": "failed and began again: OSError: no thread"}
-    while tasks.problems():
-        await asyncio.sleep(0.01)
+    now = LASTING + 1.0
+    assert tasks.problems() == {}
     await cancelled(task)
 
 
