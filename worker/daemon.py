@@ -40,6 +40,7 @@ from worker.target import Target
 from worker.tasks import Tasks
 from worker.uses import Uses
 from worker.volume_times import VolumeTimes
+from worker.web import shown
 
 log = structlog.get_logger(__name__)
 
@@ -268,8 +269,8 @@ class Daemon:
                     # Not on the event loop: it may look up a name
                     await asyncio.to_thread(probes.start, *self._settings.bind)
                 except OSError as error:
-                    address = ":".join(map(str, self._settings.bind))
-                    raise Misconfigured([f"[probes] bind: {address}: {error.strerror or error}"]) from error
+                    why = f"[probes] bind: {shown(self._settings.bind)}: {error.strerror or error}"
+                    raise Misconfigured([why]) from error
             await self._preflight(leave)
             if not leave.is_set():
                 await self._work(leave, ticking)

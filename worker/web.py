@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import gzip
 import ipaddress
+import re
 import socket
 import struct
 import threading
@@ -26,6 +27,9 @@ import structlog
 log = structlog.get_logger(__name__)
 
 Headers = tuple[tuple[str, str], ...]
+NUMBER = re.compile(r"[0-9]{1,5}")
+# Part of a host's name (RFC 1123, and the underscore that some have)
+LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
 METHODS = ("GET", "HEAD")
 ALLOW = ", ".join(METHODS)
 # Bytes of a request with all its headers
@@ -265,6 +269,24 @@ def listen(host: str, port: int) -> list[socket.socket]:
     if not sockets and last:
         raise last
     return sockets
+
+
+def address_of(text: str) -> tuple[str, int] | None:
+    """The address of HOST:PORT, with one of IPv6 in brackets as in a URL; None if there can be none. Asks nobody."""
+    host, _, port = text.rpartition(":")
+    if not NUMBER.fullmatch(port) or int(port) > 65_535:
+        return None
+    try:
+        if host.startswith("[") and host.endswith("]"):
+            ipaddress.IPv6Address(host[1:-1])
+            return host[1:-1], int(port)
+        if NUMBER.fullmatch(host.rpartition(".")[2]):
+            # No top-level domain is a number
+            ipaddress.IPv4Address(host)
+            return host, int(port)
+    except ValueError:
+        return None
+    return (host, int(port)) if len(host) < 254 and all(map(LABEL.fullmatch, host.split("."))) else None
 
 
 def shown(address: tuple[str, int]) -> str:

@@ -12,7 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from worker.board import Choice
+from tests.unit.test_web import has_ipv6
+from worker import live
+from worker.board import Board, Choice
+from worker.job import Job, Key
 from worker.metrics import Metrics
 from worker.probes import Page, Probes
 
@@ -122,6 +125,29 @@ def test_how_many_jobs(paged: str, asked: list[float], problems: dict[str, str])
         status, body = get(f"{paged}/status.json{query}")
         assert (status, json.loads(body)) == (200, {"jobs": [], "problems": {"cloud": "away"}})
     assert asked == [200, 7, math.inf, 200, 200]
+
+
+@pytest.mark.parametrize("jobs", ["99999999999999999999", "9" * 5000, "0", "all"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
+def test_commands_are_told_of_as_many_jobs_as_they_want_on_any_address(jobs: str, host: str) -> None:
+    if ":" in host and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    board = Board()
+    board.held(Job(key=Key("prewarm", "i1", "fast"), cause="x", first_at=5.0))
+    page = Page(
+        status=lambda most: board.status(targets=(), lanes={"prewarm.fast": 2}, depths={}, most=most),
+        images=lambda choice: {},
+    )
+    probes = Probes(registry=Metrics().registry, sick=dict, unready=dict, page=page, hidden=True)
+    port = probes.start(host, 0)
+    try:
+        status, body = live.get((host, port), f"/status.json?jobs={jobs}")
+        assert (status, len(json.loads(body)["jobs"])) == (200, 0 if jobs == "0" else 1)
+        told = live.ask((host, port))
+        assert told
+        assert [job.key.image_id for job in told.jobs.values()] == ["i1"]
+    finally:
+        probes.stop()
 
 
 def test_which_images(paged: str, chosen: list[Choice]) -> None:

@@ -24,6 +24,7 @@ from worker.live import Live
 from worker.metrics import Metrics
 from worker.settings import Settings
 from worker.status import Row, Summary
+from worker.web import shown
 
 COLUMNS = (
     "Image",
@@ -132,7 +133,7 @@ def _look(settings: Settings, image_id: str, *, lanes_only: bool, summary_only: 
     if settings.bind:
         seen.live = live.ask(settings.bind)
     if seen.live is None and not summary_only:
-        where = f"at {settings.bind[0]}:{settings.bind[1]}" if settings.bind else "([probes] bind is empty)"
+        where = f"at {shown(settings.bind)}" if settings.bind else "([probes] bind is empty)"
         seen.notes.append(f"no worker tells {where} what it is doing: next tries are not known here")
     if settings.work_url != MEMORY:
         try:
