@@ -210,6 +210,17 @@ class Board:
                 self._revision += 1
             self._rows[image.id] = _Row(name, image.size, cells, time.time())
 
+    def heard(self, image_id: str, visibility: str) -> None:
+        """An image's notification tells its visibility: what is not everybody's business any more is not told on.
+
+        The job that comes of it may be another worker's, or wait. May be called on any thread.
+        """
+        with self._lock:
+            row = self._rows.get(image_id)
+            if row and row.name and visibility not in OPEN:
+                self._rows[image_id] = replace(row, name="")
+                self._revision += 1
+
     def comparing(self) -> None:
         """A comparison begins."""
         with self._lock:

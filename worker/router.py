@@ -60,6 +60,8 @@ class Router:
         if handlers is None:
             self._metrics.notification(notification.event_type, "ignored", known=False)
             return ()
+        if notification.visibility:
+            self._metrics.board.heard(notification.image_id, notification.visibility)
         cause = f"{notification.event_type} {notification.message_id}"[:200]
         used = (notification.timestamp or now) if notification.is_use else 0.0
         used_by = notification.volume_id if used else ""

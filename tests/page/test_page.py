@@ -196,6 +196,28 @@ def test_what_others_write_is_text_and_tenants_names_stay_theirs(browser: Browse
     assert image_id(40) in browser.value("document.documentElement.innerText")
 
 
+def test_a_name_that_turns_the_text_around_is_shown_as_it_is(browser: Browser) -> None:
+    shown = Board()
+    shown.look(image(1, name="a\N{RIGHT-TO-LEFT OVERRIDE}gpj\n\x1b"), dict.fromkeys(TARGETS, ("warm", "")))
+    shown.look(image(2, name="\N{HEBREW LETTER ALEF}\N{HEBREW LETTER BET}"), dict.fromkeys(TARGETS, ("warm", "")))
+    shown.began(job(1))
+    shown.doing(job(1).key, "\N{RIGHT-TO-LEFT OVERRIDE}why")
+    served = Served(shown)
+    try:
+        opened(browser, served)
+        told = browser.value("document.body.innerText")
+        assert "a\\u202egpj\\u000a\\u001b" in told
+        assert "\\u202ewhy" in told
+        assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in browser.value("document.documentElement.outerHTML")
+        # The id stands to the right of a name that is read from right to left
+        place = "document.querySelectorAll('#images tr.image')[1].querySelector('{}').getBoundingClientRect().{}"
+        name, beside = place.format(".head", "right"), place.format(".mono", "left")
+        assert browser.value(name) <= browser.value(beside)
+        assert browser.value("getComputedStyle(document.querySelector('#images .head')).unicodeBidi") == "isolate"
+    finally:
+        served.stop()
+
+
 def test_nothing_leaves_the_host(browser: Browser, served: Served) -> None:
     opened(browser, served)
     browser.until("performance.getEntriesByType('resource').length >= 3")

@@ -416,3 +416,52 @@ def test_no_scrape_misses_a_gauge_that_is_being_set() -> None:
     counting.join()
     assert scrapes
     assert not missed
+
+
+async def test_the_page_and_the_metrics_notice_that_an_image_is_deactivated() -> None:
+    cloud = FakeCloud(stores=STORES)
+    async with Rig(cloud, targets=(FAST, SLOW), policy=Policy(settle=0.0)) as rig:
+        cloud.emit = rig.hear
+        image_id = cloud.upload(name="first").id
+        await rig.quiet()
+        assert cells(rig.metrics.board) == {image_id: ["warm", "warm"]}
+        # As Glance announces it
+        cloud.touch(image_id, status="deactivated")
+        cloud.announce("image.update", image_id)
+        await rig.quiet()
+        assert rig.metrics.board.images(("fast",))["images"][0][3] == [["unwanted", "image is deactivated, not active"]]
+        assert rig.metrics.board.states() == {"fast": {"unwanted": 1}, "slow": {"unwanted": 1}}
+        rig.metrics.board.comparing()
+        await rig.resync()
+        rig.metrics.board.compared()
+        assert cells(rig.metrics.board) == {image_id: ["unwanted", "unwanted"]}, "nor does a comparison forget it"
+        assert len(cloud.of(image_id)) == 2, "it keeps its Image-Volumes"
+        cloud.touch(image_id, status="active")
+        cloud.announce("image.update", image_id)
+        await rig.quiet()
+        assert cells(rig.metrics.board) == {image_id: ["warm", "warm"]}
+
+
+@pytest.mark.parametrize("visibility", ["private", "shared"])
+async def test_the_name_of_an_image_goes_from_the_page_with_its_being_public(visibility: str) -> None:
+    cloud = FakeCloud(stores=STORES)
+    async with Rig(cloud, targets=(FAST, SLOW), policy=Policy(settle=0.0)) as rig:
+        cloud.emit = rig.hear
+        image_id = cloud.upload(name="first").id
+        await rig.quiet()
+        # Its job may be another worker's, or wait: what was heard is enough
+        cloud.emit = lambda body: rig.metrics.board.has(image_id) and rig.dispatcher.route(body)
+        before = rig.metrics.board.images(("fast",))
+        cloud.touch(image_id, visibility=visibility)
+        cloud.announce("image.update", image_id)
+        after = rig.metrics.board.images(("fast",))
+        assert [before["images"][0][1], after["images"][0][1]] == ["first", ""]
+        assert before["revision"] != after["revision"], "or the page would not ask"
+        # That it is public is only believed when Glance says so
+        cloud.touch(image_id, visibility="public")
+        cloud.announce("image.update", image_id)
+        assert rig.metrics.board.images(("fast",))["images"][0][1] == ""
+        cloud.emit = rig.hear
+        cloud.announce("image.update", image_id)
+        await rig.quiet()
+        assert rig.metrics.board.images(("fast",))["images"][0][1] == "first"

@@ -10,6 +10,7 @@ from cliff.lister import Lister
 
 from handlers import image_volume, reclaim
 from worker.cli import Worker
+from worker.cli.values import Plain
 from worker.cloud import Cloud, Volume
 from worker.daemon import build_clouds, build_parts, check_cloud
 from worker.errors import Blocked, NotFound
@@ -23,7 +24,7 @@ POLL = 1.0
 COLUMNS = ("Image", "Volume", "GiB", "Deleted", "Why")
 
 
-class Reclaim(Lister):
+class Reclaim(Plain, Lister):
     """Show each volume of an image that Glance does not find, whether it is deleted, and the evidence.
 
     A running worker looks for such images with each resync, and deletes their volumes once the images are proven to be

@@ -13,7 +13,7 @@ from cliff.lister import Lister
 from handlers.prewarm import Prewarm
 from worker import explain, live, status
 from worker.cli import Worker, values
-from worker.cli.values import Moment
+from worker.cli.values import Moment, Plain
 from worker.daemon import build_clouds, build_handlers, build_parts, check_cloud
 from worker.errors import Misconfigured, NotFound, Temporary
 from worker.job import Job, Key
@@ -56,7 +56,7 @@ class _Seen:
     notes: list[str] = field(default_factory=list)
 
 
-class Status(Lister):
+class Status(Plain, Lister):
     """Show images x targets: warm or not, the Image-Volume, its size and age, last use, next try, and why not.
 
     States: warm; making, it is being made now; cold, it will be warm; failed, it is tried again or was given up; full,
