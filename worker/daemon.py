@@ -31,7 +31,7 @@ from worker.link import hung
 from worker.manager import READY, WATCHDOG, extend, notify
 from worker.metrics import Metrics, release
 from worker.probes import Page, Probes
-from worker.resync import Census, compare, job_of
+from worker.resync import Census, compare, count, job_of
 from worker.router import Router
 from worker.runner import Runner
 from worker.sdk import OpenStackCloud, connect, count_keystone
@@ -48,10 +48,12 @@ HANDLERS = "image_volume_worker.handlers"
 # Seconds between looks at depths; at the cloud; and at a cloud that was away
 TICK = 1.0
 PING = 30.0
+AWAY = 5.0
 # Seconds between two counts of images by state, at least; they may take a fiftieth of the time
 COUNT = 15.0
 COUNT_SHARE = 50
-AWAY = 5.0
+# The same for Image-Volumes, which are counted by a listing
+CENSUS = 60.0
 # The loop has not turned for so long: it hangs
 STUCK = 30.0
 # How long systemd is asked to wait on, from each look on, while jobs in progress end
@@ -216,8 +218,9 @@ async def check_locations(cloud: OpenStackCloud, settings: Settings) -> str:
 class Daemon:
     """One running worker."""
 
-    def __init__(self, *, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, *, settings: Settings, metrics: Metrics, census_every: float = CENSUS) -> None:
         self._settings = settings
+        self._census_every = census_every
         self._metrics = metrics
         self._clouds = build_clouds(settings, metrics)
         self._cloud = self._clouds.common
@@ -295,6 +298,7 @@ class Daemon:
             self._tasks.begin("cloud", self._watch_cloud),
             self._tasks.begin("lanes", self._serve),
             self._tasks.begin("resync", partial(self._resync_when_wanted, dispatcher)),
+            self._tasks.begin("census", self._keep_census),
         ]
         stop = asyncio.create_task(leave.wait())
         log.info("started", targets=[target.name for target in self._settings.targets], lanes=list(self._runner.lanes))
@@ -474,6 +478,25 @@ class Daemon:
         log.info(
             "resynced", why=why, images=census.images, incomplete=total, seconds=round(time.monotonic() - began, 2)
         )
+
+    async def _keep_census(self) -> None:
+        """Count the Image-Volumes between two comparisons too."""
+        await self._seen_once.wait()
+        pause = self._census_every
+        while True:
+            await asyncio.sleep(pause)
+            pause = await self._take_census()
+
+    async def _take_census(self) -> float:
+        """Count the Image-Volumes now; the seconds until the next count. One that fails leaves what is known."""
+        began = time.monotonic()
+        try:
+            census = await count(self._cloud, image_of=image_volume.image_of)
+            self._metrics.census(census.volumes, census.sizes)
+        except (Temporary, Blocked, NotFound, Malformed) as error:
+            # Who watches the cloud says so
+            log.debug("census_failed", error=str(error))
+        return max(self._census_every, COUNT_SHARE * (time.monotonic() - began))
 
     def _status(self, most: float) -> Mapping[str, Any]:
         prewarm = self._handlers.get(Prewarm.name)

@@ -74,8 +74,8 @@ class Metrics:
         )
         self.ready = gauge("ready", "1 while every intake consumes, the lanes are open and the cloud is there")
         self.dead_letters = gauge("dead_letters", "Dead letters kept", "lane")
-        self.image_volumes = gauge("image_volumes", "Image-Volumes, as of the last resync", "target", "state")
-        self.image_volume_bytes = gauge("image_volume_bytes", "Size of the Image-Volumes", "target")
+        self.image_volumes = gauge("image_volumes", "Image-Volumes, as last listed", "target", "state")
+        self.image_volume_bytes = gauge("image_volume_bytes", "Size of the Image-Volumes, as last listed", "target")
         self.time_to_warm = seconds(
             "time_to_warm_seconds", "From the notification of an image to its Image-Volume being usable", "target"
         )

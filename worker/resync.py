@@ -45,6 +45,15 @@ async def by_image(volumes: AsyncIterator[Volume], image_of: Callable[[Volume], 
     return found
 
 
+async def count(cloud: Cloud, *, image_of: Callable[[Volume], str]) -> Census:
+    """Count the Image-Volumes there are, by one listing; see `compare` for `image_of`."""
+    census = Census()
+    async for volume in cloud.list_volumes():
+        if image_of(volume):
+            census.add(volume)
+    return census
+
+
 async def compare(
     cloud: Cloud, handlers: Iterable[Handler], *, image_of: Callable[[Volume], str], census: Census
 ) -> AsyncIterator[Missing]:

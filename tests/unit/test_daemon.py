@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.fake_cloud import FakeCloud
+from tests.fake_cloud import FakeCloud, Fault
 from tests.unit.test_settings import GOOD, load
-from worker.daemon import Daemon, check_cloud, check_locations
-from worker.errors import Misconfigured
+from worker.cloud import GIB
+from worker.daemon import CENSUS, Daemon, check_cloud, check_locations
+from worker.errors import Misconfigured, Temporary
 from worker.manager import WATCHDOG
 from worker.metrics import Metrics
 from worker.sdk import Identity
@@ -177,3 +179,48 @@ async def test_hidden_locations_are_a_reason_to_be_unready(tmp_path: Path) -> No
     # Cinder's own cache needs no locations
     cloud = Cloud(stores={}, hides_locations=True)
     assert await check_locations(cloud, load(tmp_path, GOOD)) == ""
+
+
+def held(metrics: Metrics, target: str) -> tuple[float | None, float | None]:
+    """Image-Volumes of a target and their bytes, as a scrape has them."""
+    value = metrics.registry.get_sample_value
+    labels = {"target": target}
+    return (
+        value("image_volume_worker_image_volumes", {**labels, "state": "available"}),
+        value("image_volume_worker_image_volume_bytes", labels),
+    )
+
+
+async def test_what_is_made_and_deleted_between_two_resyncs_is_counted(settings: Settings) -> None:
+    metrics = Metrics()
+    daemon = Daemon(settings=settings, metrics=metrics)
+    cloud = Cloud(types={"ssd", "hdd"})
+    daemon._cloud = cloud  # type: ignore[assignment]
+    for _ in range(9):
+        cloud.fill(settings.targets[:1])
+    assert held(metrics, "fast") == (None, None)
+    await daemon._take_census()
+    assert held(metrics, "fast") == (9.0, 9.0 * GIB)
+    assert daemon._status(0)["targets"][0]["bytes"] == 9 * GIB
+    cloud.faults["list_volumes"] = Fault(Temporary("no answer"))
+    assert await daemon._take_census() >= CENSUS
+    assert held(metrics, "fast") == (9.0, 9.0 * GIB), "what cannot be counted is not nothing"
+    cloud.faults.clear()
+    cloud.volumes.clear()
+    await daemon._take_census()
+    assert held(metrics, "fast") == (None, None)
+
+
+async def test_a_daemon_counts_without_being_asked_to(settings: Settings) -> None:
+    metrics = Metrics()
+    daemon = Daemon(settings=replace(settings, resync_on_start=False), metrics=metrics, census_every=0.01)
+    daemon._cloud = cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
+    daemon._intakes = []
+    leave = asyncio.Event()
+    running = asyncio.create_task(daemon.run(leave))
+    for number in range(1, 4):
+        cloud.fill(settings.targets[:1])
+        while held(metrics, "fast")[0] != number:
+            await asyncio.sleep(0.01)
+    leave.set()
+    await running
