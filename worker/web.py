@@ -41,6 +41,8 @@ BACKLOG = 512
 BURST = 16
 # Seconds that a client has to take note of the answer, before the connection is closed under it
 LINGER = 1.0
+# Turns of the event loop from a connection to its task, at the most
+TURNS = 8
 # struct linger: what becomes of unsent bytes when a socket is closed
 RESET, KEEP = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
@@ -127,12 +129,19 @@ class Server:
             one.listen(BACKLOG)
 
     async def _close(self) -> None:
+        # A connection that was accepted a moment ago takes some turns until its task runs. If its server is closed or
+        # its task is cancelled before that, it stays open for ever: so accept no more, and wait for them
         for server in self._servers:
-            server.close()
+            for sock in server.sockets:
+                asyncio.get_running_loop().remove_reader(sock.fileno())
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for server in self._servers:
+            server.close()
         # The transports close their sockets in the next turn
         await asyncio.sleep(0)
 
