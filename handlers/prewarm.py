@@ -27,6 +27,8 @@ log = structlog.get_logger(__name__)
 
 PLANS: Mapping[str, Plan] = {"store": store.plan, "location": location.plan, "cache": cache.plan}
 LACKS: Mapping[str, Lacks] = {"store": registered.lacks, "location": registered.lacks, "cache": cache.lacks}
+# The status of images that have data. Glance announces that one is deactivated or reactivated as an image.update
+WITH_DATA = ("active", "deactivated")
 READING = (
     strategies.LookAtVolumes,
     strategies.LookAtWarming,
@@ -93,8 +95,8 @@ class Prewarm:
             return (Key(self.name, notification.source_image_id, target),) if known else ()
         if not notification.image_id or notification.target == UPLOAD:
             return ()
-        # Of an image's life only its being active concerns us; text payloads tell no status
-        if notification.event_type.startswith("image.") and notification.status not in ("active", ""):
+        # Of an image's life only its being active or deactivated concerns us; text payloads tell no status
+        if notification.event_type.startswith("image.") and notification.status not in (*WITH_DATA, ""):
             return ()
         targets: Iterable[str] = (notification.target,) if notification.target in self._targets else self._targets
         if notification.event_type.startswith("image.") and self._resolved:
@@ -206,7 +208,7 @@ class Prewarm:
         """The targets where the image is wanted and does not look warm, as far as there is room. Calls nobody."""
         if image:
             found = tuple(self.warmth(image, volumes))
-            if image.status == "active":
+            if image.status in WITH_DATA:
                 self._report.seen(image, {one.target.name: (one.state, one.why) for one in found})
             for one in found:
                 if one.state == "cold":

@@ -223,6 +223,8 @@ class FakeCloud:
         if image:
             properties["os_glance_importing_to_stores"] = ",".join(sorted(image.importing))
         payload = {"id": image_id, "status": status or (image.status if image else ""), "properties": properties}
+        if image:
+            payload["visibility"] = image.visibility
         self.emit(notification(event_type, payload))
 
     def of(self, image_id: str) -> list[Volume]:

@@ -115,6 +115,12 @@ class WorkerProcess:
         assert self._process
         self._process.send_signal(number)
 
+    @property
+    def pid(self) -> int:
+        """Of the process that runs."""
+        assert self._process
+        return self._process.pid
+
     def usage(self) -> Usage:
         """What it uses, by /proc."""
         assert self._process

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -15,6 +16,7 @@ import structlog
 from handlers import image_volume, policy, target_store
 from handlers.prewarm import Prewarm
 from handlers.target_store import missing_type, read_encryption
+from worker.board import Choice
 from worker.deletions import Deletions
 from worker.dispatcher import Dispatcher
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
@@ -29,14 +31,16 @@ from worker.link import hung
 from worker.manager import READY, WATCHDOG, extend, notify
 from worker.metrics import Metrics, release
 from worker.probes import Page, Probes
-from worker.resync import Census, compare, job_of
+from worker.resync import Census, compare, count, job_of
 from worker.router import Router
 from worker.runner import Runner
 from worker.sdk import OpenStackCloud, connect, count_keystone
 from worker.settings import Settings
 from worker.target import Target
+from worker.tasks import Tasks
 from worker.uses import Uses
 from worker.volume_times import VolumeTimes
+from worker.web import shown
 
 log = structlog.get_logger(__name__)
 
@@ -44,10 +48,12 @@ HANDLERS = "image_volume_worker.handlers"
 # Seconds between looks at depths; at the cloud; and at a cloud that was away
 TICK = 1.0
 PING = 30.0
+AWAY = 5.0
 # Seconds between two counts of images by state, at least; they may take a fiftieth of the time
 COUNT = 15.0
 COUNT_SHARE = 50
-AWAY = 5.0
+# The same for Image-Volumes, which are counted by a listing
+CENSUS = 60.0
 # The loop has not turned for so long: it hangs
 STUCK = 30.0
 # How long systemd is asked to wait on, from each look on, while jobs in progress end
@@ -216,8 +222,9 @@ async def check_locations(cloud: OpenStackCloud, settings: Settings) -> str:
 class Daemon:
     """One running worker."""
 
-    def __init__(self, *, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, *, settings: Settings, metrics: Metrics, census_every: float = CENSUS) -> None:
         self._settings = settings
+        self._census_every = census_every
         self._metrics = metrics
         self._clouds = build_clouds(settings, metrics)
         self._cloud = self._clouds.common
@@ -236,6 +243,7 @@ class Daemon:
             uses=parts.uses,
             deletions=parts.deletions,
         )
+        self._tasks = Tasks(metrics=metrics)
         self._resync_wanted = asyncio.Event()
         self._resync_why = ""
         self._ticked = time.monotonic()
@@ -248,6 +256,7 @@ class Daemon:
         self._blind = ""
         self._told = ""
         self._seen_once = asyncio.Event()
+        self._lanes_opened = asyncio.Event()
 
     async def run(self, leave: asyncio.Event) -> None:
         """Work until `leave` is set, then drain. Misconfigured if the cloud is there and says that it can't work."""
@@ -260,21 +269,24 @@ class Daemon:
         )
         # From the beginning to the end: a cloud that does not answer, and jobs that take long to end, are no loop that
         # hangs
-        ticking = asyncio.create_task(self._tick())
+        ticking = self._tasks.begin("tick", self._tick)
+        measuring = self._tasks.begin("measure", self._measure)
         try:
             if self._settings.bind:
                 try:
-                    probes.start(*self._settings.bind)
+                    # Not on the event loop: it may look up a name
+                    await asyncio.to_thread(probes.start, *self._settings.bind)
                 except OSError as error:
-                    address = ":".join(map(str, self._settings.bind))
-                    raise Misconfigured([f"[probes] bind: {address}: {error.strerror or error}"]) from error
+                    why = f"[probes] bind: {shown(self._settings.bind)}: {error.strerror or error}"
+                    raise Misconfigured([why]) from error
             await self._preflight(leave)
             if not leave.is_set():
                 await self._work(leave, ticking)
         finally:
             ticking.cancel()
-            await asyncio.gather(ticking, return_exceptions=True)
-            probes.stop()
+            measuring.cancel()
+            await asyncio.gather(ticking, measuring, return_exceptions=True)
+            await asyncio.to_thread(probes.stop)
             self._clouds.close()
             log.info("stopped")
 
@@ -283,12 +295,20 @@ class Daemon:
         dispatcher = Dispatcher(router=router, runner=self._runner, lanes=self._lanes, on_gap=self._want_resync)
         if self._settings.resync_on_start:
             self._want_resync("start")
-        intakes = [asyncio.create_task(self._listen(intake, dispatcher)) for intake in self._intakes]
-        others = [asyncio.create_task(self._watch_cloud()), asyncio.create_task(self._serve(dispatcher))]
+        intakes = [
+            self._tasks.begin(f"intake-{number}", partial(self._listen, intake, dispatcher))
+            for number, intake in enumerate(self._intakes)
+        ]
+        others = [
+            self._tasks.begin("cloud", self._watch_cloud),
+            self._tasks.begin("lanes", self._serve),
+            self._tasks.begin("resync", partial(self._resync_when_wanted, dispatcher)),
+            self._tasks.begin("census", self._keep_census),
+        ]
         stop = asyncio.create_task(leave.wait())
         log.info("started", targets=[target.name for target in self._settings.targets], lanes=list(self._runner.lanes))
         try:
-            # None of the tasks ends by itself: one that does has a bug, which must not leave a daemon that looks well
+            # A task that fails begins again; one that ends has found a configuration that can't work
             done, _ = await asyncio.wait([stop, ticking, *intakes, *others], return_when=asyncio.FIRST_COMPLETED)
             for task in done - {stop}:
                 task.result()
@@ -318,15 +338,21 @@ class Daemon:
             self._cloud_is_away(str(error))
 
     async def _tick(self) -> None:
-        """Once a second: note that the loop turns, take over depths; now and then, images by state."""
-        count_at = time.monotonic() + COUNT
+        """Once a second: note that the loop turns."""
         while True:
             self._ticked = time.monotonic()
             self._tell_manager()
             self._runner.tidy()
-            self._metrics.depths(self._lanes.depths(), self._runner.waiting())
+            await asyncio.sleep(TICK)
+
+    async def _measure(self) -> None:
+        """Once a second take over depths; now and then, images by state. What has to look at all jobs does so on a
+        thread: the loop has others to serve."""
+        count_at = time.monotonic() + COUNT
+        while True:
+            await asyncio.to_thread(self._metrics.depths, self._lanes.depths(), self._runner.waiting())
             if (began := time.monotonic()) > count_at:
-                self._metrics.states()
+                await asyncio.to_thread(self._metrics.states)
                 count_at = time.monotonic() + max(COUNT, COUNT_SHARE * (time.monotonic() - began))
             await asyncio.sleep(TICK)
 
@@ -411,13 +437,15 @@ class Daemon:
         await self._seen_once.wait()
         await intake.run(dispatcher)
 
-    async def _serve(self, dispatcher: Dispatcher) -> None:
+    async def _serve(self) -> None:
         """Take jobs once the cloud has been seen: a worker that can't log in would only set them aside."""
         await self._seen_once.wait()
         await self._lanes.open(self._runner.prefetch, self._runner.deliver, self._runner.lose)
-        await self._resync_when_wanted(dispatcher)
+        self._lanes_opened.set()
+        await asyncio.get_running_loop().create_future()
 
     async def _resync_when_wanted(self, dispatcher: Dispatcher) -> None:
+        await self._lanes_opened.wait()
         backoff = self._settings.backoff
         failures = 0
         while True:
@@ -427,15 +455,19 @@ class Daemon:
             why = self._resync_why or "interval"
             self._resync_wanted.clear()
             self._resync_why = ""
+            done = False
             try:
                 await self._resync(dispatcher, why)
-                failures = 0
+                failures, done = 0, True
             except (Temporary, Blocked, NotFound, Malformed) as error:
                 wait = backoff.after(failures)
                 failures += 1
                 log.warning("resync_failed", error=str(error), after=round(wait, 1))
                 await asyncio.sleep(wait)
-                self._want_resync(why)
+            finally:
+                # Also after a failure that begins this task again: what led to the comparison is still open
+                if not done:
+                    self._want_resync(why)
 
     async def _resync(self, dispatcher: Dispatcher, why: str) -> None:
         began = time.monotonic()
@@ -457,6 +489,25 @@ class Daemon:
             "resynced", why=why, images=census.images, incomplete=total, seconds=round(time.monotonic() - began, 2)
         )
 
+    async def _keep_census(self) -> None:
+        """Count the Image-Volumes between two comparisons too."""
+        await self._seen_once.wait()
+        pause = self._census_every
+        while True:
+            await asyncio.sleep(pause)
+            pause = await self._take_census()
+
+    async def _take_census(self) -> float:
+        """Count the Image-Volumes now; the seconds until the next count. One that fails leaves what is known."""
+        began = time.monotonic()
+        try:
+            census = await count(self._cloud, image_of=image_volume.image_of)
+            self._metrics.census(census.volumes, census.sizes)
+        except (Temporary, Blocked, NotFound, Malformed) as error:
+            # Who watches the cloud says so
+            log.debug("census_failed", error=str(error))
+        return max(self._census_every, COUNT_SHARE * (time.monotonic() - began))
+
     def _status(self, most: float) -> Mapping[str, Any]:
         prewarm = self._handlers.get(Prewarm.name)
         decided = {target.name: target for target in (prewarm.resolved if isinstance(prewarm, Prewarm) else ())}
@@ -472,15 +523,15 @@ class Daemon:
         full = held.full() if held else {}
         return {"version": release(), **status, "held_back": [*held.held_back()] if held else [], "cache_full": full}
 
-    def _images(self) -> Mapping[str, Any]:
-        return self._metrics.board.images(target.name for target in self._settings.targets)
+    def _images(self, choice: Choice) -> Mapping[str, Any]:
+        return self._metrics.board.images((target.name for target in self._settings.targets), choice)
 
     def _sick(self) -> Mapping[str, str]:
         late = time.monotonic() - self._ticked
         return hung() | ({"loop": f"has not turned for {late:.0f} s"} if late > STUCK else {})
 
     def _unready(self) -> Mapping[str, str]:
-        problems = dict(self._sick())
+        problems = {**self._tasks.problems(), **self._sick()}
         if not self._known:
             problems["cloud"] = self._fault or "not asked yet"
         elif (silent := time.monotonic() - self._answered) > PING + 2 * self._settings.api_timeout:

@@ -16,6 +16,7 @@ from typing import Any
 import structlog
 
 from worker.errors import Misconfigured
+from worker.plain import plain
 
 # Chatty at info, and of no use to an operator there
 QUIET = ("amqp", "kombu", "keystoneauth", "openstack", "oslo", "oslo_messaging", "stevedore", "urllib3", "requests")
@@ -104,7 +105,7 @@ def _fields(line: Mapping[str, Any]) -> Iterator[bytes]:
 
 
 def _quoted(text: str) -> str:
-    return text if text.isprintable() and " " not in text else json.dumps(text, ensure_ascii=False)
+    return text if text.isprintable() and " " not in text else plain(json.dumps(text, ensure_ascii=False))
 
 
 def _field(name: str, text: str) -> bytes:
@@ -112,6 +113,14 @@ def _field(name: str, text: str) -> bytes:
     if b"\n" in value:
         return name.encode() + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"
     return name.encode() + b"=" + value + b"\n"
+
+
+def _show_hidden(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Make each text one line that steers no terminal, whoever has written it. JSON does that by itself."""
+    return {
+        key: value if key in ("exception", "stack") or not isinstance(value, str) else plain(value, keep="")
+        for key, value in line.items()
+    }
 
 
 def setup(*, level: str = "info", style: str = "auto") -> None:
@@ -130,7 +139,12 @@ def setup(*, level: str = "info", style: str = "auto") -> None:
     ]
     last: list[structlog.typing.Processor] = (
         # Its default prints local variables with a traceback, and a login's hold the password
-        [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)]
+        [
+            _show_hidden,
+            structlog.dev.ConsoleRenderer(
+                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+            ),
+        ]
         if text
         else [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
     )

@@ -13,6 +13,8 @@ from worker.board import Board
 from worker.cloud import Image
 
 PREFIX = "image_volume_worker"
+OTHER = "other"
+"""The target of Image-Volumes that are no target's, in the census."""
 ANNOUNCERS = {"image": "image", "volume": "block-storage"}
 """Whose notifications begin with what, by the names that requests have."""
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -72,8 +74,8 @@ class Metrics:
         )
         self.ready = gauge("ready", "1 while every intake consumes, the lanes are open and the cloud is there")
         self.dead_letters = gauge("dead_letters", "Dead letters kept", "lane")
-        self.image_volumes = gauge("image_volumes", "Image-Volumes, as of the last resync", "target", "state")
-        self.image_volume_bytes = gauge("image_volume_bytes", "Size of the Image-Volumes", "target")
+        self.image_volumes = gauge("image_volumes", "Image-Volumes, as last listed", "target", "state")
+        self.image_volume_bytes = gauge("image_volume_bytes", "Size of the Image-Volumes, as last listed", "target")
         self.time_to_warm = seconds(
             "time_to_warm_seconds", "From the notification of an image to its Image-Volume being usable", "target"
         )
@@ -104,6 +106,7 @@ class Metrics:
             "reclaim_brake", "1 while so many images, or volumes of locations, are not found that nothing is deleted"
         )
         self._brakes = frozenset[str]()
+        self.task_failures = counter("task_failures", "Failures of the process's own tasks, which begin again", "task")
         self._lost: set[tuple[str, str]] = set()
         self.last_resync = gauge(
             "last_resync_timestamp_seconds", "When the last resync ended; until the first, the start"
@@ -113,14 +116,17 @@ class Metrics:
 
     def begin(self, targets: Iterable[str]) -> None:
         """A daemon begins, with these targets: the last one may have had others, and what it saw is over."""
+        targets = frozenset(targets)
         self.board.forget(targets)
         self._lost.clear()
         self.beyond_repair.set(0)
-        for gauge in (
-            self.jobs_in_progress, self.jobs_waiting, self.lane_depth, self.lane_oldest, self.images,
-            self.image_volumes, self.image_volume_bytes, self.target_usable,
-        ):  # fmt: skip
-            gauge.clear()
+        for gauge in (self.images, self.image_volumes, self.image_volume_bytes, self.target_usable):
+            _remove(gauge, [labels for labels in _labels(gauge) if labels[0] not in {*targets, OTHER}])
+        for gauge in (self.jobs_in_progress, self.jobs_waiting, self.lane_depth, self.lane_oldest):
+            # The part after the dot is a target
+            _remove(gauge, [labels for labels in _labels(gauge) if labels[0].partition(".")[2] not in {*targets, ""}])
+        for labels in _labels(self.jobs_in_progress):
+            self.jobs_in_progress.labels(*labels).set(0)
 
     def notification(self, event_type: str, outcome: str, *, known: bool = True) -> None:
         """Count one notification, as one of its event type if that is known, else as `other`."""
@@ -172,12 +178,8 @@ class Metrics:
 
     def census(self, volumes: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> None:
         """Take over how many Image-Volumes there are by (target, status), and their bytes by target."""
-        self.image_volumes.clear()
-        for (target, state), count in volumes.items():
-            self.image_volumes.labels(target, state).set(count)
-        self.image_volume_bytes.clear()
-        for target, size in sizes.items():
-            self.image_volume_bytes.labels(target).set(size)
+        _renew(self.image_volumes, volumes.items())
+        _renew(self.image_volume_bytes, (((target,), size) for target, size in sizes.items()))
         self.board.weighed(sizes)
         # Who has repaired or deleted it may have been another worker
         self._lost = {one for one in self._lost if self.board.has(one[0])}
@@ -185,10 +187,8 @@ class Metrics:
 
     def states(self) -> None:
         """Take over from the board how many images are in which state."""
-        self.images.clear()
-        for target, states in self.board.states().items():
-            for state, count in states.items():
-                self.images.labels(target, state).set(count)
+        states = self.board.states()
+        _renew(self.images, (((target, state), n) for target, counts in states.items() for state, n in counts.items()))
 
     def depths(self, depths: Mapping[str, int], waiting: Mapping[str, int]) -> None:
         """Take over how many jobs are in each lane (`dead` are the dead letters), and wait for another try."""
@@ -202,3 +202,22 @@ class Metrics:
                 self.dead_letters.labels("all").set(depth)
             else:
                 self.lane_depth.labels(lane).set(depth)
+
+
+def _labels(gauge: Gauge) -> set[tuple[str, ...]]:
+    """The labels of each series of a gauge."""
+    return {tuple(sample.labels.values()) for family in gauge.collect() for sample in family.samples}
+
+
+def _remove(gauge: Gauge, labels: Iterable[tuple[str, ...]]) -> None:
+    for values in labels:
+        gauge.remove(*values)
+
+
+def _renew(gauge: Gauge, values: Iterable[tuple[tuple[str, ...], float]]) -> None:
+    """Set each series of a gauge, then remove the others: a scrape may come at any moment, and must not find none."""
+    current = set()
+    for labels, value in values:
+        gauge.labels(*labels).set(value)
+        current.add(labels)
+    _remove(gauge, _labels(gauge) - current)

@@ -26,6 +26,7 @@ class Notification:
     Image-Volume the volume claims to be; `source_image_id` is the image that a volume's metadata names as its source:
     a volume made from a snapshot (`snapshot_id`) or from another volume, which no payload names, has inherited that.
     `project` is whose doing it is: an image's owner, who asked for a volume.
+    `visibility` is an image's own.
     `target` is the value of our own tag in the volume's metadata, `claimed` whether the metadata names the image (else
     the volume's name alone does), `properties` are the names of the image's own properties, `importing` the stores
     that an import under way has still to fill. The message's context (which can hold a live token) is dropped here.
@@ -43,6 +44,7 @@ class Notification:
     snapshot_id: str = ""
     volume_type_id: str = ""
     project: str = ""
+    visibility: str = ""
     target: str = ""
     claimed: bool = False
     properties: frozenset[str] = frozenset()
@@ -139,6 +141,7 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
         "status": _text(payload, "status"),
         "image_id": _uuid(payload.get("image_id") or payload.get("id")),
         "project": _text(payload, "owner"),
+        "visibility": _text(payload, "visibility"),
         "properties": frozenset(properties),
         "importing": frozenset(coming.split(",")) - {""},
     }

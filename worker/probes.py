@@ -1,43 +1,40 @@
-"""HTTP for monitors: /metrics, /healthz, /readyz; and for people, the page. Served by a thread, asks nobody."""
+"""HTTP for monitors: /metrics, /healthz, /readyz; and for people, the page. Asks nobody."""
 
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
 import json
 import math
 import re
-import threading
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from socketserver import ThreadingMixIn
-from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import parse_qs
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from typing import Any
 
-from prometheus_client import CollectorRegistry, make_wsgi_app
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 
-if TYPE_CHECKING:
-    from wsgiref.types import StartResponse, WSGIEnvironment
+from worker.board import IMAGES, Choice
+from worker.web import Answer, Bounds, Request, Server
 
 Problems = Callable[[], Mapping[str, str]]
-Headers = list[tuple[str, str]]
+HTML = "text/html; charset=utf-8"
 # Jobs in /status.json unless the query says jobs=N or jobs=all
 JOBS = 200
+# Items of a list that are written as JSON in one go
+PART = 500
 LOOPBACK = ("127.0.0.1", "::1")
-# A smaller answer is not worth to be compressed
-LARGE = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Where the page for people gets what it shows: lanes and (at most so many) jobs; images and targets."""
+    """Where the page for people gets what it shows: lanes and (at most so many) jobs; some of the images."""
 
     status: Callable[[float], Mapping[str, Any]]
-    images: Callable[[], Mapping[str, Any]]
+    images: Callable[[Choice], Mapping[str, Any]]
 
 
 @cache
@@ -58,17 +55,8 @@ def document() -> tuple[bytes, str]:
     return text.encode(), policy
 
 
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
-
-
-class _Quiet(WSGIRequestHandler):
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  the name is the standard library's
-        """Nothing: a probe every few seconds is no news."""
-
-
 class Probes:
-    """The HTTP server. `sick` and `unready` tell what is wrong, by part; nothing when all is well.
+    """The answers. `sick` and `unready` tell what is wrong, by part; nothing when all is well.
 
     Without `page` there is nothing for people. With `hidden` there is no page either, but the commands on this host are
     told how jobs stand.
@@ -82,72 +70,85 @@ class Probes:
         unready: Problems,
         page: Page | None = None,
         hidden: bool = False,
+        bounds: Bounds | None = None,
     ) -> None:
         self._page = page
         self._hidden = hidden
-        self._metrics = make_wsgi_app(registry)
-        self._answers: Mapping[str, Problems] = {"/healthz": sick, "/readyz": unready}
-        self._server: WSGIServer | None = None
+        self._registry = registry
+        self._problems: Mapping[str, Problems] = {"/healthz": sick, "/readyz": unready}
+        self._server = Server(quick=self._quick, handle=self._handle, bounds=bounds)
 
     def start(self, host: str, port: int) -> int:
-        """Begin to serve; the port, chosen by the system if 0. OSError when the address is taken."""
-        self._server = make_server(host, port, self._serve, server_class=_Server, handler_class=_Quiet)
-        # Looks ten times a second whether it is to stop
-        threading.Thread(target=self._server.serve_forever, args=(0.1,), name="probes", daemon=True).start()
-        return self._server.server_port
+        """Begin to serve; the port, chosen by the system if 0. OSError when the address can't be had. Blocks."""
+        return self._server.start(host, port)
 
     def stop(self) -> None:
         """Serve no more."""
-        if self._server:
-            self._server.shutdown()
-            self._server.server_close()
+        self._server.stop()
 
-    def _serve(self, environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if environ.get("REQUEST_METHOD") not in ("GET", "HEAD"):
-            start_response("405 Method Not Allowed", [("Allow", "GET, HEAD"), ("Content-Type", "text/plain")])
-            return [b"nothing can be changed here\n"]
-        if path == "/metrics":
-            return cast("Iterable[bytes]", self._metrics(environ, start_response))
-        if path in self._answers:
-            problems = dict(self._answers[path]())
-            status = "503 Service Unavailable" if problems else "200 OK"
-            return _answer(environ, start_response, {"ok": not problems, "problems": problems}, status=status)
-        told = path == "/status.json" and environ.get("REMOTE_ADDR") in LOOPBACK
-        match path, None if self._hidden and not told else self._page:
+    def _quick(self, request: Request) -> Answer | None:
+        """Answer what the life of the process hangs on: it must not wait behind somebody's large page."""
+        if request.path not in self._problems:
+            return None
+        problems = dict(self._problems[request.path]())
+        return _json({"ok": not problems, "problems": problems}, status=503 if problems else 200)
+
+    def _handle(self, request: Request) -> Answer:
+        if request.path == "/metrics":
+            return self._metrics(request)
+        told = request.path == "/status.json" and request.client in LOOPBACK
+        match request.path, None if self._hidden and not told else self._page:
             case "/", Page():
                 text, policy = document()
-                headers = [("Content-Type", "text/html; charset=utf-8"), ("Content-Security-Policy", policy)]
-                return _send(environ, start_response, text, headers)
+                return Answer(body=text, headers=(("Content-Type", HTML), ("Content-Security-Policy", policy)))
             case "/status.json", Page() as page:
-                asked = _most(parse_qs(environ.get("QUERY_STRING", "")).get("jobs", [""])[0])
-                return _answer(environ, start_response, {**page.status(asked), "problems": self._answers["/readyz"]()})
+                asked = _most(_parameter(request, "jobs"))
+                return _json({**page.status(asked), "problems": self._problems["/readyz"]()})
             case "/images.json", Page() as page:
-                return _answer(environ, start_response, page.images())
-        start_response("404 Not Found", [("Content-Type", "text/plain")])
-        return [b"/metrics /healthz /readyz\n"]
+                return _json(page.images(_choice(request)))
+        return Answer(status=404, body=b"/metrics /healthz /readyz\n")
+
+    def _metrics(self, request: Request) -> Answer:
+        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        names = request.parameters().get("name[]")
+        registry = self._registry.restricted_registry(names) if names else self._registry
+        return Answer(body=encode(registry), headers=(("Content-Type", kind),))
 
 
 def _most(text: str) -> float:
     """How many jobs a query asks for."""
-    if text == "all":
-        return math.inf
-    return float(text) if text.isdecimal() else JOBS
+    return math.inf if text == "all" else _number(text, JOBS)
 
 
-def _answer(
-    environ: WSGIEnvironment, start_response: StartResponse, body: Mapping[str, Any], *, status: str = "200 OK"
-) -> list[bytes]:
-    headers = [("Content-Type", "application/json"), ("Cache-Control", "no-store")]
-    return _send(environ, start_response, json.dumps(body).encode() + b"\n", headers, status=status)
+def _number(text: str, default: int) -> int:
+    """The number that a query names; what no list could be as long as counts as the longest."""
+    if not text.isdecimal():
+        return default
+    return int(min(float(text), sys.maxsize // 2))
 
 
-def _send(
-    environ: WSGIEnvironment, start_response: StartResponse, body: bytes, headers: Headers, *, status: str = "200 OK"
-) -> list[bytes]:
-    headers = [*headers, ("X-Content-Type-Options", "nosniff")]
-    if len(body) > LARGE and "gzip" in environ.get("HTTP_ACCEPT_ENCODING", ""):
-        body = gzip.compress(body, compresslevel=1)
-        headers += [("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding")]
-    start_response(status, [*headers, ("Content-Length", str(len(body)))])
-    return [b"" if environ.get("REQUEST_METHOD") == "HEAD" else body]
+def _choice(request: Request) -> Choice:
+    """Which images a query asks for."""
+    return Choice(
+        start=_number(_parameter(request, "from"), 0),
+        count=_number(_parameter(request, "count"), IMAGES),
+        text=_parameter(request, "text"),
+        state=_parameter(request, "state"),
+    )
+
+
+def _parameter(request: Request, name: str) -> str:
+    return request.parameters().get(name, [""])[0]
+
+
+def _json(body: Mapping[str, Any], *, status: int = 200) -> Answer:
+    headers = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
+    # A long list part by part: while one is written nothing else in the process runs
+    parts = ", ".join(f"{json.dumps(name)}: {_text(value)}" for name, value in body.items())
+    return Answer(status=status, body=f"{{{parts}}}\n".encode(), headers=headers)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, list) or len(value) <= PART:
+        return json.dumps(value)
+    return f"[{', '.join(json.dumps(value[at : at + PART])[1:-1] for at in range(0, len(value), PART))}]"

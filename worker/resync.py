@@ -14,6 +14,7 @@ from worker.cloud import GIB, LISTED, Cloud, Volume
 from worker.errors import NotFound
 from worker.handler import Handler, Missing
 from worker.job import RESYNC, Job
+from worker.metrics import OTHER
 from worker.packed import Packed
 from worker.target import TAG
 
@@ -30,7 +31,7 @@ class Census:
 
     def add(self, volume: Volume) -> None:
         """Count one Image-Volume."""
-        target = volume.metadata.get(TAG, "other")
+        target = volume.metadata.get(TAG, OTHER)
         self.volumes[target, volume.status] += 1
         self.sizes[target] += volume.size * GIB
 
@@ -42,6 +43,15 @@ async def by_image(volumes: AsyncIterator[Volume], image_of: Callable[[Volume], 
         if image_id := image_of(volume):
             found.add(image_id, volume)
     return found
+
+
+async def count(cloud: Cloud, *, image_of: Callable[[Volume], str]) -> Census:
+    """Count the Image-Volumes there are, by one listing; see `compare` for `image_of`."""
+    census = Census()
+    async for volume in cloud.list_volumes():
+        if image_of(volume):
+            census.add(volume)
+    return census
 
 
 async def compare(

@@ -64,6 +64,8 @@ class Router:
         if handlers is None:
             self._metrics.notification(notification.event_type, "ignored", known=False)
             return (), ""
+        if notification.visibility:
+            self._metrics.board.heard(notification.image_id, notification.visibility)
         keys, fault = list[Key](), ""
         for handler in handlers:
             try:

@@ -17,6 +17,7 @@ from worker.errors import Misconfigured
 from worker.retry import Backoff
 from worker.runner import Limits
 from worker.target import UPLOAD, Policy, Reclaiming, Target, Uploads
+from worker.web import address_of
 
 # Keystone's own, with or without dashes, and the longer ones of LDAP
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -241,7 +242,11 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
         cfg.BoolOpt("on_start", default=True, help="Compare at start too. Needed with memory://."),
     ],
     PROBES: [
-        cfg.StrOpt("bind", default="127.0.0.1:9417", help="HOST:PORT of /metrics, /healthz, /readyz; empty for none."),
+        cfg.StrOpt(
+            "bind",
+            default="127.0.0.1:9417",
+            help="HOST:PORT of /metrics, /healthz, /readyz, [::]:PORT for all of IPv6 and IPv4; empty for none.",
+        ),
         cfg.BoolOpt(
             "page",
             default=True,
@@ -578,13 +583,10 @@ def _unknown(conf: cfg.ConfigOpts) -> Iterator[str]:
 
 
 def _bind(text: str, faults: list[str]) -> tuple[str, int] | None:
-    if not text:
-        return None
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal() or not 0 <= int(port) < 65_536:
-        faults.append(f"[probes] bind: {text!r} is not HOST:PORT")
-        return None
-    return host.strip("[]"), int(port)
+    address = address_of(text) if text else None
+    if text and address is None:
+        faults.append(f"[probes] bind: {text[:100]!r} is not HOST:PORT, with an address of IPv6 as [ADDRESS]:PORT")
+    return address
 
 
 def config_dirs(given: Sequence[str], files: Sequence[str]) -> list[str]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
+import random
+import threading
 import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +17,7 @@ from prometheus_client import generate_latest
 
 from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, SLOW, STORES, Rig
-from worker.board import FAILURES, OVERDUE, TIMES, Board
+from worker.board import FAILURES, MOST_IMAGES, OVERDUE, TIMES, Board, Choice
 from worker.cloud import GIB, Image
 from worker.job import Job, Key
 from worker.metrics import Metrics
@@ -143,6 +148,110 @@ def test_an_image_is_named_before_a_comparison_has_seen_it() -> None:
     board.settled(job(), Done(VOLUME))
     board.look(image(name="renamed"), {})
     assert board.images(("fast",))["images"] == [["i1", "renamed", 2 * GIB, [["warm", ""]]]]
+
+
+def shown(board: Board, **choice: Any) -> tuple[int, list[str]]:
+    document = board.images(("fast",), Choice(**choice))
+    return document["found"], [row[0] for row in document["images"]]
+
+
+def test_images_come_page_by_page() -> None:
+    board = Board()
+    for number in range(1500):
+        board.look(image(number, name=f"name {number:04}"), {"fast": ("warm", "")})
+    assert board.images(("fast",))["total"] == 1500
+    assert shown(board) == (1500, [f"i{number}" for number in range(200)])
+    assert shown(board, start=1498) == (1500, ["i1498", "i1499"])
+    assert shown(board, start=7, count=2) == (1500, ["i7", "i8"])
+    found, ids = shown(board, count=10**9)
+    assert (found, len(ids)) == (1500, MOST_IMAGES)
+    for outside in ({"start": 1500}, {"start": 10**9}, {"count": 0}):
+        assert shown(board, **outside) == (1500, [])
+
+
+def test_images_are_chosen_by_a_part_of_their_name_or_id_and_by_state() -> None:
+    board = Board()
+    board.look(image(1, name="Debian 13"), {"fast": ("warm", "")})
+    board.look(image(2, name="Rocky"), {"fast": ("cold", "")})
+    board.look(image(3, name="debian 12", visibility="private"), {"fast": ("cold", "")})
+    board.settled(job(2, attempt=1), Again("no answer", after=5.0), due=4e9)
+    assert shown(board, text=" DEBIAN ") == (1, ["i1"]), "what is not told cannot be looked for"
+    assert shown(board, text="i3") == (1, ["i3"])
+    assert shown(board, state="failed") == (1, ["i2"])
+    assert shown(board, state="cold") == (1, ["i3"])
+    assert shown(board, state="no such state") == (0, [])
+    assert shown(board, state="cold", text="i2") == (0, [])
+
+
+def test_totals_are_what_the_cells_are_whatever_happens() -> None:
+    dice = random.Random(16)
+    metrics = Metrics()
+    board, states = metrics.board, ("warm", "cold", "full", "unwanted")
+    for _ in range(3000):
+        number, target = dice.randrange(12), dice.choice(("fast", "slow"))
+        match dice.randrange(9):
+            case 0:
+                board.comparing()
+            case 1:
+                board.compared()
+            case 2:
+                board.settled(job(number, handler="reclaim", target="", cause="image.delete x"), Done("gone"))
+            case 3:
+                board.forget(dice.choice([("fast", "slow"), ("slow",)]))
+            case 4:
+                board.began(job(number, target))
+            case 5 | 6:
+                found = {name: (dice.choice(states), "") for name in ("fast", "slow") if dice.random() < 0.7}
+                board.look(image(number), found)
+            case _:
+                outcome = dice.choice([Done(VOLUME), Done("2 deleted"), Skip("no"), Again("x"), Park("y")])
+                board.settled(job(number, target, attempt=dice.randrange(2)), outcome, due=4e9)
+        for name in ("fast", "slow"):
+            seen = Counter(row[3][0][0] for row in board.images((name,))["images"])
+            del seen["unknown"]
+            assert board.states().get(name, {}) == seen
+
+
+async def test_the_event_loop_does_not_wait_for_those_who_look() -> None:
+    board = Board()
+    targets = [f"target {number}" for number in range(10)]
+    warm = dict.fromkeys(targets, ("warm", ""))
+    for number in range(40_000):
+        board.look(image(number, name=f"image {number}"), warm)
+        board.held(job(number))
+    everything = [[row, [list(cell) for cell in warm.values()]] for row in range(40_000)]
+
+    async def stands(work: Callable[[], object]) -> float:
+        """For how long the loop, which tells the board something at each turn, stands at the most.
+
+        The least of several tries: this machine has others to serve, too.
+        """
+        tries = []
+        for _ in range(5):
+            working = asyncio.create_task(asyncio.to_thread(work))
+            longest = 0.0
+            while not working.done():
+                began = time.monotonic()
+                await asyncio.sleep(0.001)
+                board.doing(job().key, "something")
+                longest = max(longest, time.monotonic() - began)
+            tries.append(longest)
+        return min(tries)
+
+    def sorted_anew() -> object:
+        targets.append(targets.pop(0))
+        return board.images(targets)
+
+    # As long as it would stand if all of it were written in one go, measured here and now
+    at_once = await stands(lambda: json.dumps(everything))
+    for look in (
+        sorted_anew,
+        lambda: board.images(targets, Choice(text="39999")),
+        lambda: status(board),
+        board.oldest,
+        board.states,
+    ):
+        assert await stands(look) < at_once / 2
 
 
 def test_what_failed_comes_first_and_what_is_warm_last() -> None:
@@ -276,3 +385,83 @@ async def test_a_worker_tells_its_board() -> None:
         await rig.quiet()
         assert status(board)["failures"][0]["image_id"] == second.id
         assert {row[0]: row for row in board.images(("fast",))["images"]}[second.id][3][0][0] == "failed"
+
+
+def test_no_scrape_misses_a_gauge_that_is_being_set() -> None:
+    metrics = Metrics()
+    for number in range(3000):
+        metrics.board.look(image(number), {"fast": ("warm", ""), "slow": ("cold", "")})
+    names = ("images{", "image_volumes{", "image_volume_bytes{", "target_usable{", "lane_depth{", "jobs_waiting{")
+
+    def take_over() -> None:
+        metrics.states()
+        metrics.census({("fast", "available"): 3000, ("slow", "error"): 1}, {"fast": 1, "slow": 1})
+        metrics.target_usable.labels("fast").set(1)
+        metrics.depths({"prewarm.fast": 3}, {"prewarm.fast": 2})
+
+    def without_pause() -> None:
+        for _ in range(60):
+            # A reload between, which begins anew
+            metrics.begin(["fast", "slow"])
+            take_over()
+
+    take_over()
+    counting = threading.Thread(target=without_pause)
+    counting.start()
+    missed, scrapes = Counter[str](), 0
+    while counting.is_alive():
+        text = generate_latest(metrics.registry).decode()
+        scrapes += 1
+        missed.update(name for name in names if f"image_volume_worker_{name}" not in text)
+    counting.join()
+    assert scrapes
+    assert not missed
+
+
+async def test_the_page_and_the_metrics_notice_that_an_image_is_deactivated() -> None:
+    cloud = FakeCloud(stores=STORES)
+    async with Rig(cloud, targets=(FAST, SLOW), policy=Policy(settle=0.0)) as rig:
+        cloud.emit = rig.hear
+        image_id = cloud.upload(name="first").id
+        await rig.quiet()
+        assert cells(rig.metrics.board) == {image_id: ["warm", "warm"]}
+        # As Glance announces it
+        cloud.touch(image_id, status="deactivated")
+        cloud.announce("image.update", image_id)
+        await rig.quiet()
+        assert rig.metrics.board.images(("fast",))["images"][0][3] == [["unwanted", "image is deactivated, not active"]]
+        assert rig.metrics.board.states() == {"fast": {"unwanted": 1}, "slow": {"unwanted": 1}}
+        rig.metrics.board.comparing()
+        await rig.resync()
+        rig.metrics.board.compared()
+        assert cells(rig.metrics.board) == {image_id: ["unwanted", "unwanted"]}, "nor does a comparison forget it"
+        assert len(cloud.of(image_id)) == 2, "it keeps its Image-Volumes"
+        cloud.touch(image_id, status="active")
+        cloud.announce("image.update", image_id)
+        await rig.quiet()
+        assert cells(rig.metrics.board) == {image_id: ["warm", "warm"]}
+
+
+@pytest.mark.parametrize("visibility", ["private", "shared"])
+async def test_the_name_of_an_image_goes_from_the_page_with_its_being_public(visibility: str) -> None:
+    cloud = FakeCloud(stores=STORES)
+    async with Rig(cloud, targets=(FAST, SLOW), policy=Policy(settle=0.0)) as rig:
+        cloud.emit = rig.hear
+        image_id = cloud.upload(name="first").id
+        await rig.quiet()
+        # Its job may be another worker's, or wait: what was heard is enough
+        cloud.emit = lambda body: rig.metrics.board.has(image_id) and rig.dispatcher.route(body)
+        before = rig.metrics.board.images(("fast",))
+        cloud.touch(image_id, visibility=visibility)
+        cloud.announce("image.update", image_id)
+        after = rig.metrics.board.images(("fast",))
+        assert [before["images"][0][1], after["images"][0][1]] == ["first", ""]
+        assert before["revision"] != after["revision"], "or the page would not ask"
+        # That it is public is only believed when Glance says so
+        cloud.touch(image_id, visibility="public")
+        cloud.announce("image.update", image_id)
+        assert rig.metrics.board.images(("fast",))["images"][0][1] == ""
+        cloud.emit = rig.hear
+        cloud.announce("image.update", image_id)
+        await rig.quiet()
+        assert rig.metrics.board.images(("fast",))["images"][0][1] == "first"

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.fake_cloud import FakeCloud
+from tests.fake_cloud import FakeCloud, Fault
 from tests.unit.test_settings import GOOD, load
-from worker.daemon import PING, Daemon, check_cloud, check_locations
-from worker.errors import Misconfigured
+from worker.cloud import GIB
+from worker.daemon import CENSUS, PING, Daemon, check_cloud, check_locations
+from worker.errors import Misconfigured, Temporary
 from worker.manager import WATCHDOG
 from worker.metrics import Metrics
 from worker.sdk import Identity
+from worker.settings import Settings
 
 
 @pytest.fixture
@@ -101,14 +104,51 @@ async def test_no_target_that_can_be_used_is_a_wrong_configuration(tmp_path: Pat
 
 
 @pytest.fixture
-def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Those of a daemon whose cloud is to be another one."""
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
     (tmp_path / "clouds.yaml").write_text(
         "clouds: {c: {auth: {auth_url: http://127.0.0.1:1/v3, username: u, password: p, project_name: p,"
         " user_domain_name: d, project_domain_name: d}}}"
     )
-    settings = load(tmp_path, {**GOOD, "probes": {"bind": ""}, "cloud": {"name": "c"}})
+    return load(tmp_path, {**GOOD, "probes": {"bind": ""}, "cloud": {"name": "c"}})
+
+
+@pytest.fixture
+def daemon(settings: Settings) -> Daemon:
     return Daemon(settings=settings, metrics=Metrics())
+
+
+class Flaky:
+    """An intake that raises the first time."""
+
+    def __init__(self) -> None:
+        self.runs = asyncio.Event()
+        self.failed = False
+
+    async def run(self, sink: object) -> None:
+        if not self.failed:
+            self.failed = True
+            raise RuntimeError("can't start new thread")
+        self.runs.set()
+        await asyncio.Event().wait()
+
+    def problem(self) -> str | None:
+        return None
+
+
+async def test_a_task_that_fails_does_not_end_the_daemon(settings: Settings) -> None:
+    daemon = Daemon(settings=settings, metrics=Metrics())
+    daemon._cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
+    intake = Flaky()
+    daemon._intakes = [intake]
+    leave = asyncio.Event()
+    running = asyncio.create_task(daemon.run(leave))
+    await intake.runs.wait()
+    assert "can't start new thread" in daemon._unready()["intake-0"]
+    assert not running.done()
+    leave.set()
+    await running
 
 
 async def test_a_cloud_that_has_not_answered_for_long_is_a_reason_to_be_unready(
@@ -137,7 +177,9 @@ async def test_a_look_at_the_cloud_that_fails_in_an_unknown_way_is_told_and_not_
     assert "cloud" not in daemon._unready()
 
 
-async def test_a_type_that_goes_and_comes_back_leaves_the_worker_ready(daemon: Daemon) -> None:
+async def test_a_type_that_goes_and_comes_back_leaves_the_worker_ready(settings: Settings) -> None:
+    metrics = Metrics()
+    daemon = Daemon(settings=settings, metrics=metrics)
     cloud = Cloud(types={"ssd", "hdd"})
     daemon._cloud = cloud  # type: ignore[assignment]
 
@@ -168,3 +210,48 @@ async def test_hidden_locations_are_a_reason_to_be_unready(tmp_path: Path) -> No
     # Cinder's own cache needs no locations
     cloud = Cloud(stores={}, hides_locations=True)
     assert await check_locations(cloud, load(tmp_path, GOOD)) == ""
+
+
+def held(metrics: Metrics, target: str) -> tuple[float | None, float | None]:
+    """Image-Volumes of a target and their bytes, as a scrape has them."""
+    value = metrics.registry.get_sample_value
+    labels = {"target": target}
+    return (
+        value("image_volume_worker_image_volumes", {**labels, "state": "available"}),
+        value("image_volume_worker_image_volume_bytes", labels),
+    )
+
+
+async def test_what_is_made_and_deleted_between_two_resyncs_is_counted(settings: Settings) -> None:
+    metrics = Metrics()
+    daemon = Daemon(settings=settings, metrics=metrics)
+    cloud = Cloud(types={"ssd", "hdd"})
+    daemon._cloud = cloud  # type: ignore[assignment]
+    for _ in range(9):
+        cloud.fill(settings.targets[:1])
+    assert held(metrics, "fast") == (None, None)
+    await daemon._take_census()
+    assert held(metrics, "fast") == (9.0, 9.0 * GIB)
+    assert daemon._status(0)["targets"][0]["bytes"] == 9 * GIB
+    cloud.faults["list_volumes"] = Fault(Temporary("no answer"))
+    assert await daemon._take_census() >= CENSUS
+    assert held(metrics, "fast") == (9.0, 9.0 * GIB), "what cannot be counted is not nothing"
+    cloud.faults.clear()
+    cloud.volumes.clear()
+    await daemon._take_census()
+    assert held(metrics, "fast") == (None, None)
+
+
+async def test_a_daemon_counts_without_being_asked_to(settings: Settings) -> None:
+    metrics = Metrics()
+    daemon = Daemon(settings=replace(settings, resync_on_start=False), metrics=metrics, census_every=0.01)
+    daemon._cloud = cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
+    daemon._intakes = []
+    leave = asyncio.Event()
+    running = asyncio.create_task(daemon.run(leave))
+    for number in range(1, 4):
+        cloud.fill(settings.targets[:1])
+        while held(metrics, "fast")[0] != number:
+            await asyncio.sleep(0.01)
+    leave.set()
+    await running

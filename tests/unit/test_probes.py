@@ -12,6 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.unit.test_web import has_ipv6
+from worker import live
+from worker.board import Board, Choice
+from worker.job import Job, Key
 from worker.metrics import Metrics
 from worker.probes import Page, Probes
 
@@ -67,11 +71,16 @@ def asked() -> list[float]:
 
 
 @pytest.fixture
-def paged(problems: dict[str, str], asked: list[float]) -> Iterator[str]:
+def chosen() -> list[Choice]:
+    return []
+
+
+@pytest.fixture
+def paged(problems: dict[str, str], asked: list[float], chosen: list[Choice]) -> Iterator[str]:
     """The same with a page, of a cloud with many images."""
     page = Page(
         status=lambda most: asked.append(most) or {"jobs": []},  # type: ignore[func-returns-value]
-        images=lambda: {"images": [["id", "name", 1, []]] * 1000},
+        images=lambda choice: chosen.append(choice) or {"images": [["id", "name", 1, []]] * 1000},  # type: ignore[func-returns-value]
     )
     probes = Probes(registry=Metrics().registry, sick=dict, unready=lambda: problems, page=page)
     yield f"http://127.0.0.1:{probes.start('127.0.0.1', 0)}"
@@ -84,7 +93,7 @@ def test_without_a_page_there_is_nothing_for_people(url: str) -> None:
 
 
 def test_without_a_page_the_commands_on_this_host_are_told_how_jobs_stand() -> None:
-    page = Page(status=lambda most: {"jobs": []}, images=lambda: {"images": []})
+    page = Page(status=lambda most: {"jobs": []}, images=lambda choice: {"images": []})
     probes = Probes(registry=Metrics().registry, sick=dict, unready=dict, page=page, hidden=True)
     port = probes.start("0.0.0.0", 0)
     try:
@@ -116,6 +125,45 @@ def test_how_many_jobs(paged: str, asked: list[float], problems: dict[str, str])
         status, body = get(f"{paged}/status.json{query}")
         assert (status, json.loads(body)) == (200, {"jobs": [], "problems": {"cloud": "away"}})
     assert asked == [200, 7, math.inf, 200, 200]
+
+
+@pytest.mark.parametrize("jobs", ["99999999999999999999", "9" * 5000, "0", "all"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
+def test_commands_are_told_of_as_many_jobs_as_they_want_on_any_address(jobs: str, host: str) -> None:
+    if ":" in host and not has_ipv6():
+        pytest.skip("this machine has no IPv6")
+    board = Board()
+    board.held(Job(key=Key("prewarm", "i1", "fast"), cause="x", first_at=5.0))
+    page = Page(
+        status=lambda most: board.status(targets=(), lanes={"prewarm.fast": 2}, depths={}, most=most),
+        images=lambda choice: {},
+    )
+    probes = Probes(registry=Metrics().registry, sick=dict, unready=dict, page=page, hidden=True)
+    port = probes.start(host, 0)
+    try:
+        status, body = live.get((host, port), f"/status.json?jobs={jobs}")
+        assert (status, len(json.loads(body)["jobs"])) == (200, 0 if jobs == "0" else 1)
+        told = live.ask((host, port))
+        assert told
+        assert [job.key.image_id for job in told.jobs.values()] == ["i1"]
+    finally:
+        probes.stop()
+
+
+def test_which_images(paged: str, chosen: list[Choice]) -> None:
+    for query in (
+        "",
+        "?from=400&count=50&text=a%20%26b&state=held%20back",
+        "?from=-1&count=all",
+        f"?from={'9' * 5000}",
+    ):
+        assert get(f"{paged}/images.json{query}")[0] == 200
+    assert chosen[:3] == [Choice(), Choice(start=400, count=50, text="a &b", state="held back"), Choice()]
+    assert chosen[3].start > 10**9
+
+
+def test_a_long_list_is_the_same_json(paged: str) -> None:
+    assert json.loads(get(f"{paged}/images.json")[1]) == {"images": [["id", "name", 1, []]] * 1000}
 
 
 def test_what_is_large_is_compressed(paged: str) -> None:

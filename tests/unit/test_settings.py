@@ -162,3 +162,32 @@ def test_no_fault_tells_a_password(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured) as error:
         load(tmp_path, wrong)
     assert "s3cret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("bind", "address"),
+    [
+        ("127.0.0.1:9417", ("127.0.0.1", 9417)),
+        ("localhost:0", ("localhost", 0)),
+        ("controller-1.example.org:65535", ("controller-1.example.org", 65535)),
+        ("[::1]:9417", ("::1", 9417)),
+        ("[::]:9417", ("::", 9417)),
+        ("[fe80::1%eth0]:9417", ("fe80::1%eth0", 9417)),
+        ("", None),
+    ],
+)
+def test_where_the_probes_listen(tmp_path: Path, bind: str, address: tuple[str, int] | None) -> None:
+    assert load(tmp_path, {**GOOD, "probes": {"bind": bind}}).bind == address
+
+
+@pytest.mark.parametrize(
+    "bind",
+    [
+        "9417", ":9417", "127.0.0.1", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:-1", "127.0.0.1:\u0663", "h:1e3",
+        "127.0.0.1:" + "9" * 5000, "::1:9417", "[::1:9417", "::1]:9417", "[]:9417", "[127.0.0.1]:9417", "[no]:9417",
+        "999.1.1.1:80", "1.2.3:80", "a b:80", "a/b:80", "-a:80", "a..b:80", f"{'a' * 64}:80", "http://h:80",
+    ],
+)  # fmt: skip
+def test_what_no_socket_could_be_bound_to_is_a_fault_of_the_configuration(tmp_path: Path, bind: str) -> None:
+    with pytest.raises(Misconfigured, match=r"\[probes\] bind: .* is not HOST:PORT"):
+        load(tmp_path, {**GOOD, "probes": {"bind": bind}})

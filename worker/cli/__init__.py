@@ -15,6 +15,7 @@ from oslo_config import cfg
 from worker import log, settings
 from worker.errors import Misconfigured
 from worker.metrics import release
+from worker.plain import plain
 
 WRONG = 2
 TOLD_BY_ERRORS = ("keystoneauth", "worker.link")
@@ -52,7 +53,7 @@ class Worker(App):
         """Warnings and worse, as text, until a command sets up its own logs; our errors as plain lines."""
         log.setup(level="debug" if self.options.debug else "warning", style="text")
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("image-volume-worker: %(message)s"))
+        handler.setFormatter(_Plain("image-volume-worker: %(message)s"))
         handler.addFilter(_with_words)
         self.LOG.handlers[:] = [handler]
         self.LOG.propagate = False
@@ -108,6 +109,13 @@ class Worker(App):
     def clean_up(self, cmd: Command, result: int, err: BaseException | None) -> None:  # noqa: ARG002  cliff's names
         """Remember why a command failed."""
         self.failure = err
+
+
+class _Plain(logging.Formatter):
+    """Errors may quote what strangers have written."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return plain(super().format(record))
 
 
 def _with_words(record: logging.LogRecord) -> bool:

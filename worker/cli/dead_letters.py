@@ -18,11 +18,13 @@ from cliff.show import ShowOne
 
 from worker.cli import Worker, values
 from worker.cli.handover import unserved
+from worker.cli.values import Plain
 from worker.daemon import HANDLERS
 from worker.errors import Misconfigured, NotFound
 from worker.job import OPERATOR, Job
 from worker.lanes.dead import DeadQueue, Kept
 from worker.lanes.rabbit import RabbitLanes
+from worker.plain import plain
 from worker.settings import Settings
 
 # Letters that are published before they are taken out of the queue
@@ -73,7 +75,7 @@ class _Selecting(Command):
                 yield kept
 
 
-class List(_Selecting, Lister):
+class List(_Selecting, Plain, Lister):
     """List jobs that were given up and messages that nobody can read, oldest first."""
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
@@ -100,7 +102,7 @@ class Show(_Selecting, ShowOne):
         with self.opened(settings) as queue:
             for kept in self.chosen(queue, parsed_args):
                 fields = tuple(
-                    (name, values.plain(value) if isinstance(value, str) else value) for name, value in _fields(kept)
+                    (name, plain(value) if isinstance(value, str) else value) for name, value in _fields(kept)
                 )
                 return tuple(zip(*fields, strict=True))  # type: ignore[return-value]
         raise NotFound("no such dead letter")
@@ -118,7 +120,7 @@ class Show(_Selecting, ShowOne):
         return 0
 
 
-class _Taking(_Selecting, Lister):
+class _Taking(_Selecting, Plain, Lister):
     """Does something with letters and takes them out of the queue."""
 
     careful = True
@@ -173,7 +175,7 @@ class Replay(_Taking):
         key = kept.letter.job.key
         known = {entry.name for entry in entry_points(group=HANDLERS)} - settings.switched_off
         if key.handler not in known or (key.target and key.target not in {one.name for one in settings.targets}):
-            return f"no worker with this configuration has a lane {values.plain(key.lane)}"
+            return f"no worker with this configuration has a lane {plain(key.lane)}"
         return ""
 
     def deal(self, settings: Settings, batch: list[Kept]) -> None:
@@ -235,11 +237,11 @@ def _row(kept: Kept) -> tuple[str, str, str, object, str, str]:
     job = letter.job
     return (
         kept.id,
-        values.plain(letter.lane),
-        values.plain(job.key.image_id) if job else "",
+        plain(letter.lane),
+        plain(job.key.image_id) if job else "",
         job.attempt if job else "",
         values.moment(letter.last_at),
-        values.plain(letter.reason),
+        plain(letter.reason),
     )
 
 

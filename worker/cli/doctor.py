@@ -12,6 +12,7 @@ from cliff.lister import Lister
 from worker import doctor
 from worker.check import Check
 from worker.cli import Worker
+from worker.cli.values import Plain
 from worker.daemon import build_clouds
 from worker.metrics import Metrics
 from worker.settings import Settings, config_dirs, config_files
@@ -21,7 +22,7 @@ FAILED = 3
 PATIENCE = 10.0
 
 
-class Doctor(Lister):
+class Doctor(Plain, Lister):
     """Check configuration, brokers, login, roles, Glance, Cinder and targets; exit status 3 if anything fails.
 
     Nothing is changed. What a `warn` and a `fail` mean, and what to do, is told in a line.

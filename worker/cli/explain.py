@@ -17,6 +17,7 @@ from handlers.prewarm import Prewarm
 from worker import explain, live
 from worker.check import Check
 from worker.cli import Worker, ending, values
+from worker.cli.values import Plain
 from worker.daemon import build_clouds, build_parts, check_cloud
 from worker.errors import Misconfigured, Temporary
 from worker.explain import probe
@@ -28,7 +29,7 @@ from worker.settings import Settings
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-class Explain(Lister):
+class Explain(Plain, Lister):
     """Show every condition that an image has to meet, whether it does, and what to do.
 
     For an active image those of a clone on each target: what Cinder needs to clone instead of downloading. For a queued

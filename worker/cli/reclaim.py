@@ -10,6 +10,7 @@ from cliff.lister import Lister
 
 from handlers import image_volume, reclaim
 from worker.cli import Worker
+from worker.cli.values import Plain
 from worker.cloud import Cloud, Location, Volume
 from worker.daemon import build_clouds, build_parts, check_cloud
 from worker.errors import Blocked, NotFound
@@ -34,7 +35,7 @@ class Row(NamedTuple):
     store: str = ""
 
 
-class Reclaim(Lister):
+class Reclaim(Plain, Lister):
     """Show each volume of an image that Glance does not find, and each location whose volume Cinder does not find.
 
     A running worker looks for them with each resync, and deletes such volumes and locations once it is proven that

@@ -13,6 +13,7 @@ from handlers import image_volume
 from worker import explain
 from worker.cli import Worker, progress, values
 from worker.cli.handover import Handover
+from worker.cli.values import Plain
 from worker.daemon import build_clouds, build_handlers, build_parts, check_cloud
 from worker.errors import Misconfigured
 from worker.handler import Handler, Missing
@@ -23,7 +24,7 @@ from worker.sdk import OpenStackCloud
 from worker.settings import Settings
 
 
-class Resync(Lister):
+class Resync(Plain, Lister):
     """Compare Glance and Cinder once, show what is missing, and have it done.
 
     With lanes on RabbitMQ the jobs go to the workers that run; with memory:// this command does the work itself, and

@@ -17,6 +17,7 @@ from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.manager import READY, RELOADING, STOPPING, notify
 from worker.metrics import Metrics
 from worker.settings import Settings
+from worker.tasks import watch_others
 
 log = structlog.get_logger(__name__)
 
@@ -48,15 +49,21 @@ class Run(Command):
             loop.add_signal_handler(number, told_to_stop)
         loop.add_signal_handler(signal.SIGHUP, reload.set)
         metrics = Metrics()
+        watch_others(metrics)
         proven: Settings | None = None
         while not stop.is_set():
-            reloading = asyncio.create_task(self._reload(reload, leave, metrics, settings))
+            reloading = asyncio.create_task(self._reload(reload, leave, metrics, settings), name="reload")
             try:
                 await Daemon(settings=settings, metrics=metrics).run(leave)
-            except Misconfigured as error:
-                log.error("start_refused", faults=error.faults)
+            except Exception as error:
+                if isinstance(error, Misconfigured):
+                    log.error("start_refused", faults=error.faults)
                 if proven is None:
                     raise
+                if not isinstance(error, Misconfigured):
+                    # The root of the process: the configuration before this one has worked
+                    metrics.task_failures.labels("reload").inc()
+                    log.exception("start_failed")
                 settings, proven = proven, None
                 continue
             finally:
@@ -72,27 +79,37 @@ class Run(Command):
         self, reload: asyncio.Event, leave: asyncio.Event, metrics: Metrics, proven: Settings
     ) -> Settings:
         """The new settings after a SIGHUP, with `leave` set; those that can't work are refused."""
+        metrics.task_failures.labels("reload")
         while True:
             await reload.wait()
             reload.clear()
             notify(f"{RELOADING}\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
             try:
-                settings = self.app.read_settings()
-                clouds = build_clouds(settings, metrics)
-                try:
-                    await check_cloud(clouds.common, settings)
-                finally:
-                    clouds.close()
-                await asyncio.to_thread(trial.check, settings, proven=proven)
-                self.app.setup_logs()
+                settings = await self._checked(metrics, proven)
             except Misconfigured as error:
-                log.error("reload_refused", faults=error.faults)
-                notify(f"{READY}\nSTATUS=reload refused: {'; '.join(error.faults)}")
-                continue
+                faults, trace = error.faults, None
             except (Temporary, Blocked, NotFound, Malformed) as error:
-                log.error("reload_refused", faults=[f"the cloud could not be asked about it: {error}"])
-                notify(f"{READY}\nSTATUS=reload refused: {error}")
-                continue
-            log.info("reloading")
-            leave.set()
-            return settings
+                faults, trace = (f"the cloud could not be asked about it: {error}",), None
+            except Exception as error:
+                # The root of a task: whatever goes wrong, systemd is told how it ended, and the next SIGHUP is heard
+                metrics.task_failures.labels("reload").inc()
+                faults, trace = (f"{type(error).__name__}: {error}",), error
+            else:
+                log.info("reloading")
+                leave.set()
+                return settings
+            log.error("reload_refused", faults=faults, exc_info=trace)
+            # A line of a fault would be a command to systemd
+            notify(f"{READY}\nSTATUS=reload refused: {' '.join('; '.join(faults).split())}")
+
+    async def _checked(self, metrics: Metrics, proven: Settings) -> Settings:
+        """The configuration as it is now, after the cloud and the brokers were asked about it."""
+        settings = self.app.read_settings()
+        clouds = build_clouds(settings, metrics)
+        try:
+            await check_cloud(clouds.common, settings)
+        finally:
+            clouds.close()
+        await asyncio.to_thread(trial.check, settings, proven=proven)
+        self.app.setup_logs()
+        return settings

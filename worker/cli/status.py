@@ -13,7 +13,7 @@ from cliff.lister import Lister
 from handlers.prewarm import Prewarm
 from worker import explain, live, status
 from worker.cli import Worker, values
-from worker.cli.values import Moment
+from worker.cli.values import Moment, Plain
 from worker.daemon import build_clouds, build_handlers, build_parts, check_cloud
 from worker.errors import Misconfigured, NotFound, Temporary
 from worker.job import Job, Key
@@ -24,6 +24,7 @@ from worker.live import Live
 from worker.metrics import Metrics
 from worker.settings import Settings
 from worker.status import Row, Summary
+from worker.web import shown
 
 COLUMNS = (
     "Image",
@@ -55,7 +56,7 @@ class _Seen:
     notes: list[str] = field(default_factory=list)
 
 
-class Status(Lister):
+class Status(Plain, Lister):
     """Show images x targets: warm or not, the Image-Volume, its size and age, last use, next try, and why not.
 
     States: warm; making, it is being made now; cold, it will be warm; failed, it is tried again or was given up; full,
@@ -132,7 +133,7 @@ def _look(settings: Settings, image_id: str, *, lanes_only: bool, summary_only: 
     if settings.bind:
         seen.live = live.ask(settings.bind)
     if seen.live is None and not summary_only:
-        where = f"at {settings.bind[0]}:{settings.bind[1]}" if settings.bind else "([probes] bind is empty)"
+        where = f"at {shown(settings.bind)}" if settings.bind else "([probes] bind is empty)"
         seen.notes.append(f"no worker tells {where} what it is doing: next tries are not known here")
     if settings.work_url != MEMORY:
         try:

@@ -11,6 +11,7 @@ from typing import Any
 from cliff.columns import FormattableColumn
 
 from worker.notification import IMAGE_ID
+from worker.plain import plain
 
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 BYTES = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -63,9 +64,14 @@ def size(text: str) -> int:
     return int(found[1]) * BYTES[found[2]]
 
 
-def plain(text: str) -> str:
-    """A text with what would steer a terminal made visible."""
-    return "".join(one if one.isprintable() or one == "\n" else one.encode("unicode_escape").decode() for one in text)
+class Plain:
+    """Mixed into a command that lists: what strangers have written steers no terminal, in whatever format."""
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """The table, of plain texts."""
+        rows = (tuple(plain(one) if isinstance(one, str) else one for one in row) for row in data)
+        status: int = super().produce_output(parsed_args, column_names, rows)  # type: ignore[misc]
+        return status
 
 
 def count(text: str) -> int:

@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from worker.check import Check
 from worker.live import NOBODY, get
 from worker.metrics import PREFIX
+from worker.web import shown
 
 CACHE = "image_volume_cache."
 
@@ -40,7 +41,7 @@ def check(bind: tuple[str, int] | None, heard: Heard | None) -> Check:
     name = "worker"
     if bind is None:
         return Check(name, "ok", "not asked: [probes] bind is empty")
-    where = f"{bind[0]}:{bind[1]}"
+    where = shown(bind)
     if heard is None:
         return Check(name, "ok", f"none answers at {where}; it may run elsewhere")
     if heard.problems:

@@ -1,0 +1,112 @@
+"""`run` as a process, without a cloud and without a broker: signals, systemd, and what is broken under it."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import select
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.worker_process import WorkerProcess, free_port
+
+GROUPS = {
+    "notifications": {"transport_urls": "rabbit://u:p@127.0.0.1:1/"},
+    "cloud": {"name": "c"},
+    "prewarm": {"targets": "fast"},
+    "target:fast": {"volume_type": "ssd"},
+    "log": {"format": "json"},
+}
+
+
+class Manager:
+    """What systemd is told, as long as somebody listens."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+
+    def until(self, word: str) -> str:
+        """The next message that has this word in it."""
+        while True:
+            told = self._socket.recv(65536).decode()
+            if word in told:
+                return told
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    made = Manager(tmp_path / "notify")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """The file of certificates that the login names; nobody listens where it is for."""
+    made = tmp_path / "ca.pem"
+    made.touch()
+    return made
+
+
+@pytest.fixture
+def worker(tmp_path: Path, bundle: Path, manager: Manager) -> Iterator[WorkerProcess]:
+    clouds = tmp_path / "clouds.yaml"
+    clouds.write_text(
+        f"clouds: {{c: {{cacert: {bundle}, auth: {{auth_url: 'https://127.0.0.1:{free_port()}/v3', username: u,"
+        " password: p, project_name: p, user_domain_name: d, project_domain_name: d}}}\n"
+    )
+    environment = {"NOTIFY_SOCKET": str(manager.path)}
+    with WorkerProcess(tmp_path, GROUPS, clouds=clouds, environment=environment) as made:
+        while made.probe("/healthz")[0] != 200:
+            assert made.running, made.log.read_text()
+            time.sleep(0.05)
+        yield made
+
+
+def test_a_reload_that_fails_is_told_and_the_next_one_is_heard(
+    worker: WorkerProcess, manager: Manager, bundle: Path
+) -> None:
+    bundle.unlink()
+    for _ in range(2):
+        worker.signal(signal.SIGHUP)
+        manager.until("RELOADING=1")
+        assert "reload refused" in manager.until("READY=1")
+    bundle.touch()
+    worker.signal(signal.SIGHUP)
+    manager.until("RELOADING=1")
+    assert "the cloud could not be asked about it" in manager.until("READY=1")
+    assert len(worker.events("reload_refused")) == 3
+    assert worker.running
+
+
+def test_requests_that_never_end_cost_neither_threads_nor_descriptors_nor_health(worker: WorkerProcess) -> None:
+    worker.metric("build_info")
+    resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (256, 256))
+    before = worker.usage()
+    with contextlib.ExitStack() as clients:
+        poll = select.poll()
+        for number in range(300):
+            client = clients.enter_context(socket.create_connection(("127.0.0.1", worker.port)))
+            client.sendall(b"GET /healthz HTTP/1.1\r\n")
+            poll.register(client, select.POLLRDHUP | select.POLLHUP | select.POLLERR)
+            if number % 50 == 0:
+                assert worker.probe("/healthz")[0] == 200
+        assert worker.probe("/healthz")[0] == 200
+        assert worker.metric("build_info") == 1.0
+        during = worker.usage()
+        assert during.threads - before.threads <= 8
+        assert during.descriptors - before.descriptors <= 100
+        # Each is hung up on, though none of them says another word
+        while len(poll.poll()) < 300:
+            time.sleep(0.1)
+    assert worker.probe("/healthz")[0] == 200

@@ -1,0 +1,304 @@
+"""A small HTTP server that a hostile network can neither stop nor use up: GET and HEAD, one request a connection.
+
+Neither the standard library's server nor waitress bounds how long a request may take to come: one byte now and then
+keeps its connection, and with enough of these nobody else gets one. Here every connection has a deadline, and when too
+many are open the oldest one of the address that has the most is dropped for the new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gzip
+import ipaddress
+import re
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from urllib.parse import parse_qs
+
+import structlog
+
+log = structlog.get_logger(__name__)
+
+Headers = tuple[tuple[str, str], ...]
+NUMBER = re.compile(r"[0-9]{1,5}")
+# Part of a host's name (RFC 1123, and the underscore that some have)
+LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+METHODS = ("GET", "HEAD")
+ALLOW = ", ".join(METHODS)
+# Bytes of a request with all its headers
+HEAD = 16_384
+# An answer of fewer bytes is not worth to be compressed
+LARGE = 4096
+# Connections that wait to be accepted (the system may allow fewer), and how many of them are accepted at once
+BACKLOG = 512
+BURST = 16
+# Seconds that a client has to take note of the answer, before the connection is closed under it
+LINGER = 1.0
+# Turns of the event loop from a connection to its task, at the most
+TURNS = 8
+# struct linger: what becomes of unsent bytes when a socket is closed
+RESET, KEEP = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What all clients together may have, and how many seconds a client has to ask and to take its answer."""
+
+    connections: int = 64
+    threads: int = 2
+    asking: float = 5.0
+    taking: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """A request: `path` without its query, `client` the address that it comes from, header names in lower case."""
+
+    method: str
+    path: str
+    query: str = ""
+    client: str = ""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def parameters(self) -> dict[str, list[str]]:
+        """The values of each name in the query."""
+        return parse_qs(self.query, keep_blank_values=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """An answer, not compressed."""
+
+    body: bytes
+    status: int = 200
+    headers: Headers = (("Content-Type", "text/plain; charset=utf-8"),)
+
+
+Quick = Callable[[Request], Answer | None]
+Handle = Callable[[Request], Answer]
+
+
+class Server:
+    """Serves on a thread of its own. `quick` answers there what takes no time, so that it never waits for a thread;
+    what it answers by None is for `handle`, on one of a few other threads."""
+
+    def __init__(self, *, quick: Quick, handle: Handle, bounds: Bounds | None = None) -> None:
+        self._quick = quick
+        self._handle = handle
+        self._bounds = bounds or Bounds()
+        self._pool = ThreadPoolExecutor(self._bounds.threads, thread_name_prefix="probes")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        # Whose connection each task serves, oldest first
+        self._open: dict[asyncio.Task[object], str] = {}
+        self._servers: list[asyncio.Server] = []
+
+    def start(self, host: str, port: int) -> int:
+        """Begin to serve; the port, chosen by the system if 0. OSError if the address can't be had. Blocks: a name is
+        looked up."""
+        sockets = listen(host, port)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="probes", daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._serve(sockets), self._loop).result()
+        number: int = sockets[0].getsockname()[1]
+        return number
+
+    def stop(self) -> None:
+        """Serve no more; what is being answered is cut off. Blocks, but not for long."""
+        if self._loop is None or self._thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._loop = self._thread = None
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _serve(self, sockets: list[socket.socket]) -> None:
+        for one in sockets:
+            self._servers.append(await asyncio.start_server(self._connected, sock=one, backlog=BURST, limit=HEAD))
+            # asyncio accepts as many at once as its backlog, which would be more than we want to have open
+            one.listen(BACKLOG)
+
+    async def _close(self) -> None:
+        # A connection that was accepted a moment ago takes some turns until its task runs. If its server is closed or
+        # its task is cancelled before that, it stays open for ever: so accept no more, and wait for them
+        for server in self._servers:
+            for sock in server.sockets:
+                asyncio.get_running_loop().remove_reader(sock.fileno())
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for server in self._servers:
+            server.close()
+        # The transports close their sockets in the next turn
+        await asyncio.sleep(0)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection from its beginning to its end."""
+        client, task = _plain(writer.get_extra_info("peername")), asyncio.current_task()
+        assert task is not None
+        if len(self._open) >= self._bounds.connections:
+            self._drop_one()
+        self._open[task] = client
+        # Cut off with a reset: else the kernel would keep for minutes what the client does not take
+        sock = writer.get_extra_info("socket")
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            await self._exchange(reader, writer, client)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, KEEP)
+        except (OSError, EOFError, TimeoutError, asyncio.CancelledError):
+            # The client is gone, or too slow, or was dropped: nobody waits for this task, and asyncio before 3.11.7
+            # takes one that is cancelled for a bug
+            pass
+        finally:
+            self._open.pop(task, None)
+            writer.transport.abort()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: str) -> None:
+        """Read the request, answer it; TimeoutError if the client takes too long."""
+        async with asyncio.timeout(self._bounds.asking):
+            try:
+                request = _request(await reader.readuntil(b"\r\n\r\n"), client)
+            except asyncio.LimitOverrunError:
+                request = TOO_LARGE
+        answer = request if isinstance(request, Answer) else await self._answer(request)
+        body = b"" if isinstance(request, Request) and request.method == "HEAD" else answer.body
+        async with asyncio.timeout(self._bounds.taking):
+            writer.write(_head(answer) + body)
+            await writer.drain()
+            writer.write_eof()
+            # A connection that is closed with something unread is reset, and the answer with it
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER):
+                    while await reader.read(HEAD):
+                        pass
+
+    def _drop_one(self) -> None:
+        """Close the oldest connection of the client that has the most, and do not answer it."""
+        ((most, _),) = Counter(self._open.values()).most_common(1)
+        task = next(one for one, client in self._open.items() if client == most)
+        del self._open[task]
+        task.cancel()
+
+    async def _answer(self, request: Request) -> Answer:
+        try:
+            if answer := self._quick(request):
+                return answer
+            return await asyncio.get_running_loop().run_in_executor(self._pool, self._handled, request)
+        except Exception:
+            # The root of a request: a bug in an answer ends nothing else
+            log.exception("request_failed", path=request.path)
+            return Answer(status=500, body=b"see request_failed in the log\n")
+
+    def _handled(self, request: Request) -> Answer:
+        answer = self._handle(request)
+        if len(answer.body) > LARGE and "gzip" in request.headers.get("accept-encoding", ""):
+            headers = (*answer.headers, ("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding"))
+            return Answer(status=answer.status, body=gzip.compress(answer.body, compresslevel=1), headers=headers)
+        return answer
+
+
+def _head(answer: Answer) -> bytes:
+    """What comes before the body."""
+    headers = (
+        *answer.headers,
+        ("X-Content-Type-Options", "nosniff"),
+        ("Content-Length", str(len(answer.body))),
+        ("Connection", "close"),
+    )
+    lines = (f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}", *(f"{k}: {v}" for k, v in headers))
+    return "\r\n".join((*lines, "", "")).encode("latin-1")
+
+
+def _plain(peer: object) -> str:
+    """A client's address; one of IPv4 in the same way on a socket of IPv6."""
+    if not isinstance(peer, tuple):
+        return ""
+    found = ipaddress.ip_address(str(peer[0]).partition("%")[0])
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return str(mapped or found)
+
+
+BAD = Answer(status=400, body=b"that is no HTTP request\n")
+TOO_LARGE = Answer(status=431, body=b"the request is too large\n")
+NOT_ALLOWED = Answer(
+    status=405,
+    body=b"nothing can be changed here\n",
+    headers=(("Allow", ALLOW), ("Content-Type", "text/plain; charset=utf-8")),
+)
+
+
+def _request(head: bytes, client: str) -> Request | Answer:
+    """The request in these bytes, or the answer to what is none. Pure."""
+    first, *lines = head.decode("latin-1").split("\r\n")
+    words = first.split(" ")
+    if len(words) != 3 or not words[1].startswith("/") or not words[2].startswith("HTTP/1."):
+        return BAD
+    if words[0] not in METHODS:
+        return NOT_ALLOWED
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    path, _, query = words[1].partition("?")
+    return Request(method=words[0], path=path, query=query, client=client, headers=headers)
+
+
+def listen(host: str, port: int) -> list[socket.socket]:
+    """Sockets that listen on each address of a host that this machine has; OSError if there is none. Blocks."""
+    found = dict.fromkeys(
+        (family, address)
+        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    )
+    sockets: list[socket.socket] = []
+    last: OSError | None = None
+    for family, address in found:
+        try:
+            # As other servers do: [::] is every address, of IPv4 too
+            both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
+            sockets.append(
+                socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both, reuse_port=False)
+            )
+        except OSError as error:
+            last = error
+            if port:
+                continue
+        if not port:
+            # Each would get another one
+            break
+    if not sockets and last:
+        raise last
+    return sockets
+
+
+def address_of(text: str) -> tuple[str, int] | None:
+    """The address of HOST:PORT, with one of IPv6 in brackets as in a URL; None if there can be none. Asks nobody."""
+    host, _, port = text.rpartition(":")
+    if not NUMBER.fullmatch(port) or int(port) > 65_535:
+        return None
+    try:
+        if host.startswith("[") and host.endswith("]"):
+            ipaddress.IPv6Address(host[1:-1])
+            return host[1:-1], int(port)
+        if NUMBER.fullmatch(host.rpartition(".")[2]):
+            # No top-level domain is a number
+            ipaddress.IPv4Address(host)
+            return host, int(port)
+    except ValueError:
+        return None
+    return (host, int(port)) if len(host) < 254 and all(map(LABEL.fullmatch, host.split("."))) else None
+
+
+def shown(address: tuple[str, int]) -> str:
+    """HOST:PORT, with an address of IPv6 in brackets."""
+    host, port = address
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
