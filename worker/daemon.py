@@ -23,7 +23,6 @@ from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.handler import Handler, HandlerFactory, Parts
 from worker.intake import Intake
 from worker.intake.rabbit import RabbitIntake
-from worker.job import Job
 from worker.lanes import Lanes
 from worker.lanes.memory import MemoryLanes
 from worker.lanes.rabbit import RabbitLanes
@@ -31,7 +30,8 @@ from worker.link import hung
 from worker.manager import READY, WATCHDOG, extend, notify
 from worker.metrics import Metrics, release
 from worker.probes import Page, Probes
-from worker.resync import Census, compare, count, job_of
+from worker.resync import Census, compare, count, enqueue
+from worker.retry import Backoff, Pace
 from worker.router import Router
 from worker.runner import Runner
 from worker.sdk import OpenStackCloud, connect, count_keystone
@@ -58,8 +58,8 @@ CENSUS = 60.0
 STUCK = 30.0
 # How long systemd is asked to wait on, from each look on, while jobs in progress end
 PATIENCE = 15.0
-# Jobs handed to the lanes at once by a resync
-BATCH = 500
+# How soon a gap in the intake may lead to the next comparison: each lists the whole cloud, and each replica makes one
+GAPS = Backoff(shortest=5.0, longest=120.0)
 # Requests at once that are kept for uploads, besides [cloud] api_concurrency
 RESERVED = 8
 
@@ -249,6 +249,8 @@ class Daemon:
         self._ticked = time.monotonic()
         self._draining = False
         metrics.begin(target.name for target in settings.targets)
+        self._pace = Pace(GAPS)
+        self._left_out = frozenset[str]()
         self._known = False
         self._answered = 0.0
         self._unusable: Mapping[str, str] = {}
@@ -351,6 +353,9 @@ class Daemon:
         count_at = time.monotonic() + COUNT
         while True:
             await asyncio.to_thread(self._metrics.depths, self._lanes.depths(), self._runner.waiting())
+            if free := {lane for lane in self._left_out if self._lanes.knows(lane)}:
+                self._left_out -= free
+                self._want_resync(f"nothing of another worker's waits any more in {', '.join(sorted(free))}")
             if (began := time.monotonic()) > count_at:
                 await asyncio.to_thread(self._metrics.states)
                 count_at = time.monotonic() + max(COUNT, COUNT_SHARE * (time.monotonic() - began))
@@ -452,6 +457,9 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.resync_interval):
                     await self._resync_wanted.wait()
+            if self._resync_wanted.is_set():
+                await asyncio.sleep(self._pace.wait(time.monotonic()))
+                self._pace.began(time.monotonic())
             why = self._resync_why or "interval"
             self._resync_wanted.clear()
             self._resync_why = ""
@@ -472,16 +480,12 @@ class Daemon:
     async def _resync(self, dispatcher: Dispatcher, why: str) -> None:
         began = time.monotonic()
         self._metrics.board.comparing()
-        census, jobs, total = Census(), list[Job](), 0
-        async for missing in compare(
-            self._cloud, self._handlers.values(), image_of=image_volume.image_of, census=census
-        ):
-            jobs.append(job_of(missing))
-            total += 1
-            if len(jobs) >= BATCH:
-                await dispatcher.submit(jobs)
-                jobs.clear()
-        await dispatcher.submit(jobs)
+        census = Census()
+        found = compare(self._cloud, self._handlers.values(), image_of=image_volume.image_of, census=census)
+        total, left = await enqueue(found, submit=dispatcher.submit, knows=self._lanes.knows)
+        self._left_out = frozenset(left)
+        if left:
+            log.info("resync_left_out", keys=dict(left), why="jobs of another worker's wait there")
         self._metrics.last_resync.set_to_current_time()
         self._metrics.board.compared()
         self._metrics.census(census.volumes, census.sizes)

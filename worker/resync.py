@@ -20,6 +20,9 @@ from worker.target import TAG
 
 log = structlog.get_logger(__name__)
 
+BATCH = 500
+"""Jobs that are put into their lanes together."""
+
 
 @dataclass(slots=True)
 class Census:
@@ -115,6 +118,32 @@ async def compare_images(
         for handler in handlers:
             for missing in handler.incomplete(image_id, image, volumes):
                 yield replace(missing, project=image.owner if image else "")
+
+
+async def enqueue(
+    found: AsyncIterator[Missing], *, submit: Callable[[list[Job]], Awaitable[None]], knows: Callable[[str], bool]
+) -> tuple[int, Counter[str]]:
+    """How many keys a comparison has found, and how many of each lane were left out.
+
+    A lane where jobs of somebody else's wait is left out: most likely those are the same, and each comparison of each
+    replica would add them once more. Once nothing waits there it can be compared again.
+    """
+    total, left, asked, jobs = 0, Counter[str](), dict[str, bool](), list[Job]()
+    async for missing in found:
+        total += 1
+        lane = missing.key.lane
+        # As it was before this comparison added anything
+        if lane not in asked:
+            asked[lane] = knows(lane)
+        if not asked[lane]:
+            left[lane] += 1
+            continue
+        jobs.append(job_of(missing))
+        if len(jobs) >= BATCH:
+            await submit(jobs)
+            jobs = []
+    await submit(jobs)
+    return total, left
 
 
 def job_of(missing: Missing, *, cause: str = RESYNC) -> Job:

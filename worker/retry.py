@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -23,6 +24,27 @@ class Backoff:
         """The wait before the try that follows `attempt` failed ones: between half and all of its exponential bound."""
         bound = min(self.longest, self.shortest * 2.0 ** min(attempt, 32))
         return bound * (0.5 + 0.5 * self.jitter())
+
+
+@dataclass(slots=True)
+class Pace:
+    """When a thing may begin again that others ask for as often as they like: at once, then with growing pauses.
+
+    Times are of a monotonic clock, in seconds.
+    """
+
+    backoff: Backoff
+    _next: float = -math.inf
+    _times: int = 0
+
+    def wait(self, now: float) -> float:
+        """Seconds until it may begin."""
+        return max(0.0, self._next - now)
+
+    def began(self, now: float) -> None:
+        """It begins; after a long quiet the next one is like the first."""
+        self._times = 0 if now > self._next + self.backoff.longest else self._times + 1
+        self._next = now + self.backoff.after(self._times)
 
 
 def reading(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -16,13 +17,18 @@ TIMED = frozenset({"volume.create.start", "image.send", "volume.create.end"})
 
 
 class VolumeTimes:
-    """Pairs volume.create.start with .end; an image.send in between means that the image was downloaded."""
+    """Pairs volume.create.start with .end; an image.send in between means that the image was downloaded.
+
+    In between is by the order in which they come in: Glance and Cinder look at clocks of their own. Only how long it
+    took is told by timestamps, which are both Cinder's.
+    """
 
     def __init__(self, *, metrics: Metrics) -> None:
         self._metrics = metrics
         self._targets: Mapping[str, str] = {}
-        self._started: OrderedDict[str, float] = OrderedDict()
-        self._sent: OrderedDict[str, float] = OrderedDict()
+        self._started: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._sent: OrderedDict[str, tuple[int, float]] = OrderedDict()
+        self._order = itertools.count(1)
         # Several intakes feed this, each on its own thread
         self._lock = threading.Lock()
 
@@ -47,18 +53,19 @@ class VolumeTimes:
     def _end(self, notification: Notification, when: float) -> None:
         with self._lock:
             began = self._started.pop(notification.volume_id, None)
-            sent = self._sent.get(notification.source_image_id, 0.0)
+            sent, _ = self._sent.get(notification.source_image_id, (0, 0.0))
         target = self._targets.get(notification.volume_type_id)
         if began is None or target is None or not notification.is_use:
             return
-        warm = "false" if sent >= began else "true"
-        seconds = max(0.0, when - began)
+        order, since = began
+        warm = "false" if sent > order else "true"
+        seconds = max(0.0, when - since)
         self._metrics.volume_create.labels(target, warm).observe(seconds)
         self._metrics.board.created(target, seconds, warm=warm == "true")
 
-    def _note(self, times: OrderedDict[str, float], key: str, when: float, *, first: bool = False) -> None:
+    def _note(self, times: OrderedDict[str, tuple[int, float]], key: str, when: float, *, first: bool = False) -> None:
         with self._lock:
             if not (first and key in times):
-                times[key] = when
+                times[key] = (next(self._order), when)
             while len(times) > KEEP:
                 times.popitem(last=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -11,13 +12,14 @@ from tests.broker.rabbitmq import RabbitMQ
 from tests.rig import Scripted, job
 from worker.deletions import Deletions
 from worker.dispatcher import Dispatcher
-from worker.handler import Watch
+from worker.handler import Missing, Watch
 from worker.job import Key
 from worker.lanes import Delivery
 from worker.lanes.consumer import COUNT_EVERY
 from worker.lanes.rabbit import RabbitLanes
 from worker.metrics import Metrics
 from worker.outcome import Done, Outcome
+from worker.resync import enqueue
 from worker.retry import Backoff
 from worker.router import Router
 from worker.runner import Limits, Runner
@@ -185,3 +187,52 @@ async def test_a_lane_that_went_to_another_replica_is_worked_on_by_that_one_alon
             await runner.drain()
             await lanes.close()
         rabbitmq.delete("fence.h", "fence.dead", "fence.stray")
+
+
+async def test_a_backlog_is_not_put_into_its_lane_again(rabbitmq: RabbitMQ) -> None:
+    """However many replicas compare, and however often, while the backend stands still."""
+    free = asyncio.Event()
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        await free.wait()
+        return Done()
+
+    def replica() -> tuple[RabbitLanes, Runner, Dispatcher]:
+        handler, lanes = Scripted(work, width=1), RabbitLanes(url=rabbitmq.url, queue="backlog")
+        runner = Runner(
+            lanes=lanes, handlers={"h": handler}, limits=Limits(drain=1.0), backoff=Backoff(), metrics=Metrics(),
+            uses=Uses(), deletions=Deletions(),
+        )  # fmt: skip
+        router = Router(handlers=[handler], metrics=Metrics(), times=VolumeTimes(metrics=Metrics()))
+        return lanes, runner, Dispatcher(router=router, runner=runner, lanes=lanes, on_gap=lambda _: None)
+
+    async def missing() -> AsyncIterator[Missing]:
+        for number in range(500):
+            yield Missing(Key("h", str(number)), "not there")
+
+    replicas = [replica() for _ in range(3)]
+    try:
+        for lanes, runner, _ in replicas:
+            await lanes.open(runner.prefetch, runner.deliver)
+            await until(lambda lanes=lanes: lanes.problem() is None)
+        for number in range(3):
+            for lanes, _, dispatcher in replicas:
+                found, left = await enqueue(missing(), submit=dispatcher.submit, knows=lanes.knows)
+                assert found == 500
+                await until(lambda: all(lanes.depths().get("h") for lanes, *_ in replicas))
+            assert rabbitmq.depth("backlog.h") <= 500, number
+        # One that starts now finds a backlog that it knows nothing of
+        late = replica()
+        replicas.append(late)
+        await late[0].open(late[1].prefetch, late[1].deliver)
+        await until(lambda: late[0].depths().get("h"))
+        _, left = await enqueue(missing(), submit=late[2].submit, knows=late[0].knows)
+        assert left == {"h": 500}
+        free.set()
+        await until(lambda: late[0].knows("h"))
+    finally:
+        free.set()
+        for lanes, runner, _ in replicas:
+            await runner.drain()
+            await lanes.close()
+        rabbitmq.delete("backlog.h", "backlog.dead", "backlog.stray")

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from worker.daemon import CENSUS, PING, Daemon, check_cloud, check_locations
 from worker.errors import Misconfigured, Temporary
 from worker.manager import WATCHDOG
 from worker.metrics import Metrics
+from worker.retry import Backoff, Pace
 from worker.sdk import Identity
 from worker.settings import Settings
 
@@ -255,3 +257,32 @@ async def test_a_daemon_counts_without_being_asked_to(settings: Settings) -> Non
             await asyncio.sleep(0.01)
     leave.set()
     await running
+
+
+async def test_a_flapping_intake_does_not_have_the_cloud_listed_each_time(
+    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[float] = []
+
+    async def resync(_dispatcher: object, _why: str) -> None:
+        began.append(clock())
+
+    def clock() -> float:
+        return asyncio.get_running_loop().time()
+
+    monkeypatch.setattr(daemon, "_resync", resync)
+    daemon._pace = Pace(Backoff(shortest=0.1, longest=0.4, jitter=lambda: 1.0))
+    daemon._lanes_opened.set()
+    watching = asyncio.create_task(daemon._resync_when_wanted(None))  # type: ignore[arg-type]
+    started = clock()
+    while clock() < started + 2.0:
+        daemon._want_resync("connected again")
+        await asyncio.sleep(0.01)
+    # At once, and then after 0.1, 0.2 and 0.4 s; the last gap is not forgotten
+    pauses = [later - earlier for earlier, later in pairwise(began)]
+    assert all(pause >= least for pause, least in zip(pauses, (0.1, 0.2, 0.4, 0.4, 0.4), strict=False))
+    count = len(began)
+    async with asyncio.timeout(10):
+        while len(began) == count:
+            await asyncio.sleep(0.01)
+    watching.cancel()

@@ -95,15 +95,19 @@ def at(event_type: str, when: float, **fields: str) -> Notification:
     )
 
 
-@pytest.mark.parametrize(("sent", "warm"), [(None, "true"), (5.0, "true"), (12.0, "false")])
-def test_a_volume_is_warm_unless_the_image_was_sent_meanwhile(sent: float | None, warm: str) -> None:
+@pytest.mark.parametrize("skew", [-3600.0, -9.0, 0.0, 9.0, 3600.0])
+@pytest.mark.parametrize(("sent", "warm"), [("never", "true"), ("before", "true"), ("meanwhile", "false")])
+def test_a_volume_is_warm_unless_the_image_was_sent_meanwhile(sent: str, warm: str, skew: float) -> None:
+    """Whatever the clock of Glance's host says."""
     metrics = Metrics()
     times = VolumeTimes(metrics=metrics)
     times.know({"type-1": "fast"})
-    if sent is not None:
-        times.see(at("image.send", sent, image_id=IMAGE))
+    if sent == "before":
+        times.see(at("image.send", 5.0 + skew, image_id=IMAGE))
     times.see(at("volume.create.start", 10.0, volume_id=VOLUME))
     times.see(at("volume.create.start", 11.0, volume_id=VOLUME))
+    if sent == "meanwhile":
+        times.see(at("image.send", 12.0 + skew, image_id=IMAGE))
     end = at("volume.create.end", 14.0, volume_id=VOLUME, volume_type_id="type-1", source_image_id=IMAGE)
     times.see(end)
     times.see(end)

@@ -53,6 +53,9 @@ class Lanes(Protocol):
     def will_hand_out(self, key: Key) -> bool:
         """Whether a job of the key, without a time of its own, waits in its lane for certain, to be handed out here."""
 
+    def knows(self, lane: str) -> bool:
+        """Whether `will_hand_out` tells of everything that waits in a lane; if not, somebody else's jobs do."""
+
     def depths(self) -> Mapping[str, int]:
         """Jobs waiting in each lane and, as `dead`, dead letters; as last counted, a few seconds ago at the most."""
 

@@ -70,6 +70,11 @@ class Known:
             return False
         return True
 
+    def count(self, lane: str) -> int:
+        """How many jobs wait in a lane for certain."""
+        oldest = max(time.monotonic() - FOR, self._empty_at(lane))
+        return sum(count for count, since in (self._keys(lane) or {}).values() if since >= oldest)
+
     def _keys(self, name: str) -> dict[Key, tuple[int, float]] | None:
         """What is known of a lane; None while it is not handed out to us."""
         spell = self._spell(name)

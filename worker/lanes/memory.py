@@ -76,6 +76,10 @@ class MemoryLanes:
         """Whether a job of the key waits."""
         return self._deliver is not None and key.lane in self._prefetch and key in self._lanes[key.lane].keys
 
+    def knows(self, lane: str) -> bool:  # noqa: ARG002
+        """Yes: nobody else publishes here."""
+        return True
+
     def depths(self) -> Mapping[str, int]:
         """Jobs waiting in each lane and, as `dead`, dead letters; counted now."""
         return {name: len(lane.waiting) for name, lane in self._lanes.items()} | {"dead": len(self._dead)}

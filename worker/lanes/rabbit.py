@@ -112,6 +112,11 @@ class RabbitLanes:
         """Whether a job of the key waits that this process has published while it was the lane's active consumer."""
         return self._known is not None and self._known.waits(key)
 
+    def knows(self, lane: str) -> bool:
+        """Whether nothing waits in the lane but what this process has published while it was its active consumer."""
+        depth = self.depths().get(lane, 0)
+        return not depth or (self._known is not None and self._known.count(lane) >= depth)
+
     def depths(self) -> Mapping[str, int]:
         """Messages waiting in each open lane and in `dead`, counted a few seconds ago at most; none when closed."""
         return {} if self._consumer is None else self._consumer.depths
