@@ -12,7 +12,16 @@ import pytest
 from tests.stateful.clock import Clock, Loop
 
 # Their waits are all waits of the event loop; the other modules have threads, sockets or processes.
-LEAPING = {"test_explain", "test_prewarm", "test_runner", "test_upkeep", "test_upload"}
+LEAPING = {
+    "test_deletion",
+    "test_explain",
+    "test_popularity",
+    "test_prewarm",
+    "test_runner",
+    "test_undone",
+    "test_upkeep",
+    "test_upload",
+}
 CLOCK = Clock()
 
 
