@@ -79,9 +79,8 @@ class _Connection(HTTPConnection):
         super().request(*args, **options)
 
 
-class _TlsConnection(HTTPSConnection):
-    _new_conn = _Connection._new_conn
-    request = _Connection.request
+class _TlsConnection(_Connection, HTTPSConnection):
+    """The same with TLS; its handshake is cut too."""
 
 
 class _Pool(HTTPConnectionPool):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -31,10 +35,19 @@ class Services:
 
     def __init__(self) -> None:
         self.strange: dict[str, Answer | Callable[[BaseHTTPRequestHandler], None]] = {}
+        self._open: set[socket.socket] = set()
         services = self
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def setup(self) -> None:
+                super().setup()
+                services._open.add(self.connection)
+
+            def finish(self) -> None:
+                services._open.discard(self.connection)
+                super().finish()
 
             def log_message(self, *_: object) -> None:
                 return
@@ -58,12 +71,29 @@ class Services:
                 self.wfile.write(raw)
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        # Whoever still answers when it is closed is waited for
+        self._server.daemon_threads = False
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
+    def encrypt(self, folder: Path) -> Path:
+        """Speak TLS from now on; the file to trust."""
+        cert, key = folder / "cert.pem", folder / "key.pem"
+        names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+        made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", cert]
+        subprocess.run([*made, *names], check=True, capture_output=True)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(cert, key)
+        # Each connection shakes hands on its own thread
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self.url = self.url.replace("http:", "https:")
+        return cert
+
     def close(self) -> None:
         self._server.shutdown()
+        for connection in tuple(self._open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         self._server.server_close()
 
     def usual(self, path: str) -> Answer:
@@ -284,6 +314,49 @@ async def test_an_answer_that_drips_holds_no_thread(
     del services.strange[path]
     # The one thread there is
     assert (await cloud.get_image(IMAGE_ID)).status == "active"
+
+
+async def test_an_answer_that_drips_over_tls_holds_no_thread(
+    services: Services, clouds: Callable[..., OpenStackCloud], done: threading.Event, tmp_path: Path
+) -> None:
+    cloud = clouds(cacert=str(services.encrypt(tmp_path)), timeout=0.5, concurrency=1)
+    path = f"/image/v2/images/{IMAGE_ID}"
+    await cloud.get_image(IMAGE_ID)
+    services.strange[path] = drip("body", done)
+    with pytest.raises(Temporary, match=r"no whole answer within 0\.5 s"):
+        await cloud.get_image(IMAGE_ID)
+    del services.strange[path]
+    assert (await cloud.get_image(IMAGE_ID)).status == "active"
+
+
+async def test_a_handshake_that_never_ends_holds_no_thread(
+    clouds: Callable[..., OpenStackCloud], services: Services
+) -> None:
+    """Its bytes come one by one, so that no time-out between two of them ever strikes."""
+    listening = socket.create_server(("127.0.0.1", 0))
+    done = threading.Event()
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                threading.Thread(target=shake, args=(connection,), daemon=True).start()
+
+    def shake(connection: socket.socket) -> None:
+        # The head of a record of the handshake, and then its 16 KiB very slowly
+        with contextlib.suppress(OSError), connection:
+            connection.sendall(b"\x16\x03\x03\x3f\xff")
+            while not done.wait(0.05):
+                connection.sendall(b"\x00")
+
+    threading.Thread(target=serve, daemon=True).start()
+    services.url = f"https://127.0.0.1:{listening.getsockname()[1]}"
+    try:
+        with pytest.raises(Temporary, match=r"no whole answer within 0\.5 s"):
+            await clouds(timeout=0.5, concurrency=1).identity()
+    finally:
+        done.set()
+        listening.close()
 
 
 async def test_leaving_does_not_wait_for_an_answer(
