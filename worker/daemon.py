@@ -58,6 +58,7 @@ CENSUS = 60.0
 STUCK = 30.0
 # How long systemd is asked to wait on, from each look on, while jobs in progress end
 PATIENCE = 15.0
+START = "start"
 # How soon a gap in the intake may lead to the next comparison: each lists the whole cloud, and each replica makes one
 GAPS = Backoff(shortest=5.0, longest=120.0)
 # Requests at once that are kept for uploads, besides [cloud] api_concurrency
@@ -296,7 +297,7 @@ class Daemon:
         router = Router(handlers=self._handlers.values(), metrics=self._metrics, times=self._times)
         dispatcher = Dispatcher(router=router, runner=self._runner, lanes=self._lanes, on_gap=self._want_resync)
         if self._settings.resync_on_start:
-            self._want_resync("start")
+            self._want_resync(START)
         intakes = [
             self._tasks.begin(f"intake-{number}", partial(self._listen, intake, dispatcher))
             for number, intake in enumerate(self._intakes)
@@ -457,7 +458,8 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.resync_interval):
                     await self._resync_wanted.wait()
-            if self._resync_wanted.is_set():
+            # The intakes open at the same time as the first one begins, and what they missed until then is to be found
+            if self._resync_wanted.is_set() and self._resync_why != START:
                 await asyncio.sleep(self._pace.wait(time.monotonic()))
                 self._pace.began(time.monotonic())
             why = self._resync_why or "interval"

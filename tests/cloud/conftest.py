@@ -99,6 +99,14 @@ def switched(*wanted: str) -> Iterator[None]:
             devcloud("set", *(f"{word.split('=')[0]}={before[word.split('=')[0]]}" for word in changed))
 
 
+def sql(database: str, statement: str) -> str:
+    """Have a service's database do something, as an administrator who restores a backup would."""
+    command = ("mariadb", "--no-defaults", "-S", str(HOME / "run" / "mariadb.sock"), "-uroot", "-N", database, "-e")
+    done = subprocess.run((*command, statement), capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def until(check: Callable[[], object], *, seconds: float = PATIENCE, what: str | Callable[[], str] = "") -> None:
     """Return when `check` is true; else fail and say `what` was awaited."""
     deadline, pause = time.monotonic() + seconds, 0.1

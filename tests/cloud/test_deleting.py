@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
 
-from scripts.cloud.people import HOME, Person
-from tests.cloud.conftest import of_image, switched
+from scripts.cloud.people import Person
+from tests.cloud.conftest import of_image, sql, switched
 from tests.cloud.test_upkeep import (  # noqa: F401  fixtures
     ORIGIN,
     RESYNC,
@@ -40,14 +39,6 @@ LOOKS = 5
 # Looks for an image count this many seconds apart then
 GRACE = 4.0
 SHORT = {"grace": GRACE}
-
-
-def sql(database: str, statement: str) -> str:
-    """Have a service's database do something, as an administrator who restores a backup would."""
-    command = ("mariadb", "--no-defaults", "-S", str(HOME / "run" / "mariadb.sock"), "-uroot", "-N", database, "-e")
-    done = subprocess.run((*command, statement), capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 def lose(*image_ids: str) -> None:

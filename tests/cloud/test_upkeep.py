@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from scripts.cloud.people import HOME, Person, data
-from tests.cloud.conftest import TARGETS, Groups, groups, is_warm, of_image, switched, until
+from tests.cloud.conftest import TARGETS, Groups, groups, is_warm, of_image, sql, switched, until
 from tests.cloud.proxy import Proxy
 from tests.worker_process import WorkerProcess, configuration
 
@@ -355,6 +355,9 @@ def test_of_two_volumes_the_located_one_stays(worker: Worker, images: Images, al
         # It has no location and is older nor newer than what resync sees: only the location tells them apart
         second = operator.blank("local-1", name=f"image-{image_id}", metadata=metadata)
         operator.act(second, "os-update_readonly_flag", readonly=True)
+        # A fresh one may be about to become a location
+        sql("glance", f"update images set created_at = created_at - interval 1 hour where id = '{image_id}'")
+        sql("cinder", f"update volumes set created_at = created_at - interval 10 minute where id = '{second}'")
         process.start()
         soon(lambda: second not in ids(operator, image_id), what="the second goes")
         assert warmed(operator, alice, image_id) == before
