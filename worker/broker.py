@@ -192,6 +192,15 @@ class Look:
         return "; ".join(f"{host}: {reason}" for host, reason in self.away.items())
 
 
+def content(message: Any) -> tuple[bytes, str]:
+    """Return the bytes of a delivered message and its `compression` header, "" if it has none."""
+    body = message.body
+    compression = (message.headers or {}).get("compression")
+    # Text where the channel decodes what claims to be text, and for an empty body
+    raw = body.encode() if isinstance(body, str) else bytes(body)
+    return raw, compression if isinstance(compression, str) else ""
+
+
 class Alarm(OSError):
     """The broker is short of memory or disk, and says so when one publishes to it."""
 

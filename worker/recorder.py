@@ -59,10 +59,10 @@ class Recorder:
         self._wrote = wrote
         self._failed = failed
 
-    def route(self, body: bytes) -> Routed:
+    def route(self, body: bytes, compression: str = "") -> Routed:
         """The notification as a line; nothing of what nobody can read, since it could hold anything."""
         try:
-            return Recorded(line=line_of(decode(body)))
+            return Recorded(line=line_of(decode(body, compression)))
         except (Malformed, RecursionError) as error:
             # What is deeper than Python can follow was never a notification of Glance's or Cinder's
             log.warning("message_not_recorded", reason=str(error))

@@ -38,7 +38,7 @@ class RecordingSink:
         """The bodies of the letters that were accepted, in order."""
         return [routed.letter.body for routed in self.accepted if routed.letter is not None]
 
-    def route(self, body: bytes) -> Routed:
+    def route(self, body: bytes, compression: str = "") -> Routed:
         assert isinstance(body, bytes)
         self.bodies.append(body)
         try:
@@ -81,8 +81,8 @@ class RoutingSink:
     def letters(self) -> list[tuple[str, bytes | None]]:
         return [(routed.letter.reason, routed.letter.body) for routed in self.accepted if routed.letter]
 
-    def route(self, body: bytes) -> Routed:
-        return self._router.route(body)
+    def route(self, body: bytes, compression: str = "") -> Routed:
+        return self._router.route(body, compression)
 
     async def accept(self, routed: Sequence[Routed]) -> None:
         self.accepted.extend(routed)

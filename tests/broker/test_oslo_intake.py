@@ -27,7 +27,7 @@ from worker.job import Job, Key
 class PayloadSink(RecordingSink):
     """Makes a job of each notification whose payload has an id."""
 
-    def route(self, body: bytes) -> Routed:
+    def route(self, body: bytes, compression: str = "") -> Routed:
         self.bodies.append(body)
         image_id = json.loads(body)["payload"].get("id")
         return Routed(jobs=(Job(key=Key("test", image_id), cause="test", first_at=0.0),)) if image_id else Routed()
@@ -36,11 +36,15 @@ class PayloadSink(RecordingSink):
 class Service:
     """A service that notifies, as Glance and Cinder do it."""
 
-    def __init__(self, *, url: str, exchange: str) -> None:
+    def __init__(self, *, url: str, exchange: str, compression: str = "") -> None:
         conf = cfg.ConfigOpts()
         # Registers the option that the transport looks at when it is made
         parsed = oslo_messaging.TransportURL.parse(conf, url)
         conf.set_override("control_exchange", exchange)
+        if compression:
+            # Registers the options of the driver
+            oslo_messaging.get_notification_transport(conf, url=parsed).cleanup()
+            conf.set_override("kombu_compression", compression, group="oslo_messaging_rabbit")
         self._transport = oslo_messaging.get_notification_transport(conf, url=parsed)
         self._notifier = oslo_messaging.Notifier(
             self._transport, driver="messagingv2", publisher_id="image.host", topics=["notifications"]

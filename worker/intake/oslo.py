@@ -13,9 +13,11 @@ from itertools import product
 from typing import Any
 
 import structlog
+from kombu import compression
 from oslo_config import cfg
 
-from worker.errors import Misconfigured
+from worker.compression import plain
+from worker.errors import Malformed, Misconfigured
 from worker.intake import Routed, Sink
 
 with warnings.catch_warnings():
@@ -71,6 +73,7 @@ class OsloIntake:
 
     async def run(self, sink: Sink) -> None:
         """Consume until cancelled. Misconfigured if the URL names no transport."""
+        _bound_decompression()
         try:
             transport = oslo_messaging.get_notification_transport(cfg.ConfigOpts(), url=self._url)
         except (oslo_messaging.DriverLoadFailure, oslo_messaging.InvalidTransportURL):
@@ -181,6 +184,26 @@ def wire(message: object) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         # Transports that hand over Python's own values can hold what JSON has no words for
         return json.dumps({UNREADABLE: f"{type(error).__name__}: {error}"}).encode()
+
+
+def _bound_decompression() -> None:
+    """Have kombu decompress like the rest of the worker: bounded, and with a letter for what can't be had.
+
+    kombu's own decoders fill the memory with what a small message may hold, and oslo.messaging throws away, acked, what
+    they raise on. So what can't be decompressed comes out as a JSON document with the reason, which becomes the letter.
+    """
+    registry: Any = compression
+    for method in registry.encoders():
+        encoder, _ = registry.get_encoder(method)
+        registry.register(encoder, partial(_decompressed, method), method)
+
+
+def _decompressed(method: str, body: bytes | str) -> bytes:
+    try:
+        # kombu makes text of what claims to be text
+        return plain(body.encode() if isinstance(body, str) else body, method)
+    except Malformed as error:
+        return json.dumps({UNREADABLE: str(error)}).encode()
 
 
 async def _in_thread(function: Callable[[], object]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import structlog
 
-from worker.broker import Broker, parse
+from worker.broker import Broker, content, parse
 from worker.intake import Routed, Sink
 from worker.intake.subscription import Subscription
 from worker.link import Link
@@ -183,8 +183,7 @@ class _Feed:
         return self._offer is None
 
     def _receive(self, message: Any) -> None:
-        # py-amqp has "" for an empty body
-        routed = self._sink.route(message.body or b"")
+        routed = self._sink.route(*content(message))
         if routed:
             self._routed.append(routed)
         self._newest = message.delivery_tag

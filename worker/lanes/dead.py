@@ -11,6 +11,7 @@ from typing import Any
 
 from amqp.exceptions import NotFound, ResourceLocked
 
+from worker.broker import content
 from worker.dead_letter import DeadLetter
 from worker.errors import Malformed, Temporary
 from worker.lanes.topology import Topology
@@ -62,8 +63,7 @@ class DeadQueue:
             message = self._channel.basic_get(self._name, no_ack=False)
             if message is None:
                 return
-            body = message.body
-            raw = body.encode() if isinstance(body, str) else bytes(body)
+            raw, _ = content(message)
             try:
                 letter = DeadLetter.from_bytes(raw)
             except Malformed:
