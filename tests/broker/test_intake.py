@@ -201,6 +201,45 @@ async def test_an_exchange_is_never_declared_but_bound_once_it_is_there(rabbitmq
     rabbitmq.delete_exchange(late)
 
 
+async def test_exchanges_that_are_not_there_fill_no_log(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
+    absent = [f"absent-{uuid.uuid4().hex[:8]}" for _ in range(2)]
+    running = await run(exchanges=(exchange, *absent), look_every=0.02)
+
+    def lines() -> int:
+        return sum(f"no exchange '{name}'" in line for line in rabbitmq.errors() for name in absent)
+
+    # Looked for at 0, 0.02, 0.06, 0.14 and so on, not fifty times a second
+    await asyncio.sleep(5)
+    assert running.intake.unbound() == tuple(absent)
+    assert 2 <= lines() <= 2 * 9
+    # Nor does a connection that breaks again and again become lines
+    before = lines()
+    for _ in range(3):
+        running.sink.gaps.clear()
+        await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "the test says so")
+        await until(lambda: "connected again" in running.sink.gaps)
+    assert lines() <= before + 2
+    # What is bound is looked at all the same
+    rabbitmq.delete_exchange(exchange)
+    await until(lambda: exchange in running.intake.unbound())
+    rabbitmq.declare_exchange(exchange)
+    await until(lambda: exchange not in running.intake.unbound())
+
+
+async def test_a_service_that_begins_to_publish_has_the_other_looked_for_soon(rabbitmq: RabbitMQ, run: Run) -> None:
+    glance, cinder = (f"{name}-{uuid.uuid4().hex[:8]}" for name in ("glance", "cinder"))
+    running = await run(exchanges=(glance, cinder), look_every=0.05)
+    await asyncio.sleep(1)
+    # By now the next look is more than a second away
+    rabbitmq.declare_exchange(cinder)
+    await until(lambda: running.intake.unbound() == (glance,))
+    rabbitmq.declare_exchange(glance)
+    await until(lambda: running.intake.unbound() == ())
+    assert f"exchange {glance} was bound" in running.sink.gaps
+    for name in (glance, cinder):
+        rabbitmq.delete_exchange(name)
+
+
 async def test_an_exchange_that_was_deleted_is_bound_again(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
     running = await run()
     rabbitmq.delete_exchange(exchange)
