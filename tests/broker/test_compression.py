@@ -74,7 +74,7 @@ async def test_a_compressed_notification_becomes_jobs(
     rabbitmq: RabbitMQ, exchange: str, sink: RoutingSink, compression: str
 ) -> None:
     url = rabbitmq.url.replace("amqp://", "rabbit://")
-    service = Service(url=url, exchange=exchange, compression=compression)
+    service = Service(url=url, exchange=exchange, kombu_compression=compression)
     await asyncio.to_thread(service.notify, PAYLOAD)
     service.close()
     await until(lambda: sink.accepted)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import uuid
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import amqp
@@ -16,6 +17,8 @@ from oslo_config import cfg
 from tests.broker.hands import until
 from tests.broker.rabbitmq import RabbitMQ
 from tests.broker.sink import RecordingSink, RoutingSink
+from tests.unit.test_settings import GOOD, load
+from worker.daemon import build_intakes
 from worker.errors import Misconfigured
 from worker.intake import Routed
 
@@ -36,15 +39,17 @@ class PayloadSink(RecordingSink):
 class Service:
     """A service that notifies, as Glance and Cinder do it."""
 
-    def __init__(self, *, url: str, exchange: str, compression: str = "") -> None:
+    def __init__(self, *, url: str, exchange: str, **options: object) -> None:
+        """`options` of [oslo_messaging_rabbit]."""
         conf = cfg.ConfigOpts()
         # Registers the option that the transport looks at when it is made
         parsed = oslo_messaging.TransportURL.parse(conf, url)
         conf.set_override("control_exchange", exchange)
-        if compression:
-            # Registers the options of the driver
+        if options:
+            # Registers them
             oslo_messaging.get_notification_transport(conf, url=parsed).cleanup()
-            conf.set_override("kombu_compression", compression, group="oslo_messaging_rabbit")
+            for name, value in options.items():
+                conf.set_override(name, value, group="oslo_messaging_rabbit")
         self._transport = oslo_messaging.get_notification_transport(conf, url=parsed)
         self._notifier = oslo_messaging.Notifier(
             self._transport, driver="messagingv2", publisher_id="image.host", topics=["notifications"]
@@ -168,6 +173,40 @@ async def test_a_bad_notification_keeps_none_of_its_batch_back(rabbitmq: RabbitM
     assert len(sink.letters) == len(UNREADABLE)
     assert rabbitmq.depth(pool) == 0
     rabbitmq.delete(pool, "notifications.info", "notifications.error")
+
+
+async def test_the_options_of_oslo_messaging_are_read_from_our_file(
+    rabbitmq: RabbitMQ, exchange: str, tmp_path: Path
+) -> None:
+    url = rabbitmq.url.replace("amqp://", "rabbit://")
+    pool = f"pool-{exchange}"
+    settings = load(tmp_path, {
+        **GOOD,
+        "notifications": {"transport_urls": url, "driver": "oslo", "queue": pool, "exchanges": exchange},
+        "oslo_messaging_rabbit": {"rabbit_quorum_queue": "true"},
+    })  # fmt: skip
+    (intake,) = build_intakes(settings)
+    assert isinstance(intake, OsloIntake)
+    sink = PayloadSink()
+    async with running(intake, sink):
+        listed = json.loads(rabbitmq.ctl("list_queues", "name", "arguments", "--formatter=json"))
+        (arguments,) = (row["arguments"] for row in listed if row["name"] == pool)
+        assert ["x-queue-type", "longstr", "quorum"] in arguments
+        service = Service(url=url, exchange=exchange, rabbit_quorum_queue=True)
+        await asyncio.to_thread(service.notify, {"id": "1"})
+        await until(lambda: sink.ids == ["1"])
+        service.close()
+    rabbitmq.delete(pool, "notifications.info", "notifications.error")
+    rabbitmq.delete_exchange(exchange)
+
+
+async def test_an_option_of_oslo_messaging_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "worker.conf"
+    file.write_text("[oslo_messaging_rabbit]\nssl = perhaps\n")
+    intake = OsloIntake(url="rabbit://worker:hidden@127.0.0.1:1/", exchanges=["glance"], config_files=[str(file)])
+    with pytest.raises(Misconfigured, match=r"ssl.*perhaps") as refused:
+        await intake.run(PayloadSink())
+    assert "hidden" not in str(refused.value)
 
 
 async def test_one_that_the_sink_refuses_keeps_no_other_back(rabbitmq: RabbitMQ, exchange: str) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import product
@@ -19,6 +19,7 @@ from oslo_config import cfg
 from worker.compression import plain
 from worker.errors import Malformed, Misconfigured
 from worker.intake import Routed, Sink
+from worker.settings import OSLO_MESSAGING
 
 with warnings.catch_warnings():
     # oslo.service imports eventlet, which warns of itself; nothing here runs on it.
@@ -57,9 +58,12 @@ class OsloIntake:
         group: int = 100,
         group_wait: float = 0.2,
         grace: float = 5.0,
+        config_files: Iterable[str] = (),
+        config_dirs: Iterable[str] = (),
     ) -> None:
         """`pool`: the name under which replicas share the notifications; `group`: messages settled together, or as many
-        as come in `group_wait` seconds; `grace`: seconds a cancelled `run` waits for the sink."""
+        as come in `group_wait` seconds; `grace`: seconds a cancelled `run` waits for the sink;
+        `config_files` and `config_dirs` have the options of [oslo_messaging_*]."""
         self._url = url
         self._targets = [
             oslo_messaging.Target(exchange=exchange, topic=topic) for exchange, topic in product(exchanges, topics)
@@ -69,16 +73,22 @@ class OsloIntake:
         self._group = group
         self._group_wait = group_wait
         self._grace = grace
+        self._config_files = list(config_files)
+        self._config_dirs = list(config_dirs)
         self._problem: str | None = NOT_RUNNING
 
     async def run(self, sink: Sink) -> None:
-        """Consume until cancelled. Misconfigured if the URL names no transport."""
+        """Consume until cancelled. Misconfigured if the URL names no transport, or its options make no sense."""
         _bound_decompression()
+        conf = self._options()
         try:
-            transport = oslo_messaging.get_notification_transport(cfg.ConfigOpts(), url=self._url)
+            transport = oslo_messaging.get_notification_transport(conf, url=self._url)
         except (oslo_messaging.DriverLoadFailure, oslo_messaging.InvalidTransportURL):
             # Without the cause, whose text may have the URL in it, password and all
             raise Misconfigured(["oslo.messaging knows no transport for the URL"]) from None
+        if faults := list(_faults(conf)):
+            transport.cleanup()
+            raise Misconfigured(faults)
         try:
             while True:
                 await self._listen(transport, sink)
@@ -86,6 +96,17 @@ class OsloIntake:
         finally:
             self._problem = NOT_RUNNING
             transport.cleanup()
+
+    def _options(self) -> cfg.ConfigOpts:
+        """Return what the files say; oslo.messaging makes its own options known and reads them, as in a service."""
+        conf = cfg.ConfigOpts()
+        conf(
+            [],
+            project="image-volume-worker",
+            default_config_files=self._config_files,
+            default_config_dirs=self._config_dirs,
+        )
+        return conf
 
     def problem(self) -> str | None:
         """None while the listener runs, as far as can be told."""
@@ -121,6 +142,16 @@ class OsloIntake:
             await _in_thread(listener.stop)
             await offers.close(grace=self._grace)
             await _in_thread(listener.wait)
+
+
+def _faults(conf: cfg.ConfigOpts) -> Iterator[str]:
+    """Values that oslo.messaging would stumble over, at each connection anew."""
+    for group in (name for name in conf if name.startswith(OSLO_MESSAGING)):
+        for option in conf[group]:
+            try:
+                conf[group][option]
+            except (cfg.Error, ValueError) as error:
+                yield f"[{group}] {option}: {str(error).rpartition('is not valid: ')[2]}"
 
 
 class _Offers:
