@@ -210,8 +210,8 @@ class Borders:
         reached = {str(source): {"number": dice.below(9), "length": length, "head": head}}
         path = Path(self._folder.name, "checkpoint")
         path.write_bytes(dice.left if dice.below(6) == 0 else json.dumps(dice.mutated(reached)).encode())
-        with contextlib.suppress(Misconfigured):
-            assert replay.Checkpoint(path).of(capture.Source(str(source))) >= 0
+        with contextlib.suppress(Misconfigured), contextlib.closing(replay.Checkpoint(path)) as checkpoint:
+            assert checkpoint.of(capture.Source(str(source))) >= 0
 
     def answer(self, data: bytes) -> None:
         """What a service answers becomes values that handlers can plan by, or one of our own errors."""
