@@ -183,7 +183,25 @@ async def test_the_queue_is_bounded_and_expires(rabbitmq: RabbitMQ, run: Run, qu
         "x-max-length": 1234,
         "x-overflow": "drop-head",
         "x-expires": 90_500,
+        "x-delivery-limit": 1_000_000,
     }
+
+
+async def test_a_queue_that_an_older_version_made_is_good_enough(
+    rabbitmq: RabbitMQ, run: Run, queue: str, exchange: str
+) -> None:
+    with rabbitmq.channel() as channel:
+        arguments = {"x-queue-type": "quorum", "x-max-length": 100_000, "x-overflow": "drop-head"}
+        channel.queue_declare(queue, durable=True, auto_delete=False, arguments={**arguments, "x-expires": 86_400_000})
+    running = await run()
+    rabbitmq.publish(message(0), exchange=exchange, routing_key=INFO)
+    await until(lambda: running.sink.ids == ["0"])
+
+
+async def test_a_classic_queue_has_no_delivery_limit(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
+    running = await run(queue_type="classic")
+    rabbitmq.publish(message(0), exchange=exchange, routing_key=INFO)
+    await until(lambda: running.sink.ids == ["0"])
 
 
 async def test_an_exchange_is_never_declared_but_bound_once_it_is_there(rabbitmq: RabbitMQ, run: Run) -> None:
@@ -312,10 +330,13 @@ async def test_a_queue_that_is_there_otherwise_is_a_problem_until_it_is_gone(
     rabbitmq: RabbitMQ, run: Run, queue: str
 ) -> None:
     with rabbitmq.channel() as channel:
-        channel.queue_declare(queue, durable=True, auto_delete=False)
+        channel.queue_declare(
+            queue, durable=True, auto_delete=False, arguments={"x-queue-type": "quorum", "x-expires": 60_000}
+        )
     running = await run(ready=False)
-    await until(lambda: "PRECONDITION_FAILED" in (running.intake.problem() or ""))
-    assert queue in str(running.intake.problem())
+    await until(lambda: "declared otherwise" in (running.intake.problem() or ""))
+    assert f"the queue {queue} was declared otherwise" in str(running.intake.problem())
+    assert "x-expires is 60000 there, and 86400000 here" in str(running.intake.problem())
     rabbitmq.delete(queue)
     await until(lambda: running.intake.problem() is None)
 

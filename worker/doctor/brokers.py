@@ -255,7 +255,7 @@ def bindings(name: str, bound: frozenset[str] | None, exchanges: Iterable[str]) 
 
 def _refusal(said: str, group: str) -> str:
     """What to do about what the broker refuses."""
-    if "inequivalent arg" in said:
+    if "declared otherwise" in said:
         return (
             f"the queue was made with other options: stop the workers and rabbitmqctl delete_queue it, or set {group} "
             "as it was"

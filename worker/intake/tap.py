@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from worker.broker import content
+from worker.broker import CLASSIC, content
 from worker.errors import Malformed
 from worker.intake.subscription import Subscription
 from worker.notification import decode
@@ -34,7 +34,7 @@ class Tap:
                 channel = connection.channel()
                 # Bytes, whatever encoding a message claims to have
                 channel.auto_decode = False
-                name = channel.queue_declare("", exclusive=True, auto_delete=True).queue
+                name = channel.queue_declare("", exclusive=True, auto_delete=True, arguments=CLASSIC).queue
                 subscription = Subscription(
                     queue=name,
                     queue_type="classic",
