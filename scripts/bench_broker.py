@@ -225,8 +225,8 @@ class Counting:
         self._loop = asyncio.get_running_loop()
         self.done = asyncio.Event()
 
-    def route(self, body: bytes) -> Routed:
-        routed = self._router.route(body)
+    def route(self, body: bytes, compression: str = "") -> Routed:
+        routed = self._router.route(body, compression)
         self._left -= 1
         if not self._left:
             self._loop.call_soon_threadsafe(self.done.set)

@@ -22,9 +22,16 @@ HEARTBEAT = 30.0
 IO_TIMEOUT = 30.0
 """Seconds that an answer, a write or the rest of a frame may take before the connection counts as lost."""
 CONNECT_TIMEOUT = 10.0
+CLASSIC = {"x-queue-type": "classic"}
+"""For queues that are ours alone: a vhost's default_queue_type may be one that can't be exclusive."""
 
 _SCHEMES = {"rabbit": False, "kombu": False, "amqp": False, "pyamqp": False, "amqps": True}
 _HOST = re.compile(r"(?:\[(?P<literal>[^]]+)]|(?P<name>[^:[\]]+))(?::(?P<port>\d{1,5}))?")
+_VALUE = r"(?:none|(?:the value )?'(?P<{}>[^']*)'(?: of type '\w+')?)"
+_INEQUIVALENT = re.compile(
+    r"inequivalent arg '(?P<argument>[^']+)' for queue '(?P<queue>[^']+)' in vhost '[^']*': "
+    rf"received {_VALUE.format('ours')} but current is {_VALUE.format('theirs')}"
+)
 _WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 
 
@@ -192,6 +199,15 @@ class Look:
         return "; ".join(f"{host}: {reason}" for host, reason in self.away.items())
 
 
+def content(message: Any) -> tuple[bytes, str]:
+    """Return the bytes of a delivered message and its `compression` header, "" if it has none."""
+    body = message.body
+    compression = (message.headers or {}).get("compression")
+    # Text where the channel decodes what claims to be text, and for an empty body
+    raw = body.encode() if isinstance(body, str) else bytes(body)
+    return raw, compression if isinstance(compression, str) else ""
+
+
 class Alarm(OSError):
     """The broker is short of memory or disk, and says so when one publishes to it."""
 
@@ -215,7 +231,7 @@ def look(url: str, *, exchanges: Iterable[str] = (), queues: Iterable[str] = (),
             if not found.version:
                 found = _ask(connection, found, tuple(exchanges), tuple(queues), trial)
         except (OSError, AMQPError) as error:
-            away[str(host)] = _line(error)
+            away[str(host)] = words(error)
         finally:
             with contextlib.suppress(OSError, AMQPError):
                 connection.close()
@@ -230,7 +246,7 @@ def scratch(connection: Connection, name: str) -> None:
     """
     # Not closed by a `with`: a broker with an alarm would not answer to that either
     channel = connection.channel()
-    channel.queue_declare(name, exclusive=True, auto_delete=True, durable=False)
+    channel.queue_declare(name, exclusive=True, auto_delete=True, durable=False, arguments=CLASSIC)
     channel.basic_publish(Message(b"doctor"), exchange="", routing_key=name)
     channel.basic_get(name, no_ack=True)
     channel.queue_delete(name)
@@ -242,7 +258,7 @@ def _open(broker: Broker, host: Host) -> Connection | str:
     try:
         return broker.connect(host, name="doctor", on_blocked=_stop, on_unblocked=lambda: None)
     except (OSError, AMQPError) as error:
-        return _line(error)
+        return words(error)
 
 
 def _stop(reason: str) -> None:
@@ -260,10 +276,10 @@ def _ask(
         try:
             trial(connection, depths)
         except Alarm as error:
-            refused = _line(error)
+            refused = words(error)
             connection.collect()
         except (OSError, AMQPError) as error:
-            refused = _line(error)
+            refused = words(error)
     properties = connection.server_properties
     return replace(
         found,
@@ -275,9 +291,17 @@ def _ask(
     )
 
 
-def _line(error: BaseException) -> str:
-    """What the broker says, in a line."""
-    return str(getattr(error, "reply_text", "") or error or type(error).__name__)
+def words(error: BaseException) -> str:
+    """Return what went wrong in a line; of a queue that is there, but not as we declare it, what is different."""
+    said = str(getattr(error, "reply_text", "") or error) or type(error).__name__
+    match = _INEQUIVALENT.search(said)
+    if match is None:
+        return said
+    here, there = (match[side] or "not set" for side in ("ours", "theirs"))
+    return (
+        f"the queue {match['queue']} was declared otherwise: {match['argument']} is {there} there, and {here} here "
+        "(PRECONDITION_FAILED)"
+    )
 
 
 def _is_there(connection: Connection, exchange: str) -> bool:
@@ -299,5 +323,5 @@ def _depth(connection: Connection, queue: str) -> Depth | None:
             # Also said of a queue that is there, on a node that is not
             return None if "no queue" in str(error.reply_text) else Depth(problem=str(error.reply_text))
         except ChannelError as error:
-            return Depth(problem=_line(error))
+            return Depth(problem=words(error))
     return Depth(messages=answer.message_count, consumers=answer.consumer_count)

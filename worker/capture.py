@@ -146,11 +146,11 @@ def decoded(body: bytes) -> dict[str, Any]:
         inner = _unwrapped(body)
         if inner is None:
             raise Malformed(str(error)) from error
-    return decode(inner)
+    return decode(*inner)
 
 
-def _unwrapped(body: bytes) -> bytes | None:
-    """What a capturing tool has put around a message's bytes, taken off; None if it is none that we know."""
+def _unwrapped(body: bytes) -> tuple[bytes, str] | None:
+    """Return the message that a capturing tool has wrapped, and its compression; None for no wrapping that we know."""
     try:
         outer = json.loads(body)
     except (ValueError, RecursionError):
@@ -163,18 +163,26 @@ def _unwrapped(body: bytes) -> bytes | None:
         if not isinstance(payload, str):
             return None
         if outer["payload_encoding"] != "base64":
-            return payload.encode()
+            return payload.encode(), ""
         try:
-            return base64.b64decode(payload, validate=True)
+            return base64.b64decode(payload, validate=True), _compression(outer)
         except binascii.Error:
             return None
     for name in ("raw", "body", "message"):
         inner = outer.get(name)
         if isinstance(inner, str):
-            return inner.encode()
+            return inner.encode(), ""
         if isinstance(inner, dict):
-            return json.dumps(inner).encode()
+            return json.dumps(inner).encode(), ""
     return None
+
+
+def _compression(outer: dict[str, Any]) -> str:
+    """Return the header by which kombu says how it compressed the payload; "" if there is none."""
+    properties = outer.get("properties")
+    headers = properties.get("headers") if isinstance(properties, dict) else None
+    compression = headers.get("compression") if isinstance(headers, dict) else None
+    return compression if isinstance(compression, str) else ""
 
 
 def _split(stream: io.BufferedReader) -> Iterator[Message]:

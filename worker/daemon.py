@@ -140,6 +140,8 @@ def build_intakes(settings: Settings) -> list[Intake]:
                 topics=settings.topics,
                 priorities=settings.priorities,
                 pool=settings.queue,
+                config_files=settings.config_files,
+                config_dirs=settings.config_dirs,
             )
             for url in settings.transport_urls
         ]

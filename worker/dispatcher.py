@@ -27,9 +27,9 @@ class Dispatcher:
         self._on_gap = on_gap
         self._loop = asyncio.get_running_loop()
 
-    def route(self, body: bytes) -> Routed:
+    def route(self, body: bytes, compression: str = "") -> Routed:
         """See `Sink`."""
-        return self._router.route(body)
+        return self._router.route(body, compression)
 
     async def accept(self, routed: Sequence[Routed]) -> None:
         """See `Sink`."""

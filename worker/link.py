@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import structlog
 from amqp.exceptions import AMQPError
 
-from worker.broker import HEARTBEAT, IO_TIMEOUT, Broker, Host
+from worker.broker import HEARTBEAT, IO_TIMEOUT, Broker, Host, words
 
 log = structlog.get_logger(__name__)
 
@@ -139,7 +139,7 @@ class Link:
             self._found()
             self._serve(connection)
         except (AMQPError, OSError) as error:
-            self._missed(f"{host}: {error}")
+            self._missed(f"{host}: {words(error)}")
         except Exception as error:
             # The root of a thread: py-amqp raises what it likes on a connection that breaks under it, and a fault of
             # ours must not end the intake for ever. Both are over with the next connection, or seen in the log.

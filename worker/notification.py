@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 
+from worker.compression import plain
 from worker.errors import Malformed
 from worker.target import TAG
 
@@ -78,13 +79,14 @@ class Notification:
         )
 
 
-def decode(body: bytes) -> dict[str, Any]:
-    """The fields of a message, whose `event_type` is text: envelope 2.0 or bare; Malformed if it is neither.
+def decode(body: bytes, compression: str = "") -> dict[str, Any]:
+    """Return the fields of a message, whose `event_type` is text: envelope 2.0 or bare; Malformed if it is neither.
 
+    `compression` is the message's header of that name, "" if it has none.
     Source: oslo_messaging/notify/messaging.py, oslo_messaging/_drivers/common.py (serialize_msg).
     """
     try:
-        message = _loads(body)
+        message = _loads(plain(body, compression))
         if isinstance(message, dict) and "oslo.message" in message:
             message = _loads(message["oslo.message"])
         if not isinstance(message, dict):

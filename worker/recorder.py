@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import json
 import os
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 
 import structlog
 
+from worker import owned
 from worker.errors import Malformed
 from worker.intake import Routed
 from worker.masking import masked
@@ -59,10 +59,10 @@ class Recorder:
         self._wrote = wrote
         self._failed = failed
 
-    def route(self, body: bytes) -> Routed:
+    def route(self, body: bytes, compression: str = "") -> Routed:
         """The notification as a line; nothing of what nobody can read, since it could hold anything."""
         try:
-            return Recorded(line=line_of(decode(body)))
+            return Recorded(line=line_of(decode(body, compression)))
         except (Malformed, RecursionError) as error:
             # What is deeper than Python can follow was never a notification of Glance's or Cinder's
             log.warning("message_not_recorded", reason=str(error))
@@ -109,15 +109,11 @@ class Output:
         if self._path is None:
             self._stream = sys.stdout.buffer
             return
-        # For nobody else: it tells of every image and volume
-        descriptor = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
-        stream = os.fdopen(descriptor, "ab")
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = owned.acquire(self._path)
         except BlockingIOError as error:
-            stream.close()
             raise OSError(error.errno, "another recording writes it") from error
-        self._stream = stream
+        self._stream = stream = os.fdopen(descriptor, "ab")
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             # One was killed, or its disk was full, in the middle of a line: the next one must not be glued to it
@@ -137,10 +133,10 @@ class Output:
             self.rotate()
 
     def rotate(self) -> None:
-        """Set aside what was written, compressed."""
+        """Set aside what was written, compressed. The file stays ours all the while: a second recording that began
+        meanwhile would write lines that are deleted with it."""
         if self._path is None or self._stream is None:
             return
-        self.close()
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         done = self._path.with_name(f"{self._path.stem}-{stamp}{self._path.suffix}.gz")
         half = done.with_suffix(".part")
@@ -150,14 +146,16 @@ class Output:
             raw.flush()
             os.fsync(raw.fileno())
         os.replace(half, done)
-        self._path.unlink()
+        owned.sync_folder(done.parent)
+        full, self._stream = self._stream, os.fdopen(owned.replace(self._path, b""), "ab")
+        full.close()
+        self._began = time.time()
         # Its own alone: beside capture.jsonl there may be those of a capture-cinder.jsonl
         mine = re.compile(rf"{re.escape(self._path.stem)}-\d{{8}}T\d{{6}}\.\d{{6}}Z{re.escape(self._path.suffix)}\.gz")
         old = sorted(file for file in self._path.parent.iterdir() if mine.fullmatch(file.name))
         for file in old[: -self._keep] if self._keep else ():
             file.unlink()
         log.info("capture_rotated", file=str(done))
-        self.open()
 
     def close(self) -> None:
         """Let go of the file."""

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TextIO
 
+from worker import owned
 from worker.capture import Message, Source, decoded
 from worker.errors import Malformed, Misconfigured
 from worker.job import Job, Key
@@ -85,19 +86,37 @@ class _Reached:
 
 
 class Checkpoint:
-    """How far each source has been taken into the lanes, in a file, so that the next replay goes on from there."""
+    """How far each source has been taken into the lanes, in a file, so that the next replay goes on from there.
+
+    One replay at a time has it, until it is closed: two would each write what the other one does not know.
+    """
 
     def __init__(self, path: Path | None) -> None:
+        """Misconfigured if the file can't be had, is something else, or belongs to a replay that runs."""
         self._path = path
         self._done: dict[str, _Reached] = {}
-        if path and path.exists():
-            try:
-                done = json.loads(path.read_text())
-                self._done = {str(source): _Reached(**reached) for source, reached in done.items()}
-            except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
-                raise Misconfigured([f"{path} is no checkpoint of a replay: {error}"]) from error
-        elif path and not path.parent.is_dir():
+        self._held: int | None = None
+        if path is None:
+            return
+        if not path.parent.is_dir():
             raise Misconfigured([f"{path}: no such folder"])
+        try:
+            self._held = owned.acquire(path)
+            text = path.read_text()
+            # An empty one was begun, and its replay ended before it got anywhere
+            done = json.loads(text) if text else {}
+            self._done = {str(source): _Reached(**reached) for source, reached in done.items()}
+        except BlockingIOError as error:
+            raise Misconfigured([f"{path}: another replay goes by it"]) from error
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
+            self.close()
+            raise Misconfigured([f"{path} is no checkpoint of a replay: {error}"]) from error
+
+    def close(self) -> None:
+        """Let another replay have it."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     def of(self, source: Source) -> int:
         """The number of the last message of the source that has been dealt with; Misconfigured if it is another now."""
@@ -116,9 +135,10 @@ class Checkpoint:
             return
         length, head = (reached.length, reached.head) if reached else source.head(HEAD)
         self._done[source.path] = _Reached(number=number, length=length, head=head)
-        half = self._path.with_name(self._path.name + ".part")
-        half.write_text(json.dumps({path: asdict(one) for path, one in self._done.items()}, indent=1) + "\n")
-        os.replace(half, self._path)
+        text = json.dumps({path: asdict(one) for path, one in self._done.items()}, indent=1) + "\n"
+        held, self._held = self._held, owned.replace(self._path, text.encode())
+        if held is not None:
+            os.close(held)
 
 
 @dataclass(slots=True)

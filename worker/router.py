@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import structlog
 
+from worker.compression import head
 from worker.dead_letter import MOST_BODY, DeadLetter
 from worker.errors import Malformed
 from worker.handler import Handler
@@ -32,14 +33,14 @@ class Router:
         self._metrics = metrics
         self._times = times
 
-    def route(self, body: bytes) -> Routed:
+    def route(self, body: bytes, compression: str = "") -> Routed:
         """The jobs that come of one message; a dead letter if nobody can read it; nothing if nobody wants it."""
         now = time.time()
         try:
-            message = decode(body)
+            message = decode(body, compression)
         except Malformed as error:
             self._metrics.notification("", "malformed", known=False)
-            return Routed(letter=_letter(body, str(error), now=now))
+            return Routed(letter=_letter(head(body, compression, MOST_BODY), str(error), now=now))
         # Most of what services announce concerns nobody here
         event_type = message["event_type"]
         if not self.routes(event_type) and event_type not in TIMED:
@@ -48,7 +49,7 @@ class Router:
         notification = Notification.of(message)
         self._times.see(notification)
         jobs, fault = self._jobs(notification, now=now)
-        return Routed(jobs=jobs, letter=_letter(body, fault, now=now) if fault else None)
+        return Routed(jobs=jobs, letter=_letter(head(body, compression, MOST_BODY), fault, now=now) if fault else None)
 
     def routes(self, event_type: str) -> bool:
         """Whether any handler wants to hear of such notifications."""
@@ -99,7 +100,7 @@ class Router:
 
 
 def _letter(body: bytes, reason: str, *, now: float) -> DeadLetter:
-    return DeadLetter(lane="intake", reason=reason, last_at=now, body=masked_bytes(body[:MOST_BODY])[:MOST_BODY])
+    return DeadLetter(lane="intake", reason=reason, last_at=now, body=masked_bytes(body)[:MOST_BODY])
 
 
 def _checked(key: object) -> Key:

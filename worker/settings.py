@@ -22,6 +22,7 @@ from worker.web import address_of
 # Keystone's own, with or without dashes, and the longer ones of LDAP
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+OSLO_MESSAGING = "oslo_messaging_"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 NOTIFICATIONS = cfg.OptGroup("notifications", title="Where notifications come from")
@@ -73,7 +74,9 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             default="rabbit",
             choices=["rabbit", "oslo"],
             help="rabbit: our own consumer; oslo: oslo.messaging's listener, for transports that are not RabbitMQ. "
-            "The two make queues of different kinds: change queue with it.",
+            "It takes the options of [oslo_messaging_*] from the same files (TLS, SASL, quorum queues), as a service "
+            "does; rabbit takes TLS from the URL, and none of these. The two make queues of different kinds: change "
+            "queue with it.",
         ),
         cfg.ListOpt(
             "management_urls",
@@ -332,6 +335,9 @@ class Settings:
     resync_on_start: bool
     bind: tuple[str, int] | None
     page: bool
+    config_files: tuple[str, ...] = ()
+    config_dirs: tuple[str, ...] = ()
+    """What was read, for the options of oslo.messaging, which only oslo.messaging knows."""
 
     @property
     def lanes(self) -> list[str]:
@@ -430,6 +436,8 @@ def load(conf: cfg.ConfigOpts) -> Settings:
         resync_on_start=conf.resync.on_start,
         bind=bind,
         page=conf.probes.page,
+        config_files=tuple(conf.config_file or ()),
+        config_dirs=tuple(conf.config_dir or ()),
     )
 
 
@@ -571,6 +579,9 @@ def _unknown(conf: cfg.ConfigOpts) -> Iterator[str]:
     # oslo.config tells what is in its files no other way
     parsed = [] if conf._namespace is None else conf._namespace._parsed
     for section, given in ((section, given) for file in parsed for section, given in file.items()):
+        if section.startswith(OSLO_MESSAGING):
+            # Its own options, read by it with driver = oslo, and shared with services by some operators
+            continue
         if section not in known:
             if not given:
                 # A title without anything under it, as the sample has them

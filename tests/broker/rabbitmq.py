@@ -99,6 +99,10 @@ class RabbitMQ:
         )
         return done.stdout
 
+    def errors(self) -> list[str]:
+        """The errors that the node has logged up to now, a line each."""
+        return (self._folder / f"{SERVER}.log").read_text(errors="replace").splitlines()
+
     @contextlib.contextmanager
     def channel(self) -> Iterator[amqp.Channel]:
         """A channel on a connection of its own, with publisher confirms."""

@@ -1,4 +1,4 @@
-"""A sink for tests: remembers what it is given."""
+"""Sinks for tests, which remember what they are given."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import asyncio
 import json
 from collections.abc import Sequence
 
+from tests.fake_cloud import FakeCloud
+from tests.rig import FAST, STORES, Rig
 from worker.dead_letter import DeadLetter
 from worker.intake import Routed
 from worker.job import Job, Key
+from worker.metrics import Metrics
+from worker.router import Router
+from worker.volume_times import VolumeTimes
 
 
 class RecordingSink:
@@ -33,7 +38,7 @@ class RecordingSink:
         """The bodies of the letters that were accepted, in order."""
         return [routed.letter.body for routed in self.accepted if routed.letter is not None]
 
-    def route(self, body: bytes) -> Routed:
+    def route(self, body: bytes, compression: str = "") -> Routed:
         assert isinstance(body, bytes)
         self.bodies.append(body)
         try:
@@ -58,3 +63,29 @@ class RecordingSink:
 
     def gap(self, reason: str) -> None:
         self.gaps.append(reason)
+
+
+class RoutingSink:
+    """The daemon's own router, and lanes that only remember."""
+
+    def __init__(self) -> None:
+        rig, metrics = Rig(FakeCloud(stores=STORES), targets=(FAST,)), Metrics()
+        self._router = Router(handlers=rig.handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics))
+        self.accepted: list[Routed] = []
+
+    @property
+    def images(self) -> set[str]:
+        return {job.key.image_id for routed in self.accepted for job in routed.jobs}
+
+    @property
+    def letters(self) -> list[tuple[str, bytes | None]]:
+        return [(routed.letter.reason, routed.letter.body) for routed in self.accepted if routed.letter]
+
+    def route(self, body: bytes, compression: str = "") -> Routed:
+        return self._router.route(body, compression)
+
+    async def accept(self, routed: Sequence[Routed]) -> None:
+        self.accepted.extend(routed)
+
+    def gap(self, reason: str) -> None:
+        pass

@@ -312,7 +312,7 @@ def test_a_queue_made_with_other_options(settings: Settings, tmp_path: Path) -> 
         )
         found = checks(other)
     assert found["notifications 0 queue"].verdict == "fail"
-    assert "inequivalent arg 'x-expires'" in found["notifications 0 queue"].detail
+    assert "declared otherwise: x-expires is " in found["notifications 0 queue"].detail
     assert "delete_queue" in found["notifications 0 queue"].advice
 
 

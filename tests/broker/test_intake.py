@@ -183,7 +183,25 @@ async def test_the_queue_is_bounded_and_expires(rabbitmq: RabbitMQ, run: Run, qu
         "x-max-length": 1234,
         "x-overflow": "drop-head",
         "x-expires": 90_500,
+        "x-delivery-limit": 1_000_000,
     }
+
+
+async def test_a_queue_that_an_older_version_made_is_good_enough(
+    rabbitmq: RabbitMQ, run: Run, queue: str, exchange: str
+) -> None:
+    with rabbitmq.channel() as channel:
+        arguments = {"x-queue-type": "quorum", "x-max-length": 100_000, "x-overflow": "drop-head"}
+        channel.queue_declare(queue, durable=True, auto_delete=False, arguments={**arguments, "x-expires": 86_400_000})
+    running = await run()
+    rabbitmq.publish(message(0), exchange=exchange, routing_key=INFO)
+    await until(lambda: running.sink.ids == ["0"])
+
+
+async def test_a_classic_queue_has_no_delivery_limit(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
+    running = await run(queue_type="classic")
+    rabbitmq.publish(message(0), exchange=exchange, routing_key=INFO)
+    await until(lambda: running.sink.ids == ["0"])
 
 
 async def test_an_exchange_is_never_declared_but_bound_once_it_is_there(rabbitmq: RabbitMQ, run: Run) -> None:
@@ -199,6 +217,45 @@ async def test_an_exchange_is_never_declared_but_bound_once_it_is_there(rabbitmq
     rabbitmq.publish(message(0), exchange=late, routing_key=INFO)
     await until(lambda: running.sink.ids == ["0"])
     rabbitmq.delete_exchange(late)
+
+
+async def test_exchanges_that_are_not_there_fill_no_log(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
+    absent = [f"absent-{uuid.uuid4().hex[:8]}" for _ in range(2)]
+    running = await run(exchanges=(exchange, *absent), look_every=0.02)
+
+    def lines() -> int:
+        return sum(f"no exchange '{name}'" in line for line in rabbitmq.errors() for name in absent)
+
+    # Looked for at 0, 0.02, 0.06, 0.14 and so on, not fifty times a second
+    await asyncio.sleep(5)
+    assert running.intake.unbound() == tuple(absent)
+    assert 2 <= lines() <= 2 * 9
+    # Nor does a connection that breaks again and again become lines
+    before = lines()
+    for _ in range(3):
+        running.sink.gaps.clear()
+        await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "the test says so")
+        await until(lambda: "connected again" in running.sink.gaps)
+    assert lines() <= before + 2
+    # What is bound is looked at all the same
+    rabbitmq.delete_exchange(exchange)
+    await until(lambda: exchange in running.intake.unbound())
+    rabbitmq.declare_exchange(exchange)
+    await until(lambda: exchange not in running.intake.unbound())
+
+
+async def test_a_service_that_begins_to_publish_has_the_other_looked_for_soon(rabbitmq: RabbitMQ, run: Run) -> None:
+    glance, cinder = (f"{name}-{uuid.uuid4().hex[:8]}" for name in ("glance", "cinder"))
+    running = await run(exchanges=(glance, cinder), look_every=0.05)
+    await asyncio.sleep(1)
+    # By now the next look is more than a second away
+    rabbitmq.declare_exchange(cinder)
+    await until(lambda: running.intake.unbound() == (glance,))
+    rabbitmq.declare_exchange(glance)
+    await until(lambda: running.intake.unbound() == ())
+    assert f"exchange {glance} was bound" in running.sink.gaps
+    for name in (glance, cinder):
+        rabbitmq.delete_exchange(name)
 
 
 async def test_an_exchange_that_was_deleted_is_bound_again(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
@@ -273,10 +330,13 @@ async def test_a_queue_that_is_there_otherwise_is_a_problem_until_it_is_gone(
     rabbitmq: RabbitMQ, run: Run, queue: str
 ) -> None:
     with rabbitmq.channel() as channel:
-        channel.queue_declare(queue, durable=True, auto_delete=False)
+        channel.queue_declare(
+            queue, durable=True, auto_delete=False, arguments={"x-queue-type": "quorum", "x-expires": 60_000}
+        )
     running = await run(ready=False)
-    await until(lambda: "PRECONDITION_FAILED" in (running.intake.problem() or ""))
-    assert queue in str(running.intake.problem())
+    await until(lambda: "declared otherwise" in (running.intake.problem() or ""))
+    assert f"the queue {queue} was declared otherwise" in str(running.intake.problem())
+    assert "x-expires is 60000 there, and 86400000 here" in str(running.intake.problem())
     rabbitmq.delete(queue)
     await until(lambda: running.intake.problem() is None)
 

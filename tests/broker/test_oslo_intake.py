@@ -6,26 +6,31 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import amqp
 import pytest
 from oslo_config import cfg
 
 from tests.broker.hands import until
-from tests.broker.sink import RecordingSink
+from tests.broker.rabbitmq import RabbitMQ
+from tests.broker.sink import RecordingSink, RoutingSink
+from tests.unit.test_settings import GOOD, load
+from worker.daemon import build_intakes
 from worker.errors import Misconfigured
 from worker.intake import Routed
 
 # oslo_messaging from there, as it is imported there without its warnings
-from worker.intake.oslo import OsloIntake, notification, oslo_messaging
+from worker.intake.oslo import OsloIntake, oslo_messaging, wire
 from worker.job import Job, Key
 
 
 class PayloadSink(RecordingSink):
     """Makes a job of each notification whose payload has an id."""
 
-    def route(self, body: bytes) -> Routed:
+    def route(self, body: bytes, compression: str = "") -> Routed:
         self.bodies.append(body)
         image_id = json.loads(body)["payload"].get("id")
         return Routed(jobs=(Job(key=Key("test", image_id), cause="test", first_at=0.0),)) if image_id else Routed()
@@ -34,11 +39,17 @@ class PayloadSink(RecordingSink):
 class Service:
     """A service that notifies, as Glance and Cinder do it."""
 
-    def __init__(self, *, url: str, exchange: str) -> None:
+    def __init__(self, *, url: str, exchange: str, **options: object) -> None:
+        """`options` of [oslo_messaging_rabbit]."""
         conf = cfg.ConfigOpts()
         # Registers the option that the transport looks at when it is made
         parsed = oslo_messaging.TransportURL.parse(conf, url)
         conf.set_override("control_exchange", exchange)
+        if options:
+            # Registers them
+            oslo_messaging.get_notification_transport(conf, url=parsed).cleanup()
+            for name, value in options.items():
+                conf.set_override(name, value, group="oslo_messaging_rabbit")
         self._transport = oslo_messaging.get_notification_transport(conf, url=parsed)
         self._notifier = oslo_messaging.Notifier(
             self._transport, driver="messagingv2", publisher_id="image.host", topics=["notifications"]
@@ -67,7 +78,7 @@ def url(request: pytest.FixtureRequest, exchange: str) -> Iterator[str]:
 
 
 @contextlib.asynccontextmanager
-async def running(intake: OsloIntake, sink: RecordingSink) -> Any:
+async def running(intake: OsloIntake, sink: RecordingSink | RoutingSink) -> Any:
     """The intake at work."""
     task = asyncio.create_task(intake.run(sink))
     try:
@@ -135,6 +146,103 @@ async def test_a_url_without_a_transport_is_refused_without_showing_it() -> None
     assert "hidden" not in str(refused.value)
 
 
-def test_a_payload_that_is_not_json_is_told_as_text() -> None:
-    message = {"publisher_id": "p", "event_type": "e", "metadata": {}, "payload": {"when": object}}
-    assert json.loads(notification(message, "info"))["payload"] == {"when": "<class 'object'>"}
+BAD = [
+    {"priority": None, "event_type": "image.update", "publisher_id": "p", "payload": {}},
+    {"priority": ["info"], "publisher_id": "p", "payload": {}},
+    {"priority": "INFO", "event_type": 5, "payload": {}},
+    {"args": {}, "method": "a call that lost its way"},
+]
+UNREADABLE = BAD[1:]
+
+
+async def test_a_bad_notification_keeps_none_of_its_batch_back(rabbitmq: RabbitMQ, exchange: str) -> None:
+    sink, pool = RoutingSink(), f"pool-{exchange}"
+    images = {f"7ba7087c-0000-4000-8000-{number:012}" for number in range(96)}
+    good = [
+        {"priority": "INFO", "event_type": "image.activate", "payload": {"id": image, "status": "active"}}
+        for image in images
+    ]
+    url = rabbitmq.url.replace("amqp://", "rabbit://")
+    async with running(OsloIntake(url=url, exchanges=[exchange], pool=pool), sink):
+        with rabbitmq.channel() as channel:
+            for message in [*good[:50], *BAD, *good[50:]]:
+                body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)})
+                wrapped = amqp.Message(body, content_type="application/json", content_encoding="utf-8")
+                channel.basic_publish(wrapped, exchange=exchange, routing_key="notifications.info")
+        await until(lambda: sink.images == images and len(sink.letters) >= len(UNREADABLE))
+    assert len(sink.letters) == len(UNREADABLE)
+    assert rabbitmq.depth(pool) == 0
+    rabbitmq.delete(pool, "notifications.info", "notifications.error")
+
+
+async def test_the_options_of_oslo_messaging_are_read_from_our_file(
+    rabbitmq: RabbitMQ, exchange: str, tmp_path: Path
+) -> None:
+    url = rabbitmq.url.replace("amqp://", "rabbit://")
+    pool = f"pool-{exchange}"
+    settings = load(tmp_path, {
+        **GOOD,
+        "notifications": {"transport_urls": url, "driver": "oslo", "queue": pool, "exchanges": exchange},
+        "oslo_messaging_rabbit": {"rabbit_quorum_queue": "true"},
+    })  # fmt: skip
+    (intake,) = build_intakes(settings)
+    assert isinstance(intake, OsloIntake)
+    sink = PayloadSink()
+    async with running(intake, sink):
+        listed = json.loads(rabbitmq.ctl("list_queues", "name", "arguments", "--formatter=json"))
+        (arguments,) = (row["arguments"] for row in listed if row["name"] == pool)
+        assert ["x-queue-type", "longstr", "quorum"] in arguments
+        service = Service(url=url, exchange=exchange, rabbit_quorum_queue=True)
+        await asyncio.to_thread(service.notify, {"id": "1"})
+        await until(lambda: sink.ids == ["1"])
+        service.close()
+    rabbitmq.delete(pool, "notifications.info", "notifications.error")
+    rabbitmq.delete_exchange(exchange)
+
+
+async def test_an_option_of_oslo_messaging_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "worker.conf"
+    file.write_text("[oslo_messaging_rabbit]\nssl = perhaps\n")
+    intake = OsloIntake(url="rabbit://worker:hidden@127.0.0.1:1/", exchanges=["glance"], config_files=[str(file)])
+    with pytest.raises(Misconfigured, match=r"ssl.*perhaps") as refused:
+        await intake.run(PayloadSink())
+    assert "hidden" not in str(refused.value)
+
+
+async def test_one_that_the_sink_refuses_keeps_no_other_back(rabbitmq: RabbitMQ, exchange: str) -> None:
+    class Choosy(PayloadSink):
+        """Does not take the image 7 before it is told to."""
+
+        closed = True
+
+        async def accept(self, routed: Sequence[Routed]) -> None:
+            if self.closed and any(job.key.image_id == "7" for one in routed for job in one.jobs):
+                raise RuntimeError("refused by the test")
+            await super().accept(routed)
+
+    sink, pool = Choosy(), f"pool-{exchange}"
+    url = rabbitmq.url.replace("amqp://", "rabbit://")
+    async with running(OsloIntake(url=url, exchanges=[exchange], pool=pool, group_wait=1.0), sink):
+        service = Service(url=url, exchange=exchange)
+        for number in range(12):
+            await asyncio.to_thread(service.notify, {"id": str(number)})
+        others = sorted(map(str, {*range(12)} - {7}))
+        await until(lambda: sorted(sink.ids) == others)
+        sink.closed = False
+        await until(lambda: sorted(sink.ids) == sorted([*others, "7"]))
+        service.close()
+    assert rabbitmq.depth(pool) == 0
+    rabbitmq.delete(pool, "notifications.info", "notifications.error")
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ({"event_type": "e", "payload": {"when": object}}, "\"<class 'object'>\""),
+        ({"event_type": "e", "payload": {(1, 2): "a key of a transport's own"}}, "keys must be"),
+        (["no", "object"], "not list"),
+        (None, "not NoneType"),
+    ],
+)
+def test_whatever_a_transport_hands_over_becomes_a_message(message: object, told: str) -> None:
+    assert told in wire(message).decode().replace("\\", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 
 from tests.broker.hands import Hands, jobs, until
 from tests.broker.rabbitmq import RabbitMQ, free_ports, installed
+from tests.broker.sink import RecordingSink
+from worker.intake.oslo import OsloIntake
 from worker.lanes.rabbit import RabbitLanes
 
 
@@ -61,6 +64,20 @@ async def test_lanes_over_tls(address: str, certificate: Path) -> None:
         await lanes.publish(jobs("lane", 1, first=number))
         await hands.have(number + 1)
     await lanes.close()
+
+
+async def test_the_oslo_driver_takes_tls_from_its_options(address: str, certificate: Path, tmp_path: Path) -> None:
+    file = tmp_path / "worker.conf"
+    file.write_text(f"[oslo_messaging_rabbit]\nssl = true\nssl_ca_file = {certificate}\n")
+    url = f"rabbit://{address.format(host='localhost')}"
+    intake = OsloIntake(url=url, exchanges=["tls"], pool="tls", config_files=[str(file)])
+    sink = RecordingSink()
+    task = asyncio.create_task(intake.run(sink))
+    await until(lambda: intake.problem() is None)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert sink.gaps == ["connected"]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ def test_a_queue_that_was_made_otherwise_is_refused(rabbitmq: RabbitMQ, settings
         channel.queue_declare(settings.queue, durable=True, auto_delete=False)
     (fault,) = refused(settings, proven=settings)
     assert fault.startswith(SERVICES)
-    assert "inequivalent arg" in fault
+    assert f"the queue {settings.queue} was declared otherwise: x-" in fault
+    assert "is not set there, and " in fault
 
 
 def test_a_password_that_is_wrong_is_refused(rabbitmq: RabbitMQ, settings: Settings) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import contextlib
 import gzip
 import io
 import json
+import lzma
 import tempfile
+import zlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from tests.fuzz.dice import Dice
 from tests.rig import Rig
 from worker import broker, capture, replay, settings
 from worker.cloud import Image, Location
+from worker.compression import BZIP2, GZIP, LZMA, ZSTD
 from worker.dead_letter import MOST_BODY, DeadLetter
 from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.job import Job
@@ -46,6 +51,13 @@ URL_PARTS = (
     "ssl=1", "&", "[::1]", "%2f", "%zz", ",", ";", "$", "\x00", "é", "[", "]", "@", "#", "ssl_ca_file=/x", " ",
 )  # fmt: skip
 Border = Callable[[bytes], None]
+COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
+    "": bytes,
+    GZIP: zlib.compress,
+    BZIP2: bz2.compress,
+    LZMA: partial(lzma.compress, preset=0),
+    ZSTD: zstd.compress,
+}
 
 
 def message(dice: Dice) -> bytes:
@@ -103,8 +115,12 @@ class Borders:
 
     def wire(self, data: bytes) -> None:
         """A notification becomes jobs of keys that exist, or a dead letter of bounded size; nothing else."""
-        body = message(Dice(data))
-        routed = self._router.route(body)
+        dice = Dice(data)
+        body, compression = message(dice), dice.pick(tuple(COMPRESSORS))
+        # Compressed as its header says, or not
+        if dice.below(4):
+            body = COMPRESSORS[compression](body)
+        routed = self._router.route(body, compression)
         lanes = self._rig.runner.lanes
         for job in routed.jobs:
             assert IMAGE_ID.fullmatch(job.key.image_id), job
@@ -194,8 +210,8 @@ class Borders:
         reached = {str(source): {"number": dice.below(9), "length": length, "head": head}}
         path = Path(self._folder.name, "checkpoint")
         path.write_bytes(dice.left if dice.below(6) == 0 else json.dumps(dice.mutated(reached)).encode())
-        with contextlib.suppress(Misconfigured):
-            assert replay.Checkpoint(path).of(capture.Source(str(source))) >= 0
+        with contextlib.suppress(Misconfigured), contextlib.closing(replay.Checkpoint(path)) as checkpoint:
+            assert checkpoint.of(capture.Source(str(source))) >= 0
 
     def answer(self, data: bytes) -> None:
         """What a service answers becomes values that handlers can plan by, or one of our own errors."""

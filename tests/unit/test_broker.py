@@ -5,9 +5,10 @@ from __future__ import annotations
 import ssl
 
 import pytest
+from amqp.exceptions import PreconditionFailed
 from oslo_config import cfg
 
-from worker.broker import Tls, parse
+from worker.broker import Tls, parse, words
 from worker.errors import Misconfigured
 
 # From there, as it is imported there without its warnings
@@ -101,3 +102,29 @@ def test_what_names_no_rabbitmq_is_refused_without_showing_it(url: str) -> None:
 def test_the_name_for_logs() -> None:
     assert str(parse("rabbit://u:pw@h1,u:pw@[::1]:5673/nova?ssl=1")) == "amqps://h1:5671,[::1]:5673/nova"
     assert str(parse("rabbit://u:pw@h1//")) == "amqp://h1:5672/"
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("received 'quorum' but current is 'classic'", "x-arg is classic there, and quorum here"),
+        (
+            "received the value '60000' of type 'signedint' but current is none",
+            "x-arg is not set there, and 60000 here",
+        ),
+        (
+            "received none but current is the value '1000' of type 'signedint'",
+            "x-arg is 1000 there, and not set here",
+        ),
+    ],
+)
+def test_a_queue_that_is_there_otherwise_is_told_in_words(said: str, told: str) -> None:
+    text = f"PRECONDITION_FAILED - inequivalent arg 'x-arg' for queue 'q' in vhost '/': {said}"
+    assert words(PreconditionFailed(text, (50, 10), 406)) == (
+        f"the queue q was declared otherwise: {told} (PRECONDITION_FAILED)"
+    )
+
+
+def test_other_errors_are_told_as_they_are() -> None:
+    assert words(OSError("connection refused")) == "connection refused"
+    assert words(TimeoutError()) == "TimeoutError"

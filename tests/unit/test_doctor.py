@@ -114,7 +114,7 @@ def seen(**changes: Any) -> Look:
         (seen(queues={QUEUE: Depth(messages=7)}), " queue", "warn", "7 messages, 0 consumers"),
         (seen(queues={QUEUE: Depth(messages=20_000, consumers=1)}), " queue", "warn", "20000 messages"),
         (seen(queues={QUEUE: Depth(problem="node is down")}), " queue", "fail", "node is down"),
-        (seen(refused="inequivalent arg 'x-expires'"), " queue", "fail", "inequivalent"),
+        (seen(refused="the queue q was declared otherwise: x-expires"), " queue", "fail", "otherwise"),
         (seen(refused="access to queue refused"), " queue", "fail", "refused"),
         (seen(), " notifications.info", "ok", "0 messages"),
         (seen(queues={"notifications.info": Depth(messages=9)}), " notifications.info", "warn", "nobody drains it"),
@@ -146,7 +146,7 @@ def test_a_classic_queue_does_on_an_old_broker(settings: Settings) -> None:
 
 def test_advice_on_a_refusal_says_what_was_refused(settings: Settings) -> None:
     for said, word in (
-        ("inequivalent arg 'x-expires'", "delete_queue"),
+        ("the queue q was declared otherwise: x-expires", "delete_queue"),
         ("the broker takes no messages: low on memory", "memory or disk"),
         ("access to vhost refused", "set_permissions"),
     ):

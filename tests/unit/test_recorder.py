@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -128,6 +130,30 @@ async def test_two_recordings_do_not_write_one_file(tmp_path: Path, recorder: Ma
     await record(recorder(file, size=500), *(notification("image.update", {"number": number}) for number in range(9)))
     with pytest.raises(OSError, match="another recording writes it"):
         Output(str(file)).open()
+
+
+async def test_a_second_recording_waits_for_the_first_one_to_set_its_file_aside(
+    tmp_path: Path, recorder: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, refused = tmp_path / "capture.jsonl", list[str]()
+    real = shutil.copyfileobj
+
+    def slow(source: BinaryIO, packed: BinaryIO) -> None:
+        real(source, packed)
+        # Everything is read, nothing deleted yet
+        other = Output(str(file))
+        try:
+            other.write([b'{"of": "the second"}\n'])
+        except OSError as error:
+            refused.append(str(error.strerror))
+        finally:
+            other.close()
+
+    monkeypatch.setattr(shutil, "copyfileobj", slow)
+    await record(recorder(file, size=100), notification("image.update", {"number": 1}))
+    names = os.listdir(tmp_path)
+    lines = [message.body for name in names for message in Source(str(tmp_path / name)).messages()]
+    assert (len(lines), refused) == (1, ["another recording writes it"]), "each line that was written is there"
 
 
 async def test_no_more_than_asked_for(tmp_path: Path) -> None:

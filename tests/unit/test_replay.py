@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -127,14 +128,16 @@ async def test_an_interrupted_replay_goes_on_where_it_was(tmp_path: Path, monkey
     taken = Taken()
     taken.fails_at = 12
     paths = [str(first), str(second)]
-    with pytest.raises(Temporary):
-        await replaying(taken, checkpoint=Checkpoint(note)).run(sources(paths))
+    with pytest.raises(Temporary), closing(Checkpoint(note)) as checkpoint:
+        await replaying(taken, checkpoint=checkpoint).run(sources(paths))
     assert len(taken.keys) == 13
     taken.fails_at = -1
-    tally = await replaying(taken, checkpoint=Checkpoint(note)).run(sources(paths))
+    with closing(Checkpoint(note)) as checkpoint:
+        tally = await replaying(taken, checkpoint=checkpoint).run(sources(paths))
     assert taken.keys == [Key("reclaim", image_id(number)) for number in range(20)]
     assert tally.messages == 7
-    assert (await replaying(taken, checkpoint=Checkpoint(note)).run(sources(paths))).messages == 0
+    with closing(Checkpoint(note)) as checkpoint:
+        assert (await replaying(taken, checkpoint=checkpoint).run(sources(paths))).messages == 0
 
 
 async def test_told_to_stop_it_ends_after_what_it_has_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,8 +148,9 @@ async def test_told_to_stop_it_ends_after_what_it_has_taken(tmp_path: Path, monk
     def stop(_source: Source, count: int) -> None:
         one.stopping = count >= 4
 
-    one = replaying(taken, checkpoint=Checkpoint(note), advanced=stop)
-    tally = await one.run(sources([str(file_of(tmp_path, *(deleted(number) for number in range(9))))]))
+    with closing(Checkpoint(note)) as checkpoint:
+        one = replaying(taken, checkpoint=checkpoint, advanced=stop)
+        tally = await one.run(sources([str(file_of(tmp_path, *(deleted(number) for number in range(9))))]))
     assert tally.interrupted
     assert len(taken.keys) == 4
     assert [reached["number"] for reached in json.loads(note.read_text()).values()] == [4]
@@ -157,7 +161,8 @@ async def test_a_checkpoint_is_of_one_file(tmp_path: Path) -> None:
     file = file_of(tmp_path, deleted(0), deleted(1))
 
     async def go_on() -> Tally:
-        return await replaying(taken, checkpoint=Checkpoint(note)).run(sources([str(file)]))
+        with closing(Checkpoint(note)) as checkpoint:
+            return await replaying(taken, checkpoint=checkpoint).run(sources([str(file)]))
 
     assert (await go_on()).messages == 2
     with file.open("ab") as more:
@@ -183,6 +188,33 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
         note.write_text(text)
         with pytest.raises(Misconfigured, match="no checkpoint"):
             Checkpoint(note)
+
+
+def test_one_replay_at_a_time_goes_by_a_checkpoint(tmp_path: Path) -> None:
+    note = tmp_path / "checkpoint"
+    one, two = (Source(str(file_of(tmp_path, deleted(0), name=name))) for name in ("a.jsonl", "b.jsonl"))
+    with closing(Checkpoint(note)) as first:
+        for number in (1, 2, 3):
+            with pytest.raises(Misconfigured, match="another replay goes by it"):
+                Checkpoint(note)
+            # By then it is another file
+            first.reach(one, number)
+    with closing(Checkpoint(note)) as second:
+        second.reach(two, 5)
+    with closing(Checkpoint(note)) as third:
+        assert (third.of(one), third.of(two)) == (3, 5)
+    assert note.stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "b.jsonl", "checkpoint"]
+
+
+def test_a_checkpoint_that_was_begun_and_never_written_is_one_of_nothing(tmp_path: Path) -> None:
+    note, source = tmp_path / "checkpoint", Source(str(file_of(tmp_path, deleted(0))))
+    note.touch(mode=0o644)
+    for reached in (0, 1):
+        with closing(Checkpoint(note)) as checkpoint:
+            assert checkpoint.of(source) == reached
+            checkpoint.reach(source, 1)
+    assert note.stat().st_mode & 0o777 == 0o600, "what an older version wrote is for its owner alone too"
 
 
 async def test_no_faster_than_told(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -80,7 +80,8 @@ class Replay(ShowOne):
                 faults.append(f"--{name} {path} is one of the sources")
         if faults:
             raise Misconfigured(faults)
-        tally = asyncio.run(_replay(settings, found, parsed_args, Checkpoint(parsed_args.checkpoint)))
+        with closing(Checkpoint(parsed_args.checkpoint)) as checkpoint:
+            tally = asyncio.run(_replay(settings, found, parsed_args, checkpoint))
         names, values = zip(*tally.rows(), strict=True)
         self._failed = tally.interrupted
         return names, values

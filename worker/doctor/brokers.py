@@ -247,14 +247,15 @@ def bindings(name: str, bound: frozenset[str] | None, exchanges: Iterable[str]) 
             name,
             "warn",
             f"not bound to {', '.join(loose)}: nothing of it is heard",
-            "a running worker binds its queue within seconds; if one runs, see exchange_not_bound in its log",
+            "a running worker binds its queue within 5 minutes, to a new exchange within an hour, after a SIGHUP at "
+            "once; if it does not, see exchange_not_bound in its log",
         )
     return Check(name, "ok", f"bound to {', '.join(sorted(bound))}")
 
 
 def _refusal(said: str, group: str) -> str:
     """What to do about what the broker refuses."""
-    if "inequivalent arg" in said:
+    if "declared otherwise" in said:
         return (
             f"the queue was made with other options: stop the workers and rabbitmqctl delete_queue it, or set {group} "
             "as it was"

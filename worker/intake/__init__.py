@@ -25,8 +25,11 @@ class Routed:
 class Sink(Protocol):
     """What an intake feeds."""
 
-    def route(self, body: bytes) -> Routed:
-        """Turn one message into jobs. Never raises, does no IO; may be called on any thread."""
+    def route(self, body: bytes, compression: str = "") -> Routed:
+        """Turn one message into jobs. Never raises, does no IO; may be called on any thread.
+
+        `compression` is the message's header of that name, "" if it has none.
+        """
 
     async def accept(self, routed: Sequence[Routed]) -> None:
         """Put the jobs into their lanes and bury the letters; once it returns the messages may be acked.

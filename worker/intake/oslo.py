@@ -6,23 +6,26 @@ import asyncio
 import json
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import product
-from types import SimpleNamespace
 from typing import Any
 
 import structlog
+from kombu import compression
 from oslo_config import cfg
 
-from worker.errors import Misconfigured
-from worker.intake import Sink
+from worker.compression import plain
+from worker.errors import Malformed, Misconfigured
+from worker.intake import Routed, Sink
+from worker.settings import OSLO_MESSAGING
 
 with warnings.catch_warnings():
     # oslo.service imports eventlet, which warns of itself; nothing here runs on it.
     warnings.simplefilter("ignore")
     import oslo_messaging
+    from oslo_messaging.notify.listener import BatchNotificationServer
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +34,10 @@ TRY_AGAIN = 10.0
 THREADS = 2
 """Groups that are settled side by side."""
 NOT_RUNNING = "the intake is not running"
+# Stands in place of a notification that can't be read, with the reason
+UNREADABLE = "unreadable"
+# What a notification is made of, its context left out
+FIELDS = ("message_id", "publisher_id", "event_type", "priority", "payload", "timestamp", UNREADABLE)
 
 
 class OsloIntake:
@@ -51,9 +58,12 @@ class OsloIntake:
         group: int = 100,
         group_wait: float = 0.2,
         grace: float = 5.0,
+        config_files: Iterable[str] = (),
+        config_dirs: Iterable[str] = (),
     ) -> None:
         """`pool`: the name under which replicas share the notifications; `group`: messages settled together, or as many
-        as come in `group_wait` seconds; `grace`: seconds a cancelled `run` waits for the sink."""
+        as come in `group_wait` seconds; `grace`: seconds a cancelled `run` waits for the sink;
+        `config_files` and `config_dirs` have the options of [oslo_messaging_*]."""
         self._url = url
         self._targets = [
             oslo_messaging.Target(exchange=exchange, topic=topic) for exchange, topic in product(exchanges, topics)
@@ -63,15 +73,22 @@ class OsloIntake:
         self._group = group
         self._group_wait = group_wait
         self._grace = grace
+        self._config_files = list(config_files)
+        self._config_dirs = list(config_dirs)
         self._problem: str | None = NOT_RUNNING
 
     async def run(self, sink: Sink) -> None:
-        """Consume until cancelled. Misconfigured if the URL names no transport."""
+        """Consume until cancelled. Misconfigured if the URL names no transport, or its options make no sense."""
+        _bound_decompression()
+        conf = self._options()
         try:
-            transport = oslo_messaging.get_notification_transport(cfg.ConfigOpts(), url=self._url)
+            transport = oslo_messaging.get_notification_transport(conf, url=self._url)
         except (oslo_messaging.DriverLoadFailure, oslo_messaging.InvalidTransportURL):
             # Without the cause, whose text may have the URL in it, password and all
             raise Misconfigured(["oslo.messaging knows no transport for the URL"]) from None
+        if faults := list(_faults(conf)):
+            transport.cleanup()
+            raise Misconfigured(faults)
         try:
             while True:
                 await self._listen(transport, sink)
@@ -80,17 +97,28 @@ class OsloIntake:
             self._problem = NOT_RUNNING
             transport.cleanup()
 
+    def _options(self) -> cfg.ConfigOpts:
+        """Return what the files say; oslo.messaging makes its own options known and reads them, as in a service."""
+        conf = cfg.ConfigOpts()
+        conf(
+            [],
+            project="image-volume-worker",
+            default_config_files=self._config_files,
+            default_config_dirs=self._config_dirs,
+        )
+        return conf
+
     def problem(self) -> str | None:
         """None while the listener runs, as far as can be told."""
         return self._problem
 
     async def _listen(self, transport: Any, sink: Sink) -> None:
         """Listen until cancelled; comes back only if the listener does not start."""
-        offers = _Offers(sink=sink, loop=asyncio.get_running_loop())
-        listener = oslo_messaging.get_batch_notification_listener(
+        offers = _Offers(sink=sink, loop=asyncio.get_running_loop(), priorities=self._priorities)
+        listener = BatchNotificationServer(
             transport,
             self._targets,
-            [SimpleNamespace(**{priority: partial(offers.offer, priority) for priority in self._priorities})],
+            offers,
             allow_requeue=True,
             pool=self._pool,
             batch_size=self._group,
@@ -116,34 +144,55 @@ class OsloIntake:
             await _in_thread(listener.wait)
 
 
-class _Offers:
-    """What the listener's threads have offered to the sink, and wait for."""
+def _faults(conf: cfg.ConfigOpts) -> Iterator[str]:
+    """Values that oslo.messaging would stumble over, at each connection anew."""
+    for group in (name for name in conf if name.startswith(OSLO_MESSAGING)):
+        for option in conf[group]:
+            try:
+                conf[group][option]
+            except (cfg.Error, ValueError) as error:
+                yield f"[{group}] {option}: {str(error).rpartition('is not valid: ')[2]}"
 
-    def __init__(self, *, sink: Sink, loop: asyncio.AbstractEventLoop) -> None:
+
+class _Offers:
+    """Offers what a listener has read to the sink, and tells the listener what to give back.
+
+    In place of oslo.messaging's own dispatcher, which gives a whole batch back when one message in it is not as it
+    expects: a batch with a notification whose priority is null would come again for ever.
+    """
+
+    def __init__(self, *, sink: Sink, loop: asyncio.AbstractEventLoop, priorities: Iterable[str]) -> None:
+        self.supported_priorities = tuple(priorities)
         self._sink = sink
         self._loop = loop
         self._open: set[Future[None]] = set()
         self._closed = False
 
-    def offer(self, priority: str, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Route a group of messages of one priority; on the listener's threads. HANDLED or REQUEUE, for all of them."""
-        routed = [self._sink.route(notification(message, priority)) for message in messages]
-        wanted = [each for each in routed if each]
-        if not wanted:
-            return str(oslo_messaging.NotificationResult.HANDLED)
+    def dispatch(self, incoming: Sequence[Any]) -> set[Any]:
+        """Route a batch and have it accepted; return the messages that have to come again. On a listener's thread."""
+        routed = [(message, self._sink.route(wire(message.message))) for message in incoming]
+        wanted = [(message, one) for message, one in routed if one]
+        if not wanted or self._accepted([one for _, one in wanted]):
+            return set()
+        # One that is refused must not keep the others from being accepted
+        alone = wanted if len(wanted) > 1 else ()
+        accepted = {message for message, one in alone if self._accepted([one])}
+        return {message for message, _ in wanted} - accepted
+
+    def _accepted(self, routed: Sequence[Routed]) -> bool:
         if self._closed:
-            return str(oslo_messaging.NotificationResult.REQUEUE)
-        offer = asyncio.run_coroutine_threadsafe(self._sink.accept(wanted), self._loop)
+            return False
+        offer = asyncio.run_coroutine_threadsafe(self._sink.accept(routed), self._loop)
         self._open.add(offer)
         try:
             offer.result()
         except Exception as error:
             # The root of a listener's thread: whatever went wrong, the messages are still wanted.
-            log.warning("notifications_not_accepted", messages=len(wanted), reason=repr(error))
-            return str(oslo_messaging.NotificationResult.REQUEUE)
+            log.warning("notifications_not_accepted", messages=len(routed), reason=repr(error))
+            return False
         finally:
             self._open.discard(offer)
-        return str(oslo_messaging.NotificationResult.HANDLED)
+        return True
 
     async def close(self, *, grace: float) -> None:
         """Wait up to `grace` seconds for what is open, then give it back."""
@@ -154,18 +203,38 @@ class _Offers:
             offer.cancel()
 
 
-def notification(message: Mapping[str, Any], priority: str) -> bytes:
-    """A notification as it was on the wire, without its envelope and without its context, which has tokens in it."""
-    metadata = message["metadata"]
-    fields = {
-        "message_id": metadata.get("message_id"),
-        "publisher_id": message["publisher_id"],
-        "event_type": message["event_type"],
-        "priority": priority.upper(),
-        "payload": message["payload"],
-        "timestamp": metadata.get("timestamp"),
-    }
-    return json.dumps(fields, default=str).encode()
+def wire(message: object) -> bytes:
+    """Return a notification as it was on the wire, without envelope and context, which has tokens in it.
+
+    Never raises: what is no notification comes out as something that the sink finds malformed.
+    """
+    try:
+        if isinstance(message, Mapping):
+            return json.dumps({name: message[name] for name in FIELDS if name in message}, default=str).encode()
+        return json.dumps(f"a notification is an object, not {type(message).__name__}").encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        # Transports that hand over Python's own values can hold what JSON has no words for
+        return json.dumps({UNREADABLE: f"{type(error).__name__}: {error}"}).encode()
+
+
+def _bound_decompression() -> None:
+    """Have kombu decompress like the rest of the worker: bounded, and with a letter for what can't be had.
+
+    kombu's own decoders fill the memory with what a small message may hold, and oslo.messaging throws away, acked, what
+    they raise on. So what can't be decompressed comes out as a JSON document with the reason, which becomes the letter.
+    """
+    registry: Any = compression
+    for method in registry.encoders():
+        encoder, _ = registry.get_encoder(method)
+        registry.register(encoder, partial(_decompressed, method), method)
+
+
+def _decompressed(method: str, body: bytes | str) -> bytes:
+    try:
+        # kombu makes text of what claims to be text
+        return plain(body.encode() if isinstance(body, str) else body, method)
+    except Malformed as error:
+        return json.dumps({UNREADABLE: str(error)}).encode()
 
 
 async def _in_thread(function: Callable[[], object]) -> None:

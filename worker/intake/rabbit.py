@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
 
 import structlog
 
-from worker.broker import Broker, parse
+from worker.broker import Broker, content, parse
 from worker.intake import Routed, Sink
+from worker.intake.exchanges import LOOK_EVERY, Exchanges
 from worker.intake.subscription import Subscription
 from worker.link import Link
 
 log = structlog.get_logger(__name__)
-
-LOOK_EVERY = 5.0
-"""Seconds between two looks at the exchanges: the services' are not durable, and come back when one is published to."""
 
 
 class RabbitIntake:
@@ -38,10 +36,11 @@ class RabbitIntake:
         prefetch: int = 500,
         group: int = 100,
         grace: float = 5.0,
+        look_every: float = LOOK_EVERY,
     ) -> None:
         """`url`: an oslo.messaging transport URL, Misconfigured if it names no RabbitMQ; `prefetch`: messages taken at
         once; `group`: how many of them are read before they are settled; `grace`: seconds that a cancelled `run` waits
-        for the sink."""
+        for the sink; `look_every`: seconds between two looks at the exchanges that are there."""
         self._broker = parse(url)
         self._subscription = Subscription(
             queue=queue,
@@ -55,6 +54,7 @@ class RabbitIntake:
         self._prefetch = prefetch
         self._group = group
         self._grace = grace
+        self._look_every = look_every
         self._feed: _Feed | None = None
 
     async def run(self, sink: Sink) -> None:
@@ -64,6 +64,7 @@ class RabbitIntake:
             subscription=self._subscription,
             prefetch=self._prefetch,
             group=self._group,
+            look_every=self._look_every,
             sink=sink,
             loop=asyncio.get_running_loop(),
         )
@@ -94,6 +95,7 @@ class _Feed:
         subscription: Subscription,
         prefetch: int,
         group: int,
+        look_every: float,
         sink: Sink,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
@@ -111,8 +113,7 @@ class _Feed:
         self._newest = 0
         self._offer: Future[None] | None = None
         self._offered = 0
-        self._look_at = 0.0
-        self._reasons: Mapping[str, str] = dict.fromkeys(subscription.exchanges, "not looked for yet")
+        self._exchanges = Exchanges(subscription.exchanges, every=look_every)
 
     @property
     def problem(self) -> str | None:
@@ -122,7 +123,7 @@ class _Feed:
     @property
     def unbound(self) -> tuple[str, ...]:
         """The exchanges that are not bound."""
-        return tuple(self._reasons)
+        return self._exchanges.unbound
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
@@ -162,10 +163,8 @@ class _Feed:
             return LOOK_EVERY
         if self._offer is None and self._newest:
             self._settle()
-        now = time.monotonic()
-        if now >= self._look_at:
-            self._bind(tell=True)
-        return self._look_at - now
+        self._bind(tell=True)
+        return self._exchanges.next_look - time.monotonic()
 
     def lost(self) -> None:
         """Forget what the broker delivers again."""
@@ -176,15 +175,14 @@ class _Feed:
         self._connection = self._channel = self._tag = None
         self._routed = []
         self._newest = 0
-        self._reasons = dict.fromkeys(self._subscription.exchanges, "not connected")
+        self._exchanges.disconnected()
 
     def finished(self) -> bool:
         """Whether the sink has nothing of ours any more."""
         return self._offer is None
 
     def _receive(self, message: Any) -> None:
-        # py-amqp has "" for an empty body
-        routed = self._sink.route(message.body or b"")
+        routed = self._sink.route(*content(message))
         if routed:
             self._routed.append(routed)
         self._newest = message.delivery_tag
@@ -207,16 +205,12 @@ class _Feed:
             self._channel.basic_cancel(tag)
 
     def _bind(self, *, tell: bool) -> None:
-        """Bind what is there, also what was bound before: it may have been deleted and made again since."""
-        self._look_at = time.monotonic() + LOOK_EVERY
-        reasons = {}
-        for exchange in self._subscription.exchanges:
+        """Bind what is due, also what was bound before: it may have been deleted and made again since."""
+        for exchange in self._exchanges.due(time.monotonic()):
             reason = self._subscription.bind(self._connection, exchange)
             if reason is not None:
-                reasons[exchange] = reason
-                if self._reasons.get(exchange) != reason:
+                if self._exchanges.missing(exchange, reason, time.monotonic()):
                     log.info("exchange_not_bound", exchange=exchange, reason=reason)
-            elif exchange in self._reasons and tell:
+            elif self._exchanges.found(exchange, time.monotonic()) and tell:
                 log.info("exchange_bound", exchange=exchange)
                 self._sink.gap(f"exchange {exchange} was bound")
-        self._reasons = reasons

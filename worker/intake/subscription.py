@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import structlog
 from amqp import spec
-from amqp.exceptions import AccessRefused, NotFound
+from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
+
+log = structlog.get_logger(__name__)
+
+DELIVERY_LIMIT = 1_000_000
+"""Returns after which RabbitMQ drops a notification. From RabbitMQ 4 on it would be 20, and every outage returns all
+that are read ahead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +42,18 @@ class Subscription:
                 channel.queue_declare(self.queue, passive=True)
             except NotFound:
                 missing = True
+        limit = {"x-delivery-limit": DELIVERY_LIMIT} if self.queue_type == "quorum" else {}
+        try:
+            self._declare(connection, limit)
+        except PreconditionFailed as error:
+            if "'x-delivery-limit'" not in str(error.reply_text):
+                raise
+            # Made by an older version, and good for all but that: no reason to hear nothing until somebody deletes it
+            self._declare(connection, {})
+            log.info("queue_without_delivery_limit", queue=self.queue)
+        return missing
+
+    def _declare(self, connection: Any, more: Mapping[str, Any]) -> None:
         with connection.channel() as channel:
             channel.queue_declare(
                 self.queue,
@@ -44,9 +64,9 @@ class Subscription:
                     "x-max-length": self.max_length,
                     "x-overflow": "drop-head",
                     "x-expires": round(self.expires * 1000),
+                    **more,
                 },
             )
-        return missing
 
     def bind(self, connection: Any, exchange: str) -> str | None:
         """Bind the queue to an exchange; None if that is done, else why it is not. Done twice it is done once.

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+from worker.broker import CLASSIC, content
 from worker.errors import Malformed
 from worker.intake.subscription import Subscription
 from worker.notification import decode
@@ -31,7 +32,9 @@ class Tap:
             for url in self._urls:
                 connection = opening.enter_context(visit(url, name="probe"))
                 channel = connection.channel()
-                name = channel.queue_declare("", exclusive=True, auto_delete=True).queue
+                # Bytes, whatever encoding a message claims to have
+                channel.auto_decode = False
+                name = channel.queue_declare("", exclusive=True, auto_delete=True, arguments=CLASSIC).queue
                 subscription = Subscription(
                     queue=name,
                     queue_type="classic",
@@ -58,8 +61,7 @@ class Tap:
             # Whoever asks often enough keeps the connection alive by it
             connection.heartbeat_tick()
             while (message := channel.basic_get(name, no_ack=True)) is not None:
-                body = message.body
                 try:
-                    yield decode(body.encode() if isinstance(body, str) else bytes(body))
+                    yield decode(*content(message))
                 except Malformed:
                     continue

@@ -11,6 +11,7 @@ from typing import Any
 
 from amqp.exceptions import NotFound, ResourceLocked
 
+from worker.broker import CLASSIC, content
 from worker.dead_letter import DeadLetter
 from worker.errors import Malformed, Temporary
 from worker.lanes.topology import Topology
@@ -40,7 +41,9 @@ class DeadQueue:
         connection = self._visit.enter_context(visit(self._url, name="dead-letters"))
         try:
             # Whoever looks has all of them; a second one at the same time would see the rest, and take it for all
-            connection.channel().queue_declare(f"{self._name}.looked-at", exclusive=True, auto_delete=True)
+            connection.channel().queue_declare(
+                f"{self._name}.looked-at", exclusive=True, auto_delete=True, arguments=CLASSIC
+            )
         except ResourceLocked as error:
             self._visit.close()
             raise Temporary("somebody else is looking at the dead letters: try again when that has ended") from error
@@ -62,8 +65,7 @@ class DeadQueue:
             message = self._channel.basic_get(self._name, no_ack=False)
             if message is None:
                 return
-            body = message.body
-            raw = body.encode() if isinstance(body, str) else bytes(body)
+            raw, _ = content(message)
             try:
                 letter = DeadLetter.from_bytes(raw)
             except Malformed:

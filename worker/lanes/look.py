@@ -10,6 +10,7 @@ from typing import Any
 from amqp.exceptions import AMQPError, NotFound
 from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE, level_name
 
+from worker.broker import content
 from worker.errors import Malformed
 from worker.job import Job
 from worker.lanes.topology import Topology
@@ -75,9 +76,8 @@ def _head(connection: Any, name: str) -> float:
     jobs: list[Job] = []
 
     def taken(message: Any) -> None:
-        body = message.body
         with contextlib.suppress(Malformed):
-            jobs.append(Job.from_bytes(body.encode() if isinstance(body, str) else bytes(body)))
+            jobs.append(Job.from_bytes(content(message)[0]))
 
     with connection.channel() as channel:
         channel.basic_qos(0, 1, a_global=False)

@@ -1,0 +1,82 @@
+"""The exchanges that an intake binds its queue to: which are missing, and when to look for them again. No IO.
+
+The services' exchanges are not durable: they are there once a service has published, and gone when the broker restarts.
+RabbitMQ has no way to ask for an exchange that it does not log as an error when the answer is no.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+LOOK_EVERY = 5.0
+"""Seconds between two looks at an exchange that is there, which nobody logs; the shortest pause for one that is not."""
+LONGEST_PAUSE = 3600.0
+"""Seconds between two looks for an exchange that was never there: most clouds use two of the three defaults."""
+LONGEST_ABSENCE = 300.0
+"""The same for one that was there: services have published to it, and will again."""
+
+NOT_CONNECTED = "not connected"
+NOT_LOOKED_FOR = "not looked for yet"
+
+
+class Exchanges:
+    """When each exchange is due to be looked for; the pause doubles while it is missing.
+
+    Written on one thread; `unbound` may be read on any. Times are of one monotonic clock, which the caller reads.
+    """
+
+    def __init__(self, names: Iterable[str], *, every: float = LOOK_EVERY) -> None:
+        self._names = tuple(names)
+        self._every = every
+        # Never changed in place: other threads read it
+        self._reasons = dict.fromkeys(self._names, NOT_LOOKED_FOR)
+        self._pauses = dict.fromkeys(self._names, every)
+        self._due = dict.fromkeys(self._names, float("-inf"))
+        self._known: set[str] = set()
+
+    @property
+    def unbound(self) -> tuple[str, ...]:
+        """The exchanges that are not bound, as far as we know."""
+        return tuple(self._reasons)
+
+    @property
+    def next_look(self) -> float:
+        """When the next exchange is due; inf if there are none."""
+        return min(self._due.values(), default=float("inf"))
+
+    def due(self, now: float) -> tuple[str, ...]:
+        """Return the exchanges to look for now."""
+        return tuple(name for name in self._names if self._due[name] <= now)
+
+    def found(self, name: str, now: float) -> bool:
+        """Note that an exchange is there and bound; return whether it was not bound before."""
+        before = self._reasons.get(name)
+        self._reasons = {other: reason for other, reason in self._reasons.items() if other != name}
+        self._known.add(name)
+        self._pauses[name] = self._every
+        self._due[name] = now + self._every
+        if before not in (None, NOT_CONNECTED, NOT_LOOKED_FOR):
+            # A service has begun to publish. The others were most likely started together with it.
+            for other in self._reasons:
+                self._pauses[other] = self._every
+                self._due[other] = min(self._due[other], now + self._every)
+        return before is not None
+
+    def missing(self, name: str, reason: str, now: float) -> bool:
+        """Note why an exchange can't be bound; return whether the reason is a new one."""
+        before = self._reasons.get(name)
+        if before is None:
+            self._pauses[name] = self._every
+        self._reasons = {**self._reasons, name: reason}
+        self._due[name] = now + self._pauses[name]
+        longest = LONGEST_ABSENCE if name in self._known else LONGEST_PAUSE
+        self._pauses[name] = min(longest, 2 * self._pauses[name])
+        return before != reason
+
+    def disconnected(self) -> None:
+        """Forget what is bound. Those that were there are due at once; the others keep their pause, since a connection
+        that breaks time and again must not become a look each time."""
+        self._reasons = dict.fromkeys(self._names, NOT_CONNECTED)
+        for name in self._known:
+            self._pauses[name] = self._every
+            self._due[name] = float("-inf")
