@@ -373,10 +373,12 @@ async def test_leaving_does_not_wait_for_an_answer(
     services.strange["/volume/v3/types"] = answer
     asking = asyncio.create_task(cloud.list_volume_types())
     await asyncio.to_thread(asked.wait)
+    used = tuple(cloud._threads._threads)
+    assert used
     cloud.close()
     with pytest.raises(Temporary):
         await asking
-    while any(thread.name.startswith("api") for thread in threading.enumerate()):
+    while any(thread.is_alive() for thread in used):
         await asyncio.sleep(0.01)
 
 
