@@ -44,21 +44,18 @@ class Deadline:
         with self._lock:
             self.over = True
             for one in self._sockets:
-                _end(one)
+                with contextlib.suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
 
     def watch(self, connection: socket.socket) -> None:
-        """The thread uses this connection from now on."""
-        # A handle of our own: TLS takes the socket's away from it
-        own = socket.socket(fileno=os.dup(connection.fileno()))
+        """The thread uses this connection from now on; TimeoutError, and it is closed, if the time is over."""
         with self._lock:
-            self._sockets.append(own)
-            if self.over:
-                _end(own)
-
-
-def _end(connection: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
+            if not self.over:
+                # A handle of our own: TLS takes the socket's away from it
+                self._sockets.append(socket.socket(fileno=os.dup(connection.fileno())))
+                return
+        connection.close()
+        raise TimeoutError("the time for this request is over")
 
 
 def _watch(connection: socket.socket) -> None:
