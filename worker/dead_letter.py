@@ -18,7 +18,7 @@ MOST_REASON = 4_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """Why it was given up, when (epoch seconds), and either the job or the message's first bytes."""
+    """Why it was given up, when (epoch seconds), and either the job or the message's bytes. What is too long is cut."""
 
     lane: str
     reason: str
@@ -27,16 +27,23 @@ class DeadLetter:
     body: bytes | None = None
     traceback: str = ""
 
+    def __post_init__(self) -> None:
+        """Keep the first bytes of a message, and of a traceback the end: where it was raised comes last."""
+        cut: dict[str, object] = {"reason": self.reason[:MOST_REASON], "traceback": self.traceback[-MOST_TRACEBACK:]}
+        if self.body is not None:
+            cut["body"] = self.body[:MOST_BODY]
+        for name, value in cut.items():
+            object.__setattr__(self, name, value)
+
     def to_bytes(self) -> bytes:
-        """The letter as JSON; a message's first bytes in base64. What is too long is cut."""
+        """The letter as JSON; a message's bytes in base64."""
         fields = {
             "lane": self.lane,
-            "reason": self.reason[:MOST_REASON],
+            "reason": self.reason,
             "last_at": self.last_at,
             "job": None if self.job is None else self.job.to_bytes().decode(),
-            "body": None if self.body is None else base64.b64encode(self.body[:MOST_BODY]).decode(),
-            # Where it was raised comes last
-            "traceback": self.traceback[-MOST_TRACEBACK:],
+            "body": None if self.body is None else base64.b64encode(self.body).decode(),
+            "traceback": self.traceback,
         }
         return json.dumps(fields, separators=(",", ":")).encode()
 

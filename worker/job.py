@@ -35,7 +35,7 @@ class Job:
     `used` is when a volume was made of the image on the target, and `used_by` which, if that is what led to the job;
     else 0 and "". `deleted` is the status in the image.delete that led to it, `deleted` or `pending_delete`; else "".
     `deleted_volume` is the id in the volume.delete.end that led to it; else "".
-    `project` is whose doing it is, "" if nobody knows: projects take turns in a lane.
+    `project` is whose doing it is, "" if nobody knows: projects take turns in a lane. Texts that are too long are cut.
     """
 
     key: Key
@@ -50,14 +50,19 @@ class Job:
     deleted_volume: str = ""
     project: str = ""
 
+    def __post_init__(self) -> None:
+        """Cut what users and errors can make as long as they like."""
+        for name in ("cause", "reason", "project"):
+            if len(text := getattr(self, name)) > MOST_TEXT:
+                object.__setattr__(self, name, text[:MOST_TEXT])
+
     def tried(self, reason: str, *, counted: bool = True) -> Job:
         """The same job after a try that ended for `reason`."""
         return replace(self, attempt=self.attempt + counted, reason=reason)
 
     def to_bytes(self) -> bytes:
-        """The job as it lies in a lane: a JSON object with the fields of `Job`, the key as a list; long texts cut."""
-        fields = asdict(self) | {name: getattr(self, name)[:MOST_TEXT] for name in ("cause", "reason", "project")}
-        return json.dumps(fields, separators=(",", ":")).encode()
+        """The job as it lies in a lane: a JSON object with the fields of `Job`, the key as a list."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
 
     @classmethod
     def from_bytes(cls, body: bytes) -> Job:
