@@ -261,7 +261,7 @@ async def test_a_queue_that_is_there_otherwise_is_a_problem_of_its_lane(
         channel.queue_declare(f"{QUEUE}.{lane}", durable=True, auto_delete=False)
     hands = Hands()
     made = await opened(hands, lane, f"{lane}-2", ready=False)
-    await until(lambda: "PRECONDITION_FAILED" in (made.problem() or ""))
+    await until(lambda: "was declared otherwise: x-" in (made.problem() or ""))
     assert f"{QUEUE}.{lane}" in str(made.problem())
     await made.publish(jobs(f"{lane}-2", 1))
     assert await hands.have(1) == ["0"]

@@ -12,7 +12,7 @@ import structlog
 from amqp import spec
 from amqp.exceptions import ChannelError, NotFound
 
-from worker.broker import Broker
+from worker.broker import Broker, words
 from worker.dead_letter import MOST_BODY, DeadLetter
 from worker.errors import Malformed
 from worker.job import Job
@@ -204,9 +204,10 @@ class Consumer:
             if error.method_sig not in _OPENING:
                 # It came in while we waited, and is about another channel: only a new connection brings that one back.
                 raise
-            if lane.problem != error.reply_text:
-                log.warning("lane_not_opened", lane=lane.name, queue=lane.queue, reason=error.reply_text)
-            lane.closed(error.reply_text or str(error), open_at=time.monotonic() + OPEN_AGAIN)
+            reason = words(error)
+            if lane.problem != reason:
+                log.warning("lane_not_opened", lane=lane.name, queue=lane.queue, reason=reason)
+            lane.closed(reason, open_at=time.monotonic() + OPEN_AGAIN)
             channel.close()
         else:
             lane.problem, lane.broken = None, 0

@@ -14,7 +14,7 @@ import structlog
 from amqp import Message
 from amqp.exceptions import PreconditionFailed
 
-from worker.broker import Broker
+from worker.broker import Broker, words
 from worker.lanes.topology import Topology, broken_pause
 from worker.link import Link
 
@@ -188,7 +188,7 @@ class Publisher:
                     self._topology.declare_lane(channel, queue.name)
             except PreconditionFailed as error:
                 # It is there, if not as we want it: a message is safe in it, and who consumes it says what is wrong.
-                log.warning("queue_declared_otherwise", queue=queue.name, reason=error.reply_text)
+                log.warning("queue_declared_otherwise", queue=queue.name, reason=words(error))
         self._declaring = None
         queue.declared, queue.broken = True, 0
 
