@@ -20,8 +20,9 @@ from worker.link import Link
 
 log = structlog.get_logger(__name__)
 
-WINDOW = 1000
-"""Messages on their way to a queue without a confirm: enough to keep the broker busy, few enough for its memory."""
+WINDOW = 100
+"""Messages on their way to a queue without a confirm: enough to keep the broker busy. Where a queue has no leader,
+RabbitMQ reads no more from a connection once 400 wait in its channel (credit flow): then no other queue gets any."""
 REFUSED_PAUSE = 1.0
 """Seconds before what the broker refused (a full queue, no queue) is sent again."""
 NEVER = 3600.0
