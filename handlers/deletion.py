@@ -417,7 +417,7 @@ class Deletion:
             raise NotProven(brake, after=DEPENDED_ON)
 
     def _count_missing(self, shown: int) -> str:
-        """Why no location is removed for its volume, where Cinder shows so many; "" if it may be."""
+        """Set the brake by how many volumes of locations are missing besides those shown; its reason, "" if off."""
         missing, most = self._deletions.missing_volumes(now=self._now()), self._rules.limit(shown)
         self._report.missing(missing, brake=missing > most)
         if missing <= most:

@@ -394,10 +394,6 @@ class Daemon:
             self._cloud_is_away(str(error))
         except (Temporary, Blocked, NotFound, Malformed) as error:
             self._cloud_is_away(str(error))
-        except Exception as error:
-            # A bug, or an answer that nobody has thought of: the next look may find the cloud as it should be
-            log.exception("cloud_look_failed")
-            self._cloud_is_away(f"{type(error).__name__}: {error}")
 
     async def _look_at_locations(self) -> None:
         """Whether Glance shows where data lies: without that, nothing may be changed or deleted that is a location."""

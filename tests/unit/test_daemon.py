@@ -153,9 +153,7 @@ async def test_a_task_that_fails_does_not_end_the_daemon(settings: Settings) -> 
     await running
 
 
-async def test_a_cloud_that_has_not_answered_for_long_is_a_reason_to_be_unready(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_cloud_that_has_not_answered_for_long_is_a_reason_to_be_unready(daemon: Daemon) -> None:
     """The look at it may hang, and say nothing."""
     daemon._cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
     await daemon._look_at_cloud()
@@ -163,18 +161,6 @@ async def test_a_cloud_that_has_not_answered_for_long_is_a_reason_to_be_unready(
     ahead = PING + 2 * daemon._settings.api_timeout + 1
     daemon._answered -= ahead
     assert f"not answered for {ahead:.0f} s" in daemon._unready()["cloud"]
-    await daemon._look_at_cloud()
-    assert "cloud" not in daemon._unready()
-
-
-async def test_a_look_at_the_cloud_that_fails_in_an_unknown_way_is_told_and_not_the_last(
-    daemon: Daemon, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    daemon._cloud = cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
-    with monkeypatch.context() as patched:
-        patched.setattr(cloud, "identity", lambda: 1 / 0)
-        await daemon._look_at_cloud()
-    assert "ZeroDivisionError" in daemon._unready()["cloud"]
     await daemon._look_at_cloud()
     assert "cloud" not in daemon._unready()
 
