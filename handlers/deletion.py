@@ -80,6 +80,7 @@ class Deletion:
         self._now = parts.now
         self._counted_until = 0.0
         self._shown, self._shown_until = 0, 0.0
+        self._locations_braked = False
         self._brake = ""
 
     @property
@@ -420,8 +421,11 @@ class Deletion:
         """Set the brake by how many volumes of locations are missing besides those shown; its reason, "" if off."""
         missing, most = self._deletions.missing_volumes(now=self._now()), self._rules.limit(shown)
         self._report.missing(missing, brake=missing > most)
-        if missing <= most:
+        before, self._locations_braked = self._locations_braked, missing > most
+        if not self._locations_braked:
             return ""
+        if not before:
+            log.error("reclaim_braked", missing_locations=missing, image_volumes=shown, most=most, advice=CONFIRM)
         return (
             f"the brake: Cinder does not find {missing} volumes of locations, more than [reclaim] max_at_once = {most}"
             f"; if they are deleted: {CONFIRM}"
