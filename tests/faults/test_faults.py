@@ -112,6 +112,36 @@ def test_no_answer_for_a_while(tmp_path: Path, scene: Scene, what: str) -> None:
         scene.reported(process)
 
 
+@pytest.mark.parametrize("what", SERVICES)
+@pytest.mark.fault("{} stopped for a while")
+def test_a_service_is_away(worker: Worker, scene: Scene, what: str, tmp_path: Path) -> None:
+    process = worker(groups(work=LANES))
+    process.start()
+    process.wait_ready()
+    scene.load(FEW, FEW)
+    devcloud("stop", what)
+    try:
+        time.sleep(AWAY)
+    finally:
+        devcloud("start", what)
+    scene.load(1, 1)
+    scene.converged(cut_off=True)
+    scene.reported(process)
+    process.kill()
+    scene.tidied(tmp_path)
+
+
+# From here on to the end of the file: the switch restarts Glance, and stays as it is until the last test
+
+
+@pytest.fixture(scope="module")
+def unhashed(devcloud_up: None) -> Iterator[None]:
+    """Glance reads no upload for its hash: that takes it longer than all else; the tests before this one have it."""
+    with switched() if LONG else switched("SECURE_HASH=0"):
+        yield
+
+
+@pytest.mark.usefixtures("unhashed")
 @pytest.mark.fault("a third of all answers wrong, late, cut or lost, also of writes that were done")
 def test_a_third_of_all_answers(tmp_path: Path, scene: Scene) -> None:
     seed = random.randrange(1 << 30)
@@ -130,25 +160,6 @@ def test_a_third_of_all_answers(tmp_path: Path, scene: Scene) -> None:
         scene.converged()
         assert min(glance.faults, cinder.faults) > 5
         scene.reported(process)
-
-
-@pytest.mark.parametrize("what", SERVICES)
-@pytest.mark.fault("{} stopped for a while")
-def test_a_service_is_away(worker: Worker, scene: Scene, what: str, tmp_path: Path) -> None:
-    process = worker(groups(work=LANES))
-    process.start()
-    process.wait_ready()
-    scene.load(FEW, FEW)
-    devcloud("stop", what)
-    try:
-        time.sleep(AWAY)
-    finally:
-        devcloud("start", what)
-    scene.load(1, 1)
-    scene.converged(cut_off=True)
-    scene.reported(process)
-    process.kill()
-    scene.tidied(tmp_path)
 
 
 def restarted() -> None:
@@ -184,6 +195,7 @@ def short_of_memory() -> None:
         rabbitmqctl("set_vm_memory_high_watermark", "0.4")
 
 
+@pytest.mark.usefixtures("unhashed")
 @pytest.mark.parametrize(
     "what",
     ["stopped for a while", "closes all connections, five times", "loses our queues", "is short of memory for a while"],
@@ -225,7 +237,7 @@ def soon_dead() -> Iterator[None]:
         rabbitmqctl("eval", "application:set_env(rabbit, heartbeat, 60).")
 
 
-@pytest.mark.usefixtures("soon_dead")
+@pytest.mark.usefixtures("unhashed", "soon_dead")
 @pytest.mark.fault("two replicas: one killed; one frozen until its lanes had moved, then thawed")
 def test_two_replicas(worker: Worker, scene: Scene) -> None:
     first, second, third = (worker(groups(work=LANES)) for _ in range(3))
@@ -249,16 +261,6 @@ def test_two_replicas(worker: Worker, scene: Scene) -> None:
     second.signal(signal.SIGCONT)
     scene.converged()
     scene.reported(second, third)
-
-
-# At the end of the file: the switch restarts Glance, and stays as it is until the last test
-
-
-@pytest.fixture(scope="module")
-def unhashed(devcloud_up: None) -> Iterator[None]:
-    """Glance reads no upload for its hash: that takes it longer than all else, and concerns none of these faults."""
-    with switched() if LONG else switched("SECURE_HASH=0"):
-        yield
 
 
 @pytest.mark.usefixtures("unhashed")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import select
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -110,3 +113,30 @@ def test_requests_that_never_end_cost_neither_threads_nor_descriptors_nor_health
         while len(poll.poll()) < 300:
             time.sleep(0.1)
     assert worker.probe("/healthz")[0] == 200
+
+
+@pytest.mark.parametrize("seconds", [0.2, 0.4, 0.8])
+def test_ctrl_c_is_no_traceback(tmp_path: Path, seconds: float) -> None:
+    (tmp_path / "worker.conf").write_text("[notifications]\ntransport_urls = rabbit://u:p@127.0.0.1:1/\n")
+    words = ["-X", "importtime", "-m", "worker", "--config-file", "worker.conf", "record", "-"]
+    process = subprocess.Popen(
+        # A shell starts what runs in its background with SIGINT ignored
+        ["env", "--default-signal=INT", sys.executable, *words],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    try:
+        # Before that it is Python's start, not ours
+        while not process.stderr.readline().rstrip().endswith("| worker"):
+            assert process.poll() is None
+        time.sleep(seconds)
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert "Traceback" not in said
+    assert process.returncode in (-signal.SIGINT, 0, 130)

@@ -216,10 +216,10 @@ async def test_the_event_loop_does_not_wait_for_those_who_look() -> None:
     board = Board()
     targets = [f"target {number}" for number in range(10)]
     warm = dict.fromkeys(targets, ("warm", ""))
-    for number in range(40_000):
+    for number in range(15_000):
         board.look(image(number, name=f"image {number}"), warm)
         board.held(job(number))
-    everything = [[row, [list(cell) for cell in warm.values()]] for row in range(40_000)]
+    everything = [[row, [list(cell) for cell in warm.values()]] for row in range(15_000)]
 
     async def stands(work: Callable[[], object]) -> float:
         """For how long the loop, which tells the board something at each turn, stands at the most.
@@ -246,7 +246,7 @@ async def test_the_event_loop_does_not_wait_for_those_who_look() -> None:
     at_once = await stands(lambda: json.dumps(everything))
     for look in (
         sorted_anew,
-        lambda: board.images(targets, Choice(text="39999")),
+        lambda: board.images(targets, Choice(text="14999")),
         lambda: status(board),
         board.oldest,
         board.states,
@@ -400,7 +400,7 @@ def test_no_scrape_misses_a_gauge_that_is_being_set() -> None:
         metrics.depths({"prewarm.fast": 3}, {"prewarm.fast": 2})
 
     def without_pause() -> None:
-        for _ in range(60):
+        for _ in range(20):
             # A reload between, which begins anew
             metrics.begin(["fast", "slow"])
             take_over()

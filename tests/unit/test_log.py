@@ -63,7 +63,6 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]
     root.removeHandler(mine)
     mine.close()
     root.setLevel(level)
-    structlog.reset_defaults()
     reader.close()
 
 

@@ -28,7 +28,7 @@ def test_a_file_is_for_its_owner_and_for_one_at_a_time(tmp_path: Path) -> None:
 
 
 def test_nobody_holds_a_file_that_was_replaced(tmp_path: Path) -> None:
-    path, rounds = tmp_path / "counter", 300
+    path, rounds = tmp_path / "counter", 50
     path.write_text("0")
 
     def count(_worker: int) -> None:

@@ -65,7 +65,6 @@ def test_logs_show_it_on_one_line(style: str, capsys: pytest.CaptureFixture[str]
         logging.getLogger("urllib3").warning("%s", TURNED)
     finally:
         root.handlers[:], root.level = before
-        structlog.reset_defaults()
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
     assert all("\\u202eexe" in line and line.isprintable() for line in lines)

@@ -3,16 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 
 from worker.cli import TOLD_BY_ERRORS, Worker
 from worker.log import QUIET
@@ -39,9 +33,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     levels = {name: logging.getLogger(name).level for name in (*TOLD_BY_ERRORS, *QUIET)}
-    structured = structlog.get_config()
     yield tmp_path
-    structlog.configure(**structured)
     root.handlers[:] = handlers
     root.setLevel(level)
     for name, before in levels.items():
@@ -79,40 +71,3 @@ def test_wrong_usage(folder: Path, capsys: pytest.CaptureFixture[str], words: st
     assert (status, told.out) == (2, "")
     assert said in told.err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-
-
-def test_ctrl_c_is_no_traceback(folder: Path) -> None:
-    for seconds in (0.2, 0.4, 0.8):
-        process = subprocess.Popen(
-            # A shell starts what runs in its background with SIGINT ignored
-            [
-                "env",
-                "--default-signal=INT",
-                sys.executable,
-                "-X",
-                "importtime",
-                "-m",
-                "worker",
-                "--config-file",
-                "worker.conf",
-                "record",
-                "-",
-            ],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-            cwd=folder,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stderr
-        try:
-            # Before that it is Python's start, not ours
-            while not process.stderr.readline().rstrip().endswith("| worker"):
-                assert process.poll() is None
-            time.sleep(seconds)
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=60)
-        finally:
-            process.kill()
-        assert "Traceback" not in said
-        assert process.returncode in (-signal.SIGINT, 0, 130)
