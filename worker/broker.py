@@ -22,6 +22,7 @@ HEARTBEAT = 30.0
 IO_TIMEOUT = 30.0
 """Seconds that an answer, a write or the rest of a frame may take before the connection counts as lost."""
 CONNECT_TIMEOUT = 10.0
+LONGEST_DECLARED_OTHERWISE_PAUSE = 300.0
 CLASSIC = {"x-queue-type": "classic"}
 """For queues that are ours alone: a vhost's default_queue_type may be one that can't be exclusive."""
 
@@ -289,6 +290,14 @@ def _ask(
         queues=depths,
         refused=refused,
     )
+
+
+def declared_otherwise_pause(times: int) -> float:
+    """Seconds to leave a queue alone that has been found declared otherwise so many times.
+
+    Only an operator can change it, and the broker logs an error at each try.
+    """
+    return min(LONGEST_DECLARED_OTHERWISE_PAUSE, 2.5 * 2.0 ** min(times, 16))
 
 
 def words(error: BaseException) -> str:

@@ -13,9 +13,9 @@ import weakref
 from typing import Any, Protocol
 
 import structlog
-from amqp.exceptions import AMQPError
+from amqp.exceptions import AMQPError, PreconditionFailed
 
-from worker.broker import HEARTBEAT, IO_TIMEOUT, Broker, Host, words
+from worker.broker import HEARTBEAT, IO_TIMEOUT, Broker, Host, declared_otherwise_pause, words
 
 log = structlog.get_logger(__name__)
 
@@ -67,6 +67,8 @@ class Link:
         self._blocked = False
         self._problem: str | None = f"{broker}: connecting"
         self._lost_since: float | None = None
+        # How often, one after the other, a queue was there that is not declared as the session declares it
+        self._refused = 0
         self._socket: socket.socket | None = None
         self._turned = time.monotonic()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -136,9 +138,11 @@ class Link:
             )
             self._socket = connection.sock
             self._session.opened(connection)
+            self._refused = 0
             self._found()
             self._serve(connection)
         except (AMQPError, OSError) as error:
+            self._refused = self._refused + 1 if isinstance(error, PreconditionFailed) else 0
             self._missed(f"{host}: {words(error)}")
         except Exception as error:
             # The root of a thread: py-amqp raises what it likes on a connection that breaks under it, and a fault of
@@ -185,7 +189,10 @@ class Link:
     def _pause(self, failures: int) -> None:
         """Wait before the next try: shortly between the hosts of one round, longer after each round; a stop ends it."""
         rounds = failures // len(self._broker.hosts)
-        until = time.monotonic() + min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(rounds, 16)) * random.uniform(0.5, 1)
+        longest = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(rounds, 16))
+        if self._refused:
+            longest = declared_otherwise_pause(self._refused)
+        until = time.monotonic() + longest * random.uniform(0.5, 1)
         poll = select.poll()
         poll.register(self._wakened, select.POLLIN)
         while self._stop_by is None and (left := until - time.monotonic()) > 0:

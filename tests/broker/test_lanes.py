@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from unittest.mock import Mock
 
 import pytest
 import structlog
@@ -15,6 +16,7 @@ from tests.broker.rabbitmq import FORWARD_AGAIN, RabbitMQ
 from worker.dead_letter import DeadLetter
 from worker.errors import Temporary
 from worker.job import Key
+from worker.lanes import consumer
 from worker.lanes.rabbit import RabbitLanes
 
 QUEUE = "lanes"
@@ -269,6 +271,26 @@ async def test_a_queue_that_is_there_otherwise_is_a_problem_of_its_lane(
     await until(lambda: made.problem() is None)
     await made.publish(jobs(lane, 1, first=1))
     assert await hands.have(2) == ["0", "1"]
+
+
+async def test_counting_what_waits_is_no_error_in_the_brokers_log(
+    rabbitmq: RabbitMQ, opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing has failed yet there is no queue of dead letters, and a broker logs each question after it."""
+    monkeypatch.setattr(consumer, "COUNT_EVERY", 0.1)
+    await asyncio.to_thread(rabbitmq.delete, f"{QUEUE}.dead")
+    made = await opened(Hands(), lane)
+    count = Mock(wraps=made._consumer._count)
+    monkeypatch.setattr(made._consumer, "_count", count)
+
+    def missed() -> int:
+        return sum(f"no queue '{QUEUE}.dead'" in line for line in rabbitmq.errors())
+
+    before = missed()
+    # Its log may come a moment later
+    await until(lambda: count.call_count > 30)
+    assert missed() - before <= 1
+    assert made.depths()["dead"] == 0
 
 
 async def test_a_queue_without_a_leader_holds_up_no_other(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:

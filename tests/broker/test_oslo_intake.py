@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import amqp
 import pytest
@@ -20,7 +22,7 @@ from tests.broker.sink import RecordingSink, RoutingSink
 from tests.unit.test_settings import GOOD, load
 from worker.daemon import build_intakes
 from worker.errors import Misconfigured
-from worker.intake import Routed
+from worker.intake import Routed, oslo
 
 # oslo_messaging from there, as it is imported there without its warnings
 from worker.intake.oslo import OsloIntake, oslo_messaging, wire
@@ -209,14 +211,21 @@ async def test_an_option_of_oslo_messaging_that_makes_no_sense_is_named(tmp_path
     assert "hidden" not in str(refused.value)
 
 
-async def test_one_that_the_sink_refuses_keeps_no_other_back(rabbitmq: RabbitMQ, exchange: str) -> None:
+async def test_one_that_the_sink_refuses_keeps_no_other_back(
+    rabbitmq: RabbitMQ, exchange: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(oslo, "REFUSED_PAUSE", 1.0)
+
     class Choosy(PayloadSink):
         """Does not take the image 7 before it is told to."""
 
         closed = True
+        alone: ClassVar[list[float]] = []
 
         async def accept(self, routed: Sequence[Routed]) -> None:
             if self.closed and any(job.key.image_id == "7" for one in routed for job in one.jobs):
+                if len(routed) == 1:
+                    self.alone.append(time.monotonic())
                 raise RuntimeError("refused by the test")
             await super().accept(routed)
 
@@ -227,7 +236,9 @@ async def test_one_that_the_sink_refuses_keeps_no_other_back(rabbitmq: RabbitMQ,
         for number in range(12):
             await asyncio.to_thread(service.notify, {"id": str(number)})
         others = sorted(map(str, {*range(12)} - {7}))
-        await until(lambda: sorted(sink.ids) == others)
+        await until(lambda: sorted(sink.ids) == others and len(sink.alone) > 3)
+        # Nor does it come again without a pause
+        assert all(later - earlier >= 1.0 for earlier, later in itertools.pairwise(sink.alone))
         sink.closed = False
         await until(lambda: sorted(sink.ids) == sorted([*others, "7"]))
         service.close()

@@ -11,9 +11,8 @@ from collections.abc import Iterable
 LOOK_EVERY = 5.0
 """Seconds between two looks at an exchange that is there, which nobody logs; the shortest pause for one that is not."""
 LONGEST_PAUSE = 3600.0
-"""Seconds between two looks for an exchange that was never there: most clouds use two of the three defaults."""
-LONGEST_ABSENCE = 300.0
-"""The same for one that was there: services have published to it, and will again."""
+"""Seconds between two looks for one that is not there. The pause doubles up to this, so that one which comes back is
+bound after no more than twice the time that it was away."""
 
 NOT_CONNECTED = "not connected"
 NOT_LOOKED_FOR = "not looked for yet"
@@ -69,8 +68,7 @@ class Exchanges:
             self._pauses[name] = self._every
         self._reasons = {**self._reasons, name: reason}
         self._due[name] = now + self._pauses[name]
-        longest = LONGEST_ABSENCE if name in self._known else LONGEST_PAUSE
-        self._pauses[name] = min(longest, 2 * self._pauses[name])
+        self._pauses[name] = min(LONGEST_PAUSE, 2 * self._pauses[name])
         return before != reason
 
     def disconnected(self) -> None:

@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 TRY_AGAIN = 10.0
 """Seconds before a listener that failed to start is tried again."""
+REFUSED_PAUSE = 5.0
+"""Seconds before the transport is given a refused message back, which it delivers again at once."""
 THREADS = 2
 """Groups that are settled side by side."""
 NOT_RUNNING = "the intake is not running"
@@ -166,7 +168,7 @@ class _Offers:
         self._sink = sink
         self._loop = loop
         self._open: set[Future[None]] = set()
-        self._closed = False
+        self._closed = threading.Event()
 
     def dispatch(self, incoming: Sequence[Any]) -> set[Any]:
         """Route a batch and have it accepted; return the messages that have to come again. On a listener's thread."""
@@ -177,10 +179,13 @@ class _Offers:
         # One that is refused must not keep the others from being accepted
         alone = wanted if len(wanted) > 1 else ()
         accepted = {message for message, one in alone if self._accepted([one])}
-        return {message for message, _ in wanted} - accepted
+        refused = {message for message, _ in wanted} - accepted
+        if refused:
+            self._closed.wait(REFUSED_PAUSE)
+        return refused
 
     def _accepted(self, routed: Sequence[Routed]) -> bool:
-        if self._closed:
+        if self._closed.is_set():
             return False
         offer = asyncio.run_coroutine_threadsafe(self._sink.accept(routed), self._loop)
         self._open.add(offer)
@@ -198,7 +203,7 @@ class _Offers:
         """Wait up to `grace` seconds for what is open, then give it back."""
         if waiting := [asyncio.wrap_future(offer) for offer in tuple(self._open)]:
             await asyncio.wait(waiting, timeout=grace)
-        self._closed = True
+        self._closed.set()
         for offer in tuple(self._open):
             offer.cancel()
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import structlog
 from amqp import spec
-from amqp.exceptions import ChannelError, NotFound
+from amqp.exceptions import ChannelError, NotFound, PreconditionFailed
 
-from worker.broker import Broker, words
+from worker.broker import Broker, declared_otherwise_pause, words
 from worker.dead_letter import MOST_BODY, DeadLetter
 from worker.errors import Malformed
 from worker.job import Job
@@ -57,6 +57,7 @@ class _Lane:
     problem: str | None = "not open yet"
     open_at: float = 0.0
     broken: int = 0
+    refused: int = 0
     spells: int = 0
     active: bool = False
     empty_at: float = 0.0
@@ -207,10 +208,12 @@ class Consumer:
             reason = words(error)
             if lane.problem != reason:
                 log.warning("lane_not_opened", lane=lane.name, queue=lane.queue, reason=reason)
-            lane.closed(reason, open_at=time.monotonic() + OPEN_AGAIN)
+            lane.refused = lane.refused + 1 if isinstance(error, PreconditionFailed) else 0
+            pause = declared_otherwise_pause(lane.refused) if lane.refused else OPEN_AGAIN
+            lane.closed(reason, open_at=time.monotonic() + pause)
             channel.close()
         else:
-            lane.problem, lane.broken = None, 0
+            lane.problem, lane.broken, lane.refused = None, 0, 0
         self._opening = None
 
     def _cancelled(self, lane: _Lane, channel: Any) -> None:
@@ -265,6 +268,10 @@ class Consumer:
                 counts[name] = channel.queue_declare(queue, passive=True).message_count
             except NotFound:
                 counts[name] = 0
+                if queue == self._topology.dead:
+                    # Made before the first dead letter: the broker logs each question after a queue that is not there
+                    with self._connection.channel() as other:
+                        self._topology.declare_dead(other)
             finally:
                 channel.close()
             if name in self._named and not counts[name]:
