@@ -341,6 +341,12 @@ class Daemon:
             await self._look_at_locations()
         except (Temporary, Blocked, NotFound, Malformed) as error:
             self._cloud_is_away(str(error))
+        except Misconfigured:
+            raise
+        except Exception as error:
+            # What nobody has thought of is no reason not to start: the supervised look at the cloud asks again
+            log.exception("cloud_not_looked_at")
+            self._cloud_is_away(repr(error))
 
     async def _tick(self) -> None:
         """Once a second: note that the loop turns."""

@@ -22,7 +22,6 @@ from worker.web import address_of
 # Keystone's own, with or without dashes, and the longer ones of LDAP
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
-OSLO_MESSAGING = "oslo_messaging_"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 NOTIFICATIONS = cfg.OptGroup("notifications", title="Where notifications come from")
@@ -579,8 +578,8 @@ def _unknown(conf: cfg.ConfigOpts) -> Iterator[str]:
     # oslo.config tells what is in its files no other way
     parsed = [] if conf._namespace is None else conf._namespace._parsed
     for section, given in ((section, given) for file in parsed for section, given in file.items()):
-        if section.startswith(OSLO_MESSAGING):
-            # Its own options, read by it with driver = oslo, and shared with services by some operators
+        if section.startswith("oslo_") or section == "keystone_authtoken":
+            # Of libraries and services that share the file; with driver = oslo, oslo.messaging reads its own
             continue
         if section not in known:
             if not given:

@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -107,6 +108,20 @@ async def test_a_task_that_fails_does_not_end_the_daemon(settings: Settings) -> 
     await intake.runs.wait()
     assert "can't start new thread" in daemon._unready()["intake-0"]
     assert not running.done()
+    leave.set()
+    await running
+
+
+async def test_a_first_look_that_fails_unlike_anything_known_does_not_end_the_daemon(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Daemon(settings=settings, metrics=Metrics())
+    daemon._cloud = cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
+    monkeypatch.setattr(cloud, "list_volume_types", Mock(side_effect=KeyError("of a library")))
+    leave = asyncio.Event()
+    running = asyncio.create_task(daemon.run(leave))
+    while not running.done() and "of a library" not in daemon._unready()["cloud"]:
+        await asyncio.sleep(0.01)
     leave.set()
     await running
 

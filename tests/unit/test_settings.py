@@ -133,6 +133,11 @@ def test_each_fault_is_named(tmp_path: Path, group: str, options: dict[str, obje
     assert [one for one in error.value.faults if fault in one], error.value.faults
 
 
+@pytest.mark.parametrize("group", ["oslo_messaging_rabbit", "oslo_policy", "keystone_authtoken"])
+def test_what_libraries_and_services_have_in_a_shared_file_is_left_alone(tmp_path: Path, group: str) -> None:
+    load(tmp_path, {**GOOD, group: {"whatever": "there is"}})
+
+
 def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
     wrong = {
         "notifications": {"transport_urls": "x://", "prefetch": "many"},

@@ -19,7 +19,6 @@ from oslo_config import cfg
 from worker.compression import plain
 from worker.errors import Malformed, Misconfigured
 from worker.intake import Routed, Sink
-from worker.settings import OSLO_MESSAGING
 
 with warnings.catch_warnings():
     # oslo.service imports eventlet, which warns of itself; nothing here runs on it.
@@ -148,7 +147,7 @@ class OsloIntake:
 
 def _faults(conf: cfg.ConfigOpts) -> Iterator[str]:
     """Values that oslo.messaging would stumble over, at each connection anew."""
-    for group in (name for name in conf if name.startswith(OSLO_MESSAGING)):
+    for group in (name for name in conf if name.startswith("oslo_messaging_")):
         for option in conf[group]:
             try:
                 conf[group][option]
