@@ -201,9 +201,10 @@ class Runner:
         return not self._entries
 
     def waiting(self) -> Mapping[str, int]:
-        """How many keys of each lane wait for another try."""
+        """How many keys of each lane wait for another try. May be called on any thread."""
         now = time.time()
-        return Counter(key.lane for key, due in self._appointments.items() if due > now)
+        # A copy at one go: the loop adds to them meanwhile
+        return Counter(key.lane for key, due in tuple(self._appointments.items()) if due > now)
 
     def due(self, *, within: float = math.inf) -> int:
         """How many keys are due for another look between now and `within` seconds from now."""
