@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from handlers import image_volume
-from worker.cloud import Image, Volume
-from worker.target import Target
-from worker.uses import Uses
+from worker.core.cloud import Image, Volume
+from worker.core.target import Target
+from worker.core.uses import Uses
 
 
 class NoRoom(Exception):

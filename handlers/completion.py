@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from handlers import image_volume
 from handlers.actions import AddLocation, AwaitImage, LookAtLocations, SetMetadata, SetReadonly
 from handlers.age import age
-from worker.cloud import GIB, Image, ImageTask, Location, NewVolume, Store, Volume
-from worker.notification import IMAGE_ID
-from worker.outcome import Again, Done, Outcome, Park, Skip
-from worker.target import TAG, UPLOAD, Target, Uploads
+from worker.core.cloud import GIB, Image, ImageTask, Location, NewVolume, Store, Volume
+from worker.core.notification import IMAGE_ID
+from worker.core.outcome import Again, Done, Outcome, Park, Skip
+from worker.core.target import TAG, UPLOAD, Target, Uploads
 
 LOCATION_IMPORT = "location_import"
 UNDER_WAY = frozenset({"pending", "processing"})

@@ -14,14 +14,14 @@ from typing import Literal
 import structlog
 
 from handlers import image_volume
-from worker import absence
-from worker.absence import PENDING
-from worker.cloud import Image, Location, Volume
-from worker.deletions import DELETED
-from worker.errors import Blocked, Conflict, NotFound, Temporary
-from worker.handler import Parts, Watch
-from worker.outcome import Again, Done, Outcome, Skip
-from worker.target import TAG, UPLOAD, Target
+from worker.core import absence
+from worker.core.absence import PENDING
+from worker.core.cloud import Image, Location, Volume
+from worker.core.deletions import DELETED
+from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.handler import Parts, Watch
+from worker.core.outcome import Again, Done, Outcome, Skip
+from worker.core.target import TAG, UPLOAD, Target
 
 # Looks at volumes that are being deleted before the slot is given to somebody else
 LOOKS = 8

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from handlers.age import SKEW
-from worker.cloud import GIB, Image, NewVolume, Volume
-from worker.notification import IMAGE_VOLUME_NAME
-from worker.target import TAG, UPLOAD, Target
+from worker.core.cloud import GIB, Image, NewVolume, Volume
+from worker.core.notification import IMAGE_VOLUME_NAME
+from worker.core.target import TAG, UPLOAD, Target
 
 # The image's updated_at that an entry of Cinder's cache was made for
 FRESH = f"{TAG}_updated_at"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 
-from worker.notification import Notification
+from worker.core.notification import Notification
 
 # Images whose copies are remembered; the oldest are forgotten
 KEEP = 10_000

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from handlers import image_volume
-from worker.cloud import GIB, Image
-from worker.target import Policy, Target
+from worker.core.cloud import GIB, Image
+from worker.core.target import Policy, Target
 
 YES = frozenset({"yes", "true", "1", "on"})
 NO = frozenset({"no", "false", "0", "off"})

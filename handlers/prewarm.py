@@ -14,14 +14,14 @@ from handlers.imports import Imports
 from handlers.room import Rooms
 from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, registered, store
 from handlers.target_store import TargetStores
-from worker.cloud import Image, Volume
-from worker.errors import Blocked, Conflict, NotFound, Temporary
-from worker.handler import Missing, Parts, Watch
-from worker.job import Key
-from worker.notification import Notification
-from worker.outcome import Again, Done, Outcome, Skip
-from worker.target import UPLOAD, Target
-from worker.undone import Past
+from worker.core.cloud import Image, Volume
+from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.handler import Missing, Parts, Watch
+from worker.core.job import Key
+from worker.core.notification import Notification
+from worker.core.outcome import Again, Done, Outcome, Skip
+from worker.core.target import UPLOAD, Target
+from worker.core.undone import Past
 
 log = structlog.get_logger(__name__)
 

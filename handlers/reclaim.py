@@ -12,14 +12,14 @@ from handlers.completion import UNDER_WAY
 from handlers.deletion import Deletion, NotProven, report_stuck
 from handlers.room import Rooms
 from handlers.target_store import TargetStores
-from worker import absence
-from worker.cloud import Image, Location, Volume
-from worker.errors import Blocked, Conflict, NotFound
-from worker.handler import Missing, Parts, Watch
-from worker.job import Key
-from worker.notification import Notification
-from worker.outcome import Again, Done, Outcome, Skip
-from worker.target import Target
+from worker.core import absence
+from worker.core.cloud import Image, Location, Volume
+from worker.core.errors import Blocked, Conflict, NotFound
+from worker.core.handler import Missing, Parts, Watch
+from worker.core.job import Key
+from worker.core.notification import Notification
+from worker.core.outcome import Again, Done, Outcome, Skip
+from worker.core.target import Target
 
 log = structlog.get_logger(__name__)
 

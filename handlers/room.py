@@ -10,11 +10,11 @@ import structlog
 
 from handlers import budget, image_volume
 from handlers.deletion import Deletion
-from worker.cloud import Image, Quota, Volume
-from worker.errors import Blocked, NotFound
-from worker.handler import Parts, Watch
-from worker.outcome import Again, Skip
-from worker.target import Target
+from worker.core.cloud import Image, Quota, Volume
+from worker.core.errors import Blocked, NotFound
+from worker.core.handler import Parts, Watch
+from worker.core.outcome import Again, Skip
+from worker.core.target import Target
 
 # A place that was kept for a copy which nobody has come for, in seconds
 KEPT_FOR = 3600.0

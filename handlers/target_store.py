@@ -7,10 +7,10 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from worker.cloud import Cloud, Store
-from worker.errors import Blocked, NotFound
-from worker.handler import Parts
-from worker.target import Target
+from worker.core.cloud import Cloud, Store
+from worker.core.errors import Blocked, NotFound
+from worker.core.handler import Parts
+from worker.core.target import Target
 
 # Glance reads its stores from a file at start; an operator who adds one should not have to restart us, in seconds
 KEEP = 600.0

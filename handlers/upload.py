@@ -13,13 +13,13 @@ from handlers import ROUTES, actions, completion, image_volume
 from handlers.completion import Action, Finish, Seen
 from handlers.deletion import Deletion
 from handlers.target_store import TargetStores
-from worker.cloud import Image, Store, Volume
-from worker.errors import Blocked, Conflict, NotFound, Temporary
-from worker.handler import Missing, Parts, Watch
-from worker.job import Key
-from worker.notification import Notification
-from worker.outcome import Again, Done, Outcome
-from worker.target import UPLOAD
+from worker.core.cloud import Image, Store, Volume
+from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.handler import Missing, Parts, Watch
+from worker.core.job import Key
+from worker.core.notification import Notification
+from worker.core.outcome import Again, Done, Outcome
+from worker.core.target import UPLOAD
 
 log = structlog.get_logger(__name__)
 

@@ -34,17 +34,17 @@ from tests.cloud.conftest import PASSWORD, URL, devcloud, groups, of_image
 from tests.fake_cloud import FakeCloud
 from tests.rig import STORES, Rig
 from tests.worker_process import WorkerProcess, configuration
-from worker import log
-from worker.board import Board
 from worker.cli.status import cells
 from worker.cli.values import Moment
-from worker.cloud import Image, Volume
-from worker.handler import Missing
-from worker.job import Job, Key
-from worker.runner import Limits
-from worker.status import Row as Shown
-from worker.status import overview, summaries
-from worker.target import Policy, Target
+from worker.core.cloud import Image, Volume
+from worker.core.handler import Missing
+from worker.core.job import Job, Key
+from worker.core.target import Policy, Target
+from worker.diagnose.status import Row as Shown
+from worker.diagnose.status import overview, summaries
+from worker.engine.runner import Limits
+from worker.observe import log
+from worker.observe.activity import Board
 
 PAGE = 1000
 TARGETS = {"local-1": "cinder-1", "local-2": "cinder-2"}

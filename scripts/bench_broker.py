@@ -30,16 +30,16 @@ from scripts.generate import notifications
 from tests.broker.rabbitmq import RabbitMQ, installed
 from tests.fake_cloud import FakeCloud
 from tests.rig import STORES, Rig
-from worker import log
-from worker.cloud import Image
-from worker.dispatcher import Dispatcher
-from worker.intake import Routed
-from worker.intake.rabbit import RabbitIntake
-from worker.job import Job, Key
-from worker.lanes import Delivery
-from worker.lanes.rabbit import RabbitLanes
-from worker.router import Router
-from worker.volume_times import VolumeTimes
+from worker.broker.intake import RabbitIntake
+from worker.broker.lanes import RabbitLanes
+from worker.core.cloud import Image
+from worker.core.intake import Routed
+from worker.core.job import Job, Key
+from worker.core.lanes import Delivery
+from worker.engine.dispatcher import Dispatcher
+from worker.engine.router import Router
+from worker.observe import log
+from worker.observe.volume_times import VolumeTimes
 
 Row = dict[str, Any]
 GROUP, PREFETCH = 100, 500

@@ -15,8 +15,8 @@ from typing import Any
 
 from oslo_config import cfg, types
 
+from worker.core.target import UPLOAD
 from worker.settings import NAME, OPTIONS, TARGET_OPTIONS
-from worker.target import UPLOAD
 
 ROOT = Path(__file__).parents[1]
 CHART = ROOT / "config" / "helm" / "image-volume-worker"

@@ -15,9 +15,9 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from handlers import image_volume
-from worker.cloud import GIB, LISTED, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
-from worker.errors import Blocked, Conflict, NotFound, Temporary
-from worker.target import TAG, Target
+from worker.core.cloud import GIB, LISTED, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
+from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.target import TAG, Target
 
 PROJECT = "internal-project"
 PAGE = 1000
@@ -258,7 +258,7 @@ class FakeCloud:
         while self.tasks:
             await asyncio.gather(*self.tasks)
 
-    # worker.cloud.Cloud
+    # worker.core.cloud.Cloud
 
     async def get_image(self, image_id: str) -> Image:
         async with self._call("get_image"):

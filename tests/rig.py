@@ -12,23 +12,23 @@ from handlers.prewarm import Prewarm
 from handlers.reclaim import Reclaim
 from handlers.upload import Upload
 from tests.fake_cloud import FakeCloud
-from worker.cloud import Image, Volume
-from worker.deletions import Deletions
-from worker.dispatcher import Dispatcher
-from worker.handler import Handler, Missing, Parts, Watch
-from worker.intake import Routed
-from worker.job import Job, Key
-from worker.lanes.memory import MemoryLanes
-from worker.metrics import Metrics
-from worker.notification import Notification
-from worker.outcome import Outcome
-from worker.resync import Census, compare, job_of
-from worker.retry import Backoff
-from worker.router import Router
-from worker.runner import Limits, Runner
-from worker.target import Policy, Reclaiming, Target, Uploads
-from worker.uses import Uses
-from worker.volume_times import VolumeTimes
+from worker.broker.memory import MemoryLanes
+from worker.core.cloud import Image, Volume
+from worker.core.deletions import Deletions
+from worker.core.handler import Handler, Missing, Parts, Watch
+from worker.core.intake import Routed
+from worker.core.job import Job, Key
+from worker.core.notification import Notification
+from worker.core.outcome import Outcome
+from worker.core.target import Policy, Reclaiming, Target, Uploads
+from worker.core.uses import Uses
+from worker.engine.dispatcher import Dispatcher
+from worker.engine.resync import Census, compare, job_of
+from worker.engine.retry import Backoff
+from worker.engine.router import Router
+from worker.engine.runner import Limits, Runner
+from worker.observe.metrics import Metrics
+from worker.observe.volume_times import VolumeTimes
 
 FAST = Target(name="fast", volume_type="fast")
 SLOW = Target(name="slow", volume_type="slow")

@@ -12,12 +12,12 @@ from urllib.parse import urlsplit
 
 from oslo_config import cfg, types
 
-from worker.broker import parse
-from worker.errors import Misconfigured
-from worker.retry import Backoff
-from worker.runner import Limits
-from worker.target import UPLOAD, Policy, Reclaiming, Target, Uploads
-from worker.web import address_of
+from worker.broker.connection import parse
+from worker.core.errors import Misconfigured
+from worker.core.target import UPLOAD, Policy, Reclaiming, Target, Uploads
+from worker.engine.retry import Backoff
+from worker.engine.runner import Limits
+from worker.observe.web import address_of
 
 # Keystone's own, with or without dashes, and the longer ones of LDAP
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")

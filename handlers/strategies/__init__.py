@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from handlers.actions import AddLocation, AwaitImage, LookAtLocations, SetMetadata, SetReadonly
-from worker.cloud import Image, Location, NewVolume, Volume
-from worker.outcome import Outcome
-from worker.target import Target
+from worker.core.cloud import Image, Location, NewVolume, Volume
+from worker.core.outcome import Outcome
+from worker.core.target import Target
 
 # A new image gets its last touches within moments of being active: a cache entry made before would be stale, and what
 # is changed during an import is lost. In seconds

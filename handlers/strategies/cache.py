@@ -23,9 +23,9 @@ from handlers.strategies import (
     Seen,
     registered,
 )
-from worker.cloud import Image, Volume
-from worker.outcome import Again, Done
-from worker.target import Target
+from worker.core.cloud import Image, Volume
+from worker.core.outcome import Again, Done
+from worker.core.target import Target
 
 LOOKS = 5
 NO_CACHE = (

@@ -9,8 +9,8 @@ from __future__ import annotations
 from handlers import image_volume
 from handlers.actions import AddLocation
 from handlers.strategies import Action, CreateVolume, DeleteVolume, Finish, LookAtVolumes, Seen, registered
-from worker.outcome import Again
-from worker.target import Target
+from worker.core.outcome import Again
+from worker.core.target import Target
 
 
 def plan(seen: Seen, target: Target) -> Action:

@@ -14,9 +14,9 @@ from handlers.strategies import (
     RemoveLocation,
     Seen,
 )
-from worker.cloud import Image, Volume
-from worker.outcome import Again, Done, Park, Skip
-from worker.target import TAG, Target
+from worker.core.cloud import Image, Volume
+from worker.core.outcome import Again, Done, Park, Skip
+from worker.core.target import TAG, Target
 
 # For how many seconds a job waits for what an administrator has to do
 ASK_AGAIN = 900.0

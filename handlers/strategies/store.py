@@ -5,8 +5,8 @@ from __future__ import annotations
 from handlers.actions import AwaitImage
 from handlers.age import age
 from handlers.strategies import FIRST_QUIET, Action, CopyImage, Finish, Seen, registered
-from worker.outcome import Again
-from worker.target import Target
+from worker.core.outcome import Again
+from worker.core.target import Target
 
 # An import that has changed nothing for so long may be dead, in seconds
 SILENT = 300.0

@@ -6,8 +6,8 @@ import asyncio
 import time
 from collections.abc import Callable
 
-from worker.job import Job, Key
-from worker.lanes import Delivery
+from worker.core.job import Job, Key
+from worker.core.lanes import Delivery
 
 PATIENCE = 60.0
 """Seconds after which something that has to happen counts as not happening; generous, as machines are busy."""

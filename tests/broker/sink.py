@@ -8,12 +8,12 @@ from collections.abc import Sequence
 
 from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, STORES, Rig
-from worker.dead_letter import DeadLetter
-from worker.intake import Routed
-from worker.job import Job, Key
-from worker.metrics import Metrics
-from worker.router import Router
-from worker.volume_times import VolumeTimes
+from worker.core.dead_letter import DeadLetter
+from worker.core.intake import Routed
+from worker.core.job import Job, Key
+from worker.engine.router import Router
+from worker.observe.metrics import Metrics
+from worker.observe.volume_times import VolumeTimes
 
 
 class RecordingSink:

@@ -17,12 +17,12 @@ from tests.broker.hands import until
 from tests.broker.rabbitmq import RabbitMQ
 from tests.broker.sink import RoutingSink
 from tests.broker.test_oslo_intake import Service
-from worker.capture import decoded
-from worker.intake import Intake
-from worker.intake.oslo import OsloIntake
-from worker.intake.rabbit import RabbitIntake
-from worker.intake.tap import Tap
-from worker.recorder import Output, Recorder
+from worker.broker.intake import RabbitIntake
+from worker.broker.oslo import OsloIntake
+from worker.broker.tap import Tap
+from worker.capture.read import decoded
+from worker.capture.record import Output, Recorder
+from worker.core.intake import Intake
 
 IMAGE = "7ba7087c-0000-4000-8000-000000000001"
 PAYLOAD = {"id": IMAGE, "status": "active", "properties": {}}

@@ -16,10 +16,10 @@ import pytest
 
 from tests.broker.hands import Hands
 from tests.broker.rabbitmq import RabbitMQ
-from worker.dead_letter import DeadLetter
-from worker.job import OPERATOR, Job, Key
-from worker.lanes.dead import DeadQueue
-from worker.lanes.rabbit import RabbitLanes
+from worker.broker.dead_letters import DeadQueue
+from worker.broker.lanes import RabbitLanes
+from worker.core.dead_letter import DeadLetter
+from worker.core.job import OPERATOR, Job, Key
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 IMAGES = [f"{number:08d}-0000-4000-8000-000000000000" for number in range(4)]

@@ -10,11 +10,11 @@ import amqp
 import pytest
 
 from tests.broker.rabbitmq import RabbitMQ
-from worker.broker import look, scratch
-from worker.dead_letter import DeadLetter
-from worker.intake.tap import Tap
-from worker.lanes.dead import DeadQueue
-from worker.lanes.rabbit import RabbitLanes
+from worker.broker.connection import look, scratch
+from worker.broker.dead_letters import DeadQueue
+from worker.broker.lanes import RabbitLanes
+from worker.broker.tap import Tap
+from worker.core.dead_letter import DeadLetter
 
 
 @pytest.fixture

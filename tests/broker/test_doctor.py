@@ -18,12 +18,12 @@ from amqp import Message
 
 from tests.broker.rabbitmq import RabbitMQ, free_ports, installed
 from tests.unit.test_settings import GOOD, load
-from worker.broker import look, parse
-from worker.check import Check
-from worker.doctor import look_at_brokers
-from worker.doctor.management import Management
-from worker.intake.subscription import Subscription
-from worker.lanes.topology import Topology
+from worker.broker.connection import look, parse
+from worker.broker.subscription import Subscription
+from worker.broker.topology import Topology
+from worker.diagnose.check import Check
+from worker.diagnose.doctor import look_at_brokers
+from worker.diagnose.doctor.management import Management
 from worker.settings import Settings
 
 

@@ -16,8 +16,8 @@ import structlog
 from tests.broker.hands import until
 from tests.broker.rabbitmq import RabbitMQ
 from tests.broker.sink import RecordingSink
-from worker.dead_letter import MOST_BODY
-from worker.intake.rabbit import RabbitIntake
+from worker.broker.intake import RabbitIntake
+from worker.core.dead_letter import MOST_BODY
 
 INFO, ERROR = "notifications.info", "notifications.error"
 

@@ -13,11 +13,11 @@ from amqp import Message
 
 from tests.broker.hands import PATIENCE, Hands, jobs, until
 from tests.broker.rabbitmq import FORWARD_AGAIN, RabbitMQ
-from worker.dead_letter import DeadLetter
-from worker.errors import Temporary
-from worker.job import Key
-from worker.lanes import consumer
-from worker.lanes.rabbit import RabbitLanes
+from worker.broker import consumer
+from worker.broker.lanes import RabbitLanes
+from worker.core.dead_letter import DeadLetter
+from worker.core.errors import Temporary
+from worker.core.job import Key
 
 QUEUE = "lanes"
 Open = Callable[..., Awaitable[RabbitLanes]]

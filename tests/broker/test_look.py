@@ -13,11 +13,11 @@ import pytest
 
 from tests.broker.hands import PATIENCE, Hands, jobs, until
 from tests.broker.rabbitmq import RabbitMQ, free_ports
-from worker.dead_letter import DeadLetter
-from worker.errors import Temporary
-from worker.intake.tap import Tap
-from worker.lanes.look import DEAD, DELAYED, Depth, look
-from worker.lanes.rabbit import RabbitLanes
+from worker.broker.inspection import DEAD, DELAYED, Depth, look
+from worker.broker.lanes import RabbitLanes
+from worker.broker.tap import Tap
+from worker.core.dead_letter import DeadLetter
+from worker.core.errors import Temporary
 
 
 @pytest.fixture

@@ -20,13 +20,14 @@ from tests.broker.hands import until
 from tests.broker.rabbitmq import RabbitMQ
 from tests.broker.sink import RecordingSink, RoutingSink
 from tests.unit.test_settings import GOOD, load
-from worker.daemon import build_intakes
-from worker.errors import Misconfigured
-from worker.intake import Routed, oslo
+from worker.broker import oslo
 
 # oslo_messaging from there, as it is imported there without its warnings
-from worker.intake.oslo import OsloIntake, oslo_messaging, wire
-from worker.job import Job, Key
+from worker.broker.oslo import OsloIntake, oslo_messaging, wire
+from worker.cli.app import build_intakes
+from worker.core.errors import Misconfigured
+from worker.core.intake import Routed
+from worker.core.job import Job, Key
 
 
 class PayloadSink(RecordingSink):

@@ -12,8 +12,8 @@ import pytest
 from tests.broker.hands import Hands, jobs, until
 from tests.broker.rabbitmq import RabbitMQ, free_ports, installed
 from tests.broker.sink import RecordingSink
-from worker.intake.oslo import OsloIntake
-from worker.lanes.rabbit import RabbitLanes
+from worker.broker.lanes import RabbitLanes
+from worker.broker.oslo import OsloIntake
 
 
 @pytest.fixture(scope="module")

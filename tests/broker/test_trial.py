@@ -10,8 +10,8 @@ import pytest
 
 from tests.broker.rabbitmq import RabbitMQ, free_ports
 from tests.unit.test_settings import GOOD, load
-from worker import trial
-from worker.errors import Misconfigured
+from worker.core.errors import Misconfigured
+from worker.diagnose import broker_check
 from worker.settings import Settings
 
 SERVICES, LANES = "[notifications] transport_urls, number 1: ", "[work] url: "
@@ -25,13 +25,13 @@ def settings(rabbitmq: RabbitMQ, tmp_path: Path) -> Settings:
 
 def refused(settings: Settings, *, proven: Settings) -> tuple[str, ...]:
     with pytest.raises(Misconfigured) as raised:
-        trial.check(settings, proven=proven)
+        broker_check.check(settings, proven=proven)
     return raised.value.faults
 
 
 def test_what_works_is_let_pass_and_leaves_nothing(rabbitmq: RabbitMQ, settings: Settings) -> None:
     before = rabbitmq.ctl("list_queues", "name")
-    trial.check(settings, proven=replace(settings, work_url="memory://", transport_urls=()))
+    broker_check.check(settings, proven=replace(settings, work_url="memory://", transport_urls=()))
     assert rabbitmq.ctl("list_queues", "name") == before
 
 
@@ -54,13 +54,13 @@ def test_a_password_that_is_wrong_is_refused(rabbitmq: RabbitMQ, settings: Setti
 def test_a_broker_that_is_away_is_no_reason_if_it_is_waited_for_already(settings: Settings) -> None:
     nobody = f"amqp://worker:secret@127.0.0.1:{free_ports(1)[0]}/"
     away = replace(settings, transport_urls=(nobody,), work_url=nobody)
-    trial.check(away, proven=away)
+    broker_check.check(away, proven=away)
     assert len(refused(away, proven=settings)) == 2
     # One that is added to it is asked after
     more = replace(away, transport_urls=(nobody, *settings.transport_urls))
-    trial.check(more, proven=away)
+    broker_check.check(more, proven=away)
 
 
 def test_other_brokers_cannot_be_asked(settings: Settings) -> None:
     other = replace(settings, driver="oslo", transport_urls=("kafka://h/",), work_url="memory://")
-    trial.check(other, proven=settings)
+    broker_check.check(other, proven=settings)

@@ -10,21 +10,21 @@ import pytest
 from tests.broker.hands import until
 from tests.broker.rabbitmq import RabbitMQ
 from tests.rig import Scripted, job
-from worker.deletions import Deletions
-from worker.dispatcher import Dispatcher
-from worker.handler import Missing, Watch
-from worker.job import Key
-from worker.lanes import Delivery
-from worker.lanes.consumer import COUNT_EVERY
-from worker.lanes.rabbit import RabbitLanes
-from worker.metrics import Metrics
-from worker.outcome import Done, Outcome
-from worker.resync import enqueue
-from worker.retry import Backoff
-from worker.router import Router
-from worker.runner import Limits, Runner
-from worker.uses import Uses
-from worker.volume_times import VolumeTimes
+from worker.broker.consumer import COUNT_EVERY
+from worker.broker.lanes import RabbitLanes
+from worker.core.deletions import Deletions
+from worker.core.handler import Missing, Watch
+from worker.core.job import Key
+from worker.core.lanes import Delivery
+from worker.core.outcome import Done, Outcome
+from worker.core.uses import Uses
+from worker.engine.dispatcher import Dispatcher
+from worker.engine.resync import enqueue
+from worker.engine.retry import Backoff
+from worker.engine.router import Router
+from worker.engine.runner import Limits, Runner
+from worker.observe.metrics import Metrics
+from worker.observe.volume_times import VolumeTimes
 
 
 @pytest.mark.parametrize("projects", [1, 6, 30])

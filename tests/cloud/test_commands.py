@@ -12,7 +12,7 @@ import pytest
 from scripts.cloud.people import Person
 from tests.cloud.conftest import PASSWORD, TARGETS, devcloud, groups, is_warm, of_image, until
 from tests.worker_process import WorkerProcess
-from worker.explain.probe import NAME
+from worker.diagnose.explain.probe import NAME
 
 Images = Callable[..., str]
 Worker = Callable[..., WorkerProcess]

@@ -25,8 +25,8 @@ from tests.broker.rabbitmq import free_ports
 from tests.cloud.conftest import GLANCE, PASSWORD, TARGETS, URL, devcloud, groups, has_new_location_api, switched, until
 from tests.cloud.proxy import Proxy
 from tests.worker_process import WorkerProcess
-from worker.broker import look, parse
-from worker.lanes.topology import Topology
+from worker.broker.connection import look, parse
+from worker.broker.topology import Topology
 
 CINDER, KEYSTONE = "http://127.0.0.1:8776", "http://127.0.0.1:5000"
 MANAGEMENT = f"http://openstack:{PASSWORD}@127.0.0.1:15672"

@@ -13,11 +13,11 @@ import pytest
 
 from scripts.cloud.people import HOME, Person
 from tests.fake_cloud import FakeCloud
-from worker.cloud import Cloud, Image, NewVolume, Quota, Volume
-from worker.errors import Blocked, Conflict, NotFound, Temporary
-from worker.metrics import Metrics
-from worker.sdk import OpenStackCloud, connect
-from worker.target import TAG
+from worker.core.cloud import Cloud, Image, NewVolume, Quota, Volume
+from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.target import TAG
+from worker.observe.metrics import Metrics
+from worker.openstack.sdk import OpenStackCloud, connect
 
 STORE, TYPE = "cinder-1", "local-1"
 NOBODY = "11111111-1111-4111-8111-111111111111"

@@ -11,11 +11,11 @@ import pytest
 
 from tests.broker.hands import Hands, jobs, until
 from tests.broker.rabbitmq import RabbitMQ
-from worker.dead_letter import DeadLetter
-from worker.job import Job, Key
-from worker.lanes import Lanes
-from worker.lanes.memory import MemoryLanes
-from worker.lanes.rabbit import RabbitLanes
+from worker.broker.lanes import RabbitLanes
+from worker.broker.memory import MemoryLanes
+from worker.core.dead_letter import DeadLetter
+from worker.core.job import Job, Key
+from worker.core.lanes import Lanes
 
 QUEUE = "contract"
 Open = Callable[..., Awaitable[Lanes]]

@@ -280,7 +280,7 @@ def test_the_journal_has_fields(service: Service) -> None:
 
 
 def test_the_journal_takes_what_no_datagram_holds(service: Service) -> None:
-    program = "import logging; from worker import log; log.setup(style='journal'); logging.error('x' * 500_000)"
+    program = "import logging; from worker.observe import log; log.setup(style='journal'); logging.error('x' * 500_000)"
     service.machine.do(f"/opt/{NAME}/bin/python", "-c", program)
     until(
         lambda: (

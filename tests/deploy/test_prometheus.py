@@ -19,11 +19,11 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from handlers import ROUTES
 from tests.worker_process import free_port
-from worker.board import CELLS
-from worker.cloud import Image
-from worker.metrics import Metrics
-from worker.probes import Probes
-from worker.runner import OUTCOMES
+from worker.core.cloud import Image
+from worker.engine.runner import OUTCOMES
+from worker.observe.activity import CELLS
+from worker.observe.http import Probes
+from worker.observe.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "config" / "prometheus" / "rules.yaml"

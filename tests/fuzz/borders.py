@@ -23,19 +23,21 @@ from handlers import completion
 from tests.fake_cloud import FakeCloud
 from tests.fuzz.dice import Dice
 from tests.rig import Rig
-from worker import broker, capture, replay, settings
-from worker.cloud import Image, Location
-from worker.compression import BZIP2, GZIP, LZMA, ZSTD
-from worker.dead_letter import MOST_BODY, DeadLetter
-from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
-from worker.job import Job
-from worker.masking import masked_bytes
-from worker.notification import IMAGE_ID, decode
-from worker.recorder import line_of
-from worker.router import Router
-from worker.sdk import OpenStackCloud
-from worker.target import TAG, Uploads
-from worker.volume_times import VolumeTimes
+from worker import settings
+from worker.broker import connection
+from worker.capture import read, replay
+from worker.capture.record import line_of
+from worker.core.cloud import Image, Location
+from worker.core.compression import BZIP2, GZIP, LZMA, ZSTD
+from worker.core.dead_letter import MOST_BODY, DeadLetter
+from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
+from worker.core.job import Job
+from worker.core.masking import masked_bytes
+from worker.core.notification import IMAGE_ID, decode
+from worker.core.target import TAG, Uploads
+from worker.engine.router import Router
+from worker.observe.volume_times import VolumeTimes
+from worker.openstack.sdk import OpenStackCloud
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 WIRE = tuple(
@@ -172,13 +174,13 @@ class Borders:
         around = dice.pick(((b"", b""), (b"[", b"]"), (b"[\n", b"\n]"), (b"{", b""), (b'{"a":[', b"]}")))
         content = around[0] + glue.join(parts) + around[1] + dice.left
         number = count = 0
-        for found in capture._split(io.BufferedReader(io.BytesIO(content))):  # type: ignore[arg-type]
+        for found in read._split(io.BufferedReader(io.BytesIO(content))):  # type: ignore[arg-type]
             assert found.number > number
             number, count = found.number, count + 1
             if not found.fault:
                 assert found.body
                 with contextlib.suppress(Malformed):
-                    assert capture.decoded(found.body)["event_type"]
+                    assert read.decoded(found.body)["event_type"]
         assert count <= len(content) + 1
 
     def file(self, data: bytes) -> None:
@@ -197,7 +199,7 @@ class Borders:
         path = Path(self._folder.name, "capture")
         path.write_bytes(packed)
         number = 0
-        for found in capture.Source(str(path)).messages():
+        for found in read.Source(str(path)).messages():
             assert found.number > number
             number = found.number
 
@@ -206,12 +208,12 @@ class Borders:
         dice = Dice(data)
         source = Path(self._folder.name, "source")
         source.write_bytes(b"x")
-        length, head = capture.Source(str(source)).head(4096)
+        length, head = read.Source(str(source)).head(4096)
         reached = {str(source): {"number": dice.below(9), "length": length, "head": head}}
         path = Path(self._folder.name, "checkpoint")
         path.write_bytes(dice.left if dice.below(6) == 0 else json.dumps(dice.mutated(reached)).encode())
         with contextlib.suppress(Misconfigured), contextlib.closing(replay.Checkpoint(path)) as checkpoint:
-            assert checkpoint.of(capture.Source(str(source))) >= 0
+            assert checkpoint.of(read.Source(str(source))) >= 0
 
     def answer(self, data: bytes) -> None:
         """What a service answers becomes values that handlers can plan by, or one of our own errors."""
@@ -261,7 +263,7 @@ class Borders:
         dice = Dice(data)
         text = "".join(dice.pick(URL_PARTS) for _ in range(dice.below(16))) + dice.left[:30].decode("utf-8", "replace")
         with contextlib.suppress(Misconfigured):
-            assert broker.parse(text).hosts
+            assert connection.parse(text).hosts
         with contextlib.suppress(ValueError):
             assert Location.from_url(text).url == text
 

@@ -10,7 +10,7 @@ import atheris
 with atheris.instrument_imports(include=["worker", "handlers"]):
     from tests.fuzz.borders import Borders
 
-from worker import log
+from worker.observe import log
 
 
 def main() -> None:

@@ -14,12 +14,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from tests.page.browser import BINARY, Browser
-from worker.board import Board
-from worker.cloud import GIB, Image
-from worker.job import Job, Key
-from worker.outcome import Again, Done, Park, Skip
-from worker.probes import Page, Probes
-from worker.target import Target
+from worker.core.cloud import GIB, Image
+from worker.core.job import Job, Key
+from worker.core.outcome import Again, Done, Park, Skip
+from worker.core.target import Target
+from worker.observe.activity import Board
+from worker.observe.http import Page, Probes
 
 EVIL = "<script>document.title='evil'</script><b>bold</b>"
 TARGETS = ("fast", "slow")

@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import structlog
 
-from worker import sdk
-from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
-from worker.metrics import Metrics
-from worker.sdk import OpenStackCloud
+from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
+from worker.observe.metrics import Metrics
+from worker.openstack import sdk
+from worker.openstack.sdk import OpenStackCloud
 
 IMAGE_ID = "f8195267-dc43-443b-86bf-8a5200144f25"
 OURS = (Temporary, Blocked, NotFound, Malformed)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.unit.test_settings import GOOD, load
-from worker.daemon import Daemon
-from worker.manager import WATCHDOG
-from worker.metrics import Metrics
+from worker.cli.app import Daemon
+from worker.observe.metrics import Metrics
+from worker.observe.systemd import WATCHDOG
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tests.fake_cloud import PROJECT, FakeCloud
-from worker.cloud import GIB, Image, Location, Volume
-from worker.target import Policy, Reclaiming, Target
+from worker.core.cloud import GIB, Image, Location, Volume
+from worker.core.target import Policy, Reclaiming, Target
 
 # Spelled out here: these names are what other people's tools and clouds of today hold
 TAG, ORIGIN, FRESH = "image_volume_worker", "image_volume_worker_origin", "image_volume_worker_updated_at"

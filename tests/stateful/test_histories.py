@@ -36,11 +36,11 @@ from tests.fake_cloud import PROJECT, FakeCloud, Fault, new_id
 from tests.rig import FAST, SLOW, STORES, Rig
 from tests.stateful.clock import START, Clock, Loop
 from tests.stateful.judge import FRESH, ORIGIN, TAG, Judge, Setup
-from worker.cloud import GIB, Image, Location, Volume
-from worker.errors import Blocked, Conflict, NotFound, Temporary
-from worker.retry import Backoff
-from worker.runner import Limits
-from worker.target import Policy, Reclaiming, Uploads
+from worker.core.cloud import GIB, Image, Location, Volume
+from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.target import Policy, Reclaiming, Uploads
+from worker.engine.retry import Backoff
+from worker.engine.runner import Limits
 
 HOUR = 3600.0
 # As long as a real worker's, but for how long a parked job is left alone: nothing costs time here
@@ -49,7 +49,7 @@ BACKOFF = Backoff(shortest=2.0, longest=120.0)
 POLICY = Policy(settle=5.0, rewarm_interval=60.0)
 UPLOADS = Uploads(grace=60.0, quiet=2.0)
 # What looks at the clock
-TIMED = ("worker.runner", "worker.resync", "worker.router", "tests.fake_cloud", "tests.rig")
+TIMED = ("worker.engine.runner", "worker.engine.resync", "worker.engine.router", "tests.fake_cloud", "tests.rig")
 ROUNDS = 12
 SEED = 1
 VERBS = (

@@ -17,12 +17,12 @@ from prometheus_client import generate_latest
 
 from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, SLOW, STORES, Rig
-from worker.board import FAILURES, MOST_IMAGES, OVERDUE, TIMES, Board, Choice
-from worker.cloud import GIB, Image
-from worker.job import Job, Key
-from worker.metrics import Metrics
-from worker.outcome import Again, Done, Outcome, Park, Skip
-from worker.target import Policy
+from worker.core.cloud import GIB, Image
+from worker.core.job import Job, Key
+from worker.core.outcome import Again, Done, Outcome, Park, Skip
+from worker.core.target import Policy
+from worker.observe.activity import FAILURES, MOST_IMAGES, OVERDUE, TIMES, Board, Choice
+from worker.observe.metrics import Metrics
 
 LANES = {"upload": 8, "reclaim": 4, "prewarm.fast": 2, "prewarm.slow": 2}
 VOLUME = "11111111-1111-4111-8111-111111111111"

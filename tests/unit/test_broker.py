@@ -8,11 +8,11 @@ import pytest
 from amqp.exceptions import PreconditionFailed
 from oslo_config import cfg
 
-from worker.broker import Tls, parse, words
-from worker.errors import Misconfigured
+from worker.broker.connection import Tls, parse, words
 
 # From there, as it is imported there without its warnings
-from worker.intake.oslo import oslo_messaging
+from worker.broker.oslo import oslo_messaging
+from worker.core.errors import Misconfigured
 
 URLS = [
     "rabbit://openstack:pw@rabbit-1:5672/",

@@ -10,8 +10,8 @@ from handlers import budget
 from handlers.budget import NoRoom, Shelf
 from tests.fake_cloud import PROJECT
 from tests.rig import FAST
-from worker.cloud import Volume
-from worker.uses import Uses
+from worker.core.cloud import Volume
+from worker.core.uses import Uses
 
 
 def lying(*sizes_and_uses: tuple[int, float], **fields: object) -> list[budget.Held]:

@@ -13,9 +13,8 @@ import pytest
 from backports import zstd
 
 from tests.fake_cloud import notification
-from worker import capture
-from worker.capture import Source, decoded, sources
-from worker.errors import Malformed, Misconfigured
+from worker.capture.read import Source, decoded, sources
+from worker.core.errors import Malformed, Misconfigured
 
 BODIES = [notification("image.update", {"id": "x", "number": number}) for number in range(3)]
 
@@ -124,14 +123,14 @@ def test_a_damaged_file_says_so(tmp_path: Path) -> None:
 
 
 def test_an_endless_line_is_one_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "LONGEST", 1000)
+    monkeypatch.setattr("worker.capture.read.LONGEST", 1000)
     file = tmp_path / "capture"
     file.write_bytes(lines(BODIES[0], b"x" * 5000, BODIES[1]))
     assert read(file) == [0, -1, 1]
 
 
 def test_an_endless_item_is_one_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capture, "LONGEST", 5000)
+    monkeypatch.setattr("worker.capture.read.LONGEST", 5000)
     file = tmp_path / "capture"
     file.write_bytes(b"[" + BODIES[0] + b',["' + b"x" * 6000 + b'"],' + BODIES[1] + b"]")
     messages = list(Source(str(file)).messages())

@@ -24,9 +24,9 @@ from handlers.completion import (
     SetMetadata,
     SetReadonly,
 )
-from worker.cloud import GIB, Image, ImageTask, Location, Store, Volume
-from worker.outcome import Again, Done, Park, Skip
-from worker.target import Target, Uploads
+from worker.core.cloud import GIB, Image, ImageTask, Location, Store, Volume
+from worker.core.outcome import Again, Done, Park, Skip
+from worker.core.target import Target, Uploads
 
 IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
 SOURCE = "38adcc12-ea51-4d39-adea-b5a4c4162d30"

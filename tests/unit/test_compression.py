@@ -15,9 +15,9 @@ from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker import compression
-from worker.compression import BZIP2, GZIP, LARGEST, LZMA, METHODS, ZSTD, head, plain
-from worker.errors import Malformed
+from worker.core import compression
+from worker.core.compression import BZIP2, GZIP, LARGEST, LZMA, METHODS, ZSTD, head, plain
+from worker.core.errors import Malformed
 
 COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
     GZIP: zlib.compress,

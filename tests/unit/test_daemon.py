@@ -12,12 +12,12 @@ import pytest
 
 from tests.fake_cloud import FakeCloud, Fault
 from tests.unit.test_settings import GOOD, load
-from worker.cloud import GIB
-from worker.daemon import CENSUS, PING, Daemon, check_cloud, check_locations
-from worker.errors import Misconfigured, Temporary
-from worker.metrics import Metrics
-from worker.retry import Backoff, Pace
-from worker.sdk import Identity
+from worker.cli.app import CENSUS, PING, Daemon, check_cloud, check_locations
+from worker.core.cloud import GIB
+from worker.core.errors import Misconfigured, Temporary
+from worker.engine.retry import Backoff, Pace
+from worker.observe.metrics import Metrics
+from worker.openstack.sdk import Identity
 from worker.settings import Settings
 
 

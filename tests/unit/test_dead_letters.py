@@ -7,11 +7,11 @@ import time
 
 import pytest
 
+from worker.broker.dead_letters import Kept
 from worker.cli import Worker
 from worker.cli.dead_letters import List, _fits
-from worker.dead_letter import DeadLetter
-from worker.job import Job, Key
-from worker.lanes.dead import Kept
+from worker.core.dead_letter import DeadLetter
+from worker.core.job import Job, Key
 
 IMAGES = [f"{number:08d}-0000-4000-8000-000000000000" for number in range(3)]
 

@@ -12,12 +12,12 @@ from handlers import image_volume, target_store
 from handlers.deletion import NotProven
 from tests.fake_cloud import PROJECT, FakeCloud
 from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
-from worker import absence
-from worker.cloud import Image, Location, Store, Volume
-from worker.errors import Blocked, Conflict
-from worker.job import Key
-from worker.outcome import Again, Done, Outcome, Skip
-from worker.target import Policy, Reclaiming, Target
+from worker.core import absence
+from worker.core.cloud import Image, Location, Store, Volume
+from worker.core.errors import Blocked, Conflict
+from worker.core.job import Key
+from worker.core.outcome import Again, Done, Outcome, Skip
+from worker.core.target import Policy, Reclaiming, Target
 
 STRATEGIES = ["store", "location", "cache"]
 GRACE = 86_400.0

@@ -14,15 +14,15 @@ from tests.fake_cloud import PROJECT, FakeCloud
 from tests.rig import FAST, STORES
 from tests.unit.test_settings import load_text
 from worker.cli import Worker
-from worker.deletions import Deletions
-from worker.handler import Handler, Parts
-from worker.job import Key
-from worker.locks import Locks
-from worker.metrics import Metrics
-from worker.notification import Notification
-from worker.outcome import Done, Skip
-from worker.target import Policy, Reclaiming, Uploads
-from worker.uses import Uses
+from worker.core.deletions import Deletions
+from worker.core.handler import Handler, Parts
+from worker.core.job import Key
+from worker.core.locks import Locks
+from worker.core.notification import Notification
+from worker.core.outcome import Done, Skip
+from worker.core.target import Policy, Reclaiming, Uploads
+from worker.core.uses import Uses
+from worker.observe.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

@@ -14,18 +14,18 @@ from typing import Any
 import pytest
 
 from tests.unit.test_settings import GOOD, load
-from worker.broker import Depth, Look, parse
-from worker.check import Check
-from worker.cloud import Location, Store, Volume
-from worker.doctor import brokers, cinder, configuration, daemon, glance, login
-from worker.doctor.facts import Facts
-from worker.doctor.management import Managed, Management, Rules, _would_apply
-from worker.doctor.untold import Untold, ask, tell
-from worker.errors import Blocked, Misconfigured, NotFound, Temporary
-from worker.sdk import Identity
+from worker.broker.connection import Depth, Look, parse
+from worker.core.cloud import Location, Store, Volume
+from worker.core.errors import Blocked, Misconfigured, NotFound, Temporary
+from worker.core.target import TAG, Policy, Reclaiming, Target, Uploads
+from worker.diagnose.check import Check
+from worker.diagnose.doctor import brokers, cinder, configuration, daemon, glance, login
+from worker.diagnose.doctor.facts import Facts
+from worker.diagnose.doctor.management import Managed, Management, Rules, _would_apply
+from worker.diagnose.doctor.untold import Untold, ask, tell
+from worker.openstack.sdk import Identity
+from worker.openstack.survey import Clock, Limit, Pool, Service, Shown, VolumeType
 from worker.settings import Settings
-from worker.survey import Clock, Limit, Pool, Service, Shown, VolumeType
-from worker.target import TAG, Policy, Reclaiming, Target, Uploads
 
 URL = "rabbit://u:s3cret@one:5672,u:s3cret@two:5672/"
 QUEUE = "image-volume-worker"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from worker.intake.exchanges import LONGEST_PAUSE, LOOK_EVERY, Exchanges
+from worker.broker.exchanges import LONGEST_PAUSE, LOOK_EVERY, Exchanges
 
 DAY = 86_400.0
 

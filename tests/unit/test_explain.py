@@ -15,16 +15,16 @@ from handlers.prewarm import Warmth
 from tests.fake_cloud import PROJECT, FakeCloud, Fault
 from tests.rig import FAST, SLOW, STORES, Rig
 from tests.unit.test_settings import load
-from worker import explain
-from worker.check import Check
-from worker.cloud import GIB, Image, ImageTask, NewVolume, Quota, Volume
-from worker.errors import Blocked, Conflict, NotFound, Temporary
-from worker.explain import clone, probe, upload
-from worker.explain.probe import Signs
-from worker.job import Key
-from worker.live import LiveJob
+from worker.core.cloud import GIB, Image, ImageTask, NewVolume, Quota, Volume
+from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.job import Key
+from worker.core.target import TAG, Policy
+from worker.diagnose import explain
+from worker.diagnose.check import Check
+from worker.diagnose.explain import clone, probe, upload
+from worker.diagnose.explain.probe import Signs
+from worker.observe.live import LiveJob
 from worker.settings import Settings
-from worker.target import TAG, Policy
 
 GROUPS = {
     "notifications": {"transport_urls": "rabbit://u:p@h:5672/"},

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import structlog
 
-from worker import log
-from worker.errors import Misconfigured
-from worker.log import Journal
+from worker.core.errors import Misconfigured
+from worker.observe import log
+from worker.observe.log import Journal
 
 
 class Reader:
@@ -67,7 +67,7 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reader]
 
 
 def test_each_field_is_one_of_the_journals(journal: Reader) -> None:
-    structlog.get_logger("worker.runner").warning(
+    structlog.get_logger("worker.engine.runner").warning(
         "job_again", image_id="i-1", after=5.0, faults=["a", "b"], reason="over quota"
     )
     assert journal.entry() == {
@@ -79,7 +79,7 @@ def test_each_field_is_one_of_the_journals(journal: Reader) -> None:
         "AFTER": "5.0",
         "FAULTS": '["a", "b"]',
         "REASON": "over quota",
-        "LOGGER": "worker.runner",
+        "LOGGER": "worker.engine.runner",
     }
 
 

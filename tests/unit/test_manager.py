@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from worker import link
-from worker.broker import parse
-from worker.link import HUNG_AFTER, Link
-from worker.manager import READY, extend, notify
+from worker.broker import link
+from worker.broker.connection import parse
+from worker.broker.link import HUNG_AFTER, Link
+from worker.observe.systemd import READY, extend, notify
 
 
 @pytest.fixture

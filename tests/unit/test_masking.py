@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from worker.masking import masked, masked_bytes
+from worker.core.masking import masked, masked_bytes
 
 
 def envelope(message: object) -> bytes:

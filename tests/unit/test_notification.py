@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker.errors import Malformed
-from worker.notification import Notification
+from worker.core.errors import Malformed
+from worker.core.notification import Notification
 
 RECORDED = sorted((Path(__file__).parents[1] / "fixtures" / "notifications").glob("*.jsonl"))
 IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"

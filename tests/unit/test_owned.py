@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from worker import owned
+from worker.capture import owned
 
 
 def test_a_file_is_for_its_owner_and_for_one_at_a_time(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_nobody_holds_a_file_that_was_replaced(tmp_path: Path) -> None:
 def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file"
     code = (
-        "import os, sys, pathlib; from worker import owned; "
+        "import os, sys, pathlib; from worker.capture import owned; "
         "owned.acquire(pathlib.Path(sys.argv[1])); print(1, flush=True); os.read(0, 1)"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, SLOW, STORES
-from worker.cloud import Volume
-from worker.packed import Packed
+from worker.core.cloud import Volume
+from worker.engine.packed import Packed
 
 
 def volumes(images: int) -> list[tuple[str, Volume]]:

@@ -13,9 +13,9 @@ import pytest
 import structlog
 from cliff.lister import Lister
 
-from worker import log
 from worker.cli.values import Plain
-from worker.plain import plain
+from worker.core.plain import plain
+from worker.observe import log
 
 TURNED = "gpj.\N{RIGHT-TO-LEFT OVERRIDE}exe"
 HIDDEN = (

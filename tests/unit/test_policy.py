@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from handlers.policy import refusal
-from worker.cloud import GIB, Image
-from worker.target import Policy, Strategy, Target
+from worker.core.cloud import GIB, Image
+from worker.core.target import Policy, Strategy, Target
 
 IMAGE = Image(
     id="i", status="active", owner="alice", disk_format="raw", container_format="bare", visibility="private", size=1000

@@ -6,8 +6,8 @@ import pytest
 
 from tests.fake_cloud import FakeCloud, Fault
 from tests.rig import FAST, STORES, Rig, using
-from worker.errors import Blocked
-from worker.target import Policy
+from worker.core.errors import Blocked
+from worker.core.target import Policy
 
 
 @pytest.fixture

@@ -13,11 +13,11 @@ import structlog
 from handlers import image_volume, target_store
 from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
-from worker.cloud import GIB, ImageTask, Location, Store, Volume
-from worker.errors import Blocked, Conflict, NotFound, Temporary
-from worker.job import Key
-from worker.outcome import Again, Done, Park, Skip
-from worker.target import Policy, Target
+from worker.core.cloud import GIB, ImageTask, Location, Store, Volume
+from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.job import Key
+from worker.core.outcome import Again, Done, Park, Skip
+from worker.core.target import Policy, Target
 
 STRATEGIES = ["store", "location", "cache"]
 

@@ -13,11 +13,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests.unit.test_web import has_ipv6
-from worker import live
-from worker.board import Board, Choice
-from worker.job import Job, Key
-from worker.metrics import Metrics
-from worker.probes import Page, Probes
+from worker.core.job import Job, Key
+from worker.observe import live
+from worker.observe.activity import Board, Choice
+from worker.observe.http import Page, Probes
+from worker.observe.metrics import Metrics
 
 
 @pytest.fixture

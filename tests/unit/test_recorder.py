@@ -13,11 +13,11 @@ from typing import BinaryIO
 import pytest
 
 from tests.fake_cloud import notification
-from worker.capture import Source, decoded
-from worker.errors import Malformed
-from worker.intake import Routed
-from worker.notification import Notification
-from worker.recorder import Output, Recorder, line_of
+from worker.capture.read import Source, decoded
+from worker.capture.record import Output, Recorder, line_of
+from worker.core.errors import Malformed
+from worker.core.intake import Routed
+from worker.core.notification import Notification
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "notifications"
 SECRET = "s3cr3t-that-nobody-may-see"

@@ -12,14 +12,14 @@ import pytest
 
 from tests.fake_cloud import FakeCloud, notification
 from tests.rig import FAST, STORES, Rig
-from worker import replay
-from worker.capture import Source, sources
-from worker.errors import Misconfigured, Temporary
-from worker.job import Job, Key
-from worker.metrics import Metrics
-from worker.replay import Checkpoint, Filters, Replay, Tally
-from worker.router import Router
-from worker.volume_times import VolumeTimes
+from worker.capture import replay
+from worker.capture.read import Source, sources
+from worker.capture.replay import Checkpoint, Filters, Replay, Tally
+from worker.core.errors import Misconfigured, Temporary
+from worker.core.job import Job, Key
+from worker.engine.router import Router
+from worker.observe.metrics import Metrics
+from worker.observe.volume_times import VolumeTimes
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "notifications"
 

@@ -12,13 +12,13 @@ import handlers
 from handlers import imports
 from tests.fake_cloud import FakeCloud, notification
 from tests.rig import FAST, SLOW, Rig, Scripted
-from worker.handler import Watch
-from worker.job import Key
-from worker.metrics import Metrics
-from worker.notification import Notification
-from worker.outcome import Done, Outcome
-from worker.router import Router
-from worker.volume_times import VolumeTimes
+from worker.core.handler import Watch
+from worker.core.job import Key
+from worker.core.notification import Notification
+from worker.core.outcome import Done, Outcome
+from worker.engine.router import Router
+from worker.observe.metrics import Metrics
+from worker.observe.volume_times import VolumeTimes
 
 IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
 VOLUME = "38adcc12-ea51-4d39-adea-b5a4c4162d30"

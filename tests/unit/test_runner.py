@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 
 from tests.rig import Scripted, Work, job
-from worker.dead_letter import DeadLetter
-from worker.deletions import Deletions
-from worker.errors import Blocked, Conflict, Malformed, NotFound, Temporary
-from worker.handler import Watch
-from worker.job import OPERATOR, Job, Key
-from worker.lanes.memory import MemoryLanes
-from worker.metrics import Metrics
-from worker.outcome import Again, Done, Outcome, Park, Skip
-from worker.retry import Backoff
-from worker.runner import Limits, Runner
-from worker.uses import Uses
+from worker.broker.memory import MemoryLanes
+from worker.core.dead_letter import DeadLetter
+from worker.core.deletions import Deletions
+from worker.core.errors import Blocked, Conflict, Malformed, NotFound, Temporary
+from worker.core.handler import Watch
+from worker.core.job import OPERATOR, Job, Key
+from worker.core.outcome import Again, Done, Outcome, Park, Skip
+from worker.core.uses import Uses
+from worker.engine.retry import Backoff
+from worker.engine.runner import Limits, Runner
+from worker.observe.metrics import Metrics
 
 ONE, TWO = Key("h", "one"), Key("h", "two")
 

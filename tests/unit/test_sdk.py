@@ -13,11 +13,11 @@ import keystoneauth1.exceptions as ksa
 import pytest
 import requests
 
-from worker import sdk
-from worker.cloud import Location, NewVolume
-from worker.errors import Blocked, Conflict, Misconfigured, NotFound, Temporary
-from worker.metrics import Metrics
-from worker.sdk import OpenStackCloud
+from worker.core.cloud import Location, NewVolume
+from worker.core.errors import Blocked, Conflict, Misconfigured, NotFound, Temporary
+from worker.observe.metrics import Metrics
+from worker.openstack import sdk
+from worker.openstack.sdk import OpenStackCloud
 
 IMAGE_ID = "f8195267-dc43-443b-86bf-8a5200144f25"
 

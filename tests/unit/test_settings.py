@@ -9,7 +9,7 @@ from oslo_config import cfg
 
 from tests.worker_process import configuration
 from worker import settings
-from worker.errors import Misconfigured
+from worker.core.errors import Misconfigured
 from worker.settings import Settings
 
 GOOD = {

@@ -14,12 +14,13 @@ import pytest
 
 from tests.fake_cloud import PROJECT, FakeCloud
 from tests.rig import FAST, SLOW, STORES, Rig
-from worker import live, status
-from worker.cloud import GIB, Location
-from worker.job import Job, Key
-from worker.live import LiveJob, LiveLane
-from worker.status import Row
-from worker.target import Policy, Target
+from worker.core.cloud import GIB, Location
+from worker.core.job import Job, Key
+from worker.core.target import Policy, Target
+from worker.diagnose import status
+from worker.diagnose.status import Row
+from worker.observe import live
+from worker.observe.live import LiveJob, LiveLane
 
 NOWHERE = "00000009-0000-4000-8000-000000000000"
 

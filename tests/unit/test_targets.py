@@ -8,10 +8,10 @@ import pytest
 
 from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, SLOW, STORES, Rig, located, using
-from worker.cloud import GIB, NewVolume
-from worker.errors import Blocked, Conflict
-from worker.outcome import Done, Skip
-from worker.target import Policy
+from worker.core.cloud import GIB, NewVolume
+from worker.core.errors import Blocked, Conflict
+from worker.core.outcome import Done, Skip
+from worker.core.target import Policy
 
 STRATEGIES = ["store", "location", "cache"]
 

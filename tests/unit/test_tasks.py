@@ -11,10 +11,10 @@ from collections.abc import Awaitable, Callable
 import pytest
 from structlog.testing import capture_logs
 
-from worker.errors import Misconfigured
-from worker.metrics import Metrics
-from worker.retry import Backoff
-from worker.tasks import LASTING, Tasks, watch_others
+from worker.core.errors import Misconfigured
+from worker.engine.retry import Backoff
+from worker.engine.tasks import LASTING, Tasks, watch_others
+from worker.observe.metrics import Metrics
 
 AT_ONCE = Backoff(shortest=0.01, longest=0.02)
 

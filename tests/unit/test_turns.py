@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from worker.turns import PAUSE, SHARE, Sweep, Turns
+from worker.engine.turns import PAUSE, SHARE, Sweep, Turns
 
 
 def lane(**waiting: int) -> Turns[str]:
@@ -47,7 +47,7 @@ def test_who_was_put_back_has_not_had_a_turn() -> None:
 
 
 def test_only_so_many_projects_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("worker.turns.PROJECTS", 2)
+    monkeypatch.setattr("worker.engine.turns.PROJECTS", 2)
     turns = lane(a=1, b=1, c=1)
     assert [turns.begin() for _ in range(3)] == ["a0", "b0", "c0"]
     for project in "abc":

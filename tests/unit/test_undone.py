@@ -9,11 +9,11 @@ import pytest
 
 from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, STORES, Polls, Rig, using
-from worker.cloud import GIB
-from worker.job import Key
-from worker.outcome import Again, Done, Skip
-from worker.target import Policy
-from worker.undone import HOLD_FOR, Undone
+from worker.core.cloud import GIB
+from worker.core.job import Key
+from worker.core.outcome import Again, Done, Skip
+from worker.core.target import Policy
+from worker.core.undone import HOLD_FOR, Undone
 
 PATIENT = Policy(settle=0.0, rewarm_interval=600.0)
 KEY = Key("prewarm", "", "fast")

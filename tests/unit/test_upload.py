@@ -11,12 +11,12 @@ import pytest
 
 from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from tests.rig import FAST, LIMITS, SLOW, STORES, Rig, located
-from worker import absence
-from worker.cloud import GIB, Image, ImageTask, Location, Volume
-from worker.errors import Blocked, Conflict, Temporary
-from worker.outcome import Again, Done, Skip
-from worker.retry import Backoff
-from worker.target import Reclaiming, Uploads
+from worker.core import absence
+from worker.core.cloud import GIB, Image, ImageTask, Location, Volume
+from worker.core.errors import Blocked, Conflict, Temporary
+from worker.core.outcome import Again, Done, Skip
+from worker.core.target import Reclaiming, Uploads
+from worker.engine.retry import Backoff
 
 SOURCE = "image_volume_source"
 STATUS = "image_volume_status"

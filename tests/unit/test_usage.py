@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from worker.cli import TOLD_BY_ERRORS, Worker
-from worker.log import QUIET
+from worker.observe.log import QUIET
 
 CONFIG = """
 [notifications]

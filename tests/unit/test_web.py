@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from worker.web import HEAD, Answer, Bounds, Request, Server, shown
+from worker.observe.web import HEAD, Answer, Bounds, Request, Server, shown
 
 SHORT = Bounds(connections=8, threads=2, asking=0.3, taking=0.3)
 LONG = Bounds(connections=8, threads=2)

@@ -12,13 +12,14 @@ from cliff.command import Command
 from cliff.commandmanager import CommandManager
 from oslo_config import cfg
 
-from worker import log, settings
-from worker.errors import Misconfigured
-from worker.metrics import release
-from worker.plain import plain
+from worker import settings
+from worker.core.errors import Misconfigured
+from worker.core.plain import plain
+from worker.observe import log
+from worker.observe.metrics import release
 
 WRONG = 2
-TOLD_BY_ERRORS = ("keystoneauth", "worker.link")
+TOLD_BY_ERRORS = ("keystoneauth", "worker.broker.link")
 
 
 class Worker(App):

@@ -16,15 +16,15 @@ from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
+from worker.broker.dead_letters import DeadQueue, Kept
+from worker.broker.lanes import RabbitLanes
 from worker.cli import Worker, values
+from worker.cli.app import HANDLERS
 from worker.cli.handover import unserved
 from worker.cli.values import Plain
-from worker.daemon import HANDLERS
-from worker.errors import Misconfigured, NotFound
-from worker.job import OPERATOR, Job
-from worker.lanes.dead import DeadQueue, Kept
-from worker.lanes.rabbit import RabbitLanes
-from worker.plain import plain
+from worker.core.errors import Misconfigured, NotFound
+from worker.core.job import OPERATOR, Job
+from worker.core.plain import plain
 from worker.settings import Settings
 
 # Letters that are published before they are taken out of the queue

@@ -9,12 +9,12 @@ from typing import Any
 
 from cliff.lister import Lister
 
-from worker import doctor
-from worker.check import Check
 from worker.cli import Worker
+from worker.cli.app import build_clouds
 from worker.cli.values import Plain
-from worker.daemon import build_clouds
-from worker.metrics import Metrics
+from worker.diagnose import doctor
+from worker.diagnose.check import Check
+from worker.observe.metrics import Metrics
 from worker.settings import Settings, config_dirs, config_files
 
 FAILED = 3

@@ -14,16 +14,17 @@ from cliff.lister import Lister
 
 from handlers import image_volume
 from handlers.prewarm import Prewarm
-from worker import explain, live
-from worker.check import Check
+from worker.broker.tap import Tap
 from worker.cli import Worker, ending, values
+from worker.cli.app import build_clouds, build_parts, check_cloud
 from worker.cli.values import Plain
-from worker.daemon import build_clouds, build_parts, check_cloud
-from worker.errors import Misconfigured, Temporary
-from worker.explain import probe
-from worker.intake.tap import Tap
-from worker.metrics import Metrics
-from worker.sdk import OpenStackCloud
+from worker.core.errors import Misconfigured, Temporary
+from worker.diagnose import explain
+from worker.diagnose.check import Check
+from worker.diagnose.explain import probe
+from worker.observe import live
+from worker.observe.metrics import Metrics
+from worker.openstack.sdk import OpenStackCloud
 from worker.settings import Settings
 
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

@@ -6,14 +6,14 @@ import asyncio
 from collections.abc import Iterable, Mapping, Set
 from types import TracebackType
 
-from worker.daemon import build_lanes
-from worker.errors import Temporary
-from worker.handler import Handler, Parts
-from worker.job import Job
-from worker.lanes.look import look
-from worker.lanes.memory import MemoryLanes
-from worker.metrics import Metrics
-from worker.runner import Runner
+from worker.broker.inspection import look
+from worker.broker.memory import MemoryLanes
+from worker.cli.app import build_lanes
+from worker.core.errors import Temporary
+from worker.core.handler import Handler, Parts
+from worker.core.job import Job
+from worker.engine.runner import Runner
+from worker.observe.metrics import Metrics
 from worker.settings import Settings
 
 # Seconds that a command waits for another try of a job at the most

@@ -10,13 +10,13 @@ from cliff.lister import Lister
 
 from handlers import image_volume, reclaim
 from worker.cli import Worker
+from worker.cli.app import build_clouds, build_parts, check_cloud
 from worker.cli.values import Plain
-from worker.cloud import Cloud, Location, Volume
-from worker.daemon import build_clouds, build_parts, check_cloud
-from worker.errors import Blocked, NotFound
-from worker.metrics import Metrics
-from worker.packed import Packed
-from worker.resync import by_image
+from worker.core.cloud import Cloud, Location, Volume
+from worker.core.errors import Blocked, NotFound
+from worker.engine.packed import Packed
+from worker.engine.resync import by_image
+from worker.observe.metrics import Metrics
 from worker.settings import Settings
 
 POLL = 1.0

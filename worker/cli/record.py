@@ -12,10 +12,10 @@ from typing import Any
 
 from cliff.command import Command
 
+from worker.capture.record import STDOUT, Output, Recorder
 from worker.cli import Worker, ending, values
-from worker.daemon import build_intakes
-from worker.errors import Misconfigured, Temporary
-from worker.recorder import STDOUT, Output, Recorder
+from worker.cli.app import build_intakes
+from worker.core.errors import Misconfigured, Temporary
 from worker.settings import Settings
 
 # Seconds after which its queue goes when nobody records any more

@@ -14,18 +14,18 @@ from typing import Any, TextIO
 from cliff.show import ShowOne
 from tqdm import tqdm
 
-from worker import replay
-from worker.capture import STDIN, Source, sources
+from worker.capture import replay
+from worker.capture.read import STDIN, Source, sources
+from worker.capture.replay import Checkpoint, Filters, Tally
 from worker.cli import Worker, ending, progress, values
+from worker.cli.app import build_clouds, build_handlers, build_parts, check_cloud
 from worker.cli.handover import Handover
-from worker.daemon import build_clouds, build_handlers, build_parts, check_cloud
-from worker.errors import Misconfigured
-from worker.job import Job
-from worker.metrics import Metrics
-from worker.replay import Checkpoint, Filters, Tally
-from worker.router import Router
+from worker.core.errors import Misconfigured
+from worker.core.job import Job
+from worker.engine.router import Router
+from worker.observe.metrics import Metrics
+from worker.observe.volume_times import VolumeTimes
 from worker.settings import Settings
-from worker.volume_times import VolumeTimes
 
 
 class Replay(ShowOne):

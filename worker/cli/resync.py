@@ -10,17 +10,17 @@ from typing import Any
 from cliff.lister import Lister
 
 from handlers import image_volume
-from worker import explain
 from worker.cli import Worker, progress, values
+from worker.cli.app import build_clouds, build_handlers, build_parts, check_cloud
 from worker.cli.handover import Handover
 from worker.cli.values import Plain
-from worker.daemon import build_clouds, build_handlers, build_parts, check_cloud
-from worker.errors import Misconfigured
-from worker.handler import Handler, Missing
-from worker.job import OPERATOR
-from worker.metrics import Metrics
-from worker.resync import Census, compare, compare_images, job_of
-from worker.sdk import OpenStackCloud
+from worker.core.errors import Misconfigured
+from worker.core.handler import Handler, Missing
+from worker.core.job import OPERATOR
+from worker.diagnose import explain
+from worker.engine.resync import Census, compare, compare_images, job_of
+from worker.observe.metrics import Metrics
+from worker.openstack.sdk import OpenStackCloud
 from worker.settings import Settings
 
 

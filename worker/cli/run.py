@@ -10,14 +10,14 @@ import time
 import structlog
 from cliff.command import Command
 
-from worker import trial
 from worker.cli import Worker
-from worker.daemon import Daemon, build_clouds, check_cloud
-from worker.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
-from worker.manager import READY, RELOADING, STOPPING, notify
-from worker.metrics import Metrics
+from worker.cli.app import Daemon, build_clouds, check_cloud
+from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
+from worker.diagnose import broker_check
+from worker.engine.tasks import watch_others
+from worker.observe.metrics import Metrics
+from worker.observe.systemd import READY, RELOADING, STOPPING, notify
 from worker.settings import Settings
-from worker.tasks import watch_others
 
 log = structlog.get_logger(__name__)
 
@@ -110,6 +110,6 @@ class Run(Command):
             await check_cloud(clouds.common, settings)
         finally:
             clouds.close()
-        await asyncio.to_thread(trial.check, settings, proven=proven)
+        await asyncio.to_thread(broker_check.check, settings, proven=proven)
         self.app.setup_logs()
         return settings

@@ -11,20 +11,21 @@ from typing import Any
 from cliff.lister import Lister
 
 from handlers.prewarm import Prewarm
-from worker import explain, live, status
+from worker.broker import inspection
+from worker.broker.dead_letters import DeadQueue
+from worker.broker.inspection import DEAD, Depth
 from worker.cli import Worker, values
+from worker.cli.app import build_clouds, build_handlers, build_parts, check_cloud
 from worker.cli.values import Moment, Plain
-from worker.daemon import build_clouds, build_handlers, build_parts, check_cloud
-from worker.errors import Misconfigured, NotFound, Temporary
-from worker.job import Job, Key
-from worker.lanes import look
-from worker.lanes.dead import DeadQueue
-from worker.lanes.look import DEAD, Depth
-from worker.live import Live
-from worker.metrics import Metrics
+from worker.core.errors import Misconfigured, NotFound, Temporary
+from worker.core.job import Job, Key
+from worker.diagnose import explain, status
+from worker.diagnose.status import Row, Summary
+from worker.observe import live
+from worker.observe.live import Live
+from worker.observe.metrics import Metrics
+from worker.observe.web import shown
 from worker.settings import Settings
-from worker.status import Row, Summary
-from worker.web import shown
 
 COLUMNS = (
     "Image",
@@ -137,7 +138,7 @@ def _look(settings: Settings, image_id: str, *, lanes_only: bool, summary_only: 
         seen.notes.append(f"no worker tells {where} what it is doing: next tries are not known here")
     if settings.work_url != MEMORY:
         try:
-            seen.depths = look.look(settings.work_url, queue=settings.queue, lanes=settings.lanes)
+            seen.depths = inspection.look(settings.work_url, queue=settings.queue, lanes=settings.lanes)
             with DeadQueue(url=settings.work_url, queue=settings.queue) as queue:
                 given_up = {kept.letter.job.key: kept.letter.job for kept in queue if kept.letter and kept.letter.job}
         except Temporary as error:
@@ -228,7 +229,7 @@ def _lanes(seen: _Seen) -> Iterator[tuple[Any, ...]]:
         yield (
             lane,
             depth.ready if depth else one.depth if one else "",
-            depth.workers if depth and lane not in (DEAD, look.DELAYED) else "",
+            depth.workers if depth and lane not in (DEAD, inspection.DELAYED) else "",
             one.in_progress if one else "",
             one.held if one else "",
             one.waiting if one else "",

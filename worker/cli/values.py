@@ -10,8 +10,8 @@ from typing import Any
 
 from cliff.columns import FormattableColumn
 
-from worker.notification import IMAGE_ID
-from worker.plain import plain
+from worker.core.notification import IMAGE_ID
+from worker.core.plain import plain
 
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 BYTES = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}

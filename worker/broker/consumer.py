@@ -1,0 +1,279 @@
+"""The consuming half of the RabbitMQ lanes: a channel for each lane, acks written by the thread that consumes."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+from amqp import spec
+from amqp.exceptions import ChannelError, NotFound, PreconditionFailed
+
+from worker.broker.connection import Broker, declared_otherwise_pause, words
+from worker.broker.link import Link
+from worker.broker.topology import Topology, broken_pause
+from worker.core.dead_letter import MOST_BODY, DeadLetter
+from worker.core.errors import Malformed
+from worker.core.job import Job
+from worker.core.masking import masked_bytes
+
+log = structlog.get_logger(__name__)
+
+COUNT_EVERY = 3.0
+"""Seconds between two looks at how long the queues are."""
+STRAY_AT_ONCE = 100
+"""Jobs without a lane that are brought back at once."""
+OPEN_AGAIN = 5.0
+"""Seconds before the next try to open a lane that the broker refused."""
+
+_OPENING = frozenset({spec.Exchange.Declare, spec.Queue.Declare, spec.Queue.Bind, spec.Basic.Qos, spec.Basic.Consume})
+"""What is asked for to open a lane, as a refusal names it."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RabbitDelivery:
+    """A job, and the way to settle it."""
+
+    job: Job
+    _ack: Callable[[], None]
+
+    def ack(self) -> None:
+        """Let the broker forget the job; without effect if its connection is gone, and the job back in its queue."""
+        self._ack()
+
+
+@dataclass(slots=True, eq=False)
+class _Lane:
+    """A lane on the connection of the moment."""
+
+    name: str
+    queue: str
+    prefetch: int
+    channel: Any = None
+    unacked: set[int] = field(default_factory=set)
+    problem: str | None = "not open yet"
+    open_at: float = 0.0
+    broken: int = 0
+    refused: int = 0
+    spells: int = 0
+    active: bool = False
+    empty_at: float = 0.0
+
+    def closed(self, problem: str, *, open_at: float) -> None:
+        """Forget the channel and what came through it: the broker takes that back."""
+        self.active = False
+        self.channel, self.problem, self.open_at = None, problem, open_at
+        self.unacked = set()
+
+
+class Consumer:
+    """Consumes every lane, each through its own channel, so that a fault of one queue is no fault of the others."""
+
+    def __init__(
+        self,
+        *,
+        broker: Broker,
+        topology: Topology,
+        name: str,
+        prefetch: Mapping[str, int],
+        deliver: Callable[[RabbitDelivery], None],
+        bury: Callable[[DeadLetter, Callable[[], None]], None],
+        bring_back: Callable[[Job, Callable[[], None]], None],
+        lost: Callable[[str], None],
+    ) -> None:
+        """All are called on the link's thread; `bury` and `bring_back` call back once what they were given is safe.
+
+        `bring_back` puts a job into its lane whose queue was not there when the job was due; `lost` is told of a lane
+        whose deliveries the broker hands out anew.
+        """
+        self._topology = topology
+        self._deliver = deliver
+        self._bury = bury
+        self._bring_back = bring_back
+        self._on_lost = lost
+        self._lanes = [_Lane(name=lane, queue=topology.queue(lane), prefetch=limit) for lane, limit in prefetch.items()]
+        self._named = {lane.name: lane for lane in self._lanes}
+        self._stray = _Lane(name="stray", queue=topology.stray, prefetch=STRAY_AT_ONCE)
+        self._lanes.append(self._stray)
+        self._link = Link(broker=broker, session=self, name=name)
+        self._opening: _Lane | None = None
+        self._acks: deque[tuple[_Lane, Any, int]] = deque()
+        self._connection: Any = None
+        self._count_at = 0.0
+        self._depths: Mapping[str, int] = {}
+
+    @property
+    def problem(self) -> str | None:
+        """None while every lane is open, else what is wrong."""
+        closed = (f"{lane.queue}: {lane.problem}" for lane in self._lanes if lane.problem)
+        return self._link.problem or next(closed, None)
+
+    @property
+    def depths(self) -> Mapping[str, int]:
+        """Messages waiting in each open lane and, as `dead`, dead letters, as last counted."""
+        return self._depths
+
+    def spell(self, lane: str) -> int:
+        """Another number each time that the broker begins to hand out the lane to us, 0 while it does not.
+
+        With one active consumer a queue, that is from our first delivery until our channel closes.
+        """
+        one = self._named.get(lane)
+        return one.spells if one and one.active else 0
+
+    def empty_at(self, lane: str) -> float:
+        """When the lane was last counted and nothing waited there, in monotonic seconds; 0 if that was never so."""
+        one = self._named.get(lane)
+        return one.empty_at if one else 0.0
+
+    def start(self) -> None:
+        """Begin to connect; returns at once."""
+        self._link.start()
+
+    def stop(self, *, grace: float) -> None:
+        """Write the acks that were given and let go of the broker. Blocks."""
+        self._link.stop(grace=grace)
+
+    def opened(self, connection: Any) -> None:
+        """Open every lane that can be opened."""
+        self._connection = connection
+        self._open_lanes(time.monotonic())
+
+    def turn(self) -> float:
+        """Write acks, open lanes that are closed, count what waits."""
+        while self._acks:
+            lane, channel, tag = self._acks.popleft()
+            if lane.channel is channel and tag in lane.unacked:
+                lane.unacked.discard(tag)
+                channel.basic_ack(tag)
+        now = time.monotonic()
+        self._open_lanes(now)
+        if now >= self._count_at:
+            self._count_at = now + COUNT_EVERY
+            self._depths = self._count()
+        due = [self._count_at, *(lane.open_at for lane in self._lanes if lane.channel is None)]
+        return min(due) - time.monotonic()
+
+    def lost(self) -> None:
+        """Forget the deliveries of the lost connection: the broker hands them out again."""
+        self._connection = None
+        self._count_at = 0.0
+        for lane in self._lanes:
+            if lane.unacked and lane is not self._stray:
+                self._on_lost(lane.name)
+            if lane is self._opening:
+                # It may be what broke the connection: the others first, next time.
+                lane.broken += 1
+                log.warning("lane_broke_connection", lane=lane.name, queue=lane.queue, times=lane.broken)
+                lane.closed("the connection broke on it", open_at=time.monotonic() + broken_pause(lane.broken))
+            elif lane.channel is not None:
+                lane.closed("not open yet", open_at=0.0)
+        self._opening = None
+
+    def finished(self) -> bool:
+        """Whether every ack is written."""
+        return not self._acks
+
+    def _open_lanes(self, now: float) -> None:
+        due = [lane for lane in self._lanes if lane.channel is None and lane.open_at <= now]
+        for lane in due:
+            self._open_lane(lane)
+        if opened := [lane.name for lane in due if lane.channel is not None]:
+            log.info("lanes_opened", lanes=opened)
+
+    def _open_lane(self, lane: _Lane) -> None:
+        self._opening = lane
+        channel = self._connection.channel()
+        # Bytes, whatever encoding a message claims to have
+        channel.auto_decode = False
+        try:
+            if lane is self._stray:
+                self._topology.declare_stray(channel)
+            else:
+                self._topology.declare_lane(channel, lane.queue)
+            channel.basic_qos(prefetch_size=0, prefetch_count=lane.prefetch, a_global=False)
+            lane.channel = channel
+            channel.basic_consume(
+                lane.queue,
+                callback=lambda message: self._receive(lane, channel, message),
+                on_cancel=lambda _tag: self._cancelled(lane, channel),
+            )
+        except ChannelError as error:
+            if error.method_sig not in _OPENING:
+                # It came in while we waited, and is about another channel: only a new connection brings that one back.
+                raise
+            reason = words(error)
+            if lane.problem != reason:
+                log.warning("lane_not_opened", lane=lane.name, queue=lane.queue, reason=reason)
+            lane.refused = lane.refused + 1 if isinstance(error, PreconditionFailed) else 0
+            pause = declared_otherwise_pause(lane.refused) if lane.refused else OPEN_AGAIN
+            lane.closed(reason, open_at=time.monotonic() + pause)
+            channel.close()
+        else:
+            lane.problem, lane.broken, lane.refused = None, 0, 0
+        self._opening = None
+
+    def _cancelled(self, lane: _Lane, channel: Any) -> None:
+        """The broker ended our consumer, most likely as the queue was deleted: declare it again, at the next turn."""
+        if lane.channel is channel:
+            log.warning("lane_cancelled", lane=lane.name, queue=lane.queue)
+            lane.closed("its queue was deleted", open_at=0.0)
+            channel.close()
+
+    def _receive(self, lane: _Lane, channel: Any, message: Any) -> None:
+        if lane.channel is not channel:
+            return
+        tag = message.delivery_tag
+        lane.unacked.add(tag)
+        if not lane.active:
+            lane.spells += 1
+            lane.active = True
+
+        def ack() -> None:
+            self._acks.append((lane, channel, tag))
+            self._link.wake()
+
+        # py-amqp has "" for an empty body
+        body: bytes = message.body or b""
+        try:
+            job = Job.from_bytes(body)
+        except Malformed as error:
+            log.warning("lane_message_malformed", lane=lane.name, reason=str(error))
+            kept = masked_bytes(body[:MOST_BODY])
+            letter = DeadLetter(lane=lane.name, reason=str(error), last_at=time.time(), body=kept)
+            self._bury(letter, ack)
+        else:
+            if lane is not self._stray:
+                self._deliver(RabbitDelivery(job, ack))
+            elif job.key.lane in self._named:
+                log.info("stray_job_brought_back", lane=job.key.lane, key=job.key)
+                self._bring_back(job, ack)
+            else:
+                # Its target was taken out of the configuration; a resync would not ask for it either
+                log.info("stray_job_dropped", lane=job.key.lane, key=job.key)
+                ack()
+
+    def _count(self) -> Mapping[str, int]:
+        names = {name: lane.queue for name, lane in self._named.items() if lane.channel is not None}
+        names["dead"] = self._topology.dead
+        counts = {}
+        for name, queue in names.items():
+            now = time.monotonic()
+            # A channel for each, as a queue that is missing closes it
+            channel = self._connection.channel()
+            try:
+                counts[name] = channel.queue_declare(queue, passive=True).message_count
+            except NotFound:
+                counts[name] = 0
+                if queue == self._topology.dead:
+                    # Made before the first dead letter: the broker logs each question after a queue that is not there
+                    with self._connection.channel() as other:
+                        self._topology.declare_dead(other)
+            finally:
+                channel.close()
+            if name in self._named and not counts[name]:
+                self._named[name].empty_at = now
+        return counts

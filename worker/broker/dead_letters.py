@@ -1,0 +1,77 @@
+"""The dead letters on a RabbitMQ, for a person: looked at, taken away, none lost on the way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from amqp.exceptions import NotFound, ResourceLocked
+
+from worker.broker.connection import CLASSIC, content
+from worker.broker.topology import Topology
+from worker.broker.visit import visit
+from worker.core.dead_letter import DeadLetter
+from worker.core.errors import Malformed, Temporary
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One message in the queue: `id` is made of its bytes, so it is the same each time; `letter` None if unreadable."""
+
+    id: str
+    raw: bytes
+    letter: DeadLetter | None
+    tag: int
+
+
+class DeadQueue:
+    """The queue of the dead letters, opened as a context. What is not `take`n away is back in it afterwards."""
+
+    def __init__(self, *, url: str, queue: str) -> None:
+        self._url = url
+        self._name = Topology(prefix=queue, queue_type="").dead
+        self._visit = ExitStack()
+        self._channel: Any = None
+
+    def __enter__(self) -> DeadQueue:
+        connection = self._visit.enter_context(visit(self._url, name="dead-letters"))
+        try:
+            # Whoever looks has all of them; a second one at the same time would see the rest, and take it for all
+            connection.channel().queue_declare(
+                f"{self._name}.looked-at", exclusive=True, auto_delete=True, arguments=CLASSIC
+            )
+        except ResourceLocked as error:
+            self._visit.close()
+            raise Temporary("somebody else is looking at the dead letters: try again when that has ended") from error
+        self._channel = connection.channel()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._visit.__exit__(kind, error, trace)
+
+    def __iter__(self) -> Iterator[Kept]:
+        """Those that are there now, oldest first; none if the queue was never needed."""
+        try:
+            count = self._channel.queue_declare(self._name, passive=True).message_count
+        except NotFound:
+            return
+        for _ in range(count):
+            message = self._channel.basic_get(self._name, no_ack=False)
+            if message is None:
+                return
+            raw, _ = content(message)
+            try:
+                letter = DeadLetter.from_bytes(raw)
+            except Malformed:
+                letter = None
+            yield Kept(hashlib.sha256(raw).hexdigest()[:12], raw, letter, message.delivery_tag)
+
+    def take(self, kept: Kept) -> None:
+        """Take one away for good."""
+        self._channel.basic_ack(kept.tag)

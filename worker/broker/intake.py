@@ -1,0 +1,216 @@
+"""The intake from RabbitMQ: a queue of our own, read and routed on a thread of its own, acked in groups."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import Any
+
+import structlog
+
+from worker.broker.connection import Broker, content, parse
+from worker.broker.exchanges import LOOK_EVERY, Exchanges
+from worker.broker.link import Link
+from worker.broker.subscription import Subscription
+from worker.core.intake import Routed, Sink
+
+log = structlog.get_logger(__name__)
+
+
+class RabbitIntake:
+    """Notifications from one RabbitMQ. Replicas that name the same queue share them."""
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        exchanges: Iterable[str],
+        topics: Iterable[str] = ("notifications",),
+        priorities: Iterable[str] = ("info", "error"),
+        queue: str = "image-volume-worker",
+        queue_type: str = "quorum",
+        queue_max_length: int = 100_000,
+        queue_expires: float = 86_400.0,
+        prefetch: int = 500,
+        group: int = 100,
+        grace: float = 5.0,
+        look_every: float = LOOK_EVERY,
+    ) -> None:
+        """`url`: an oslo.messaging transport URL, Misconfigured if it names no RabbitMQ; `prefetch`: messages taken at
+        once; `group`: how many of them are read before they are settled; `grace`: seconds that a cancelled `run` waits
+        for the sink; `look_every`: seconds between two looks at the exchanges that are there."""
+        self._broker = parse(url)
+        self._subscription = Subscription(
+            queue=queue,
+            queue_type=queue_type,
+            max_length=queue_max_length,
+            expires=queue_expires,
+            exchanges=tuple(exchanges),
+            topics=tuple(topics),
+            priorities=tuple(priorities),
+        )
+        self._prefetch = prefetch
+        self._group = group
+        self._grace = grace
+        self._look_every = look_every
+        self._feed: _Feed | None = None
+
+    async def run(self, sink: Sink) -> None:
+        """Consume until cancelled."""
+        feed = _Feed(
+            broker=self._broker,
+            subscription=self._subscription,
+            prefetch=self._prefetch,
+            group=self._group,
+            look_every=self._look_every,
+            sink=sink,
+            loop=asyncio.get_running_loop(),
+        )
+        self._feed = feed
+        feed.start()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            self._feed = None
+            await asyncio.to_thread(feed.stop, grace=self._grace)
+
+    def problem(self) -> str | None:
+        """None when it is consuming, else what is wrong. An exchange that is not there is no problem: see `unbound`."""
+        return "the intake is not running" if self._feed is None else self._feed.problem
+
+    def unbound(self) -> tuple[str, ...]:
+        """The exchanges that are not bound at the moment, most likely because no service has published to them yet."""
+        return self._subscription.exchanges if self._feed is None else self._feed.unbound
+
+
+class _Feed:
+    """What the intake's link does: messages in, routed at once; groups to the sink; acks once the sink has them."""
+
+    def __init__(
+        self,
+        *,
+        broker: Broker,
+        subscription: Subscription,
+        prefetch: int,
+        group: int,
+        look_every: float,
+        sink: Sink,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._link = Link(broker=broker, session=self, name=f"{subscription.queue} intake", burst=group)
+        self._subscription = subscription
+        self._prefetch = prefetch
+        self._sink = sink
+        self._loop = loop
+        self._ending = False
+        self._again = False
+        self._connection: Any = None
+        self._channel: Any = None
+        self._tag: str | None = None
+        self._routed: list[Routed] = []
+        self._newest = 0
+        self._offer: Future[None] | None = None
+        self._offered = 0
+        self._exchanges = Exchanges(subscription.exchanges, every=look_every)
+
+    @property
+    def problem(self) -> str | None:
+        """None while it consumes, else why not."""
+        return self._link.problem
+
+    @property
+    def unbound(self) -> tuple[str, ...]:
+        """The exchanges that are not bound."""
+        return self._exchanges.unbound
+
+    def start(self) -> None:
+        """Begin to connect; returns at once."""
+        self._link.start()
+
+    def stop(self, *, grace: float) -> None:
+        """Take nothing more, wait up to `grace` seconds for the sink, let go of the broker. Blocks."""
+        self._ending = True
+        self._link.stop(grace=grace)
+
+    def opened(self, connection: Any) -> None:
+        """Declare, bind and consume."""
+        self._connection = connection
+        created = self._subscription.declare(connection)
+        self._bind(tell=False)
+        self._channel = connection.channel()
+        # Bytes, whatever encoding a message claims to have
+        self._channel.auto_decode = False
+        self._channel.basic_qos(prefetch_size=0, prefetch_count=self._prefetch, a_global=False)
+        # Without `on_cancel` the deletion of our queue ends this session, and the next one makes the queue again.
+        self._tag = self._channel.basic_consume(self._subscription.queue, callback=self._receive)
+        log.info("intake_opened", queue=self._subscription.queue, unbound=self.unbound)
+        # Whatever bindings there are may be younger than what they have missed.
+        reason = "the queue was made" if created else "connected again" if self._again else "connected"
+        self._again = True
+        self._sink.gap(reason)
+
+    def turn(self) -> float:
+        """Settle what the sink has accepted, offer it what has come in, look at the exchanges now and then."""
+        if self._offer is not None and self._offer.done():
+            # What it raises ends the session, and the broker delivers again.
+            self._offer.result()
+            self._offer = None
+            self._channel.basic_ack(self._offered, multiple=True)
+        if self._ending:
+            self._leave()
+            return LOOK_EVERY
+        if self._offer is None and self._newest:
+            self._settle()
+        self._bind(tell=True)
+        return self._exchanges.next_look - time.monotonic()
+
+    def lost(self) -> None:
+        """Forget what the broker delivers again."""
+        if self._offer is not None:
+            # Where the sink still waits for its lanes, it would wait once more for the same messages.
+            self._offer.cancel()
+            self._offer = None
+        self._connection = self._channel = self._tag = None
+        self._routed = []
+        self._newest = 0
+        self._exchanges.disconnected()
+
+    def finished(self) -> bool:
+        """Whether the sink has nothing of ours any more."""
+        return self._offer is None
+
+    def _receive(self, message: Any) -> None:
+        routed = self._sink.route(*content(message))
+        if routed:
+            self._routed.append(routed)
+        self._newest = message.delivery_tag
+
+    def _settle(self) -> None:
+        """Ack what came to nothing at once, hand the rest to the sink; meanwhile the next group comes in."""
+        if self._routed:
+            self._offer = asyncio.run_coroutine_threadsafe(self._sink.accept(self._routed), self._loop)
+            self._offer.add_done_callback(lambda _offer: self._link.wake())
+            self._offered = self._newest
+        else:
+            self._channel.basic_ack(self._newest, multiple=True)
+        self._routed = []
+        self._newest = 0
+
+    def _leave(self) -> None:
+        """Consume no more; what is not offered yet goes back when the channel closes."""
+        if self._tag is not None:
+            tag, self._tag = self._tag, None
+            self._channel.basic_cancel(tag)
+
+    def _bind(self, *, tell: bool) -> None:
+        """Bind what is due, also what was bound before: it may have been deleted and made again since."""
+        for exchange in self._exchanges.due(time.monotonic()):
+            reason = self._subscription.bind(self._connection, exchange)
+            if reason is not None:
+                if self._exchanges.missing(exchange, reason, time.monotonic()):
+                    log.info("exchange_not_bound", exchange=exchange, reason=reason)
+            elif self._exchanges.found(exchange, time.monotonic()) and tell:
+                log.info("exchange_bound", exchange=exchange)
+                self._sink.gap(f"exchange {exchange} was bound")

@@ -1,0 +1,164 @@
+"""Lanes on RabbitMQ: one queue each, one active consumer each, every job confirmed before `publish` returns."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from worker.broker.connection import parse
+from worker.broker.consumer import Consumer, RabbitDelivery
+from worker.broker.published_keys import Known
+from worker.broker.publisher import Publisher, Written
+from worker.broker.topology import Topology
+from worker.core.dead_letter import DeadLetter
+from worker.core.errors import Temporary
+from worker.core.job import Job, Key
+from worker.core.lanes import Delivery, ignore
+
+T = TypeVar("T")
+
+
+class RabbitLanes:
+    """Lanes that survive crashes and are shared by replicas; of those, one at a time is handed the jobs of a lane."""
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        queue: str = "image-volume-worker",
+        queue_type: str = "quorum",
+        grace: float = 5.0,
+        name: str = "image-volume-worker",
+    ) -> None:
+        """`queue` begins the name of every queue; `grace`: seconds that `close` waits for open confirms; `name`: of the
+        connections, in the broker's listings. Misconfigured if `url` names no RabbitMQ."""
+        self._broker = parse(url)
+        self._topology = Topology(prefix=queue, queue_type=queue_type)
+        self._grace = grace
+        self._name = name
+        self._publisher: Publisher | None = None
+        self._consumer: Consumer | None = None
+        self._pending: set[asyncio.Future[None]] = set()
+        self._known: Known | None = None
+
+    async def open(
+        self, prefetch: Mapping[str, int], deliver: Callable[[Delivery], None], lost: Callable[[str], None] = ignore
+    ) -> None:
+        """Begin to hand out; returns at once, also when the broker can't be reached."""
+        loop = asyncio.get_running_loop()
+        publisher = self._started_publisher()
+
+        def arrive(delivery: RabbitDelivery) -> None:
+            # Between the thread and here the lanes may have been closed; then the job is the broker's again.
+            if self._consumer is consumer:
+                known.arrived(delivery.job)
+                deliver(delivery)
+
+        def lose(lane: str) -> None:
+            if self._consumer is consumer:
+                lost(lane)
+
+        def bury(letter: DeadLetter, done: Callable[[], None]) -> None:
+            publisher.submit([(self._topology.dead, letter)], after=0.0, done=done)
+
+        def bring_back(job: Job, done: Callable[[], None]) -> None:
+            publisher.submit([(self._topology.queue(job.key.lane), job)], after=0.0, done=done)
+
+        self._consumer = consumer = Consumer(
+            broker=self._broker,
+            topology=self._topology,
+            name=f"{self._name} lanes",
+            prefetch=prefetch,
+            deliver=lambda delivery: _call(loop, arrive, delivery),
+            bury=bury,
+            bring_back=bring_back,
+            lost=lambda lane: _call(loop, lose, lane),
+        )
+        self._known = known = Known(spell=consumer.spell, empty_at=consumer.empty_at)
+        consumer.start()
+
+    async def publish(self, jobs: Iterable[Job], *, after: float = 0.0) -> None:
+        """Put jobs into their lanes; returns once the broker has confirmed each of them."""
+        jobs = tuple(jobs)
+        if self._known is not None and not after:
+            # Before it is sent: it may come back sooner than its confirm
+            self._known.published(jobs)
+        try:
+            await self._confirmed([(self._topology.queue(job.key.lane), job) for job in jobs], after=after)
+        except asyncio.CancelledError:
+            if self._known is not None and not after:
+                self._known.withdrawn(jobs)
+            raise
+
+    async def bury(self, letters: Iterable[DeadLetter]) -> None:
+        """Put dead letters into their queue; returns once the broker has confirmed each of them."""
+        await self._confirmed([(self._topology.dead, letter) for letter in letters], after=0.0)
+
+    async def close(self) -> None:
+        """Hand out nothing more, write the acks that were given, let go. A `publish` that still waits is Temporary."""
+        consumer, self._consumer, self._known = self._consumer, None, None
+        publisher, self._publisher = self._publisher, None
+        if consumer is not None:
+            await asyncio.to_thread(consumer.stop, grace=self._grace)
+        if publisher is not None:
+            await asyncio.to_thread(publisher.stop, grace=self._grace)
+        for pending in self._pending:
+            if not pending.done():
+                pending.set_exception(Temporary("the lanes were closed before the broker confirmed"))
+
+    def will_hand_out(self, key: Key) -> bool:
+        """Whether a job of the key waits that this process has published while it was the lane's active consumer."""
+        return self._known is not None and self._known.waits(key)
+
+    def knows(self, lane: str) -> bool:
+        """Whether nothing waits in the lane but what this process has published while it was its active consumer."""
+        depth = self.depths().get(lane, 0)
+        return not depth or (self._known is not None and self._known.count(lane) >= depth)
+
+    def depths(self) -> Mapping[str, int]:
+        """Messages waiting in each open lane and in `dead`, counted a few seconds ago at most; none when closed."""
+        return {} if self._consumer is None else self._consumer.depths
+
+    def problem(self) -> str | None:
+        """None when every lane is open and can be published to, else what is wrong."""
+        if self._consumer is None or self._publisher is None:
+            return (self._publisher and self._publisher.problem) or "the lanes are closed"
+        return self._consumer.problem or self._publisher.problem
+
+    def _started_publisher(self) -> Publisher:
+        if self._publisher is None:
+            self._publisher = Publisher(broker=self._broker, topology=self._topology, name=f"{self._name} publisher")
+            self._publisher.start()
+        return self._publisher
+
+    async def _confirmed(self, messages: list[tuple[str, Written]], *, after: float) -> None:
+        if not messages:
+            return
+        loop = asyncio.get_running_loop()
+        confirmed: asyncio.Future[None] = loop.create_future()
+        self._pending.add(confirmed)
+        confirmed.add_done_callback(self._pending.discard)
+        withdraw = self._started_publisher().submit(
+            messages, after=after, done=lambda: _call(loop, _resolve, confirmed)
+        )
+        try:
+            await confirmed
+        except asyncio.CancelledError:
+            # Who gives up publishes again: else each try would leave its messages here while the broker is away
+            withdraw()
+            raise
+
+
+def _resolve(confirmed: asyncio.Future[None]) -> None:
+    # Its caller may have been cancelled meanwhile
+    if not confirmed.done():
+        confirmed.set_result(None)
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[T], None], argument: T) -> None:
+    """Call `function` on the event loop from a link's thread."""
+    # A loop that is closed has nobody left who waits
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, argument)

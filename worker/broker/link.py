@@ -1,0 +1,244 @@
+"""A link: one thread that owns one connection to a broker and brings it back for as long as it runs."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import random
+import select
+import socket
+import threading
+import time
+import weakref
+from typing import Any, Protocol
+
+import structlog
+from amqp.exceptions import AMQPError, PreconditionFailed
+
+from worker.broker.connection import HEARTBEAT, IO_TIMEOUT, Broker, Host, declared_otherwise_pause, words
+
+log = structlog.get_logger(__name__)
+
+SHORTEST_PAUSE = 0.25
+LONGEST_PAUSE = 10.0
+"""Seconds between two rounds over all hosts; short, because nothing moves while the broker is away."""
+HUNG_AFTER = 300.0
+"""Seconds without a turn after which a thread has hung: a broker that dies slowly can cost one after the other."""
+LASTING = 30.0
+"""Seconds after which a connection that breaks is a new outage, and no longer the one before."""
+GOODBYE_TIMEOUT = 5.0
+"""Seconds that an orderly close may take."""
+
+
+class Session(Protocol):
+    """What is done with the connection. All methods are called on the link's thread."""
+
+    def opened(self, connection: Any) -> None:
+        """There is a new connection: declare, consume."""
+
+    def turn(self) -> float:
+        """Do what has become due: after each burst of frames, each `wake`, and after as many seconds as it returns."""
+
+    def lost(self) -> None:
+        """The connection is gone, and what was not confirmed on it with it."""
+
+    def finished(self) -> bool:
+        """Whether nothing is left to be done before an orderly close; asked after each turn once the link stops."""
+
+
+class Link:
+    """A thread that owns one AMQP connection, since neither kombu nor py-amqp may be shared between threads.
+
+    It sleeps until the socket or `wake` has something for it, keeps the heartbeats, and after an outage tries one host
+    after the other until it is back, which it logs once when it begins and once when it ends.
+    """
+
+    def __init__(self, *, broker: Broker, session: Session, name: str, burst: int = 100) -> None:
+        """`burst`: messages read at most between two turns of the session."""
+        self._broker = broker
+        self._session = session
+        self.name = name
+        self._burst = burst
+        self._waker, self._wakened = socket.socketpair()
+        self._waker.setblocking(False)
+        self._wakened.setblocking(False)
+        self._awake = False
+        self._stop_by: float | None = None
+        self._blocked = False
+        self._problem: str | None = f"{broker}: connecting"
+        self._lost_since: float | None = None
+        # How often, one after the other, a queue was there that is not declared as the session declares it
+        self._refused = 0
+        self._socket: socket.socket | None = None
+        self._turned = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    @property
+    def hung(self) -> float:
+        """For how many seconds its thread has not turned; 0 if that is no longer than a slow broker explains."""
+        late = time.monotonic() - self._turned
+        return late if self._thread.is_alive() and self._stop_by is None and late > HUNG_AFTER else 0.0
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the broker has stopped reading what this connection publishes (memory or disk alarm)."""
+        return self._blocked
+
+    @property
+    def problem(self) -> str | None:
+        """None while the session has its connection, else why not."""
+        if self._problem is None and self._blocked:
+            return f"{self._broker} takes no messages: it is short of memory or disk"
+        return self._problem
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        _started.add(self)
+        self._turned = time.monotonic()
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Make the session take a turn now. May be called on any thread."""
+        # The order matters: the thread clears the flag before it looks for work, the caller leaves work before it asks.
+        if not self._awake:
+            self._awake = True
+            # A full buffer wakes as well as one more byte, a closed one has nobody left to wake.
+            with contextlib.suppress(OSError):
+                self._waker.send(b"\0")
+
+    def stop(self, *, grace: float) -> None:
+        """Give the session `grace` seconds to finish, close the connection and end the thread. Blocks, but not for
+        ever: on a broker that does not answer it hangs up."""
+        self._stop_by = time.monotonic() + grace
+        self.wake()
+        self._thread.join(grace + GOODBYE_TIMEOUT)
+        if (sock := self._socket) is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(GOODBYE_TIMEOUT)
+
+    def _run(self) -> None:
+        failures = 0
+        hosts = itertools.cycle(self._broker.hosts)
+        while self._stop_by is None:
+            begun = self._turned = time.monotonic()
+            self._connect(next(hosts))
+            # A connection that breaks at once, time and again, is no better than none.
+            failures = 1 if time.monotonic() - begun > LASTING else failures + 1
+            self._pause(failures)
+        self._waker.close()
+        self._wakened.close()
+
+    def _connect(self, host: Host) -> None:
+        """Serve one connection until it is over."""
+        connection = None
+        try:
+            connection = self._broker.connect(
+                host, name=self.name, on_blocked=self._on_blocked, on_unblocked=self._on_unblocked
+            )
+            self._socket = connection.sock
+            self._session.opened(connection)
+            self._refused = 0
+            self._found()
+            self._serve(connection)
+        except (AMQPError, OSError) as error:
+            self._refused = self._refused + 1 if isinstance(error, PreconditionFailed) else 0
+            self._missed(f"{host}: {words(error)}")
+        except Exception as error:
+            # The root of a thread: py-amqp raises what it likes on a connection that breaks under it, and a fault of
+            # ours must not end the intake for ever. Both are over with the next connection, or seen in the log.
+            if connection is None or connection.connected:
+                log.exception("broker_session_failed", link=self.name)
+            self._missed(f"{host}: {error!r}")
+        finally:
+            _drop(connection, politely=self._stop_by is not None)
+            self._socket = None
+            self._blocked = False
+            self._session.lost()
+
+    def _serve(self, connection: Any) -> None:
+        """Read, take turns and keep the heartbeats until the link stops or the connection breaks."""
+        sock = connection.sock
+        # OpenSSL reads ahead: what it has already decrypted, poll does not see.
+        decrypted = getattr(sock, "pending", lambda: 0)
+        frames, wakes = select.poll(), select.poll()
+        frames.register(sock, select.POLLIN)
+        wakes.register(sock, select.POLLIN)
+        wakes.register(self._wakened, select.POLLIN)
+        while True:
+            self._turned = time.monotonic()
+            pause = self._session.turn()
+            connection.heartbeat_tick()
+            if self._stop_by is not None:
+                left = self._stop_by - time.monotonic()
+                if left <= 0 or self._session.finished():
+                    return
+                pause = min(pause, left)
+            if not decrypted():
+                wakes.poll(max(0.0, min(pause, HEARTBEAT / 4)) * 1000)
+            self._clear_wake()
+            messages = 0
+            while messages < self._burst and (decrypted() or frames.poll(0)):
+                messages += connection.blocking_read(IO_TIMEOUT)
+
+    def _clear_wake(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            self._wakened.recv(16)
+        self._awake = False
+
+    def _pause(self, failures: int) -> None:
+        """Wait before the next try: shortly between the hosts of one round, longer after each round; a stop ends it."""
+        rounds = failures // len(self._broker.hosts)
+        longest = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(rounds, 16))
+        if self._refused:
+            longest = declared_otherwise_pause(self._refused)
+        until = time.monotonic() + longest * random.uniform(0.5, 1)
+        poll = select.poll()
+        poll.register(self._wakened, select.POLLIN)
+        while self._stop_by is None and (left := until - time.monotonic()) > 0:
+            poll.poll(left * 1000)
+            self._clear_wake()
+
+    def _missed(self, reason: str) -> None:
+        self._problem = reason
+        if self._lost_since is None and self._stop_by is None:
+            self._lost_since = time.monotonic()
+            log.warning("broker_lost", link=self.name, broker=str(self._broker), reason=reason)
+
+    def _found(self) -> None:
+        self._problem = None
+        if self._lost_since is not None:
+            log.info("broker_back", link=self.name, seconds=round(time.monotonic() - self._lost_since, 1))
+            self._lost_since = None
+
+    def _on_blocked(self, reason: str) -> None:
+        self._blocked = True
+        log.warning("broker_blocked", link=self.name, reason=reason)
+
+    def _on_unblocked(self) -> None:
+        self._blocked = False
+        log.info("broker_unblocked", link=self.name)
+
+
+_started: weakref.WeakSet[Link] = weakref.WeakSet()
+
+
+def hung() -> dict[str, str]:
+    """What is wrong with links of this process whose threads have stopped turning, by name; most often nothing."""
+    return {link.name: f"has not turned for {late:.0f} s" for link in tuple(_started) if (late := link.hung)}
+
+
+def _drop(connection: Any, *, politely: bool) -> None:
+    """Let go of a connection, whatever state it is in."""
+    if connection is None:
+        return
+    try:
+        if connection.connected:
+            connection.sock.settimeout(GOODBYE_TIMEOUT)
+            if politely:
+                connection.close()
+    except Exception as error:
+        # It breaks while it is closed: that is closed as well.
+        log.debug("broker_goodbye_failed", reason=repr(error))
+    finally:
+        connection.collect()

@@ -1,0 +1,268 @@
+"""The intake from any transport that oslo.messaging knows: its own listener, its own queues and bindings."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from itertools import product
+from typing import Any
+
+import structlog
+from kombu import compression
+from oslo_config import cfg
+
+from worker.core.compression import plain
+from worker.core.errors import Malformed, Misconfigured
+from worker.core.intake import Routed, Sink
+
+with warnings.catch_warnings():
+    # oslo.service imports eventlet, which warns of itself; nothing here runs on it.
+    warnings.simplefilter("ignore")
+    import oslo_messaging
+    from oslo_messaging.notify.listener import BatchNotificationServer
+
+log = structlog.get_logger(__name__)
+
+TRY_AGAIN = 10.0
+"""Seconds before a listener that failed to start is tried again."""
+REFUSED_PAUSE = 5.0
+"""Seconds before the transport is given a refused message back, which it delivers again at once."""
+THREADS = 2
+"""Groups that are settled side by side."""
+NOT_RUNNING = "the intake is not running"
+# Stands in place of a notification that can't be read, with the reason
+UNREADABLE = "unreadable"
+# What a notification is made of, its context left out
+FIELDS = ("message_id", "publisher_id", "event_type", "priority", "payload", "timestamp", UNREADABLE)
+
+
+class OsloIntake:
+    """Notifications by an oslo.messaging listener, which keeps its connection by itself and tells nobody about it.
+
+    For transports that are not RabbitMQ: it is slower than RabbitIntake, reads ahead without a bound unless the driver
+    has one (`rabbit_qos_prefetch_count`), and can't say whether it is connected or what it missed meanwhile.
+    """
+
+    def __init__(
+        self,
+        *,
+        url: str,
+        exchanges: Iterable[str],
+        topics: Iterable[str] = ("notifications",),
+        priorities: Iterable[str] = ("info", "error"),
+        pool: str = "image-volume-worker",
+        group: int = 100,
+        group_wait: float = 0.2,
+        grace: float = 5.0,
+        config_files: Iterable[str] = (),
+        config_dirs: Iterable[str] = (),
+    ) -> None:
+        """`pool`: the name under which replicas share the notifications; `group`: messages settled together, or as many
+        as come in `group_wait` seconds; `grace`: seconds a cancelled `run` waits for the sink;
+        `config_files` and `config_dirs` have the options of [oslo_messaging_*]."""
+        self._url = url
+        self._targets = [
+            oslo_messaging.Target(exchange=exchange, topic=topic) for exchange, topic in product(exchanges, topics)
+        ]
+        self._priorities = tuple(priorities)
+        self._pool = pool
+        self._group = group
+        self._group_wait = group_wait
+        self._grace = grace
+        self._config_files = list(config_files)
+        self._config_dirs = list(config_dirs)
+        self._problem: str | None = NOT_RUNNING
+
+    async def run(self, sink: Sink) -> None:
+        """Consume until cancelled. Misconfigured if the URL names no transport, or its options make no sense."""
+        _bound_decompression()
+        conf = self._options()
+        try:
+            transport = oslo_messaging.get_notification_transport(conf, url=self._url)
+        except (oslo_messaging.DriverLoadFailure, oslo_messaging.InvalidTransportURL):
+            # Without the cause, whose text may have the URL in it, password and all
+            raise Misconfigured(["oslo.messaging knows no transport for the URL"]) from None
+        if faults := list(_faults(conf)):
+            transport.cleanup()
+            raise Misconfigured(faults)
+        try:
+            while True:
+                await self._listen(transport, sink)
+                await asyncio.sleep(TRY_AGAIN)
+        finally:
+            self._problem = NOT_RUNNING
+            transport.cleanup()
+
+    def _options(self) -> cfg.ConfigOpts:
+        """Return what the files say; oslo.messaging makes its own options known and reads them, as in a service."""
+        conf = cfg.ConfigOpts()
+        conf(
+            [],
+            project="image-volume-worker",
+            default_config_files=self._config_files,
+            default_config_dirs=self._config_dirs,
+        )
+        return conf
+
+    def problem(self) -> str | None:
+        """None while the listener runs, as far as can be told."""
+        return self._problem
+
+    async def _listen(self, transport: Any, sink: Sink) -> None:
+        """Listen until cancelled; comes back only if the listener does not start."""
+        offers = _Offers(sink=sink, loop=asyncio.get_running_loop(), priorities=self._priorities)
+        listener = BatchNotificationServer(
+            transport,
+            self._targets,
+            offers,
+            allow_requeue=True,
+            pool=self._pool,
+            batch_size=self._group,
+            batch_timeout=self._group_wait,
+        )
+        self._problem = "connecting"
+        try:
+            # Drivers wait here for as long as their broker is away, and can't be told to stop.
+            await _in_thread(partial(listener.start, override_pool_size=THREADS))
+        except Exception as error:
+            # Every driver has errors of its own; none of them is a reason not to try again.
+            self._problem = f"the listener does not start: {type(error).__name__}"
+            log.warning("intake_not_opened", pool=self._pool, reason=self._problem)
+            return
+        self._problem = None
+        log.info("intake_opened", pool=self._pool)
+        try:
+            sink.gap("connected")
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await _in_thread(listener.stop)
+            await offers.close(grace=self._grace)
+            await _in_thread(listener.wait)
+
+
+def _faults(conf: cfg.ConfigOpts) -> Iterator[str]:
+    """Values that oslo.messaging would stumble over, at each connection anew."""
+    for group in (name for name in conf if name.startswith("oslo_messaging_")):
+        for option in conf[group]:
+            try:
+                conf[group][option]
+            except (cfg.Error, ValueError) as error:
+                yield f"[{group}] {option}: {str(error).rpartition('is not valid: ')[2]}"
+
+
+class _Offers:
+    """Offers what a listener has read to the sink, and tells the listener what to give back.
+
+    In place of oslo.messaging's own dispatcher, which gives a whole batch back when one message in it is not as it
+    expects: a batch with a notification whose priority is null would come again for ever.
+    """
+
+    def __init__(self, *, sink: Sink, loop: asyncio.AbstractEventLoop, priorities: Iterable[str]) -> None:
+        self.supported_priorities = tuple(priorities)
+        self._sink = sink
+        self._loop = loop
+        self._open: set[Future[None]] = set()
+        self._closed = threading.Event()
+
+    def dispatch(self, incoming: Sequence[Any]) -> set[Any]:
+        """Route a batch and have it accepted; return the messages that have to come again. On a listener's thread."""
+        routed = [(message, self._sink.route(wire(message.message))) for message in incoming]
+        wanted = [(message, one) for message, one in routed if one]
+        if not wanted or self._accepted([one for _, one in wanted]):
+            return set()
+        # One that is refused must not keep the others from being accepted
+        alone = wanted if len(wanted) > 1 else ()
+        accepted = {message for message, one in alone if self._accepted([one])}
+        refused = {message for message, _ in wanted} - accepted
+        if refused:
+            self._closed.wait(REFUSED_PAUSE)
+        return refused
+
+    def _accepted(self, routed: Sequence[Routed]) -> bool:
+        if self._closed.is_set():
+            return False
+        offer = asyncio.run_coroutine_threadsafe(self._sink.accept(routed), self._loop)
+        self._open.add(offer)
+        try:
+            offer.result()
+        except Exception as error:
+            # The root of a listener's thread: whatever went wrong, the messages are still wanted.
+            log.warning("notifications_not_accepted", messages=len(routed), reason=repr(error))
+            return False
+        finally:
+            self._open.discard(offer)
+        return True
+
+    async def close(self, *, grace: float) -> None:
+        """Wait up to `grace` seconds for what is open, then give it back."""
+        if waiting := [asyncio.wrap_future(offer) for offer in tuple(self._open)]:
+            await asyncio.wait(waiting, timeout=grace)
+        self._closed.set()
+        for offer in tuple(self._open):
+            offer.cancel()
+
+
+def wire(message: object) -> bytes:
+    """Return a notification as it was on the wire, without envelope and context, which has tokens in it.
+
+    Never raises: what is no notification comes out as something that the sink finds malformed.
+    """
+    try:
+        if isinstance(message, Mapping):
+            return json.dumps({name: message[name] for name in FIELDS if name in message}, default=str).encode()
+        return json.dumps(f"a notification is an object, not {type(message).__name__}").encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        # Transports that hand over Python's own values can hold what JSON has no words for
+        return json.dumps({UNREADABLE: f"{type(error).__name__}: {error}"}).encode()
+
+
+def _bound_decompression() -> None:
+    """Have kombu decompress like the rest of the worker: bounded, and with a letter for what can't be had.
+
+    kombu's own decoders fill the memory with what a small message may hold, and oslo.messaging throws away, acked, what
+    they raise on. So what can't be decompressed comes out as a JSON document with the reason, which becomes the letter.
+    """
+    registry: Any = compression
+    for method in registry.encoders():
+        encoder, _ = registry.get_encoder(method)
+        registry.register(encoder, partial(_decompressed, method), method)
+
+
+def _decompressed(method: str, body: bytes | str) -> bytes:
+    try:
+        # kombu makes text of what claims to be text
+        return plain(body.encode() if isinstance(body, str) else body, method)
+    except Malformed as error:
+        return json.dumps({UNREADABLE: str(error)}).encode()
+
+
+async def _in_thread(function: Callable[[], object]) -> None:
+    """Wait for a function that may block for ever, on a thread that doesn't keep the process alive if it does."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle(error: Exception | None) -> None:
+        if done.done():
+            return
+        if error is None:
+            done.set_result(None)
+        else:
+            done.set_exception(error)
+
+    def run() -> None:
+        error: Exception | None = None
+        try:
+            function()
+        except Exception as caught:
+            # Raised where it is awaited
+            error = caught
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(settle, error)
+
+    threading.Thread(target=run, name="oslo intake", daemon=True).start()
+    await done

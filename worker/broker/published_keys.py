@@ -1,0 +1,84 @@
+"""What waits in lanes, as far as this process can know."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from worker.core.job import Job, Key
+
+MOST = 100_000
+"""Keys of one lane that are remembered, about 20 MB; of more than that some wait there twice."""
+FOR = 900.0
+"""For so long at most, in seconds: nobody is told of what an operator takes out of a queue, nor that a cluster which
+fell apart and came together again hands out the lane to another worker."""
+
+
+@dataclass(slots=True)
+class _Lane:
+    """How many jobs of a key wait, and since when the last one does; while the lane is handed out to us."""
+
+    spell: int = 0
+    keys: dict[Key, tuple[int, float]] = field(default_factory=dict)
+
+
+class Known:
+    """Which keys wait in a lane for certain, to be handed out to this process.
+
+    That is known of what was published while the lane was handed out to us, until it arrives here: nobody else gets it
+    meanwhile. Of a job that another process has published it is not known, and nothing depends on it.
+    """
+
+    def __init__(self, *, spell: Callable[[str], int], empty_at: Callable[[str], float]) -> None:
+        """`spell(lane)`: another number each time that a lane begins to be handed out to us, 0 while it is not;
+        `empty_at(lane)`: when the broker last said that nothing waits there, in monotonic seconds."""
+        self._spell = spell
+        self._empty_at = empty_at
+        self._lanes: dict[str, _Lane] = {}
+
+    def published(self, jobs: Iterable[Job]) -> None:
+        """These are about to be in their lanes."""
+        now = time.monotonic()
+        for job in jobs:
+            keys = self._keys(job.key.lane)
+            if keys is not None:
+                count, _ = keys.get(job.key, (0, 0.0))
+                if count or len(keys) < MOST:
+                    keys[job.key] = (count + 1, now)
+
+    def arrived(self, job: Job) -> None:
+        """One was handed out."""
+        keys = self._keys(job.key.lane) or {}
+        count, since = keys.pop(job.key, (0, 0.0))
+        if count > 1:
+            keys[job.key] = (count - 1, since)
+
+    def withdrawn(self, jobs: Iterable[Job]) -> None:
+        """These may have come to their lanes, or not."""
+        for job in jobs:
+            self.arrived(job)
+
+    def waits(self, key: Key) -> bool:
+        """Whether a job of the key waits in its lane."""
+        keys = self._keys(key.lane) or {}
+        if key not in keys:
+            return False
+        _, since = keys[key]
+        if self._empty_at(key.lane) > since or time.monotonic() - since > FOR:
+            del keys[key]
+            return False
+        return True
+
+    def count(self, lane: str) -> int:
+        """How many jobs wait in a lane for certain."""
+        oldest = max(time.monotonic() - FOR, self._empty_at(lane))
+        return sum(count for count, since in (self._keys(lane) or {}).values() if since >= oldest)
+
+    def _keys(self, name: str) -> dict[Key, tuple[int, float]] | None:
+        """What is known of a lane; None while it is not handed out to us."""
+        spell = self._spell(name)
+        lane = self._lanes.setdefault(name, _Lane())
+        if lane.spell != spell:
+            lane.spell, lane.keys = spell, {}
+        return lane.keys if spell else None

@@ -1,0 +1,246 @@
+"""The publishing half of the RabbitMQ lanes: what it takes stays here until the broker has confirmed it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import Any, Protocol
+
+import structlog
+from amqp import Message
+from amqp.exceptions import PreconditionFailed
+
+from worker.broker.connection import Broker, words
+from worker.broker.link import Link
+from worker.broker.topology import Topology, broken_pause
+
+log = structlog.get_logger(__name__)
+
+WINDOW = 100
+"""Messages on their way to a queue without a confirm: enough to keep the broker busy. Where a queue has no leader,
+RabbitMQ reads no more from a connection once 400 wait in its channel (credit flow): then no other queue gets any."""
+REFUSED_PAUSE = 1.0
+"""Seconds before what the broker refused (a full queue, no queue) is sent again."""
+NEVER = 3600.0
+
+
+class Written(Protocol):
+    """Something that can be put into a message: a job or a dead letter."""
+
+    def to_bytes(self) -> bytes:
+        """The message's body."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What one caller waits for: `done` is called once, on the link's thread, with the last confirm."""
+
+    missing: int
+    done: Callable[[], None]
+    withdrawn: bool = False
+
+    def confirm(self) -> None:
+        self.missing -= 1
+        if not self.missing:
+            self.done()
+
+
+@dataclass(frozen=True, slots=True)
+class _Outgoing:
+    item: Written
+    after: float
+    batch: _Batch
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What is on its way to one queue; each has its own window, so that one without a leader holds up no other."""
+
+    name: str
+    waiting: deque[_Outgoing] = field(default_factory=deque)
+    in_flight: int = 0
+    declared: bool = False
+    refusing: bool = False
+    broken: int = 0
+    not_before: float = 0.0
+
+
+class Publisher:
+    """Publishes persistent, mandatory messages and collects their confirms; sends again what an outage left open.
+
+    A connection of its own, because a broker that is short of memory stops reading from those that publish.
+    """
+
+    def __init__(self, *, broker: Broker, topology: Topology, name: str) -> None:
+        self._topology = topology
+        self._link = Link(broker=broker, session=self, name=name)
+        self._lock = threading.Lock()
+        self._submitted: deque[tuple[str, _Outgoing]] = deque()
+        self._withdrawn = False
+        self._queues: dict[str, _Queue] = {}
+        self._unconfirmed: dict[int, tuple[_Queue, _Outgoing]] = {}
+        self._returned: set[int] = set()
+        self._declaring: _Queue | None = None
+        self._tag = 0
+        self._connection: Any = None
+        self._channel: Any = None
+
+    @property
+    def problem(self) -> str | None:
+        """None while messages can be published, else why not."""
+        return self._link.problem
+
+    def start(self) -> None:
+        """Begin to connect; returns at once."""
+        self._link.start()
+
+    def submit(
+        self, messages: Iterable[tuple[str, Written]], *, after: float, done: Callable[[], None]
+    ) -> Callable[[], None]:
+        """Publish each item to its queue, at once or `after` seconds later. May be called on any thread.
+
+        What it returns withdraws those that are not on their way yet: nobody waits for them any more.
+        """
+        pairs = tuple(messages)
+        batch = _Batch(len(pairs), done)
+        # One caller's messages stay together and in order, also when another calls at the same time.
+        with self._lock:
+            self._submitted.extend((queue, _Outgoing(item, after, batch)) for queue, item in pairs)
+        self._link.wake()
+
+        def withdraw() -> None:
+            with self._lock:
+                batch.withdrawn = self._withdrawn = True
+                # While the broker is away nothing leaves it otherwise
+                self._submitted = deque(one for one in self._submitted if one[1].batch is not batch)
+            self._link.wake()
+
+        return withdraw
+
+    def stop(self, *, grace: float) -> None:
+        """Wait up to `grace` seconds for the confirms that are open, then let go of the broker. Blocks."""
+        self._link.stop(grace=grace)
+
+    def opened(self, connection: Any) -> None:
+        """Declare what delays, and open a channel that confirms."""
+        self._topology.declare_delays(connection)
+        self._connection = connection
+        self._channel = connection.channel()
+        self._channel.confirm_select()
+        self._channel.events["basic_ack"].add(self._on_ack)
+        self._channel.events["basic_nack"].add(self._on_nack)
+        self._channel.events["basic_return"].add(self._on_return)
+        # Delivery tags of a channel count from 1.
+        self._tag = 0
+
+    def turn(self) -> float:
+        """Publish what waits, as far as the windows and the broker allow."""
+        with self._lock:
+            submitted, self._submitted = self._submitted, deque()
+            withdrawn, self._withdrawn = self._withdrawn, False
+        for name, outgoing in submitted:
+            self._queues.setdefault(name, _Queue(name)).waiting.append(outgoing)
+        if withdrawn:
+            for queue in self._queues.values():
+                queue.waiting = deque(one for one in queue.waiting if not one.batch.withdrawn)
+        now = time.monotonic()
+        waiting = [queue for queue in self._queues.values() if queue.waiting]
+        due = [queue for queue in waiting if queue.not_before <= now]
+        # All queues before the first message: once a broker blocks a connection, it answers nothing on it any more.
+        for queue in due:
+            if not queue.declared and not self._link.blocked:
+                self._declare(queue)
+        for queue in due:
+            while queue.waiting and queue.declared and queue.in_flight < WINDOW and not self._link.blocked:
+                self._publish(queue, queue.waiting.popleft())
+        return min((queue.not_before - now for queue in waiting if queue.not_before > now), default=NEVER)
+
+    def lost(self) -> None:
+        """Put what was not confirmed back to the front, in order: it may arrive twice, but it arrives."""
+        for queue, outgoing in reversed(self._unconfirmed.values()):
+            if not outgoing.batch.withdrawn:
+                queue.waiting.appendleft(outgoing)
+        self._unconfirmed.clear()
+        self._returned.clear()
+        for queue in self._queues.values():
+            queue.in_flight, queue.declared = 0, False
+        if self._declaring is not None:
+            # It may be what broke the connection: the others first, next time.
+            self._declaring.broken += 1
+            self._declaring.not_before = time.monotonic() + broken_pause(self._declaring.broken)
+            self._declaring = None
+        self._connection = self._channel = None
+
+    def finished(self) -> bool:
+        """Whether everything is confirmed."""
+        return not (self._submitted or self._unconfirmed or any(queue.waiting for queue in self._queues.values()))
+
+    def _declare(self, queue: _Queue) -> None:
+        self._declaring = queue
+        with self._connection.channel() as channel:
+            try:
+                if queue.name == self._topology.dead:
+                    self._topology.declare_dead(channel)
+                else:
+                    self._topology.declare_lane(channel, queue.name)
+            except PreconditionFailed as error:
+                # It is there, if not as we want it: a message is safe in it, and who consumes it says what is wrong.
+                log.warning("queue_declared_otherwise", queue=queue.name, reason=words(error))
+        self._declaring = None
+        queue.declared, queue.broken = True, 0
+
+    def _publish(self, queue: _Queue, outgoing: _Outgoing) -> None:
+        address = self._topology.address(queue.name, after=outgoing.after)
+        # Before it is sent: sending also reads, and the confirm of this one may be among what is read.
+        self._tag += 1
+        self._unconfirmed[self._tag] = (queue, outgoing)
+        queue.in_flight += 1
+        self._channel.basic_publish(
+            # The id tells which message a basic.return is about, as it carries no delivery tag.
+            Message(
+                outgoing.item.to_bytes(),
+                content_type="application/json",
+                delivery_mode=2,
+                message_id=str(self._tag),
+            ),
+            exchange=address.exchange,
+            routing_key=address.routing_key,
+            mandatory=True,
+        )
+
+    def _on_ack(self, tag: int, multiple: bool) -> None:
+        for number, queue, outgoing in self._settled(tag, multiple):
+            if number in self._returned:
+                self._returned.discard(number)
+                queue.declared = False
+                self._refused(queue, outgoing)
+            else:
+                queue.refusing = False
+                outgoing.batch.confirm()
+
+    def _on_nack(self, tag: int, multiple: bool) -> None:
+        for _, queue, outgoing in self._settled(tag, multiple):
+            self._refused(queue, outgoing)
+
+    def _on_return(self, _error: Exception, _exchange: str, _routing_key: str, message: Any) -> None:
+        """No queue took it, as its queue was deleted. It is confirmed all the same, and then sent again."""
+        self._returned.add(int(message.properties["message_id"]))
+
+    def _refused(self, queue: _Queue, outgoing: _Outgoing) -> None:
+        if not queue.refusing:
+            log.warning("queue_refuses", queue=queue.name)
+        queue.refusing = True
+        queue.waiting.append(outgoing)
+        queue.not_before = time.monotonic() + REFUSED_PAUSE
+
+    def _settled(self, tag: int, multiple: bool) -> list[tuple[int, _Queue, _Outgoing]]:
+        """The messages that a confirm is about, which are on their way no more."""
+        tags = tuple(takewhile(lambda number: number <= tag, self._unconfirmed)) if multiple else (tag,)
+        settled = [(number, *self._unconfirmed.pop(number)) for number in tags if number in self._unconfirmed]
+        for _, queue, _ in settled:
+            queue.in_flight -= 1
+        return settled

@@ -1,0 +1,1 @@
+"""Notifications in files: read, record, replay."""

@@ -1,0 +1,1 @@
+"""Values and Protocols: what everything else is written in."""

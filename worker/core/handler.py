@@ -1,0 +1,120 @@
+"""What a handler is to the engine, and what it gets from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from worker.core.cloud import Cloud, Image, Volume
+from worker.core.deletions import Deletions
+from worker.core.job import Key
+from worker.core.locks import Locks
+from worker.core.notification import Notification
+from worker.core.outcome import Outcome
+from worker.core.target import Policy, Reclaiming, Target, Uploads
+from worker.core.undone import Undone
+from worker.core.uses import Uses
+
+
+class Watch(Protocol):
+    """How a handler waits without a thread."""
+
+    async def changed(self) -> None:
+        """Return when something about this key may have changed: a notification came, or it is time to poll."""
+
+    @property
+    def by_operator(self) -> bool:
+        """Whether an operator has asked for this now, which is done in spite of waits that spare the cloud."""
+
+    def tell(self, step: str) -> None:
+        """Let people know what is done next, in one line; ends the try if the key may be another worker's by now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """A key that looks incomplete, and why; who compares fills in whose image it is about."""
+
+    key: Key
+    why: str
+    project: str = ""
+
+
+class Handler(Protocol):
+    """A reconciler of one kind of key."""
+
+    @property
+    def name(self) -> str:
+        """The first part of its keys."""
+
+    @property
+    def event_types(self) -> frozenset[str]:
+        """The event types it wants to hear of."""
+
+    def keys(self, notification: Notification) -> Iterable[Key]:
+        """What to look at again because of a notification. Pure, called on the intake's thread."""
+
+    def lanes(self) -> Mapping[str, int]:
+        """Its lanes, each with the number of keys to work on at once."""
+
+    async def reconcile(self, key: Key, watch: Watch) -> Outcome:
+        """Read the world, do what is missing, say what came of it. Errors of `worker.core.errors` are outcomes too."""
+
+    async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
+        """Read what `incomplete` needs besides its arguments; `volumes` are all there are, by image."""
+
+    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
+        """Keys of an image that look incomplete in a bulk listing. Pure. `image` is None if no active one is listed."""
+
+
+class Report(Protocol):
+    """Who is told of what an operator wants to see counted."""
+
+    def upload_completed(self, path: str) -> None:
+        """An upload has become an active image, by this path."""
+
+    def rewarm_began(self, target: str, reason: str) -> None:
+        """What was warm before is made anew, because it was `changed` or `broken`."""
+
+    def rewarm_held_back(self, target: str) -> None:
+        """An image has changed again so soon that it is not made warm anew yet."""
+
+    def repair(self, image_id: str, target: str = "", *, possible: bool) -> None:
+        """Whether an image's data can be had somewhere, as a target sees it; "" for all targets."""
+
+    def seen(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
+        """How an image was found: a state and why, by those targets of which that is known."""
+
+    def held_back(self, volumes: int, *, brake: bool) -> None:
+        """So many volumes of images that are not found are kept; `brake` if their number alone keeps them."""
+
+    def missing(self, volumes: int, *, brake: bool) -> None:
+        """So many volumes of locations are not found; `brake` if their number alone keeps the locations."""
+
+    def reclaimed(self, reason: str) -> None:
+        """A volume was deleted because nobody needs it: image `gone`, `unwanted`, `budget`, `left-over`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What a handler is built from. `now` is the clock, in epoch seconds.
+
+    `urgent` is the same cloud by requests that wait behind nobody else's, for what a user sits and waits for. `locks`
+    are those of images, `undone` is what we made and others took away.
+    """
+
+    cloud: Cloud
+    urgent: Cloud
+    targets: tuple[Target, ...]
+    policy: Policy
+    uploads: Uploads
+    reclaiming: Reclaiming
+    uses: Uses
+    deletions: Deletions
+    now: Callable[[], float]
+    report: Report
+    locks: Locks = field(default_factory=Locks)
+    undone: Undone = field(default_factory=Undone)
+
+
+HandlerFactory = Callable[[Parts], Handler]

@@ -1,0 +1,94 @@
+"""A key says what to look at again; a job is a key on its way through a lane."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+from worker.core.errors import Malformed
+
+# Causes of jobs that no notification asked for: a comparison by the daemon itself, and a person who wants it now
+RESYNC = "resync"
+OPERATOR = "operator"
+# Characters of a text; a broker has a limit for a message
+MOST_TEXT = 4_000
+
+
+class Key(NamedTuple):
+    """One thing to look at again: which handler, which image, on which target ("" for all)."""
+
+    handler: str
+    image_id: str
+    target: str = ""
+
+    @property
+    def lane(self) -> str:
+        """The lane that work on this key waits in: `prewarm.<target>`, `upload`, `reclaim`."""
+        return f"{self.handler}.{self.target}" if self.target else self.handler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """A key with its history: why it was asked for, how often it was tried, since when and for when (epoch seconds).
+
+    `used` is when a volume was made of the image on the target, and `used_by` which, if that is what led to the job;
+    else 0 and "". `deleted` is the status in the image.delete that led to it, `deleted` or `pending_delete`; else "".
+    `deleted_volume` is the id in the volume.delete.end that led to it; else "".
+    `project` is whose doing it is, "" if nobody knows: projects take turns in a lane. Texts that are too long are cut.
+    """
+
+    key: Key
+    cause: str
+    attempt: int = 0
+    first_at: float
+    due: float = 0.0
+    reason: str = ""
+    used: float = 0.0
+    used_by: str = ""
+    deleted: str = ""
+    deleted_volume: str = ""
+    project: str = ""
+
+    def __post_init__(self) -> None:
+        """Cut what users and errors can make as long as they like."""
+        for name in ("cause", "reason", "project"):
+            if len(text := getattr(self, name)) > MOST_TEXT:
+                object.__setattr__(self, name, text[:MOST_TEXT])
+
+    def tried(self, reason: str, *, counted: bool = True) -> Job:
+        """The same job after a try that ended for `reason`."""
+        return replace(self, attempt=self.attempt + counted, reason=reason)
+
+    def to_bytes(self) -> bytes:
+        """The job as it lies in a lane: a JSON object with the fields of `Job`, the key as a list."""
+        return json.dumps(asdict(self), separators=(",", ":")).encode()
+
+    @classmethod
+    def from_bytes(cls, body: bytes) -> Job:
+        """The job that `to_bytes` wrote; Malformed if it is anything else."""
+        try:
+            fields = json.loads(body)
+            key = Key(*(_text(part) for part in fields["key"]))
+            return cls(
+                key=key,
+                cause=_text(fields["cause"]),
+                attempt=int(fields["attempt"]),
+                first_at=float(fields["first_at"]),
+                due=float(fields["due"]),
+                reason=_text(fields["reason"]),
+                # Jobs of releases before had none
+                used=float(fields.get("used", 0.0)),
+                used_by=_text(fields.get("used_by", "")),
+                deleted=_text(fields.get("deleted", "")),
+                deleted_volume=_text(fields.get("deleted_volume", "")),
+                project=_text(fields.get("project", "")),
+            )
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            raise Malformed(f"not a job: {error!r}") from error
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"expected text, not {type(value).__name__}")
+    return value

@@ -1,0 +1,1 @@
+"""Why it is so, and what to do: doctor, explain, status."""

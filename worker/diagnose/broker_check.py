@@ -1,0 +1,72 @@
+"""Trials: what brokers say to what a worker would declare there. Blocks; changes nothing that is there."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from worker.broker.connection import Depth, Look, look, scratch
+from worker.broker.subscription import Subscription
+from worker.broker.topology import Topology
+from worker.core.errors import Misconfigured
+from worker.settings import Settings
+
+
+def of_notifications(url: str, settings: Settings, *, besides: Iterable[str] = ()) -> Look:
+    """What a broker that services publish to says to our queue, if it is there; `besides` are queues to look at."""
+    subscription = Subscription(
+        queue=settings.queue,
+        queue_type=settings.queue_type,
+        max_length=settings.queue_max_length,
+        expires=settings.queue_expires,
+        exchanges=settings.exchanges,
+        topics=settings.topics,
+        priorities=settings.priorities,
+    )
+
+    def declare(connection: Any, there: Mapping[str, Depth]) -> None:
+        # Declared again as it is, it stays as it is; else the broker says what is different, as it would to the daemon
+        if settings.queue in there:
+            subscription.declare(connection)
+
+    return look(url, exchanges=settings.exchanges, queues=[settings.queue, *besides], trial=declare)
+
+
+def of_lanes(settings: Settings) -> Look:
+    """What the broker that jobs wait on says to the queues of our lanes, and whether we may work there."""
+    topology = Topology(prefix=settings.queue, queue_type="quorum")
+    names = [topology.queue(lane) for lane in settings.lanes]
+
+    def work(connection: Any, there: Mapping[str, Depth]) -> None:
+        for name in names:
+            if name in there:
+                with connection.channel() as channel:
+                    topology.declare_lane(channel, name)
+        scratch(connection, f"{settings.queue}.doctor-{uuid.uuid4().hex}")
+
+    return look(settings.work_url, queues=[*names, topology.dead], trial=work)
+
+
+def check(settings: Settings, *, proven: Settings) -> None:
+    """Misconfigured if brokers would not have a worker with these settings.
+
+    One that does not answer is no fault, if the worker with the `proven` settings waits for it already.
+    """
+    if faults := list(_faults(settings, proven)):
+        raise Misconfigured(faults)
+
+
+def _faults(settings: Settings, proven: Settings) -> Iterator[str]:
+    if settings.driver == "rabbit":
+        for number, url in enumerate(settings.transport_urls):
+            found = of_notifications(url, settings)
+            unknown = proven.driver != "rabbit" or url not in proven.transport_urls
+            for reason in (found.refused, unknown and found.problem):
+                if reason:
+                    yield f"[notifications] transport_urls, number {number + 1}: {found.broker}: {reason}"
+    if settings.work_url != "memory://":
+        found = of_lanes(settings)
+        for reason in (found.refused, settings.work_url != proven.work_url and found.problem):
+            if reason:
+                yield f"[work] url: {found.broker}: {reason}"

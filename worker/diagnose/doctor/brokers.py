@@ -1,0 +1,270 @@
+"""What a look at a RabbitMQ comes to. Pure: the looks are taken elsewhere."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from worker.broker.connection import Depth, Look
+from worker.diagnose.check import Check
+from worker.diagnose.doctor.management import Managed, Rules
+from worker.diagnose.doctor.untold import Untold, untold
+from worker.settings import Settings
+
+PILE = 10_000
+"""Messages that wait although somebody takes them: more come in than are taken."""
+QUORUM = (3, 8)
+DELAYS = (3, 10)
+"""The RabbitMQ that first had quorum queues, and the one that let their messages expire, as delays need."""
+LANES = "lanes"
+
+
+def undrained_names(settings: Settings) -> tuple[str, ...]:
+    """The queues that oslo.messaging makes for publishers, whether or not anybody reads them."""
+    return tuple(f"{topic}.{priority}" for topic in settings.topics for priority in settings.priorities)
+
+
+def notifications(name: str, look: Look, settings: Settings, management: Managed | Untold | None) -> Iterator[Check]:
+    """A broker that the services publish to; `management` is None if no management API is its cluster's."""
+    yield from _reachable(name, look, "check the URL, the user's rights on the vhost, the network")
+    if look.problem:
+        return
+    if not look.exchanges:
+        yield Check(
+            f"{name} exchanges",
+            "warn",
+            f"none of {', '.join(settings.exchanges)} is there",
+            "set driver = messagingv2 in [oslo_messaging_notifications] of Glance and Cinder, and exchanges to their "
+            "control_exchange; an exchange appears with the first notification",
+        )
+    else:
+        yield Check(f"{name} exchanges", "ok", ", ".join(look.exchanges))
+    if settings.queue_type == "quorum" and _older(look.version, QUORUM):
+        yield Check(
+            f"{name} version",
+            "fail",
+            f"RabbitMQ {look.version} has no quorum queues",
+            "set queue_type = classic in [notifications], or upgrade RabbitMQ to 3.8",
+        )
+    yield _own_queue(f"{name} queue", look, settings)
+    for queue in undrained_names(settings):
+        if queue in look.queues:
+            rules = management.rules.get(queue) if isinstance(management, Managed) else None
+            yield drained(f"{name} {queue}", look.queues[queue], rules)
+    yield from managed(name, management, look, settings, [settings.queue])
+
+
+def _reachable(name: str, look: Look, advice: str) -> Iterator[Check]:
+    if look.problem:
+        yield Check(name, "fail", f"{look.broker}: {look.problem}", advice)
+        return
+    yield Check(name, "ok", f"{look.broker}: RabbitMQ {look.version}")
+    if look.away:
+        away = "; ".join(f"{host}: {reason}" for host, reason in look.away.items())
+        yield Check(
+            f"{name} hosts",
+            "warn",
+            f"{len(look.away)} of {len(look.broker.hosts)} hosts do not let us in: {away}",
+            "the others serve meanwhile: start that node, or take it out of the URL",
+        )
+
+
+def _own_queue(name: str, look: Look, settings: Settings) -> Check:
+    queue = look.queues.get(settings.queue)
+    if queue is None:
+        return Check(
+            name,
+            "warn",
+            f"{settings.queue} is not there: no worker has run for {settings.queue_expires} s, or ever",
+            "start image-volume-worker run; its first resync makes up for what was missed",
+        )
+    if look.refused:
+        return Check(name, "fail", f"{settings.queue}: {look.refused}", _refusal(look.refused, "[notifications]"))
+    if queue.problem:
+        return Check(name, "fail", queue.problem, "bring back the node that holds the queue: rabbitmq-queues status")
+    detail = f"{settings.queue}: {queue.messages} messages, {queue.consumers} consumers"
+    if not queue.consumers:
+        return Check(name, "warn", detail, "no worker consumes: start image-volume-worker run, or see its log")
+    if queue.messages > PILE:
+        return Check(name, "warn", detail, "notifications come in faster than they are read: see the worker's log, CPU")
+    return Check(name, "ok", detail)
+
+
+def drained(name: str, queue: Depth, rules: Rules | None = None) -> Check:
+    """A queue that publishers make by themselves: it grows for ever where nobody reads it, and no policy bounds it."""
+    if queue.problem:
+        return Check(name, "warn", queue.problem, "bring back the node that holds the queue: rabbitmq-queues status")
+    detail = f"{queue.messages} messages, {queue.consumers} consumers"
+    if rules and rules.losing:
+        return Check(name, "ok", f"{detail}, bounded by policy {', '.join(rules.policies)}")
+    if queue.messages and not queue.consumers:
+        return Check(
+            name,
+            "warn",
+            f"{detail}: nobody drains it",
+            f"give it a policy: rabbitmqctl set_policy -p VHOST --apply-to queues notifications "
+            f"'^{re.escape(name.rpartition(' ')[2])}$' '{{\"max-length\": 10000}}'; or a consumer (Ceilometer)",
+        )
+    if queue.messages > PILE:
+        return Check(name, "warn", detail, "its consumers don't keep up: look at them, or bound it by a policy")
+    return Check(name, "ok", detail)
+
+
+def lanes(
+    look: Look, settings: Settings, names: Sequence[str], dead: str, management: Managed | Untold | None
+) -> Iterator[Check]:
+    """The broker that jobs wait on; `names` are the queues of the lanes, `dead` is that of the dead letters."""
+    yield from _reachable(LANES, look, "check [work] url, that the vhost is there, and the user's rights on it")
+    if look.problem:
+        return
+    if _older(look.version, DELAYS):
+        yield Check(
+            "lanes version",
+            "fail",
+            f"RabbitMQ {look.version}: messages of its quorum queues can't expire, so jobs can't wait for a next try",
+            "upgrade RabbitMQ to 3.10 or newer, or set [work] url = memory:// with a single worker",
+        )
+    if look.refused:
+        yield Check("lanes rights", "fail", look.refused, _refusal(look.refused, "[work]"))
+    else:
+        yield Check("lanes rights", "ok", "configure, write, read")
+    there = {name: look.queues[name] for name in names if name in look.queues}
+    prefix = f"{settings.queue}."
+    sick = {name: queue.problem for name, queue in there.items() if queue.problem}
+    idle = [name.removeprefix(prefix) for name, queue in there.items() if not queue.consumers and not queue.problem]
+    waiting = sum(queue.messages for queue in there.values())
+    if sick:
+        yield Check(
+            "lanes queues",
+            "fail",
+            "; ".join(f"{name}: {problem}" for name, problem in sick.items()),
+            "bring back the nodes that hold them: rabbitmq-queues quorum_status NAME",
+        )
+    elif not there:
+        yield Check("lanes queues", "warn", "none is there: no worker has run yet", "start image-volume-worker run")
+    elif idle:
+        yield Check(
+            "lanes queues",
+            "warn",
+            f"no worker serves {', '.join(idle)}; {waiting} jobs wait",
+            "start image-volume-worker run, or see the log of the one that runs",
+        )
+    else:
+        yield Check("lanes queues", "ok", f"{len(there)} lanes, each with a worker; {waiting} jobs wait")
+    yield dead_letters(look.queues.get(dead))
+    yield from managed(LANES, management, look, settings, [*names, dead])
+
+
+def dead_letters(queue: Depth | None) -> Check:
+    """What was given up."""
+    name = "dead letters"
+    if queue is None:
+        return Check(name, "ok", "none")
+    if queue.problem:
+        return Check(name, "fail", queue.problem, "bring back the node that holds the queue: rabbitmq-queues status")
+    if queue.messages:
+        return Check(
+            name, "warn", f"{queue.messages}", "image-volume-worker dead-letters list shows them; then replay or drop"
+        )
+    return Check(name, "ok", "none")
+
+
+def managed(
+    name: str, answer: Managed | Untold | None, look: Look, settings: Settings, queues: Iterable[str]
+) -> Iterator[Check]:
+    """What the management API tells of a vhost; None if none is configured for its cluster."""
+    if answer is None:
+        yield Check(
+            f"{name} policies",
+            "ok",
+            "not looked at: no URL in [notifications] management_urls is of this cluster "
+            f"({look.cluster or 'it tells no name'})",
+        )
+        return
+    if isinstance(answer, Untold):
+        advice = "check management_urls: host, port, password, and the user's tags (monitoring, policymaker)"
+        yield untold(f"{name} policies", answer, advice)
+        return
+    yield policies(f"{name} policies", answer.rules, {queue: _own_limits(queue, settings) for queue in queues})
+    yield alarms(f"{name} alarms", answer.alarms)
+    if name != LANES and settings.queue in look.queues:
+        yield bindings(f"{name} bindings", answer.bound, look.exchanges)
+
+
+def _own_limits(queue: str, settings: Settings) -> Mapping[str, int]:
+    """What we ask for ourselves: a policy that allows as much takes nothing away."""
+    if queue != settings.queue:
+        return {}
+    return {"max-length": settings.queue_max_length, "expires": settings.queue_expires * 1000}
+
+
+def policies(name: str, rules: Mapping[str, Rules], queues: Mapping[str, Mapping[str, int]]) -> Check:
+    """Whether policies make messages of our queues go away; `queues` with the bounds that we have set ourselves."""
+    told = {queue: rules[queue] for queue in queues if queue in rules}
+    found = []
+    for queue, rule in told.items():
+        tight = {key: value for key, value in rule.losing.items() if value < queues[queue].get(key, value + 1)}
+        if tight:
+            what = ", ".join(f"{key} {value}" for key, value in tight.items())
+            found.append(f"{queue}: {what} (policy {', '.join(rule.policies)})")
+    if found:
+        jobs = name.startswith(LANES)
+        what = "jobs are" if jobs else "notifications are"
+        return Check(
+            name,
+            "fail" if jobs else "warn",
+            f"{what} thrown away: {'; '.join(found)}",
+            "exclude our queues from the policy's pattern, or give them one of their own with a higher --priority"
+            if not jobs
+            else "put the lanes on a vhost without such a policy",
+        )
+    if len(told) < len(queues):
+        return Check(name, "ok", f"nothing against {len(told)} of {len(queues)} queues; the others can't be told")
+    return Check(name, "ok", "none makes messages go away")
+
+
+def alarms(name: str, found: tuple[str, ...] | None) -> Check:
+    """The nodes of a cluster."""
+    if found is None:
+        return Check(name, "ok", "not told: the user of management_urls has no tag monitoring")
+    if found:
+        return Check(
+            name,
+            "fail",
+            "; ".join(found),
+            "publishers are stopped until then: free memory or disk on that node, drain queues that nobody reads, "
+            "start nodes that are down",
+        )
+    return Check(name, "ok", "none")
+
+
+def bindings(name: str, bound: frozenset[str] | None, exchanges: Iterable[str]) -> Check:
+    """Whether our queue gets what the exchanges are told."""
+    if bound is None:
+        return Check(name, "ok", "not told to the user of management_urls")
+    if loose := [exchange for exchange in exchanges if exchange not in bound]:
+        return Check(
+            name,
+            "warn",
+            f"not bound to {', '.join(loose)}: nothing of it is heard",
+            "a running worker binds its queue within 5 minutes, to a new exchange within an hour, after a SIGHUP at "
+            "once; if it does not, see exchange_not_bound in its log",
+        )
+    return Check(name, "ok", f"bound to {', '.join(sorted(bound))}")
+
+
+def _refusal(said: str, group: str) -> str:
+    """What to do about what the broker refuses."""
+    if "declared otherwise" in said:
+        return (
+            f"the queue was made with other options: stop the workers and rabbitmqctl delete_queue it, or set {group} "
+            "as it was"
+        )
+    if "takes no messages" in said:
+        return "the broker is short of memory or disk: rabbitmq-diagnostics alarms"
+    return "grant the user configure, write and read: rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'"
+
+
+def _older(version: str, least: tuple[int, ...]) -> bool:
+    numbers = re.match(r"(\d+)\.(\d+)", version)
+    return numbers is not None and (int(numbers[1]), int(numbers[2])) < least

@@ -1,0 +1,253 @@
+"""What Cinder says, judged: the API, and for each target its type, pools, room, quota and cache. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+from handlers import image_volume
+from handlers.strategies import cache
+from worker.core.cloud import Store, Volume
+from worker.core.target import Target
+from worker.diagnose.check import Check
+from worker.diagnose.doctor.facts import Facts, decided
+from worker.diagnose.doctor.untold import Untold, untold
+from worker.openstack.survey import Limit, Pool, Service, VolumeType
+from worker.settings import Settings
+
+SEE = "see cinder"
+BACKEND = "volume_backend_name"
+FEW_VOLUMES = 10
+LITTLE = 0.1
+"""Part of a limit, or of a pool, below which it is time to do something."""
+ADMINS = "only an administrator may see this"
+
+
+def checks(facts: Facts, settings: Settings, events: Mapping[str, float] | None) -> Iterator[Check]:
+    """Cinder, and each target; `events` are those of the image-volume cache that a running worker has counted."""
+    yield api(facts.volume_api, facts.types)
+    yield services(facts.services)
+    yield cloning()
+    yield quota("quota", facts.limits, "")
+    for target in settings.targets:
+        yield from of_target(target, facts, events)
+
+
+def api(version: tuple[int, ...] | Untold, types: tuple[VolumeType, ...] | Untold) -> Check:
+    """Whether Cinder answers."""
+    advice = "check the catalog's block-storage endpoint, that cinder-api runs, and its log"
+    if isinstance(types, Untold):
+        return untold("cinder", types, advice, verdict="fail")
+    told = "" if isinstance(version, Untold) or not version else f"API {'.'.join(map(str, version))}, "
+    return Check("cinder", "ok", f"{told}{len(types)} volume types")
+
+
+def services(answer: tuple[Service, ...] | Untold) -> Check:
+    """Whether the services that make volumes run."""
+    name = "cinder services"
+    if isinstance(answer, Untold):
+        # A login with few rights needs no more
+        return Check(name, "ok", f"not told: {ADMINS}") if answer.refused else untold(name, answer, SEE)
+    ours = [one for one in answer if one.binary in ("cinder-volume", "cinder-scheduler")]
+    down = [f"{one.binary} on {one.host}" for one in ours if not one.up]
+    disabled = [f"{one.binary} on {one.host}" for one in ours if one.up and not one.enabled]
+    if down:
+        return Check(name, "warn", f"down: {', '.join(down)}", "start them, or see their logs: nothing is made there")
+    if disabled:
+        advice = "openstack volume service set --enable HOST cinder-volume, once what it was disabled for is over"
+        return Check(name, "warn", f"disabled: {', '.join(disabled)}", advice)
+    return Check(name, "ok", f"{len(ours)} up")
+
+
+def cloning() -> Check:
+    """What no API tells, and how to find out."""
+    return Check(
+        "cloning",
+        "ok",
+        "no API tells whether cinder.conf has allowed_direct_url_schemes = cinder, without which nothing is cloned",
+        "image-volume-worker explain --probe IMAGE tries it; the metric volume_create_seconds shows it",
+    )
+
+
+def quota(name: str, answer: Mapping[str, Limit] | Untold, volume_type: str) -> Check:
+    """What the internal project may still have: of a volume type, or of all with ""."""
+    if isinstance(answer, Untold):
+        # The worker goes by it only where a target has a budget
+        if answer.refused:
+            return untold(name, answer, "allow limits of quotas to the role: volume_extension:quotas:show")
+        return untold(name, answer, SEE)
+    kinds = [f"{kind}_{volume_type}" if volume_type else kind for kind in ("volumes", "gigabytes")]
+    limited = {kind: answer[kind] for kind in kinds if kind in answer and answer[kind].limit >= 0}
+    if not limited:
+        return Check(name, "ok", "no limit")
+    told = ", ".join(f"{kind} {limit.used} of {limit.limit}" for kind, limit in limited.items())
+    advice = "openstack quota set --volumes N --gigabytes N PROJECT, or bound the targets by max_gigabytes, max_count"
+    if volume_type:
+        advice = advice.replace("PROJECT", f"--volume-type {volume_type} PROJECT")
+    if any(limit.left <= 0 for limit in limited.values()):
+        return Check(name, "fail", f"used up: {told}", advice)
+    scarce = [
+        kind
+        for kind, limit in limited.items()
+        if limit.left < limit.limit * LITTLE or (kind.startswith("volumes") and limit.left < FEW_VOLUMES)
+    ]
+    if scarce:
+        return Check(name, "warn", f"nearly used up: {told}", advice)
+    return Check(name, "ok", told)
+
+
+def of_target(target: Target, facts: Facts, events: Mapping[str, float] | None) -> Iterator[Check]:
+    """Everything about one target."""
+    name = f"target {target.name}"
+    if isinstance(facts.types, Untold):
+        yield Check(name, "warn", "can't be told while Cinder does not answer", SEE)
+        return
+    found = next((one for one in facts.types if one.name == target.volume_type), None)
+    if isinstance(facts.stores, Untold):
+        yield Check(name, "warn", "can't be told while Glance does not answer", "see stores")
+    else:
+        yield place(target, {one.name for one in facts.types}, facts.stores)
+    if found is None:
+        return
+    if facts.encrypted.get(found.name) is True:
+        yield Check(
+            f"{name} encryption",
+            "fail",
+            f"volumes of type {found.name} are encrypted, and Cinder clones no image into such a volume",
+            "name a volume type without encryption, or leave this target out",
+        )
+    if target.availability_zone:
+        yield zone(target, facts.zones)
+    yield from pools(target, found, facts.pools, facts.volumes)
+    yield quota(f"{name} quota", facts.limits, target.volume_type)
+    answer = decided(target, facts.stores)
+    if isinstance(answer, Target) and answer.strategy == "cache":
+        yield cached(answer, facts.volumes, events)
+
+
+def place(target: Target, types: set[str], stores: tuple[Store, ...]) -> Check:
+    """Whether the target can be reached the way it is configured."""
+    name = f"target {target.name}"
+    if target.volume_type not in types:
+        return Check(
+            name, "fail", f"no volume type {target.volume_type}", "openstack volume type list shows what there is"
+        )
+    answer = decided(target, stores)
+    if isinstance(answer, str):
+        names = ", ".join(sorted(store.id for store in stores)) or "(none)"
+        return Check(name, "fail", answer, f"Glance has {names}; name one in glance_store, or use strategy cache")
+    if answer.strategy == "location":
+        return Check(
+            name,
+            "warn",
+            f"type {target.volume_type}, strategy location in store {answer.glance_store}",
+            "needs show_multiple_locations, which shows every reader where data lies (OSSN-0090)",
+        )
+    if answer.strategy == "cache":
+        return Check(name, "ok", f"type {target.volume_type}, strategy cache")
+    return Check(name, "ok", f"type {target.volume_type}, strategy store in store {answer.glance_store}")
+
+
+def zone(target: Target, answer: frozenset[str] | Untold) -> Check:
+    """Whether the availability zone is there."""
+    name = f"target {target.name} zone"
+    if isinstance(answer, Untold):
+        return untold(name, answer, SEE)
+    if target.availability_zone not in answer:
+        there = ", ".join(sorted(answer)) or "none"
+        detail = f"no zone {target.availability_zone} is available, only {there}"
+        return Check(name, "fail", detail, f"correct availability_zone in [target:{target.name}]")
+    return Check(name, "ok", target.availability_zone)
+
+
+def pools(
+    target: Target, volume_type: VolumeType, answer: tuple[Pool, ...] | Untold, volumes: tuple[Volume, ...] | Untold
+) -> Iterator[Check]:
+    """The pools that the target's type leads to, and their room."""
+    name = f"target {target.name} pools"
+    if isinstance(answer, Untold):
+        yield Check(name, "ok", f"not told: {ADMINS}") if answer.refused else untold(name, answer, SEE)
+        return
+    wanted = volume_type.specs.get(BACKEND)
+    matching = [pool for pool in answer if wanted is None or matches(pool.backend_name, wanted)]
+    names = ", ".join(pool.name for pool in matching)
+    if not matching:
+        yield Check(
+            name,
+            "fail",
+            f"no pool has {BACKEND} {wanted}, which type {volume_type.name} wants",
+            "correct the type's extra spec, or start that backend: openstack volume backend pool list --long",
+        )
+        return
+    if len(matching) > 1 and not all(pool.clones_across for pool in matching):
+        yield Check(
+            name,
+            "warn",
+            f"type {volume_type.name} leads to {len(matching)} pools ({names}), and Cinder clones only within one: "
+            "volumes on the others are copied",
+            f"make a type for each pool (extra spec {BACKEND}, or pool_name), and a target for each type",
+        )
+    else:
+        yield Check(name, "ok", names)
+    yield room(target, matching, volumes)
+
+
+def matches(value: str, wanted: str) -> bool:
+    """Whether a pool's value is the one that an extra spec wants (cinder/scheduler/filters/extra_specs_ops.py)."""
+    words = wanted.split()
+    match words:
+        case ["<or>", *_]:
+            return value in wanted.replace("<or>", " ").split()
+        case ["<in>", part]:
+            return part in value
+        case ["s==", other]:
+            return value == other
+        case ["s!=", other]:
+            return value != other
+        case _:
+            return value == wanted
+
+
+def room(target: Target, matching: list[Pool], volumes: tuple[Volume, ...] | Untold) -> Check:
+    """Whether what the budget allows fits on the pools."""
+    name = f"target {target.name} room"
+    rooms = [pool.room for pool in matching]
+    if any(one is None for one in rooms):
+        return Check(name, "ok", "the driver does not tell")
+    most = max((one for one in rooms if one is not None), default=0.0)
+    told = "no bound" if math.isinf(most) else f"room for {most:.0f} GiB of volumes"
+    advice = "make room on the backend, or lower max_gigabytes, so that images are evicted before it is full"
+    if most < 1:
+        return Check(name, "fail", told, advice)
+    held = () if isinstance(volumes, Untold) else [one for one in volumes if image_volume.is_prewarmed(one, target)]
+    more = target.max_gigabytes - sum(volume.size for volume in held)
+    if target.max_gigabytes and more > most:
+        return Check(name, "warn", f"{told}, the budget would take {more} GiB more", advice)
+    tight = [pool for pool in matching if pool.free is not None and pool.total and pool.free < pool.total * LITTLE]
+    if tight:
+        told = ", ".join(f"{pool.name} has {pool.free:.0f} of {pool.total:.0f} GiB free" for pool in tight)
+        return Check(name, "warn", told, "make room on the backend, or bound the target by max_gigabytes")
+    return Check(name, "ok", told)
+
+
+def cached(target: Target, volumes: tuple[Volume, ...] | Untold, events: Mapping[str, float] | None) -> Check:
+    """Whether Cinder's image-volume cache is on, by what it leaves behind: entries, and events that a worker heard."""
+    name = f"target {target.name} cache"
+    if isinstance(volumes, Untold):
+        return untold(name, volumes, SEE)
+    entries = sum(cache.entry_of((volume,), target) is not None for volume in volumes if image_volume.image_of(volume))
+    heard = {event.rpartition(".")[2]: count for event, count in (events or {}).items() if count}
+    told = f"{entries} entries seen"
+    if heard:
+        told += (
+            f"; a worker heard {', '.join(f'{count:.0f} {word}' for word, count in heard.items())} (of all backends)"
+        )
+    if entries:
+        return Check(name, "ok", told)
+    return Check(
+        name,
+        "warn",
+        f"{told}; no API tells whether image_volume_cache_enabled is set on this backend",
+        "set image_volume_cache_enabled = true in its section of cinder.conf, and in [DEFAULT] the two options "
+        "cinder_internal_tenant_project_id and _user_id; the first image made warm leaves an entry",
+    )

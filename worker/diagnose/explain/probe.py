@@ -1,0 +1,242 @@
+"""Probe: makes a volume from an image as a user would, and tells by the signs whether Cinder has cloned it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import structlog
+
+from handlers import completion, image_volume
+from worker.core.cloud import GIB, Cloud, Image, NewVolume, Volume
+from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.notification import Notification
+from worker.core.target import TAG, Target
+from worker.diagnose.check import Check
+
+NAME = "image-volume-worker-probe"
+"""The name of a probe's volume, which is deleted when it has told what it can."""
+PROBE = "probe"
+# Tells one probe's volume from another's
+TOKEN = f"{TAG}_probe"
+# Seconds between two looks at the volume; a download of a small image takes not much longer
+EVERY = 0.2
+# Seconds after which a notification about what has happened counts as not coming
+LATE = 5.0
+# Seconds that a volume has for going away
+LEAVE = 60.0
+# Seconds after which a volume that Cinder has not confirmed, and does not show, counts as never made
+LOST = 15.0
+# Cinder writes this when it has downloaded an image (cinder/volume/flows/manager/create_volume.py)
+DOWNLOADED = "signature_verified"
+
+log = structlog.get_logger(__name__)
+
+Take = Callable[[], Iterable[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signs:
+    """What was seen while a volume was made: how it ended, how long it took, and what tells a download from a clone.
+
+    `downloading` is that status, `sent` the bytes that Glance says it has sent, `verified` whether Cinder has noted
+    what it notes of a download, `hit` whether its image-volume cache says that it served. `heard` tells whether Cinder
+    announced the end, without which the last three are no news. Times in seconds.
+    """
+
+    volume: Volume
+    seconds: float
+    downloading: bool = False
+    sent: int = 0
+    verified: bool = False
+    hit: bool = False
+    heard: bool = False
+
+    @property
+    def is_clone(self) -> bool:
+        """Whether it was made without a download."""
+        return self.hit or not (self.downloading or self.sent or self.verified)
+
+
+async def probe(
+    cloud: Cloud, image: Image, target: Target, *, take: Take | None, lying: Iterable[Volume], within: float
+) -> Check:
+    """Make a volume of the image on the target, delete it, and tell what it was. `lying` are its Image-Volumes there.
+
+    `take` gives the notifications that came in since it was last called, blocks, and may be missing.
+    """
+    name = f"probe {target.name}"
+    new = NewVolume(
+        name=NAME,
+        size=image_volume.size_for(image),
+        volume_type=target.volume_type,
+        image_id=image.id,
+        availability_zone=target.availability_zone,
+        # So that no worker takes it for a use
+        metadata={TAG: PROBE},
+    )
+    try:
+        async with _volume(cloud, new) as made:
+            signs = await _watched(cloud, made, image, take, within)
+    except (Blocked, Conflict) as error:
+        return Check(name, "fail", f"Cinder makes no volume: {error}", "a user would be told the same; often a quota")
+    except NotFound:
+        return Check(name, "fail", "somebody has deleted the volume meanwhile", "ask again")
+    except Temporary as error:
+        return Check(name, "fail", f"Cinder did not answer: {error}", "doctor tells what is wrong with it")
+    except TimeoutError:
+        advice = "cinder-scheduler's and cinder-volume's logs say what became of it"
+        return Check(name, "fail", f"no volume after {within:.0f} s", advice)
+    return judged(name, image, signs, tuple(lying))
+
+
+def judged(name: str, image: Image, signs: Signs, lying: tuple[Volume, ...]) -> Check:
+    """What the signs say. Pure."""
+    volume = signs.volume
+    if image_volume.is_broken(volume):
+        advice = "cinder-volume's log has the reason; a location whose volume is gone is one, see resync"
+        return Check(name, "fail", f"the volume is in status {volume.status}", advice)
+    taken = f"in {signs.seconds:.1f} s"
+    if signs.is_clone:
+        how = "Cinder's image-volume cache has served it" if signs.hit else "nothing was downloaded"
+        blind = "" if signs.heard else "; by status only, no notification came"
+        return Check(name, "ok", f"a clone, {taken}: {how}{blind}")
+    saw = [
+        text
+        for text, seen in (
+            (f"Glance has sent {signs.sent / GIB:.2g} GiB", signs.sent),
+            ("Cinder was downloading", signs.downloading),
+            (f"Cinder has noted {DOWNLOADED}", signs.verified),
+        )
+        if seen
+    ]
+    return Check(name, "fail", f"no clone, {taken}: {', '.join(saw)}", _advice(image, volume, lying))
+
+
+def _advice(image: Image, volume: Volume, lying: tuple[Volume, ...]) -> str:
+    if not completion.is_raw(image):
+        return f"Cinder converts {completion.kind_of(image)} each time, unless its image-volume cache serves"
+    usable = [one for one in lying if image_volume.is_usable(one)]
+    if not usable:
+        return "there is no Image-Volume here yet, see above"
+    hosts = sorted({one.host for one in usable if one.host})
+    if volume.host and hosts and volume.host not in hosts:
+        return (
+            f"it came to lie on {volume.host}, the Image-Volume on {', '.join(hosts)}: Cinder clones in one pool only"
+        )
+    return (
+        "no API tells: is allowed_direct_url_schemes = cinder set in cinder.conf there, and may Cinder read locations "
+        "(role service)? cinder-volume's log at debug says why it did not clone"
+    )
+
+
+@contextlib.asynccontextmanager
+async def _volume(cloud: Cloud, new: NewVolume) -> AsyncIterator[Volume]:
+    """A volume that goes whatever happens, and those that killed probes have left behind."""
+    for left in await cloud.find_volumes(NAME):
+        if image_volume.is_usable(left) or image_volume.is_broken(left):
+            with contextlib.suppress(NotFound, Conflict):
+                await cloud.delete_volume(left.id)
+    # Cinder may have heard of it although its answer was not waited for, or got lost: its token finds it then
+    token = uuid.uuid4().hex
+    creating = asyncio.create_task(cloud.create_volume(replace(new, metadata={**(new.metadata or {}), TOKEN: token})))
+    try:
+        yield await asyncio.shield(creating)
+    finally:
+        # Somebody who has enough of waiting must not leave it behind either, however often he says so
+        removing = asyncio.create_task(_removed(cloud, creating, token))
+        while not removing.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.shield(removing)
+
+
+async def _removed(cloud: Cloud, creating: asyncio.Task[Volume], token: str) -> None:
+    """Delete it and see it gone; what Cinder is still making can be deleted when it is made."""
+    volume_id, until = "", time.monotonic() + LEAVE
+    try:
+        volume_id = (await creating).id
+    except (Blocked, Conflict, NotFound):
+        # Cinder has said no
+        return
+    except Temporary:
+        until = time.monotonic() + LOST
+    while time.monotonic() < until:
+        try:
+            if not volume_id:
+                ours = [one for one in await cloud.find_volumes(NAME) if one.metadata.get(TOKEN) == token]
+                volume_id = ours[0].id if ours else ""
+                until = time.monotonic() + LEAVE if volume_id else until
+            else:
+                volume = await cloud.get_volume(volume_id)
+                if not image_volume.is_leaving(volume):
+                    await cloud.delete_volume(volume_id)
+        except NotFound:
+            return
+        except (Blocked, Temporary) as error:
+            log.debug("probe_not_deleted_yet", volume_id=volume_id, error=str(error))
+        await asyncio.sleep(EVERY)
+    if volume_id:
+        why = "Cinder does not let it be deleted; the next probe tries"
+        log.warning("probe_left_behind", volume_id=volume_id, why=why)
+    else:
+        why = f"Cinder did not say whether it makes a volume {NAME}, and shows none; the next probe looks again"
+        log.warning("probe_maybe_left_behind", why=why)
+
+
+async def _watched(cloud: Cloud, made: Volume, image: Image, take: Take | None, within: float) -> Signs:
+    """The signs of its being made, until it is there and its end was announced."""
+    began = time.monotonic()
+    signs = Signs(volume=made, seconds=0.0)
+    async with asyncio.timeout(within):
+        while not (image_volume.is_usable(signs.volume) or image_volume.is_broken(signs.volume)):
+            volume = await cloud.get_volume(made.id)
+            signs = replace(
+                signs,
+                volume=volume,
+                seconds=time.monotonic() - began,
+                downloading=signs.downloading or volume.status == "downloading",
+            )
+            signs = await _listened(signs, image, take)
+            await asyncio.sleep(EVERY)
+    ended = time.monotonic()
+    while take and not signs.heard and time.monotonic() - ended < LATE:
+        signs = await _listened(signs, image, take)
+        await asyncio.sleep(EVERY)
+    return signs
+
+
+async def _listened(signs: Signs, image: Image, take: Take | None) -> Signs:
+    if take is None:
+        return signs
+    for message in await asyncio.to_thread(lambda: list(take())):
+        signs = with_message(signs, message, image)
+    return signs
+
+
+def with_message(signs: Signs, message: Mapping[str, Any], image: Image) -> Signs:
+    """The signs, with what a notification says of them. Pure."""
+    said = Notification.of(message)
+    payload = message.get("payload")
+    payload = payload if isinstance(payload, dict) else {}
+    volume = signs.volume
+    match said.event_type:
+        case "image.send":
+            # Others may be downloading the same image at this moment
+            receiver = payload.get("receiver_tenant_id")
+            ours = said.image_id == image.id and receiver in (None, "", volume.project_id)
+            sent = payload.get("bytes_sent")
+            return replace(signs, sent=signs.sent + sent) if ours and isinstance(sent, int) else signs
+        case "image_volume_cache.hit":
+            ours = image.id in str(payload.get("image_id", "")) and payload.get("host") in (None, "", volume.host)
+            return replace(signs, hit=True) if ours else signs
+        case "volume.create.end" if said.volume_id == volume.id:
+            rows = payload.get("glance_metadata") or ()
+            verified = any(isinstance(row, dict) and row.get("key") == DOWNLOADED for row in rows)
+            return replace(signs, heard=True, verified=verified)
+        case _:
+            return signs

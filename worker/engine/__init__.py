@@ -1,0 +1,1 @@
+"""The engine: keys from notifications, jobs to handlers, outcomes settled."""

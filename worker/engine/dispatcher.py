@@ -1,0 +1,53 @@
+"""The sink of every intake: routes, wakes jobs that are here, puts the others into their lanes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+
+import structlog
+
+from worker.core.dead_letter import DeadLetter
+from worker.core.intake import Routed
+from worker.core.job import Job
+from worker.core.lanes import Lanes
+from worker.engine.router import Router
+from worker.engine.runner import Runner
+
+log = structlog.get_logger(__name__)
+
+
+class Dispatcher:
+    """`worker.core.intake.Sink`; `on_gap` is told on the event loop that notifications may have been missed."""
+
+    def __init__(self, *, router: Router, runner: Runner, lanes: Lanes, on_gap: Callable[[str], None]) -> None:
+        self._router = router
+        self._runner = runner
+        self._lanes = lanes
+        self._on_gap = on_gap
+        self._loop = asyncio.get_running_loop()
+
+    def route(self, body: bytes, compression: str = "") -> Routed:
+        """See `Sink`."""
+        return self._router.route(body, compression)
+
+    async def accept(self, routed: Sequence[Routed]) -> None:
+        """See `Sink`."""
+        await self.submit(job for one in routed for job in one.jobs)
+        letters: list[DeadLetter] = [one.letter for one in routed if one.letter]
+        for letter in letters:
+            log.error("message_unreadable", reason=letter.reason)
+        if letters:
+            await self._lanes.bury(letters)
+
+    async def submit(self, jobs: Iterable[Job]) -> None:
+        """Have these jobs done: at once if their key is here already, else by way of their lanes."""
+        known = self._runner.lanes
+        # Two uses are counted as two, and a deletion is not lost in a comparison that found the same
+        distinct = {(job.key, job.used, job.deleted, job.deleted_volume): job for job in jobs if job.key.lane in known}
+        if new := [job for job in distinct.values() if not self._runner.poke(job)]:
+            await self._lanes.publish(new)
+
+    def gap(self, reason: str) -> None:
+        """See `Sink`."""
+        self._loop.call_soon_threadsafe(self._on_gap, reason)

@@ -1,0 +1,151 @@
+"""Resync: one bulk comparison of Glance and Cinder; what looks incomplete becomes keys."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from worker.core.cloud import GIB, LISTED, Cloud, Volume
+from worker.core.errors import NotFound
+from worker.core.handler import Handler, Missing
+from worker.core.job import RESYNC, Job
+from worker.core.target import TAG
+from worker.engine.packed import Packed
+from worker.observe.metrics import OTHER
+
+log = structlog.get_logger(__name__)
+
+BATCH = 500
+"""Jobs that are put into their lanes together."""
+
+
+@dataclass(slots=True)
+class Census:
+    """What a comparison has counted: images, and Image-Volumes by (target, status) with their bytes by target."""
+
+    images: int = 0
+    volumes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    sizes: Counter[str] = field(default_factory=Counter)
+
+    def add(self, volume: Volume) -> None:
+        """Count one Image-Volume."""
+        target = volume.metadata.get(TAG, OTHER)
+        self.volumes[target, volume.status] += 1
+        self.sizes[target] += volume.size * GIB
+
+
+async def by_image(volumes: AsyncIterator[Volume], image_of: Callable[[Volume], str]) -> Packed:
+    """Those of the volumes that were made for an image, by its id."""
+    found = Packed()
+    async for volume in volumes:
+        if image_id := image_of(volume):
+            found.add(image_id, volume)
+    return found
+
+
+async def count(cloud: Cloud, *, image_of: Callable[[Volume], str]) -> Census:
+    """Count the Image-Volumes there are, by one listing; see `compare` for `image_of`."""
+    census = Census()
+    async for volume in cloud.list_volumes():
+        if image_of(volume):
+            census.add(volume)
+    return census
+
+
+async def compare(
+    cloud: Cloud, handlers: Iterable[Handler], *, image_of: Callable[[Volume], str], census: Census
+) -> AsyncIterator[Missing]:
+    """Everything that looks incomplete. Two listings, page by page; volumes are held in memory, images are not.
+
+    `image_of` tells which image a volume of the internal project was made for, "" if none. Volumes are read before
+    images: what is made in between is looked at once too often, never too seldom.
+    """
+
+    async def counted() -> AsyncIterator[Volume]:
+        async for volume in cloud.list_volumes():
+            if image_of(volume):
+                census.add(volume)
+            yield volume
+
+    volumes = await by_image(counted(), image_of)
+    handlers = tuple(handlers)
+    for handler in handlers:
+        await handler.prepare(volumes)
+    async for image in cloud.list_images():
+        census.images += 1
+        own = volumes.take(image.id)
+        for handler in handlers:
+            for missing in handler.incomplete(image.id, image, own):
+                yield replace(missing, project=image.owner)
+    if volumes and not census.images:
+        # An empty list is no proof that everything was deleted: it may be a database that was just set up anew
+        log.warning("nothing_reclaimed", why="Glance lists no image at all", images_missing=len(volumes))
+        return
+    for image_id, left in volumes.items():
+        for handler in handlers:
+            for missing in handler.incomplete(image_id, None, left):
+                yield missing
+
+
+async def compare_images(
+    cloud: Cloud,
+    handlers: Iterable[Handler],
+    image_ids: Iterable[str],
+    *,
+    volumes_of: Callable[[str], Awaitable[tuple[Volume, ...]]],
+    lying: Mapping[str, tuple[Volume, ...]],
+) -> AsyncIterator[Missing]:
+    """Everything that looks incomplete of these images, asked for one by one.
+
+    `volumes_of` finds the volumes that were made for an image; `lying` is what targets with a budget hold.
+    """
+    handlers = tuple(handlers)
+    for handler in handlers:
+        await handler.prepare(lying)
+    for image_id in image_ids:
+        volumes = await volumes_of(image_id)
+        image = None
+        with contextlib.suppress(NotFound):
+            image = await cloud.get_image(image_id)
+        if image and image.status not in LISTED:
+            # Somebody works on it, and will be heard of
+            continue
+        for handler in handlers:
+            for missing in handler.incomplete(image_id, image, volumes):
+                yield replace(missing, project=image.owner if image else "")
+
+
+async def enqueue(
+    found: AsyncIterator[Missing], *, submit: Callable[[list[Job]], Awaitable[None]], knows: Callable[[str], bool]
+) -> tuple[int, Counter[str]]:
+    """How many keys a comparison has found, and how many of each lane were left out.
+
+    A lane where jobs of somebody else's wait is left out: most likely those are the same, and each comparison of each
+    replica would add them once more. Once nothing waits there it can be compared again.
+    """
+    total, left, asked, jobs = 0, Counter[str](), dict[str, bool](), list[Job]()
+    async for missing in found:
+        total += 1
+        lane = missing.key.lane
+        # As it was before this comparison added anything
+        if lane not in asked:
+            asked[lane] = knows(lane)
+        if not asked[lane]:
+            left[lane] += 1
+            continue
+        jobs.append(job_of(missing))
+        if len(jobs) >= BATCH:
+            await submit(jobs)
+            jobs = []
+    await submit(jobs)
+    return total, left
+
+
+def job_of(missing: Missing, *, cause: str = RESYNC) -> Job:
+    """The job for something that a resync found missing."""
+    return Job(key=missing.key, cause=cause, first_at=time.time(), reason=missing.why, project=missing.project)

@@ -1,0 +1,1 @@
+"""What a worker shows of itself: metrics, activity, HTTP, logs, systemd."""

@@ -1,0 +1,154 @@
+"""HTTP for monitors: /metrics, /healthz, /readyz; and for people, the page. Asks nobody."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from worker.observe.activity import IMAGES, Choice
+from worker.observe.web import Answer, Bounds, Request, Server
+
+Problems = Callable[[], Mapping[str, str]]
+HTML = "text/html; charset=utf-8"
+# Jobs in /status.json unless the query says jobs=N or jobs=all
+JOBS = 200
+# Items of a list that are written as JSON in one go
+PART = 500
+LOOPBACK = ("127.0.0.1", "::1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """Where the page for people gets what it shows: lanes and (at most so many) jobs; some of the images."""
+
+    status: Callable[[float], Mapping[str, Any]]
+    images: Callable[[Choice], Mapping[str, Any]]
+
+
+@cache
+def document() -> tuple[bytes, str]:
+    """The page, and the policy that allows a browser its style and script and nothing else but asking us."""
+    text = files("worker.observe").joinpath("page.html").read_text(encoding="utf-8")
+
+    def allowed(tag: str) -> str:
+        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+        return " ".join(
+            f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in parts
+        )
+
+    policy = (
+        f"default-src 'none'; script-src {allowed('script')}; style-src {allowed('style')}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return text.encode(), policy
+
+
+class Probes:
+    """The answers. `sick` and `unready` tell what is wrong, by part; nothing when all is well.
+
+    Without `page` there is nothing for people. With `hidden` there is no page either, but the commands on this host are
+    told how jobs stand.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: CollectorRegistry,
+        sick: Problems,
+        unready: Problems,
+        page: Page | None = None,
+        hidden: bool = False,
+        bounds: Bounds | None = None,
+    ) -> None:
+        self._page = page
+        self._hidden = hidden
+        self._registry = registry
+        self._problems: Mapping[str, Problems] = {"/healthz": sick, "/readyz": unready}
+        self._server = Server(quick=self._quick, handle=self._handle, bounds=bounds)
+
+    def start(self, host: str, port: int) -> int:
+        """Begin to serve; the port, chosen by the system if 0. OSError when the address can't be had. Blocks."""
+        return self._server.start(host, port)
+
+    def stop(self) -> None:
+        """Serve no more."""
+        self._server.stop()
+
+    def _quick(self, request: Request) -> Answer | None:
+        """Answer what the life of the process hangs on: it must not wait behind somebody's large page."""
+        if request.path not in self._problems:
+            return None
+        problems = dict(self._problems[request.path]())
+        return _json({"ok": not problems, "problems": problems}, status=503 if problems else 200)
+
+    def _handle(self, request: Request) -> Answer:
+        if request.path == "/metrics":
+            return self._metrics(request)
+        told = request.path == "/status.json" and request.client in LOOPBACK
+        match request.path, None if self._hidden and not told else self._page:
+            case "/", Page():
+                text, policy = document()
+                return Answer(body=text, headers=(("Content-Type", HTML), ("Content-Security-Policy", policy)))
+            case "/status.json", Page() as page:
+                asked = _most(_parameter(request, "jobs"))
+                return _json({**page.status(asked), "problems": self._problems["/readyz"]()})
+            case "/images.json", Page() as page:
+                return _json(page.images(_choice(request)))
+        return Answer(status=404, body=b"/metrics /healthz /readyz\n")
+
+    def _metrics(self, request: Request) -> Answer:
+        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        names = request.parameters().get("name[]")
+        registry = self._registry.restricted_registry(names) if names else self._registry
+        return Answer(body=encode(registry), headers=(("Content-Type", kind),))
+
+
+def _most(text: str) -> float:
+    """How many jobs a query asks for."""
+    return math.inf if text == "all" else _number(text, JOBS)
+
+
+def _number(text: str, default: int) -> int:
+    """The number that a query names; what no list could be as long as counts as the longest."""
+    if not text.isdecimal():
+        return default
+    return int(min(float(text), sys.maxsize // 2))
+
+
+def _choice(request: Request) -> Choice:
+    """Which images a query asks for."""
+    return Choice(
+        start=_number(_parameter(request, "from"), 0),
+        count=_number(_parameter(request, "count"), IMAGES),
+        text=_parameter(request, "text"),
+        state=_parameter(request, "state"),
+    )
+
+
+def _parameter(request: Request, name: str) -> str:
+    return request.parameters().get(name, [""])[0]
+
+
+def _json(body: Mapping[str, Any], *, status: int = 200) -> Answer:
+    headers = (("Content-Type", "application/json"), ("Cache-Control", "no-store"))
+    # A long list part by part: while one is written nothing else in the process runs
+    parts = ", ".join(f"{json.dumps(name)}: {_text(value)}" for name, value in body.items())
+    return Answer(status=status, body=f"{{{parts}}}\n".encode(), headers=headers)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, list) or len(value) <= PART:
+        return json.dumps(value)
+    return f"[{', '.join(json.dumps(value[at : at + PART])[1:-1] for at in range(0, len(value), PART))}]"

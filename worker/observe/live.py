@@ -1,0 +1,118 @@
+"""Live: what a running worker says of its jobs, asked of its /status.json. Reads only, and does without it."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from worker.core.job import Key
+
+TIMEOUT = 3.0
+"""Seconds that a worker has for its answer; one that is there takes a few milliseconds."""
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+NOBODY = (OSError, http.client.HTTPException)
+"""What asking raises where no worker answers."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveJob:
+    """A job that a worker knows of. `state` is in progress, held, waiting or parked; `due` in epoch seconds, or 0.
+
+    `doing` is its last step, `reason` why it waits.
+    """
+
+    key: Key
+    state: str
+    attempt: int
+    first_at: float
+    due: float
+    doing: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LiveLane:
+    """A lane as a worker sees it: jobs being worked on, held for a slot, and waiting for another try.
+
+    `depth` is what lies on the broker; `oldest` is since when its oldest job is asked for, epoch seconds, 0 for none.
+    """
+
+    in_progress: int
+    held: int
+    waiting: int
+    depth: int
+    oldest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Live:
+    """All that a worker says.
+
+    `held_back` tells why keys are not made warm again for now, `cache_full` why targets take nothing more into
+    Cinder's cache.
+    """
+
+    jobs: Mapping[Key, LiveJob]
+    lanes: Mapping[str, LiveLane]
+    held_back: Mapping[Key, str] = field(default_factory=dict)
+    cache_full: Mapping[str, str] = field(default_factory=dict)
+
+
+def ask(address: tuple[str, int]) -> Live | None:
+    """What the worker says that serves its probes there; None if none does. Blocks."""
+    try:
+        status, body = get(address, "/status.json?jobs=all")
+        return _live(json.loads(body)) if status == http.HTTPStatus.OK else None
+    except (*NOBODY, ValueError, KeyError, TypeError):
+        # Nobody is there, or somebody else: what status shows without it is true all the same
+        return None
+
+
+def get(address: tuple[str, int], path: str) -> tuple[int, str]:
+    """Status and body that the probes there answer; one of `NOBODY` if they don't. Blocks."""
+    host, port = address
+    connection = http.client.HTTPConnection(EVERYWHERE.get(host, host), port, timeout=TIMEOUT)
+    try:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+    finally:
+        connection.close()
+
+
+def _live(document: Mapping[str, Any]) -> Live:
+    return Live(
+        jobs={job.key: job for job in _jobs(document["jobs"])},
+        lanes={
+            row["lane"]: LiveLane(
+                in_progress=int(row["in_progress"]),
+                held=int(row["held"]),
+                waiting=int(row["waiting"]),
+                depth=int(row["depth"]),
+                oldest=float(row["oldest"] or 0.0),
+            )
+            for row in document["lanes"]
+        },
+        held_back={
+            Key("prewarm", str(image_id), str(target)): str(why)
+            for image_id, target, why in document.get("held_back", ())
+        },
+        cache_full={str(target): str(why) for target, why in document.get("cache_full", {}).items()},
+    )
+
+
+def _jobs(rows: list[Mapping[str, Any]]) -> Iterator[LiveJob]:
+    # Those in progress come first, and there they are what counts
+    for row in reversed(rows):
+        yield LiveJob(
+            key=Key(row["handler"], row["image_id"], row["target"]),
+            state=row["state"],
+            attempt=int(row["attempt"]),
+            first_at=float(row["first_at"] or 0.0),
+            due=float(row["due"] or 0.0),
+            doing=row["doing"] or "",
+            reason=row["reason"] or "",
+        )
