@@ -21,6 +21,7 @@ from worker.core.deletions import DELETED
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.handler import Parts, Watch
 from worker.core.outcome import Again, Done, Outcome, Skip
+from worker.core.state import State
 from worker.core.target import TAG, UPLOAD, Target
 
 # Looks at volumes that are being deleted before the slot is given to somebody else
@@ -102,7 +103,7 @@ class Deletion:
         self._undone.forget(image_id)
         left = await self.left_of(image_id)
         free = [volume for volume in left if self._is_free(volume, image_id, frozenset(unlocated))]
-        outcome: Outcome = Done("nothing is left of it")
+        outcome: Outcome = Done("nothing is left of it", state=State.GONE)
         if free:
             if await self._is_there(image_id):
                 return Again("the image was not found, and then it was", counted=False)
@@ -315,7 +316,9 @@ class Deletion:
             self._undone.made_room(target)
         for _ in range(gone):
             self._report.reclaimed(reason)
-        return _waiting(left.values(), asked, refusals) if left else Done(f"{gone} deleted", changed=gone > 0)
+        if left:
+            return _waiting(left.values(), asked, refusals)
+        return Done(f"{gone} deleted", changed=gone > 0, state=State.GONE if reason == "gone" else None)
 
     # Images that are there
 
@@ -454,7 +457,7 @@ class Deletion:
         if ours:
             return await self.evict(image.id, ours, why=why, reason="unwanted")
         if target.glance_store in (image.stores or ()) and await self._remove_dangling(image, target):
-            return Done("a location without a volume was removed", changed=True)
+            return Done(why, changed=True, state=State.UNWANTED)
         return Skip(why)
 
     async def _remove_dangling(self, image: Image, target: Target) -> bool:
@@ -499,7 +502,7 @@ class Deletion:
             self._report.reclaimed(reason)
             deleted += 1
         if deleted or not (stays or self._rules.dry_run):
-            return Done(f"{deleted} deleted: {why}", changed=deleted > 0)
+            return Done(f"{deleted} deleted: {why}", changed=deleted > 0, state=State.UNWANTED)
         return Skip("; ".join([why, *stays]))
 
     async def _evict(self, image_id: str, volume: Volume) -> str:

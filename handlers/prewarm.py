@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from typing import assert_never
 
 import structlog
 
@@ -20,6 +20,7 @@ from worker.core.handler import Missing, Parts, Watch
 from worker.core.job import Key
 from worker.core.notification import Notification
 from worker.core.outcome import Again, Done, Outcome, Skip
+from worker.core.state import State
 from worker.core.target import UPLOAD, Target
 from worker.core.undone import Past
 
@@ -52,14 +53,10 @@ COPIES = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Warmth:
-    """How it is with an image on a target, and why it is not warm.
-
-    `cold`: it will be; `unwanted` by policy; `full`: the target's budget or Cinder's cache has no room; `held back`:
-    somebody else undoes it; `unused`: it waits for a use.
-    """
+    """The state of an image on a target, and why it is not warm there."""
 
     target: Target
-    state: Literal["warm", "cold", "unwanted", "full", "held back", "unused"]
+    state: State
     why: str = ""
 
 
@@ -151,7 +148,7 @@ class Prewarm:
             self._rooms.leave(key.image_id, key.target)
             return await self._gone(key.image_id, watch, unlocated)
         except budget.NoRoom as error:
-            return Skip(str(error), state="full")
+            return Skip(str(error), state=State.FULL)
         except NotProven as error:
             return Again(str(error), after=error.after, counted=False, news=True)
         except (Conflict, Blocked):
@@ -165,7 +162,7 @@ class Prewarm:
             state = _state(seen.image, target)
             self._undone.made(key.image_id, target.name, state=state, volume_id="", at=self._now())
         if seen.failed == cache.NO_CACHE and (past := self._refused(seen, target)).is_held:
-            action = Finish(Skip(_why_held(past, target), state="held back"), held_back=True)
+            action = Finish(Skip(_why_held(past, target), state=State.HELD_BACK), held_back=True)
         if isinstance(action.outcome, Again) and action.outcome.counted:
             self._suspects[target.name] = self._now() + SUSPECT_FOR
             if seen.imported:
@@ -211,9 +208,9 @@ class Prewarm:
             if image.status in WITH_DATA:
                 self._report.seen(image, {one.target.name: (one.state, one.why) for one in found})
             for one in found:
-                if one.state == "cold":
+                if one.state is State.COLD:
                     yield Missing(Key(self.name, image_id, one.target.name), one.why)
-                elif one.state == "warm":
+                elif one.state is State.WARM:
                     # An operator may have brought back what was lost
                     self._report.repair(image_id, one.target.name, possible=True)
 
@@ -224,19 +221,19 @@ class Prewarm:
         """
         for target in self._resolved:
             if refusal := policy.refusal(image, target, self._policy):
-                yield Warmth(target, "unwanted", refusal)
+                yield Warmth(target, State.UNWANTED, refusal)
             elif not (why := LACKS[target.strategy](image, volumes, target)):
-                yield Warmth(target, "warm")
+                yield Warmth(target, State.WARM)
             elif _is_there(image, volumes, target):
-                yield Warmth(target, "cold", why)
+                yield Warmth(target, State.COLD, why)
             elif self._unpopular(image, target):
-                yield Warmth(target, "unused", f"{why}; it waits for a second volume to be made of it")
+                yield Warmth(target, State.UNUSED, f"{why}; it waits for a second volume to be made of it")
             elif past := self._undone.held(image.id, target.name, state=_state(image, target), now=self._now()):
-                yield Warmth(target, "held back", _why_held(past, target))
+                yield Warmth(target, State.HELD_BACK, _why_held(past, target))
             elif full := self._undone.full(target.name, now=self._now()) or self._no_room(image, target):
-                yield Warmth(target, "full", full)
+                yield Warmth(target, State.FULL, full)
             else:
-                yield Warmth(target, "cold", why)
+                yield Warmth(target, State.COLD, why)
 
     def _no_room(self, image: Image, target: Target) -> str:
         """Why the target's budget has no room for an image that is not there yet; "" if it has, and that is counted."""
@@ -256,7 +253,8 @@ class Prewarm:
                 return strategies.LookAtVolumes()
             # What was warm before is kept so: it was popular then
             if not seen.repaired and not any(image_volume.is_ours(volume, target) for volume in seen.volumes):
-                return Finish(Skip(f"no second volume was made of the image on target {target.name} yet"))
+                why = f"no second volume was made of the image on target {target.name} yet"
+                return Finish(Skip(why, state=State.UNUSED))
         fresh = isinstance(action, strategies.CopyImage) or (
             isinstance(action, strategies.CreateVolume) and not action.anew
         )
@@ -273,9 +271,9 @@ class Prewarm:
         now, name = self._now(), target.name
         past = self._undone.look(seen.image.id, name, state=_state(seen.image, target), now=now)
         if past and past.is_held:
-            return Finish(Skip(_why_held(past, target), state="held back"), held_back=True)
+            return Finish(Skip(_why_held(past, target), state=State.HELD_BACK), held_back=True)
         if full := self._undone.full(name, now=now):
-            return Finish(Skip(full, state="full"))
+            return Finish(Skip(full, state=State.FULL))
         # Whether Cinder has evicted it for another one of ours shows only once that one is there
         since = 0.0 if not past or past.refused else past.gone_at if target.strategy == "cache" else past.at
         if (wait := since + self._policy.rewarm_interval - now) > 0:

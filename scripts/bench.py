@@ -39,6 +39,7 @@ from worker.cli.values import Moment
 from worker.core.cloud import Image, Volume
 from worker.core.handler import Missing
 from worker.core.job import Job, Key
+from worker.core.state import State
 from worker.core.target import Policy, Target
 from worker.diagnose.status import Row as Shown
 from worker.diagnose.status import overview, summaries
@@ -421,13 +422,13 @@ def board(cloud: FakeCloud, names: tuple[str, ...]) -> Row:
     shown = Board()
     tracemalloc.start()
     for image in cloud.images.values():
-        shown.look(image, dict.fromkeys(names, ("warm", "")))
+        shown.look(image, dict.fromkeys(names, (State.WARM, "")))
     answer = gzip.compress(json.dumps(shown.images(names)).encode(), compresslevel=1)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     again = Board()
     for image in cloud.images.values():
-        again.look(image, dict.fromkeys(names, ("warm", "")))
+        again.look(image, dict.fromkeys(names, (State.WARM, "")))
     stands = asyncio.run(longest_stand(lambda: again.images(names)))
     return {
         "page holds MiB": held / (1 << 20),

@@ -25,6 +25,7 @@ from handlers.strategies import (
 )
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Again, Done
+from worker.core.state import State
 from worker.core.target import Target
 
 LOOKS = 5
@@ -79,7 +80,7 @@ def plan(seen: Seen, target: Target) -> Action:
         for volume in (*warming, *_marked(seen.volumes, target)):
             if volume.id != entry.id:
                 return DeleteVolume(volume.id, why="it has served" if volume in warming else "a newer entry is there")
-        return registered.put_right(entry, seen, target) or Finish(Done(entry.id))
+        return registered.put_right(entry, seen, target) or Finish(Done(entry.id, state=State.WARM))
     if warming:
         return _follow(warming[0], entry, seen, target)
     quiet_for = age(seen.image.updated_epoch, seen.now)
@@ -122,7 +123,7 @@ def _kept_by_glance(seen: Seen, target: Target) -> Action | None:
         return LookAtLocations()
     if not any(location.volume_id == volume.id for location in seen.locations):
         return None
-    return registered.put_right(volume, seen, target) or Finish(Done(volume.id))
+    return registered.put_right(volume, seen, target) or Finish(Done(volume.id, state=State.WARM))
 
 
 def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -> Action:

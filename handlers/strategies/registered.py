@@ -16,6 +16,7 @@ from handlers.strategies import (
 )
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Again, Done, Park, Skip
+from worker.core.state import State
 from worker.core.target import TAG, Target
 
 # For how many seconds a job waits for what an administrator has to do
@@ -82,7 +83,7 @@ def plan(seen: Seen, target: Target) -> Action:
     for volume in seen.volumes:
         if seen.may_delete and volume.id not in located and _is_left_over(volume, seen, target):
             return DeleteVolume(volume.id, why="no location names it, and another volume serves")
-    return Finish(Done(usable[0].id))
+    return Finish(Done(usable[0].id, state=State.WARM))
 
 
 def _leave(volume: Volume, seen: Seen, target: Target) -> Action:

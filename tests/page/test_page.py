@@ -17,6 +17,7 @@ from tests.page.browser import BINARY, Browser
 from worker.core.cloud import GIB, Image
 from worker.core.job import Job, Key
 from worker.core.outcome import Again, Done, Park, Skip
+from worker.core.state import State
 from worker.core.target import Target
 from worker.observe.activity import Board
 from worker.observe.http import Page, Probes
@@ -57,13 +58,13 @@ def board(images: int = 40) -> Board:
     made = Board()
     made.comparing()
     for number in range(images):
-        states = dict.fromkeys(TARGETS, ("warm", ""))
+        states = dict.fromkeys(TARGETS, (State.WARM, ""))
         if number % 5 == 1:
-            states["slow"] = ("cold", "not in store cinder-slow")
+            states["slow"] = (State.COLD, "not in store cinder-slow")
         if number == 7:
-            states["fast"] = ("full", "target fast is full (20 of 20 GiB)")
+            states["fast"] = (State.FULL, "target fast is full (20 of 20 GiB)")
         made.look(image(number), states)
-    made.look(image(images, visibility="private", name="a tenant's secret"), dict.fromkeys(TARGETS, ("warm", "")))
+    made.look(image(images, visibility="private", name="a tenant's secret"), dict.fromkeys(TARGETS, (State.WARM, "")))
     made.compared()
     made.weighed({"fast": 120 * GIB, "slow": 90 * GIB})
     for number in range(12):
@@ -198,8 +199,8 @@ def test_what_others_write_is_text_and_tenants_names_stay_theirs(browser: Browse
 
 def test_a_name_that_turns_the_text_around_is_shown_as_it_is(browser: Browser) -> None:
     shown = Board()
-    shown.look(image(1, name="a\N{RIGHT-TO-LEFT OVERRIDE}gpj\n\x1b"), dict.fromkeys(TARGETS, ("warm", "")))
-    shown.look(image(2, name="\N{HEBREW LETTER ALEF}\N{HEBREW LETTER BET}"), dict.fromkeys(TARGETS, ("warm", "")))
+    shown.look(image(1, name="a\N{RIGHT-TO-LEFT OVERRIDE}gpj\n\x1b"), dict.fromkeys(TARGETS, (State.WARM, "")))
+    shown.look(image(2, name="\N{HEBREW LETTER ALEF}\N{HEBREW LETTER BET}"), dict.fromkeys(TARGETS, (State.WARM, "")))
     shown.began(job(1))
     shown.doing(job(1).key, "\N{RIGHT-TO-LEFT OVERRIDE}why")
     served = Served(shown)
@@ -285,7 +286,7 @@ def test_a_worker_that_goes_and_comes_back(browser: Browser, served: Served) -> 
 
 def test_what_happens_is_seen(browser: Browser, served: Served) -> None:
     opened(browser, served)
-    served.board.settled(job(1, "slow"), Done(image_id(99)))
+    served.board.settled(job(1, "slow"), Done(image_id(99), state=State.WARM))
     browser.until("$('now').innerText.indexOf('Have Glance copy') === -1")
     row = f"[...document.querySelectorAll('#images tbody tr.image')].find(r => r.innerText.includes('{image_id(1)}'))"
     browser.until(f"{row}.querySelectorAll('.warm').length === 2")
@@ -349,7 +350,7 @@ def test_a_row_tells_all_of_its_image(browser: Browser, served: Served) -> None:
     assert browser.value("document.documentElement.scrollWidth") <= 375
     browser.value("$('d-close').click()")
     assert browser.value("$('detail').open") is False
-    served.board.settled(job(16, "slow"), Done(image_id(99)))
+    served.board.settled(job(16, "slow"), Done(image_id(99), state=State.WARM))
     browser.value(
         "window.before = document.querySelector('tr.image'); document.querySelector('tr.image button').focus()"
     )
@@ -363,7 +364,7 @@ def test_a_worker_that_was_started_again_with_as_many_changes(browser: Browser) 
         for name in ("before", "after"):
             again = Board()
             again.comparing()
-            again.look(image(1, name=name), dict.fromkeys(TARGETS, ("warm", "")))
+            again.look(image(1, name=name), dict.fromkeys(TARGETS, (State.WARM, "")))
             again.compared()
             served.board = again
             if name == "before":

@@ -20,6 +20,7 @@ from tests.rig import FAST, SLOW, STORES, Rig
 from worker.core.cloud import GIB, Image
 from worker.core.job import Job, Key
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
+from worker.core.state import State
 from worker.core.target import Policy
 from worker.observe.activity import FAILURES, MOST_IMAGES, OVERDUE, TIMES, Board, Choice
 from worker.observe.metrics import Metrics
@@ -53,7 +54,7 @@ def cells(board: Board) -> dict[str, list[str]]:
 def compared(board: Board, **states: str) -> None:
     """A comparison that finds image i1 like this."""
     board.comparing()
-    board.look(image(), {target: (state, "why") for target, state in states.items()})
+    board.look(image(), {target: (State(state), "why") for target, state in states.items()})
     board.compared()
 
 
@@ -80,7 +81,7 @@ def test_a_job_from_its_lane_to_its_end() -> None:
         },
         {"name": "slow", "volume_type": "slow", "strategy": "auto", "states": {"warm": 1}, "bytes": 0, "unusable": ""},
     ]
-    board.settled(job(), Done(VOLUME))
+    board.settled(job(), Done(VOLUME, state=State.WARM))
     assert status(board)["jobs"] == []
     assert cells(board) == {"i1": ["warm", "warm"]}
 
@@ -116,10 +117,12 @@ def test_a_warm_one_that_is_looked_at_stays_warm() -> None:
 def test_the_image_goes() -> None:
     board = Board()
     compared(board, fast="warm", slow="warm")
-    board.settled(job(handler="reclaim", target="", cause="image.delete 17"), Done("2 deleted", changed=True))
+    board.settled(
+        job(handler="reclaim", target="", cause="image.delete 17"), Done("2 deleted", changed=True, state=State.GONE)
+    )
     assert cells(board) == {}
     compared(board, fast="warm")
-    board.settled(job(), Done("1 deleted", changed=True))
+    board.settled(job(), Done("1 deleted", changed=True, state=State.GONE))
     assert cells(board) == {}
     compared(board, fast="warm")
     board.settled(job(handler="reclaim", target="", cause="image.update 17"), Done("was not needed", changed=True))
@@ -133,9 +136,9 @@ def test_what_a_job_finds_during_a_comparison_is_newer() -> None:
     board = Board()
     compared(board, fast="cold", slow="cold")
     board.comparing()
-    board.settled(job(), Done(VOLUME))
-    board.settled(job(2), Done(VOLUME))
-    board.look(image(), {"fast": ("cold", ""), "slow": ("full", "")})
+    board.settled(job(), Done(VOLUME, state=State.WARM))
+    board.settled(job(2), Done(VOLUME, state=State.WARM))
+    board.look(image(), {"fast": (State.COLD, ""), "slow": (State.FULL, "")})
     board.compared()
     assert cells(board) == {"i1": ["warm", "full"], "i2": ["warm", "unknown"]}
     compared(board, fast="cold", slow="cold")
@@ -145,7 +148,7 @@ def test_what_a_job_finds_during_a_comparison_is_newer() -> None:
 def test_an_image_is_named_before_a_comparison_has_seen_it() -> None:
     board = Board()
     board.look(image(), {})
-    board.settled(job(), Done(VOLUME))
+    board.settled(job(), Done(VOLUME, state=State.WARM))
     board.look(image(name="renamed"), {})
     assert board.images(("fast",))["images"] == [["i1", "renamed", 2 * GIB, [["warm", ""]]]]
 
@@ -158,7 +161,7 @@ def shown(board: Board, **choice: Any) -> tuple[int, list[str]]:
 def test_images_come_page_by_page() -> None:
     board = Board()
     for number in range(1500):
-        board.look(image(number, name=f"name {number:04}"), {"fast": ("warm", "")})
+        board.look(image(number, name=f"name {number:04}"), {"fast": (State.WARM, "")})
     assert board.images(("fast",))["total"] == 1500
     assert shown(board) == (1500, [f"i{number}" for number in range(200)])
     assert shown(board, start=1498) == (1500, ["i1498", "i1499"])
@@ -171,9 +174,9 @@ def test_images_come_page_by_page() -> None:
 
 def test_images_are_chosen_by_a_part_of_their_name_or_id_and_by_state() -> None:
     board = Board()
-    board.look(image(1, name="Debian 13"), {"fast": ("warm", "")})
-    board.look(image(2, name="Rocky"), {"fast": ("cold", "")})
-    board.look(image(3, name="debian 12", visibility="private"), {"fast": ("cold", "")})
+    board.look(image(1, name="Debian 13"), {"fast": (State.WARM, "")})
+    board.look(image(2, name="Rocky"), {"fast": (State.COLD, "")})
+    board.look(image(3, name="debian 12", visibility="private"), {"fast": (State.COLD, "")})
     board.settled(job(2, attempt=1), Again("no answer", after=5.0), due=4e9)
     assert shown(board, text=" DEBIAN ") == (1, ["i1"]), "what is not told cannot be looked for"
     assert shown(board, text="i3") == (1, ["i3"])
@@ -186,7 +189,7 @@ def test_images_are_chosen_by_a_part_of_their_name_or_id_and_by_state() -> None:
 def test_totals_are_what_the_cells_are_whatever_happens() -> None:
     dice = random.Random(16)
     metrics = Metrics()
-    board, states = metrics.board, ("warm", "cold", "full", "unwanted")
+    board, states = metrics.board, (State.WARM, "cold", "full", "unwanted")
     for _ in range(3000):
         number, target = dice.randrange(12), dice.choice(("fast", "slow"))
         match dice.randrange(9):
@@ -195,7 +198,9 @@ def test_totals_are_what_the_cells_are_whatever_happens() -> None:
             case 1:
                 board.compared()
             case 2:
-                board.settled(job(number, handler="reclaim", target="", cause="image.delete x"), Done("gone"))
+                board.settled(
+                    job(number, handler="reclaim", target="", cause="image.delete x"), Done("gone", state=State.GONE)
+                )
             case 3:
                 board.forget(dice.choice([("fast", "slow"), ("slow",)]))
             case 4:
@@ -204,7 +209,15 @@ def test_totals_are_what_the_cells_are_whatever_happens() -> None:
                 found = {name: (dice.choice(states), "") for name in ("fast", "slow") if dice.random() < 0.7}
                 board.look(image(number), found)
             case _:
-                outcome = dice.choice([Done(VOLUME), Done("2 deleted"), Skip("no"), Again("x"), Park("y")])
+                outcome = dice.choice(
+                    [
+                        Done(VOLUME, state=State.WARM),
+                        Done("2 deleted", state=State.UNWANTED),
+                        Skip("no"),
+                        Again("x"),
+                        Park("y"),
+                    ]
+                )
                 board.settled(job(number, target, attempt=dice.randrange(2)), outcome, due=4e9)
         for name in ("fast", "slow"):
             seen = Counter(row[3][0][0] for row in board.images((name,))["images"])
@@ -215,11 +228,11 @@ def test_totals_are_what_the_cells_are_whatever_happens() -> None:
 async def test_the_event_loop_does_not_wait_for_those_who_look() -> None:
     board = Board()
     targets = [f"target {number}" for number in range(10)]
-    warm = dict.fromkeys(targets, ("warm", ""))
-    for number in range(15_000):
+    warm = dict.fromkeys(targets, (State.WARM, ""))
+    for number in range(30_000):
         board.look(image(number, name=f"image {number}"), warm)
         board.held(job(number))
-    everything = [[row, [list(cell) for cell in warm.values()]] for row in range(15_000)]
+    everything = [[row, [list(cell) for cell in warm.values()]] for row in range(30_000)]
 
     async def stands(work: Callable[[], object]) -> float:
         """For how long the loop, which tells the board something at each turn, stands at the most.
@@ -246,7 +259,7 @@ async def test_the_event_loop_does_not_wait_for_those_who_look() -> None:
     at_once = await stands(lambda: json.dumps(everything))
     for look in (
         sorted_anew,
-        lambda: board.images(targets, Choice(text="14999")),
+        lambda: board.images(targets, Choice(text="29999")),
         lambda: status(board),
         board.oldest,
         board.states,
@@ -258,7 +271,7 @@ def test_what_failed_comes_first_and_what_is_warm_last() -> None:
     board = Board()
     found = {1: "warm", 2: "unwanted", 3: "full", 4: "cold", 5: "warm", 6: "lost"}
     for number, state in found.items():
-        board.look(image(number), {"fast": (state, ""), "slow": ("warm", "")})
+        board.look(image(number), {"fast": (State(state), ""), "slow": (State.WARM, "")})
     board.settled(job(7, attempt=1), Again("no answer", after=5.0), due=4e9)
     assert list(cells(board)) == ["i7", "i6", "i4", "i3", "i2", "i1", "i5"]
 
@@ -266,7 +279,7 @@ def test_what_failed_comes_first_and_what_is_warm_last() -> None:
 def test_only_open_images_are_named() -> None:
     board = Board()
     for number, visibility in enumerate(("public", "community", "shared", "private")):
-        board.look(image(number, visibility=visibility), {"fast": ("warm", "")})
+        board.look(image(number, visibility=visibility), {"fast": (State.WARM, "")})
     assert {row[0]: row[1] for row in board.images(("fast",))["images"]} == {
         "i0": "name", "i1": "name", "i2": "", "i3": "",
     }  # fmt: skip
@@ -305,8 +318,8 @@ def test_the_past_is_bounded() -> None:
 
 def test_an_estimate_by_what_others_took() -> None:
     board = Board()
-    board.look(image(1), {"fast": ("cold", "")})
-    board.look(image(2, size=4 * GIB), {"fast": ("cold", "")})
+    board.look(image(1), {"fast": (State.COLD, "")})
+    board.look(image(2, size=4 * GIB), {"fast": (State.COLD, "")})
     board.warmed(job(2).key, 20.0)
     board.warmed(job(2, "slow").key, 4000.0)
     board.began(job(1))
@@ -390,7 +403,7 @@ async def test_a_worker_tells_its_board() -> None:
 def test_no_scrape_misses_a_gauge_that_is_being_set() -> None:
     metrics = Metrics()
     for number in range(3000):
-        metrics.board.look(image(number), {"fast": ("warm", ""), "slow": ("cold", "")})
+        metrics.board.look(image(number), {"fast": (State.WARM, ""), "slow": (State.COLD, "")})
     names = ("images{", "image_volumes{", "image_volume_bytes{", "target_usable{", "lane_depth{", "jobs_waiting{")
 
     def take_over() -> None:

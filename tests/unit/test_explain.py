@@ -18,6 +18,7 @@ from tests.unit.test_settings import load
 from worker.core.cloud import GIB, Image, ImageTask, NewVolume, Quota, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.job import Key
+from worker.core.state import State
 from worker.core.target import TAG, Policy
 from worker.diagnose import explain
 from worker.diagnose.check import Check
@@ -239,7 +240,7 @@ async def test_a_cache_entry_is_fresh_or_not(cloud: FakeCloud, settings: Setting
     fresh = replace(
         entry, name=f"image-{image.id}", metadata={"image_volume_worker_updated_at": image.updated_at, TAG: "fast"}
     )
-    warmth = Warmth(target, "warm")
+    warmth = Warmth(target, State.WARM)
     verdicts = {
         check.name: check.verdict for check in clone.target_checks(image, target, warmth, (fresh,), locations=())
     }

@@ -16,6 +16,7 @@ from tests.fake_cloud import PROJECT, FakeCloud
 from tests.rig import FAST, SLOW, STORES, Rig
 from worker.core.cloud import GIB, Location
 from worker.core.job import Job, Key
+from worker.core.state import State
 from worker.core.target import Policy, Target
 from worker.diagnose import status
 from worker.diagnose.status import Row
@@ -125,7 +126,7 @@ def job(row: Row, state: str, *, attempt: int = 0, due: float = 0.0, doing: str 
     return LiveJob(key=row.key, state=state, attempt=attempt, first_at=1.0, due=due, doing=doing, reason=reason)
 
 
-COLD = Row(image_id="a", target="fast", state="cold", why="not in store x")
+COLD = Row(image_id="a", target="fast", state=State.COLD, why="not in store x")
 
 
 @pytest.mark.parametrize(
@@ -144,7 +145,7 @@ def test_what_a_worker_says_of_a_cold_one(live: LiveJob, state: str, due: float,
     assert (row.state, row.due, row.why) == (state, due, why)
 
 
-@pytest.mark.parametrize("state", ["warm", "full", "unused", "unwanted", "lost"])
+@pytest.mark.parametrize("state", [State.WARM, State.FULL, State.UNUSED, State.UNWANTED, State.LOST])
 def test_work_does_not_touch_what_is_settled(state: str) -> None:
     row = replace(COLD, state=state)
     live = job(row, "waiting", attempt=3, reason="no answer")
@@ -258,4 +259,4 @@ def test_what_a_worker_holds_back_is_shown_as_that() -> None:
     assert (row.state, row.why) == ("full", "Cinder's cache is full")
     # What is there and only has to be put right needs no room
     assert status.with_holds(replace(COLD, volume_id="v"), {}, full).state == "cold"
-    assert status.with_holds(replace(COLD, state="warm"), held, full).state == "warm"
+    assert status.with_holds(replace(COLD, state=State.WARM), held, full).state == "warm"

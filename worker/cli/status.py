@@ -19,6 +19,7 @@ from worker.cli.app import build_clouds, build_handlers, build_parts, check_clou
 from worker.cli.values import Moment, Plain
 from worker.core.errors import Misconfigured, NotFound, Temporary
 from worker.core.job import Job, Key
+from worker.core.state import State
 from worker.diagnose import explain, status
 from worker.diagnose.status import Row, Summary
 from worker.observe import live
@@ -42,7 +43,7 @@ COLUMNS = (
 SUMMARY = ("Target", "Strategy", "Warm", "Making", "Cold", "Failed", "Other", "GiB", "Budget")
 LANES = ("Lane", "On broker", "Workers", "In progress", "Held", "Next tries", "Oldest")
 # States that have a column of their own in the summary
-COUNTED = ("warm", status.MAKING, "cold", status.FAILED)
+COUNTED = (State.WARM, State.MAKING, State.COLD, State.FAILED)
 MEMORY = "memory://"
 
 
@@ -83,7 +84,7 @@ class Status(Plain, Lister):
             help="Id of an image; all if left out.",
         )
         parser.add_argument("--target", default="", metavar="T", help="Only this target.")
-        parser.add_argument("--state", choices=status.STATES, metavar="S", help="Only this state.")
+        parser.add_argument("--state", choices=[*State], metavar="S", help="Only this state.")
         parser.add_argument("--all", action="store_true", help="What is not wanted too.")
         which = parser.add_mutually_exclusive_group()
         which.add_argument("--summary", action="store_true", help="Only the targets: how many of each, GiB, budget.")
@@ -112,7 +113,7 @@ class Status(Plain, Lister):
         shown = [
             row
             for row in seen.rows
-            if target in ("", row.target) and state in ("", row.state) and not (hidden and row.state == "unwanted")
+            if target in ("", row.target) and state in ("", row.state) and not (hidden and row.state is State.UNWANTED)
         ]
         if not shown:
             self.app.LOG.warning("no image is shown: %s", "none fits" if seen.rows else "Glance lists none")
@@ -200,7 +201,7 @@ def cells(row: Row) -> tuple[Any, ...]:
     return (
         row.image_id,
         row.target,
-        row.state,
+        row.state.value,
         row.strategy,
         row.volume_id,
         "" if row.size is None else row.size,

@@ -12,6 +12,7 @@ from worker.core.job import Key
 from worker.core.locks import Locks
 from worker.core.notification import Notification
 from worker.core.outcome import Outcome
+from worker.core.state import State
 from worker.core.target import Policy, Reclaiming, Target, Uploads
 from worker.core.undone import Undone
 from worker.core.uses import Uses
@@ -82,7 +83,7 @@ class Report(Protocol):
     def repair(self, image_id: str, target: str = "", *, possible: bool) -> None:
         """Whether an image's data can be had somewhere, as a target sees it; "" for all targets."""
 
-    def seen(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
+    def seen(self, image: Image, states: Mapping[str, tuple[State, str]]) -> None:
         """How an image was found: a state and why, by those targets of which that is known."""
 
     def held_back(self, volumes: int, *, brake: bool) -> None:

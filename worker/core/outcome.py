@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+
+from worker.core.state import State
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The world is as it should be; `changed` if this try made it so, `warmed` if something is warm by that."""
+    """The world is as it should be; `changed` if this try made it so, `warmed` if something is warm by that.
+
+    `state` is the image's on the key's target then, None where the key has no target. GONE: nothing is left of it.
+    """
 
     detail: str = ""
     changed: bool = False
     warmed: bool = False
+    state: State | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A rule says that nothing is to be done here; `reason` is that rule, `state` how it is with the image then."""
+    """A rule says that nothing is to be done here; `reason` is that rule, `state` the image's on the key's target."""
 
     reason: str
-    state: Literal["unwanted", "full", "held back"] = "unwanted"
+    state: State = State.UNWANTED
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,35 +15,24 @@ from worker.core.errors import NotFound
 from worker.core.handler import Handler
 from worker.core.job import Job, Key
 from worker.core.outcome import Park
+from worker.core.state import State
 from worker.core.target import Target
 from worker.engine.resync import by_image
 from worker.observe.live import LiveJob
 
-MAKING = "making"
-FAILED = "failed"
-GONE = "gone"
-HELD_BACK = "held back"
-LOST = "lost"
-UPLOAD = "upload"
-LEFT_OVER = "left over"
-STATES = ("warm", MAKING, "cold", FAILED, "full", HELD_BACK, "unused", "unwanted", LOST, UPLOAD, LEFT_OVER, GONE)
-HANDLERS = {UPLOAD: "upload", LEFT_OVER: "reclaim", GONE: "reclaim"}
+HANDLERS = {State.UPLOAD: "upload", State.LEFT_OVER: "reclaim", State.GONE: "reclaim"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
     """An image on a target. `size` in GiB; `since` is when the Image-Volume was made, `used` when it last served.
 
-    `due` is when the worker tries next, as far as one tells; all times are epoch seconds, 0 for unknown. `state` is
-    warm, making (it is being made now), cold (it will be warm), failed (and is tried again, or was given up), full (no
-    room in the target's budget or in Cinder's cache), held back (others undo it), unused (it waits for a use), unwanted
-    (by policy), lost (the data can be had nowhere), upload (a queued image), left over (on its way out), gone (the
-    image is, its volumes are not).
+    `due` is when the worker tries next, as far as one tells; all times are epoch seconds, 0 for unknown.
     """
 
     image_id: str
     target: str
-    state: str
+    state: State
     strategy: str = ""
     volume_id: str = ""
     size: int | None = None
@@ -102,13 +91,13 @@ async def of_image(
     if image.status != "queued":
         for one in prewarm.warmth(image, volumes):
             row = _of_target(image, one, volumes)
-            if row.state == "cold" and one.target.glance_store in (image.stores or ()):
+            if row.state is State.COLD and one.target.glance_store in (image.stores or ()):
                 stores = frozenset(target.glance_store for target in prewarm.resolved) - {""}
                 row = await _if_lost(cloud, row, image, volumes, stores)
             yield row
     for handler in others:
         for missing in handler.incomplete(image.id, image, volumes):
-            state = UPLOAD if missing.key.handler == "upload" else LEFT_OVER
+            state = State.UPLOAD if missing.key.handler == "upload" else State.LEFT_OVER
             yield Row(image_id=image.id, target=missing.key.target, state=state, why=missing.why)
 
 
@@ -116,39 +105,39 @@ def of_gone(image_id: str, volume: Volume) -> Row:
     """The row of a volume that is left of an image that Glance does not have."""
     noted = absence.absence_of(volume)
     why = "Glance lists no such image" + (f"; {noted}" if noted.is_noted else "")
-    return _with(Row(image_id=image_id, target="", state=GONE, why=why), volume)
+    return _with(Row(image_id=image_id, target="", state=State.GONE, why=why), volume)
 
 
 def with_work(row: Row, jobs: Mapping[Key, LiveJob], given_up: Mapping[Key, Job]) -> Row:
     """The row, with what a running worker says of it, and of what was given up. Pure."""
-    if row.state not in ("cold", MAKING, UPLOAD, LEFT_OVER, GONE):
+    if row.state not in (State.COLD, State.MAKING, State.UPLOAD, State.LEFT_OVER, State.GONE):
         return row
-    job, cold = jobs.get(row.key), row.state == "cold"
+    job, cold = jobs.get(row.key), row.state is State.COLD
     if job is None:
         if cold and (letter := given_up.get(row.key)):
-            return replace(row, state=FAILED, why=f"given up after {letter.attempt} tries: {letter.reason}")
+            return replace(row, state=State.FAILED, why=f"given up after {letter.attempt} tries: {letter.reason}")
         return row
     match job.state:
         case "in progress":
-            return replace(row, state=MAKING if cold else row.state, why=job.doing or row.why)
+            return replace(row, state=State.MAKING if cold else row.state, why=job.doing or row.why)
         case "waiting":
             return replace(
-                row, state=FAILED if cold and job.attempt else row.state, due=job.due, why=job.reason or row.why
+                row, state=State.FAILED if cold and job.attempt else row.state, due=job.due, why=job.reason or row.why
             )
         case "parked":
-            return replace(row, state=FAILED if cold else row.state, due=job.due, why=f"given up: {job.reason}")
+            return replace(row, state=State.FAILED if cold else row.state, due=job.due, why=f"given up: {job.reason}")
         case _:
             return row
 
 
 def with_holds(row: Row, held_back: Mapping[Key, str], cache_full: Mapping[str, str]) -> Row:
     """The row, with what a running worker says of images that it does not make warm for now. Pure."""
-    if row.state != "cold":
+    if row.state is not State.COLD:
         return row
     if why := held_back.get(row.key):
-        return replace(row, state=HELD_BACK, why=why)
+        return replace(row, state=State.HELD_BACK, why=why)
     why = cache_full.get(row.target, "")
-    return replace(row, state="full", why=why) if why and not row.volume_id else row
+    return replace(row, state=State.FULL, why=why) if why and not row.volume_id else row
 
 
 def summaries(targets: Iterable[Target], rows: Iterable[Row], held: Mapping[str, tuple[int, int]]) -> list[Summary]:
@@ -166,10 +155,10 @@ def _of_target(image: Image, one: Warmth, volumes: tuple[Volume, ...]) -> Row:
         image_id=image.id, target=one.target.name, state=one.state, strategy=str(one.target.strategy), why=one.why
     )
     here = [volume for volume in volumes if image_volume.is_on(volume, one.target)]
-    if row.state == "cold":
+    if row.state is State.COLD:
         copying = one.target.strategy == "store" and one.target.glance_store in image.importing and image.import_locked
         if copying or any(volume.status in image_volume.MAKING for volume in here):
-            row = replace(row, state=MAKING)
+            row = replace(row, state=State.MAKING)
     # The one that serves; if none does, the one that should
     here.sort(key=lambda volume: (not image_volume.is_usable(volume), volume.created_at))
     return _with(row, here[0]) if here else row
@@ -198,7 +187,7 @@ async def _if_lost(cloud: Cloud, row: Row, image: Image, volumes: tuple[Volume, 
     gone = frozenset(location.volume_id for location in locations) - {volume.id for volume in known} - {""}
     verdict = registered.lost(replace(seen, locations=locations, volumes=tuple(known), gone=gone))
     if isinstance(verdict, Finish) and isinstance(verdict.outcome, Park):
-        return replace(row, state=LOST, why=verdict.outcome.reason)
+        return replace(row, state=State.LOST, why=verdict.outcome.reason)
     return row
 
 

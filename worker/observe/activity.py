@@ -19,8 +19,8 @@ from typing import Any, TypeVar, assert_never
 
 from worker.core.cloud import GIB, Image
 from worker.core.job import Job, Key
-from worker.core.notification import IMAGE_ID
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
+from worker.core.state import State
 from worker.core.target import Target
 
 T = TypeVar("T")
@@ -38,8 +38,7 @@ OPEN = frozenset({"public", "community"})
 IN_PROGRESS, WAITING, PARKED, HELD = STATES = ("in progress", "waiting", "parked", "held")
 PREWARM = "prewarm"
 # What a person has to see comes first, among thousands that are not wanted
-CELLS = ("failed", "lost", "making", "cold", "held back", "full", "unknown", "unused", "unwanted", "warm")
-BITS = {state: 1 << number for number, state in enumerate(CELLS)}
+BITS: Mapping[str, int] = {state: 1 << number for number, state in enumerate(State)}
 # Images in a document, and at most
 IMAGES = 200
 MOST_IMAGES = 1000
@@ -54,7 +53,7 @@ SHARE = 20
 class Cell:
     """An image on a target: its state, why, and when that was found, in epoch seconds."""
 
-    state: str
+    state: State
     why: str = ""
     at: float = 0.0
 
@@ -190,13 +189,13 @@ class Board:
                     )
             if key.handler == PREWARM and not (isinstance(outcome, Again) and outcome.after == 0.0):
                 self._found(key, _cell(outcome, now), now)
-            elif isinstance(outcome, Done) and job.cause.startswith("image.delete"):
+            elif isinstance(outcome, Done) and outcome.state is State.GONE:
                 self._drop(key.image_id)
             self._revision += 1
 
     # Images
 
-    def look(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
+    def look(self, image: Image, states: Mapping[str, tuple[State, str]]) -> None:
         """What is seen of an image: a state and why, by target. What a job has found during a comparison is newer."""
         with self._lock:
             cells = {target: _as_listed(state, why) for target, (state, why) in states.items()}
@@ -504,9 +503,9 @@ class Board:
             if key.handler != PREWARM:
                 continue
             if record.state == IN_PROGRESS:
-                found[key.image_id, key.target] = Cell("making", record.doing)
+                found[key.image_id, key.target] = Cell(State.MAKING, record.doing)
             elif record.state == PARKED or (record.state == WAITING and record.job.attempt):
-                found[key.image_id, key.target] = Cell("failed", record.reason)
+                found[key.image_id, key.target] = Cell(State.FAILED, record.reason)
         return found
 
     def _cells(
@@ -518,14 +517,14 @@ class Board:
     def _at(image_id: str, row: _Row, target: str, overlay: Mapping[tuple[str, str], Cell]) -> Cell:
         cell = row.cells.get(target, UNKNOWN)
         # A warm one that is looked at again stays warm
-        return cell if cell.state == "warm" else overlay.get((image_id, target), cell)
+        return cell if cell.state is State.WARM else overlay.get((image_id, target), cell)
 
 
-UNKNOWN = Cell("unknown", "no resync has seen it yet")
+UNKNOWN = Cell(State.UNKNOWN, "no resync has seen it yet")
 
 
 @lru_cache(maxsize=1024)
-def _as_listed(state: str, why: str) -> Cell:
+def _as_listed(state: State, why: str) -> Cell:
     """The one object for all cells that a listing finds like this: most of a large cloud is warm."""
     return Cell(state, why)
 
@@ -533,13 +532,14 @@ def _as_listed(state: str, why: str) -> Cell:
 def _cell(outcome: Outcome, now: float) -> Cell | None:
     """What an outcome of pre-warming says of its cell; None if it is empty, as the image is gone."""
     match outcome:
-        case Done(detail):
-            # What is warm is named by its volume; all else that can be done is to delete
-            return Cell("warm", at=now) if IMAGE_ID.fullmatch(detail) else None
+        case Done(detail, state=state):
+            if state is None or state is State.GONE:
+                return None
+            return Cell(state, "" if state is State.WARM else sys.intern(detail), now)
         case Skip(reason, state):
             return Cell(state, sys.intern(reason), now)
         case Again(reason) | Park(reason):
-            return Cell("cold", sys.intern(reason), now)
+            return Cell(State.COLD, sys.intern(reason), now)
         case never:
             assert_never(never)
 

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from worker.core.cloud import Image
+from worker.core.state import State
 from worker.observe.activity import Board
 
 PREFIX = "image_volume_worker"
@@ -154,7 +155,7 @@ class Metrics:
             self._lost = {one for one in self._lost if one[0] != image_id or target not in ("", one[1])}
         self.beyond_repair.set(len({lost for lost, _ in self._lost}))
 
-    def seen(self, image: Image, states: Mapping[str, tuple[str, str]]) -> None:
+    def seen(self, image: Image, states: Mapping[str, tuple[State, str]]) -> None:
         """See `worker.core.handler.Report`."""
         self.board.look(image, states)
 

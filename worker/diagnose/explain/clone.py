@@ -6,17 +6,24 @@ Source: cinder/volume/flows/manager/create_volume.py, _clone_image_volume.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import assert_never
 
 from handlers import completion, image_volume
 from handlers.prewarm import Warmth
 from handlers.strategies import cache
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import Blocked, NotFound
+from worker.core.state import State
 from worker.core.target import TAG, Target
 from worker.diagnose.check import Check
 
 CINDER_CONF = "cinder.conf"
+ADVICE = {
+    State.COLD: "the worker's log tells of each try; resync asks for another",
+    State.UNWANTED: "see [prewarm], and the image's own property",
+    State.FULL: "raise the limits of [target:{target}]",
+    State.HELD_BACK: "resync tries at once; else it is tried in a day",
+    State.UNUSED: "see [prewarm] when, and the image's own property",
+}
 EVERYBODYS = frozenset({"public", "community"})
 
 
@@ -125,22 +132,10 @@ async def left_behind(cloud: Cloud, image: Image) -> AsyncIterator[Check]:
 
 def _warm(one: Warmth) -> Check:
     name = f"target {one.target.name}"
-    match one.state:
-        case "warm":
-            return Check(name, "ok", f"warm, by strategy {one.target.strategy}")
-        case "cold":
-            advice = "the worker's log tells of each try; resync asks for another"
-            return Check(name, "warn", f"not warm: {one.why}", advice)
-        case "unwanted":
-            return Check(name, "warn", f"not wanted: {one.why}", "see [prewarm], and the image's own property")
-        case "full":
-            return Check(name, "warn", f"not warm: {one.why}", f"raise the limits of [target:{one.target.name}]")
-        case "held back":
-            return Check(name, "warn", f"not warm: {one.why}", "resync tries at once; else it is tried in a day")
-        case "unused":
-            return Check(name, "warn", f"not warm: {one.why}", "see [prewarm] when, and the image's own property")
-        case never:
-            assert_never(never)
+    if one.state is State.WARM:
+        return Check(name, "ok", f"warm, by strategy {one.target.strategy}")
+    found = "not wanted" if one.state is State.UNWANTED else "not warm"
+    return Check(name, "warn", f"{found}: {one.why}", ADVICE[one.state].format(target=one.target.name))
 
 
 def _serves(target: str, volume: Volume) -> Check:
