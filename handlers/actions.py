@@ -39,6 +39,6 @@ class AwaitImage:
 
 
 def words(action: object) -> str:
-    """What an action does, in a line for people: what its class says of itself."""
+    """Describe an action in a line for people: the first line of its class's docstring."""
     told = (type(action).__doc__ or type(action).__name__).partition("\n")[0]
     return told.partition(";")[0].rstrip(".")

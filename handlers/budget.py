@@ -44,7 +44,7 @@ def held(volumes: Iterable[Volume], target: Target, uses: Uses) -> list[Held]:
 async def lying(
     volumes: Mapping[str, tuple[Volume, ...]], targets: Iterable[Target], uses: Uses
 ) -> dict[str, list[Held]]:
-    """What is `held` on each of the targets that have a budget, by its name. Others have their turn in between."""
+    """Return what is `held` on each target that has a budget, by its name. Others have their turn in between."""
     bounded = [target for target in targets if target.has_budget]
     found: dict[str, list[Volume]] = {target.name: [] for target in bounded}
     if bounded:
@@ -63,7 +63,7 @@ def last_used(volume: Volume, image_id: str, target: Target, uses: Uses) -> floa
 
 
 def since(image: Image, target: Target, uses: Uses) -> float:
-    """What an image that is not there must be weighed by: when it was last used there, or else made."""
+    """Return the time that an image that is not there counts by: when it was last used there, or else made."""
     return max(image.created_epoch, uses.last(image.id, target.name))
 
 
@@ -91,11 +91,11 @@ class Shelf:
         self.count = len(self._held) + len(coming)
 
     def excess(self) -> list[Held]:
-        """What has to go because the budget is smaller than what lies there."""
+        """Choose the volumes to delete where the budget is smaller than what lies there."""
         return self._victims(0, 0, before=float("inf"))
 
     def victims(self, size: int, *, since: float) -> list[Held]:
-        """What has to go for an image of `size` GiB, last used at `since`; NoRoom if that would not do."""
+        """Choose the volumes to delete for an image of `size` GiB, last used at `since`; NoRoom if none will do."""
         name, most = self._target.name, self._target.max_gigabytes
         if most and size > most:
             raise NoRoom(f"image of {size} GiB is above max_gigabytes = {most} of target {name}")

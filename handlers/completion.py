@@ -34,7 +34,7 @@ NO_SUCH_VOLUME = "the image's project has no volume of this id"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What has been read so far about an image; None is what has not been looked at yet.
+    """Everything read so far about an image; None is what has not been looked at yet.
 
     `clones` are the volumes of the internal project named like its Image-Volume that are clones, oldest first. `source`
     is the volume asked for last; `missing` are volumes that were not found. `hidden` tells that Glance was asked for
@@ -219,7 +219,7 @@ def source_named(image: Image, rules: Uploads) -> str:
 
 
 def binding(image: Image, rules: Uploads) -> Bind | None:
-    """What binds the image's property to it; None if there is nothing to bind."""
+    """Return the action that binds the property to its image; None if there is nothing to bind."""
     value = _wish(image, rules)
     return Bind(f"{value}/{image.id}") if IMAGE_ID.fullmatch(value) else None
 
@@ -292,7 +292,7 @@ def hindrance(source: Volume, rules: Uploads) -> str:
 
 
 def metadata_of(image: Image, size: int) -> dict[str, str]:
-    """What a clone of `size` GiB must carry to be the image's data, and for Cinder to clone it for others."""
+    """Return the metadata that makes a clone of `size` GiB the image's data, and lets Cinder clone it for others."""
     return {"glance_image_id": image.id, "image_owner": image.owner, "image_size": str(size * GIB)}
 
 
@@ -407,7 +407,7 @@ def _is_owners(clone: Volume, source: Volume | None, image: Image) -> bool:
 
 
 def _look_at_answer(seen: Seen) -> Action:
-    """What Glance made of the location that we gave it."""
+    """Judge Glance's answer to the location that we gave it."""
     if seen.tasks is None:
         return LookAtTasks()
     # By the URL: their times are whole seconds
@@ -419,7 +419,7 @@ def _look_at_answer(seen: Seen) -> Action:
 
 
 def _clean_up(seen: Seen, rules: Uploads) -> Action:
-    """What to do for an active image: nothing, but for clones that are none of its locations, and what was told."""
+    """Plan for an active image: delete clones that are none of its locations, correct what its owner was told."""
     if seen.asked and not seen.image.size:
         # Nobody but Glance can write it
         return Finish(

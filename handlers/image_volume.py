@@ -53,7 +53,7 @@ def image_of(volume: Volume) -> str:
 
 
 def metadata_of(image: Image, target: Target) -> dict[str, str]:
-    """What an Image-Volume must carry so that Cinder clones it for every project that may use the image.
+    """Return the metadata that lets Cinder clone an Image-Volume for every project that may use the image.
 
     Source: cinder/volume/flows/manager/create_volume.py, _clone_image_volume (`image_owner`);
     glance_store/_drivers/cinder/store.py (`image_size` becomes the image's size).
@@ -239,7 +239,7 @@ def recorded_use(volume: Volume) -> float:
 
 
 def use_to_record(volume: Volume, used: float) -> dict[str, str]:
-    """What to write on it of a use at `used`, in epoch seconds; nothing if what is there is near enough."""
+    """Return the metadata to write for a use at `used`, in epoch seconds; nothing if what is there is near enough."""
     if used - recorded_use(volume) < RECORD_EVERY:
         return {}
     return {USED: datetime.fromtimestamp(used, UTC).isoformat(timespec="seconds")}

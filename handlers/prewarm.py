@@ -198,7 +198,7 @@ class Prewarm:
         return self._stores.unusable()
 
     def held(self) -> dict[str, tuple[int, int]]:
-        """What each budget counts, as GiB and number, by target; as of `prepare`, until `warmth` is asked."""
+        """Return the use of each budget, as GiB and number, by target; as of `prepare`, until `warmth` is asked."""
         return {name: (shelf.size, shelf.count) for name, shelf in self._shelves.items()}
 
     def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
@@ -508,7 +508,7 @@ class Prewarm:
             del self._copied[next(iter(self._copied))]
 
     def _forget(self, image_id: str, store: str) -> None:
-        """What comes to lie in the store from now on is of somebody else's making."""
+        """Forget the copy that we asked for: a later one in this store is somebody else's."""
         left = self._copied.get(image_id, frozenset()) - {store}
         if left:
             self._copied[image_id] = left
@@ -622,7 +622,7 @@ def _is_there(image: Image, volumes: tuple[Volume, ...], target: Target) -> bool
 
 
 def _with(volume: Volume, seen: Seen) -> Seen:
-    """What was seen, with this volume as it is now."""
+    """Replace this volume in what was seen."""
     if volume.name == image_volume.warming_name_of(seen.image.id):
         return replace(seen, warming=_replaced(volume, seen.warming or ()))
     return replace(seen, volumes=_replaced(volume, seen.volumes or ()))
@@ -647,7 +647,7 @@ def _ids(seen: Seen) -> set[str]:
 
 
 def _believed(volume_id: str, metadata: Mapping[str, str], seen: Seen) -> Seen:
-    """What was seen, with metadata that was just written: Cinder has answered that it is."""
+    """Add metadata that was just written to what was seen: Cinder has confirmed it."""
     return replace(
         seen,
         volumes=tuple(

@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 
 
 class Rooms:
-    """What is on its way onto each target, so that jobs at the same time do not all take the last place."""
+    """Reservations on each target, so that jobs at the same time do not all take the last place."""
 
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
@@ -106,12 +106,12 @@ class Rooms:
         return True
 
     def stay(self, image_id: str, target: str) -> None:
-        """What was kept for the image is still on its way."""
+        """Extend the image's reservation: it is still on its way."""
         if kept := self._coming[target].get(image_id):
             self._coming[target][image_id] = (kept[0], self._now())
 
     def leave(self, image_id: str, target: str) -> None:
-        """What was kept for the image is there, or is not needed."""
+        """Release the image's reservation: it is there, or not needed."""
         self._coming[target].pop(image_id, None)
 
     async def _victims(self, image: Image, target: Target, size: int) -> list[budget.Held]:
@@ -133,7 +133,7 @@ class Rooms:
         return going
 
     async def excess(self, target: Target) -> list[budget.Held]:
-        """What lies on the target beyond its budget, and can go."""
+        """Return the volumes that exceed the target's budget and may be deleted."""
         there = [volume async for volume in self._cloud.list_volumes(target.name)]
         lying = budget.held(there, target, self._uses)
         return await self._able(lambda staying: budget.Shelf(target, lying, staying=staying).excess())

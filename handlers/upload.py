@@ -327,7 +327,7 @@ def _without(volume_id: str, seen: Seen) -> Seen:
 
 
 def _believed(volume_id: str, metadata: Mapping[str, str], seen: Seen) -> Seen:
-    """What was seen, with metadata that was just written: Cinder has answered that it is."""
+    """Add metadata that was just written to what was seen: Cinder has confirmed it."""
     return replace(
         seen,
         clones=tuple(

@@ -605,7 +605,7 @@ def config_dirs(given: Sequence[str], files: Sequence[str]) -> list[str]:
 
 
 def unreadable(files: Sequence[str], folders: Sequence[str]) -> Iterator[str]:
-    """What oslo.config would pass over in silence, or not name: folders that are not there, files that are no text."""
+    """Return faults that oslo.config would pass over or not name: missing folders, files that are no text."""
     for folder in folders:
         if not os.path.isdir(folder):
             yield f"--config-dir {folder}: there is no such folder"

@@ -17,7 +17,7 @@ FIRST_QUIET = 2.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
-    """What has been read so far about an image on a target; None is what has not been looked at yet.
+    """Everything read so far about an image on a target; None is what has not been looked at yet.
 
     `volumes` are the image's in the internal project (`image_volume.is_of`), `warming` the throw-away ones, oldest
     first; `hidden` tells that Glance was asked for the locations and showed none, so nothing is known of them; `gone`

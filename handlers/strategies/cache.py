@@ -113,7 +113,7 @@ def _of_glance(volumes: tuple[Volume, ...], target: Target) -> Volume | None:
 
 
 def _kept_by_glance(seen: Seen, target: Target) -> Action | None:
-    """What to do where Glance itself keeps the image on the target already; None if it does not."""
+    """Plan for an image that Glance itself keeps on the target already; None if it does not."""
     volume = _of_glance(seen.volumes or (), target)
     if volume is None:
         return None
@@ -127,7 +127,7 @@ def _kept_by_glance(seen: Seen, target: Target) -> Action | None:
 
 
 def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -> Action:
-    """What comes after the throw-away volume was asked for."""
+    """Plan the steps after the throw-away volume was asked for."""
     if not image_volume.is_usable(warming):
         return registered.await_or_give_up(warming, seen)
     if warming.metadata.get(image_volume.FRESH) != seen.image.updated_at:

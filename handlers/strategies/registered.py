@@ -165,7 +165,7 @@ def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
 
 
 def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
-    """What the volume lacks so that Cinder clones it for everyone who may use the image; None if nothing."""
+    """Add what the volume lacks for Cinder to clone it for everyone who may use the image; None if nothing."""
     marks = image_volume.metadata_of(seen.image, target)
     asked = target.glance_store in seen.asked and image_volume.is_unmarked_copy(volume)
     if asked or image_volume.is_copy_of_ours(volume, seen.image):

@@ -46,7 +46,7 @@ class Tls:
     check_hostname: bool = True
 
     def options(self, host: str) -> dict[str, Any]:
-        """What py-amqp takes as `ssl` for a connection to `host`."""
+        """Return py-amqp's `ssl` argument for a connection to `host`."""
         options = {
             "cert_reqs": ssl.CERT_REQUIRED,
             "ca_certs": self.ca_file or None,
@@ -177,7 +177,7 @@ class Depth:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Look:
-    """What one look at a broker found.
+    """The answers of one look at a broker.
 
     `away` has the hosts that don't answer, each with the reason; when that is all of them the rest is empty.
     `exchanges` and `queues` are those that are there, of those that were asked for. `refused` is what the broker said

@@ -86,7 +86,7 @@ class RabbitIntake:
 
 
 class _Feed:
-    """What the intake's link does: messages in, routed at once; groups to the sink; acks once the sink has them."""
+    """The session of the intake's link: routes messages, offers groups to the sink, acks once the sink has them."""
 
     def __init__(
         self,

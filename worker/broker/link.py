@@ -31,7 +31,7 @@ GOODBYE_TIMEOUT = 5.0
 
 
 class Session(Protocol):
-    """What is done with the connection. All methods are called on the link's thread."""
+    """The user of a link's connection. The link calls all methods on its thread."""
 
     def opened(self, connection: Any) -> None:
         """There is a new connection: declare, consume."""
@@ -224,7 +224,7 @@ _started: weakref.WeakSet[Link] = weakref.WeakSet()
 
 
 def hung() -> dict[str, str]:
-    """What is wrong with links of this process whose threads have stopped turning, by name; most often nothing."""
+    """Return the links of this process whose threads have stopped turning, each with a reason."""
     return {link.name: f"has not turned for {late:.0f} s" for link in tuple(_started) if (late := link.hung)}
 
 

@@ -1,4 +1,4 @@
-"""What waits in lanes, as far as this process can know."""
+"""Keys that we have published and not received back. Keeps us from publishing one twice."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class Known:
         return sum(count for count, since in (self._keys(lane) or {}).values() if since >= oldest)
 
     def _keys(self, name: str) -> dict[Key, tuple[int, float]] | None:
-        """What is known of a lane; None while it is not handed out to us."""
+        """Return the keys of a lane; None while we are not its active consumer."""
         spell = self._spell(name)
         lane = self._lanes.setdefault(name, _Lane())
         if lane.spell != spell:

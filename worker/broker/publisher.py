@@ -37,7 +37,7 @@ class Written(Protocol):
 
 @dataclass(slots=True)
 class _Batch:
-    """What one caller waits for: `done` is called once, on the link's thread, with the last confirm."""
+    """One caller's messages: `done` is called once, on the link's thread, with the last confirm."""
 
     missing: int
     done: Callable[[], None]
@@ -58,7 +58,7 @@ class _Outgoing:
 
 @dataclass(slots=True)
 class _Queue:
-    """What is on its way to one queue; each has its own window, so that one without a leader holds up no other."""
+    """Messages on their way to one queue, with a window of its own: a queue without a leader holds up no other."""
 
     name: str
     waiting: deque[_Outgoing] = field(default_factory=deque)

@@ -1,4 +1,4 @@
-"""What an intake declares on a broker that others own: its own queue, and bindings to exchanges that are there."""
+"""The declarations of an intake on a broker that others own: its own queue, bindings to exchanges that exist."""
 
 from __future__ import annotations
 

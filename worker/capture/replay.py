@@ -51,7 +51,7 @@ class Filters:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of the messages; `keys` are the distinct ones that were asked for."""
+    """Counts of replayed messages by their fate; `keys` are the distinct keys of their jobs."""
 
     sources: int = 0
     messages: int = 0

@@ -32,7 +32,7 @@ BATCH = 500
 
 
 class _Selecting(Command):
-    """What all of these commands have: which letters."""
+    """The arguments of all dead-letter commands: which letters."""
 
     app: Worker
     # Whether a letter has to be named or chosen, since all would be too much to happen by mistake

@@ -74,7 +74,7 @@ class Handover:
         )
 
     async def warnings(self) -> list[str]:
-        """What a person should know of the jobs handed over: those that nobody takes now."""
+        """Return warnings about jobs that no worker takes now."""
         return [] if self._local else await asyncio.to_thread(unserved, self._settings, self._given)
 
     async def settled(self) -> None:
@@ -92,7 +92,7 @@ class Handover:
 
 
 def unserved(settings: Settings, given: Set[str]) -> list[str]:
-    """What a person should know of lanes that jobs were put into: which of them no worker serves now. Blocks."""
+    """Return warnings about lanes with jobs that no worker serves now. Blocks."""
     try:
         depths = look(settings.work_url, queue=settings.queue, lanes=sorted(given)) if given else []
     except Temporary:

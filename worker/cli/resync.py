@@ -89,7 +89,7 @@ async def _resync(settings: Settings, options: argparse.Namespace, told: Callabl
 async def _compared(
     settings: Settings, cloud: OpenStackCloud, handlers: Iterable[Handler], image_ids: list[str]
 ) -> list[Missing]:
-    """What looks incomplete, of all images or of some."""
+    """Yield keys that look incomplete, of all images or of some."""
     if image_ids:
         comparing = compare_images(
             cloud,

@@ -49,7 +49,7 @@ MEMORY = "memory://"
 
 @dataclass(slots=True)
 class _Seen:
-    """What was looked at; `notes` are what could not be."""
+    """Everything that was read; `notes` say what could not be read."""
 
     rows: list[Row] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)

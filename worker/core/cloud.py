@@ -59,7 +59,7 @@ class Location:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTask:
-    """What Glance did or does with an image: `url` is the location that a `location_import` adds."""
+    """A task of Glance on an image: `url` is the location that a `location_import` adds."""
 
     id: str
     type: str
@@ -97,7 +97,7 @@ class Volume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVolume:
-    """What a volume is to be made of, in the internal project: an image's data, or another volume's. `size` in GiB.
+    """A volume to create in the internal project, from an image's data or another volume's. `size` in GiB.
 
     A clone has its source's type.
     """
@@ -122,7 +122,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What the internal project may still have of a volume type; None where there is no limit."""
+    """The rest of the internal project's quota for a volume type; None where there is no limit."""
 
     volumes: int | None = None
     gigabytes: int | None = None
@@ -167,7 +167,7 @@ class Cloud(Protocol):
         """Whether this Glance has `import_location`."""
 
     async def list_tasks(self, image_id: str) -> tuple[ImageTask, ...]:
-        """What Glance did and does with an image, newest first; it forgets after two days."""
+        """Return Glance's tasks on an image, newest first; Glance forgets them after two days."""
 
     async def list_members(self, image_id: str) -> Mapping[str, str]:
         """The projects that an image is shared with, and their status: pending, accepted or rejected."""
@@ -188,7 +188,7 @@ class Cloud(Protocol):
         """All volumes of the internal project, or those that carry our tag with this value, page by page."""
 
     async def get_quota(self, volume_type: str) -> Quota:
-        """What the internal project may still have of volumes of this type."""
+        """Return the rest of the internal project's quota for volumes of this type."""
 
     async def create_volume(self, new: NewVolume) -> Volume:
         """Begin to make a volume; it is `creating` in the answer."""

@@ -1,4 +1,4 @@
-"""What a handler is to the engine, and what it gets from it."""
+"""The contract between the engine and a handler."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Handler(Protocol):
         """The event types it wants to hear of."""
 
     def keys(self, notification: Notification) -> Iterable[Key]:
-        """What to look at again because of a notification. Pure, called on the intake's thread."""
+        """Return the keys to look at again because of a notification. Pure, called on the intake's thread."""
 
     def lanes(self) -> Mapping[str, int]:
         """Its lanes, each with the number of keys to work on at once."""
@@ -75,7 +75,7 @@ class Report(Protocol):
         """An upload has become an active image, by this path."""
 
     def rewarm_began(self, target: str, reason: str) -> None:
-        """What was warm before is made anew, because it was `changed` or `broken`."""
+        """An Image-Volume is made anew, because it was `changed` or `broken`."""
 
     def rewarm_held_back(self, target: str) -> None:
         """An image has changed again so soon that it is not made warm anew yet."""
@@ -98,7 +98,7 @@ class Report(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What a handler is built from. `now` is the clock, in epoch seconds.
+    """The parts that a handler is built from. `now` is the clock, in epoch seconds.
 
     `urgent` is the same cloud by requests that wait behind nobody else's, for what a user sits and waits for. `locks`
     are those of images, `undone` is what we made and others took away.

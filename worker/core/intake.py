@@ -12,7 +12,7 @@ from worker.core.job import Job
 
 @dataclass(frozen=True, slots=True)
 class Routed:
-    """What one message came to: jobs, or a dead letter if it could not be read, or nothing."""
+    """The result of one message: jobs, a dead letter if it could not be read, or nothing."""
 
     jobs: tuple[Job, ...] = ()
     letter: DeadLetter | None = None
@@ -23,7 +23,7 @@ class Routed:
 
 
 class Sink(Protocol):
-    """What an intake feeds."""
+    """The receiver of an intake's messages."""
 
     def route(self, body: bytes, compression: str = "") -> Routed:
         """Turn one message into jobs. Never raises, does no IO; may be called on any thread.

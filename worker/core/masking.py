@@ -1,4 +1,4 @@
-"""What says how to get at data, masked: in decoded notifications, and in bytes that nobody could decode."""
+"""Mask secrets in decoded notifications and in raw bytes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def masked(value: Any) -> Any:
 
 
 def masked_bytes(body: bytes) -> bytes:
-    """What may be half a message, with everything masked that looks like a secret."""
+    """Return bytes, which may be half a message, with everything masked that looks like a secret."""
     text = _NAMED.sub(rf"\1\2{MASK}\3", body.decode("latin-1"))
     return _anywhere(text, whole=False).encode("latin-1")
 

@@ -102,7 +102,7 @@ def decode(body: bytes, compression: str = "") -> dict[str, Any]:
 
 
 def _loads(text: bytes | str) -> Any:
-    """What JSON stands for. Python's own parser is slow, but takes NaN and lone surrogates, as oslo may write them."""
+    """Parse JSON. Python's own parser is slow, but takes NaN and lone surrogates, as oslo may write them."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -110,7 +110,7 @@ def _loads(text: bytes | str) -> Any:
 
 
 def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
-    """What the payload is about, as fields of `Notification`."""
+    """Return the subject of the payload, as fields of `Notification`."""
     if event_type.startswith("volume."):
         metadata = _pairs(payload.get("metadata"))
         named = IMAGE_VOLUME_NAME.fullmatch(_text(payload, "display_name"))

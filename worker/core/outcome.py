@@ -1,4 +1,4 @@
-"""What a handler answers for a key; the runner is the only one who settles it."""
+"""The answers of a handler for a key. Only the runner settles them."""
 
 from __future__ import annotations
 

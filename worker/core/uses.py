@@ -46,7 +46,7 @@ class Claim:
 
 
 class Uses:
-    """What this process knows of uses; what must outlive it is written on the Image-Volume, at most once in `EVERY`.
+    """Uses of images that this process has heard of. The last one is written on the Image-Volume, once in `EVERY`.
 
     Three memories, since the intakes of several processes share the notifications, and one process works on a lane:
     what was `heard` of notifications decides which become jobs; what a job `claim`s waits for a handler to ask Cinder

@@ -14,7 +14,7 @@ from worker.settings import Settings
 
 
 def of_notifications(url: str, settings: Settings, *, besides: Iterable[str] = ()) -> Look:
-    """What a broker that services publish to says to our queue, if it is there; `besides` are queues to look at."""
+    """Look at a broker that services publish to, and dry-run our queue if it exists; `besides` are more queues."""
     subscription = Subscription(
         queue=settings.queue,
         queue_type=settings.queue_type,
@@ -34,7 +34,7 @@ def of_notifications(url: str, settings: Settings, *, besides: Iterable[str] = (
 
 
 def of_lanes(settings: Settings) -> Look:
-    """What the broker that jobs wait on says to the queues of our lanes, and whether we may work there."""
+    """Look at the broker of the lanes, and dry-run their queues and our rights there."""
     topology = Topology(prefix=settings.queue, queue_type="quorum")
     names = [topology.queue(lane) for lane in settings.lanes]
 

@@ -10,7 +10,7 @@ Verdict = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was looked at, how it is, and what to do about it ("" when nothing)."""
+    """One check: its name, its verdict, the details, and what to do about it ("" for nothing)."""
 
     name: str
     verdict: Verdict

@@ -59,7 +59,7 @@ class Summary:
 
     @property
     def budget(self) -> str:
-        """What is taken of the budget, as `3 of 100 GiB, 2 of 10 volumes`; "" without one."""
+        """The used part of the budget, as `3 of 100 GiB, 2 of 10 volumes`; "" without one."""
         held = zip(self.held, (self.target.max_gigabytes, self.target.max_count), ("GiB", "volumes"), strict=True)
         return ", ".join(f"{taken} of {most} {unit}" for taken, most, unit in held if most)
 

@@ -26,7 +26,7 @@ BATCH = 500
 
 @dataclass(slots=True)
 class Census:
-    """What a comparison has counted: images, and Image-Volumes by (target, status) with their bytes by target."""
+    """Counts of a comparison: images, and Image-Volumes by (target, status) with their bytes by target."""
 
     images: int = 0
     volumes: Counter[tuple[str, str]] = field(default_factory=Counter)

@@ -17,7 +17,10 @@ SHARE = 20
 
 
 class Turns(Generic[T]):
-    """What waits in one lane, by project. Next is who has the fewest in progress; of those, who waits since longest."""
+    """Jobs waiting in one lane, by project.
+
+    Next is the project with the fewest in progress, then whoever has waited longest.
+    """
 
     def __init__(self) -> None:
         self._waiting: dict[str, deque[T]] = {}

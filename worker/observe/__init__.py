@@ -1,1 +1,1 @@
-"""What a worker shows of itself: metrics, activity, HTTP, logs, systemd."""
+"""The worker seen from outside: metrics, activity, HTTP, logs, systemd."""

@@ -162,13 +162,13 @@ class Board:
         self._set(_Record(job=job, state=IN_PROGRESS, since=time.time()))
 
     def doing(self, key: Key, step: str) -> None:
-        """What is being done about it right now, in one line."""
+        """A job has come to this step, told in one line."""
         with self._lock:
             if record := self._jobs.get(key):
                 self._jobs[key] = replace(record, doing=step)
 
     def settled(self, job: Job, outcome: Outcome, *, due: float = 0.0) -> None:
-        """What came of it; `due` is when it is tried again, or may be."""
+        """A job has ended with this outcome; `due` is when it is, or may be, tried again."""
         now, key = time.time(), job.key
         with self._lock:
             self._jobs.pop(key, None)
@@ -196,7 +196,7 @@ class Board:
     # Images
 
     def look(self, image: Image, states: Mapping[str, tuple[State, str]]) -> None:
-        """What is seen of an image: a state and why, by target. What a job has found during a comparison is newer."""
+        """An image was seen: its state and why, by target. What a job has found during a comparison is newer."""
         with self._lock:
             cells = {target: _as_listed(state, why) for target, (state, why) in states.items()}
             old = self._rows.get(image.id)
@@ -496,7 +496,7 @@ class Board:
 
     @staticmethod
     def _overlay(records: Iterable[_Record]) -> dict[tuple[str, str], Cell]:
-        """What the jobs of cells say of them."""
+        """Return the cells that jobs in progress, or failed, change."""
         found = {}
         for record in records:
             key = record.job.key
@@ -530,7 +530,7 @@ def _as_listed(state: State, why: str) -> Cell:
 
 
 def _cell(outcome: Outcome, now: float) -> Cell | None:
-    """What an outcome of pre-warming says of its cell; None if it is empty, as the image is gone."""
+    """Return the cell of an outcome of pre-warming; None if the image has none on that target any more."""
     match outcome:
         case Done(detail, state=state):
             if state is None or state is State.GONE:

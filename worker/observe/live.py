@@ -62,7 +62,7 @@ class Live:
 
 
 def ask(address: tuple[str, int]) -> Live | None:
-    """What the worker says that serves its probes there; None if none does. Blocks."""
+    """Ask the worker that serves this address for its status; None if none does. Blocks."""
     try:
         status, body = get(address, "/status.json?jobs=all")
         return _live(json.loads(body)) if status == http.HTTPStatus.OK else None

@@ -1,4 +1,4 @@
-"""What is counted and measured, under names that dashboards and alerts rely on. No scrape ever calls the cloud."""
+"""Metrics, under names that dashboards and alerts rely on. No scrape ever calls the cloud."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ WATCHDOG = "WATCHDOG=1"
 
 
 def extend(seconds: float) -> str:
-    """What asks for so many more seconds, from now, before a start or a stop counts as failed."""
+    """Return the message that asks systemd for so many more seconds before a start or a stop counts as failed."""
     return f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}"
 
 

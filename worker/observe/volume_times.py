@@ -1,4 +1,4 @@
-"""What users wait for: how long volumes made from an image take, and whether they were cloned or downloaded."""
+"""Seconds that users wait for volumes made from an image, and whether those were cloned or downloaded."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ RESET, KEEP = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """What all clients together may have, and how many seconds a client has to ask and to take its answer."""
+    """Limits for all clients together, and the seconds that a client has to ask and to take its answer."""
 
     connections: int = 64
     threads: int = 2
@@ -211,7 +211,7 @@ class Server:
 
 
 def _head(answer: Answer) -> bytes:
-    """What comes before the body."""
+    """Return the status line and the headers."""
     headers = (
         *answer.headers,
         ("X-Content-Type-Options", "nosniff"),

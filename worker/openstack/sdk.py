@@ -331,7 +331,7 @@ class OpenStackCloud:
         await self._write("block-storage", "POST", f"/volumes/{volume_id}/action", body)
 
     async def login(self) -> Login:
-        """What our user and project are called; for `doctor`, as are the following reads."""
+        """Return the names of our user and project; for `doctor`, as are the following reads."""
 
         def ask() -> Login:
             session = self._connection.session
@@ -468,7 +468,7 @@ class OpenStackCloud:
                 yield row
 
     async def _read(self, service: str, url: str, parse: Callable[[Any], T], *, certain: str = "") -> T:
-        """What `parse` makes of the answer; one that makes no sense is asked for again, like one that was cut short."""
+        """Return the answer as `parse` reads it. One that makes no sense is asked for again, as if it was cut short."""
 
         async def ask() -> T:
             return _parsed(service, parse, await self._request(service, "GET", url, certain=certain))
@@ -554,7 +554,7 @@ class OpenStackCloud:
             self._metrics.api_seconds.labels(service, method).observe(time.monotonic() - began)
 
     def _within(self, deadline: Deadline, loop: asyncio.AbstractEventLoop, ask: Callable[[], T]) -> T:
-        """What `ask` returns, on this thread; its connections are cut once it has taken `timeout` seconds."""
+        """Call `ask` on this thread; cut its connections once it has taken `timeout` seconds."""
         with deadline:
             self._under_way.add(deadline)
             # Counted from now: it may have waited for its turn
@@ -601,7 +601,7 @@ def _line(error: BaseException) -> str:
 
 
 def _message(response: requests.Response) -> str:
-    """What the service says, from Cinder's JSON or Glance's page."""
+    """Return the service's own message, from Cinder's JSON or Glance's page."""
     try:
         body = response.json()
         inner = next(iter(body.values())) if isinstance(body, dict) and body else body

@@ -1,4 +1,4 @@
-"""What `doctor` asks of a cloud besides what handlers need, as values. No handler may rest on these."""
+"""Values that `doctor` reads of a cloud besides those of the handlers. No handler may rest on these."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class Limit:
 
     @property
     def left(self) -> float:
-        """What may still be had."""
+        """The part that is not used."""
         return math.inf if self.limit < 0 else self.limit - self.used
 
 

@@ -92,7 +92,7 @@ def _lanes(settings: Settings, clusters: Mapping[Management, str | Untold]) -> I
 def _managed(
     seen: Look, clusters: Mapping[Management, str | Untold], queues: Iterable[str], *, bound_to: str = ""
 ) -> Managed | Untold | None:
-    """What the management API of the broker's own cluster says; None if none is."""
+    """Ask the management API of the broker's own cluster; None if none is configured."""
     if seen.problem:
         return None
     api = next((api for api, name in clusters.items() if name and name == seen.cluster), None)

@@ -1,4 +1,4 @@
-"""What a look at a RabbitMQ comes to. Pure: the looks are taken elsewhere."""
+"""Checks of a RabbitMQ by what a look at it has found. Pure."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def lanes(
 
 
 def dead_letters(queue: Depth | None) -> Check:
-    """What was given up."""
+    """Check the dead letters."""
     name = "dead letters"
     if queue is None:
         return Check(name, "ok", "none")
@@ -172,7 +172,7 @@ def dead_letters(queue: Depth | None) -> Check:
 def managed(
     name: str, answer: Managed | Untold | None, look: Look, settings: Settings, queues: Iterable[str]
 ) -> Iterator[Check]:
-    """What the management API tells of a vhost; None if none is configured for its cluster."""
+    """Check what the management API tells of a vhost; None if none is configured for its cluster."""
     if answer is None:
         yield Check(
             f"{name} policies",
@@ -192,7 +192,7 @@ def managed(
 
 
 def _own_limits(queue: str, settings: Settings) -> Mapping[str, int]:
-    """What we ask for ourselves: a policy that allows as much takes nothing away."""
+    """Return the limits of our own declaration: a policy that allows as much takes nothing away."""
     if queue != settings.queue:
         return {}
     return {"max-length": settings.queue_max_length, "expires": settings.queue_expires * 1000}
@@ -254,7 +254,7 @@ def bindings(name: str, bound: frozenset[str] | None, exchanges: Iterable[str]) 
 
 
 def _refusal(said: str, group: str) -> str:
-    """What to do about what the broker refuses."""
+    """Return the advice for a refusal of the broker."""
     if "declared otherwise" in said:
         return (
             f"the queue was made with other options: stop the workers and rabbitmqctl delete_queue it, or set {group} "

@@ -1,4 +1,4 @@
-"""What Cinder says, judged: the API, and for each target its type, pools, room, quota and cache. Pure."""
+"""Checks of Cinder: the API, and for each target its type, pools, room, quota and cache. Pure."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def services(answer: tuple[Service, ...] | Untold) -> Check:
 
 
 def cloning() -> Check:
-    """What no API tells, and how to find out."""
+    """Name the conditions that no API shows, and how to find out."""
     return Check(
         "cloning",
         "ok",
@@ -70,7 +70,7 @@ def cloning() -> Check:
 
 
 def quota(name: str, answer: Mapping[str, Limit] | Untold, volume_type: str) -> Check:
-    """What the internal project may still have: of a volume type, or of all with ""."""
+    """Check the internal project's quota: of a volume type, or of all with ""."""
     if isinstance(answer, Untold):
         # The worker goes by it only where a target has a budget
         if answer.refused:

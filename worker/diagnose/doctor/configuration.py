@@ -10,7 +10,7 @@ from worker.settings import Settings
 
 
 def checks(settings: Settings, files: Iterable[str]) -> Iterator[Check]:
-    """What was read, and what of it contradicts itself."""
+    """Check the configuration that was read, and its contradictions."""
     read = ", ".join(files) or "no file, the environment alone"
     names = ", ".join(target.name for target in settings.targets)
     yield Check("configuration", "ok", f"{read}: {len(settings.targets)} targets ({names})")

@@ -1,4 +1,4 @@
-"""What a worker on this machine says of itself at its probes; nobody needs to be there."""
+"""Checks of a worker on this machine by its HTTP port. None needs to run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Heard:
 
 
 def listen(bind: tuple[str, int] | None) -> Heard | None:
-    """What the worker at `bind` says; None if none answers. Blocks."""
+    """Ask the worker at `bind`; None if none answers. Blocks."""
     if bind is None:
         return None
     try:

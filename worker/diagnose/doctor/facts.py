@@ -1,4 +1,4 @@
-"""What a cloud says, asked all at once: each answer on its own, so that one that fails hides no other. Reads only."""
+"""Ask a cloud everything at once. Each answer stands on its own, so that a failure hides no other. Reads only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Glance says, judged. Pure."""
+"""Checks of Glance by its answers. Pure."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def copy_image(answer: frozenset[str] | Untold, targets: list[Target]) -> Check:
 
 
 def _old_locations(facts: Facts, settings: Settings, targets: list[Target]) -> list[str]:
-    """What needs show_multiple_locations."""
+    """Check what needs show_multiple_locations."""
     lacks_new = not isinstance(facts.image_api, Untold) and facts.image_api < LOCATION_API
     # Without the new API neither Cinder nor the worker finds an Image-Volume in a store another way
     kinds = ("location", "store") if lacks_new else ("location",)

@@ -1,4 +1,4 @@
-"""What the login is, and whether it may do what the worker does; found out by trying. Pure."""
+"""Checks of the login: who it is, and whether it may do what the worker does. Pure."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def login(identity: Identity, facts: Facts) -> Check:
 
 
 def roles(identity: Identity, facts: Facts, settings: Settings) -> Iterator[Check]:
-    """What the roles allow, as far as that can be tried without changing anything."""
+    """Check what the roles allow, as far as that can be tried without changing anything."""
     grant = f"openstack role add --user USER --project {identity.project_id}"
     has = ", ".join(sorted(identity.roles)) or "none"
     if settings.admin_role not in identity.roles:

@@ -22,7 +22,7 @@ LOSING = ("message-ttl", "max-length", "max-length-bytes", "expires")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What policies say of a queue: the names of those that apply, and what of it makes messages or the queue go."""
+    """The policies that apply to a queue: their names, and those parts that drop messages or the queue."""
 
     policies: tuple[str, ...] = ()
     losing: Mapping[str, int] = field(default_factory=dict)
@@ -118,14 +118,14 @@ class Management:
 
 
 def _applied(queue: Mapping[str, Any]) -> Rules:
-    """What RabbitMQ itself says that applies to a queue."""
+    """Return the policies that RabbitMQ itself says apply to a queue."""
     definition = queue.get("effective_policy_definition") or {}
     names = (queue.get("policy"), queue.get("operator_policy"))
     return Rules(policies=tuple(name for name in names if name), losing=_losing(definition))
 
 
 def _would_apply(name: str, kinds: Iterable[Iterable[Mapping[str, Any]]]) -> Rules:
-    """What would apply to a queue that is not there yet: of each kind the policy that counts most, together."""
+    """Return the policies that would apply to a queue that does not exist yet: the highest of each kind, merged."""
     applied = []
     for policies in kinds:
         matching = [one for one in policies if one["apply-to"] != "exchanges" and _matches(str(one["pattern"]), name)]

@@ -24,7 +24,7 @@ class Untold:
 
 
 async def ask(call: Callable[[], Awaitable[T]], *, within: float | None = None) -> T | Untold:
-    """What the call answers, or why there is no answer; `within` so many seconds."""
+    """Return the call's answer, or why there is none `within` so many seconds."""
     try:
         async with asyncio.timeout(within):
             return await call()

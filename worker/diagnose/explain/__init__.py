@@ -82,7 +82,7 @@ async def explain(
 
 
 def work_checks(image_id: str, jobs: Mapping[Key, LiveJob], *, now: float) -> Iterator[Check]:
-    """What a running worker is doing about the image. Pure."""
+    """Check what a running worker is doing about the image. Pure."""
     for job in jobs.values():
         if job.key.image_id != image_id:
             continue
@@ -109,7 +109,7 @@ async def volumes_of(cloud: Cloud, image_id: str) -> tuple[Volume, ...]:
 
 
 async def lying(cloud: Cloud, targets: Iterable[Target]) -> Mapping[str, tuple[Volume, ...]]:
-    """What lies on those targets that have a budget, by image."""
+    """Return the volumes on the targets that have a budget, by image."""
 
     async def volumes() -> AsyncIterator[Volume]:
         for target in targets:

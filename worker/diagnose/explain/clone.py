@@ -28,7 +28,7 @@ EVERYBODYS = frozenset({"public", "community"})
 
 
 def image_checks(image: Image) -> Iterator[Check]:
-    """What the image itself and Cinder's configuration have to be. Pure."""
+    """Check the conditions on the image itself and on Cinder's configuration. Pure."""
     if completion.is_raw(image):
         yield Check("format", "ok", "raw/bare")
     else:

@@ -42,7 +42,7 @@ Take = Callable[[], Iterable[Mapping[str, Any]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signs:
-    """What was seen while a volume was made: how it ended, how long it took, and what tells a download from a clone.
+    """Observations of a volume being made: how it ended, how long it took, and what tells a download from a clone.
 
     `downloading` is that status, `sent` the bytes that Glance says it has sent, `verified` whether Cinder has noted
     what it notes of a download, `hit` whether its image-volume cache says that it served. `heard` tells whether Cinder
@@ -96,7 +96,7 @@ async def probe(
 
 
 def judged(name: str, image: Image, signs: Signs, lying: tuple[Volume, ...]) -> Check:
-    """What the signs say. Pure."""
+    """Judge the signs. Pure."""
     volume = signs.volume
     if image_volume.is_broken(volume):
         advice = "cinder-volume's log has the reason; a location whose volume is gone is one, see resync"
