@@ -30,60 +30,85 @@ def is_registered(seen: Seen, target: Target) -> bool:
 
 def plan(seen: Seen, target: Target) -> Action:
     """The next action for an image that has a location in the target's store."""
+    if action := _look(seen, target):
+        return action
+    known = {volume.id: volume for volume in seen.volumes or ()}
+    mine = _located(seen, target)
+    serving = [known[volume_id] for volume_id in mine if volume_id in known]
+    if action := _unclonable(serving, seen, target):
+        return action
+    first = known.get(mine[0])
+    if first and image_volume.is_usable(first) and first.volume_type != target.volume_type:
+        return _leave(first, seen, target)
+    usable = [v for v in serving if image_volume.is_usable(v) and v.volume_type == target.volume_type]
+    busy = [volume for volume in serving if not image_volume.is_broken(volume)]
+    if busy and not usable:
+        return _await_located(busy[0])
+    if first not in usable and (repair := lost(seen)):
+        return repair
+    if first not in usable or _is_one_too_many(first, usable, seen, target):
+        # Glance writes whole lists: an import that ends now would bring the location back
+        if seen.image.import_locked:
+            return AwaitImage()
+        return RemoveLocation(target.glance_store, mine[0], whole=bool(first and not image_volume.is_broken(first)))
+    return put_right(usable[0], seen, target) or _tidy(seen, target) or Finish(Done(usable[0].id, state=State.WARM))
+
+
+def _located(seen: Seen, target: Target) -> list[str]:
+    """Return the ids of the volumes that the image's locations in the target's store name, in Glance's order."""
+    return [one.volume_id for one in seen.locations or () if one.store == target.glance_store]
+
+
+def _look(seen: Seen, target: Target) -> Action | None:
+    """Return what has to be read before anything is decided; None if all of it was."""
     if seen.hidden:
         return Finish(Again(image_volume.HIDDEN, after=ASK_AGAIN, counted=False))
     if seen.locations is None:
         return LookAtLocations()
     if seen.volumes is None:
         return LookAtVolumes()
-    known = {volume.id: volume for volume in seen.volumes}
-    mine = [location.volume_id for location in seen.locations if location.store == target.glance_store]
+    mine = _located(seen, target)
     if not mine:
         return Finish(Again(f"the image is in store {target.glance_store}, but none of its locations names that store"))
-    for volume_id in mine:
-        if volume_id not in known and volume_id not in seen.gone:
-            return LookAtVolume(volume_id)
-    serving = [known[volume_id] for volume_id in mine if volume_id in known]
+    known = {volume.id for volume in seen.volumes} | seen.gone
+    unknown = next((volume_id for volume_id in mine if volume_id not in known), None)
+    return LookAtVolume(unknown) if unknown is not None else None
+
+
+def _unclonable(serving: list[Volume], seen: Seen, target: Target) -> Finish | AwaitImage | RemoveLocation | None:
+    """Return what to do where a location's volume is not ours, stuck or encrypted; None if it is none of these."""
+    where = f"its location in store {target.glance_store}"
     if any(volume.foreign for volume in serving):
         # Whoever added it (show_multiple_locations lets owners do that), it is not ours to change or remove
-        return Finish(Skip(f"its location in store {target.glance_store} is a volume outside of the internal project"))
-    if others := [volume for volume in serving if not image_volume.is_of(volume, seen.image)]:
-        return Finish(
-            Skip(f"its location in store {target.glance_store} is volume {others[0].id}, which is not this image's")
-        )
+        return Finish(Skip(f"{where} is a volume outside of the internal project"))
+    for volume in serving:
+        if not image_volume.is_of(volume, seen.image):
+            return Finish(Skip(f"{where} is volume {volume.id}, which is not this image's"))
     for volume in serving:
         if image_volume.needs_administrator(volume):
             # The data may well be whole, and what Cinder does not delete Glance can't remove either
             advice = image_volume.stuck_advice(volume, located=True)
             return Finish(Again(f"its Image-Volume is no clone's source: {advice}", after=ASK_AGAIN, counted=False))
-    if any(volume.encrypted for volume in serving):
-        return _encrypted(serving, seen, target)
-    first = known.get(mine[0])
-    if first and image_volume.is_usable(first) and first.volume_type != target.volume_type:
-        return _leave(first, seen, target)
-    usable = [v for v in serving if image_volume.is_usable(v) and v.volume_type == target.volume_type]
-    for volume in serving:
-        if not usable and not image_volume.is_broken(volume):
-            return _await_located(volume)
-    first_serves = any(volume.id == mine[0] for volume in usable)
-    if not first_serves and (repair := lost(seen)):
-        return repair
-    # Of several locations in a store Glance removes the first. It may be whole, if we made it and another one serves
-    twice = first and len(usable) > 1 and first_serves and image_volume.is_prewarmed(first, target)
-    # Glance removes whatever is the first by then: two workers at once would remove both
-    twice = twice and not any(image_volume.is_fresh(volume, seen.now) for volume in usable)
-    if twice or not first_serves:
-        # Glance writes whole lists: an import that ends now would bring the location back
-        if seen.image.import_locked:
-            return AwaitImage()
-        return RemoveLocation(target.glance_store, mine[0], whole=bool(first and not image_volume.is_broken(first)))
-    if action := put_right(usable[0], seen, target):
-        return action
-    located = {location.volume_id for location in seen.locations}
-    for volume in seen.volumes:
+    return _encrypted(serving, seen, target) if any(volume.encrypted for volume in serving) else None
+
+
+def _is_one_too_many(first: Volume | None, usable: list[Volume], seen: Seen, target: Target) -> bool:
+    """Whether the first of several usable locations may go: we made it, and another one serves.
+
+    Glance removes whatever is the first by then: two workers at once would remove both, so none that is fresh.
+    """
+    if first is None or len(usable) < 2 or not image_volume.is_prewarmed(first, target):
+        return False
+    return not any(image_volume.is_fresh(volume, seen.now) for volume in usable)
+
+
+def _tidy(seen: Seen, target: Target) -> DeleteVolume | None:
+    """Return the deletion of a volume of ours that no location names; None if there is none, or none may go."""
+    located = {location.volume_id for location in seen.locations or ()}
+    for volume in seen.volumes or ():
         if seen.may_delete and volume.id not in located and _is_left_over(volume, seen, target):
             return DeleteVolume(volume.id, why="no location names it, and another volume serves")
-    return Finish(Done(usable[0].id, state=State.WARM))
+    return None
 
 
 def _leave(volume: Volume, seen: Seen, target: Target) -> Action:
@@ -94,7 +119,7 @@ def _leave(volume: Volume, seen: Seen, target: Target) -> Action:
     return AwaitImage() if seen.image.import_locked else RemoveLocation(target.glance_store, volume.id, whole=True)
 
 
-def _encrypted(serving: list[Volume], seen: Seen, target: Target) -> Action:
+def _encrypted(serving: list[Volume], seen: Seen, target: Target) -> Finish | AwaitImage | RemoveLocation:
     """Take out an encrypted location that pre-warming has made; one of somebody else's is only named."""
     first = serving[0]
     if first.encrypted and image_volume.may_be_ours(first):
