@@ -161,26 +161,13 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
     if seen.asked:
         return _look_at_answer(seen)
     named = source_named(image, rules)
-    quiet_in = rules.grace - age(image.created_epoch, seen.now)
-    if not is_raw(image):
-        reason = f"only raw/bare images can be made of a volume, this one is {kind_of(image)}"
-        return _refused(reason) if named else Finish(Skip(reason))
-    if not named and quiet_in > 0:
-        # Somebody may be about to send its data, or Cinder to add a location
-        return Finish(Again("a new image, somebody may be at work on it", after=quiet_in, counted=False, news=True))
+    if refusal := _not_yet(named, seen, rules):
+        return refusal
     if seen.clones is None:
         return LookAtClones(named if IMAGE_ID.fullmatch(named) else "")
-    for clone in seen.clones:
-        if image_volume.is_broken(clone) and (is_ours(clone) or _is_still(clone, seen, rules)):
-            return DeleteClone(clone.id, because=f"Cinder could not clone volume {clone.source_volid}")
-    if seen.failed:
-        return Finish(Again(seen.failed), tell="waiting: the volume could not be cloned, it is tried again")
+    if action := _failed(seen, rules) or _of_another(named, seen):
+        return action
     clones = [clone for clone in seen.clones if not image_volume.is_broken(clone)]
-    if named:
-        if any(not is_ours(clone) and clone.source_volid != named for clone in clones):
-            return Finish(Skip("Cinder itself makes the image of another volume than the property names"))
-        if unwanted := [clone for clone in clones if is_ours(clone) and clone.source_volid != named]:
-            return DeleteClone(unwanted[0].id)
     if clones:
         usable = [clone for clone in clones if image_volume.is_usable(clone)]
         return _complete((usable or clones)[0], seen, rules, targets)
@@ -190,6 +177,41 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
         return LookAtTasks()
     stranded = [volume_id for volume_id in stranded_volumes(seen.tasks) if volume_id not in seen.missing]
     return _clone_of(stranded[0], seen, rules, targets) if stranded else Finish(Skip(NOBODY_ASKED))
+
+
+def _not_yet(named: str, seen: Seen, rules: Uploads) -> Finish | None:
+    """Refuse an image that can't be made of a volume, or wait for a new one that names none; else None."""
+    image = seen.image
+    if not is_raw(image):
+        reason = f"only raw/bare images can be made of a volume, this one is {kind_of(image)}"
+        return _refused(reason) if named else Finish(Skip(reason))
+    quiet_in = rules.grace - age(image.created_epoch, seen.now)
+    if not named and quiet_in > 0:
+        # Somebody may be about to send its data, or Cinder to add a location
+        return Finish(Again("a new image, somebody may be at work on it", after=quiet_in, counted=False, news=True))
+    return None
+
+
+def _failed(seen: Seen, rules: Uploads) -> DeleteClone | Finish | None:
+    """Delete a clone that Cinder could not make, or end this try after one was deleted; None if none has failed."""
+    for clone in seen.clones or ():
+        if image_volume.is_broken(clone) and (is_ours(clone) or _is_still(clone, seen, rules)):
+            return DeleteClone(clone.id, because=f"Cinder could not clone volume {clone.source_volid}")
+    if seen.failed:
+        return Finish(Again(seen.failed), tell="waiting: the volume could not be cloned, it is tried again")
+    return None
+
+
+def _of_another(named: str, seen: Seen) -> DeleteClone | Finish | None:
+    """Delete our clone of another volume than the property names, leave Cinder's alone; None if there is none."""
+    others = [
+        clone
+        for clone in seen.clones or ()
+        if named and clone.source_volid != named and not image_volume.is_broken(clone)
+    ]
+    if any(not is_ours(clone) for clone in others):
+        return Finish(Skip("Cinder itself makes the image of another volume than the property names"))
+    return DeleteClone(others[0].id) if others else None
 
 
 def wait_to_change(image: Image, untouched: float, now: float) -> float:
@@ -361,6 +383,11 @@ def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, 
     store = store_of(clone.volume_type, seen.stores, targets)
     if not store:
         return _refused(f"no store of Glance serves volumes of type {clone.volume_type}")
+    return _locate(clone, store, seen, rules)
+
+
+def _locate(clone: Volume, store: str, seen: Seen, rules: Uploads) -> Action:
+    """Mark a clone that holds the image's data, then add it as a location, once the image is quiet."""
     if missing := image_volume.lacking(clone, metadata_of(seen.image, clone.size)):
         return SetMetadata(clone.id, missing)
     if not image_volume.is_readonly(clone):
