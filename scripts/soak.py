@@ -127,8 +127,13 @@ class Soak:
             self.failures.append("interrupted")
             raise
         finally:
-            self._cleared()
-            self._admin.delete_image(witness)
+            try:
+                self._cleared()
+            finally:
+                for replica in self._replicas:
+                    replica.close()
+                self._admin.delete_image(witness)
+                breakage.heartbeat(breakage.HEARTBEAT)
 
     def _broken(self) -> None:
         leave = threading.Event()
@@ -211,7 +216,6 @@ class Soak:
         for replica in self._replicas:
             if replica.process.running and (status := replica.stop()):
                 self.failures.append(f"{replica.name} stopped with status {status}")
-            replica.close()
         for user in self._users:
             if user.source:
                 user.person.delete_volume(user.source)
@@ -219,7 +223,6 @@ class Soak:
             for name in breakage.queues(vhost, QUEUE):
                 with contextlib.suppress(Exception):
                     breakage.delete_queue(vhost, name)
-        breakage.heartbeat(breakage.HEARTBEAT)
 
     def report(self) -> None:
         """Print the tables."""

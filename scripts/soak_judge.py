@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.cloud import breakage
-from scripts.cloud.operate import TARGETS, of_image
+from scripts.cloud.operate import TARGETS, of_image, sql
 from scripts.cloud.people import Person
 from scripts.soak_faults import QUEUE, Replica
 from scripts.soak_load import NAME, REFUSED, Item, User
@@ -25,6 +25,8 @@ WARM, LIVED = 120.0, 60.0
 # How much more of it a life may have at its end than when it was warm, and than a fresh worker with the same cloud
 MOST = {"MiB": 16.0, "threads": 8.0, "file descriptors": 16.0}
 MORE_THAN_FRESH = {"MiB": 40.0, "threads": 10.0, "file descriptors": 20.0}
+# Seconds after which an import of Glance's does nothing more: Cinder's answers take it five times 30 s at most
+STILL = 240.0
 # Log lines that tell of a bug of the worker's, whatever is broken around it
 BUGS = {
     "task_failed", "thread_failed", "request_failed", "handler_failed", "broker_session_failed", "outcome_not_written",
@@ -52,7 +54,7 @@ class Judge:
     helped: list[str] = field(default_factory=list)
     """Volumes that only an administrator can free, and the fault in a service that explains them."""
     unexplained: list[str] = field(default_factory=list)
-    _read: dict[str, int] = field(default_factory=dict)
+    _busted: set[str] = field(default_factory=set)
     _began: float = field(default_factory=time.monotonic)
 
     def problems(self) -> list[str]:
@@ -150,7 +152,7 @@ class Judge:
         for volume in self.operator.volumes():
             if volume["id"] in named and volume["status"] not in ("available", "error", "deleting"):
                 self.admin.act(volume["id"], "os-reset_status", status="error", attach_status="detached")
-                self._note(volume)
+                self._note(f"{self._brief(volume)}, which Cinder lets nobody delete")
         for user in self.users:
             for volume in user.person.volumes():
                 mine = [item for item in user.items if item.id == volume["id"] and item.state in ("broken", "deleting")]
@@ -160,18 +162,30 @@ class Judge:
                 if mine and mine[0].state == "broken":
                     mine[0].state = "deleting"
 
-    def _note(self, volume: dict[str, Any]) -> None:
-        why = self.disturbed(self._began, time.monotonic())
-        text = f"{self._brief(volume)} had to be freed"
-        if why:
+        self._bust_locks()
+
+    def _bust_locks(self) -> None:
+        """End the hour for which Glance keeps the lock of an import that a broken database has ended midway."""
+        for user in self.users:
+            for item in user.alive():
+                if not (task := user.person.show(item.id).get("os_glance_import_task")):
+                    continue
+                still = f"id = '{task}' AND updated_at < UTC_TIMESTAMP() - INTERVAL {STILL:.0f} SECOND"
+                if task not in self._busted and sql("glance", f"SELECT id FROM tasks WHERE {still}"):
+                    self._busted.add(task)
+                    sql("glance", f"UPDATE tasks SET updated_at = updated_at - INTERVAL 1 HOUR WHERE {still}")
+                    self._note(f"an import's lock on {item.kind} {item.id}, which Glance would keep for an hour")
+
+    def _note(self, text: str) -> None:
+        if self.disturbed(self._began, time.monotonic()):
             self.helped.append(text)
         else:
             self.unexplained.append(f"stuck: {text}")
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """The log lines of all replicas."""
-        for replica in self.replicas:
-            with replica.process.log.open(errors="replace") as log:
+        for log_file in (replica.process.log for replica in self.replicas if replica.process.log.exists()):
+            with log_file.open(errors="replace") as log:
                 for line in log:
                     with contextlib.suppress(ValueError):
                         if line.startswith("{"):
