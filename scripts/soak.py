@@ -134,6 +134,7 @@ class Soak:
                     replica.close()
                 self._admin.delete_image(witness)
                 breakage.heartbeat(breakage.HEARTBEAT)
+                breakage.remove_glance_policy()
 
     def _broken(self) -> None:
         leave = threading.Event()

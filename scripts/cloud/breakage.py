@@ -18,6 +18,7 @@ from scripts.cloud.people import HOME, Person
 # RabbitMQ's own default: seconds between heartbeats that it offers to clients
 HEARTBEAT = 60
 POLICY = HOME / "etc" / "glance" / "policy.yaml"
+NO_RULES = "{}\n"
 STAGING = HOME / "data" / "glance" / "staging"
 # Python runs this module first: the clock is real time and what a file says.
 # keystoneauth asks `datetime` what is expired
@@ -156,11 +157,19 @@ def disk_full(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def glance_policy(*rules: str) -> Iterator[None]:
-    """Give Glance a policy file with these rules, which it reads with its next request."""
-    if POLICY.exists():
+    """Give Glance a policy file with these rules, which it reads with its next request; then one without any."""
+    if POLICY.exists() and POLICY.read_text() != NO_RULES:
         raise RuntimeError(f"{POLICY} is there already, by a switch of the devcloud")
     POLICY.write_text("".join(f"{rule}\n" for rule in rules))
     try:
         yield
     finally:
+        # The rules of a file that is removed stay in force (oslo.policy 4)
+        POLICY.write_text(NO_RULES)
+
+
+def remove_glance_policy() -> None:
+    """Remove what `glance_policy` has left."""
+    if POLICY.exists() and POLICY.read_text() == NO_RULES:
         POLICY.unlink()
+        devcloud("restart", "glance-api")
