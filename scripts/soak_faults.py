@@ -38,10 +38,10 @@ SERVICES = (
 )  # fmt: skip
 # Rules of Glance that an operator gets wrong
 POLICIES = {
-    "locations hidden": ('"fetch_image_location": "role:cloudadmin"', '"get_image_location": "role:cloudadmin"'),
-    "copy-image forbidden": ('"copy_image": "role:cloudadmin"',),
-    "private images of others hidden": ('"context_is_admin": "role:cloudadmin"',),
-    "lists of images forbidden": ('"get_images": "role:member"',),
+    "locations hidden": {"fetch_image_location": "role:nobody", "get_image_location": "role:nobody"},
+    "copy-image forbidden": {"copy_image": "role:nobody"},
+    "private images of others hidden": {"context_is_admin": "role:nobody"},
+    "lists of images forbidden": {"get_images": "role:member and not role:admin"},
 }
 
 
@@ -350,7 +350,7 @@ def policy(stage: Stage, dice: random.Random) -> Fault:
     """Glance's policy file is changed for a while."""
     name = dice.choice(list(POLICIES))
     seconds = dice.choice((15.0, 60.0))
-    broken = breakage.glance_policy(*POLICIES[name])
+    broken = breakage.glance_policy(**POLICIES[name])
     return Fault("policy", f"policy: {name}, {seconds:.0f} s", frozenset({"policy"}), seconds, broken, disturbs=True)
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import kombu
@@ -18,7 +20,7 @@ from scripts.cloud.people import HOME, Person
 # RabbitMQ's own default: seconds between heartbeats that it offers to clients
 HEARTBEAT = 60
 POLICY = HOME / "etc" / "glance" / "policy.yaml"
-NO_RULES = "{}\n"
+OURS = "# of a fault"
 STAGING = HOME / "data" / "glance" / "staging"
 # Python runs this module first: the clock is real time and what a file says.
 # keystoneauth asks `datetime` what is expired
@@ -156,20 +158,39 @@ def disk_full(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def glance_policy(*rules: str) -> Iterator[None]:
-    """Give Glance a policy file with these rules, which it reads with its next request; then one without any."""
-    if POLICY.exists() and POLICY.read_text() != NO_RULES:
+def glance_policy(**rules: str) -> Iterator[None]:
+    """Give Glance a policy file with these rules, which it reads with its next request; then one with the defaults."""
+    if POLICY.exists() and not POLICY.read_text().startswith(OURS):
         raise RuntimeError(f"{POLICY} is there already, by a switch of the devcloud")
-    POLICY.write_text("".join(f"{rule}\n" for rule in rules))
+    defaults = glance_defaults()
+    write_glance_policy(rules)
     try:
         yield
     finally:
-        # The rules of a file that is removed stay in force (oslo.policy 4)
-        POLICY.write_text(NO_RULES)
+        # Glance keeps rules that are no longer in the file until it is restarted
+        write_glance_policy({name: defaults[name] for name in rules})
+
+
+def write_glance_policy(rules: Mapping[str, str]) -> None:
+    """Write the policy file at once: Glance may be reading it."""
+    new = POLICY.with_suffix(".new")
+    new.write_text(f"{OURS}\n" + "".join(f'"{name}": "{check}"\n' for name, check in rules.items()))
+    new.rename(POLICY)
+
+
+@functools.cache
+def glance_defaults() -> dict[str, str]:
+    """The rules of this release of Glance, by name."""
+    python = HOME / f"venv-{(HOME / 'release').read_text().strip()}" / "bin" / "python"
+    rules = "{rule.name: rule.check_str for rule in policies.list_rules()}"
+    code = f"import json; from glance import policies; print(json.dumps({rules}))"
+    done = subprocess.run((python, "-c", code), capture_output=True, text=True, timeout=60, check=True)
+    found: dict[str, str] = json.loads(done.stdout)
+    return found
 
 
 def remove_glance_policy() -> None:
     """Remove what `glance_policy` has left."""
-    if POLICY.exists() and POLICY.read_text() == NO_RULES:
+    if POLICY.exists() and POLICY.read_text().startswith(OURS):
         POLICY.unlink()
         devcloud("restart", "glance-api")
