@@ -30,7 +30,7 @@ def is_registered(seen: Seen, target: Target) -> bool:
 def plan(seen: Seen, target: Target) -> Action:
     """The next action for an image that has a location in the target's store."""
     if seen.hidden:
-        return Finish(Again(image_volume.HIDDEN, after=ASK_AGAIN, counted=False))
+        return Finish(Again(image_volume.HIDDEN, after=ASK_AGAIN, counted=False, news=True))
     if seen.locations is None:
         return LookAtLocations()
     if seen.volumes is None:
