@@ -233,8 +233,8 @@ class Soak:
         for user in self._users:
             done = ", ".join(f"{count} {name}" for name, count in sorted(user.done.items()))
             say(f"{user.person.connection.config.name}: {done}")
-            for text in user.explained:
-                say(f"  explained: {text}")
+            for text, count in user.explained.items():
+                say(f"  explained, {count} times: {text}")
         for text in self.judge.helped:
             say(f"  freed by the administrator: {text}")
         if hasattr(self, "counts"):

@@ -55,6 +55,8 @@ class Judge:
     """Volumes that only an administrator can free, and the fault in a service that explains them."""
     unexplained: list[str] = field(default_factory=list)
     _busted: set[str] = field(default_factory=set)
+    _named: set[str] = field(default_factory=set)
+    _read: dict[str, int] = field(default_factory=dict)
     _began: float = field(default_factory=time.monotonic)
 
     def problems(self) -> list[str]:
@@ -148,7 +150,7 @@ class Judge:
 
     def help(self) -> None:
         """Do what docs/upkeep.md asks of an administrator: free the volumes that a worker has named as stuck."""
-        named = {line["volume_id"]: line for line in self.lines() if line.get("event") == "volume_stuck"}
+        named = self._stuck()
         for volume in self.operator.volumes():
             if volume["id"] in named and volume["status"] not in ("available", "error", "deleting"):
                 self.admin.act(volume["id"], "os-reset_status", status="error", attach_status="detached")
@@ -163,6 +165,22 @@ class Judge:
                     mine[0].state = "deleting"
 
         self._bust_locks()
+
+    def _stuck(self) -> set[str]:
+        """The volumes that workers have named as stuck. Logs are long: only what is new in them is read."""
+        for replica in self.replicas:
+            if replica.process.log.exists():
+                with replica.process.log.open("rb") as log:
+                    log.seek(self._read.get(replica.name, 0))
+                    text = log.read()
+                    # The last line may be half written
+                    whole = text[: text.rfind(b"\n") + 1]
+                    self._read[replica.name] = self._read.get(replica.name, 0) + len(whole)
+                for line in whole.splitlines():
+                    with contextlib.suppress(ValueError, KeyError):
+                        if b'"volume_stuck"' in line:
+                            self._named.add(json.loads(line)["volume_id"])
+        return self._named
 
     def _bust_locks(self) -> None:
         """End the hour for which Glance keeps the lock of an import that a broken database has ended midway."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import re
 import threading
 import time
 from collections import Counter
@@ -53,7 +54,7 @@ class User:
     """The faults in the services themselves between two times."""
     items: list[Item] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
-    explained: list[str] = field(default_factory=list)
+    explained: Counter[str] = field(default_factory=Counter)
     """What services have failed, and the fault that explains it."""
     problems: list[str] = field(default_factory=list)
     """What they have failed without one."""
@@ -97,7 +98,9 @@ class User:
         try:
             call()
         except REFUSED as error:
-            self.failed(f"{what}: {str(error)[:200]}", began, may_fail=may_fail)
+            # Some answers are pages of HTML
+            said = " ".join(re.sub(r"<[^>]*>", " ", str(error)).split())
+            self.failed(f"{what}: {said[:160]}", began, may_fail=may_fail)
             return False
         self.done[what] += 1
         return True
@@ -106,7 +109,7 @@ class User:
         """Note what a service has failed, with the faults that may explain it."""
         why = self.disturbed(began, time.monotonic())
         if why:
-            self.explained.append(f"{text} [{why}]")
+            self.explained[f"{text} [{why}]"] += 1
         elif may_fail:
             self.done["refused and asked again"] += 1
         else:
