@@ -158,6 +158,8 @@ class Soak:
                 thread.join()
             self.breaker.restored()
             with_heartbeat()
+        for user in self._users:
+            user.complete()
 
     def _judged(self) -> None:
         began, told, problems = time.monotonic(), 0.0, ["nothing looked at yet"]

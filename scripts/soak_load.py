@@ -224,6 +224,12 @@ class User:
             self.failed(f"volume {item.id} of image {item.image} is {status[0]}", item.born)
             item.state = "broken"
 
+    def complete(self) -> None:
+        """Have at least one image, upload and volume to judge at the end."""
+        for kind, make in (("image", self.make_image), ("upload", self.make_upload), ("volume", self.make_volume)):
+            if not self.of(kind, "there", "inactive", "creating"):
+                make()
+
     def settle(self) -> None:
         """Activate all images, so that what is alive now has to be warm."""
         for item in self.of("image", "inactive"):
