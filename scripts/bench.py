@@ -27,10 +27,10 @@ from typing import Any
 import kombu
 
 from handlers import image_volume
-from scripts import bench_broker, bench_growth, bench_soak
+from scripts import bench_broker, bench_growth
+from scripts.cloud.operate import PASSWORD, URL, devcloud, groups, of_image
 from scripts.cloud.people import HOME, Person, data
 from scripts.generate import notifications
-from tests.cloud.conftest import PASSWORD, URL, devcloud, groups, of_image
 from tests.fake_cloud import FakeCloud
 from tests.rig import STORES, Rig
 from tests.worker_process import WorkerProcess, configuration
@@ -635,10 +635,6 @@ def main() -> int:  # noqa: PLR0915  a line an option
     one.add_argument("--seconds", type=float, default=60.0)
     one.add_argument("--starts", type=int, default=5)
     one.set_defaults(run=rest)
-    one = commands.add_parser("soak", parents=[common])
-    one.add_argument("--minutes", type=float, default=60.0)
-    one.add_argument("--rate", type=int, default=200, help="notifications a second")
-    one.set_defaults(run=bench_soak.soak)
     one = commands.add_parser("grow", parents=[common])
     one.add_argument("--seconds", type=float, default=60.0)
     one.add_argument("--plot", type=Path, help="draw it into this SVG")

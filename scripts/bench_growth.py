@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from scripts.cloud.operate import PASSWORD, groups, rabbitmqctl
 from scripts.cloud.people import HOME
-from tests.cloud.conftest import PASSWORD, groups, rabbitmqctl
 from tests.worker_process import WorkerProcess
 
 Row = dict[str, Any]

@@ -62,7 +62,7 @@ def _located(seen: Seen, target: Target) -> list[str]:
 def _look(seen: Seen, target: Target) -> Action | None:
     """Return what has to be read before anything is decided; None if all of it was."""
     if seen.hidden:
-        return Finish(Again(image_volume.HIDDEN, after=ASK_AGAIN, counted=False))
+        return Finish(Again(image_volume.HIDDEN, after=ASK_AGAIN, counted=False, news=True))
     if seen.locations is None:
         return LookAtLocations()
     if seen.volumes is None:

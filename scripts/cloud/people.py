@@ -70,10 +70,14 @@ class Person:
         `store` is where Glance is to put it, its default store if empty.
         """
         image_id = self.queued(name, visibility=visibility, **fields)
-        with data(mebibytes, fields.get("disk_format", "raw")).open("rb") as file:
-            headers = {"Content-Type": "application/octet-stream"} | ({"x-image-meta-store": store} if store else {})
-            self._checked(self.connection.image.put(f"/images/{image_id}/file", data=file, headers=headers))
+        self.fill(image_id, data(mebibytes, fields.get("disk_format", "raw")), store=store)
         return image_id
+
+    def fill(self, image_id: str, file: Path, *, store: str = "") -> None:
+        """Upload the data of an image record that has none."""
+        headers = {"Content-Type": "application/octet-stream"} | ({"x-image-meta-store": store} if store else {})
+        with file.open("rb") as content:
+            self._checked(self.connection.image.put(f"/images/{image_id}/file", data=content, headers=headers))
 
     def queued(self, name: str, *, visibility: str = "community", **fields: Any) -> str:
         """The id of a new image record without data, raw/bare unless said otherwise."""
@@ -195,6 +199,16 @@ class Person:
             yield made
         finally:
             self.delete_volume(made.id)
+
+    def begin_volume(self, image_id: str, volume_type: str) -> str:
+        """The id of a new volume of an image, while Cinder is at work."""
+        body = {"volume": {"size": 1, "imageRef": image_id, "volume_type": volume_type, "name": "from-image"}}
+        return str(self._checked(self.connection.block_storage.post("/volumes", json=body)).json()["volume"]["id"])
+
+    def activated(self, image_id: str, active: bool) -> None:
+        """Activate or deactivate an image."""
+        action = "reactivate" if active else "deactivate"
+        self._checked(self.connection.image.post(f"/images/{image_id}/actions/{action}"))
 
     def _settled(self, volume_id: str) -> str:
         until = time.monotonic() + PATIENCE

@@ -144,6 +144,15 @@ async def test_a_deleted_queue_is_made_again(rabbitmq: RabbitMQ, opened: Open, l
     assert await hands.have(2) == ["11", "2"]
 
 
+async def test_a_deleted_queue_that_delays_is_made_again(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+    hands = Hands()
+    made = await opened(hands, lane)
+    # A second's delay is the lowest bit
+    rabbitmq.delete(f"{QUEUE}_celery_delayed_0")
+    await asyncio.wait_for(made.publish(jobs(lane, 1), after=1.0), PATIENCE)
+    assert await hands.have(1) == ["0"]
+
+
 async def test_what_was_delayed_for_a_queue_that_is_gone_holds_up_no_other_lane(
     rabbitmq: RabbitMQ, opened: Open, lane: str
 ) -> None:

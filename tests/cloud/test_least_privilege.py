@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from scripts.cloud.operate import ROOT
 from scripts.cloud.people import HOME, Person
-from tests.cloud.conftest import ROOT, groups, has_new_location_api, is_warm, of_image, release, switched, until
+from tests.cloud.conftest import groups, has_new_location_api, is_warm, of_image, release, switched, until
 from tests.cloud.test_doctor import Doctor, doctor  # noqa: F401  a fixture
 from tests.worker_process import WorkerProcess
 

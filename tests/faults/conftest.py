@@ -35,23 +35,6 @@ ROWS: list[tuple[str, ...]] = []
 HOUR = 3600.0
 # Seconds after which Cinder does no more about a volume here: it is small
 LOST = 120.0
-# Python runs this module first: the clock is real time and what a file says.
-# keystoneauth asks `datetime` what is expired
-CLOCK = """
-import datetime, time
-
-_real = time.time
-time.time = lambda: _real() + float(open({file!r}).read() or 0)
-
-
-class Clock(datetime.datetime):
-    @classmethod
-    def now(cls, tz=None):
-        return cls.fromtimestamp(time.time(), tz)
-
-
-datetime.datetime = Clock
-"""
 
 
 @dataclass
@@ -171,17 +154,6 @@ class Scene:
         assert letters == 0
         count = f"{len(self.images)} + {len(self.uploads)}"
         ROWS.append((self.fault, count, f"{self.took:.0f} s", str(len(self.left))))
-
-
-def clock(folder: Path, seconds: float) -> dict[str, str]:
-    """Put the clock so far off, of processes that have this in their environment."""
-    offset = folder / "offset"
-    offset.with_suffix(".new").write_text(str(seconds))
-    offset.with_suffix(".new").rename(offset)
-    module = folder / "clock"
-    module.mkdir(exist_ok=True)
-    (module / "sitecustomize.py").write_text(CLOCK.format(file=str(offset)))
-    return {"PYTHONPATH": str(module)}
 
 
 @pytest.fixture

@@ -7,26 +7,24 @@ import logging
 import os
 import random
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import kombu
 import pytest
 import yaml
 
+from scripts.cloud import breakage
 from scripts.cloud.people import HOME, Person
-from tests.cloud.conftest import PASSWORD, TARGETS, devcloud, groups, rabbitmqctl, switched, until
+from tests.cloud.conftest import CINDER, GLANCE, TARGETS, devcloud, groups, switched, until
 from tests.cloud.proxy import Fault, Proxy
-from tests.faults.conftest import HOUR, LANES, Scene, clock
+from tests.faults.conftest import HOUR, LANES, Scene
 from tests.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
 Worker = Callable[..., WorkerProcess]
-GLANCE, CINDER = "http://127.0.0.1:9292", "http://127.0.0.1:8776"
 # Each kind of answer and each service by itself; else all kinds in turn, and the service that does the work
 LONG = bool(os.environ.get("LONG"))
 KILLS, IMAGES, UPLOADS = (
@@ -119,11 +117,8 @@ def test_a_service_is_away(worker: Worker, scene: Scene, what: str, tmp_path: Pa
     process.start()
     process.wait_ready()
     scene.load(FEW, FEW)
-    devcloud("stop", what)
-    try:
+    with breakage.stopped(what):
         time.sleep(AWAY)
-    finally:
-        devcloud("start", what)
     scene.load(1, 1)
     scene.converged(cut_off=True)
     scene.reported(process)
@@ -163,36 +158,19 @@ def test_a_third_of_all_answers(tmp_path: Path, scene: Scene) -> None:
 
 
 def restarted() -> None:
-    devcloud("stop", "rabbitmq")
-    time.sleep(AWAY)
-    devcloud("start", "rabbitmq")
-
-
-def closed() -> None:
-    for _ in range(5):
-        rabbitmqctl("close_all_connections", "fault")
-        time.sleep(2)
+    with breakage.stopped("rabbitmq"):
+        time.sleep(AWAY)
 
 
 def deleted() -> None:
-    queues = ("upload", "reclaim", "prewarm.local-1", "prewarm.local-2")
-    for vhost, names in (
-        ("", ["image-volume-worker-test"]),
-        ("worker", [f"image-volume-worker-test.{name}" for name in queues]),
-    ):
-        with kombu.Connection(f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/{vhost}") as connection:
-            for name in names:
-                connection.default_channel.queue_declare(name, passive=True)
-                connection.default_channel.queue_delete(name)
+    breakage.delete_queue("/", "image-volume-worker-test")
+    for name in ("upload", "reclaim", "prewarm.local-1", "prewarm.local-2"):
+        breakage.delete_queue("worker", f"image-volume-worker-test.{name}")
 
 
 def short_of_memory() -> None:
-    rabbitmqctl("set_vm_memory_high_watermark", "0.00001")
-    try:
-        until(lambda: "memory" in rabbitmqctl("eval", "rabbit_alarm:get_alarms()."), what="the alarm")
+    with breakage.broker_short_of_memory():
         time.sleep(AWAY)
-    finally:
-        rabbitmqctl("set_vm_memory_high_watermark", "0.4")
 
 
 @pytest.mark.usefixtures("unhashed")
@@ -207,7 +185,7 @@ def test_rabbitmq(worker: Worker, scene: Scene, what: str, tmp_path: Path) -> No
     process.wait_ready()
     scene.load(FEW, FEW)
     broken = threading.Thread(
-        target={"stopped": restarted, "closes": closed, "loses": deleted, "is": short_of_memory}[
+        target={"stopped": restarted, "closes": breakage.close_connections, "loses": deleted, "is": short_of_memory}[
             what.split(maxsplit=1)[0]
         ]
     )
@@ -230,11 +208,11 @@ def soon_dead() -> Iterator[None]:
     if LONG:
         yield
         return
-    rabbitmqctl("eval", "application:set_env(rabbit, heartbeat, 10).")
+    breakage.heartbeat(10)
     try:
         yield
     finally:
-        rabbitmqctl("eval", "application:set_env(rabbit, heartbeat, 60).")
+        breakage.heartbeat(breakage.HEARTBEAT)
 
 
 @pytest.mark.usefixtures("unhashed", "soon_dead")
@@ -270,12 +248,7 @@ def test_the_token_is_revoked(tmp_path: Path, scene: Scene) -> None:
         scene.load(1, 1)
         until(lambda: cinder.tokens, what="it asks")
         known = (glance.tokens | cinder.tokens) - {""}
-        identity = scene.admin.connection.identity
-        for token in known:
-            answer = identity.delete("/auth/tokens", headers={"X-Subject-Token": token})
-            assert answer.status_code == 204, answer.text
-        # The services remember who they have let in
-        devcloud("restart", "memcached")
+        breakage.revoke(scene.admin, known)
         scene.load(2, FEW - 1)
         scene.converged()
         assert (glance.tokens | cinder.tokens) - known - {""}, "it has fetched no other"
@@ -300,7 +273,7 @@ def short_tokens() -> Iterator[None]:
 @pytest.mark.usefixtures("unhashed", "short_tokens")
 @pytest.mark.fault("its token expired, with two hours to go by its own clock")
 def test_the_token_expires(tmp_path: Path, scene: Scene) -> None:
-    late = clock(tmp_path, -2 * HOUR)
+    late = breakage.set_clock(tmp_path, -2 * HOUR)
     with (
         Proxy(GLANCE) as glance,
         Proxy(CINDER) as cinder,
@@ -339,18 +312,13 @@ def test_what_imports_left_behind(worker: Worker, scene: Scene, tmp_path: Path) 
 @pytest.mark.usefixtures("unhashed")
 @pytest.mark.fault("Glance's staging area full")
 def test_no_room_for_staging(worker: Worker, scene: Scene) -> None:
-    staging = HOME / "data" / "glance" / "staging"
     process = worker(groups(work=LANES))
     process.start()
     process.wait_ready()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", staging], check=True)
-    try:
+    with breakage.staging_full():
         scene.load(2, 1)
         until(lambda: process.events("job_again"), what="it does not work")
         time.sleep(AWAY)
-    finally:
-        # An import may have a file open there
-        subprocess.run(["umount", "--lazy", staging], check=True)
     scene.converged()
     scene.reported(process)
 
@@ -359,11 +327,11 @@ def test_no_room_for_staging(worker: Worker, scene: Scene) -> None:
 @pytest.mark.parametrize("what", ["two hours ahead", "two hours back"])
 @pytest.mark.fault("the worker's clock jumps {}")
 def test_the_clock_jumps(tmp_path: Path, scene: Scene, what: str) -> None:
-    off = clock(tmp_path, 0)
+    off = breakage.set_clock(tmp_path, 0)
     with WorkerProcess(tmp_path, groups(), clouds=HOME / "clouds.yaml", environment=off) as process:
         process.wait_ready()
         scene.load(2, 1)
-        clock(tmp_path, HOUR * (2 if what.endswith("ahead") else -2))
+        breakage.set_clock(tmp_path, HOUR * (2 if what.endswith("ahead") else -2))
         scene.load(2, 1)
         scene.converged()
         scene.reported(process)

@@ -138,6 +138,20 @@ async def test_a_cloud_that_has_not_answered_for_long_is_a_reason_to_be_unready(
     assert "cloud" not in daemon._unready()
 
 
+async def test_locations_that_are_shown_again_are_a_reason_to_compare(daemon: Daemon) -> None:
+    cloud = Cloud(types={"ssd", "hdd"}, stores={"cinder-ssd": "ssd"})
+    daemon._cloud = cloud  # type: ignore[assignment]
+    await daemon._look_at_cloud()
+    cloud.hides_locations = True
+    await daemon._look_at_cloud()
+    assert "role service" in daemon._unready()["locations"]
+    assert not daemon._resync_wanted.is_set()
+    cloud.hides_locations = False
+    await daemon._look_at_cloud()
+    assert "locations" not in daemon._unready()
+    assert daemon._resync_wanted.is_set()
+
+
 async def test_a_type_that_goes_and_comes_back_leaves_the_worker_ready(settings: Settings) -> None:
     metrics = Metrics()
     daemon = Daemon(settings=settings, metrics=metrics)

@@ -85,6 +85,7 @@ class Publisher:
         self._unconfirmed: dict[int, tuple[_Queue, _Outgoing]] = {}
         self._returned: set[int] = set()
         self._declaring: _Queue | None = None
+        self._delays_declared = False
         self._tag = 0
         self._connection: Any = None
         self._channel: Any = None
@@ -128,6 +129,7 @@ class Publisher:
     def opened(self, connection: Any) -> None:
         """Declare what delays, and open a channel that confirms."""
         self._topology.declare_delays(connection)
+        self._delays_declared = True
         self._connection = connection
         self._channel = connection.channel()
         self._channel.confirm_select()
@@ -151,6 +153,9 @@ class Publisher:
         waiting = [queue for queue in self._queues.values() if queue.waiting]
         due = [queue for queue in waiting if queue.not_before <= now]
         # All queues before the first message: once a broker blocks a connection, it answers nothing on it any more.
+        if due and not self._delays_declared and not self._link.blocked:
+            self._topology.declare_delays(self._connection)
+            self._delays_declared = True
         for queue in due:
             if not queue.declared and not self._link.blocked:
                 self._declare(queue)
@@ -217,6 +222,9 @@ class Publisher:
             if number in self._returned:
                 self._returned.discard(number)
                 queue.declared = False
+                if outgoing.after > 0:
+                    # What was deleted may as well be one of the queues that delay it.
+                    self._delays_declared = False
                 self._refused(queue, outgoing)
             else:
                 queue.refusing = False

@@ -409,6 +409,10 @@ class Daemon:
         blind = await check_locations(self._cloud, self._settings)
         if blind and not self._blind:
             log.warning("locations_hidden", error=blind)
+        if self._blind and not blind:
+            # Images that were looked at meanwhile would wait for a quarter of an hour
+            log.info("locations_shown")
+            self._want_resync("Glance shows locations again")
         self._blind = blind
 
     def _cloud_is_there(self, found: Found) -> None:

@@ -1,0 +1,287 @@
+"""The judge of the soak: is everything as if nothing had been broken, and does nothing grow?"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import statistics
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from scripts.cloud import breakage
+from scripts.cloud.operate import TARGETS, of_image, sql
+from scripts.cloud.people import Person
+from scripts.soak_faults import QUEUE, Replica
+from scripts.soak_load import NAME, REFUSED, Item, User
+from tests.worker_process import Usage
+
+# Seconds after which a life of a worker has set up what it sets up once, and how long it must have lived since
+WARM, LIVED = 120.0, 60.0
+# How much more of it a life may have at its end than when it was warm
+MOST = {"MiB": 16.0, "threads": 8.0, "file descriptors": 16.0}
+# And than a fresh worker, which has not yet made the threads of its pool ([cloud] api_concurrency, 16), nor what each
+# of them keeps open to Glance and Cinder
+MORE_THAN_FRESH = {"MiB": 40.0, "threads": 16.0 + 8.0, "file descriptors": 2 * 16.0 + 16.0}
+# Seconds after which an import of Glance's does nothing more: Cinder's answers take it five times 30 s at most
+STILL = 240.0
+# Log lines that tell of a bug of the worker's, whatever is broken around it
+BUGS = {
+    "task_failed", "thread_failed", "request_failed", "handler_failed", "broker_session_failed", "outcome_not_written",
+    "start_failed", "start_refused", "encrypted_image_volume_deleted", "reclaim_braked",
+}  # fmt: skip
+
+
+def amounts(usage: Usage) -> dict[str, float]:
+    """What a worker uses, by the names in the tables."""
+    return {
+        "MiB": usage.memory / (1 << 20), "threads": float(usage.threads), "file descriptors": float(usage.descriptors),
+    }  # fmt: skip
+
+
+@dataclass
+class Judge:
+    """Looks at the cloud as its operator; `before` are the volumes that were there when the soak began."""
+
+    operator: Person
+    admin: Person
+    users: list[User]
+    replicas: list[Replica]
+    disturbed: Callable[[float, float], str]
+    before: frozenset[str] = frozenset()
+    helped: list[str] = field(default_factory=list)
+    """Volumes that only an administrator can free, and the fault in a service that explains them."""
+    unexplained: list[str] = field(default_factory=list)
+    _busted: set[str] = field(default_factory=set)
+    _named: set[str] = field(default_factory=set)
+    _read: dict[str, int] = field(default_factory=dict)
+    _began: float = field(default_factory=time.monotonic)
+
+    def problems(self) -> list[str]:
+        """Name what is not yet as it should be."""
+        try:
+            return [*self._images(), *self._volumes(), *self._queues(), *self._replicas()]
+        except (*REFUSED, subprocess.SubprocessError) as error:
+            return [f"the cloud can't be looked at: {str(error)[:200]}"]
+
+    def _images(self) -> Iterator[str]:
+        for user in self.users:
+            name = user.person.connection.config.name
+            listed = {row["id"]: row for row in user.person.images() if row["name"].startswith(NAME)}
+            wanted = {item.id: item for item in user.alive()}
+            for item in wanted.values():
+                if item.id not in listed:
+                    yield f"lost: {item.kind} {item.id} of {name}"
+                elif text := self._cold(user, item):
+                    yield text
+            for image_id, row in listed.items():
+                if image_id not in wanted:
+                    # Recorded, although the answer was lost; or its deletion was refused
+                    known = [item for item in user.items if item.id == image_id]
+                    if not known:
+                        user.items.append(Item(image_id, "image", time.monotonic(), state="deleting"))
+                    yield f"{name} deletes image {image_id}, {row['status']}"
+
+    def _cold(self, user: User, item: Item) -> str:
+        """Say in what an image is not warm; empty if it is."""
+        image = user.person.show(item.id)
+        if image["status"] != "active":
+            return f"not active: {item.kind} {item.id} is {image['status']}: {image.get('image_volume_status', '')}"
+        volumes = of_image(self.operator, item.id)
+        if len(volumes) > len(TARGETS):
+            return f"doubled: {item.kind} {item.id} has {[self._brief(volume) for volume in volumes]}"
+        for target in TARGETS:
+            found = [volume for volume in volumes if volume["volume_type"] == target]
+            if len(found) != 1:
+                return f"not warm: {item.kind} {item.id} has {len(found)} Image-Volumes on {target}"
+            metadata = found[0]["metadata"]
+            good = {
+                "status": found[0]["status"] in ("available", "in-use"),
+                "owner": metadata.get("image_owner") == image["owner"],
+                "tag": metadata.get("image_volume_worker") == target,
+                "read-only": metadata.get("readonly") == "True",
+                "location": f"cinder-{TARGETS.index(target) + 1}" in image.get("stores", "").split(","),
+            }
+            if not all(good.values()):
+                wrong = ", ".join(name for name, right in good.items() if not right)
+                return f"not warm: {item.kind} {item.id} on {target}: {wrong}; {self._brief(found[0])}"
+        return ""
+
+    def _volumes(self) -> Iterator[str]:
+        wanted = {item.id for user in self.users for item in user.alive()}
+        for volume in self.operator.volumes():
+            if volume["id"] not in self.before and volume["name"].removeprefix("image-") not in wanted:
+                yield f"left over: {self._brief(volume)}"
+        for user in self.users:
+            name = user.person.connection.config.name
+            listed = {volume["id"]: volume["status"] for volume in user.person.volumes()}
+            if listed.get(user.source) != "available":
+                yield f"{name}'s source volume is {listed.get(user.source)}"
+            for item in user.of("volume", "creating", "there"):
+                if listed.get(item.id) != "available":
+                    yield f"{name}'s volume {item.id} is {listed.get(item.id, 'lost')}"
+            for item in user.of("volume", "deleting"):
+                if item.id in listed:
+                    yield f"{name} deletes volume {item.id}, {listed[item.id]}"
+                else:
+                    item.state = "gone"
+
+    def _queues(self) -> Iterator[str]:
+        for vhost in ("/", "worker"):
+            found = breakage.queues(vhost, QUEUE)
+            for name in (QUEUE,) if vhost == "/" else (f"{QUEUE}.upload", f"{QUEUE}.prewarm.{TARGETS[0]}"):
+                if name not in found:
+                    yield f"queue {name} is not there"
+            for name, count in found.items():
+                if count and not name.endswith(".dead"):
+                    yield f"queue {name} holds {count}"
+
+    def _replicas(self) -> Iterator[str]:
+        for replica in self.replicas:
+            if not replica.ready:
+                yield f"not ready: {replica.name}: {replica.process.probe('/readyz')[1]}"
+
+    @staticmethod
+    def _brief(volume: dict[str, Any]) -> str:
+        tag = volume["metadata"].get("image_volume_worker", "no tag")
+        return f"volume {volume['id']} {volume['name']} {volume['volume_type']} {volume['status']} {tag}"
+
+    def help(self) -> None:
+        """Do what docs/upkeep.md asks of an administrator: free the volumes that a worker has named as stuck."""
+        named = self._stuck()
+        for volume in self.operator.volumes():
+            if volume["id"] in named and volume["status"] not in ("available", "error", "deleting"):
+                self.admin.act(volume["id"], "os-reset_status", status="error", attach_status="detached")
+                self._note(f"{self._brief(volume)}, which Cinder lets nobody delete")
+        for user in self.users:
+            for volume in user.person.volumes():
+                mine = [item for item in user.items if item.id == volume["id"] and item.state in ("broken", "deleting")]
+                if mine and not volume["status"].startswith(("available", "error", "deleting")):
+                    self.admin.act(volume["id"], "os-reset_status", status="error")
+                    # Why it is broken has been noted when that was seen
+                if mine and mine[0].state == "broken":
+                    mine[0].state = "deleting"
+
+        self._bust_locks()
+
+    def _stuck(self) -> set[str]:
+        """The volumes that workers have named as stuck. Logs are long: only what is new in them is read."""
+        for replica in self.replicas:
+            if replica.process.log.exists():
+                with replica.process.log.open("rb") as log:
+                    log.seek(self._read.get(replica.name, 0))
+                    text = log.read()
+                    # The last line may be half written
+                    whole = text[: text.rfind(b"\n") + 1]
+                    self._read[replica.name] = self._read.get(replica.name, 0) + len(whole)
+                for line in whole.splitlines():
+                    with contextlib.suppress(ValueError, KeyError):
+                        if b'"volume_stuck"' in line:
+                            self._named.add(json.loads(line)["volume_id"])
+        return self._named
+
+    def _bust_locks(self) -> None:
+        """End the hour for which Glance keeps the lock of an import that a broken database has ended midway."""
+        for user in self.users:
+            for item in user.alive():
+                if not (task := user.person.show(item.id).get("os_glance_import_task")):
+                    continue
+                still = f"id = '{task}' AND updated_at < UTC_TIMESTAMP() - INTERVAL {STILL:.0f} SECOND"
+                if task not in self._busted and sql("glance", f"SELECT id FROM tasks WHERE {still}"):
+                    self._busted.add(task)
+                    sql("glance", f"UPDATE tasks SET updated_at = updated_at - INTERVAL 1 HOUR WHERE {still}")
+                    self._note(f"an import's lock on {item.kind} {item.id}, which Glance would keep for an hour")
+
+    def _note(self, text: str) -> None:
+        if self.disturbed(self._began, time.monotonic()):
+            self.helped.append(text)
+        else:
+            self.unexplained.append(f"stuck: {text}")
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The log lines of all replicas."""
+        for log_file in (replica.process.log for replica in self.replicas if replica.process.log.exists()):
+            with log_file.open(errors="replace") as log:
+                for line in log:
+                    with contextlib.suppress(ValueError):
+                        if line.startswith("{"):
+                            yield json.loads(line)
+
+    def said(self) -> tuple[Counter[str], list[str]]:
+        """What the workers logged, counted, and what of it tells of a bug."""
+        counts, bugs = Counter[str](), Counter[str]()
+        for line in self.lines():
+            event = str(line.get("event", "?"))
+            counts[event] += 1
+            if event in BUGS or "exception" in line:
+                error = str(line.get("exception") or line.get("error") or line.get("reason") or "").strip()
+                bugs[f"bug: {event}: {error.splitlines()[-1][:200] if error else line}"] += 1
+            if event == "job_parked":
+                reason = re.sub(r"[0-9a-f]{8}-[0-9a-f-]{27}", "ID", str(line.get("reason", "")))
+                bugs[f"dead letter: {line.get('handler')} {reason[:200]}"] += 1
+        for replica in self.replicas:
+            text = replica.process.log.read_text(errors="replace")
+            # Lines that a full disk has cut may hold the word, inside of JSON
+            if traces := re.findall(r"^Traceback.*(?:\n[ \t].*)*\n?(.*)", text, re.MULTILINE):
+                bugs[f"bug: traceback in the log of {replica.name}: {traces[0][:200]}"] += len(traces)
+        return counts, [f"{text} ({count} times)" if count > 1 else text for text, count in bugs.items()]
+
+    def dead_letters(self) -> int:
+        """How many dead letters there are."""
+        return breakage.queues("worker", QUEUE).get(f"{QUEUE}.dead", 0)
+
+    def grown(self) -> tuple[list[tuple[str, ...]], list[str]]:
+        """A row for each life that was long enough, and what has grown in one."""
+        rows, problems = list[tuple[str, ...]](), list[str]()
+        for replica in self.replicas:
+            for life, samples in replica.usage.items():
+                warm = [amounts(usage) for at, usage in samples if at > samples[0][0] + WARM]
+                if not warm or samples[-1][0] - samples[0][0] < WARM + LIVED:
+                    continue
+                tenth = max(1, len(warm) // 10)
+                for name, most in MOST.items():
+                    values = [one[name] for one in warm]
+                    first, last = statistics.median(values[:tenth]), statistics.median(values[-tenth:])
+                    minutes = (samples[-1][0] - samples[0][0]) / 60
+                    rows.append(
+                        (f"{replica.name}, life {life}, {minutes:.0f} min", name, f"{first:.1f}", f"{last:.1f}",
+                         f"{max(values):.1f}")
+                    )  # fmt: skip
+                    if last - first > most:
+                        problems.append(f"grows: {name} of {replica.name}: {first:.1f} to {last:.1f}")
+        return rows, problems
+
+    def at_rest(self, fresh: Replica) -> tuple[list[tuple[str, ...]], list[str]]:
+        """A row for each replica, and what it has more than a fresh one; all are at rest."""
+        rows, problems = list[tuple[str, ...]](), list[str]()
+        new = amounts(fresh.process.usage())
+        for replica in self.replicas:
+            old = amounts(replica.process.usage())
+            for name, value in old.items():
+                rows.append(
+                    (f"{replica.name} at rest against a fresh one", name, f"{new[name]:.1f}", f"{value:.1f}", "")
+                )
+                if value - new[name] > MORE_THAN_FRESH[name]:
+                    problems.append(f"more than a fresh one: {name} of {replica.name}: {value:.1f}, {new[name]:.1f}")
+        return rows, problems
+
+    def contents(self, say: Callable[[str], None]) -> Iterator[str]:
+        """Download everything and have Cinder make volumes of it: name what is not as it should be."""
+        for user in self.users:
+            for item in user.alive():
+                wanted = user.content if item.kind == "upload" else user.hash_of_image
+                found = user.person.sha256(item.id)
+                say(f"{item.kind} {item.id}: {found[:12]}")
+                if found != wanted:
+                    yield f"other bytes: {item.kind} {item.id}: {found} and not {wanted}"
+            for kind in ("image", "upload"):
+                for item in user.of(kind, "there")[-1:]:
+                    for target in TARGETS:
+                        made = user.person.volume(item.id, target)
+                        user.person.delete_volume(made.id)
+                        if not made.cloned:
+                            yield f"not a clone: a volume of {kind} {item.id} on {target}"
