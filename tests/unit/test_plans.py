@@ -55,7 +55,7 @@ OURS = {"image_volume_worker_origin": "prewarm"}
 FIRST = (Location(url="cinder://c1/v1", store="c1", volume_id="v1"),)
 BOTH = (*FIRST, Location(url="cinder://c1/v2", store="c1", volume_id="v2"))
 WARM = Finish(Done("v1", state=State.WARM))
-HIDDEN = Finish(Again(image_volume.HIDDEN, after=registered.ASK_AGAIN, counted=False))
+HIDDEN = Finish(Again(image_volume.HIDDEN, after=registered.ASK_AGAIN, counted=False, news=True))
 
 ENTRY = replace(V1, id="e1", metadata={**MARKS, "readonly": "True", "image_volume_worker_updated_at": "then",
                 **OURS})  # fmt: skip
