@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import re
 import urllib.request
 from collections.abc import Callable, Generator, Iterator
@@ -33,6 +34,7 @@ from scripts.cloud.operate import (  # noqa: F401  tests import them from here
 from scripts.cloud.people import HOME, Person
 from tests.worker_process import WorkerProcess
 
+LONG = bool(os.environ.get("LONG"))
 # Of a worker's log, in what is told of a failed test
 LOG_LINES = 60
 
@@ -95,6 +97,34 @@ def devcloud_up() -> None:
     if not (HOME / "clouds.yaml").exists():
         pytest.fail("no devcloud: scripts/devcloud up")
     devcloud("status")
+
+
+@pytest.fixture(scope="session")
+def hashing(devcloud_up: None) -> Iterator[Callable[[bool], None]]:
+    """Sets whether Glance reads each upload for its hash, which takes longer than all else; in the end it is as it was.
+
+    The short form of most tests does without.
+    """
+
+    def turn(on: bool) -> None:
+        if switches()["SECURE_HASH"] != str(int(on)):
+            devcloud("set", f"SECURE_HASH={int(on)}")
+
+    before = switches()["SECURE_HASH"] == "1"
+    yield turn
+    turn(before)
+
+
+@pytest.fixture
+def unhashed(hashing: Callable[[bool], None]) -> None:
+    """The test is not about the hash."""
+    hashing(LONG)
+
+
+@pytest.fixture
+def hashed(hashing: Callable[[bool], None]) -> None:
+    """The test wants the hash, too."""
+    hashing(True)
 
 
 @pytest.fixture(scope="session")

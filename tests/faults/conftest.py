@@ -21,10 +21,13 @@ from tests.cloud.conftest import (  # noqa: F401  fixtures
     bob,
     devcloud_up,
     groups,
+    hashed,
+    hashing,
     is_warm,
     of_image,
     operator,
     pytest_runtest_makereport,
+    unhashed,
     until,
     worker,
 )

@@ -18,7 +18,7 @@ import yaml
 
 from scripts.cloud import breakage
 from scripts.cloud.people import HOME, Person
-from tests.cloud.conftest import CINDER, GLANCE, TARGETS, devcloud, groups, switched, until
+from tests.cloud.conftest import CINDER, GLANCE, TARGETS, devcloud, groups, until
 from tests.cloud.proxy import Fault, Proxy
 from tests.faults.conftest import HOUR, LANES, Scene
 from tests.worker_process import WorkerProcess
@@ -59,6 +59,7 @@ def behind(folder: Path, *services: Proxy, environment: Mapping[str, str] | None
         yield process
 
 
+@pytest.mark.usefixtures("hashed")
 @pytest.mark.fault(f"the worker killed -9, {KILLS} times")
 def test_killed_at_any_moment(worker: Worker, scene: Scene) -> None:
     seed = random.randrange(1 << 30)
@@ -89,6 +90,7 @@ def test_killed_at_any_moment(worker: Worker, scene: Scene) -> None:
     scene.reported(process)
 
 
+@pytest.mark.usefixtures("hashed")
 @pytest.mark.parametrize("what", ANSWERS)
 @pytest.mark.fault("every answer of Glance and Cinder {} for a while")
 def test_no_answer_for_a_while(tmp_path: Path, scene: Scene, what: str) -> None:
@@ -110,6 +112,7 @@ def test_no_answer_for_a_while(tmp_path: Path, scene: Scene, what: str) -> None:
         scene.reported(process)
 
 
+@pytest.mark.usefixtures("hashed")
 @pytest.mark.parametrize("what", SERVICES)
 @pytest.mark.fault("{} stopped for a while")
 def test_a_service_is_away(worker: Worker, scene: Scene, what: str, tmp_path: Path) -> None:
@@ -124,16 +127,6 @@ def test_a_service_is_away(worker: Worker, scene: Scene, what: str, tmp_path: Pa
     scene.reported(process)
     process.kill()
     scene.tidied(tmp_path)
-
-
-# From here on to the end of the file: the switch restarts Glance, and stays as it is until the last test
-
-
-@pytest.fixture(scope="module")
-def unhashed(devcloud_up: None) -> Iterator[None]:
-    """Glance reads no upload for its hash: that takes it longer than all else; the tests before this one have it."""
-    with switched() if LONG else switched("SECURE_HASH=0"):
-        yield
 
 
 @pytest.mark.usefixtures("unhashed")
