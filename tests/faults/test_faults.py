@@ -35,7 +35,7 @@ AWAY = 10.0
 # How long a request may take behind a proxy; what is late takes longer
 REQUEST = 5.0
 # How long a token lasts where they are to expire
-TOKEN = 40.0
+TOKEN = 30.0
 ANSWERS = ["an error", "dropped", "late", "cut short", "garbage"] if LONG else ["wrong in one way or another"]
 FEW = 2 if LONG else 1
 SERVICES = ["cinder-volume", *(["mariadb", "cinder-scheduler", "cinder-api", "keystone"] if LONG else [])]
