@@ -397,8 +397,9 @@ class Deletion:
     async def _prove_volume(self, volume_id: str, *, confirmed: bool) -> None:
         """NotProven unless a volume that Cinder does not find is gone: announced, or not found for long enough.
 
-        The proof that Cinder shows us its volumes is another Image-Volume. Glance deletes the volume of a location that
-        it removes: in a wrong region or project we would have it delete what is there.
+        The proof that Cinder shows us its volumes is another Image-Volume, and a volume of another project. Glance
+        deletes the volume of a location that it removes: in a wrong region or project we would have it delete what is
+        there.
         """
         if self._deletions.is_volume_deleted(volume_id):
             return
@@ -419,6 +420,12 @@ class Deletion:
             raise NotProven(f"volume {volume_id} of a location may be gone: {noted}", after=wait)
         if brake := self._count_missing(shown):
             raise NotProven(brake, after=DEPENDED_ON)
+        if not await self._cloud.find_volume_witness():
+            raise NotProven(
+                f"Cinder does not find volume {volume_id} of a location, nor shows it this login any volume of another "
+                f"project, where it may be; doctor tells more. If it is deleted: {CONFIRM}",
+                after=DEPENDED_ON,
+            )
 
     def _count_missing(self, shown: int) -> str:
         """Set the brake by how many volumes of locations are missing besides those shown; its reason, "" if off."""

@@ -20,6 +20,8 @@ from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.target import TAG, Target
 
 PROJECT = "internal-project"
+# A volume of another project that no test looks at
+NOBODYS = "00000000-0000-4000-8000-00000000000f"
 PAGE = 1000
 T = TypeVar("T")
 
@@ -58,6 +60,7 @@ class FakeCloud:
     cached: frozenset[str] = frozenset()
     multiple_locations: bool = False
     sees_all: bool = True
+    sees_foreign: bool = True
     hides_locations: bool = False
     delayed: bool = False
     seconds: float = 0.0
@@ -275,6 +278,11 @@ class FakeCloud:
             private = [image for image in self.images.values() if image.visibility == "private"]
             return next((image.id for image in private if image.owner != PROJECT and self._shows(image)), "")
 
+    async def find_volume_witness(self) -> str:
+        async with self._call("find_volume_witness"):
+            # Other projects have volumes that no test looks at
+            return next((v.id for v in self.volumes.values() if v.foreign), NOBODYS) if self.sees_foreign else ""
+
     async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
         async with self._call("get_locations"):
             self._image(image_id)
@@ -488,9 +496,10 @@ class FakeCloud:
         return self.sees_all or image.owner == PROJECT or image.visibility in ("public", "community")
 
     def _volume(self, volume_id: str) -> Volume:
-        if volume_id not in self.volumes or volume_id in self.elsewhere:
+        volume = self.volumes.get(volume_id)
+        if volume is None or volume_id in self.elsewhere or (volume.foreign and not self.sees_foreign):
             raise NotFound(f"Volume {volume_id} could not be found.")
-        return self.volumes[volume_id]
+        return volume
 
     def _new(self, name: str, volume_type: str, size: int, metadata: dict[str, str]) -> Volume:
         volume = Volume(

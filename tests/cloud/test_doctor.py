@@ -160,8 +160,9 @@ def test_all_is_well(doctor: Doctor, image: str) -> None:
     assert report.of("fail") == {}
     assert report.status == 0
     # A worker has never run with this queue, and nothing drains what publishers make; `lanes` are in memory; the users
-    # here have no private images
+    # here have no private images, nor volumes
     expected = {"notifications 0 queue", "lanes", "notifications 0 notifications.info", "private images"}
+    expected.add("rights in cinder")
     if "OLD_LOCATIONS=1" in devcloud("status"):
         expected.add("show_multiple_locations")
     if not has_new_location_api():

@@ -495,7 +495,7 @@ def test_doctor_finds_nothing_wrong(doctor: Doctor, owned: Owned) -> None:  # no
     report.says("roles", "ok", "image_volume_worker")
     report.says("rights in glance", "ok", "of other projects")
     report.says("rights to locations", "ok", "New Location API")
-    report.says("rights in cinder", "ok", "all projects")
+    report.says("rights in cinder", "ok", "volumes of other projects")
 
 
 def test_worker(worker: Worker, images: Images, alice: Person, bob: Person, operator: Person) -> None:

@@ -373,6 +373,12 @@ async def test_a_private_image_of_another_project_is_a_witness(bed: Bed) -> None
     assert witness.owner == (await bed.cloud.get_image(image_id)).owner
 
 
+async def test_a_volume_of_another_project_is_a_witness(bed: Bed) -> None:
+    await bed.volume()
+    witness = await bed.cloud.get_volume(await bed.cloud.find_volume_witness())
+    assert witness.foreign
+
+
 async def test_cinder_refuses_to_delete_what_has_a_snapshot_or_could_not_be_deleted(bed: Bed) -> None:
     volume_id = await made_of_nothing(bed, "refused")
     await available(bed, volume_id)

@@ -406,6 +406,22 @@ async def test_a_volume_that_is_not_found_for_long_is_made_again(cloud: FakeClou
         assert lost not in located(cloud, image.id)
 
 
+async def test_a_login_that_sees_no_other_projects_volumes_believes_of_none_that_it_is_gone(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        (image,) = await without_volumes(rig, cloud, images=1)
+        before = located(cloud, image.id)
+        cloud.sees_foreign = False
+        for _ in range(10):
+            outcome = await rig.run(image.id)
+            assert isinstance(outcome, Again)
+            cloud.ahead += (outcome.after or 0.0) + 0.1
+        assert "any volume of another project" in outcome.reason
+        assert located(cloud, image.id) == before
+        cloud.sees_foreign = True
+        assert isinstance(await rig.run(image.id), Done)
+        assert located(cloud, image.id) != before
+
+
 async def test_a_volume_whose_deletion_was_heard_of_is_made_again_at_once(cloud: FakeCloud) -> None:
     async with rig_of(cloud, "store", FAST, policy=Policy(settle=0.0, rewarm_interval=0.0)) as rig:
         cloud.emit = rig.hear

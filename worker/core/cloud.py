@@ -144,6 +144,9 @@ class Cloud(Protocol):
     async def find_witness(self) -> str:
         """The id of a private image of another project that Glance shows us; "" if it shows none."""
 
+    async def find_volume_witness(self) -> str:
+        """The id of a volume of another project that Cinder shows us; "" if it shows none."""
+
     async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
         """Where the image's data lies; None if that cannot be read, never an empty tuple.
 

@@ -50,7 +50,7 @@ class Facts:
     services: tuple[Service, ...] | Untold = NO_LOGIN
     zones: frozenset[str] | Untold = NO_LOGIN
     limits: Mapping[str, Limit] | Untold = NO_LOGIN
-    sees_volumes: bool | Untold = NO_LOGIN
+    volume_witness: str | Untold = NO_LOGIN
     witness: str | Untold = NO_LOGIN
     volumes: tuple[Volume, ...] | Untold = NO_LOGIN
 
@@ -96,7 +96,7 @@ async def gather(cloud: OpenStackCloud, settings: Settings) -> Facts:
         (glance, cinder),
         (login, image_api, methods, volume_api),
         (pools, services, zones),
-        (limits, sees_volumes, all_volumes, witness),
+        (limits, volume_witness, all_volumes, witness),
     ) = await asyncio.gather(
         kept_and_located(),
         types_and_encrypted(),
@@ -105,7 +105,7 @@ async def gather(cloud: OpenStackCloud, settings: Settings) -> Facts:
             ask(cloud.login), ask(cloud.image_api_version), ask(cloud.import_methods), ask(cloud.volume_api_version)
         ),
         asyncio.gather(ask(cloud.list_pools), ask(cloud.list_services), ask(cloud.list_zones)),
-        asyncio.gather(ask(cloud.limits), ask(cloud.sees_volumes_of_all), ask(volumes), ask(cloud.find_witness)),
+        asyncio.gather(ask(cloud.limits), ask(cloud.find_volume_witness), ask(volumes), ask(cloud.find_witness)),
     )
     return Facts(
         identity=identity,
@@ -124,7 +124,7 @@ async def gather(cloud: OpenStackCloud, settings: Settings) -> Facts:
         services=services,
         zones=zones,
         limits=limits,
-        sees_volumes=sees_volumes,
+        volume_witness=volume_witness,
         witness=witness,
         volumes=all_volumes,
     )
