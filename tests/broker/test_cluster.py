@@ -275,10 +275,12 @@ def test_a_node_is_cut_off_and_comes_back(cluster: Cluster, load: Load, handling
     (pid,) = (run.pid for run in load.runs() if run.key == job)
     node = cluster.nodes[[worker.pid for worker in load.workers].index(pid)]
     cluster.wires.cut(node.name)
-    load.until_ready("a node cut off")
-    # It was given back and handed out anew; `finish` sees to it that the first worker had let go of it by then
-    until(lambda: sum(run.key == job for run in load.runs()) > 1, load.state)
-    cluster.wires.mend()
+    try:
+        load.until_ready("a node cut off")
+        # It was given back and handed out anew; `finish` sees to it that the first worker had let go of it by then
+        until(lambda: sum(run.key == job for run in load.runs()) > 1, load.state)
+    finally:
+        cluster.wires.mend()
     load.until_ready("it is back")
     load.finish()
     if handling == "ignore":
