@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import amqp
@@ -28,17 +29,35 @@ def installed() -> Path | None:
     return next((home for home in HOMES if (home / SERVER).exists()), None)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Member:
+    """What a node of a cluster shares with the others, and the port mapper by which it finds them."""
+
+    name: str
+    mapper_port: int
+    cookie: str
+    password: str
+
+
 class RabbitMQ:
     """One node; `start` and `stop` it as often as needed, `remove` it at the end."""
 
-    def __init__(self, *, folder: Path, scripts: Path, config: str = "") -> None:
+    def __init__(self, *, folder: Path, scripts: Path, config: str = "", member: Member | None = None) -> None:
+        """`member`: of a cluster whose port mappers run already; else the node is alone, and has its own."""
         self._folder = folder
         self._scripts = scripts
-        self._password = secrets.token_hex(8)
+        self._mapped = member is not None
         self._mapper: subprocess.Popen[bytes] | None = None
         self._server: subprocess.Popen[bytes] | None = None
         self.port, self._mapper_port, self._node_port = free_ports(3)
+        self.name = f"worker{self.port}@localhost"
+        self._password = secrets.token_hex(8)
         self._folder.mkdir(parents=True, exist_ok=True)
+        if member is not None:
+            self.name, self._mapper_port, self._password = member.name, member.mapper_port, member.password
+            cookie = self._folder / ".erlang.cookie"
+            cookie.write_text(member.cookie)
+            cookie.chmod(0o400)
         (self._folder / "rabbitmq.conf").write_text(
             f"listeners.tcp.local = 127.0.0.1:{self.port}\n"
             f"default_user = worker\ndefault_pass = {self._password}\n"
@@ -58,7 +77,7 @@ class RabbitMQ:
 
     def start(self) -> None:
         """Start the node and wait until it lets us in."""
-        if self._mapper is None or self._mapper.poll() is not None:
+        if not self._mapped and (self._mapper is None or self._mapper.poll() is not None):
             self._mapper = self._spawn("epmd", "-relaxed_command_check", executable="epmd")
         self._server = self._spawn(str(self._scripts / SERVER), executable=SERVER)
         deadline = time.monotonic() + STARTUP_TIMEOUT
@@ -187,12 +206,12 @@ class RabbitMQ:
         return {
             "PATH": f"{self._scripts}:{os.environ['PATH']}",
             "LANG": "C.UTF-8",
-            # The Erlang cookie is made here
+            # The Erlang cookie is made here, or was put here for a node of a cluster
             "HOME": folder,
             "ERL_CRASH_DUMP": "/dev/null",
             "ERL_EPMD_ADDRESS": "127.0.0.1",
             "ERL_EPMD_PORT": str(self._mapper_port),
-            "RABBITMQ_NODENAME": f"worker{self.port}@localhost",
+            "RABBITMQ_NODENAME": self.name,
             "RABBITMQ_DIST_PORT": str(self._node_port),
             "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia",
             "RABBITMQ_LOG_BASE": f"{folder}/log",

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -35,15 +35,20 @@ CLOUD = "image-volume-worker"
 
 def needs(*programs: str) -> None:
     """Skip a test that can't run here; in CI, which installs everything, that is a failure."""
-    missing = [program for program in programs if shutil.which(program) is None]
-    faults = [f"not installed: {', '.join(missing)} (scripts/test deploy installs them)"] if missing else []
-    if os.geteuid() != 0:
-        faults.append("only root can boot a machine or build an image")
-    if faults:
+    if faults := needs_root(*programs):
         why = "; ".join(faults)
         if os.environ.get("CI"):
             pytest.fail(why)
         pytest.skip(why)
+
+
+def needs_root(*programs: str) -> list[str]:
+    """Why a machine can't be made here: programs that are not installed, or not being root."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    faults = [f"not installed: {', '.join(missing)} (scripts/test installs them)"] if missing else []
+    if os.geteuid() != 0:
+        faults.append("only root can boot a machine or build an image")
+    return faults
 
 
 def run(*words: str | Path, timeout: float = 600.0, **options: Any) -> str:
@@ -79,18 +84,18 @@ def kept(request: pytest.FixtureRequest, factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def archive() -> Path:
-    """A small Debian with systemd and Python, as a tar file; one of the last days if there is one."""
-    packages = ",".join(PACKAGES)
-    key = hashlib.sha256(f"{SUITE} {packages}".encode()).hexdigest()[:12]
-    made = CACHE / f"{SUITE}-{key}.tar"
+def archive(suite: str = SUITE, names: Sequence[str] = PACKAGES) -> Path:
+    """A small Debian with these packages, as a tar file; one of the last days if there is one."""
+    packages = ",".join(names)
+    key = hashlib.sha256(f"{suite} {packages}".encode()).hexdigest()[:12]
+    made = CACHE / f"{suite}-{key}.tar"
     if not made.exists() or time.time() - made.stat().st_mtime > LASTS:
         CACHE.mkdir(parents=True, exist_ok=True)
         # Another run may be making one too
         part = made.with_suffix(f".{os.getpid()}")
         try:
             options = ("--quiet", "--variant=minbase", "--mode=root", "--format=tar", f"--include={packages}")
-            run("mmdebstrap", *options, SUITE, part)
+            run("mmdebstrap", *options, suite, part)
             part.rename(made)
         finally:
             part.unlink(missing_ok=True)

@@ -22,7 +22,7 @@ from worker.core.job import OPERATOR, Job, Key
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.uses import Uses
 from worker.engine.retry import Backoff
-from worker.engine.runner import Limits, Runner
+from worker.engine.runner import LATE, Limits, Runner
 from worker.observe.metrics import Metrics
 
 ONE, TWO = Key("h", "one"), Key("h", "two")
@@ -651,3 +651,52 @@ async def test_a_lost_job_that_waits_ends_at_once() -> None:
         bed.runner.lose("h")
         await bed.until(lambda: bed.runner.idle)
         assert not bed.lanes.acked
+
+
+async def test_a_try_that_is_due_and_does_not_come_is_brought_once() -> None:
+    async with running(answering(Again("busy", after=1.0), Done())) as bed:
+        add, stuck = bed.lanes._add, list[Job]()
+        bed.lanes._add = stuck.extend  # type: ignore[method-assign]
+        add([job(ONE)])
+        await bed.until(lambda: bed.outcomes("again"))
+        # Nothing is late yet
+        await asyncio.sleep(1.0 + LATE / 2)
+        bed.runner.tidy()
+        await asyncio.sleep(0.1)
+        assert bed.handler.tries == [ONE]
+        bed.lanes._add = add  # type: ignore[method-assign]
+        await asyncio.sleep(LATE)
+        bed.runner.tidy()
+        await bed.until(lambda: bed.outcomes("done"))
+        await asyncio.sleep(LATE)
+        bed.runner.tidy()
+        await bed.quiet()
+        assert bed.handler.tries == [ONE, ONE]
+        # What was stuck comes after all: one more look, which finds nothing to do
+        assert len(stuck) == 1
+        add(stuck)
+        await bed.until(lambda: bed.outcomes("done") == 2)
+
+
+async def test_a_try_that_waits_in_a_long_lane_is_not_brought() -> None:
+    free = asyncio.Event()
+    tries: list[Key] = []
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        tries.append(key)
+        if key == ONE and tries.count(ONE) == 1:
+            return Again("busy", after=1.0)
+        if key != ONE:
+            await free.wait()
+        return Done()
+
+    async with running(work, width=1) as bed:
+        await bed.give(job(ONE))
+        await bed.until(lambda: bed.outcomes("again"))
+        await bed.give(*(job(Key("h", str(number))) for number in range(110)))
+        await asyncio.sleep(1.0 + 2 * LATE)
+        bed.runner.tidy()
+        free.set()
+        await bed.until(lambda: bed.outcomes("done") == 111)
+        await bed.quiet()
+        assert tries.count(ONE) == 2

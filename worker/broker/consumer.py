@@ -14,6 +14,7 @@ from amqp.exceptions import ChannelError, NotFound, PreconditionFailed
 
 from worker.broker.connection import Broker, declared_otherwise_pause, words
 from worker.broker.link import Link
+from worker.broker.pulse import Pulse
 from worker.broker.topology import Topology, broken_pause
 from worker.core.dead_letter import MOST_BODY, DeadLetter
 from worker.core.errors import Malformed
@@ -99,6 +100,7 @@ class Consumer:
         self._stray = _Lane(name="stray", queue=topology.stray, prefetch=STRAY_AT_ONCE)
         self._lanes.append(self._stray)
         self._link = Link(broker=broker, session=self, name=name)
+        self._pulse = Pulse(queue=topology.pulse, receive=lambda _message: None)
         self._opening: _Lane | None = None
         self._acks: deque[tuple[_Lane, Any, int]] = deque()
         self._connection: Any = None
@@ -140,6 +142,9 @@ class Consumer:
     def opened(self, connection: Any) -> None:
         """Open every lane that can be opened."""
         self._connection = connection
+        channel = connection.channel()
+        self._topology.declare_pulse(channel)
+        self._pulse.opened(connection, channel)
         self._open_lanes(time.monotonic())
 
     def turn(self) -> float:
@@ -154,12 +159,14 @@ class Consumer:
         if now >= self._count_at:
             self._count_at = now + COUNT_EVERY
             self._depths = self._count()
+        pulse = self._pulse.turn()
         due = [self._count_at, *(lane.open_at for lane in self._lanes if lane.channel is None)]
-        return min(due) - time.monotonic()
+        return min(pulse, min(due) - time.monotonic())
 
     def lost(self) -> None:
         """Forget the deliveries of the lost connection: the broker hands them out again."""
         self._connection = None
+        self._pulse.lost()
         self._count_at = 0.0
         for lane in self._lanes:
             if lane.unacked and lane is not self._stray:

@@ -13,6 +13,7 @@ import structlog
 from worker.broker.connection import Broker, content, parse
 from worker.broker.exchanges import LOOK_EVERY, Exchanges
 from worker.broker.link import Link
+from worker.broker.pulse import Pulse
 from worker.broker.subscription import Subscription
 from worker.core.intake import Routed, Sink
 
@@ -114,6 +115,7 @@ class _Feed:
         self._offer: Future[None] | None = None
         self._offered = 0
         self._exchanges = Exchanges(subscription.exchanges, every=look_every)
+        self._pulse = Pulse(queue=subscription.queue, receive=self._receive)
 
     @property
     def problem(self) -> str | None:
@@ -145,6 +147,7 @@ class _Feed:
         self._channel.basic_qos(prefetch_size=0, prefetch_count=self._prefetch, a_global=False)
         # Without `on_cancel` the deletion of our queue ends this session, and the next one makes the queue again.
         self._tag = self._channel.basic_consume(self._subscription.queue, callback=self._receive)
+        self._pulse.opened(connection, self._channel)
         log.info("intake_opened", queue=self._subscription.queue, unbound=self.unbound)
         # Whatever bindings there are may be younger than what they have missed.
         reason = "the queue was made" if created else "connected again" if self._again else "connected"
@@ -164,7 +167,7 @@ class _Feed:
         if self._offer is None and self._newest:
             self._settle()
         self._bind(tell=True)
-        return self._exchanges.next_look - time.monotonic()
+        return min(self._pulse.turn(), self._exchanges.next_look - time.monotonic())
 
     def lost(self) -> None:
         """Forget what the broker delivers again."""
@@ -175,6 +178,7 @@ class _Feed:
         self._connection = self._channel = self._tag = None
         self._routed = []
         self._newest = 0
+        self._pulse.lost()
         self._exchanges.disconnected()
 
     def finished(self) -> bool:

@@ -16,6 +16,7 @@ from amqp.exceptions import PreconditionFailed
 
 from worker.broker.connection import Broker, words
 from worker.broker.link import Link
+from worker.broker.pulse import Pulse
 from worker.broker.topology import Topology, broken_pause
 
 log = structlog.get_logger(__name__)
@@ -78,6 +79,7 @@ class Publisher:
     def __init__(self, *, broker: Broker, topology: Topology, name: str) -> None:
         self._topology = topology
         self._link = Link(broker=broker, session=self, name=name)
+        self._pulse = Pulse(queue=topology.pulse, receive=lambda _message: None)
         self._lock = threading.Lock()
         self._submitted: deque[tuple[str, _Outgoing]] = deque()
         self._withdrawn = False
@@ -131,6 +133,9 @@ class Publisher:
         self._topology.declare_delays(connection)
         self._delays_declared = True
         self._connection = connection
+        channel = connection.channel()
+        self._topology.declare_pulse(channel)
+        self._pulse.opened(connection, channel)
         self._channel = connection.channel()
         self._channel.confirm_select()
         self._channel.events["basic_ack"].add(self._on_ack)
@@ -162,7 +167,9 @@ class Publisher:
         for queue in due:
             while queue.waiting and queue.declared and queue.in_flight < WINDOW and not self._link.blocked:
                 self._publish(queue, queue.waiting.popleft())
-        return min((queue.not_before - now for queue in waiting if queue.not_before > now), default=NEVER)
+        # A broker that blocks the connection answers nothing on it
+        pulse = NEVER if self._link.blocked else self._pulse.turn()
+        return min([pulse, *(queue.not_before - now for queue in waiting if queue.not_before > now)])
 
     def lost(self) -> None:
         """Put what was not confirmed back to the front, in order: it may arrive twice, but it arrives."""
@@ -178,6 +185,7 @@ class Publisher:
             self._declaring.broken += 1
             self._declaring.not_before = time.monotonic() + broken_pause(self._declaring.broken)
             self._declaring = None
+        self._pulse.lost()
         self._connection = self._channel = None
 
     def finished(self) -> bool:

@@ -39,7 +39,7 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """The queues whose names begin with `prefix`: `<prefix>.<lane>`, `.dead`, `.stray`, and those that delay.
+    """The queues whose names begin with `prefix`: `<prefix>.<lane>`, `.dead`, `.stray`, `.pulse`, and those that delay.
 
     What has been delayed is handed to the exchange `<prefix>.due`, which the lanes are bound to. What finds no lane
     there, as its queue was deleted, ends in `.stray`: the delays are shared by all lanes, and hold on to what they can
@@ -72,6 +72,15 @@ class Topology:
     def stray(self) -> str:
         """The queue of what was delayed for a lane that has no queue, and the exchange that leads there."""
         return f"{self.prefix}.stray"
+
+    @property
+    def pulse(self) -> str:
+        """The queue that is always empty, which we ask for messages to hear whether a majority of the nodes answers."""
+        return f"{self.prefix}.pulse"
+
+    def declare_pulse(self, channel: Any) -> None:
+        """Declare the queue of the pulse."""
+        self._declare(channel, self.pulse, {"x-max-length": 1})
 
     def declare_delays(self, connection: Any) -> None:
         """Declare the queues and exchanges that delay: kombu's, one queue for each bit; and what follows."""

@@ -52,6 +52,11 @@ class Limits:
 
 TIDY_EVERY = 60.0
 """Seconds between two looks at what is remembered of keys that went to another worker."""
+LOOK_FOR_LATE_EVERY = 10.0
+"""Seconds between two looks for tries that were due and did not come."""
+LATE = 20.0
+"""Seconds after which a try that was due, and waits in no lane, is stuck in the broker: once the leader of a lane's
+queue has been killed, RabbitMQ (seen with 3.10) may forward nothing that has expired to that queue any more."""
 OVERDUE = 3600.0
 """Seconds after which a try that was due here has gone to another worker for certain."""
 OUTCOMES = ("done", "skip", "again", "wait", "park")
@@ -167,7 +172,7 @@ class Runner:
         self._parked: dict[Key, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = asyncio.Event()
-        self._tidied = time.monotonic()
+        self._tidied = self._looked = time.monotonic()
         for handler in handlers.values():
             for lane in handler.lanes():
                 # From the beginning, or nobody sees the first of them happen
@@ -273,11 +278,38 @@ class Runner:
                 late = turns.take(lambda entry: now - entry.since > self._limits.hold / 3)
                 if late:
                     self._sweeping[lane] = asyncio.create_task(self._put_back(lane, late), name=f"return to {lane}")
+        if now - self._looked > LOOK_FOR_LATE_EVERY:
+            self._looked = now
+            if missing := self._take_late():
+                task = asyncio.create_task(self._bring(missing), name="bring late tries")
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
         if now - self._tidied > TIDY_EVERY:
             self._tidied, clock = now, time.time()
             self._parked = {key: due for key, due in self._parked.items() if due > clock}
             self._appointments = {key: due for key, due in self._appointments.items() if due > clock - OVERDUE}
             self._open_to_news &= self._appointments.keys()
+
+    def _take_late(self) -> list[Key]:
+        """Keys whose next try was due a while ago, and is neither here nor in a lane; each is named once."""
+        clock, depths = time.time(), self._lanes.depths()
+        late = [
+            key
+            for key, due in self._appointments.items()
+            if due + LATE < clock and key not in self._entries and depths.get(key.lane) == 0
+        ]
+        for key in late:
+            del self._appointments[key]
+            self._open_to_news.discard(key)
+        return late
+
+    async def _bring(self, keys: list[Key]) -> None:
+        """Put new jobs for these keys into their lanes. If the stuck ones come after all, they find nothing to do."""
+        for lane, count in Counter(key.lane for key in keys).items():
+            log.warning("late_tries_brought", lane=lane, jobs=count)
+        with contextlib.suppress(Temporary):
+            # The lanes were closed otherwise, and what is stuck there is still theirs
+            await self._lanes.publish([Job(key=key, cause="late", first_at=time.time()) for key in keys])
 
     async def drain(self) -> None:
         """Start nothing more; give jobs in progress their time to end; what has not ended stays in its lane."""

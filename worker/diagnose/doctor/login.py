@@ -86,9 +86,7 @@ def _cinder_rights(facts: Facts, advice: str) -> Check:
         )
     if witness:
         return Check(name, "ok", f"sees volumes of other projects, as {witness}")
-    text = (
-        "Cinder shows no volume of another project: uploads find no source, and what is not found may be one"
-    )
+    text = "Cinder shows no volume of another project: uploads find no source, and what is not found may be one"
     return Check(name, "warn", text, f"if there are any: {advice}")
 
 
