@@ -164,10 +164,10 @@ class Load:
 
     def finish(self) -> None:
         """End the load; nothing is lost, nothing doubled, nothing is left over."""
+        until(lambda: len(self.service.confirmed) > 100, self.state)
         self.gate.touch()
         self.service.stop()
         wanted = set(self.service.confirmed)
-        assert len(wanted) > 100
         until(lambda: wanted <= self.done(), lambda: f"{self.state()}; lost: {sorted(wanted - self.done())[:10]}")
         until(lambda: not any(self.depths().values()), lambda: f"left over: {self.depths()}")
         runs = self.runs()

@@ -70,12 +70,10 @@ def enter(tree: Path, *words: str) -> int:
     try:
         return host.wait()
     except BaseException:
-        # A SIGINT has reached all of them; who has not ended by now is ended with the namespace
-        try:
-            host.wait(60)
-        except subprocess.TimeoutExpired:
-            host.kill()
-            host.wait()
+        # The first process of the namespace takes all others with it, and `unshare` ends once they are gone
+        for child in Path(f"/proc/{host.pid}/task/{host.pid}/children").read_text().split():
+            os.kill(int(child), signal.SIGKILL)
+        host.wait()
         raise
 
 
