@@ -6,8 +6,8 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from oslo_config import cfg, types
@@ -19,6 +19,7 @@ from worker.engine.retry import Backoff
 from worker.engine.runner import Limits
 from worker.observe.web import address_of
 
+T = TypeVar("T")
 # Keystone's own, with or without dashes, and the longer ones of LDAP
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
@@ -33,6 +34,11 @@ RECLAIM = cfg.OptGroup("reclaim", title="Deleting what nobody needs any more")
 RESYNC = cfg.OptGroup("resync", title="The bulk comparison that heals what notifications have missed")
 PROBES = cfg.OptGroup("probes", title="Metrics and health over HTTP")
 LOG = cfg.OptGroup("log", title="Logs")
+
+# Their fields' defaults are the options' defaults: none stands twice
+_LIMITS, _BACKOFF, _POLICY, _UPLOADS, _RECLAIMING = Limits(), Backoff(), Policy(), Uploads(), Reclaiming()
+_TARGET = Target(name="", volume_type="")
+VISIBILITIES = ["public", "community", "shared", "private"]
 
 OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
     NOTIFICATIONS: [
@@ -97,21 +103,33 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             "host:port/vhost (RabbitMQ; several replicas). A vhost of its own: some distributions let the messages of "
             "the services' vhosts expire after 70 s.",
         ),
-        cfg.IntOpt("max_attempts", default=20, min=1, help="Failed tries after which a job becomes a dead letter."),
-        cfg.FloatOpt("backoff_min", default=5.0, min=0.1, help="Seconds before the first retry of a job."),
-        cfg.FloatOpt("backoff_max", default=900.0, min=1.0, help="Seconds between retries at the most."),
-        cfg.FloatOpt("job_timeout", default=3600.0, min=1.0, help="Seconds that one try of a job may take."),
+        cfg.IntOpt(
+            "max_attempts",
+            default=_LIMITS.max_attempts,
+            min=1,
+            help="Failed tries after which a job becomes a dead letter.",
+        ),
+        cfg.FloatOpt(
+            "backoff_min", default=_BACKOFF.shortest, min=0.1, help="Seconds before the first retry of a job."
+        ),
+        cfg.FloatOpt("backoff_max", default=_BACKOFF.longest, min=1.0, help="Seconds between retries at the most."),
+        cfg.FloatOpt("job_timeout", default=_LIMITS.job, min=1.0, help="Seconds that one try of a job may take."),
         cfg.FloatOpt(
             "hold_limit",
-            default=900.0,
+            default=_LIMITS.hold,
             min=10.0,
             max=1200.0,
             help="Seconds that a job is held while a volume is made, before it goes back into its lane; a third of "
             "that while it waits for a slot. RabbitMQ closes a channel that holds a delivery for 30 minutes.",
         ),
-        cfg.FloatOpt("drain_timeout", default=30.0, min=0.0, help="Seconds for jobs in progress to end after SIGTERM."),
         cfg.FloatOpt(
-            "park_retry_after", default=21_600.0, min=0.0, help="Seconds that resync leaves a dead letter alone."
+            "drain_timeout", default=_LIMITS.drain, min=0.0, help="Seconds for jobs in progress to end after SIGTERM."
+        ),
+        cfg.FloatOpt(
+            "park_retry_after",
+            default=_LIMITS.park_retry_after,
+            min=0.0,
+            help="Seconds that resync leaves a dead letter alone.",
         ),
     ],
     CLOUD: [
@@ -135,50 +153,55 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             min=1.0,
             help="Seconds that one request may take in all, with the token it needs.",
         ),
-        cfg.FloatOpt("poll_min", default=0.5, min=0.1, help="Seconds between the first polls of what is being made."),
         cfg.FloatOpt(
-            "poll_max", default=15.0, min=0.5, help="Seconds between polls at the most; notifications wake us."
+            "poll_min", default=_LIMITS.poll_min, min=0.1, help="Seconds between the first polls of what is being made."
+        ),
+        cfg.FloatOpt(
+            "poll_max",
+            default=_LIMITS.poll_max,
+            min=0.5,
+            help="Seconds between polls at the most; notifications wake us.",
         ),
     ],
     PREWARM: [
         cfg.ListOpt("targets", default=[], help="Names of the targets; each has a group [target:NAME]."),
         cfg.ListOpt(
             "visibilities",
-            default=["public", "community", "shared", "private"],
-            item_type=types.String(choices=["public", "community", "shared", "private"]),
+            default=[one for one in VISIBILITIES if one in _POLICY.visibilities],
+            item_type=types.String(choices=VISIBILITIES),
             help="Visibilities of images that are kept warm.",
         ),
         cfg.ListOpt("projects", default=[], help="Ids of the projects whose images are kept warm; empty for all."),
         cfg.ListOpt("exclude_projects", default=[], help="Ids of projects whose images are not."),
-        cfg.IntOpt("min_size", default=0, min=0, help="Smallest image, in bytes."),
+        cfg.IntOpt("min_size", default=_POLICY.min_size, min=0, help="Smallest image, in bytes."),
         cfg.IntOpt(
             "max_size",
-            default=0,
+            default=_POLICY.max_size,
             min=0,
             help="Largest image, in bytes; 0 for any. Where Cinder makes the volume (strategies location and cache), "
             "min_disk and virtual_size count too: they decide how much is allocated.",
         ),
         cfg.StrOpt(
             "property",
-            default="image_volume_prewarm",
+            default=_POLICY.property,
             help="Image property with the owner's no, or yes in spite of visibilities and min_size: yes on a public "
             "image, yes/<image id> on any. A plain yes on another image may be inherited, and does not count.",
         ),
         cfg.FloatOpt(
             "settle",
-            default=30.0,
+            default=_POLICY.settle,
             min=0.0,
             help="Seconds an image must have been left alone before Cinder's cache entry of it is made anew.",
         ),
         cfg.FloatOpt(
             "rewarm_interval",
-            default=600.0,
+            default=_POLICY.rewarm_interval,
             min=0.0,
             help="Seconds between two of these at least, from the second one on, for an image that is changed all day.",
         ),
         cfg.StrOpt(
             "when",
-            default="new",
+            default=_POLICY.when,
             choices=["new", "used"],
             help="new: at once; used: when a second volume was made of the image on the target, by whomever. For "
             "clouds with thousands of images of which few are booted.",
@@ -188,28 +211,28 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
         cfg.BoolOpt("enabled", default=True, help="Complete uploads: Cinder's own, and those asked for by property."),
         cfg.StrOpt(
             "source_property",
-            default="image_volume_source",
+            default=_UPLOADS.source_property,
             help="Property of a queued raw/bare image with the id of the volume that it is to be made of.",
         ),
         cfg.StrOpt(
             "status_property",
-            default="image_volume_status",
+            default=_UPLOADS.status_property,
             help="Property that tells the owner of such an image what is in the way; empty for none.",
         ),
         cfg.FloatOpt(
             "grace",
-            default=60.0,
+            default=_UPLOADS.grace,
             min=5.0,
             help="Seconds that an upload of Cinder's own must have been still before it counts as stuck.",
         ),
         cfg.BoolOpt(
             "allow_in_use",
-            default=False,
+            default=_UPLOADS.allow_in_use,
             help="Clone attached volumes too. What their guest has not written out is missing in the image.",
         ),
         cfg.StrOpt(
             "location_api",
-            default="auto",
+            default=_UPLOADS.location_api,
             choices=["auto", "new", "old"],
             help="new: POST /v2/images/{id}/locations, of Glance 2.17 and newer, role service; old: PATCH, which needs "
             "show_multiple_locations (OSSN-0065, OSSN-0090); auto: new where Glance has it.",
@@ -222,10 +245,10 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             help="Delete the Image-Volumes of deleted images, and those that we made of images that are not wanted "
             "any more or for which a target's budget has no room. Else a target with a full budget takes nothing more.",
         ),
-        cfg.BoolOpt("dry_run", default=False, help="Only say in the log what would be deleted."),
+        cfg.BoolOpt("dry_run", default=_RECLAIMING.dry_run, help="Only say in the log what would be deleted."),
         cfg.FloatOpt(
             "grace",
-            default=86_400.0,
+            default=_RECLAIMING.grace,
             min=0.0,
             help="Seconds for which Glance must have answered that an image is not there, at five looks spread over "
             "them, before the image counts as deleted although its deletion was not heard of. Where Glance deletes "
@@ -233,7 +256,7 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
         ),
         cfg.StrOpt(
             "max_at_once",
-            default="5%",
+            default=f"{_RECLAIMING.max_share:.0%}",
             help="The brake. If more Image-Volumes than this belong to images that are not found, though no deletion "
             "was heard of, none of them is deleted before an operator says `reclaim --confirm`: Glance may have lost "
             "its database. A share of all Image-Volumes, at least 5, or a number.",
@@ -272,7 +295,7 @@ TARGET_OPTIONS: list[cfg.Opt] = [
     cfg.StrOpt("volume_type", help="Name of a volume type that leads to one backend pool. Required."),
     cfg.StrOpt(
         "strategy",
-        default="auto",
+        default=_TARGET.strategy,
         choices=["auto", "store", "location", "cache"],
         help="How an Image-Volume gets there. store: Glance copies the image into its cinder store on that backend; "
         "cache: Cinder fills its image-volume cache; location: we make a volume and add it as a location (needs "
@@ -280,23 +303,29 @@ TARGET_OPTIONS: list[cfg.Opt] = [
         "auto: store where Glance has one, else cache.",
     ),
     cfg.StrOpt(
-        "glance_store", default="", help="Glance's cinder store on that backend; found by the volume type if empty."
+        "glance_store",
+        default=_TARGET.glance_store,
+        help="Glance's cinder store on that backend; found by the volume type if empty.",
     ),
     cfg.StrOpt(
-        "availability_zone", default="", help="Availability zone of volumes we make; Cinder's default if empty."
+        "availability_zone",
+        default=_TARGET.availability_zone,
+        help="Availability zone of volumes we make; Cinder's default if empty.",
     ),
-    cfg.IntOpt("max_concurrent", default=4, min=1, max=1000, help="Image-Volumes made at once."),
+    cfg.IntOpt("max_concurrent", default=_TARGET.max_concurrent, min=1, max=1000, help="Image-Volumes made at once."),
     cfg.IntOpt(
         "max_gigabytes",
-        default=0,
+        default=_TARGET.max_gigabytes,
         min=0,
         help="GiB that the Image-Volumes we put there may have together, as they are allocated; 0 for no limit. When "
         "they are used up, the least recently used one makes room for an image that is newer or was used since.",
     ),
-    cfg.IntOpt("max_count", default=0, min=0, help="How many Image-Volumes we may put there; 0 for no limit."),
+    cfg.IntOpt(
+        "max_count", default=_TARGET.max_count, min=0, help="How many Image-Volumes we may put there; 0 for no limit."
+    ),
     cfg.ListOpt(
         "disk_formats",
-        default=["raw"],
+        default=sorted(_TARGET.disk_formats),
         item_type=types.String(choices=["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "iso", "ploop"]),
         help="Formats kept warm; others than raw only with strategy cache.",
     ),
@@ -409,24 +438,8 @@ def load(conf: cfg.ConfigOpts) -> Settings:
         api_concurrency=conf.cloud.api_concurrency,
         api_timeout=conf.cloud.api_timeout,
         targets=targets,
-        policy=Policy(
-            visibilities=frozenset(conf.prewarm.visibilities),
-            projects=frozenset(conf.prewarm.projects),
-            exclude_projects=frozenset(conf.prewarm.exclude_projects),
-            min_size=conf.prewarm.min_size,
-            max_size=conf.prewarm.max_size,
-            property=conf.prewarm.property,
-            settle=conf.prewarm.settle,
-            rewarm_interval=conf.prewarm.rewarm_interval,
-            when=conf.prewarm.when,
-        ),
-        uploads=Uploads(
-            source_property=conf.uploads.source_property,
-            status_property=conf.uploads.status_property,
-            grace=conf.uploads.grace,
-            allow_in_use=conf.uploads.allow_in_use,
-            location_api=conf.uploads.location_api,
-        ),
+        policy=_values(Policy, conf.prewarm),
+        uploads=_values(Uploads, conf.uploads),
         reclaiming=reclaiming,
         switched_off=frozenset(
             name for name, on in {"upload": conf.uploads.enabled, "reclaim": conf.reclaim.enabled}.items() if not on
@@ -438,6 +451,16 @@ def load(conf: cfg.ConfigOpts) -> Settings:
         config_files=tuple(conf.config_file or ()),
         config_dirs=tuple(conf.config_dir or ()),
     )
+
+
+def _values(kind: type[T], group: Any, **known: Any) -> T:
+    """Return a value of this kind whose fields are the group's options of the same names, besides what is known."""
+    found = {}
+    for one in fields(kind):  # type: ignore[arg-type]
+        if one.name in group and one.name not in known:
+            value = group[one.name]
+            found[one.name] = frozenset(value) if isinstance(value, list) else value
+    return kind(**known, **found)
 
 
 def _reclaiming(conf: cfg.ConfigOpts, faults: list[str]) -> Reclaiming:
@@ -546,25 +569,13 @@ def _targets(conf: cfg.ConfigOpts, faults: list[str]) -> Iterator[Target]:
         group = f"target:{name}"
         conf.register_opts(TARGET_OPTIONS, group=cfg.OptGroup(group))
         try:
-            own = conf[group]
-            formats = frozenset(own.disk_formats)
-            target = Target(
-                name=name,
-                volume_type=own.volume_type or "",
-                strategy=own.strategy,
-                glance_store=own.glance_store,
-                availability_zone=own.availability_zone,
-                max_concurrent=own.max_concurrent,
-                max_gigabytes=own.max_gigabytes,
-                max_count=own.max_count,
-                disk_formats=formats,
-            )
+            target = _values(Target, conf[group], name=name, volume_type=conf[group].volume_type or "")
         except (cfg.Error, ValueError) as error:
             faults.append(f"[{group}]: {error}")
             continue
         if not target.volume_type:
             faults.append(f"[{group}] volume_type is missing")
-        if formats != {"raw"} and target.strategy != "cache":
+        if target.disk_formats != _TARGET.disk_formats and target.strategy != "cache":
             faults.append(f"[{group}] disk_formats: Cinder clones nothing but raw with strategy {target.strategy}")
         if target.strategy == "location" and not target.glance_store:
             faults.append(f"[{group}] glance_store is missing: strategy location needs it")
