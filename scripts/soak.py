@@ -190,12 +190,12 @@ class Soak:
         self._usage()
 
     def _usage(self) -> None:
-        self.rows, grown = self.judge.grown()
         fresh = Replica("fresh", self._folder, self._logs)
         try:
             fresh.start()
             fresh.process.wait_ready()
             time.sleep(REST)
+            self.rows, grown = self.judge.grown(fresh)
             more, larger = self.judge.at_rest(fresh)
         finally:
             fresh.close()

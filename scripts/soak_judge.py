@@ -11,13 +11,14 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from scripts.cloud import breakage
 from scripts.cloud.operate import TARGETS, of_image, sql
 from scripts.cloud.people import Person
 from scripts.soak_faults import QUEUE, Replica
-from scripts.soak_load import NAME, REFUSED, Item, User
+from scripts.soak_load import LOST, NAME, REFUSED, Item, User
 from tests.worker_process import Usage
 
 # Seconds after which a life of a worker has set up what it sets up once, and how long it must have lived since
@@ -43,6 +44,11 @@ def amounts(usage: Usage) -> dict[str, float]:
     }  # fmt: skip
 
 
+def age(moment: str) -> float:
+    """How many seconds ago a moment was that Cinder names."""
+    return (datetime.now(UTC) - datetime.fromisoformat(moment).replace(tzinfo=UTC)).total_seconds()
+
+
 @dataclass
 class Judge:
     """Looks at the cloud as its operator; `before` are the volumes that were there when the soak began."""
@@ -59,7 +65,6 @@ class Judge:
     _busted: set[str] = field(default_factory=set)
     _named: set[str] = field(default_factory=set)
     _read: dict[str, int] = field(default_factory=dict)
-    _began: float = field(default_factory=time.monotonic)
 
     def problems(self) -> list[str]:
         """Name what is not yet as it should be."""
@@ -156,17 +161,31 @@ class Judge:
         for volume in self.operator.volumes():
             if volume["id"] in named and volume["status"] not in ("available", "error", "deleting"):
                 self.admin.act(volume["id"], "os-reset_status", status="error", attach_status="detached")
-                self._note(f"{self._brief(volume)}, which Cinder lets nobody delete")
+                self._note(f"{self._brief(volume)}, which Cinder lets nobody delete", age(volume["created_at"]))
+        for volume in self.operator.volumes():
+            still = age(volume["updated_at"] or volume["created_at"])
+            if volume["status"] == "deleting" and still > LOST:
+                self.admin.act(volume["id"], "os-reset_status", status="error")
+                self._note(f"{self._brief(volume)}, whose deletion Cinder has lost", still)
         for user in self.users:
-            for volume in user.person.volumes():
-                mine = [item for item in user.items if item.id == volume["id"] and item.state in ("broken", "deleting")]
-                if mine and not volume["status"].startswith(("available", "error", "deleting")):
-                    self.admin.act(volume["id"], "os-reset_status", status="error")
-                    # Why it is broken has been noted when that was seen
-                if mine and mine[0].state == "broken":
-                    mine[0].state = "deleting"
-
+            self._help_user(user)
         self._bust_locks()
+
+    def _help_user(self, user: User) -> None:
+        """Free a user's volumes whose making or deletion Cinder has lost; that something is broken was noted then."""
+        items = {item.id: item for item in user.items}
+        for volume in user.person.volumes():
+            item, status = items.get(volume["id"]), volume["status"]
+            if item is None or item.state not in ("broken", "deleting"):
+                continue
+            if status == "deleting" and time.monotonic() - item.since > LOST:
+                self.admin.act(item.id, "os-reset_status", status="error")
+                name = user.person.connection.config.name
+                self._note(f"volume {item.id} of {name}, whose deletion Cinder has lost", time.monotonic() - item.since)
+            elif not status.startswith(("available", "error", "deleting")):
+                self.admin.act(item.id, "os-reset_status", status="error")
+            if item.state == "broken":
+                user.delete(item)
 
     def _stuck(self) -> set[str]:
         """The volumes that workers have named as stuck. Logs are long: only what is new in them is read."""
@@ -194,11 +213,14 @@ class Judge:
                 if task not in self._busted and sql("glance", f"SELECT id FROM tasks WHERE {still}"):
                     self._busted.add(task)
                     sql("glance", f"UPDATE tasks SET updated_at = updated_at - INTERVAL 1 HOUR WHERE {still}")
-                    self._note(f"an import's lock on {item.kind} {item.id}, which Glance would keep for an hour")
+                    text = f"an import's lock on {item.kind} {item.id}, which Glance would keep for an hour"
+                    self._note(text, time.monotonic() - item.born)
 
-    def _note(self, text: str) -> None:
-        if self.disturbed(self._began, time.monotonic()):
-            self.helped.append(text)
+    def _note(self, text: str, seconds: float) -> None:
+        """Note what had to be freed, and the faults in the services so many seconds ago and since that explain it."""
+        now = time.monotonic()
+        if why := self.disturbed(now - seconds, now):
+            self.helped.append(f"{text} [{why}]")
         else:
             self.unexplained.append(f"stuck: {text}")
 
@@ -234,8 +256,12 @@ class Judge:
         """How many dead letters there are."""
         return breakage.queues("worker", QUEUE).get(f"{QUEUE}.dead", 0)
 
-    def grown(self) -> tuple[list[tuple[str, ...]], list[str]]:
-        """A row for each life that was long enough, and what has grown in one."""
+    def grown(self, fresh: Replica) -> tuple[list[tuple[str, ...]], list[str]]:
+        """A row for each life that was long enough, and what has grown in one.
+
+        A replica that is handed its first lane late makes the threads of its pool late: they are no leak.
+        """
+        new = amounts(fresh.process.usage())
         rows, problems = list[tuple[str, ...]](), list[str]()
         for replica in self.replicas:
             for life, samples in replica.usage.items():
@@ -251,7 +277,8 @@ class Judge:
                         (f"{replica.name}, life {life}, {minutes:.0f} min", name, f"{first:.1f}", f"{last:.1f}",
                          f"{max(values):.1f}")
                     )  # fmt: skip
-                    if last - first > most:
+                    pool = 0.0 if name == "MiB" else new[name] + MORE_THAN_FRESH[name]
+                    if last - first > most and last > pool:
                         problems.append(f"grows: {name} of {replica.name}: {first:.1f} to {last:.1f}")
         return rows, problems
 

@@ -176,7 +176,8 @@ class User:
 
     def delete(self, item: Item) -> None:
         """Have an item deleted; asked for again by `tidy` until it is gone."""
-        item.state = "deleting"
+        if item.state != "deleting":
+            item.state, item.since = "deleting", time.monotonic()
         folder, service = ("volumes", self.person.connection.block_storage)
         if item.kind != "volume":
             folder, service = ("images", self.person.connection.image)

@@ -272,6 +272,26 @@ def test_metadata_and_flags_that_somebody_has_changed_are_put_right(
                 assert made.cloned
 
 
+def test_metadata_that_cinder_has_twice_is_put_right(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
+    """Two writes at once leave two rows of one key: no write of it changes what Cinder shows from then on."""
+    with worker(settings(resync=RESYNC)) as process:
+        process.wait_ready()
+        image_id = images()
+        volume_id = warmed(operator, alice, image_id)["local-1"]
+        columns = "created_at, deleted, volume_id, `key`, value"
+        row = f"UTC_TIMESTAMP(), 0, '{volume_id}', 'image_owner', '{NOBODY}'"
+        sql("cinder", f"INSERT INTO volume_metadata ({columns}) VALUES ({row})")
+
+        def whole() -> bool:
+            return is_whole(next(one for one in of_image(operator, image_id) if one["id"] == volume_id), alice)
+
+        assert not whole()
+        soon(whole, what="put right")
+        assert [line["names"] for line in process.events("metadata_doubled")] == [["image_owner"]]
+
+
 def is_whole(volume: Mapping[str, Any], alice: Person) -> bool:
     """Whether an Image-Volume carries what Cinder needs to clone it for everyone."""
     image_id = volume["name"].removeprefix("image-")
