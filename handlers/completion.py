@@ -188,7 +188,11 @@ def _not_yet(named: str, seen: Seen, rules: Uploads) -> Finish | None:
     quiet_in = rules.grace - age(image.created_epoch, seen.now)
     if not named and quiet_in > 0:
         # Somebody may be about to send its data, or Cinder to add a location
-        return Finish(Again("a new image, somebody may be at work on it", after=quiet_in, counted=False, news=True))
+        return Finish(
+            Again(
+                "a new image, somebody may be at work on it", after=quiet_in, counted=False, wake_on_notification=True
+            )
+        )
     return None
 
 
@@ -322,7 +326,7 @@ def _patience(reason: str, seen: Seen) -> Again:
     """Wait for what others end, looking less and less often; no failure, however long it takes."""
     quiet = age(max(seen.image.created_epoch, seen.image.updated_epoch), seen.now)
     after = max(SOONEST, min(quiet / 4, RAREST))
-    return Again(reason, after=after, counted=False, news=True)
+    return Again(reason, after=after, counted=False, wake_on_notification=True)
 
 
 def _refused(reason: str) -> Finish:
@@ -415,7 +419,9 @@ def _await(clone: Volume, seen: Seen) -> Action:
         if is_ours(clone) and image_volume.is_stalled(clone, seen.now):
             return DeleteClone(clone.id, because="Cinder has lost the request for the clone")
         reason = "the volume is being cloned"
-        return Finish(Again(reason, after=PATIENCE / 2, counted=False, news=True), tell=f"waiting: {reason}")
+        return Finish(
+            Again(reason, after=PATIENCE / 2, counted=False, wake_on_notification=True), tell=f"waiting: {reason}"
+        )
     return AwaitClone(clone.id, clone.source_volid)
 
 

@@ -11,7 +11,7 @@ import structlog
 from handlers import ROUTES, actions, budget, image_volume, policy, strategies
 from handlers.deletion import Deletion, NotProven
 from handlers.imports import Imports
-from handlers.room import Rooms
+from handlers.reservations import Reservations
 from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, registered, store
 from handlers.target_store import TargetStores
 from worker.core.cloud import Image, Volume
@@ -75,7 +75,7 @@ class Prewarm:
         self._report = parts.report
         self._locks = parts.locks
         self._undone = parts.undone
-        self._rooms = Rooms(parts)
+        self._reservations = Reservations(parts)
         self._targets = {target.name: target for target in parts.targets}
         self._stores = TargetStores(parts)
         self._suspects: dict[str, float] = {}
@@ -145,17 +145,17 @@ class Prewarm:
                     unlocated.clear()
                 made = made or not isinstance(action, READING)
         except NotFound:
-            self._rooms.leave(key.image_id, key.target)
+            self._reservations.release(key.image_id, key.target)
             return await self._gone(key.image_id, watch, unlocated)
         except budget.NoRoom as error:
             return Skip(str(error), state=State.FULL)
         except NotProven as error:
-            return Again(str(error), after=error.after, counted=False, news=True)
+            return Again(str(error), after=error.after, counted=False, wake_on_notification=True)
         except (Conflict, Blocked):
             self._suspects[target.name] = self._now() + SUSPECT_FOR
             raise
         # Not when it was interrupted: what Glance is copying is still on its way then
-        self._rooms.leave(key.image_id, key.target)
+        self._reservations.release(key.image_id, key.target)
         self._forget(key.image_id, target.glance_store)
         if seen.imported and action == store.gone_again(target):
             # Somebody was faster than our look at it
@@ -371,12 +371,14 @@ class Prewarm:
             case strategies.LookAtVolume(volume_id):
                 return await self._look_at(volume_id, seen)
             case strategies.CopyImage(stores):
-                await self._rooms.enter(seen.image, target, watch)
+                await self._reservations.reserve(seen.image, target, watch)
                 return await self._copy(stores, seen, watch)
             case strategies.CreateVolume(new, anew):
                 if not anew:
                     # A cache entry is another volume besides
-                    await self._rooms.enter(seen.image, target, watch, volumes=1 + (target.strategy == "cache"))
+                    await self._reservations.reserve(
+                        seen.image, target, watch, volumes=1 + (target.strategy == "cache")
+                    )
                 else:
                     self._report.rewarm_began(target.name, "changed")
                 volume = await cloud.create_volume(new)
@@ -404,10 +406,10 @@ class Prewarm:
             case strategies.RemoveLocation():
                 return await self._remove_location(action, seen, target)
             case strategies.AwaitVolume(volume_id):
-                self._rooms.stay(image_id, target.name)
+                self._reservations.extend(image_id, target.name)
                 return await self._await_volume(volume_id, seen, watch)
             case actions.AwaitImage():
-                self._rooms.stay(image_id, target.name)
+                self._reservations.extend(image_id, target.name)
                 await watch.changed()
                 image = await self._image(seen)
                 _tell_undone(seen, image)
@@ -496,7 +498,7 @@ class Prewarm:
                 and policy.refusal(seen.image, other, self._policy) is None
                 and not self._unpopular(seen.image, other)
                 and self._suspects.get(other.name, 0.0) < self._now()
-                and await self._rooms.has_spare(seen.image, other, besides=len(stores))
+                and await self._reservations.has_spare(seen.image, other, besides=len(stores))
             ):
                 stores = (*stores, other.glance_store)
         return stores

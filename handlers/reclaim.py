@@ -10,7 +10,7 @@ import structlog
 from handlers import ROUTES, budget, image_volume, policy
 from handlers.completion import UNDER_WAY
 from handlers.deletion import Deletion, NotProven, report_stuck
-from handlers.room import Rooms
+from handlers.reservations import Reservations
 from handlers.target_store import TargetStores
 from worker.core import absence
 from worker.core.cloud import Image, Location, Volume
@@ -39,7 +39,7 @@ class Reclaim:
         self._deletion = Deletion(parts)
         self._deletions = parts.deletions
         self._stores = TargetStores(parts)
-        self._rooms = Rooms(parts)
+        self._reservations = Reservations(parts)
         self._uses = parts.uses
         self._now = parts.now
         self._too_much: frozenset[str] = frozenset()
@@ -147,7 +147,7 @@ class Reclaim:
                 done.append(await self._deletion.delete_unwanted(image, target, why=why))
             elif target.has_budget:
                 why = f"the budget of target {target.name} is used up"
-                excess = await self._rooms.excess(target)
+                excess = await self._reservations.excess(target)
                 done += [
                     await self._deletion.evict(one.image_id, [one.volume], why=why, reason="budget") for one in excess
                 ]

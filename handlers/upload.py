@@ -77,7 +77,7 @@ class Upload:
                 image = await self._cloud.get_image(key.image_id)
                 after = await self._tell("waiting: the cloud's operator has to act", image)
                 if after > 0:
-                    return Again(str(error), after=after, counted=False, news=True)
+                    return Again(str(error), after=after, counted=False, wake_on_notification=True)
                 raise
         except NotFound:
             return await self._gone(key.image_id, watch, _unlocated(seen))
@@ -85,7 +85,9 @@ class Upload:
             after = await self._tell(action.tell, seen.image)
             if after > 0:
                 reason = getattr(action.outcome, "reason", action.tell)
-                return Again(f"{reason}; its owner is told in a moment", after=after, counted=False, news=True)
+                return Again(
+                    f"{reason}; its owner is told in a moment", after=after, counted=False, wake_on_notification=True
+                )
         if seen.asked and isinstance(action.outcome, Done):
             path = self._path(seen)
             self._report.upload_completed(path)

@@ -45,7 +45,7 @@ from worker.diagnose.status import Row as Shown
 from worker.diagnose.status import overview, summaries
 from worker.engine.runner import Limits
 from worker.observe import log
-from worker.observe.activity import Board
+from worker.observe.activity import Activity
 
 PAGE = 1000
 TARGETS = {"local-1": "cinder-1", "local-2": "cinder-2"}
@@ -419,14 +419,14 @@ def status(options: argparse.Namespace) -> list[Row]:
 def board(cloud: FakeCloud, names: tuple[str, ...]) -> Row:
     """What the page costs a worker that has seen these images: MiB that it holds, KiB of an answer, and for how long
     the event loop stands at the most while the first one is made."""
-    shown = Board()
+    shown = Activity()
     tracemalloc.start()
     for image in cloud.images.values():
         shown.look(image, dict.fromkeys(names, (State.WARM, "")))
     answer = gzip.compress(json.dumps(shown.images(names)).encode(), compresslevel=1)
     held, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    again = Board()
+    again = Activity()
     for image in cloud.images.values():
         again.look(image, dict.fromkeys(names, (State.WARM, "")))
     stands = asyncio.run(longest_stand(lambda: again.images(names)))

@@ -62,7 +62,7 @@ def _located(seen: Seen, target: Target) -> list[str]:
 def _look(seen: Seen, target: Target) -> Action | None:
     """Return what has to be read before anything is decided; None if all of it was."""
     if seen.hidden:
-        return Finish(Again(image_volume.HIDDEN, after=ASK_AGAIN, counted=False, news=True))
+        return Finish(Again(image_volume.HIDDEN, after=ASK_AGAIN, counted=False, wake_on_notification=True))
     if seen.locations is None:
         return LookAtLocations()
     if seen.volumes is None:
@@ -178,7 +178,9 @@ def _await_located(volume: Volume) -> Action:
     """Wait for a volume that somebody is busy with; without a slot of the lane unless it is a matter of moments."""
     if volume.status in image_volume.MAKING | {"attaching", "detaching", "reserved"}:
         return AwaitVolume(volume.id)
-    return Finish(Again(f"its Image-Volume {volume.id} is {volume.status}", after=60.0, counted=False, news=True))
+    return Finish(
+        Again(f"its Image-Volume {volume.id} is {volume.status}", after=60.0, counted=False, wake_on_notification=True)
+    )
 
 
 def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:

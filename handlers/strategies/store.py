@@ -34,7 +34,7 @@ def plan(seen: Seen, target: Target) -> Action:
             return CopyImage((store,))
         if silent and store not in seen.asked:
             held = "another import holds the image, or died and left its lock: Glance gives that away after an hour"
-            return Finish(Again(held, after=ASK_AGAIN, counted=False, news=True))
+            return Finish(Again(held, after=ASK_AGAIN, counted=False, wake_on_notification=True))
         return AwaitImage()
     if seen.imported and not {store} & (seen.image.failed | seen.image.importing):
         return registered.lost(seen) or gone_again(target)

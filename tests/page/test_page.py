@@ -19,7 +19,7 @@ from worker.core.job import Job, Key
 from worker.core.outcome import Again, Done, Park, Skip
 from worker.core.state import State
 from worker.core.target import Target
-from worker.observe.activity import Board
+from worker.observe.activity import Activity
 from worker.observe.http import Page, Probes
 
 EVIL = "<script>document.title='evil'</script><b>bold</b>"
@@ -53,9 +53,9 @@ def job(number: int, target: str = "fast", *, handler: str = "prewarm", attempt:
     )
 
 
-def board(images: int = 40) -> Board:
+def activity(images: int = 40) -> Activity:
     """Something of everything."""
-    made = Board()
+    made = Activity()
     made.comparing()
     for number in range(images):
         states = dict.fromkeys(TARGETS, (State.WARM, ""))
@@ -81,10 +81,10 @@ def board(images: int = 40) -> Board:
 
 
 class Served:
-    """A board behind real probes, on a port that stays."""
+    """A activity behind real probes, on a port that stays."""
 
-    def __init__(self, shown: Board) -> None:
-        self.board = shown
+    def __init__(self, shown: Activity) -> None:
+        self.activity = shown
         self.problems: dict[str, str] = {}
         self.port = 0
         self.start()
@@ -93,9 +93,9 @@ class Served:
         page = Page(
             status=lambda most: {
                 "version": "1.2.3",
-                **self.board.status(targets=PLACES, lanes=LANES, depths={"prewarm.fast": 17}, most=most),
+                **self.activity.status(targets=PLACES, lanes=LANES, depths={"prewarm.fast": 17}, most=most),
             },
-            images=lambda choice: self.board.images(TARGETS, choice),
+            images=lambda choice: self.activity.images(TARGETS, choice),
         )
         self._probes = Probes(registry=CollectorRegistry(), sick=dict, unready=lambda: dict(self.problems), page=page)
         self.port = self._probes.start("127.0.0.1", self.port)
@@ -110,7 +110,7 @@ class Served:
 
 @pytest.fixture
 def served() -> Iterator[Served]:
-    made = Served(board())
+    made = Served(activity())
     yield made
     made.stop()
 
@@ -198,7 +198,7 @@ def test_what_others_write_is_text_and_tenants_names_stay_theirs(browser: Browse
 
 
 def test_a_name_that_turns_the_text_around_is_shown_as_it_is(browser: Browser) -> None:
-    shown = Board()
+    shown = Activity()
     shown.look(image(1, name="a\N{RIGHT-TO-LEFT OVERRIDE}gpj\n\x1b"), dict.fromkeys(TARGETS, (State.WARM, "")))
     shown.look(image(2, name="\N{HEBREW LETTER ALEF}\N{HEBREW LETTER BET}"), dict.fromkeys(TARGETS, (State.WARM, "")))
     shown.began(job(1))
@@ -286,14 +286,14 @@ def test_a_worker_that_goes_and_comes_back(browser: Browser, served: Served) -> 
 
 def test_what_happens_is_seen(browser: Browser, served: Served) -> None:
     opened(browser, served)
-    served.board.settled(job(1, "slow"), Done(image_id(99), state=State.WARM))
+    served.activity.settled(job(1, "slow"), Done(image_id(99), state=State.WARM))
     browser.until("$('now').innerText.indexOf('Have Glance copy') === -1")
     row = f"[...document.querySelectorAll('#images tbody tr.image')].find(r => r.innerText.includes('{image_id(1)}'))"
     browser.until(f"{row}.querySelectorAll('.warm').length === 2")
 
 
 def test_a_cloud_without_images(browser: Browser) -> None:
-    served = Served(Board())
+    served = Served(Activity())
     try:
         browser.open(served.url, width=1280, height=800)
         browser.until("typeof $ === 'function' && $('rest').innerText.includes('No images seen yet')")
@@ -303,7 +303,7 @@ def test_a_cloud_without_images(browser: Browser) -> None:
 
 
 def test_ten_thousand_images(browser: Browser) -> None:
-    served = Served(board(10_000))
+    served = Served(activity(10_000))
     rows = "document.querySelectorAll('#images tbody tr.image')"
     try:
         opened(browser, served)
@@ -350,7 +350,7 @@ def test_a_row_tells_all_of_its_image(browser: Browser, served: Served) -> None:
     assert browser.value("document.documentElement.scrollWidth") <= 375
     browser.value("$('d-close').click()")
     assert browser.value("$('detail').open") is False
-    served.board.settled(job(16, "slow"), Done(image_id(99), state=State.WARM))
+    served.activity.settled(job(16, "slow"), Done(image_id(99), state=State.WARM))
     browser.value(
         "window.before = document.querySelector('tr.image'); document.querySelector('tr.image button').focus()"
     )
@@ -359,14 +359,14 @@ def test_a_row_tells_all_of_its_image(browser: Browser, served: Served) -> None:
 
 
 def test_a_worker_that_was_started_again_with_as_many_changes(browser: Browser) -> None:
-    served = Served(Board())
+    served = Served(Activity())
     try:
         for name in ("before", "after"):
-            again = Board()
+            again = Activity()
             again.comparing()
             again.look(image(1, name=name), dict.fromkeys(TARGETS, (State.WARM, "")))
             again.compared()
-            served.board = again
+            served.activity = again
             if name == "before":
                 opened(browser, served)
             browser.until(f"document.querySelector('#images tbody tr.image').innerText.includes('{name}')")

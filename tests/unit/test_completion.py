@@ -137,7 +137,7 @@ def test_next_step(given: Seen, expected: completion.Action) -> None:
 
 def test_a_clone_that_takes_its_time_holds_no_slot() -> None:
     action = completion.plan(sure(replace(OURS, status="creating", created_epoch=900.0)), RULES)
-    outcome = Again("the volume is being cloned", after=30.0, counted=False, news=True)
+    outcome = Again("the volume is being cloned", after=30.0, counted=False, wake_on_notification=True)
     assert action == Finish(outcome, tell="waiting: the volume is being cloned")
 
 
@@ -176,9 +176,9 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
     [
         (seen(replace(QUEUED, status="saving")), Skip("the image is saving for 0 minutes")),
         (seen(replace(QUEUED, import_locked=True)),
-         Again("Glance is at work on the image", after=10.0, counted=False, news=True)),
+         Again("Glance is at work on the image", after=10.0, counted=False, wake_on_notification=True)),
         (seen(replace(UNNAMED, created_epoch=990.0)),
-         Again("a new image, somebody may be at work on it", after=50.0, counted=False, news=True)),
+         Again("a new image, somebody may be at work on it", after=50.0, counted=False, wake_on_notification=True)),
         (seen(replace(UNNAMED, disk_format="qcow2")),
          Skip("only raw/bare images can be made of a volume, this one is qcow2/bare")),
         (seen(UNNAMED, clones=(), tasks=()), Skip(completion.NOBODY_ASKED)),
@@ -222,7 +222,7 @@ def test_left_alone(given: Seen, outcome: object) -> None:
 def test_a_busy_source_is_waited_for_and_the_owner_knows(status: str, allowed: bool, reason: str) -> None:
     given = seen(clones=(), source=replace(VOLUME, status=status))
     action = completion.plan(given, replace(RULES, allow_in_use=allowed))
-    wait = Again(reason, after=10.0, counted=False, news=True)
+    wait = Again(reason, after=10.0, counted=False, wake_on_notification=True)
     assert action == Finish(wait, tell=f"waiting: {reason}")
 
 
@@ -230,7 +230,7 @@ def test_a_busy_source_is_waited_for_and_the_owner_knows(status: str, allowed: b
 def test_who_waits_for_others_looks_less_and_less_often(quiet: float, after: float) -> None:
     given = seen(replace(QUEUED, created_epoch=0.0, updated_epoch=NOW - quiet, import_locked=True))
     assert completion.plan(given, RULES) == Finish(
-        Again("Glance is at work on the image", after=after, counted=False, news=True)
+        Again("Glance is at work on the image", after=after, counted=False, wake_on_notification=True)
     )
 
 

@@ -82,7 +82,7 @@ async def test_hidden_locations_change_and_delete_nothing(cloud: FakeCloud, stra
         assert isinstance(outcome, Again)
         assert not outcome.counted
         assert "role service" in outcome.reason
-        assert outcome.news, "a comparison is reason enough to look again: they may be shown by then"
+        assert outcome.wake_on_notification, "a comparison is reason enough to look again: they may be shown by then"
         assert isinstance(await look(rig, image.id), Skip)
         assert cloud.volumes == before
         cloud.hides_locations = False

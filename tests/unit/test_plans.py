@@ -55,7 +55,7 @@ OURS = {"image_volume_worker_origin": "prewarm"}
 FIRST = (Location(url="cinder://c1/v1", store="c1", volume_id="v1"),)
 BOTH = (*FIRST, Location(url="cinder://c1/v2", store="c1", volume_id="v2"))
 WARM = Finish(Done("v1", state=State.WARM))
-HIDDEN = Finish(Again(image_volume.HIDDEN, after=registered.ASK_AGAIN, counted=False, news=True))
+HIDDEN = Finish(Again(image_volume.HIDDEN, after=registered.ASK_AGAIN, counted=False, wake_on_notification=True))
 
 ENTRY = replace(V1, id="e1", metadata={**MARKS, "readonly": "True", "image_volume_worker_updated_at": "then",
                 **OURS})  # fmt: skip
@@ -79,8 +79,8 @@ def marked(volume: Volume, **changes: str | None) -> Volume:
     return replace(volume, metadata=metadata)
 
 
-def again(reason: str, after: float | None = None, *, news: bool = False) -> Finish:
-    return Finish(Again(reason, after=after, counted=False, news=news))
+def again(reason: str, after: float | None = None, *, wake: bool = False) -> Finish:
+    return Finish(Again(reason, after=after, counted=False, wake_on_notification=wake))
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def again(reason: str, after: float | None = None, *, news: bool = False) -> Fin
         # It is busy for a moment, or for longer
         (at(replace(V1, status="attaching")), AwaitVolume("v1")),
         (at(replace(V1, status="in-use")), WARM),
-        (at(replace(V1, status="backing-up")), again("its Image-Volume v1 is backing-up", 60.0, news=True)),
+        (at(replace(V1, status="backing-up")), again("its Image-Volume v1 is backing-up", 60.0, wake=True)),
         (at(replace(V1, status="error_deleting")), again(
             "its Image-Volume is no clone's source: volume v1 is error_deleting; if its data is whole: openstack volume"
             " set --state available v1, else see docs/upkeep.md", registered.ASK_AGAIN)),
@@ -188,7 +188,7 @@ COPIED = {"imported": True, "asked": frozenset({"c1"})}
         (seen(replace(COLD, import_locked=True), refused=True, asked=frozenset({"c1"})), AwaitImage()),
         (seen(replace(COLD, import_locked=True), refused=True), again(
             "another import holds the image, or died and left its lock: Glance gives that away after an hour",
-            store.ASK_AGAIN, news=True)),
+            store.ASK_AGAIN, wake=True)),
         # The import is over, and the copy is not there
         (seen(replace(COLD, failed=frozenset({"c1"})), locations=(Location(url="f", store="file"),), volumes=(),
               **COPIED), Finish(Again("Glance could not copy the image into store c1; its log has the reason"))),

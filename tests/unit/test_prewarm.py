@@ -309,7 +309,7 @@ async def test_a_dead_lock_holds_no_slot(store_rig: Rig, cloud: FakeCloud) -> No
     cloud.faults["copy_image"] = Fault(Conflict("Image has active task"))
     outcome = await store_rig.run(image.id)
     assert isinstance(outcome, Again)
-    assert (outcome.after, outcome.counted, outcome.news) == (60.0, False, True)
+    assert (outcome.after, outcome.counted, outcome.wake_on_notification) == (60.0, False, True)
     # Glance gives it away
     cloud.touch(image.id, import_locked=False)
     assert isinstance(await store_rig.run(image.id), Done)

@@ -15,7 +15,7 @@ import pytest
 from tests.unit.test_web import has_ipv6
 from worker.core.job import Job, Key
 from worker.observe import live
-from worker.observe.activity import Board, Choice
+from worker.observe.activity import Activity, Choice
 from worker.observe.http import Page, Probes
 from worker.observe.metrics import Metrics
 
@@ -132,10 +132,10 @@ def test_how_many_jobs(paged: str, asked: list[float], problems: dict[str, str])
 def test_commands_are_told_of_as_many_jobs_as_they_want_on_any_address(jobs: str, host: str) -> None:
     if ":" in host and not has_ipv6():
         pytest.skip("this machine has no IPv6")
-    board = Board()
-    board.held(Job(key=Key("prewarm", "i1", "fast"), cause="x", first_at=5.0))
+    activity = Activity()
+    activity.held(Job(key=Key("prewarm", "i1", "fast"), cause="x", first_at=5.0))
     page = Page(
-        status=lambda most: board.status(targets=(), lanes={"prewarm.fast": 2}, depths={}, most=most),
+        status=lambda most: activity.status(targets=(), lanes={"prewarm.fast": 2}, depths={}, most=most),
         images=lambda choice: {},
     )
     probes = Probes(registry=Metrics().registry, sick=dict, unready=dict, page=page, hidden=True)

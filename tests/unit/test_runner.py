@@ -420,7 +420,7 @@ async def test_a_burst_of_one_project_does_not_starve_another() -> None:
         tries = bed.handler.tries
         assert max(tries.index(ONE), tries.index(TWO)) < 50
         assert sorted(tries) == sorted([*burst, ONE, TWO])
-        assert bed.metrics.board.oldest() == {}
+        assert bed.metrics.activity.oldest() == {}
 
 
 async def test_what_is_put_back_survives_a_stop() -> None:
@@ -541,7 +541,7 @@ async def test_what_changes_all_the_time_does_not_keep_its_slot() -> None:
 
 
 async def test_keys_that_went_to_another_worker_are_forgotten() -> None:
-    async with running(answering(Again("busy", after=1000.0, news=True))) as bed:
+    async with running(answering(Again("busy", after=1000.0, wake_on_notification=True))) as bed:
         await bed.give(job(ONE))
         await bed.until(lambda: bed.outcomes("again"))
         bed.runner._parked[TWO] = time.time() - 1.0
@@ -550,7 +550,7 @@ async def test_keys_that_went_to_another_worker_are_forgotten() -> None:
         bed.runner.tidy()
         assert not bed.runner._parked
         assert not bed.runner._appointments
-        assert not bed.runner._open_to_news
+        assert not bed.runner._waking
 
 
 async def settling(bed: Bed, outcome: Again) -> asyncio.Event:
@@ -571,7 +571,7 @@ async def settling(bed: Bed, outcome: Again) -> asyncio.Event:
 
 @pytest.mark.parametrize("news", [True, False])
 async def test_what_comes_while_an_outcome_is_written_down_is_not_lost(news: bool) -> None:
-    outcome = Again("a volume in use", after=600.0, counted=False, news=news)
+    outcome = Again("a volume in use", after=600.0, counted=False, wake_on_notification=news)
     async with running(answering(outcome)) as bed:
         confirmed = await settling(bed, outcome)
         if not bed.runner.poke(job(ONE)):

@@ -59,7 +59,7 @@ class _Lane:
     open_at: float = 0.0
     broken: int = 0
     refused: int = 0
-    spells: int = 0
+    activations: int = 0
     active: bool = False
     empty_at: float = 0.0
 
@@ -118,13 +118,13 @@ class Consumer:
         """Messages waiting in each open lane and, as `dead`, dead letters, as last counted."""
         return self._depths
 
-    def spell(self, lane: str) -> int:
-        """Another number each time that the broker begins to hand out the lane to us, 0 while it does not.
+    def activation(self, lane: str) -> int:
+        """A number that changes whenever we become the lane's active consumer; 0 while we are not.
 
-        With one active consumer a queue, that is from our first delivery until our channel closes.
+        With one active consumer a queue, we are from our first delivery until our channel closes.
         """
         one = self._named.get(lane)
-        return one.spells if one and one.active else 0
+        return one.activations if one and one.active else 0
 
     def empty_at(self, lane: str) -> float:
         """When the lane was last counted and nothing waited there, in monotonic seconds; 0 if that was never so."""
@@ -236,7 +236,7 @@ class Consumer:
         tag = message.delivery_tag
         lane.unacked.add(tag)
         if not lane.active:
-            lane.spells += 1
+            lane.activations += 1
             lane.active = True
 
         def ack() -> None:

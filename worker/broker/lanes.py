@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from worker.broker.connection import parse
 from worker.broker.consumer import Consumer, RabbitDelivery
-from worker.broker.published_keys import Known
+from worker.broker.published_keys import PublishedKeys
 from worker.broker.publisher import Publisher, Written
 from worker.broker.topology import Topology
 from worker.core.dead_letter import DeadLetter
@@ -41,7 +41,7 @@ class RabbitLanes:
         self._publisher: Publisher | None = None
         self._consumer: Consumer | None = None
         self._pending: set[asyncio.Future[None]] = set()
-        self._known: Known | None = None
+        self._known: PublishedKeys | None = None
 
     async def open(
         self, prefetch: Mapping[str, int], deliver: Callable[[Delivery], None], lost: Callable[[str], None] = ignore
@@ -76,7 +76,7 @@ class RabbitLanes:
             bring_back=bring_back,
             lost=lambda lane: _call(loop, lose, lane),
         )
-        self._known = known = Known(spell=consumer.spell, empty_at=consumer.empty_at)
+        self._known = known = PublishedKeys(activation=consumer.activation, empty_at=consumer.empty_at)
         consumer.start()
 
     async def publish(self, jobs: Iterable[Job], *, after: float = 0.0) -> None:

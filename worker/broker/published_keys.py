@@ -19,21 +19,21 @@ fell apart and came together again hands out the lane to another worker."""
 class _Lane:
     """How many jobs of a key wait, and since when the last one does; while the lane is handed out to us."""
 
-    spell: int = 0
+    activation: int = 0
     keys: dict[Key, tuple[int, float]] = field(default_factory=dict)
 
 
-class Known:
+class PublishedKeys:
     """Which keys wait in a lane for certain, to be handed out to this process.
 
     That is known of what was published while the lane was handed out to us, until it arrives here: nobody else gets it
     meanwhile. Of a job that another process has published it is not known, and nothing depends on it.
     """
 
-    def __init__(self, *, spell: Callable[[str], int], empty_at: Callable[[str], float]) -> None:
-        """`spell(lane)`: another number each time that a lane begins to be handed out to us, 0 while it is not;
+    def __init__(self, *, activation: Callable[[str], int], empty_at: Callable[[str], float]) -> None:
+        """`activation(lane)`: changes whenever we become the lane's active consumer, 0 while we are not;
         `empty_at(lane)`: when the broker last said that nothing waits there, in monotonic seconds."""
-        self._spell = spell
+        self._activation = activation
         self._empty_at = empty_at
         self._lanes: dict[str, _Lane] = {}
 
@@ -77,8 +77,8 @@ class Known:
 
     def _keys(self, name: str) -> dict[Key, tuple[int, float]] | None:
         """Return the keys of a lane; None while we are not its active consumer."""
-        spell = self._spell(name)
+        activation = self._activation(name)
         lane = self._lanes.setdefault(name, _Lane())
-        if lane.spell != spell:
-            lane.spell, lane.keys = spell, {}
-        return lane.keys if spell else None
+        if lane.activation != activation:
+            lane.activation, lane.keys = activation, {}
+        return lane.keys if activation else None

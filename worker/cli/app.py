@@ -492,7 +492,7 @@ class Daemon:
 
     async def _resync(self, dispatcher: Dispatcher, why: str) -> None:
         began = time.monotonic()
-        self._metrics.board.comparing()
+        self._metrics.activity.comparing()
         census = Census()
         found = compare(self._cloud, self._handlers.values(), image_of=image_volume.image_of, census=census)
         total, left = await enqueue(found, submit=dispatcher.submit, knows=self._lanes.knows)
@@ -500,7 +500,7 @@ class Daemon:
         if left:
             log.info("resync_left_out", keys=dict(left), why="jobs of another worker's wait there")
         self._metrics.last_resync.set_to_current_time()
-        self._metrics.board.compared()
+        self._metrics.activity.compared()
         self._metrics.census(census.volumes, census.sizes)
         log.info(
             "resynced", why=why, images=census.images, incomplete=total, seconds=round(time.monotonic() - began, 2)
@@ -529,7 +529,7 @@ class Daemon:
         prewarm = self._handlers.get(Prewarm.name)
         decided = {target.name: target for target in (prewarm.resolved if isinstance(prewarm, Prewarm) else ())}
         targets = (decided.get(one.name, one) for one in self._settings.targets)
-        status = self._metrics.board.status(
+        status = self._metrics.activity.status(
             targets=targets,
             lanes=self._runner.lanes,
             depths=self._lanes.depths(),
@@ -541,7 +541,7 @@ class Daemon:
         return {"version": release(), **status, "held_back": [*held.held_back()] if held else [], "cache_full": full}
 
     def _images(self, choice: Choice) -> Mapping[str, Any]:
-        return self._metrics.board.images((target.name for target in self._settings.targets), choice)
+        return self._metrics.activity.images((target.name for target in self._settings.targets), choice)
 
     def _sick(self) -> Mapping[str, str]:
         late = time.monotonic() - self._ticked

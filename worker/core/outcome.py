@@ -32,15 +32,15 @@ class Skip:
 class Again:
     """Look again: after `after` seconds, or when None after the job's own backoff.
 
-    `counted` is False for waits that are no failure (an image that is not quiet yet): they never
-    lead to a dead letter. A notification about the key is answered by the look that is due anyway, unless `news` says
-    that one is reason to look before: for a wait that a user can end, and that makes no notifications itself.
+    `counted` is False for waits that are no failure (an image that is not quiet yet): they never lead to a
+    dead letter. The look that is due anyway answers a notification about the key. With `wake_on_notification` the
+    notification brings the look forward: for a wait that a user can end, and that makes no notifications itself.
     """
 
     reason: str
     after: float | None = None
     counted: bool = True
-    news: bool = False
+    wake_on_notification: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,7 +66,7 @@ class Router:
             self._metrics.notification(notification.event_type, "ignored", known=False)
             return (), ""
         if notification.visibility:
-            self._metrics.board.heard(notification.image_id, notification.visibility)
+            self._metrics.activity.heard(notification.image_id, notification.visibility)
         keys, fault = list[Key](), ""
         for handler in handlers:
             try:

@@ -25,7 +25,7 @@ from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.uses import Uses
 from worker.engine.retry import Backoff
 from worker.engine.turns import Sweep, Turns
-from worker.observe.activity import Board
+from worker.observe.activity import Activity
 from worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -72,7 +72,7 @@ class _Entry:
     """A key that is waiting for its turn or being worked on, with the delivery that keeps it safe.
 
     `deliveries` are more than that one while it is `settling`: the copy for the next try may be among them. `since` is
-    when it came, in monotonic seconds. `news` tells that something was heard of it since it last looked; `awake` is
+    when it came, in monotonic seconds. `notified` tells that something was heard of it since it last looked; `awake` is
     what its waits listen to. `lost`: the broker has taken the delivery back, and another worker may have the key now.
     """
 
@@ -81,7 +81,7 @@ class _Entry:
     since: float = field(default_factory=time.monotonic)
     settling: bool = False
     lost: bool = False
-    news: bool = False
+    notified: bool = False
     awake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def join(self, delivery: Delivery) -> None:
@@ -97,21 +97,23 @@ class _Entry:
 
     def hear(self) -> None:
         """Something has happened that concerns the key."""
-        self.news = True
+        self.notified = True
         self.awake.set()
 
     def look(self) -> None:
         """It looks now: what was heard until now is answered by that."""
-        self.news = False
+        self.notified = False
         self.awake.clear()
 
 
 class _Watch:
     """Waits on behalf of one try: for a poke, with polls that back off; Held at `until`, in monotonic seconds."""
 
-    def __init__(self, *, entry: _Entry, limits: Limits, leaving: asyncio.Event, board: Board, until: float) -> None:
+    def __init__(
+        self, *, entry: _Entry, limits: Limits, leaving: asyncio.Event, activity: Activity, until: float
+    ) -> None:
         self._entry = entry
-        self._board = board
+        self._activity = activity
         self._limits = limits
         self._leaving = leaving
         self._until = until
@@ -136,7 +138,7 @@ class _Watch:
     def tell(self, step: str) -> None:
         if self._entry.lost:
             raise Held
-        self._board.doing(self._entry.job.key, step)
+        self._activity.doing(self._entry.job.key, step)
 
 
 class Runner:
@@ -153,7 +155,7 @@ class Runner:
         uses: Uses,
         deletions: Deletions,
     ) -> None:
-        self._board = metrics.board
+        self._activity = metrics.activity
         self._lanes = lanes
         self._handlers = handlers
         self._limits = limits
@@ -168,7 +170,7 @@ class Runner:
         self._busy = dict.fromkeys(self._width, 0)
         self._entries: dict[Key, _Entry] = {}
         self._appointments: dict[Key, float] = {}
-        self._open_to_news: set[Key] = set()
+        self._waking: set[Key] = set()
         self._parked: dict[Key, float] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._leaving = asyncio.Event()
@@ -235,12 +237,12 @@ class Runner:
             delivery.ack()
             return
         self._appointments.pop(job.key, None)
-        self._open_to_news.discard(job.key)
+        self._waking.discard(job.key)
         self._parked.pop(job.key, None)
         entry = _Entry(job=job, deliveries=[delivery])
         self._entries[job.key] = entry
         self._turns[lane].add(job.project, entry)
-        self._board.held(job)
+        self._activity.held(job)
         self._start(lane)
         self._sweep(lane)
 
@@ -251,7 +253,7 @@ class Runner:
         """
         for entry in self._turns[lane].take(lambda _: True):
             del self._entries[entry.job.key]
-            self._board.put_back(entry.job.key)
+            self._activity.put_back(entry.job.key)
         for key, entry in self._entries.items():
             if key.lane == lane and not entry.settling:
                 entry.lost = True
@@ -288,7 +290,7 @@ class Runner:
             self._tidied, clock = now, time.time()
             self._parked = {key: due for key, due in self._parked.items() if due > clock}
             self._appointments = {key: due for key, due in self._appointments.items() if due > clock - OVERDUE}
-            self._open_to_news &= self._appointments.keys()
+            self._waking &= self._appointments.keys()
 
     def _take_late(self) -> list[Key]:
         """Keys whose next try was due a while ago, and is neither here nor in a lane; each is named once."""
@@ -300,7 +302,7 @@ class Runner:
         ]
         for key in late:
             del self._appointments[key]
-            self._open_to_news.discard(key)
+            self._waking.discard(key)
         return late
 
     async def _bring(self, keys: list[Key]) -> None:
@@ -347,7 +349,7 @@ class Runner:
         if job.cause == OPERATOR:
             return False
         now, due = time.time(), self._appointments.get(job.key, 0.0)
-        if not job.due and job.key in self._open_to_news:
+        if not job.due and job.key in self._waking:
             return False
         return (due > now and job.due != due) or self._parked.get(job.key, 0.0) > now
 
@@ -382,7 +384,7 @@ class Runner:
         """Put jobs that nobody has begun at the end of their lane, and take the next."""
         for entry in entries:
             del self._entries[entry.job.key]
-            self._board.put_back(entry.job.key)
+            self._activity.put_back(entry.job.key)
         try:
             # What was due is so no more: a copy of the key may have another appointment by then
             await self._lanes.publish([replace(entry.job, due=0.0) for entry in entries])
@@ -397,7 +399,7 @@ class Runner:
 
     async def _work(self, entry: _Entry, lane: str) -> None:
         key, project = entry.job.key, entry.job.project
-        self._board.began(entry.job)
+        self._activity.began(entry.job)
         try:
             with bound_contextvars(
                 handler=key.handler, image_id=key.image_id, target=key.target, cause=entry.job.cause
@@ -444,8 +446,8 @@ class Runner:
             if isinstance(outcome, Done):
                 changed, warmed = changed or outcome.changed, warmed or outcome.warmed
                 outcome = replace(outcome, changed=changed, warmed=warmed)
-            over = not outcome.news if isinstance(outcome, Again) else isinstance(outcome, Park)
-            if over or not entry.news:
+            over = not outcome.wake_on_notification if isinstance(outcome, Again) else isinstance(outcome, Park)
+            if over or not entry.notified:
                 break
             if again or self._leaving.is_set():
                 # What changes all the time must not keep a slot for it
@@ -458,7 +460,7 @@ class Runner:
     async def _try(self, entry: _Entry, until: float) -> Outcome:
         """One try, which may wait `until` then; every error becomes an outcome here."""
         job = entry.job
-        watch = _Watch(entry=entry, limits=self._limits, leaving=self._leaving, board=self._board, until=until)
+        watch = _Watch(entry=entry, limits=self._limits, leaving=self._leaving, activity=self._activity, until=until)
         try:
             async with asyncio.timeout(self._limits.job):
                 outcome: object = await self._handlers[job.key.handler].reconcile(job.key, watch)
@@ -505,7 +507,7 @@ class Runner:
                 outcome = replace(outcome, after=look_again, counted=False)
             else:
                 following = replace(job, attempt=0, first_at=time.time(), reason="heard of again")
-                await self._again(following, look_again, news=False, quietly=True)
+                await self._again(following, look_again, wake_on_notification=False, quietly=True)
         match outcome:
             case Done(detail, changed, warmed):
                 (log.info if changed else log.debug)("job_done", detail=detail, changed=changed)
@@ -514,40 +516,40 @@ class Runner:
                 if warmed and job.cause != RESYNC:
                     seconds = time.time() - job.first_at
                     self._metrics.time_to_warm.labels(job.key.target).observe(seconds)
-                    self._board.warmed(job.key, seconds)
-                self._board.settled(job, outcome)
+                    self._activity.warmed(job.key, seconds)
+                self._activity.settled(job, outcome)
             case Skip(reason):
                 log.info("job_skipped", reason=reason)
-                self._board.settled(job, outcome)
-            case Again(reason, after, counted, news):
+                self._activity.settled(job, outcome)
+            case Again(reason, after, counted, wake):
                 known = job.reason == reason
                 job = job.tried(reason, counted=counted)
                 if job.attempt >= self._limits.max_attempts:
                     await self._park(job, reason, "")
                 else:
                     after = self._backoff.after(job.attempt - 1) if after is None else after
-                    self._board.settled(job, replace(outcome, after=after), due=time.time() + after)
-                    await self._again(job, after, news=news, quietly=known and not counted)
+                    self._activity.settled(job, replace(outcome, after=after), due=time.time() + after)
+                    await self._again(job, after, wake_on_notification=wake, quietly=known and not counted)
             case Park(reason, trace):
                 await self._park(job.tried(reason), reason, trace)
             case never:
                 assert_never(never)
 
-    async def _again(self, job: Job, after: float, *, news: bool, quietly: bool) -> None:
+    async def _again(self, job: Job, after: float, *, wake_on_notification: bool, quietly: bool) -> None:
         # A wait that is no failure is worth a line when it begins, not each time it goes on
         level = log.debug if quietly else log.info if job.attempt == 0 else log.warning
         level("job_again", reason=job.reason, after=round(after, 1), attempt=job.attempt)
         due = time.time() + after
         if after > 0:
             self._appointments[job.key] = due
-            if news:
-                self._open_to_news.add(job.key)
+            if wake_on_notification:
+                self._waking.add(job.key)
         await self._lanes.publish([replace(job, due=due)], after=after)
 
     async def _park(self, job: Job, reason: str, trace: str) -> None:
         log.error("job_parked", reason=reason, attempt=job.attempt, traceback=trace)
         self._parked[job.key] = due = time.time() + self._limits.park_retry_after
-        self._board.settled(job, Park(reason, trace), due=due)
+        self._activity.settled(job, Park(reason, trace), due=due)
         letter = DeadLetter(lane=job.key.lane, reason=reason, last_at=time.time(), job=job, traceback=trace)
         await self._lanes.bury([letter])
 

@@ -1,4 +1,4 @@
-"""The board: what one worker knows of images, lanes and jobs at this moment, for people who look. Asks nobody.
+"""Activity: an in-memory model of the images, lanes and jobs of one worker at this moment. Asks nobody.
 
 It is told on the event loop and read by the threads of the probes.
 """
@@ -112,7 +112,7 @@ class _Order:
     seconds: float
 
 
-class Board:
+class Activity:
     """Told of everything that happens to jobs and images; gives it back as JSON-able documents.
 
     The event loop waits for the lock as well. So nobody holds it for longer than it takes to copy a list: what has to
@@ -181,7 +181,7 @@ class Board:
                     since=now,
                     due=due,
                     reason=outcome.reason,
-                    patient=isinstance(outcome, Again) and outcome.news,
+                    patient=isinstance(outcome, Again) and outcome.wake_on_notification,
                 )
                 if parked or outcome.counted:  # type: ignore[union-attr]
                     self._failures.appendleft(

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from worker.core.cloud import Image
 from worker.core.state import State
-from worker.observe.activity import Board
+from worker.observe.activity import Activity
 
 PREFIX = "image_volume_worker"
 OTHER = "other"
@@ -31,10 +31,10 @@ def release() -> str:
 
 
 class Metrics:
-    """All metrics of one process, in a registry of its own; and its board, for what is no number."""
+    """All metrics of one process, in a registry of its own; and its activity, for what is no number."""
 
     def __init__(self) -> None:
-        self.board = Board()
+        self.activity = Activity()
         self.registry = CollectorRegistry()
         r = self.registry
 
@@ -118,7 +118,7 @@ class Metrics:
     def begin(self, targets: Iterable[str]) -> None:
         """A daemon begins, with these targets: the last one may have had others, and what it saw is over."""
         targets = frozenset(targets)
-        self.board.forget(targets)
+        self.activity.forget(targets)
         self._lost.clear()
         self.beyond_repair.set(0)
         for gauge in (self.images, self.image_volumes, self.image_volume_bytes, self.target_usable):
@@ -157,7 +157,7 @@ class Metrics:
 
     def seen(self, image: Image, states: Mapping[str, tuple[State, str]]) -> None:
         """See `worker.core.handler.Report`."""
-        self.board.look(image, states)
+        self.activity.look(image, states)
 
     def held_back(self, volumes: int, *, brake: bool) -> None:
         """See `worker.core.handler.Report`."""
@@ -181,19 +181,19 @@ class Metrics:
         """Take over how many Image-Volumes there are by (target, status), and their bytes by target."""
         _renew(self.image_volumes, volumes.items())
         _renew(self.image_volume_bytes, (((target,), size) for target, size in sizes.items()))
-        self.board.weighed(sizes)
+        self.activity.weighed(sizes)
         # Who has repaired or deleted it may have been another worker
-        self._lost = {one for one in self._lost if self.board.has(one[0])}
+        self._lost = {one for one in self._lost if self.activity.has(one[0])}
         self.beyond_repair.set(len({lost for lost, _ in self._lost}))
 
     def states(self) -> None:
-        """Take over from the board how many images are in which state."""
-        states = self.board.states()
+        """Take over from the activity how many images are in which state."""
+        states = self.activity.states()
         _renew(self.images, (((target, state), n) for target, counts in states.items() for state, n in counts.items()))
 
     def depths(self, depths: Mapping[str, int], waiting: Mapping[str, int]) -> None:
         """Take over how many jobs are in each lane (`dead` are the dead letters), and wait for another try."""
-        oldest = self.board.oldest()
+        oldest = self.activity.oldest()
         for lane in depths:
             if lane != "dead":
                 self.jobs_waiting.labels(lane).set(waiting.get(lane, 0))

@@ -61,7 +61,7 @@ class VolumeTimes:
         warm = "false" if sent > order else "true"
         seconds = max(0.0, when - since)
         self._metrics.volume_create.labels(target, warm).observe(seconds)
-        self._metrics.board.created(target, seconds, warm=warm == "true")
+        self._metrics.activity.created(target, seconds, warm=warm == "true")
 
     def _note(self, times: OrderedDict[str, tuple[int, float]], key: str, when: float, *, first: bool = False) -> None:
         with self._lock:

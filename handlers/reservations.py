@@ -1,4 +1,4 @@
-"""Room: whether the target's budget and the internal project's quota have any left for one more Image-Volume."""
+"""Reservations: room for one more Image-Volume, by a target's budget and the internal project's quota."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STUCK_FOR = 900.0
 log = structlog.get_logger(__name__)
 
 
-class Rooms:
+class Reservations:
     """Reservations on each target, so that jobs at the same time do not all take the last place."""
 
     def __init__(self, parts: Parts) -> None:
@@ -38,8 +38,8 @@ class Rooms:
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stuck: dict[str, float] = {}
 
-    async def enter(self, image: Image, target: Target, watch: Watch, *, volumes: int = 1) -> None:
-        """Make room for the image on the target and keep it until `leave`; `volumes` is how many are made at once.
+    async def reserve(self, image: Image, target: Target, watch: Watch, *, volumes: int = 1) -> None:
+        """Make room for the image on the target and keep it until `release`; `volumes` is how many are made at once.
 
         Raises budget.NoRoom if the image can't have room, Blocked if the quota is used up; nothing is evicted then.
         """
@@ -105,12 +105,12 @@ class Rooms:
             self._coming[target.name].setdefault(image.id, (size, self._now()))
         return True
 
-    def stay(self, image_id: str, target: str) -> None:
+    def extend(self, image_id: str, target: str) -> None:
         """Extend the image's reservation: it is still on its way."""
         if kept := self._coming[target].get(image_id):
             self._coming[target][image_id] = (kept[0], self._now())
 
-    def leave(self, image_id: str, target: str) -> None:
+    def release(self, image_id: str, target: str) -> None:
         """Release the image's reservation: it is there, or not needed."""
         self._coming[target].pop(image_id, None)
 
