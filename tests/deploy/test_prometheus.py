@@ -20,8 +20,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from handlers import ROUTES
 from tests.worker_process import free_port
 from worker.core.cloud import Image
+from worker.core.state import State
 from worker.engine.runner import OUTCOMES
-from worker.observe.activity import CELLS
 from worker.observe.http import Probes
 from worker.observe.metrics import Metrics
 
@@ -108,7 +108,7 @@ WORDS = {
     "outcome": set(OUTCOMES),
     "handler": set(ROUTES),
     "lane": {"upload"},
-    "state": set(CELLS),
+    "state": set(State),
     "warm": {"true", "false"},
 }
 

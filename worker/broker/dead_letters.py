@@ -11,9 +11,9 @@ from typing import Any
 
 from amqp.exceptions import NotFound, ResourceLocked
 
+from worker.broker.connect import connected
 from worker.broker.connection import CLASSIC, content
 from worker.broker.topology import Topology
-from worker.broker.visit import visit
 from worker.core.dead_letter import DeadLetter
 from worker.core.errors import Malformed, Temporary
 
@@ -34,18 +34,18 @@ class DeadQueue:
     def __init__(self, *, url: str, queue: str) -> None:
         self._url = url
         self._name = Topology(prefix=queue, queue_type="").dead
-        self._visit = ExitStack()
+        self._connected = ExitStack()
         self._channel: Any = None
 
     def __enter__(self) -> DeadQueue:
-        connection = self._visit.enter_context(visit(self._url, name="dead-letters"))
+        connection = self._connected.enter_context(connected(self._url, name="dead-letters"))
         try:
             # Whoever looks has all of them; a second one at the same time would see the rest, and take it for all
             connection.channel().queue_declare(
                 f"{self._name}.looked-at", exclusive=True, auto_delete=True, arguments=CLASSIC
             )
         except ResourceLocked as error:
-            self._visit.close()
+            self._connected.close()
             raise Temporary("somebody else is looking at the dead letters: try again when that has ended") from error
         self._channel = connection.channel()
         return self
@@ -53,7 +53,7 @@ class DeadQueue:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._visit.__exit__(kind, error, trace)
+        self._connected.__exit__(kind, error, trace)
 
     def __iter__(self) -> Iterator[Kept]:
         """Those that are there now, oldest first; none if the queue was never needed."""

@@ -10,9 +10,9 @@ from typing import Any
 from amqp.exceptions import AMQPError, NotFound
 from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE, level_name
 
+from worker.broker.connect import connected
 from worker.broker.connection import content
 from worker.broker.topology import Topology
-from worker.broker.visit import visit
 from worker.core.errors import Malformed
 from worker.core.job import Job
 
@@ -40,7 +40,7 @@ class Depth:
 def look(url: str, *, queue: str, lanes: Iterable[str]) -> list[Depth]:
     """The lanes, what waits for a next try, and the dead letters; Temporary if no host answers. Blocks."""
     topology = Topology(prefix=queue, queue_type="")
-    with visit(url, name="status") as connection:
+    with connected(url, name="status") as connection:
         found = [_depth(connection, lane, topology.queue(lane)) for lane in lanes]
         delayed = sum(
             ready

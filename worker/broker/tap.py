@@ -7,9 +7,9 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
+from worker.broker.connect import connected
 from worker.broker.connection import CLASSIC, content
 from worker.broker.subscription import Subscription
-from worker.broker.visit import visit
 from worker.core.errors import Malformed
 from worker.core.notification import decode
 
@@ -30,7 +30,7 @@ class Tap:
     def __enter__(self) -> Tap:
         with ExitStack() as opening:
             for url in self._urls:
-                connection = opening.enter_context(visit(url, name="probe"))
+                connection = opening.enter_context(connected(url, name="probe"))
                 channel = connection.channel()
                 # Bytes, whatever encoding a message claims to have
                 channel.auto_decode = False

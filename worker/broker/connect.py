@@ -1,4 +1,4 @@
-"""A visit to a broker: one connection for a command that asks something and leaves."""
+"""A connection for a command that asks a broker something and leaves."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.core.errors import Temporary
 
 
 @contextlib.contextmanager
-def visit(url: str, *, name: str) -> Iterator[Connection]:
+def connected(url: str, *, name: str) -> Iterator[Connection]:
     """A connection to the first host that answers, closed afterwards; what fails on the way is Temporary. Blocks."""
     broker = parse(url)
     problem = "no host"
