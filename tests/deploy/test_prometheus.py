@@ -70,9 +70,10 @@ def metrics() -> Metrics:
     image = Image(
         id="i", status="active", owner="o", disk_format="raw", container_format="bare", visibility="public", size=1
     )
-    made.seen(image, {"fast": ("warm", "")})
+    made.seen(image, {"fast": (State.WARM, "")})
     made.states()
     made.target_usable.labels("fast").set(1)
+    made.task_failures.labels("lanes")
     made.ready.set(1)
     return made
 
