@@ -14,7 +14,6 @@ from typing import Any
 import structlog
 
 from handlers import image_volume, policy, target_store
-from handlers.prewarm import Prewarm
 from handlers.target_store import missing_type, read_encryption
 from worker.broker.intake import RabbitIntake
 from worker.broker.lanes import RabbitLanes
@@ -22,7 +21,7 @@ from worker.broker.link import hung
 from worker.broker.memory import MemoryLanes
 from worker.core.deletions import Deletions
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
-from worker.core.handler import Handler, HandlerFactory, Parts
+from worker.core.handler import Handler, HandlerFactory, Parts, Targeted
 from worker.core.intake import Intake
 from worker.core.lanes import Lanes
 from worker.core.target import Target
@@ -526,19 +525,20 @@ class Daemon:
         return max(self._census_every, COUNT_SHARE * (time.monotonic() - began))
 
     def _status(self, most: float) -> Mapping[str, Any]:
-        prewarm = self._handlers.get(Prewarm.name)
-        decided = {target.name: target for target in (prewarm.resolved if isinstance(prewarm, Prewarm) else ())}
+        targeted = [handler for handler in self._handlers.values() if isinstance(handler, Targeted)]
+        decided = {target.name: target for handler in targeted for target in handler.resolved}
         targets = (decided.get(one.name, one) for one in self._settings.targets)
+        unusable = {name: why for handler in targeted for name, why in handler.unusable.items()}
         status = self._metrics.activity.status(
             targets=targets,
             lanes=self._runner.lanes,
             depths=self._lanes.depths(),
             most=most,
-            unusable={**(prewarm.unusable if isinstance(prewarm, Prewarm) else {}), **self._unusable},
+            unusable={**unusable, **self._unusable},
         )
-        held = prewarm if isinstance(prewarm, Prewarm) else None
-        full = held.full() if held else {}
-        return {"version": release(), **status, "held_back": [*held.held_back()] if held else [], "cache_full": full}
+        held_back = [one for handler in targeted for one in handler.held_back()]
+        full = {name: why for handler in targeted for name, why in handler.full().items()}
+        return {"version": release(), **status, "held_back": held_back, "cache_full": full}
 
     def _images(self, choice: Choice) -> Mapping[str, Any]:
         return self._metrics.activity.images((target.name for target in self._settings.targets), choice)

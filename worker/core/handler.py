@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from worker.core.cloud import Cloud, Image, Volume
 from worker.core.deletions import Deletions
@@ -66,6 +66,25 @@ class Handler(Protocol):
 
     def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
         """Keys of an image that look incomplete in a bulk listing. Pure. `image` is None if no active one is listed."""
+
+
+@runtime_checkable
+class Targeted(Protocol):
+    """A handler that works on targets, and tells how they are for people who look."""
+
+    @property
+    def resolved(self) -> tuple[Target, ...]:
+        """The targets that can be used, with their strategy decided."""
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """Reasons why targets can't be used, by name."""
+
+    def held_back(self) -> Iterable[tuple[str, str, str]]:
+        """The images that are not made warm again on a target for now: image id, target, reason."""
+
+    def full(self) -> Mapping[str, str]:
+        """Reasons why nothing more fits on a target, by name."""
 
 
 class Report(Protocol):
