@@ -178,10 +178,12 @@ class Judge:
             item, status = items.get(volume["id"]), volume["status"]
             if item is None or item.state not in ("broken", "deleting"):
                 continue
-            if status == "deleting" and time.monotonic() - item.since > LOST:
+            # Once freed, its deletion begins anew: it is given this time again
+            still = age(volume["updated_at"] or volume["created_at"])
+            if status == "deleting" and still > LOST:
                 self.admin.act(item.id, "os-reset_status", status="error")
                 name = user.person.connection.config.name
-                self._note(f"volume {item.id} of {name}, whose deletion Cinder has lost", time.monotonic() - item.since)
+                self._note(f"volume {item.id} of {name}, whose deletion Cinder has lost", still)
             elif not status.startswith(("available", "error", "deleting")):
                 self.admin.act(item.id, "os-reset_status", status="error")
             if item.state == "broken":
