@@ -19,7 +19,7 @@ from scripts.cloud import breakage
 from scripts.cloud.people import Person
 from scripts.soak_faults import KINDS, QUEUE, Breaker, Replica, Stage, with_heartbeat
 from scripts.soak_judge import Judge
-from scripts.soak_load import User
+from scripts.soak_load import REFUSED, User
 
 # Seconds between two looks at a replica; between two steps of a user
 LOOK, PAUSE = 1.0, 4.0
@@ -164,7 +164,7 @@ class Soak:
     def _judged(self) -> None:
         began, told, problems = time.monotonic(), 0.0, ["nothing looked at yet"]
         while problems and time.monotonic() - began < PATIENCE:
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(*REFUSED):
                 self.judge.help()
             for user in self._users:
                 user.settle()
@@ -210,7 +210,7 @@ class Soak:
         while left and time.monotonic() < end:
             for user in self._users:
                 user.clear()
-            with contextlib.suppress(RuntimeError):
+            with contextlib.suppress(*REFUSED):
                 self.judge.help()
             later = ("queue", "not ready", "source volume")
             left = [text for text in self.judge.problems() if not any(word in text for word in later)]

@@ -30,6 +30,9 @@ MOST = {"MiB": 16.0, "threads": 8.0, "file descriptors": 16.0}
 MORE_THAN_FRESH = {"MiB": 40.0, "threads": 16.0 + 8.0, "file descriptors": 2 * 16.0 + 16.0}
 # Seconds after which an import of Glance's does nothing more: Cinder's answers take it five times 30 s at most
 STILL = 240.0
+# An image whose locations Glance hides is looked at again after so many seconds, which its job spends in queues that
+# delay for 512, 256 and 128 s, one after the other. When Glance shows them again, another job does the work at once
+APPOINTED, APPOINTMENTS = 900.0, tuple(f"{QUEUE}_celery_delayed_{level}" for level in (9, 8, 7))
 # Log lines that tell of a bug of the worker's, whatever is broken around it
 BUGS = {
     "task_failed", "thread_failed", "request_failed", "handler_failed", "broker_session_failed", "outcome_not_written",
@@ -136,13 +139,15 @@ class Judge:
                     item.state = "gone"
 
     def _queues(self) -> Iterator[str]:
+        now = time.monotonic()
+        appointments = APPOINTMENTS if "hidden" in self.disturbed(now - APPOINTED, now) else ()
         for vhost in ("/", "worker"):
             found = breakage.queues(vhost, QUEUE)
             for name in (QUEUE,) if vhost == "/" else (f"{QUEUE}.upload", f"{QUEUE}.prewarm.{TARGETS[0]}"):
                 if name not in found:
                     yield f"queue {name} is not there"
             for name, count in found.items():
-                if count and not name.endswith(".dead"):
+                if count and not name.endswith(".dead") and name not in appointments:
                     yield f"queue {name} holds {count}"
 
     def _replicas(self) -> Iterator[str]:
@@ -178,10 +183,12 @@ class Judge:
             item, status = items.get(volume["id"]), volume["status"]
             if item is None or item.state not in ("broken", "deleting"):
                 continue
-            if status == "deleting" and time.monotonic() - item.since > LOST:
+            # Once freed, its deletion begins anew: it is given this time again
+            still = age(volume["updated_at"] or volume["created_at"])
+            if status == "deleting" and still > LOST:
                 self.admin.act(item.id, "os-reset_status", status="error")
                 name = user.person.connection.config.name
-                self._note(f"volume {item.id} of {name}, whose deletion Cinder has lost", time.monotonic() - item.since)
+                self._note(f"volume {item.id} of {name}, whose deletion Cinder has lost", still)
             elif not status.startswith(("available", "error", "deleting")):
                 self.admin.act(item.id, "os-reset_status", status="error")
             if item.state == "broken":

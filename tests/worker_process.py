@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import resource
@@ -142,11 +143,14 @@ class WorkerProcess:
     def probe(self, path: str) -> tuple[int, dict[str, Any]]:
         """Status and JSON of a probe; 0 when nobody answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10) as answer:
+            try:
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=10)
+            except urllib.error.HTTPError as error:
+                answer = error
+            with answer:
                 return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
-        except OSError:
+        except (OSError, http.client.HTTPException, ValueError):
+            # The last two: it was killed in the middle of its answer
             return 0, {}
 
     def wait_ready(self, *, within: float = 120.0) -> None:
