@@ -12,8 +12,10 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import amqp
 import pytest
 
+from tests.broker import hostile
 from tests.broker.hands import Hands
 from tests.broker.rabbitmq import RabbitMQ
 from worker.broker.dead_letters import DeadQueue
@@ -103,6 +105,18 @@ async def test_one_is_shown_with_all_that_is_known(rabbitmq: RabbitMQ, queue: st
     raw = await asyncio.to_thread(run, "show", "--raw", "--reason", "not a notification")
     assert raw.stdout.startswith('{"half": ')
     assert "no such dead letter" in (await asyncio.to_thread(lambda: run("show", "nothing", check=1))).stderr
+
+
+async def test_odd_messages_among_them_are_listed_too(rabbitmq: RabbitMQ, queue: str, run: Run) -> None:
+    await bury(rabbitmq, queue)
+    with rabbitmq.channel() as channel:
+        for flags, properties in hostile.PROPERTIES.values():
+            channel.basic_publish(hostile.Raw(b"odd", flags, properties), routing_key=f"{queue}.dead")
+        # Half a character, once it is decoded as it claims to be encoded
+        half = amqp.Message(rb"\ud800", content_encoding="unicode_escape")
+        channel.basic_publish(half, routing_key=f"{queue}.dead")
+    rows = await asyncio.to_thread(listed, run)
+    assert len(rows) == 4 + len(hostile.PROPERTIES) + 1
 
 
 async def test_replay_puts_jobs_back_as_new(rabbitmq: RabbitMQ, queue: str, run: Run) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import structlog
 
+from tests.broker import hostile
 from tests.broker.hands import until
 from tests.broker.rabbitmq import RabbitMQ
 from tests.broker.sink import RecordingSink
@@ -103,6 +104,20 @@ async def test_what_nobody_can_read_becomes_a_letter(rabbitmq: RabbitMQ, run: Ru
     assert running.sink.letters == [body[:MOST_BODY] for body in bad]
     await running.stop()
     assert rabbitmq.depth(queue) == 0
+
+
+@pytest.mark.parametrize("odd", hostile.PROPERTIES)
+async def test_odd_properties_of_a_message_stop_nothing(
+    rabbitmq: RabbitMQ, run: Run, exchange: str, queue: str, odd: str
+) -> None:
+    """py-amqp raises on some; the message would be delivered again, and end the next connection, for ever."""
+    running = await run()
+    with rabbitmq.channel() as channel:
+        for body, (flags, properties) in ((message(1), hostile.PROPERTIES[odd]), (message(2), (0, b""))):
+            channel.basic_publish(hostile.Raw(body, flags, properties), exchange=exchange, routing_key=INFO)
+    await until(lambda: running.sink.ids == ["1", "2"])
+    await until(lambda: rabbitmq.depth(queue) == 0)
+    assert running.sink.gaps == ["the queue was made"]
 
 
 async def test_what_comes_to_nothing_is_acked_without_the_sink(

@@ -11,6 +11,7 @@ import pytest
 import structlog
 from amqp import Message
 
+from tests.broker import hostile
 from tests.broker.hands import PATIENCE, Hands, jobs, until
 from tests.broker.rabbitmq import FORWARD_AGAIN, RabbitMQ
 from worker.broker import consumer
@@ -196,6 +197,19 @@ async def test_what_is_too_large_for_a_letter_is_cut_and_stops_no_lane(
     await made.publish(jobs(lane, 1))
     assert await hands.have(1) == ["0"]
     await until(lambda: made.problem() is None)
+
+
+async def test_odd_properties_and_routing_keys_stop_no_lane(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+    hands = Hands()
+    await opened(hands, lane)
+    bodies = [job.to_bytes() for job in jobs(lane, len(hostile.PROPERTIES) + 1)]
+    key = b"*." * 28 + f"{QUEUE}.{lane}".encode()
+    with rabbitmq.channel() as channel:
+        for body, (flags, properties) in zip(bodies, hostile.PROPERTIES.values(), strict=False):
+            channel.basic_publish(hostile.Raw(body, flags, properties), routing_key=f"{QUEUE}.{lane}")
+        # Into the lane as its delayed jobs come, with words before its name that are no text
+        channel.basic_publish(Message(bodies[-1]), exchange=f"{QUEUE}.due", routing_key=key.replace(b"*", b"\xff"))
+    assert sorted(await hands.have(len(bodies))) == [str(number) for number in range(len(bodies))]
 
 
 async def test_who_gives_up_leaves_nothing_behind(lane: str) -> None:

@@ -6,9 +6,11 @@ import ssl
 
 import pytest
 from amqp.exceptions import PreconditionFailed
+from amqp.serialization import loads
 from oslo_config import cfg
 
 from worker.broker.connection import Tls, parse, words
+from worker.broker.frames import readable_arguments
 
 # From there, as it is imported there without its warnings
 from worker.broker.oslo import oslo_messaging
@@ -128,3 +130,15 @@ def test_a_queue_that_is_there_otherwise_is_told_in_words(said: str, told: str) 
 def test_other_errors_are_told_as_they_are() -> None:
     assert words(OSError("connection refused")) == "connection refused"
     assert words(TimeoutError()) == "TimeoutError"
+
+
+@pytest.mark.parametrize(
+    ("method", "read"),
+    [
+        (b"\x00\x3c\x00\x3c\x01t" + b"\xff" * 8 + b"\x00\x01e\x03k\xffk", ["t", 2**64 - 1, False, "e", "k?k"]),
+        (b"\x00\x3c\x00\x3c\x01t" + b"\xff" * 8 + b"\x00\x01e\x03k\xc3\xa4", ["t", 2**64 - 1, False, "e", "kä"]),
+        (b"\x00\x3c\x00\x3c\x01t" + b"\x00" * 8 + b"\x00\x01e\xc8" + b"\xff" * 200, ["t", 0, False, "e", "?" * 200]),
+    ],
+)
+def test_a_routing_key_that_is_no_text_is_made_one(method: bytes, read: list[object]) -> None:
+    assert loads("sLbss", readable_arguments(method), 4)[0] == read

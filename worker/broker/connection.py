@@ -15,6 +15,7 @@ from amqp import Message
 from amqp.exceptions import AMQPError, ChannelError, NotFound
 from kombu.transport.pyamqp import Connection
 
+from worker.broker.frames import tolerant
 from worker.core.errors import Misconfigured
 
 HEARTBEAT = 30.0
@@ -101,6 +102,7 @@ class Broker:
             client_properties={"connection_name": name},
             on_blocked=on_blocked,
             on_unblocked=on_unblocked,
+            frame_handler=tolerant,
         )
         try:
             connection.connect()

@@ -48,6 +48,8 @@ class DeadQueue:
             self._connected.close()
             raise Temporary("somebody else is looking at the dead letters: try again when that has ended") from error
         self._channel = connection.channel()
+        # Bytes, whatever encoding a message claims to have
+        self._channel.auto_decode = False
         return self
 
     def __exit__(

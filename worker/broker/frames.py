@@ -1,0 +1,86 @@
+"""Frames: what py-amqp can't decode of a message is left out of it, so that the message is no fault of the connection.
+
+Whoever may publish decides what the properties, headers and routing key of a message are, and RabbitMQ passes them on
+as they are: text that is no UTF-8, a time that no calendar has, tables a thousand deep. py-amqp raises on them in the
+middle of reading. The connection would be lost, the broker would deliver the message again, and so on for ever.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+from amqp import Message, spec
+from amqp.method_framing import frame_handler
+from amqp.serialization import loads
+
+METHOD, HEADER = 1, 2
+"""Kinds of frames."""
+
+_LAYOUTS = {spec.Basic.Deliver: "sLbss", spec.Basic.GetOk: "Lbssl", spec.Basic.Return: "Bsss"}
+"""Arguments of the methods that a message comes with, as py-amqp's `loads` names their types."""
+_SIZES = {"b": 1, "B": 2, "l": 4, "L": 8}
+_ARGUMENTS = 4
+"""Where they begin: behind the numbers of class and method."""
+_PROPERTIES = 12
+"""Where a message's properties begin: behind class, weight and size of the body."""
+_NONE = b"\0\0"
+"""The flags of no property at all."""
+_READABLE = bytes(byte if byte < 0x80 else ord("?") for byte in range(256))
+
+Frame = tuple[int, int, bytes]
+
+
+def tolerant(connection: Any, callback: Callable[..., object]) -> Callable[[Frame], bool]:
+    """A reader of frames as py-amqp's own, but for messages that it can't decode."""
+    read: Callable[[Frame], bool] = frame_handler(connection, callback)
+
+    def on_frame(frame: Frame) -> bool:
+        kind, channel, content = frame
+        if kind == METHOD:
+            return read((kind, channel, readable_arguments(content)))
+        if kind != HEADER:
+            return read(frame)
+        try:
+            return read(frame)
+        except Exception:
+            # What it raises on properties may be anything; what somebody raises who is given an empty message goes on
+            if has_readable_properties(content):
+                raise
+            return read((kind, channel, content[:_PROPERTIES] + _NONE))
+
+    return on_frame
+
+
+def has_readable_properties(header: bytes) -> bool:
+    """Whether py-amqp can decode the properties in a header frame."""
+    try:
+        Message().inbound_header(header)
+    except Exception:
+        return False
+    return True
+
+
+def readable_arguments(method: bytes) -> bytes:
+    """A method frame; of one that a message comes with, text that is no UTF-8 has ? for all that is no ASCII."""
+    layout = _LAYOUTS.get(struct.unpack_from(">HH", method))
+    if layout is None or method[_ARGUMENTS:].isascii():
+        return method
+    try:
+        loads(layout, method, _ARGUMENTS)
+    except UnicodeDecodeError:
+        return _with_readable_texts(method, layout)
+    return method
+
+
+def _with_readable_texts(method: bytes, layout: str) -> bytes:
+    made, offset = bytearray(method), _ARGUMENTS
+    for kind in layout:
+        if kind == "s":
+            end = offset + 1 + made[offset]
+            made[offset + 1 : end] = made[offset + 1 : end].translate(_READABLE)
+            offset = end
+        else:
+            offset += _SIZES[kind]
+    return bytes(made)
