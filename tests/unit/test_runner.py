@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -335,6 +337,37 @@ async def test_a_job_of_a_lane_that_is_no_more_is_dropped() -> None:
         assert bed.handler.tries == []
         await bed.lanes.close()
         assert bed.lanes.depths()["old.target"] == 0
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        # Ids end up in URLs, in logs and on pages
+        {"key": ["prewarm", "../../v2/tasks", "fast"]},
+        {"key": ["prewarm", "..", "fast"]},
+        {"key": ["prewarm", "i?y=1#z", "fast"]},
+        {"key": ["prewarm", "i\r\nHost: x", "fast"]},
+        {"key": ["prewarm", "\ud800", "fast"]},
+        {"key": ["prewarm", "a" * 100_000, "fast"]},
+        {"key": ["prewarm", "i", "fast\n"]},
+        {"deleted_volume": "a/b"},
+        {"used_by": "a" * 1000},
+        # Neither times nor JSON
+        {"first_at": math.nan},
+        {"due": math.inf},
+        {"due": 1e300},
+        {"used": math.inf},
+        {"first_at": "1"},
+        # It would be tried a thousand million times without a pause
+        {"attempt": -(10**9)},
+        {"attempt": 10**200},
+    ],
+    ids=repr,
+)
+def test_what_no_worker_writes_is_no_job(odd: dict[str, object]) -> None:
+    one = Job(key=Key("prewarm", "i", "fast"), cause="x", first_at=1.5)
+    with pytest.raises(Malformed):
+        Job.from_bytes(json.dumps(json.loads(one.to_bytes()) | odd).encode())
 
 
 def test_backoff_grows_to_its_bound_with_jitter() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
@@ -13,6 +14,11 @@ RESYNC = "resync"
 OPERATOR = "operator"
 # Characters of a text; a broker has a limit for a message
 MOST_TEXT = 4_000
+# A part of a key, of which image ids end up in URLs; those of plug-ins need not be UUIDs
+PART = re.compile(r"(?!\.)[\w.@:+-]{0,255}", re.ASCII)
+MOST_TRIES = 1_000_000
+# Epoch seconds: until the year 5138; and what a notification may claim
+LATEST, CLAIMED = 1e11, 3e11
 
 
 class Key(NamedTuple):
@@ -69,19 +75,19 @@ class Job:
         """The job that `to_bytes` wrote; Malformed if it is anything else."""
         try:
             fields = json.loads(body)
-            key = Key(*(_text(part) for part in fields["key"]))
+            key = Key(*(_part(part) for part in fields["key"]))
             return cls(
                 key=key,
                 cause=_text(fields["cause"]),
-                attempt=int(fields["attempt"]),
-                first_at=float(fields["first_at"]),
-                due=float(fields["due"]),
+                attempt=int(_within(fields["attempt"], MOST_TRIES)),
+                first_at=_within(fields["first_at"], LATEST),
+                due=_within(fields["due"], LATEST),
                 reason=_text(fields["reason"]),
                 # Jobs of releases before had none
-                used=float(fields.get("used", 0.0)),
-                used_by=_text(fields.get("used_by", "")),
-                deleted=_text(fields.get("deleted", "")),
-                deleted_volume=_text(fields.get("deleted_volume", "")),
+                used=_within(fields.get("used", 0.0), CLAIMED, least=-CLAIMED),
+                used_by=_part(fields.get("used_by", "")),
+                deleted=_part(fields.get("deleted", "")),
+                deleted_volume=_part(fields.get("deleted_volume", "")),
                 project=_text(fields.get("project", "")),
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
@@ -92,3 +98,17 @@ def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"expected text, not {type(value).__name__}")
     return value
+
+
+def _part(value: object) -> str:
+    text = _text(value)
+    if not PART.fullmatch(text):
+        raise ValueError(f"{text[:100]!r} is no id, and no part of a key")
+    return text
+
+
+def _within(value: object, most: float, *, least: float = 0.0) -> float:
+    """Return a number in these bounds: what is not finite, say, is no time, and no JSON to a browser."""
+    if not isinstance(value, int | float) or not least <= value <= most:
+        raise ValueError(f"{value!r:.100} is no number between {least:g} and {most:g}")
+    return float(value)
