@@ -176,6 +176,23 @@ def test_what_is_large_is_compressed(paged: str) -> None:
     assert len(packed) < len(plain) / 10
 
 
+@pytest.mark.parametrize(
+    ("accepted", "packed"), [("GZIP", True), ("br, gzip;q=0.5", True), ("gzip;q=0", False), ("br, gzip; q=0.00", False)]
+)
+def test_who_refuses_compression_gets_none(paged: str, accepted: str, packed: bool) -> None:
+    request = urllib.request.Request(f"{paged}/images.json", headers={"Accept-Encoding": accepted})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert (answer.headers["Content-Encoding"] == "gzip") is packed
+
+
+@pytest.mark.parametrize("version", ["abc", "1.x", ";;=", "99.9;escaping=what"])
+def test_metrics_whatever_is_accepted(url: str, version: str) -> None:
+    accepted = f"application/openmetrics-text;version={version}"
+    request = urllib.request.Request(f"{url}/metrics", headers={"Accept": accepted})
+    with urllib.request.urlopen(request, timeout=10) as answer:
+        assert b"image_volume_worker_build_info" in answer.read()
+
+
 @pytest.mark.parametrize("path", ["/", "/status.json", "/metrics", "/readyz", "/nothing"])
 def test_nothing_can_be_changed(paged: str, path: str) -> None:
     for method in ("POST", "PUT", "DELETE"):

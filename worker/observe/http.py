@@ -109,7 +109,11 @@ class Probes:
         return Answer(status=404, body=b"/metrics /healthz /readyz\n")
 
     def _metrics(self, request: Request) -> Answer:
-        encode, kind = choose_encoder(request.headers.get("accept", ""))
+        try:
+            encode, kind = choose_encoder(request.headers.get("accept", ""))
+        except (TypeError, ValueError):
+            # It stumbles over a version that is no number; who asks like that gets what everybody understands
+            encode, kind = choose_encoder("")
         names = request.parameters().get("name[]")
         registry = self._registry.restricted_registry(names) if names else self._registry
         return Answer(body=encode(registry), headers=(("Content-Type", kind),))

@@ -30,6 +30,9 @@ Headers = tuple[tuple[str, str], ...]
 NUMBER = re.compile(r"[0-9]{1,5}")
 # Part of a host's name (RFC 1123, and the underscore that some have)
 LABEL = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)")
+# An item of an Accept-Encoding, and a weight that says no
+GZIP = re.compile(r"\s*(?:x-)?gzip\s*(?:;.*)?", re.IGNORECASE)
+REFUSED = re.compile(r";\s*q\s*=\s*0(?:\.0*)?\s*(?:;|$)", re.IGNORECASE)
 METHODS = ("GET", "HEAD")
 ALLOW = ", ".join(METHODS)
 # Bytes of a request with all its headers
@@ -204,10 +207,15 @@ class Server:
 
     def _handled(self, request: Request) -> Answer:
         answer = self._handle(request)
-        if len(answer.body) > LARGE and "gzip" in request.headers.get("accept-encoding", ""):
+        if len(answer.body) > LARGE and _takes_gzip(request.headers.get("accept-encoding", "")):
             headers = (*answer.headers, ("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding"))
             return Answer(status=answer.status, body=gzip.compress(answer.body, compresslevel=1), headers=headers)
         return answer
+
+
+def _takes_gzip(accepted: str) -> bool:
+    """Whether an Accept-Encoding names gzip, and not to refuse it."""
+    return any(GZIP.fullmatch(one) and not REFUSED.search(one) for one in accepted.split(","))
 
 
 def _head(answer: Answer) -> bytes:
