@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
+import itertools
 import json
 import logging
 import socket
@@ -21,7 +23,7 @@ import structlog
 
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.observe.metrics import Metrics
-from worker.openstack import sdk
+from worker.openstack import deadline, sdk
 from worker.openstack.sdk import OpenStackCloud
 
 IMAGE_ID = "f8195267-dc43-443b-86bf-8a5200144f25"
@@ -266,6 +268,64 @@ def test_a_clouds_yaml_that_is_half_written(monkeypatch: pytest.MonkeyPatch, tmp
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(path))
     with pytest.raises(Misconfigured, match=r"clouds\.yaml"):
         sdk.connect(name="a", timeout=1.0, concurrency=1)
+
+
+# What leads astray, or never ends
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+async def test_an_answer_that_is_too_large_is_not_kept(
+    services: Services, clouds: Callable[..., OpenStackCloud], monkeypatch: pytest.MonkeyPatch, compressed: bool
+) -> None:
+    monkeypatch.setattr(deadline, "LARGEST", 1 << 20)
+    body = json.dumps({"volume_types": [], "more": "x" * (1 << 20)}).encode()
+    given = (gzip.compress(body), {"Content-Encoding": "gzip"}) if compressed else (body, dict[str, str]())
+    services.strange["/volume/v3/types"] = (200, *given)
+    cloud = clouds()
+    with pytest.raises(Temporary, match="more than 1 MiB"):
+        await cloud.list_volume_types()
+    del services.strange["/volume/v3/types"]
+    assert await cloud.list_volume_types() == {"t1": "fast"}
+
+
+@pytest.mark.parametrize(("path", "question"), [("/v3/auth/tokens", "identity"), ("/volume/v3/types", "volume")])
+async def test_neither_password_nor_token_is_sent_where_an_answer_leads(
+    services: Services, clouds: Callable[..., OpenStackCloud], path: str, question: str
+) -> None:
+    other = Services()
+    # The same place by another name
+    astray = other.url.replace("127.0.0.1", "localhost")
+    asked: list[str] = []
+    other.strange["/stolen"] = lambda handler: asked.append(handler.path)
+    services.strange[path] = (302, b"", {"Location": f"{astray}/stolen"})
+    with pytest.raises(Temporary, match="leads to http://localhost, where our login is not sent"):
+        await QUESTIONS[question](clouds())
+    other.close()
+    assert not asked
+
+
+async def test_an_answer_may_lead_to_another_place_on_its_host(
+    services: Services, clouds: Callable[..., OpenStackCloud]
+) -> None:
+    services.strange["/volume/v3/types"] = (301, b"", {"Location": f"{services.url}/volume/v3/moved"})
+    services.strange["/volume/v3/moved"] = (200, {"volume_types": [{"id": "t1", "name": "moved"}]}, {})
+    assert await clouds().list_volume_types() == {"t1": "moved"}
+
+
+async def test_pages_that_never_end(
+    services: Services, clouds: Callable[..., OpenStackCloud], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sdk, "MOST_PAGES", 5)
+    numbers = itertools.count()
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        raw = json.dumps({"images": [], "next": f"/v2/images?marker={next(numbers)}"}).encode()
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw)
+
+    services.strange["/image/v2/images"] = answer
+    with pytest.raises(Temporary, match="go round in circles"):
+        assert [image async for image in clouds().list_images()] == []
+    assert next(numbers) == 5
 
 
 # Deadlines

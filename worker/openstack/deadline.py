@@ -1,4 +1,7 @@
-"""Deadline: how long a call may take in all. requests bounds no more than the time between two bytes of an answer."""
+"""Bounds of a call: how long it may take in all, how large its answer may be, and to whom it may lead.
+
+requests bounds no more than the time between two bytes of an answer.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,16 @@ import socket
 import threading
 from types import TracebackType
 from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 import requests.adapters
+import requests.exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+
+LARGEST = 64 << 20
+"""Bytes of an answer, decompressed; a page of a thousand rows has a few million."""
+_PIECE = 65_536
 
 _CURRENT: contextvars.ContextVar[Deadline | None] = contextvars.ContextVar("deadline", default=None)
 
@@ -88,11 +97,53 @@ class _TlsPool(HTTPSConnectionPool):
     ConnectionCls = _TlsConnection
 
 
+def _content(response: requests.Response) -> bytes:
+    """Return an answer's bytes, decompressed; RequestException if they are too many."""
+    content = bytearray()
+    for piece in response.iter_content(_PIECE):
+        content += piece
+        if len(content) > LARGEST:
+            raise requests.exceptions.RequestException(f"an answer of more than {LARGEST >> 20} MiB")
+    return bytes(content)
+
+
+def _stay(url: str, response: requests.Response) -> None:
+    """RequestException if an answer leads to another host, or from TLS to none.
+
+    keystoneauth follows it there, and sends what it has sent here: a token, or the password.
+    """
+    location = response.headers.get("Location")
+    if not response.is_redirect or not location:
+        return
+    here, there = urlsplit(url), urlsplit(urljoin(url, location))
+    if here.hostname != there.hostname or there.scheme not in (here.scheme, "https"):
+        where = f"{there.scheme}://{there.hostname}"
+        raise requests.exceptions.RequestException(f"the answer leads to {where}, where our login is not sent")
+
+
 _POOLS = {"http": _Pool, "https": _TlsPool}
 
 
 class Adapter(requests.adapters.HTTPAdapter):
-    """requests' adapter, with connections that a `Deadline` can cut."""
+    """requests' adapter, with connections that a `Deadline` can cut, and answers that are whole and not too large."""
+
+    def send(
+        self,
+        request: requests.PreparedRequest,
+        stream: bool = False,  # noqa: ARG002  all is read here, for a deadline to cut
+        *args: Any,
+        **options: Any,
+    ) -> requests.Response:
+        """See requests; RequestException for an answer that is too large, or that leads astray."""
+        response = super().send(request, True, *args, **options)
+        try:
+            _stay(request.url or "", response)
+            response._content = _content(response)
+        except BaseException:
+            # With what is still to come
+            response.close()
+            raise
+        return response
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
         """See requests."""

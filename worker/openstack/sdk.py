@@ -36,6 +36,8 @@ from worker.openstack.deadline import Adapter, Deadline
 from worker.openstack.survey import Clock, Limit, Login, Pool, Service, Shown, VolumeType
 
 PAGE = 1000
+# Of a listing: ten million rows. One with more never ends
+MOST_PAGES = 10_000
 # After all places where openstacksdk looks by itself
 OWN_CLOUDS = "/etc/image-volume-worker/clouds.yaml"
 # Seconds; of a Retry-After that asks for more
@@ -477,9 +479,9 @@ class OpenStackCloud:
     ) -> AsyncIterator[T]:
         """The rows of a listing, page by page; `following` is where the next page is."""
         next_url: str | None = url
-        seen = set()
+        seen = set[str]()
         while next_url:
-            if next_url in seen:
+            if next_url in seen or len(seen) == MOST_PAGES:
                 raise Temporary(f"{service}: the pages of {name} go round in circles")
             seen.add(next_url)
             rows, next_url = await self._read(
