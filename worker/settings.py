@@ -23,6 +23,8 @@ T = TypeVar("T")
 # Keystone's own, with or without dashes, and the longer ones of LDAP
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+# Seconds of any option: some ten years
+LONGEST = 316_000_000.0
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 NOTIFICATIONS = cfg.OptGroup("notifications", title="Where notifications come from")
@@ -388,7 +390,7 @@ def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
 
 def load(conf: cfg.ConfigOpts) -> Settings:
     """The settings; Misconfigured with every fault there is, not just the first."""
-    faults = [*_unreadable(conf), *_unknown(conf)]
+    faults = [*_unreadable(conf), *_unknown(conf), *_endless(conf)]
     urls = tuple(_split_urls(_get(conf, NOTIFICATIONS, "transport_urls")))
     faults += _url_faults(conf, urls)
     targets = tuple(_targets(conf, faults))
@@ -506,6 +508,14 @@ def _unreadable(conf: cfg.ConfigOpts) -> Iterator[str]:
             except (cfg.Error, ValueError) as error:
                 # The rest of oslo.config's text is about its own insides
                 yield f"[{group.name}] {option.name}: {str(error).rpartition('is not valid: ')[2]}"
+
+
+def _endless(conf: cfg.ConfigOpts) -> Iterator[str]:
+    """Seconds that are no number, or more than any socket or broker takes; `nan` is neither below nor above a bound."""
+    for group, options in OPTIONS.items():
+        for option in options:
+            if isinstance(option, cfg.FloatOpt) and not _get(conf, group, option.dest) <= LONGEST:
+                yield f"[{group.name}] {option.name}: {_get(conf, group, option.dest)} is not up to {LONGEST:.0f}"
 
 
 def _get(conf: cfg.ConfigOpts, group: cfg.OptGroup, name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import ssl
 
 import pytest
@@ -14,6 +15,7 @@ from worker.broker.frames import readable_arguments
 
 # From there, as it is imported there without its warnings
 from worker.broker.oslo import oslo_messaging
+from worker.broker.topology import Topology
 from worker.core.errors import Misconfigured
 
 URLS = [
@@ -142,3 +144,14 @@ def test_other_errors_are_told_as_they_are() -> None:
 )
 def test_a_routing_key_that_is_no_text_is_made_one(method: bytes, read: list[object]) -> None:
     assert loads("sLbss", readable_arguments(method), 4)[0] == read
+
+
+@pytest.mark.parametrize(
+    ("after", "delayed"),
+    [(math.nan, False), (-math.inf, False), (0.0, False), (0.1, True), (math.inf, True), (1e300, True)],
+)
+def test_any_number_of_seconds_is_a_delay_or_none(after: float, delayed: bool) -> None:
+    """A handler may say what it likes: what raised in the publisher would come again with each connection."""
+    address = Topology(prefix="p", queue_type="quorum").address("p.lane", after=after)
+    assert bool(address.exchange) is delayed
+    assert address.routing_key.endswith("p.lane")

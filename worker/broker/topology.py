@@ -62,9 +62,10 @@ class Topology:
 
     def address(self, queue: str, *, after: float) -> Address:
         """Where to publish what is to reach `queue` in `after` seconds: whole seconds, rounded up, never too early."""
-        if after <= 0:
+        if not after > 0:
+            # What is no number is no time to wait for
             return Address("", queue)
-        delay = min(math.ceil(after), LONGEST_DELAY)
+        delay = math.ceil(min(after, LONGEST_DELAY))
         longest_level = level_name(MAX_NUMBER_OF_BITS_TO_USE - 1, self.prefix)
         return Address(longest_level, calculate_routing_key(delay, queue))
 
