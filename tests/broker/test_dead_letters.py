@@ -148,18 +148,20 @@ async def test_what_nobody_can_read_is_not_replayed_but_can_be_dropped(
 
 
 async def test_what_no_worker_would_take_stays(rabbitmq: RabbitMQ, queue: str, run: Run) -> None:
-    keys = [Key("prewarm", IMAGES[0], "retired"), Key("nosuch", IMAGES[1]), Key("reclaim", "\x1b[31mred")]
+    keys = [Key("prewarm", IMAGES[0], "retired"), Key("nosuch", IMAGES[1]), Key("reclaim", "red")]
     lanes = RabbitLanes(url=rabbitmq.url, queue=queue)
     await lanes.bury(
-        DeadLetter(lane=key.lane, reason="x", last_at=1.0, job=Job(key=key, cause="", first_at=1.0)) for key in keys
+        DeadLetter(lane=key.lane, reason="\x1b[31mred", last_at=1.0, job=Job(key=key, cause="", first_at=1.0))
+        for key in keys
     )
     await lanes.close()
+    shown = (await asyncio.to_thread(run, "list")).stdout
+    assert "\x1b" not in shown
+    assert "\\x1b[31mred" in shown
     done = await asyncio.to_thread(run, "replay", "--all")
     assert "1 stay: no worker with this configuration has a lane prewarm.retired" in done.stderr
     assert "a lane nosuch" in done.stderr
     assert "no worker takes jobs of reclaim now" in done.stderr
-    assert "\x1b" not in done.stdout
-    assert "\\x1b[31mred" in done.stdout
     assert {row["Lane"] for row in await asyncio.to_thread(listed, run)} == {"prewarm.retired", "nosuch"}
     assert "no such dead letter" in (await asyncio.to_thread(lambda: run("drop", "nothing", check=1))).stderr
 
