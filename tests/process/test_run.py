@@ -92,6 +92,29 @@ def test_a_reload_that_fails_is_told_and_the_next_one_is_heard(
     assert worker.running
 
 
+def test_a_reload_that_comes_while_it_starts_does_not_end_it(tmp_path: Path, bundle: Path) -> None:
+    clouds = tmp_path / "clouds.yaml"
+    clouds.write_text(
+        f"clouds: {{c: {{cacert: {bundle}, auth: {{auth_url: 'https://127.0.0.1:{free_port()}/v3', username: u,"
+        " password: p, project_name: p, user_domain_name: d, project_domain_name: d}}}\n"
+    )
+    with WorkerProcess(tmp_path, GROUPS, clouds=clouds) as worker:
+        # Before that it is Python's start, not ours
+        while not _ignores_hangups(worker.pid):
+            assert worker.running
+            time.sleep(0.01)
+        while worker.probe("/healthz")[0] != 200:
+            assert worker.running, worker.log.read_text()
+            worker.signal(signal.SIGHUP)
+            time.sleep(0.05)
+        assert worker.running
+
+
+def _ignores_hangups(pid: int) -> bool:
+    lines = Path("/proc", str(pid), "status").read_text().splitlines()
+    return any(line.startswith("SigIgn:") and int(line.split()[1], 16) & 1 for line in lines)
+
+
 def test_requests_that_never_end_cost_neither_threads_nor_descriptors_nor_health(worker: WorkerProcess) -> None:
     worker.metric("build_info")
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (256, 256))

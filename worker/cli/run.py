@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import signal
 import time
+from collections.abc import Sequence
 
 import structlog
 from cliff.command import Command
@@ -29,13 +30,19 @@ class Run(Command):
 
     def take_action(self, parsed_args: argparse.Namespace) -> int:  # noqa: ARG002
         """Exit status 0 once it has been told to stop and has drained."""
+        early: list[int] = []
+        # Between the reading and the loop that hears it
+        signal.signal(signal.SIGHUP, lambda number, _frame: early.append(number))
         settings = self.app.read_settings()
         self.app.setup_logs()
-        asyncio.run(self._run(settings))
+        asyncio.run(self._run(settings, early))
         return 0
 
-    async def _run(self, settings: Settings) -> None:
-        """Run one daemon after the other: each SIGHUP ends one, and the next one has the new configuration."""
+    async def _run(self, settings: Settings, early: Sequence[int]) -> None:
+        """Run one daemon after the other: each SIGHUP ends one, and the next one has the new configuration.
+
+        `early` has those that came while the first was being read.
+        """
         stop, leave, reload = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         def told_to_stop() -> None:
@@ -48,6 +55,8 @@ class Run(Command):
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, told_to_stop)
         loop.add_signal_handler(signal.SIGHUP, reload.set)
+        if early:
+            reload.set()
         metrics = Metrics()
         watch_others(metrics)
         proven: Settings | None = None
