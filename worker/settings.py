@@ -73,6 +73,8 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             "queue_expires",
             default=86_400,
             min=60,
+            # RabbitMQ takes 32 bits of milliseconds
+            max=4_294_967,
             help="Seconds without a worker after which the broker removes our queue.",
         ),
         cfg.IntOpt("prefetch", default=500, min=1, max=10_000, help="Notifications taken from the broker at once."),
