@@ -59,7 +59,7 @@ async def opened(lanes: Callable[[], Lanes]) -> AsyncIterator[Open]:
 async def test_a_job_comes_out_as_it_went_in(opened: Open, lane: str) -> None:
     hands = Hands()
     made = await opened(hands, {f"{lane}.fast": 10, lane: 10})
-    job = Job(key=Key(lane, "imäge", ""), cause="image.activate", attempt=3, first_at=12.5, reason="Cinder: 503")
+    job = Job(key=Key(lane, "image", ""), cause="imäge.activate", attempt=3, first_at=12.5, reason="Cinder: 503")
     await made.publish([job])
     await hands.have(1)
     assert hands.held[0].job == job
