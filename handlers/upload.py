@@ -24,6 +24,8 @@ from worker.core.target import UPLOAD
 log = structlog.get_logger(__name__)
 
 # Uploads worked on at once; each is a few requests and a clone
+# Looks at an active image until Glance lets go of it and its owner can be told; a resync tells what is left
+TELL_LOOKS = 10
 WIDTH = 8
 # Of an image older than Glance's memory of its tasks nobody knows what it was to become, in seconds
 REMEMBERED = completion.TASKS_KEPT
@@ -75,14 +77,14 @@ class Upload:
             except Blocked as error:
                 # Its property may have been bound in the same breath
                 image = await self._cloud.get_image(key.image_id)
-                after = await self._tell("waiting: the cloud's operator has to act", image)
+                after = await self._tell("waiting: the cloud's operator has to act", image, watch)
                 if after > 0:
                     return Again(str(error), after=after, counted=False, wake_on_notification=True)
                 raise
         except NotFound:
             return await self._gone(key.image_id, watch, _unlocated(seen))
         if action.tell or not isinstance(action.outcome, Again):
-            after = await self._tell(action.tell, seen.image)
+            after = await self._tell(action.tell, seen.image, watch)
             if after > 0:
                 reason = getattr(action.outcome, "reason", action.tell)
                 return Again(
@@ -142,24 +144,38 @@ class Upload:
             return await self._deletion.release(image_id, watch, unlocated=unlocated)
         return Again("something went while it was looked at")
 
-    async def _tell(self, text: str, image: Image) -> float:
+    async def _tell(self, text: str, image: Image, watch: Watch) -> float:
         """Let the image's owner know by a property, if one asked for the upload by property.
 
         Returns after how many seconds to come again, 0 for not at all: an image that somebody may be about to send data
-        for is not touched.
+        for is not touched. Glance's task goes on for a moment after the image is active, and writes the whole image at
+        its end: that is waited for.
         """
-        name, asked = self._rules.status_property, self._rules.source_property in image.properties
-        told = image.properties.get(name, "")
-        if not name or not asked or image.import_locked or image.status not in ("queued", "active") or text == told:
-            return 0.0
-        if (wait := completion.wait_to_change(image, self._rules.tell_after, self._now())) > 0:
-            return wait
+        status, looks = image.status, 0
         try:
-            await self._change(image, name, text)
+            # Of an image whose status has changed something else is to be told
+            while image.status == status and self._has_to_be_told(image, text) and looks < TELL_LOOKS:
+                if not image.import_locked:
+                    if (wait := completion.wait_to_change(image, self._rules.tell_after, self._now())) > 0:
+                        return wait
+                    image = await self._change(image, self._rules.status_property, text)
+                    if status == "queued":
+                        # If it was not changed, somebody is at work on it: that makes notifications
+                        return 0.0
+                if self._has_to_be_told(image, text):
+                    looks += 1
+                    await watch.changed()
+                    image = await self._cloud.get_image(image.id)
         except (Temporary, Blocked, NotFound) as error:
             # It is a courtesy: an image that is protected, or gone, is none the worse without it
             log.info("owner_not_told", text=text, error=str(error))
         return 0.0
+
+    def _has_to_be_told(self, image: Image, text: str) -> bool:
+        """Whether the property is to be changed, now or as soon as Glance lets go of an image that is active."""
+        name, asked = self._rules.status_property, self._rules.source_property in image.properties
+        able = image.status == "active" or (image.status == "queued" and not image.import_locked)
+        return bool(name) and asked and able and text != image.properties.get(name, "")
 
     async def _change(self, image: Image, name: str, value: str) -> Image:
         """Change a property of an image that is still as it was; the image as it is then.

@@ -61,6 +61,7 @@ class FakeCloud:
     multiple_locations: bool = False
     sees_all: bool = True
     sees_foreign: bool = True
+    unlocked_after: float = 0.0
     hides_locations: bool = False
     delayed: bool = False
     seconds: float = 0.0
@@ -618,10 +619,13 @@ class FakeCloud:
         self.image_tasks[image_id] = [done if one.id == task.id else one for one in self.image_tasks[image_id]]
         if image_id not in self.images:
             return
-        self.touch(image_id, import_locked=False)
         if volume and seen:
             store = next(store for store, volume_type in self.stores.items() if volume_type == volume.volume_type)
             self._activate(image_id, store, volume.id)
+        # Glance's task has a few steps to do when the image is active
+        await asyncio.sleep(self.unlocked_after)
+        if image_id in self.images:
+            self.touch(image_id, import_locked=False)
 
     def _activate(self, image_id: str, store: str, volume_id: str) -> None:
         """The volume is a location of the image from now on; a queued image has its data then."""

@@ -160,6 +160,16 @@ async def test_a_refusal_is_withdrawn_once_it_works(rig: Rig, cloud: FakeCloud) 
     assert STATUS not in cloud.images[image.id].properties
 
 
+async def test_a_refusal_is_withdrawn_though_glance_holds_the_image_a_moment_longer(rig: Rig, cloud: FakeCloud) -> None:
+    cloud.unlocked_after = 0.3
+    image = asked(cloud, cloud.volume_of("alice", encrypted=True))
+    await rig.quiet()
+    cloud.set_by_user(image.id, **{SOURCE: cloud.volume_of("alice").id})
+    await rig.quiet()
+    check_complete(cloud, image.id)
+    assert STATUS not in cloud.images[image.id].properties
+
+
 async def test_without_a_status_property_nothing_is_written(cloud: FakeCloud) -> None:
     async with Rig(cloud, targets=(), uploads=Uploads(status_property="", untouched=0.0)) as rig:
         image = asked(cloud, cloud.volume_of("bob"))
