@@ -24,9 +24,9 @@ from worker.core.target import UPLOAD
 log = structlog.get_logger(__name__)
 
 # Uploads worked on at once; each is a few requests and a clone
+WIDTH = 8
 # Looks at an active image until Glance lets go of it and its owner can be told; a resync tells what is left
 TELL_LOOKS = 10
-WIDTH = 8
 # Of an image older than Glance's memory of its tasks nobody knows what it was to become, in seconds
 REMEMBERED = completion.TASKS_KEPT
 # Sending the data of an image takes no longer, as a rule, in seconds

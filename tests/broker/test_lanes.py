@@ -14,7 +14,7 @@ from amqp import Message
 from tests.broker import hostile
 from tests.broker.hands import PATIENCE, Hands, jobs, until
 from tests.broker.rabbitmq import FORWARD_AGAIN, RabbitMQ
-from worker.broker import consumer
+from worker.broker import consumer, pulse
 from worker.broker.lanes import RabbitLanes
 from worker.core.dead_letter import DeadLetter
 from worker.core.errors import Temporary
@@ -314,6 +314,19 @@ async def test_counting_what_waits_is_no_error_in_the_brokers_log(
     await until(lambda: count.call_count > 30)
     assert missed() - before <= 1
     assert made.depths()["dead"] == 0
+
+
+async def test_what_lies_in_the_queue_of_the_pulse_is_dropped(
+    rabbitmq: RabbitMQ, opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulse, "EVERY", 0.1)
+    made = await opened(Hands(), lane)
+    await asyncio.to_thread(rabbitmq.publish, b"junk", routing_key=f"{QUEUE}.pulse")
+    await until(lambda: rabbitmq.depth(f"{QUEUE}.pulse") == 0)
+    # It would come back if it was only handed out
+    await made.close()
+    await asyncio.sleep(0.5)
+    assert rabbitmq.depth(f"{QUEUE}.pulse") == 0
 
 
 async def test_a_queue_without_a_leader_holds_up_no_other(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:

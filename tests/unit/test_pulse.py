@@ -28,7 +28,7 @@ class Node:
     def settimeout(self, seconds: float) -> None:
         self.timeouts.append(seconds)
 
-    def basic_get(self, queue: str) -> str | None:
+    def basic_get(self, queue: str, *, no_ack: bool) -> str | None:
         assert queue == "q.pulse"
         self.asked += 1
         if self.cut_off:

@@ -100,7 +100,7 @@ class Consumer:
         self._stray = _Lane(name="stray", queue=topology.stray, prefetch=STRAY_AT_ONCE)
         self._lanes.append(self._stray)
         self._link = Link(broker=broker, session=self, name=name)
-        self._pulse = Pulse(queue=topology.pulse, receive=lambda _message: None)
+        self._pulse = Pulse(queue=topology.pulse)
         self._opening: _Lane | None = None
         self._acks: deque[tuple[_Lane, Any, int]] = deque()
         self._connection: Any = None

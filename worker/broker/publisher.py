@@ -79,7 +79,7 @@ class Publisher:
     def __init__(self, *, broker: Broker, topology: Topology, name: str) -> None:
         self._topology = topology
         self._link = Link(broker=broker, session=self, name=name)
-        self._pulse = Pulse(queue=topology.pulse, receive=lambda _message: None)
+        self._pulse = Pulse(queue=topology.pulse)
         self._lock = threading.Lock()
         self._submitted: deque[tuple[str, _Outgoing]] = deque()
         self._withdrawn = False

@@ -25,8 +25,8 @@ LONGEST_PAUSE = 320.0
 class Pulse:
     """Asks a queue for a message through the connection of a link's session, on its thread."""
 
-    def __init__(self, *, queue: str, receive: Callable[[Any], None]) -> None:
-        """`receive` is given a message, which is to be acked, if there was one."""
+    def __init__(self, *, queue: str, receive: Callable[[Any], None] | None = None) -> None:
+        """`receive` is given a message, which is to be acked, if there was one; without it the message is dropped."""
         self._queue = queue
         self._receive = receive
         self._connection: Any = None
@@ -57,12 +57,12 @@ class Pulse:
         sock = self._connection.sock
         sock.settimeout(PATIENCE)
         try:
-            message = self._channel.basic_get(self._queue)
+            message = self._channel.basic_get(self._queue, no_ack=self._receive is None)
         except TimeoutError as error:
             raise OSError(
                 f"no answer about the queue {self._queue} for {PATIENCE:.0f} s: the node may be cut off from the others"
             ) from error
         sock.settimeout(IO_TIMEOUT)
         self._asking, self._unanswered = False, 0
-        if message is not None:
+        if message is not None and self._receive is not None:
             self._receive(message)

@@ -360,7 +360,7 @@ class Daemon:
         thread: the loop has others to serve."""
         count_at = time.monotonic() + COUNT
         while True:
-            await asyncio.to_thread(self._count_jobs)
+            await asyncio.to_thread(self._count_jobs, self._lanes.depths())
             if free := {lane for lane in self._left_out if self._lanes.knows(lane)}:
                 self._left_out -= free
                 self._want_resync(f"nothing of another worker's waits any more in {', '.join(sorted(free))}")
@@ -369,8 +369,8 @@ class Daemon:
                 count_at = time.monotonic() + max(COUNT, COUNT_SHARE * (time.monotonic() - began))
             await asyncio.sleep(TICK)
 
-    def _count_jobs(self) -> None:
-        self._metrics.depths(self._lanes.depths(), self._runner.waiting())
+    def _count_jobs(self, depths: Mapping[str, int]) -> None:
+        self._metrics.depths(depths, self._runner.waiting())
 
     async def _watch_cloud(self) -> None:
         """Is the cloud there? Now and then, sooner while it is away."""
