@@ -55,7 +55,7 @@ spawn() { # NAME COMMAND...
   stop "$name" # what a killed one left of its session
   echo "=== $(date -Is) $*" >>"$LOG/$name.log"
   # Not the lock (9): it is held as long as anything of this run lives.
-  (cd "$RUN" && exec setsid --fork "$HERE/detached" "$RUN/$name.pid" "$@") \
+  (cd "$RUN" && TMPDIR=$TMP exec setsid --fork "$HERE/detached" "$RUN/$name.pid" "$@") \
     </dev/null >>"$LOG/$name.log" 2>&1 9>&-
   local tries
   for ((tries = 0; tries < 200; tries++)); do

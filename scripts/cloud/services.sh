@@ -38,9 +38,11 @@ sql() { mariadb --no-defaults -S "$RUN/mariadb.sock" -uroot -N --connect-timeout
 init_mariadb() {
   [ ! -d "$DATA/mariadb" ] || return 0
   rm -rf "$DATA/mariadb.new" "$DATA"/*.{schema,seeded}
-  mariadb-install-db --no-defaults --datadir="$DATA/mariadb.new" --user=root --skip-test-db \
+  # MariaDB gives temporary tables names that it takes to be its own: two in one directory break each other
+  mariadb-install-db --no-defaults --datadir="$DATA/mariadb.new" --tmpdir="$TMP" --user=root --skip-test-db \
     --auth-root-authentication-method=socket --auth-root-socket-user=root \
-    >"$LOG/mariadb-install.log" 2>&1 || fail "no database made; see $LOG/mariadb-install.log"
+    >"$LOG/mariadb-install.log" 2>&1 ||
+    fail "no database made; see $LOG/mariadb-install.log, which ends with: $(tail -n 3 "$LOG/mariadb-install.log")"
   mv "$DATA/mariadb.new" "$DATA/mariadb"
 }
 
