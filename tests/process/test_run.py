@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.worker_process import WorkerProcess, free_port
+from tests.deploy.debian import CLOUD, SmallCloud
+from tests.worker_process import WorkerProcess, configuration, free_port
 
 GROUPS = {
     "notifications": {"transport_urls": "rabbit://u:p@127.0.0.1:1/"},
@@ -36,11 +37,13 @@ class Manager:
         self._socket.bind(str(path))
 
     def until(self, word: str) -> str:
-        """The next message that has this word in it."""
-        while True:
+        """The next message that has this word in it; it is told something every second."""
+        deadline = time.monotonic() + 60.0
+        while time.monotonic() < deadline:
             told = self._socket.recv(65536).decode()
             if word in told:
                 return told
+        raise TimeoutError(f"not told in time: {word}")
 
     def close(self) -> None:
         self._socket.close()
@@ -113,6 +116,72 @@ def test_a_reload_that_comes_while_it_starts_does_not_end_it(tmp_path: Path, bun
 def _ignores_hangups(pid: int) -> bool:
     lines = Path("/proc", str(pid), "status").read_text().splitlines()
     return any(line.startswith("SigIgn:") and int(line.split()[1], 16) & 1 for line in lines)
+
+
+@pytest.fixture
+def served(tmp_path: Path, manager: Manager) -> Iterator[WorkerProcess]:
+    """A worker with a cloud that answers; its brokers are away."""
+    cloud = SmallCloud()
+    clouds = tmp_path / "clouds.yaml"
+    clouds.write_text(cloud.clouds_yaml)
+    environment = {"NOTIFY_SOCKET": str(manager.path)}
+    groups = {**GROUPS, "cloud": {"name": CLOUD}}
+    with WorkerProcess(tmp_path, groups, clouds=clouds, environment=environment) as made:
+        while "cloud" in made.probe("/readyz")[1].get("problems", {"cloud": ""}):
+            assert made.running, made.log.read_text()
+            time.sleep(0.05)
+        yield made
+    cloud.close()
+
+
+def _bind(worker: WorkerProcess, address: str) -> None:
+    worker.config_path.write_text(
+        configuration({**GROUPS, "cloud": {"name": CLOUD}, "probes": {"bind": address}}),
+    )
+
+
+def test_a_reload_to_an_address_that_is_taken_is_refused_and_told(served: WorkerProcess, manager: Manager) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        _bind(served, f"127.0.0.1:{port}")
+        served.signal(signal.SIGHUP)
+        manager.until("RELOADING=1")
+        told = manager.until("READY=1")
+    assert f"STATUS=reload refused: [probes] bind: 127.0.0.1:{port}: Address already in use" in told
+    # Nothing was given up for it
+    assert not served.events("reloading")
+    assert served.probe("/healthz")[0] == 200
+
+
+def test_a_reload_to_a_free_address_is_served_there(served: WorkerProcess, manager: Manager) -> None:
+    # Which overlaps with the one that is served now
+    _bind(served, f"0.0.0.0:{served.port}")
+    served.signal(signal.SIGHUP)
+    manager.until("RELOADING=1")
+    while len(served.events("started")) < 2:
+        assert served.running
+        time.sleep(0.05)
+    assert served.probe("/healthz")[0] == 200
+    with socket.create_connection(("127.0.0.2", served.port)):
+        pass
+
+
+def test_an_address_that_turns_out_to_be_taken_is_told_after_the_return_to_the_old_one(
+    served: WorkerProcess, manager: Manager
+) -> None:
+    # Of the port that it serves itself, it cannot tell before it has let go of it
+    with socket.create_server(("127.0.0.2", served.port)):
+        _bind(served, f"127.0.0.2:{served.port}")
+        served.signal(signal.SIGHUP)
+        manager.until("RELOADING=1")
+        told = manager.until("reload refused")
+    assert f"[probes] bind: 127.0.0.2:{served.port}: Address already in use" in told
+    assert served.probe("/healthz")[0] == 200
+    # The next one begins afresh
+    _bind(served, f"127.0.0.1:{served.port}")
+    served.signal(signal.SIGHUP)
+    manager.until("RELOADING=1")
+    assert "reload refused" not in manager.until("STATUS=")
 
 
 def test_requests_that_never_end_cost_neither_threads_nor_descriptors_nor_health(worker: WorkerProcess) -> None:

@@ -35,9 +35,9 @@ from worker.engine.tasks import Tasks
 from worker.observe.activity import Choice
 from worker.observe.http import Page, Probes
 from worker.observe.metrics import Metrics, release
-from worker.observe.systemd import READY, WATCHDOG, extend, notify
+from worker.observe.systemd import READY, WATCHDOG, extend, notify, status
 from worker.observe.volume_times import VolumeTimes
-from worker.observe.web import shown
+from worker.observe.web import listen, shown
 from worker.openstack.sdk import OpenStackCloud, connect, count_keystone
 from worker.settings import Settings
 
@@ -221,11 +221,36 @@ async def check_locations(cloud: OpenStackCloud, settings: Settings) -> str:
     return ""
 
 
+def check_bind(settings: Settings, *, proven: Settings) -> None:
+    """Misconfigured if the address of the HTTP port can't be had. Blocks; `proven` has the address served now.
+
+    Of the port served now, on other addresses, that shows only once it is let go: then the next daemon finds out.
+    """
+    if settings.bind is None or settings.bind == proven.bind:
+        return
+    try:
+        sockets = listen(*settings.bind)
+    except OSError as error:
+        if proven.bind is not None and proven.bind[1] == settings.bind[1]:
+            return
+        raise _not_bound(settings.bind, error) from error
+    for one in sockets:
+        one.close()
+
+
+def _not_bound(address: tuple[str, int], error: OSError) -> Misconfigured:
+    return Misconfigured([f"[probes] bind: {shown(address)}: {error.strerror or error}"])
+
+
 class Daemon:
     """One running worker."""
 
-    def __init__(self, *, settings: Settings, metrics: Metrics, census_every: float = CENSUS) -> None:
+    def __init__(
+        self, *, settings: Settings, metrics: Metrics, census_every: float = CENSUS, refused: str = ""
+    ) -> None:
+        """`refused`: what systemd is to tell, besides, of the last reload."""
         self._settings = settings
+        self._refused = refused
         self._census_every = census_every
         self._metrics = metrics
         self._clouds = build_clouds(settings, metrics)
@@ -281,8 +306,7 @@ class Daemon:
                     # Not on the event loop: it may look up a name
                     await asyncio.to_thread(probes.start, *self._settings.bind)
                 except OSError as error:
-                    why = f"[probes] bind: {shown(self._settings.bind)}: {error.strerror or error}"
-                    raise Misconfigured([why]) from error
+                    raise _not_bound(self._settings.bind, error) from error
             await self._preflight(leave)
             if not leave.is_set():
                 await self._work(leave, ticking)
@@ -388,10 +412,11 @@ class Daemon:
             # As long as [work] drain_timeout allows; the status is told by who has ended it
             notify(extend(PATIENCE))
             return
-        told = "; ".join(f"{part}: {problem}" for part, problem in problems.items()) or "ready"
+        parts = [f"{part}: {problem}" for part, problem in problems.items()] or ["ready"]
+        told = status("; ".join([*parts, self._refused] if self._refused else parts))
         if told != self._told:
             self._told = told
-            notify(f"STATUS={told}" if problems else f"{READY}\nSTATUS=ready")
+            notify(told if problems else f"{READY}\n{told}")
 
     async def _look_at_cloud(self) -> None:
         try:

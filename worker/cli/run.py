@@ -12,12 +12,12 @@ import structlog
 from cliff.command import Command
 
 from worker.cli import Worker
-from worker.cli.app import Daemon, build_clouds, check_cloud
+from worker.cli.app import Daemon, build_clouds, check_bind, check_cloud
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.diagnose import broker_check
 from worker.engine.tasks import watch_others
 from worker.observe.metrics import Metrics
-from worker.observe.systemd import READY, RELOADING, STOPPING, notify
+from worker.observe.systemd import READY, RELOADING, STOPPING, notify, status
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -60,10 +60,11 @@ class Run(Command):
         metrics = Metrics()
         watch_others(metrics)
         proven: Settings | None = None
+        refused = ""
         while not stop.is_set():
             reloading = asyncio.create_task(self._reload(reload, leave, metrics, settings), name="reload")
             try:
-                await Daemon(settings=settings, metrics=metrics).run(leave)
+                await Daemon(settings=settings, metrics=metrics, refused=refused).run(leave)
             except Exception as error:
                 if isinstance(error, Misconfigured):
                     log.error("start_refused", faults=error.faults)
@@ -74,12 +75,13 @@ class Run(Command):
                     metrics.task_failures.labels("reload").inc()
                     log.exception("start_failed")
                 settings, proven = proven, None
+                refused = _refusal(error.faults if isinstance(error, Misconfigured) else (repr(error),))
                 continue
             finally:
                 reloading.cancel()
                 (following,) = await asyncio.gather(reloading, return_exceptions=True)
             if isinstance(following, Settings):
-                proven, settings = settings, following
+                proven, settings, refused = settings, following, ""
                 leave.clear()
                 if stop.is_set():
                     leave.set()
@@ -108,8 +110,7 @@ class Run(Command):
                 leave.set()
                 return settings
             log.error("reload_refused", faults=faults, exc_info=trace)
-            # A line of a fault would be a command to systemd
-            notify(f"{READY}\nSTATUS=reload refused: {' '.join('; '.join(faults).split())}")
+            notify(f"{READY}\n{status(_refusal(faults))}")
 
     async def _checked(self, metrics: Metrics, proven: Settings) -> Settings:
         """The configuration as it is now, after the cloud and the brokers were asked about it."""
@@ -119,6 +120,11 @@ class Run(Command):
             await check_cloud(clouds.common, settings)
         finally:
             clouds.close()
+        await asyncio.to_thread(check_bind, settings, proven=proven)
         await asyncio.to_thread(broker_check.check, settings, proven=proven)
         self.app.setup_logs()
         return settings
+
+
+def _refusal(faults: Sequence[str]) -> str:
+    return f"reload refused: {'; '.join(faults)}"

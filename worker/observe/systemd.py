@@ -20,6 +20,11 @@ def extend(seconds: float) -> str:
     return f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}"
 
 
+def status(text: str) -> str:
+    """Return the message that has systemd show this text, in one line: a line of its own would be a command to it."""
+    return f"STATUS={' '.join(text.split())}"
+
+
 def notify(state: str) -> None:
     """Tell the manager that asks for it, if there is one; never raises, never waits."""
     address = os.environ.get("NOTIFY_SOCKET", "")
