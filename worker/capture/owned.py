@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+from io import FileIO
 from pathlib import Path
 
 
@@ -45,10 +46,29 @@ def replace(path: Path, content: bytes) -> int:
             os.fsync(descriptor)
         coming.replace(path)
         sync_folder(path.parent)
-    except BaseException:
+    except BlockingIOError:
         os.close(descriptor)
         raise
+    except BaseException:
+        os.close(descriptor)
+        # It takes room on a disk that may have none left
+        coming.unlink(missing_ok=True)
+        raise
     return descriptor
+
+
+def append(file: FileIO, content: bytes) -> None:
+    """Append all of it, or OSError and nothing: the next line would be glued to half a line."""
+    before = os.fstat(file.fileno()).st_size
+    left = memoryview(content)
+    try:
+        while left:
+            left = left[file.write(left) :]
+    except OSError:
+        # What can't be shortened, as a device can't, stays as it is
+        with contextlib.suppress(OSError):
+            file.truncate(before)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import os
@@ -12,8 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import structlog
 
@@ -76,9 +78,9 @@ class Recorder:
         try:
             self._output.write(lines)
         except OSError as error:
-            # Raised, so that nothing is acked that was not written
             self._failed(error)
-            raise
+            # Until the intake is told to stop: what was not written is acked by nobody, and no fault of the broker
+            await asyncio.get_running_loop().create_future()
         self._wrote(len(lines))
 
     def gap(self, reason: str) -> None:
@@ -102,52 +104,55 @@ class Output:
         self._path = None if path == STDOUT else Path(path)
         self._size, self._age, self._keep = size, age, keep
         self._began = 0.0
-        self._stream: BinaryIO | None = None
+        # Without a buffer: what was not written must not come along with a later line
+        self._file: FileIO | None = None
 
     def open(self) -> None:
         """Begin, or go on with a file that is there."""
         if self._path is None:
-            self._stream = sys.stdout.buffer
             return
         try:
             descriptor = owned.acquire(self._path)
         except BlockingIOError as error:
             raise OSError(error.errno, "another recording writes it") from error
-        self._stream = stream = os.fdopen(descriptor, "ab")
+        self._file = FileIO(descriptor, "ab")
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
             # One was killed, or its disk was full, in the middle of a line: the next one must not be glued to it
-            stream.write(b"\n")
+            owned.append(self._file, b"\n")
         self._began = time.time()
 
     def write(self, lines: Sequence[bytes]) -> None:
-        """Write lines; once it returns they are the operating system's."""
-        if self._stream is None:
+        """Write lines; once it returns they are the operating system's. OSError if not all are: none is kept."""
+        if self._path is None:
+            sys.stdout.buffer.writelines(lines)
+            sys.stdout.buffer.flush()
+            return
+        if self._file is None:
             self.open()
-        assert self._stream is not None
-        self._stream.writelines(lines)
-        self._stream.flush()
-        if self._path and (
-            (self._size and self._stream.tell() >= self._size) or (self._age and time.time() - self._began >= self._age)
-        ):
+        assert self._file is not None
+        owned.append(self._file, b"".join(lines))
+        large = self._size and os.fstat(self._file.fileno()).st_size >= self._size
+        if large or (self._age and time.time() - self._began >= self._age):
             self.rotate()
 
     def rotate(self) -> None:
         """Set aside what was written, compressed. The file stays ours all the while: a second recording that began
         meanwhile would write lines that are deleted with it."""
-        if self._path is None or self._stream is None:
+        if self._path is None or self._file is None:
             return
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
         done = self._path.with_name(f"{self._path.stem}-{stamp}{self._path.suffix}.gz")
         half = done.with_suffix(".part")
-        with open(self._path, "rb") as source, os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as raw:
-            with gzip.GzipFile(fileobj=raw, mode="wb", filename="") as packed:
-                shutil.copyfileobj(source, packed)
-            raw.flush()
-            os.fsync(raw.fileno())
+        try:
+            self._pack(self._path, half)
+        except OSError:
+            # It takes room on a disk that has none left
+            half.unlink(missing_ok=True)
+            raise
         os.replace(half, done)
         owned.sync_folder(done.parent)
-        full, self._stream = self._stream, os.fdopen(owned.replace(self._path, b""), "ab")
+        full, self._file = self._file, FileIO(owned.replace(self._path, b""), "ab")
         full.close()
         self._began = time.time()
         # Its own alone: beside capture.jsonl there may be those of a capture-cinder.jsonl
@@ -157,8 +162,16 @@ class Output:
             file.unlink()
         log.info("capture_rotated", file=str(done))
 
+    @staticmethod
+    def _pack(path: Path, half: Path) -> None:
+        with open(path, "rb") as source, os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as raw:
+            with gzip.GzipFile(fileobj=raw, mode="wb", filename="") as packed:
+                shutil.copyfileobj(source, packed)
+            raw.flush()
+            os.fsync(raw.fileno())
+
     def close(self) -> None:
         """Let go of the file."""
-        if self._stream and self._path:
-            self._stream.close()
-        self._stream = None
+        if self._file:
+            self._file.close()
+        self._file = None

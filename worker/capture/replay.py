@@ -9,11 +9,11 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TextIO
+from typing import Protocol
 
 from worker.capture import owned
 from worker.capture.read import Message, Source, decoded
-from worker.core.errors import Malformed, Misconfigured
+from worker.core.errors import Malformed, Misconfigured, Temporary
 from worker.core.job import Job, Key
 from worker.core.notification import Notification
 from worker.engine.router import Router
@@ -27,6 +27,13 @@ TOLD = 20
 HEAD = 4096
 
 Submit = Callable[[Iterable[Job]], Awaitable[None]]
+
+
+class Writable(Protocol):
+    """Where lines of text go."""
+
+    def write(self, text: str, /) -> object:
+        """Write a whole line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,14 +136,20 @@ class Checkpoint:
         return reached.number
 
     def reach(self, source: Source, number: int) -> None:
-        """Note, so that a crash can't lose it, that everything up to this message has been dealt with."""
+        """Note, so that a crash can't lose it, that everything up to this message has been dealt with.
+
+        Temporary where that can't be written; what was noted before stays.
+        """
         reached = self._done.get(source.path)
         if self._path is None or number <= (reached.number if reached else 0):
             return
         length, head = (reached.length, reached.head) if reached else source.head(HEAD)
         self._done[source.path] = _Reached(number=number, length=length, head=head)
         text = json.dumps({path: asdict(one) for path, one in self._done.items()}, indent=1) + "\n"
-        held, self._held = self._held, owned.replace(self._path, text.encode())
+        try:
+            held, self._held = self._held, owned.replace(self._path, text.encode())
+        except OSError as error:
+            raise Temporary(f"{self._path}: {error.strerror}") from error
         if held is not None:
             os.close(held)
 
@@ -153,7 +166,7 @@ class Replay:
     filters: Filters
     checkpoint: Checkpoint
     told: Callable[[str], None]
-    rejects: TextIO | None = None
+    rejects: Writable | None = None
     rate: float = 0.0
     advanced: Callable[[Source, int], None] = lambda _source, _count: None
     tally: Tally = field(default_factory=Tally)

@@ -8,19 +8,20 @@ import sys
 from collections.abc import Iterable
 from contextlib import ExitStack, closing
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any, TextIO
 
 from cliff.show import ShowOne
 from tqdm import tqdm
 
-from worker.capture import replay
+from worker.capture import owned, replay
 from worker.capture.read import STDIN, Source, sources
 from worker.capture.replay import Checkpoint, Filters, Tally
 from worker.cli import Worker, ending, progress, values
 from worker.cli.app import build_clouds, build_handlers, build_parts, check_cloud
 from worker.cli.handover import Handover
-from worker.core.errors import Misconfigured
+from worker.core.errors import Misconfigured, Temporary
 from worker.core.job import Job
 from worker.engine.router import Router
 from worker.observe.metrics import Metrics
@@ -114,7 +115,7 @@ async def _replay(
         rejects = None
         if options.rejects:
             try:
-                rejects = stack.enter_context(options.rejects.open("a"))
+                rejects = stack.enter_context(closing(_Rejects(options.rejects)))
             except OSError as error:
                 raise Misconfigured([f"--rejects {options.rejects}: {error.strerror}"]) from error
         bar = stack.enter_context(_bar(found))
@@ -150,6 +151,23 @@ async def _replay(
             for warning in await handover.warnings():
                 told(warning)
             return tally
+
+
+class _Rejects:
+    """The file of what nobody can read. Temporary if a line can't be written, which then is not there at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = FileIO(path, "a")
+
+    def write(self, text: str) -> None:
+        try:
+            owned.append(self._file, text.encode())
+        except OSError as error:
+            raise Temporary(f"{self._path}: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._file.close()
 
 
 async def _print(jobs: Iterable[Job], out: TextIO) -> None:
