@@ -65,6 +65,8 @@ class Judge:
     helped: list[str] = field(default_factory=list)
     """Volumes that only an administrator can free, and the fault in a service that explains them."""
     unexplained: list[str] = field(default_factory=list)
+    queues: Callable[[str, str], dict[str, int]] = breakage.queues
+    sql: Callable[[str, str], str] = sql
     _busted: set[str] = field(default_factory=set)
     _named: set[str] = field(default_factory=set)
     _read: dict[str, int] = field(default_factory=dict)
@@ -142,7 +144,7 @@ class Judge:
         now = time.monotonic()
         appointments = APPOINTMENTS if "hidden" in self.disturbed(now - APPOINTED, now) else ()
         for vhost in ("/", "worker"):
-            found = breakage.queues(vhost, QUEUE)
+            found = self.queues(vhost, QUEUE)
             for name in (QUEUE,) if vhost == "/" else (f"{QUEUE}.upload", f"{QUEUE}.prewarm.{TARGETS[0]}"):
                 if name not in found:
                     yield f"queue {name} is not there"
@@ -217,9 +219,9 @@ class Judge:
                 if not (task := user.person.show(item.id).get("os_glance_import_task")):
                     continue
                 still = f"id = '{task}' AND updated_at < UTC_TIMESTAMP() - INTERVAL {STILL:.0f} SECOND"
-                if task not in self._busted and sql("glance", f"SELECT id FROM tasks WHERE {still}"):
+                if task not in self._busted and self.sql("glance", f"SELECT id FROM tasks WHERE {still}"):
                     self._busted.add(task)
-                    sql("glance", f"UPDATE tasks SET updated_at = updated_at - INTERVAL 1 HOUR WHERE {still}")
+                    self.sql("glance", f"UPDATE tasks SET updated_at = updated_at - INTERVAL 1 HOUR WHERE {still}")
                     text = f"an import's lock on {item.kind} {item.id}, which Glance would keep for an hour"
                     self._note(text, time.monotonic() - item.born)
 
@@ -261,7 +263,7 @@ class Judge:
 
     def dead_letters(self) -> int:
         """How many dead letters there are."""
-        return breakage.queues("worker", QUEUE).get(f"{QUEUE}.dead", 0)
+        return self.queues("worker", QUEUE).get(f"{QUEUE}.dead", 0)
 
     def grown(self, fresh: Replica) -> tuple[list[tuple[str, ...]], list[str]]:
         """A row for each life that was long enough, and what has grown in one.
