@@ -24,7 +24,7 @@ from worker.core.job import OPERATOR, Job, Key
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.uses import Uses
 from worker.engine.retry import Backoff
-from worker.engine.runner import LATE, Limits, Runner
+from worker.engine.runner import LATE, LOOK_FOR_LATE_EVERY, Limits, Runner
 from worker.observe.metrics import Metrics
 
 ONE, TWO = Key("h", "one"), Key("h", "two")
@@ -709,6 +709,27 @@ async def test_a_try_that_is_due_and_does_not_come_is_brought_once() -> None:
         assert len(stuck) == 1
         add(stuck)
         await bed.until(lambda: bed.outcomes("done") == 2)
+
+
+async def test_a_late_try_is_no_second_look_where_another_worker_has_looked_and_waits() -> None:
+    async with running(answering(Again("busy", after=1.0))) as standby:
+        # The lane went to another worker, and with it what was due here
+        brought = list[Job]()
+        add = standby.lanes._add
+        standby.lanes._add = brought.extend  # type: ignore[method-assign]
+        add([job(ONE)])
+        await standby.until(lambda: standby.outcomes("again"))
+        await asyncio.sleep(1.0 + LATE + LOOK_FOR_LATE_EVERY)
+        standby.runner.tidy()
+        await standby.until(lambda: len(brought) == 2)
+    waits = Again("a volume is being made", after=600.0, counted=False, wake_on_notification=True)
+    async with running(answering(waits, Done())) as active:
+        await active.give(job(ONE))
+        await active.until(lambda: active.outcomes("wait"))
+        await active.give(brought[1])
+        await active.until(lambda: not active.lanes.depths()["h"])
+        await active.quiet()
+        assert active.handler.tries == [ONE]
 
 
 async def test_a_try_that_waits_in_a_long_lane_is_not_brought() -> None:

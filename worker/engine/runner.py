@@ -292,26 +292,31 @@ class Runner:
             self._appointments = {key: due for key, due in self._appointments.items() if due > clock - OVERDUE}
             self._waking &= self._appointments.keys()
 
-    def _take_late(self) -> list[Key]:
-        """Keys whose next try was due a while ago, and is neither here nor in a lane; each is named once."""
+    def _take_late(self) -> dict[Key, float]:
+        """Keys whose next try was due a while ago, and is neither here nor in a lane, and when; each is named once."""
         clock, depths = time.time(), self._lanes.depths()
-        late = [
-            key
+        late = {
+            key: due
             for key, due in self._appointments.items()
             if due + LATE < clock and key not in self._entries and depths.get(key.lane) == 0
-        ]
+        }
         for key in late:
             del self._appointments[key]
             self._waking.discard(key)
         return late
 
-    async def _bring(self, keys: list[Key]) -> None:
-        """Put new jobs for these keys into their lanes. If the stuck ones come after all, they find nothing to do."""
-        for lane, count in Counter(key.lane for key in keys).items():
+    async def _bring(self, late: Mapping[Key, float]) -> None:
+        """Put new jobs for these keys into their lanes. If the stuck ones come after all, they find nothing to do.
+
+        A lane that has gone to another worker, and what was due with it, can't be told from one that is stuck. So the
+        job says when it was due: who has looked at the key and waits since does not look again for this.
+        """
+        for lane, count in Counter(key.lane for key in late).items():
             log.warning("late_tries_brought", lane=lane, jobs=count)
         with contextlib.suppress(Temporary):
             # The lanes were closed otherwise, and what is stuck there is still theirs
-            await self._lanes.publish([Job(key=key, cause="late", first_at=time.time()) for key in keys])
+            now = time.time()
+            await self._lanes.publish([Job(key=key, cause="late", first_at=now, due=due) for key, due in late.items()])
 
     async def drain(self) -> None:
         """Start nothing more; give jobs in progress their time to end; what has not ended stays in its lane."""
