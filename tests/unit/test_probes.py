@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import http.client
 import json
 import math
 import socket
@@ -58,6 +59,20 @@ def test_metrics_have_our_names(url: str) -> None:
 
 def test_anything_else_is_not_found(url: str) -> None:
     assert get(f"{url}/admin")[0] == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/status.json", "/images.json", "/metrics", "/healthz", "/readyz", "/no"])
+def test_other_sites_in_a_browser_can_read_nothing(paged: str, path: str) -> None:
+    host, port = paged.removeprefix("http://").split(":")
+    asked = {"Origin": "http://hostile.example", "Access-Control-Request-Method": "GET"}
+    for method in ("GET", "HEAD", "OPTIONS", "POST"):
+        connection = http.client.HTTPConnection(host, int(port), timeout=10)
+        connection.request(method, path, headers=asked)
+        answer = connection.getresponse()
+        assert not [name for name in answer.headers if name.lower().startswith("access-control")]
+        # What would be needed to ask for more than a plain GET
+        assert (answer.status == 405) == (method in ("OPTIONS", "POST"))
+        connection.close()
 
 
 def test_a_port_that_is_taken_is_an_error(url: str) -> None:
