@@ -185,7 +185,7 @@ class Upload:
         fresh = await self._cloud.get_image(image.id)
         if (fresh.status, fresh.import_locked, fresh.updated_at) != (image.status, False, image.updated_at):
             return fresh
-        await self._cloud.set_property(image.id, name, value)
+        await self._cloud.set_properties(image.id, {name: value})
         after = await self._cloud.get_image(image.id)
         if image.status == "queued" and after.status != "queued":
             advice = "if it stays saving: nobody but its owner can mend it, by deleting it and making it anew"

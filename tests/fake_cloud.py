@@ -23,6 +23,8 @@ PROJECT = "internal-project"
 # A volume of another project that no test looks at
 NOBODYS = "00000000-0000-4000-8000-00000000000f"
 PAGE = 1000
+# Glance's image_property_quota
+MOST_PROPERTIES = 128
 T = TypeVar("T")
 
 
@@ -53,7 +55,8 @@ class FakeCloud:
     `tells_encryption` the login may ask which. A copy into one of `refused_stores` is refused as a whole, one into
     `spoiling_stores` ends without any store having got it. `cache_max_count` and `cache_max_gigabytes` bound the
     entries of Cinder's cache on each type; 0 for no limit. `patching` is for how many seconds Glance's PATCH holds what
-    it has read, before it writes the whole image back.
+    it has read, before it writes the whole image back. `protected` are properties that Glance does not let us set
+    (property protections), `most_properties` is how many an image may have.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
@@ -93,6 +96,8 @@ class FakeCloud:
     refused_stores: dict[str, Exception] = field(default_factory=dict)
     spoiling_stores: set[str] = field(default_factory=set)
     patching: float = 0.0
+    protected: set[str] = field(default_factory=set)
+    most_properties: int = MOST_PROPERTIES
     cache_max_count: int = 0
     cache_max_gigabytes: int = 0
     faults: dict[str, Fault] = field(default_factory=dict)
@@ -350,18 +355,25 @@ class FakeCloud:
             self._image(image_id)
             return dict(self.members.get(image_id, {}))
 
-    async def set_property(self, image_id: str, name: str, value: str) -> None:
-        async with self._call("set_property"):
+    async def set_properties(self, image_id: str, properties: Mapping[str, str]) -> None:
+        async with self._call("set_properties"):
             before = self._image(image_id)
-            properties = {**before.properties, name: value}
-            if not value:
-                del properties[name]
+            after = {**before.properties, **properties}
+            for name, value in properties.items():
+                if name in self.protected or name.startswith("os_glance"):
+                    raise Blocked(f"Attribute '{name}' is reserved.")
+                if max(name + value) > "\uffff":
+                    raise Conflict(f"{name} can't contain 4 byte unicode characters.")
+                if not value:
+                    del after[name]
+            if len(after) > self.most_properties and set(after) - set(before.properties):
+                raise Blocked(f"The limit has been exceeded on the number of allowed image properties: {len(after)}")
             # Glance writes back what it has read, the status too: what happens in between is undone
             await asyncio.sleep(self.patching)
             if image_id not in self.images:
                 raise NotFound(f"No image found with ID {image_id}")
             whole = {"status": before.status, "size": before.size} if self.patching else {}
-            self.touch(image_id, properties=properties, **whole)
+            self.touch(image_id, properties=after, **whole)
             self.announce("image.update", image_id)
 
     async def remove_from_store(self, image_id: str, store: str) -> None:
@@ -394,7 +406,7 @@ class FakeCloud:
     async def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
         mine = [v for v in self.volumes.values() if self._is_listed(v) and (not tag or v.metadata.get(TAG) == tag)]
         async for volume in self._pages("list_volumes", mine):
-            yield volume
+            yield replace(volume, image_properties={})
 
     async def get_quota(self, volume_type: str) -> Quota:
         async with self._call("get_quota"):
@@ -411,7 +423,8 @@ class FakeCloud:
                 raise Conflict(f"Volume size {new.size}GB cannot be smaller than the image minDisk size")
             volume_type = source.volume_type if source else new.volume_type
             volume = self._new(new.name, volume_type, new.size, dict(new.metadata))
-            volume = self.volumes[volume.id] = replace(volume, source_volid=new.source_volid)
+            kept = source.image_properties if source else {}
+            volume = self.volumes[volume.id] = replace(volume, source_volid=new.source_volid, image_properties=kept)
             self.asked_by[volume.id] = PROJECT
             self._spawn(self._create(volume.id, new.image_id))
             return volume

@@ -54,7 +54,7 @@ ROUNDS = 12
 SEED = 1
 VERBS = (
     "get_image", "list_images", "get_locations", "copy_image", "add_location", "import_location", "list_tasks",
-    "set_property", "remove_from_store", "get_volume", "find_volumes", "list_volumes", "get_quota", "create_volume",
+    "set_properties", "remove_from_store", "get_volume", "find_volumes", "list_volumes", "get_quota", "create_volume",
     "delete_volume", "set_metadata", "set_readonly", "list_stores",
 )  # fmt: skip
 ERRORS = {"temporary": Temporary("503"), "conflict": Conflict("409"), "blocked": Blocked("403")}

@@ -174,12 +174,12 @@ async def test_without_a_status_property_nothing_is_written(cloud: FakeCloud) ->
     async with Rig(cloud, targets=(), uploads=Uploads(status_property="", untouched=0.0)) as rig:
         image = asked(cloud, cloud.volume_of("bob"))
         assert isinstance(await rig.complete(image.id), Skip)
-        assert cloud.calls["set_property"] == 0
+        assert cloud.calls["set_properties"] == 0
 
 
 async def test_an_image_that_can_not_be_told_is_refused_all_the_same(rig: Rig, cloud: FakeCloud) -> None:
     cloud.emit = lambda _: None
-    cloud.faults["set_property"] = Fault(Blocked("403"), times=9)
+    cloud.faults["set_properties"] = Fault(Blocked("403"), times=9)
     image = asked(cloud, cloud.volume_of("bob"))
     assert isinstance(await rig.complete(image.id), Skip)
 
@@ -373,7 +373,7 @@ async def test_an_upload_costs_so_many_requests(rig: Rig, cloud: FakeCloud) -> N
     check_complete(cloud, image.id)
     reads = {"get_image", "get_volume", "get_locations", "find_volumes", "list_tasks"}
     assert {verb: n for verb, n in cloud.calls.items() if verb not in reads} == dict.fromkeys(
-        ("list_stores", "create_volume", "set_property", "set_readonly", "imports_locations", "import_location"), 1
+        ("list_stores", "create_volume", "set_properties", "set_readonly", "imports_locations", "import_location"), 1
     )
     assert sum(cloud.calls[verb] for verb in reads) <= 14
 
@@ -407,7 +407,7 @@ async def test_another_volume_ends_the_wait_for_one_in_use(cloud: FakeCloud) -> 
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         assert cloud.images[image.id].properties[STATUS] == "waiting: the volume is in-use, detach it"
-        assert cloud.calls["set_property"] == 1
+        assert cloud.calls["set_properties"] == 1
         cloud.set_by_user(image.id, **{SOURCE: cloud.volume_of("alice").id})
         await until_complete(cloud, image.id)
 
@@ -501,7 +501,7 @@ async def test_an_image_that_is_another_one_by_now_is_not_changed() -> None:
     async with Rig(cloud, targets=()) as rig:
         await rig.complete(asked(cloud, cloud.volume_of("bob")).id)
         assert cloud.calls["get_image"] == 2
-        assert cloud.calls["set_property"] == 0
+        assert cloud.calls["set_properties"] == 0
 
 
 async def test_an_operators_trouble_is_told_as_soon_as_it_may_be(cloud: FakeCloud) -> None:

@@ -75,6 +75,8 @@ class Volume:
     A foreign volume is never trusted as an Image-Volume and never touched, whatever its name and metadata claim.
     `source_volid` is the volume that it was cloned from, `snapshot_id` the snapshot that it was restored from; Cinder
     says so, no user can. `scheduled` is False as long as no scheduler has found a place for it, if we may see that.
+    `image_properties` is what Cinder keeps of the image that the volume was made from (`volume_image_metadata`). Users
+    may write anything there; `list_volumes` leaves it out.
     """
 
     id: str
@@ -93,6 +95,7 @@ class Volume:
     encrypted: bool = False
     foreign: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    image_properties: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,8 +178,12 @@ class Cloud(Protocol):
     async def list_members(self, image_id: str) -> Mapping[str, str]:
         """The projects that an image is shared with, and their status: pending, accepted or rejected."""
 
-    async def set_property(self, image_id: str, name: str, value: str) -> None:
-        """Set a property of an image; with "" take it away."""
+    async def set_properties(self, image_id: str, properties: Mapping[str, str]) -> None:
+        """Set these properties of an image, all or none, keep the others; with "" take one away.
+
+        Blocked if Glance reserves or protects one of them (403) or there would be too many (413), Conflict if one is
+        not valid (400).
+        """
 
     async def remove_from_store(self, image_id: str, store: str) -> None:
         """Remove the image's location in a store together with its volume; refused for the last one."""

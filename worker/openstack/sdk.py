@@ -262,9 +262,8 @@ class OpenStackCloud:
             lambda answer: {str(row["member_id"]): str(row["status"]) for row in _rows(answer, "members")},
         )
 
-    async def set_property(self, image_id: str, name: str, value: str) -> None:
-        path = "/" + name.replace("~", "~0").replace("/", "~1")
-        patch = [{"op": "add", "path": path, "value": value}] if value else [{"op": "remove", "path": path}]
+    async def set_properties(self, image_id: str, properties: Mapping[str, str]) -> None:
+        patch = [_change(name, value) for name, value in properties.items()]
         await self._write("image", "PATCH", f"/v2/images/{image_id}", patch, content_type=PATCH_TYPE)
 
     async def remove_from_store(self, image_id: str, store: str) -> None:
@@ -302,13 +301,13 @@ class OpenStackCloud:
 
     async def get_volume(self, volume_id: str) -> Volume:
         volume = await self._read(
-            "block-storage", f"/volumes/{volume_id}", lambda answer: _volume(answer["volume"]), certain=volume_id
+            "block-storage", f"/volumes/{volume_id}", lambda answer: _whole_volume(answer["volume"]), certain=volume_id
         )
         # The role admin sees the volumes of all projects here
         return replace(volume, foreign=volume.project_id != await self._own_project())
 
     async def find_volumes(self, name: str) -> tuple[Volume, ...]:
-        found = [volume async for volume in self._volumes({"name": name})]
+        found = [volume async for volume in self._volumes({"name": name}, _whole_volume)]
         return tuple(sorted(found, key=lambda volume: (volume.created_at, volume.id)))
 
     def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
@@ -464,7 +463,9 @@ class OpenStackCloud:
         url = f"/v2/images?{urlencode({**query, 'limit': limit})}"
         return self._pages("image", url, "images", _image, lambda page: page.get("next"))
 
-    def _volumes(self, query: Mapping[str, str]) -> AsyncIterator[Volume]:
+    def _volumes(
+        self, query: Mapping[str, str], parse: Callable[[Mapping[str, Any]], Volume] | None = None
+    ) -> AsyncIterator[Volume]:
         """The volumes of our own project; even with the role admin Cinder lists no others unless asked to."""
 
         def following(page: Any) -> str | None:
@@ -472,7 +473,9 @@ class OpenStackCloud:
             # Cinder's link may name an endpoint that only it knows (public_endpoint): keep ours, take its query
             return f"/volumes/detail?{urlencode(parse_qsl(urlsplit(links[0]).query))}" if links else None
 
-        return self._pages("block-storage", f"/volumes/detail?{urlencode(query)}", "volumes", _volume, following)
+        return self._pages(
+            "block-storage", f"/volumes/detail?{urlencode(query)}", "volumes", parse or _volume, following
+        )
 
     async def _pages(
         self, service: str, url: str, name: str, parse: Callable[[Any], T], following: Callable[[Any], str | None]
@@ -746,6 +749,12 @@ def _task(fields: Mapping[str, Any]) -> ImageTask:
     )
 
 
+def _change(name: str, value: str) -> dict[str, str]:
+    """An operation of JSON Patch that sets a property, or takes it away."""
+    path = "/" + name.replace("~", "~0").replace("/", "~1")
+    return {"op": "add", "path": path, "value": value} if value else {"op": "remove", "path": path}
+
+
 def _quota(answer: Mapping[str, Any], volume_type: str) -> Quota:
     quotas = answer["quota_set"]
 
@@ -784,6 +793,12 @@ def _volume(fields: Mapping[str, Any]) -> Volume:
         encrypted=bool(fields.get("encrypted")),
         metadata={name: _text(metadata, name) for name in metadata},
     )
+
+
+def _whole_volume(fields: Mapping[str, Any]) -> Volume:
+    """A volume with what Cinder keeps of its image, which only some readers need and which may be large."""
+    kept = fields.get("volume_image_metadata") or {}
+    return replace(_volume(fields), image_properties={name: _text(kept, name) for name in kept})
 
 
 def _epoch(text: str) -> float:
