@@ -6,9 +6,10 @@ of. What Cinder itself has in hand, and what Glance has locked, is left alone.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from handlers import image_volume
+from handlers import image_volume, kept_properties
 from handlers.actions import AddLocation, AwaitImage, LookAtLocations, SetMetadata, SetReadonly
 from handlers.age import age
 from worker.core.cloud import GIB, Image, ImageTask, Location, NewVolume, Store, Volume
@@ -41,7 +42,8 @@ class Seen:
     the locations and showed none. `sure` tells that image and source were read again since the clone was there,
     `changed` that the image was another one when it was read before. `asked` is the location that this very run has
     given to Glance, `bound_at` the image's updated_at after a change of this run's, `failed` why something it made came
-    to nothing.
+    to nothing. `offered` are the properties that this run has asked Glance to keep, `refused` those of them that Glance
+    refused and `refusal` its last reason; `at_once` is how many it is asked for in one request, None for all.
     """
 
     image: Image
@@ -58,6 +60,10 @@ class Seen:
     asked: str = ""
     bound_at: str = ""
     failed: str = ""
+    offered: frozenset[str] = frozenset()
+    refused: frozenset[str] = frozenset()
+    refusal: str = ""
+    at_once: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +101,18 @@ class Bind:
     """
 
     value: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeepProperties:
+    """Give the image the properties that the volume has kept of its own image.
+
+    `at_once` is how many are given in one request, None for all; with `bind`, that one binds the property too.
+    """
+
+    properties: Mapping[str, str] = field(hash=False)
+    at_once: int | None = None
+    bind: Bind | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +154,7 @@ Action = (
     | LookAtLocations
     | LookAgain
     | Bind
+    | KeepProperties
     | CreateClone
     | DeleteClone
     | SetMetadata
@@ -348,6 +367,10 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
     assert source is not None
     if reason := hindrance(source, rules):
         return Finish(_patience(reason, seen), tell=f"waiting: {reason}")
+    bind = None
+    # Each change of an image is a risk to it: with properties to keep, one request does both once the clone is there
+    if not _to_keep(source, seen, rules) and wait_to_change(seen.image, rules.untouched, seen.now) <= 0:
+        bind = binding(seen.image, rules)
     return CreateClone(
         NewVolume(
             name=image_volume.name_of(seen.image.id),
@@ -355,7 +378,7 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
             source_volid=source.id,
             metadata=metadata_of(seen.image, source.size) | {TAG: UPLOAD},
         ),
-        binding(seen.image, rules) if wait_to_change(seen.image, rules.untouched, seen.now) <= 0 else None,
+        bind,
     )
 
 
@@ -387,20 +410,35 @@ def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, 
     store = store_of(clone.volume_type, seen.stores, targets)
     if not store:
         return _refused(f"no store of Glance serves volumes of type {clone.volume_type}")
-    return _locate(clone, store, seen, rules)
+    # A clone has them from its source, but not of one that is not bootable
+    knowing = source if source and source.image_properties else clone
+    return _locate(clone, store, _to_keep(knowing, seen, rules), seen, rules)
 
 
-def _locate(clone: Volume, store: str, seen: Seen, rules: Uploads) -> Action:
+def _to_keep(volume: Volume, seen: Seen, rules: Uploads) -> dict[str, str]:
+    """Return the properties that the image lacks and that have not been offered to Glance yet.
+
+    Nothing for Cinder's own uploads: Cinder has given their images what it wants them to have.
+    """
+    if not source_named(seen.image, rules):
+        return {}
+    present = {*seen.image.properties, rules.source_property, rules.status_property, *seen.offered}
+    return kept_properties.missing(volume.image_properties, present, rules.reserved_image_namespaces)
+
+
+def _locate(clone: Volume, store: str, kept: Mapping[str, str], seen: Seen, rules: Uploads) -> Action:
     """Mark a clone that holds the image's data, then add it as a location, once the image is quiet."""
     if missing := image_volume.lacking(clone, metadata_of(seen.image, clone.size)):
         return SetMetadata(clone.id, missing)
     if not image_volume.is_readonly(clone):
         return SetReadonly(clone.id)
-    if bind := binding(seen.image, rules):
-        return AwaitImage() if wait_to_change(seen.image, rules.untouched, seen.now) > 0 else bind
+    ours = bool(seen.bound_at) and seen.image.updated_at == seen.bound_at
+    bind = binding(seen.image, rules)
+    if change := KeepProperties(kept, seen.at_once, bind) if kept else bind:
+        untouched = ours or wait_to_change(seen.image, rules.untouched, seen.now) <= 0
+        return change if untouched else AwaitImage()
     # Glance writes a whole image whenever a part of it is changed. A change that falls together with a location being
     # added undoes half of that (measured: active without a size, or with the location of a volume that is gone)
-    ours = seen.bound_at and seen.image.updated_at == seen.bound_at
     changed = seen.changed or (not ours and seen.image.updated_epoch > seen.image.created_epoch)
     if changed and age(seen.image.updated_epoch, seen.now) < rules.quiet:
         return AwaitImage()

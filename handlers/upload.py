@@ -10,6 +10,7 @@ from typing import assert_never
 import structlog
 
 from handlers import ROUTES, actions, completion, image_volume
+from handlers.age import age
 from handlers.completion import Action, Finish, Seen
 from handlers.deletion import Deletion
 from handlers.target_store import TargetStores
@@ -31,6 +32,10 @@ TELL_LOOKS = 10
 REMEMBERED = completion.TASKS_KEPT
 # Sending the data of an image takes no longer, as a rule, in seconds
 SAVING_LONG = 3600.0
+# Properties that Glance refuses to set one by one; then the others are not tried any more
+MOST_REFUSED = 16
+# Glance also answers 500 to a property that it can't store: for so long that is no refusal, in seconds
+REFUSED_AFTER = 600.0
 
 
 class Upload:
@@ -41,7 +46,9 @@ class Upload:
 
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.urgent
-        self._rules = parts.uploads
+        # A wish about the earlier image is none about this one
+        reserved = (*parts.uploads.reserved_image_namespaces, parts.policy.property)
+        self._rules = replace(parts.uploads, reserved_image_namespaces=reserved)
         self._targets = parts.targets
         self._now = parts.now
         self._report = parts.report
@@ -158,7 +165,7 @@ class Upload:
                 if not image.import_locked:
                     if (wait := completion.wait_to_change(image, self._rules.tell_after, self._now())) > 0:
                         return wait
-                    image = await self._change(image, self._rules.status_property, text)
+                    image, _ = await self._change(image, {self._rules.status_property: text})
                     if status == "queued":
                         # If it was not changed, somebody is at work on it: that makes notifications
                         return 0.0
@@ -177,20 +184,20 @@ class Upload:
         able = image.status == "active" or (image.status == "queued" and not image.import_locked)
         return bool(name) and asked and able and text != image.properties.get(name, "")
 
-    async def _change(self, image: Image, name: str, value: str) -> Image:
-        """Change a property of an image that is still as it was; the image as it is then.
+    async def _change(self, image: Image, properties: Mapping[str, str]) -> tuple[Image, bool]:
+        """Change properties of an image that is still as it was; the image as it is then, and whether it was changed.
 
         Glance's PATCH writes back the status that it has read: what happens to the image meanwhile is undone.
         """
         fresh = await self._cloud.get_image(image.id)
         if (fresh.status, fresh.import_locked, fresh.updated_at) != (image.status, False, image.updated_at):
-            return fresh
-        await self._cloud.set_properties(image.id, {name: value})
+            return fresh, False
+        await self._cloud.set_properties(image.id, properties)
         after = await self._cloud.get_image(image.id)
         if image.status == "queued" and after.status != "queued":
             advice = "if it stays saving: nobody but its owner can mend it, by deleting it and making it anew"
             log.warning("image_changed_during_upload", status=after.status, advice=advice)
-        return after
+        return after, True
 
     def _path(self, seen: Seen) -> str:
         """How the image came by its data: asked for by property, Cinder's upload finished, or begun again."""
@@ -217,6 +224,8 @@ class Upload:
                 return await self._look_again(volume_id, seen)
             case completion.Bind():
                 return await self._bind(action, seen)
+            case completion.KeepProperties():
+                return await self._keep(action, seen)
             case completion.CreateClone(new, bind):
                 clone, seen = await asyncio.gather(
                     cloud.create_volume(new), self._bind(bind, seen) if bind else _same(seen)
@@ -235,6 +244,8 @@ class Upload:
                 await cloud.set_readonly(volume_id)
                 return _believed(volume_id, {"readonly": "True"}, seen)
             case actions.AddLocation(url):
+                if seen.refused:
+                    log.warning("properties_refused", names=sorted(seen.refused), error=seen.refusal)
                 if await self._add_location(image_id, url):
                     # Its task has begun, and Glance's lock lies on the image
                     image = replace(seen.image, import_locked=True)
@@ -256,23 +267,49 @@ class Upload:
                 assert_never(never)
 
     async def _bind(self, bind: completion.Bind, seen: Seen) -> Seen:
-        name = self._rules.source_property
-        image = await self._change(seen.image, name, bind.value)
-        bound = image.properties.get(name) == bind.value
+        return (await self._set({self._rules.source_property: bind.value}, seen))[0]
+
+    async def _keep(self, action: completion.KeepProperties, seen: Seen) -> Seen:
+        """Set properties that an image keeps. What Glance refuses to set alone is left out; the upload goes on."""
+        tried = dict(sorted(action.properties.items())[: action.at_once])
+        bound = {self._rules.source_property: action.bind.value} if action.bind else {}
+        try:
+            seen, done = await self._set({**tried, **bound}, seen)
+        except (Blocked, Temporary) as error:
+            refused = isinstance(error, Blocked | Conflict)
+            if not refused and age(seen.image.updated_epoch, seen.now) < REFUSED_AFTER:
+                raise
+            # One of them may have cost the others
+            seen = replace(seen, refusal=str(error), at_once=max(1, len(tried) // 2))
+            if len(tried) == 1:
+                left_out = {*seen.refused, *tried}
+                if len(left_out) >= MOST_REFUSED:
+                    left_out |= set(action.properties)
+                seen = replace(seen, refused=frozenset(left_out), offered=seen.offered | left_out)
+            # Without the right to bind it, none to set the others
+            return await self._bind(action.bind, seen) if action.bind else seen
+        if not done:
+            return seen
+        log.info("properties_kept", names=sorted(tried))
+        more = None if action.at_once is None else action.at_once * 2
+        # Never offered again, though Glance may not show them to us (property protections)
+        return replace(seen, offered=seen.offered | set(tried), at_once=more)
+
+    async def _set(self, properties: Mapping[str, str], seen: Seen) -> tuple[Seen, bool]:
+        """Set properties of an image that was left alone for long enough, and say whether that was done."""
+        image, done = await self._change(seen.image, properties)
+        bound = all(image.properties.get(name) == value for name, value in properties.items())
+        ours = bool(seen.bound_at) and seen.image.updated_at == seen.bound_at
         expected = replace(
             seen.image,
-            properties={**seen.image.properties, name: bind.value},
+            properties={**seen.image.properties, **properties},
             updated_at=image.updated_at,
             updated_epoch=image.updated_epoch,
         )
-        changed = seen.changed or seen.image.updated_epoch > seen.image.created_epoch or image != expected
-        return replace(
-            seen,
-            image=image,
-            now=self._now(),
-            changed=changed,
-            bound_at=image.updated_at if bound else seen.bound_at,
-        )
+        touched = seen.image.updated_epoch > seen.image.created_epoch and not ours
+        changed = seen.changed or touched or image != expected
+        bound_at = image.updated_at if bound else seen.bound_at
+        return replace(seen, image=image, now=self._now(), changed=changed, bound_at=bound_at), done
 
     async def _look_at_source(self, volume_id: str, seen: Seen) -> Seen:
         try:

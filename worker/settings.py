@@ -241,6 +241,13 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
             help="new: POST /v2/images/{id}/locations, of Glance 2.17 and newer, role service; old: PATCH, which needs "
             "show_multiple_locations (OSSN-0065, OSSN-0090); auto: new where Glance has it.",
         ),
+        cfg.ListOpt(
+            "reserved_image_namespaces",
+            default=list(_UPLOADS.reserved_image_namespaces),
+            help="Beginnings of names: no such property of the image that a volume was made from is given to the image "
+            "made of the volume. As Cinder's option of this name, and everything that Glance's property protections "
+            "keep from users: the worker may set it, and users can write anything into their volumes' image metadata.",
+        ),
     ],
     RECLAIM: [
         cfg.BoolOpt(

@@ -515,6 +515,7 @@ def test_worker(worker: Worker, images: Images, alice: Person, bob: Person, oper
 
 def test_worker_completes_an_upload(worker: Worker, login: Person, alice: Person, bob: Person) -> None:
     ours, theirs, image_id = new_volume(alice), new_volume(bob), new_image(alice)
+    alice.act(ours, "os-set_image_metadata", metadata={"hw_firmware_type": "uefi"})
     with worker(groups(cloud={"name": "worker", "admin_role": "image_volume_worker"})) as process:
         process.wait_ready()
         alice.property(image_id, "image_volume_source", theirs)
@@ -522,6 +523,7 @@ def test_worker_completes_an_upload(worker: Worker, login: Person, alice: Person
         assert alice.show(image_id)["status"] == "queued"
         alice.property(image_id, "image_volume_source", ours)
         until(lambda: alice.show(image_id)["status"] == "active", what="active")
+        assert alice.show(image_id)["hw_firmware_type"] == "uefi"
         until(lambda: is_warm(login, alice, image_id), what="warm")
         until(lambda: "image_volume_status" not in alice.show(image_id), what="the refusal is withdrawn")
         alice.delete_image(image_id)

@@ -188,6 +188,82 @@ def test_a_volume_becomes_an_image_that_holds_its_bytes_and_is_warm_everywhere(
         alice.delete_image(original)
 
 
+def custom_properties(alice: Person, image_id: str) -> dict[str, str]:
+    """An image's own properties, without those that Glance makes itself and those of the worker."""
+    base = set(alice.connection.image.get("/schemas/image").json()["properties"])
+    # The schema describes some of the custom properties too
+    base -= {"os_type", "os_distro", "os_version", "architecture", "kernel_id", "ramdisk_id", "instance_uuid"}
+    skipped = (*base, "os_glance", "image_volume_", "stores")
+    return {name: value for name, value in alice.show(image_id).items() if not name.startswith(skipped)}
+
+
+@pytest.mark.usefixtures("unhashed")
+def test_an_image_keeps_what_its_volume_knows_as_by_cinders_own_upload(
+    worker: Worker,
+    queued: Queued,
+    uploaded: Queued,
+    volumes: Volumes,
+    images: Callable[..., str],
+    alice: Person,
+    bob: Person,
+    operator: Person,
+) -> None:
+    given = {"hw_firmware_type": "uefi", "os_type": "linux", "hw_disk_bus": "scsi", "a/odd~name": "kept"}
+    original = images("original", image_volume_prewarm="no", min_disk=1, min_ram=64, **given)
+    with alice.temporary_volume(original, "local-1") as source:
+        by_cinder = uploaded(source.id)
+        until_active(alice, by_cinder)
+        until(lambda: volume_status(alice, source.id) == "available", what="Cinder is done with the source")
+        assert custom_properties(alice, by_cinder) == given
+        # A user may write anything here: none of it may be given more than its owner could do
+        forged = {"visibility": "public", "owner": bob.project_id, "os_glance_x": "x", "image_volume_prewarm": "yes",
+                  "locations": "[]", "status": "active", "signature_verified": "True"}  # fmt: skip
+        alice.act(source.id, "os-set_image_metadata", metadata=forged)
+        cloned = volumes("local-1", source_volid=source.id)
+        with worker() as process:
+            process.wait_ready()
+            plain = queued(source.id)
+            own = queued(source.id, hw_firmware_type="bios", colour="green")
+            of_clone = queued(cloned)
+            for image_id in (plain, own, of_clone):
+                until_active(alice, image_id)
+                check_clone(operator, alice, image_id)
+            assert custom_properties(alice, plain) == custom_properties(alice, of_clone) == given
+            assert custom_properties(alice, own) == given | {"hw_firmware_type": "bios", "colour": "green"}
+            shown = alice.show(plain)
+            like_cinders = alice.show(by_cinder)
+            for name in ("min_disk", "min_ram"):
+                assert shown[name] == like_cinders[name]
+            assert (shown["visibility"], shown["owner"]) == ("community", alice.project_id)
+            assert shown["image_volume_prewarm"] == "no"
+            assert not process.events("properties_refused")
+            with alice.temporary_volume(plain, "local-1") as made:
+                volume = alice.connection.block_storage.get(f"/volumes/{made.id}").json()["volume"]
+                assert volume["volume_image_metadata"]["hw_firmware_type"] == "uefi"
+                assert made.cloned
+            assert process.stop() == 0
+
+
+@pytest.mark.usefixtures("unhashed")
+def test_properties_that_glance_refuses_cost_no_upload(
+    worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
+) -> None:
+    source = volumes()
+    # Glance takes 128 properties by default, and no name of more than 255 letters
+    metadata = {f"p{number:03}": "x" for number in range(130)} | {"hw_firmware_type": "uefi"}
+    alice.act(source, "os-set_image_metadata", metadata=metadata)
+    with worker() as process:
+        process.wait_ready()
+        image_id = queued(source)
+        until_active(alice, image_id)
+        check_clone(operator, alice, image_id)
+        assert custom_properties(alice, image_id)["hw_firmware_type"] == "uefi"
+        refused = [name for line in process.events("properties_refused") for name in line["names"]]
+        assert refused
+        assert set(refused).isdisjoint(custom_properties(alice, image_id))
+        assert set(refused) | set(custom_properties(alice, image_id)) == set(metadata)
+
+
 @pytest.mark.usefixtures("unhashed")
 def test_what_is_refused_leaves_nothing_and_tells_nothing_of_others(
     worker: Worker,

@@ -160,7 +160,8 @@ class Histories(RuleBasedStateMachine):
     @rule(owner=OWNERS, volume_type=TYPES, named=st.booleans(), cloned=st.booleans(), pace=PACES)
     def upload_a_volume(self, owner: str, volume_type: str, named: bool, cloned: bool, pace: object) -> None:
         def act() -> None:
-            source = self.cloud.volume_of(owner, volume_type=volume_type)
+            kept = {"hw_firmware_type": "uefi", "os_type": "linux"} if named else {}
+            source = self.cloud.volume_of(owner, volume_type=volume_type, image_properties=kept)
             self._know(source)
             properties = {"image_volume_source": source.id} if named else {}
             image = self.cloud.queue(owner=owner, properties=properties)

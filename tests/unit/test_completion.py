@@ -15,6 +15,7 @@ from handlers.completion import (
     CreateClone,
     DeleteClone,
     Finish,
+    KeepProperties,
     LookAgain,
     LookAtClones,
     LookAtLocations,
@@ -48,6 +49,9 @@ CINDERS = replace(OURS, created_epoch=100.0, updated_epoch=101.0,
                   metadata={"image_owner": "alice", "readonly": "True"})  # fmt: skip
 HANDED_ON = replace(UNNAMED, properties={"image_volume_source": f"{SOURCE}/{OTHER}"})
 URL = "cinder://c1/clone"
+UEFI = {"hw_firmware_type": "uefi", "os_type": "linux"}
+KNOWING = replace(VOLUME, image_properties={**UEFI, "min_disk": "1", "image_id": OTHER, "os_glance_x": "x"})
+BIOS = {**PLAIN.properties, "HW_firmware_type": "bios"}
 FAILED = ImageTask(id="t", type="location_import", status="failure", message="it broke", url=f"cinder://{SOURCE}")
 
 
@@ -93,6 +97,30 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
         # and the change is our own
         (sure(OURS, image=replace(QUEUED, updated_epoch=999.0, updated_at="t"), bound_at="t"),
          AddLocation("cinder://c1/clone")),
+        # What the volume knows of its image is kept, in the same request; what the user has set wins
+        (sure(OURS, KNOWING, PLAIN), KeepProperties(UEFI, bind=Bind(f"{SOURCE}/{IMAGE}"))),
+        (sure(OURS, KNOWING), KeepProperties(UEFI)),
+        (sure(OURS, KNOWING, replace(PLAIN, properties=BIOS)),
+         KeepProperties({"os_type": "linux"}, bind=Bind(f"{SOURCE}/{IMAGE}"))),
+        (sure(OURS, KNOWING, replace(QUEUED, properties={**QUEUED.properties, **UEFI})), AddLocation(URL)),
+        # The clone tells it where the source does not, or is gone
+        (sure(replace(OURS, image_properties=UEFI), None), KeepProperties(UEFI)),
+        (sure(replace(OURS, image_properties=UEFI)), KeepProperties(UEFI)),
+        (sure(replace(OURS, image_properties={"a": "b"}), KNOWING), KeepProperties(UEFI)),
+        # Whoever may be about to send data is not disturbed; a change of our own is no such sign
+        (sure(OURS, KNOWING, replace(QUEUED, created_epoch=999.0)), AwaitImage()),
+        (sure(OURS, KNOWING, replace(QUEUED, updated_epoch=999.0)), AwaitImage()),
+        (sure(OURS, KNOWING, replace(QUEUED, updated_epoch=999.0, updated_at="t"), bound_at="t"),
+         KeepProperties(UEFI)),
+        # Each is offered once, and what was refused costs no upload
+        (sure(OURS, KNOWING, offered=frozenset({"os_type"}), at_once=1),
+         KeepProperties({"hw_firmware_type": "uefi"}, 1)),
+        (sure(OURS, KNOWING, offered=frozenset(UEFI), refused=frozenset(UEFI)), AddLocation(URL)),
+        # Another project's volume tells nothing, and Cinder's own upload has given its image what it wants
+        (sure(OURS, replace(KNOWING, project_id="bob")),
+         DeleteClone("clone", "the volume is not, or no longer, the image's project's")),
+        (sure(with_metadata(CINDERS, **METADATA), KNOWING, UNNAMED), AddLocation(URL)),
+        (sure(OURS, KNOWING, UNNAMED, tasks=(FAILED,)), AddLocation(URL)),
         # A clone that takes its time holds no slot; one whose source is gone is given up
         (seen(clones=(replace(OURS, status="creating", created_epoch=900.0),)), LookAgain(SOURCE)),
         (sure(replace(OURS, status="creating", created_epoch=900.0), None, missing=frozenset({SOURCE})),
@@ -150,6 +178,8 @@ def test_the_clone_carries_everything_from_its_first_request() -> None:
     assert action.bind is None
     plain = completion.plan(seen(PLAIN, clones=(), source=VOLUME), RULES)
     assert plain == replace(action, bind=Bind(f"{SOURCE}/{IMAGE}"))
+    # With properties to keep, one request does both later
+    assert completion.plan(seen(PLAIN, clones=(), source=KNOWING), RULES) == action
 
 
 @pytest.mark.parametrize(

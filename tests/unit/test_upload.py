@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
 import pytest
+import structlog
 
 from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from tests.rig import FAST, LIMITS, SLOW, STORES, Rig, located
@@ -168,6 +169,145 @@ async def test_a_refusal_is_withdrawn_though_glance_holds_the_image_a_moment_lon
     await rig.quiet()
     check_complete(cloud, image.id)
     assert STATUS not in cloud.images[image.id].properties
+
+
+UEFI = {"hw_firmware_type": "uefi", "os_type": "linux"}
+
+
+@pytest.mark.parametrize("given", [{}, {"hw_firmware_type": "bios", "colour": "green"}], ids=["nothing", "its own"])
+async def test_the_image_keeps_what_the_volume_knows_by_one_request(
+    rig: Rig, cloud: FakeCloud, given: dict[str, str]
+) -> None:
+    core = {"min_disk": "1", "image_id": "x", "visibility": "public", "os_glance_x": "x", "image_volume_prewarm": "yes"}
+    volume = cloud.volume_of("alice", image_properties={**UEFI, **core, STATUS: "x"})
+    image = cloud.queue(properties={SOURCE: volume.id, **given})
+    await rig.quiet()
+    check_complete(cloud, image.id)
+    bound = {SOURCE: f"{volume.id}/{image.id}"}
+    assert cloud.images[image.id].properties == {**UEFI, **given, **bound}
+    assert cloud.calls["set_properties"] == 1
+    before = dict(cloud.calls)
+    assert isinstance(await rig.complete(image.id), Done)
+    assert cloud.calls["set_properties"] == before["set_properties"]
+
+
+async def test_a_volume_that_was_made_from_no_image_costs_no_request(rig: Rig, cloud: FakeCloud) -> None:
+    volume, image = cloud.volume_of("alice"), cloud.queue()
+    cloud.set_by_user(image.id, **{SOURCE: f"{volume.id}/{image.id}"})
+    await rig.quiet()
+    check_complete(cloud, image.id)
+    assert cloud.calls["set_properties"] == 0
+
+
+async def test_properties_that_glance_refuses_are_named_and_cost_neither_the_upload_nor_the_others(
+    rig: Rig, cloud: FakeCloud
+) -> None:
+    many = {f"p{number:02}": "x" for number in range(20)}
+    cloud.protected = {"p03", "p17"}
+    volume = cloud.volume_of("alice", image_properties={**UEFI, **many, "smile": "\U0001f600"})
+    image = asked(cloud, volume)
+    with structlog.testing.capture_logs() as lines:
+        await rig.quiet()
+    check_complete(cloud, image.id)
+    refused = cloud.protected | {"smile"}
+    expected = {name: value for name, value in {**UEFI, **many}.items() if name not in refused}
+    assert cloud.images[image.id].properties == {**expected, SOURCE: f"{volume.id}/{image.id}"}
+    (line,) = [line for line in lines if line["event"] == "properties_refused"]
+    assert (line["log_level"], line["names"]) == ("warning", sorted(refused))
+    assert "4 byte unicode" in line["error"], "the last reason"
+    assert cloud.calls["set_properties"] < 30
+
+
+@pytest.mark.parametrize("error", [Blocked("403"), Conflict("400"), Blocked("413")], ids=["403", "400", "413"])
+async def test_a_glance_that_takes_no_property_at_all_gets_the_image_all_the_same(
+    rig: Rig, cloud: FakeCloud, error: Exception
+) -> None:
+    many = {f"p{number:03}": "x" for number in range(200)}
+    volume, image = cloud.volume_of("alice", image_properties=many), cloud.queue()
+    cloud.faults["set_properties"] = Fault(error, times=999)
+    cloud.set_by_user(image.id, **{SOURCE: f"{volume.id}/{image.id}"})
+    with structlog.testing.capture_logs() as lines:
+        await rig.quiet()
+    check_complete(cloud, image.id)
+    (line,) = [line for line in lines if line["event"] == "properties_refused"]
+    assert line["names"] == sorted(many)
+    assert cloud.calls["set_properties"] < 30
+
+
+async def test_as_many_properties_are_kept_as_glance_has_room_for(rig: Rig, cloud: FakeCloud) -> None:
+    cloud.most_properties = 12
+    volume = cloud.volume_of("alice", image_properties={f"p{number:02}": "x" for number in range(20)})
+    image = asked(cloud, volume)
+    await rig.quiet()
+    check_complete(cloud, image.id)
+    assert len(cloud.images[image.id].properties) == 12
+
+
+class Hiding(FakeCloud):
+    """Glance takes a property and does not show it to us."""
+
+    async def set_properties(self, image_id: str, properties: Mapping[str, str]) -> None:
+        shown = {name: value for name, value in properties.items() if name != "os_type"}
+        await FakeCloud.set_properties(self, image_id, shown)
+
+
+async def test_a_property_that_glance_does_not_show_is_set_once() -> None:
+    cloud = Hiding(stores=STORES)
+    async with Rig(cloud, targets=()) as rig:
+        image = asked(cloud, cloud.volume_of("alice", image_properties=UEFI))
+        assert isinstance(await rig.complete(image.id), Done)
+        check_complete(cloud, image.id)
+        assert cloud.calls["set_properties"] == 1
+
+
+class Decisive(FakeCloud):
+    """The user sets a property of the image right before the worker does."""
+
+    async def set_readonly(self, volume_id: str) -> None:
+        await FakeCloud.set_readonly(self, volume_id)
+        for image_id in self.images:
+            self.set_by_user(image_id, hw_firmware_type="bios")
+
+
+async def test_what_the_user_sets_while_the_clone_is_made_wins() -> None:
+    cloud = Decisive(stores=STORES)
+    async with Rig(cloud, targets=()) as rig:
+        image = asked(cloud, cloud.volume_of("alice", image_properties=UEFI))
+        assert isinstance(await rig.complete(image.id), Done)
+        check_complete(cloud, image.id)
+        properties = cloud.images[image.id].properties
+        assert (properties["hw_firmware_type"], properties["os_type"]) == ("bios", "linux")
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+async def test_a_glance_that_does_not_answer_is_asked_again_for_the_properties(
+    rig: Rig, cloud: FakeCloud, done: bool
+) -> None:
+    cloud.faults["set_properties"] = Fault(Temporary("503"), times=2, done=done)
+    image = asked(cloud, cloud.volume_of("alice", image_properties=UEFI))
+    await rig.quiet()
+    check_complete(cloud, image.id)
+    assert UEFI.items() <= cloud.images[image.id].properties.items()
+
+
+async def test_a_property_that_glance_can_not_store_is_given_up_in_the_end(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=()) as rig:
+        image = asked(cloud, cloud.volume_of("alice", image_properties=UEFI))
+        cloud.set_by_user(image.id, **{SOURCE: f"{image.properties[SOURCE]}/{image.id}"})
+        cloud.faults["set_properties"] = Fault(Temporary("500"), times=99)
+        with pytest.raises(Temporary):
+            await rig.complete(image.id)
+        cloud.ahead += 601.0
+        assert isinstance(await rig.complete(image.id), Done)
+        check_complete(cloud, image.id)
+
+
+async def test_the_upload_that_cinder_left_keeps_what_cinder_has_given_it(rig: Rig, cloud: FakeCloud) -> None:
+    image = cloud.queue()
+    cloud.cinder_clones(cloud.volume_of("alice", image_properties=UEFI).id, image.id, image_properties=UEFI)
+    await rig.quiet()
+    check_complete(cloud, image.id)
+    assert cloud.calls["set_properties"] == 0
 
 
 async def test_without_a_status_property_nothing_is_written(cloud: FakeCloud) -> None:
@@ -463,7 +603,7 @@ async def test_data_that_is_sent_right_after_the_record_is_never_harmed(
     cloud.patching = 0.05
     async with Rig(cloud, targets=(), uploads=CAREFUL) as rig:
         cloud.emit = rig.hear
-        source = cloud.volume_of("alice" if named == "own" else "bob")
+        source = cloud.volume_of("alice" if named == "own" else "bob", image_properties=UEFI)
         images = [asked(cloud, source) for _ in range(5)]
         await asyncio.sleep(pause)
         await asyncio.gather(*(cloud.send(image.id, seconds=0.05) for image in images))

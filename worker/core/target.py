@@ -89,7 +89,8 @@ class Uploads:
     image's owner what is in the way ("" for none). `grace` is for how many seconds Cinder's own upload must have been
     still before it counts as stuck, `quiet` for how many an image that was changed must have been left alone before a
     location is added. `untouched` and `tell_after` are for how many a queued image must have been left alone before the
-    worker changes its source property, or its status property.
+    worker changes its source property, or its status property. `reserved_image_namespaces` are beginnings of names: no
+    such property of the image that a volume was made from is given to the image made of the volume.
     """
 
     source_property: str = "image_volume_source"
@@ -100,3 +101,4 @@ class Uploads:
     tell_after: float = 10.0
     allow_in_use: bool = False
     location_api: LocationApi = "auto"
+    reserved_image_namespaces: tuple[str, ...] = ()
