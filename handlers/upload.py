@@ -34,8 +34,9 @@ REMEMBERED = completion.TASKS_KEPT
 SAVING_LONG = 3600.0
 # Properties that Glance refuses to set one by one; then the others are not tried any more
 MOST_REFUSED = 16
-# Glance also answers 500 to a property that it can't store: for so long that is no refusal, in seconds
-REFUSED_AFTER = 600.0
+# Glance also answers 500 to a property that it can't store, or that its rules let us create and not read: so long after
+# the image's last change that counts as a refusal, in seconds
+REFUSED_AFTER = 120.0
 
 
 class Upload:
@@ -292,7 +293,7 @@ class Upload:
             return seen
         log.info("properties_kept", names=sorted(tried))
         more = None if action.at_once is None else action.at_once * 2
-        # Never offered again, though Glance may not show them to us (property protections)
+        # Never offered again: this has to end even if Glance does not show them
         return replace(seen, offered=seen.offered | set(tried), at_once=more)
 
     async def _set(self, properties: Mapping[str, str], seen: Seen) -> tuple[Seen, bool]:
