@@ -135,14 +135,16 @@ async def test_a_deleted_queue_is_made_again(rabbitmq: RabbitMQ, opened: Open, l
     await asyncio.to_thread(rabbitmq.delete, f"{QUEUE}.{lane}")
     await until(lambda: rabbitmq.depth(f"{QUEUE}.{lane}") == 0)
     await made.publish(jobs(lane, 1, first=1))
-    await hands.have(3)
+    # Not the third delivery: RabbitMQ 4 may end the connection on a queue that is declared while its deletion goes on
+    # (INTERNAL_ERROR), and what the other lane held comes again
+    await until(lambda: "1" in hands.images)
     hands.ack()
-    # The other lane has not noticed. What came while there was no queue is brought back, and may be so twice
+    # The other lane has not noticed
     await made.publish(jobs(f"{lane}-2", 1, first=11))
-    await until(lambda: set(hands.images) - {"1"} == {"11"})
+    assert await hands.have(1) == ["11"]
     # Delays find the new queue as well
     await made.publish(jobs(lane, 1, first=2), after=0.1)
-    await until(lambda: set(hands.images) - {"1"} == {"11", "2"})
+    assert await hands.have(2) == ["11", "2"]
 
 
 async def test_a_deleted_queue_that_delays_is_made_again(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:

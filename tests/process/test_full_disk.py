@@ -60,7 +60,7 @@ def worker(tmp_path: Path, rabbitmq: RabbitMQ, exchange: str) -> Iterator[Worker
         yield WorkerProcess(tmp_path, groups, clouds=clouds)
 
 
-def bound(rabbitmq: RabbitMQ, exchange: str) -> None:
+def make_queue(rabbitmq: RabbitMQ, exchange: str) -> None:
     """Make the queue of `record` as it does, so that what is published from now on waits for it."""
     arguments = {"x-queue-type": "classic", "x-max-length": 100_000, "x-overflow": "drop-head", "x-expires": 300_000}
     with rabbitmq.channel() as channel:
@@ -91,15 +91,7 @@ def test_a_recording_ends_with_one_clear_error_and_goes_on_where_it_was(
     disk: Path, worker: WorkerProcess, rabbitmq: RabbitMQ, exchange: str
 ) -> None:
     file = disk / "capture.jsonl"
-    with rabbitmq.channel() as channel:
-        arguments = {
-            "x-queue-type": "classic",
-            "x-max-length": 100_000,
-            "x-overflow": "drop-head",
-            "x-expires": 300_000,
-        }
-        channel.queue_declare(f"{exchange}-record", durable=True, auto_delete=False, arguments=arguments)
-        channel.queue_bind(f"{exchange}-record", exchange, "notifications.info")
+    make_queue(rabbitmq, exchange)
     published = list(range(1, 401))
     rabbitmq.publish(*map(notification, published), exchange=exchange, routing_key="notifications.info")
     done = worker.run("record", str(file))
@@ -125,15 +117,7 @@ def test_setting_a_recording_aside_fails_without_leaving_half_of_it(
     )
     file.write_bytes(content)
     (disk / "filler").write_bytes(b"x" * (SIZE - 28 - 8) * 1024)
-    with rabbitmq.channel() as channel:
-        arguments = {
-            "x-queue-type": "classic",
-            "x-max-length": 100_000,
-            "x-overflow": "drop-head",
-            "x-expires": 300_000,
-        }
-        channel.queue_declare(f"{exchange}-record", durable=True, auto_delete=False, arguments=arguments)
-        channel.queue_bind(f"{exchange}-record", exchange, "notifications.info")
+    make_queue(rabbitmq, exchange)
     rabbitmq.publish(notification(1), exchange=exchange, routing_key="notifications.info")
     done = worker.run("record", str(file), "--rotate-size", "10k")
     assert done.returncode == 1
