@@ -14,7 +14,7 @@ from amqp import Message
 from tests.broker import hostile
 from tests.broker.hands import PATIENCE, Hands, jobs, until
 from tests.broker.rabbitmq import FORWARD_AGAIN, RabbitMQ
-from worker.broker import consumer, pulse
+from worker.broker import consumer, publisher, pulse
 from worker.broker.lanes import RabbitLanes
 from worker.core.dead_letter import DeadLetter
 from worker.core.errors import Temporary
@@ -348,6 +348,32 @@ async def test_a_queue_without_a_leader_holds_up_no_other(rabbitmq: RabbitMQ, op
     assert made.problem() is not None
     await asyncio.to_thread(rabbitmq.ctl, "eval", f"ra:restart_server(quorum_queues, {server}).")
     await asyncio.wait_for(stuck, 3 * PATIENCE)
+
+
+async def test_what_the_broker_never_confirms_is_sent_through_another_connection(
+    rabbitmq: RabbitMQ, opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As RabbitMQ does to a channel that was sending to the leader of a queue when that one's node died
+    deaf: list[object] = []
+    hear = publisher.Publisher._on_ack
+
+    def on_ack(self: publisher.Publisher, tag: int, multiple: bool) -> None:
+        if not deaf:
+            deaf.append(self._channel)
+        if self._channel not in deaf:
+            hear(self, tag, multiple)
+
+    monkeypatch.setattr(publisher.Publisher, "_on_ack", on_ack)
+    monkeypatch.setattr(publisher, "PATIENCE", 1.0)
+    hands = Hands()
+    made = await opened(hands, lane)
+    with structlog.testing.capture_logs() as logs:
+        await asyncio.wait_for(made.publish(jobs(lane, 3)), PATIENCE)
+        await until(lambda: made.problem() is None)
+    assert [entry["reason"] for entry in logs if entry["event"] == "broker_lost"] == [
+        f"127.0.0.1:{rabbitmq.port}: no confirm of what was sent to the queue {QUEUE}.{lane} for 1 s"
+    ]
+    assert set(await hands.have(6)) == {"0", "1", "2"}
 
 
 async def test_a_broker_short_of_memory_stops_publishing_but_not_consuming(

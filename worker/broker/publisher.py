@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -24,6 +25,11 @@ log = structlog.get_logger(__name__)
 WINDOW = 100
 """Messages on their way to a queue without a confirm: enough to keep the broker busy. Where a queue has no leader,
 RabbitMQ reads no more from a connection once 400 wait in its channel (credit flow): then no other queue gets any."""
+PATIENCE = 15.0
+"""Seconds that a confirm may take, doubled each time that it was for nothing. When the node that leads a quorum queue
+dies, RabbitMQ (3.10 at least) can lose what a channel has sent to that queue, and then confirms nothing more of what
+the channel sends there, for as long as it is open: only another channel helps."""
+LONGEST_PATIENCE = 320.0
 REFUSED_PAUSE = 1.0
 """Seconds before what the broker refused (a full queue, no queue) is sent again."""
 NEVER = 3600.0
@@ -59,15 +65,27 @@ class _Outgoing:
 
 @dataclass(slots=True)
 class _Queue:
-    """Messages on their way to one queue, with a window of its own: a queue without a leader holds up no other."""
+    """Messages on their way to one queue, with a window of its own: a queue without a leader holds up no other.
+
+    `in_flight` are the delivery tags of those without a confirm and when they were sent, the oldest first; `unheard`
+    is how often in a row a confirm was waited for in vain.
+    """
 
     name: str
     waiting: deque[_Outgoing] = field(default_factory=deque)
-    in_flight: int = 0
+    in_flight: dict[int, float] = field(default_factory=dict)
     declared: bool = False
     refusing: bool = False
     broken: int = 0
+    unheard: int = 0
     not_before: float = 0.0
+
+    @property
+    def overdue_at(self) -> float:
+        """When the confirm that is due first is too late, in monotonic seconds; infinite if none is due."""
+        oldest = next(iter(self.in_flight.values()), None)
+        patience = min(LONGEST_PATIENCE, PATIENCE * 2.0 ** min(self.unheard, 16))
+        return math.inf if oldest is None else oldest + patience
 
 
 class Publisher:
@@ -155,6 +173,7 @@ class Publisher:
             for queue in self._queues.values():
                 queue.waiting = deque(one for one in queue.waiting if not one.batch.withdrawn)
         now = time.monotonic()
+        self._check_confirms(now)
         waiting = [queue for queue in self._queues.values() if queue.waiting]
         due = [queue for queue in waiting if queue.not_before <= now]
         # All queues before the first message: once a broker blocks a connection, it answers nothing on it any more.
@@ -165,11 +184,13 @@ class Publisher:
             if not queue.declared and not self._link.blocked:
                 self._declare(queue)
         for queue in due:
-            while queue.waiting and queue.declared and queue.in_flight < WINDOW and not self._link.blocked:
+            while queue.waiting and queue.declared and len(queue.in_flight) < WINDOW and not self._link.blocked:
                 self._publish(queue, queue.waiting.popleft())
         # A broker that blocks the connection answers nothing on it
         pulse = NEVER if self._link.blocked else self._pulse.turn()
-        return min([pulse, *(queue.not_before - now for queue in waiting if queue.not_before > now)])
+        due_at = (queue.not_before for queue in waiting if queue.not_before > now)
+        overdue_at = (queue.overdue_at for queue in self._queues.values())
+        return min([pulse, *(at - now for at in (*due_at, *overdue_at))])
 
     def lost(self) -> None:
         """Put what was not confirmed back to the front, in order: it may arrive twice, but it arrives."""
@@ -179,7 +200,8 @@ class Publisher:
         self._unconfirmed.clear()
         self._returned.clear()
         for queue in self._queues.values():
-            queue.in_flight, queue.declared = 0, False
+            queue.declared = False
+            queue.in_flight.clear()
         if self._declaring is not None:
             # It may be what broke the connection: the others first, next time.
             self._declaring.broken += 1
@@ -187,6 +209,19 @@ class Publisher:
             self._declaring = None
         self._pulse.lost()
         self._connection = self._channel = None
+
+    def _check_confirms(self, now: float) -> None:
+        """OSError if the broker owes a confirm for too long: what is open is sent again through another connection."""
+        if self._link.blocked:
+            # It has not read all of them
+            for queue in self._queues.values():
+                queue.in_flight = dict.fromkeys(queue.in_flight, now)
+            return
+        for queue in self._queues.values():
+            if queue.overdue_at <= now:
+                late = now - next(iter(queue.in_flight.values()))
+                queue.unheard += 1
+                raise OSError(f"no confirm of what was sent to the queue {queue.name} for {late:.0f} s")
 
     def finished(self) -> bool:
         """Whether everything is confirmed."""
@@ -211,7 +246,7 @@ class Publisher:
         # Before it is sent: sending also reads, and the confirm of this one may be among what is read.
         self._tag += 1
         self._unconfirmed[self._tag] = (queue, outgoing)
-        queue.in_flight += 1
+        queue.in_flight[self._tag] = time.monotonic()
         self._channel.basic_publish(
             # The id tells which message a basic.return is about, as it carries no delivery tag.
             Message(
@@ -257,6 +292,7 @@ class Publisher:
         """The messages that a confirm is about, which are on their way no more."""
         tags = tuple(takewhile(lambda number: number <= tag, self._unconfirmed)) if multiple else (tag,)
         settled = [(number, *self._unconfirmed.pop(number)) for number in tags if number in self._unconfirmed]
-        for _, queue, _ in settled:
-            queue.in_flight -= 1
+        for number, queue, _ in settled:
+            del queue.in_flight[number]
+            queue.unheard = 0
         return settled
