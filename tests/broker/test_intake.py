@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
+import amqp
 import pytest
 import structlog
 
@@ -17,6 +18,7 @@ from tests.broker import hostile
 from tests.broker.hands import until
 from tests.broker.rabbitmq import RabbitMQ
 from tests.broker.sink import RecordingSink
+from worker.broker import pulse
 from worker.broker.intake import RabbitIntake
 from worker.core.dead_letter import MOST_BODY
 
@@ -118,6 +120,27 @@ async def test_odd_properties_of_a_message_stop_nothing(
     await until(lambda: running.sink.ids == ["1", "2"])
     await until(lambda: rabbitmq.depth(queue) == 0)
     assert running.sink.gaps == ["the queue was made"]
+
+
+async def test_deliveries_that_were_lost_are_delivered_through_another_connection(
+    rabbitmq: RabbitMQ, run: Run, exchange: str, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As when RabbitMQ has lost as many as it hands out at once, and takes them to be with us
+    deaf: list[object] = []
+    consume = amqp.Channel.basic_consume
+
+    def lose(self: amqp.Channel, *arguments: Any, **options: Any) -> Any:
+        deaf.append(self)
+        return consume(self, *arguments, **options) if len(deaf) > 1 else "none"
+
+    monkeypatch.setattr(amqp.Channel, "basic_consume", lose)
+    monkeypatch.setattr(pulse, "EVERY", 0.3)
+    running = await run()
+    rabbitmq.publish(*map(message, range(8)), exchange=exchange, routing_key=INFO)
+    await until(lambda: set(running.sink.ids) == set(numbers(8)))
+    assert running.sink.gaps == ["the queue was made", "connected again"]
+    await running.stop()
+    assert rabbitmq.depth(queue) == 0
 
 
 async def test_what_comes_to_nothing_is_acked_without_the_sink(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -370,10 +372,56 @@ async def test_what_the_broker_never_confirms_is_sent_through_another_connection
     with structlog.testing.capture_logs() as logs:
         await asyncio.wait_for(made.publish(jobs(lane, 3)), PATIENCE)
         await until(lambda: made.problem() is None)
+    sent = f"127.0.0.1:{rabbitmq.port}: what was sent to the queue {QUEUE}.{lane}"
     assert [entry["reason"] for entry in logs if entry["event"] == "broker_lost"] == [
-        f"127.0.0.1:{rabbitmq.port}: no confirm of what was sent to the queue {QUEUE}.{lane} for 1 s"
+        f"{sent} is neither confirmed nor refused for too long"
     ]
     assert set(await hands.have(6)) == {"0", "1", "2"}
+
+
+async def test_what_is_refused_without_end_is_sent_through_another_connection(
+    rabbitmq: RabbitMQ, opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing: list[object] = []
+    hear = publisher.Publisher._on_ack
+
+    def on_ack(self: publisher.Publisher, tag: int, multiple: bool) -> None:
+        if not refusing:
+            refusing.append(self._channel)
+        (self._on_nack if self._channel in refusing else functools.partial(hear, self))(tag, multiple)
+
+    monkeypatch.setattr(publisher.Publisher, "_on_ack", on_ack)
+    monkeypatch.setattr(publisher, "PATIENCE", 3.0)
+    hands = Hands()
+    made = await opened(hands, lane)
+    with structlog.testing.capture_logs() as logs:
+        await asyncio.wait_for(made.publish(jobs(lane, 3)), PATIENCE)
+    assert [entry["reason"] for entry in logs if entry["event"] == "broker_lost"] == [
+        f"127.0.0.1:{rabbitmq.port}: what was sent to the queue {QUEUE}.{lane} is refused for too long"
+    ]
+
+
+async def test_a_lane_whose_deliveries_were_lost_is_opened_again(
+    opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Also seen when the leader of a queue was killed: RabbitMQ takes them to be with us, and its window for us is full
+    lost: list[object] = []
+    receive = consumer.Consumer._receive
+
+    def lose(self: consumer.Consumer, one: Any, channel: Any, message: Any) -> None:
+        if one.name == lane and not lost:
+            lost.append(channel)
+        if channel not in lost:
+            receive(self, one, channel, message)
+
+    monkeypatch.setattr(consumer.Consumer, "_receive", lose)
+    monkeypatch.setattr(consumer, "DEAF_AFTER", 1.0)
+    hands = Hands()
+    made = await opened(hands, lane, prefetch=3)
+    await made.publish(jobs(lane, 5))
+    assert sorted(await hands.have(3)) == ["0", "1", "2"]
+    hands.ack()
+    assert sorted(await hands.have(2)) == ["3", "4"]
 
 
 async def test_a_broker_short_of_memory_stops_publishing_but_not_consuming(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -25,6 +26,11 @@ log = structlog.get_logger(__name__)
 
 COUNT_EVERY = 3.0
 """Seconds between two looks at how long the queues are."""
+DEAF_AFTER = 15.0
+"""Seconds for which jobs wait in a lane and none comes, before the lane is opened again; longer each time in a row.
+When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can lose what it delivers and take it to be with
+us. To a worker that only stands by for the lane it looks the same, and does not matter."""
+LONGEST_DEAF = 320.0
 STRAY_AT_ONCE = 100
 """Jobs without a lane that are brought back at once."""
 OPEN_AGAIN = 5.0
@@ -62,10 +68,17 @@ class _Lane:
     activations: int = 0
     active: bool = False
     empty_at: float = 0.0
+    starved_since: float = math.inf
+    starved: int = 0
+
+    @property
+    def deaf_at(self) -> float:
+        """When it has to be opened again, in monotonic seconds; infinite unless jobs wait and none comes."""
+        return self.starved_since + min(LONGEST_DEAF, DEAF_AFTER * 2.0 ** min(self.starved, 16))
 
     def closed(self, problem: str, *, open_at: float) -> None:
         """Forget the channel and what came through it: the broker takes that back."""
-        self.active = False
+        self.active, self.starved_since = False, math.inf
         self.channel, self.problem, self.open_at = None, problem, open_at
         self.unacked = set()
 
@@ -159,6 +172,8 @@ class Consumer:
         if now >= self._count_at:
             self._count_at = now + COUNT_EVERY
             self._depths = self._count()
+            for lane in self._named.values():
+                self._check_deliveries(lane, time.monotonic())
         pulse = self._pulse.turn()
         due = [self._count_at, *(lane.open_at for lane in self._lanes if lane.channel is None)]
         return min(pulse, min(due) - time.monotonic())
@@ -183,6 +198,20 @@ class Consumer:
     def finished(self) -> bool:
         """Whether every ack is written."""
         return not self._acks
+
+    def _check_deliveries(self, lane: _Lane, now: float) -> None:
+        """Close a lane through which nothing comes although jobs wait there; the next turn opens it again."""
+        if lane.channel is None or lane.unacked or not self._depths.get(lane.name):
+            lane.starved_since = math.inf
+            return
+        lane.starved_since = min(lane.starved_since, now)
+        if lane.deaf_at <= now:
+            waited = round(now - lane.starved_since)
+            log.info("lane_opened_again", lane=lane.name, seconds=waited, why="jobs wait there and none was delivered")
+            lane.starved += 1
+            channel = lane.channel
+            lane.closed("jobs wait there and none is delivered", open_at=0.0)
+            channel.close()
 
     def _open_lanes(self, now: float) -> None:
         due = [lane for lane in self._lanes if lane.channel is None and lane.open_at <= now]
@@ -235,6 +264,7 @@ class Consumer:
             return
         tag = message.delivery_tag
         lane.unacked.add(tag)
+        lane.starved_since, lane.starved = math.inf, 0
         if not lane.active:
             lane.activations += 1
             lane.active = True

@@ -20,6 +20,12 @@ from worker.core.intake import Routed, Sink
 log = structlog.get_logger(__name__)
 
 
+DEAF_AFTER = 3
+"""Questions in a row that found a notification while none was delivered to us, before another connection is tried.
+When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can lose what it delivers and take it to be with
+us; a question comes every few seconds."""
+
+
 class RabbitIntake:
     """Notifications from one RabbitMQ. Replicas that name the same queue share them."""
 
@@ -112,10 +118,13 @@ class _Feed:
         self._tag: str | None = None
         self._routed: list[Routed] = []
         self._newest = 0
+        self._delivered = 0
+        self._acked = 0
+        self._starved = 0
         self._offer: Future[None] | None = None
         self._offered = 0
         self._exchanges = Exchanges(subscription.exchanges, every=look_every)
-        self._pulse = Pulse(queue=subscription.queue, receive=self._receive)
+        self._pulse = Pulse(queue=subscription.queue, receive=self._found)
 
     @property
     def problem(self) -> str | None:
@@ -146,7 +155,7 @@ class _Feed:
         self._channel.auto_decode = False
         self._channel.basic_qos(prefetch_size=0, prefetch_count=self._prefetch, a_global=False)
         # Without `on_cancel` the deletion of our queue ends this session, and the next one makes the queue again.
-        self._tag = self._channel.basic_consume(self._subscription.queue, callback=self._receive)
+        self._tag = self._channel.basic_consume(self._subscription.queue, callback=self._deliver)
         self._pulse.opened(connection, self._channel)
         log.info("intake_opened", queue=self._subscription.queue, unbound=self.unbound)
         # Whatever bindings there are may be younger than what they have missed.
@@ -160,7 +169,7 @@ class _Feed:
             # What it raises ends the session, and the broker delivers again.
             self._offer.result()
             self._offer = None
-            self._channel.basic_ack(self._offered, multiple=True)
+            self._ack(self._offered)
         if self._ending:
             self._leave()
             return LOOK_EVERY
@@ -177,13 +186,25 @@ class _Feed:
             self._offer = None
         self._connection = self._channel = self._tag = None
         self._routed = []
-        self._newest = 0
+        self._newest = self._delivered = self._acked = self._starved = 0
         self._pulse.lost()
         self._exchanges.disconnected()
 
     def finished(self) -> bool:
         """Whether the sink has nothing of ours any more."""
         return self._offer is None
+
+    def _deliver(self, message: Any) -> None:
+        self._starved, self._delivered = 0, message.delivery_tag
+        self._receive(message)
+
+    def _found(self, message: Any) -> None:
+        """Take what was asked for; OSError if RabbitMQ has delivered nothing by itself for too long."""
+        holding = self._delivered > self._acked
+        self._starved = 0 if holding else self._starved + 1
+        if self._starved >= DEAF_AFTER:
+            raise OSError(f"messages wait in the queue {self._subscription.queue} and none is delivered")
+        self._receive(message)
 
     def _receive(self, message: Any) -> None:
         routed = self._sink.route(*content(message))
@@ -198,9 +219,13 @@ class _Feed:
             self._offer.add_done_callback(lambda _offer: self._link.wake())
             self._offered = self._newest
         else:
-            self._channel.basic_ack(self._newest, multiple=True)
+            self._ack(self._newest)
         self._routed = []
         self._newest = 0
+
+    def _ack(self, tag: int) -> None:
+        self._channel.basic_ack(tag, multiple=True)
+        self._acked = tag
 
     def _leave(self) -> None:
         """Consume no more; what is not offered yet goes back when the channel closes."""

@@ -26,9 +26,9 @@ WINDOW = 100
 """Messages on their way to a queue without a confirm: enough to keep the broker busy. Where a queue has no leader,
 RabbitMQ reads no more from a connection once 400 wait in its channel (credit flow): then no other queue gets any."""
 PATIENCE = 15.0
-"""Seconds that a confirm may take, doubled each time that it was for nothing. When the node that leads a quorum queue
-dies, RabbitMQ (3.10 at least) can lose what a channel has sent to that queue, and then confirms nothing more of what
-the channel sends there, for as long as it is open: only another channel helps."""
+"""Seconds that a confirm may take, or that a queue may refuse; doubled each time that another connection did not help.
+When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can lose what a channel has sent to that queue.
+From then on it confirms, or takes, nothing of what the channel sends there."""
 LONGEST_PATIENCE = 320.0
 REFUSED_PAUSE = 1.0
 """Seconds before what the broker refused (a full queue, no queue) is sent again."""
@@ -67,25 +67,25 @@ class _Outgoing:
 class _Queue:
     """Messages on their way to one queue, with a window of its own: a queue without a leader holds up no other.
 
-    `in_flight` are the delivery tags of those without a confirm and when they were sent, the oldest first; `unheard`
-    is how often in a row a confirm was waited for in vain.
+    `in_flight` are the delivery tags of those without a confirm and when they were sent, the oldest first;
+    `refusing_since` is when the queue began to refuse, infinite while it takes messages; `unheard` is how often in a
+    row another connection did not help. Times are monotonic.
     """
 
     name: str
     waiting: deque[_Outgoing] = field(default_factory=deque)
     in_flight: dict[int, float] = field(default_factory=dict)
     declared: bool = False
-    refusing: bool = False
+    refusing_since: float = math.inf
     broken: int = 0
     unheard: int = 0
     not_before: float = 0.0
 
     @property
     def overdue_at(self) -> float:
-        """When the confirm that is due first is too late, in monotonic seconds; infinite if none is due."""
-        oldest = next(iter(self.in_flight.values()), None)
+        """When another connection has to be tried; infinite if nothing is open."""
         patience = min(LONGEST_PATIENCE, PATIENCE * 2.0 ** min(self.unheard, 16))
-        return math.inf if oldest is None else oldest + patience
+        return min(self.refusing_since, next(iter(self.in_flight.values()), math.inf)) + patience
 
 
 class Publisher:
@@ -200,7 +200,7 @@ class Publisher:
         self._unconfirmed.clear()
         self._returned.clear()
         for queue in self._queues.values():
-            queue.declared = False
+            queue.declared, queue.refusing_since = False, math.inf
             queue.in_flight.clear()
         if self._declaring is not None:
             # It may be what broke the connection: the others first, next time.
@@ -211,17 +211,16 @@ class Publisher:
         self._connection = self._channel = None
 
     def _check_confirms(self, now: float) -> None:
-        """OSError if the broker owes a confirm for too long: what is open is sent again through another connection."""
-        if self._link.blocked:
-            # It has not read all of them
-            for queue in self._queues.values():
-                queue.in_flight = dict.fromkeys(queue.in_flight, now)
-            return
+        """OSError if a queue takes nothing for too long: what is open is sent again through another connection."""
         for queue in self._queues.values():
-            if queue.overdue_at <= now:
-                late = now - next(iter(queue.in_flight.values()))
+            if self._link.blocked:
+                # The broker has not read all of them
+                queue.in_flight = dict.fromkeys(queue.in_flight, now)
+            elif queue.overdue_at <= now:
+                refused = queue.refusing_since + PATIENCE <= now
                 queue.unheard += 1
-                raise OSError(f"no confirm of what was sent to the queue {queue.name} for {late:.0f} s")
+                how = "refused" if refused else "neither confirmed nor refused"
+                raise OSError(f"what was sent to the queue {queue.name} is {how} for too long")
 
     def finished(self) -> bool:
         """Whether everything is confirmed."""
@@ -270,7 +269,7 @@ class Publisher:
                     self._delays_declared = False
                 self._refused(queue, outgoing)
             else:
-                queue.refusing = False
+                queue.refusing_since, queue.unheard = math.inf, 0
                 outgoing.batch.confirm()
 
     def _on_nack(self, tag: int, multiple: bool) -> None:
@@ -282,11 +281,12 @@ class Publisher:
         self._returned.add(int(message.properties["message_id"]))
 
     def _refused(self, queue: _Queue, outgoing: _Outgoing) -> None:
-        if not queue.refusing:
+        now = time.monotonic()
+        if math.isinf(queue.refusing_since):
             log.warning("queue_refuses", queue=queue.name)
-        queue.refusing = True
+        queue.refusing_since = min(queue.refusing_since, now)
         queue.waiting.append(outgoing)
-        queue.not_before = time.monotonic() + REFUSED_PAUSE
+        queue.not_before = now + REFUSED_PAUSE
 
     def _settled(self, tag: int, multiple: bool) -> list[tuple[int, _Queue, _Outgoing]]:
         """The messages that a confirm is about, which are on their way no more."""
@@ -294,5 +294,4 @@ class Publisher:
         settled = [(number, *self._unconfirmed.pop(number)) for number in tags if number in self._unconfirmed]
         for number, queue, _ in settled:
             del queue.in_flight[number]
-            queue.unheard = 0
         return settled
