@@ -248,7 +248,7 @@ async def test_who_gives_up_while_a_queue_refuses_leaves_nothing_behind(
             await asyncio.sleep(0.05)
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
-        await until(lambda: not publisher._submitted and not publisher._queues[f"{QUEUE}.{lane}"].waiting)
+        await until(lambda: not publisher._submitted and not publisher._queues[f"{QUEUE}.{lane}", False].waiting)
         await made.publish(jobs(f"{lane}-2", 1, first=10))
         assert await hands.have(1) == ["10"]
     finally:

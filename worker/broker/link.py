@@ -22,6 +22,10 @@ log = structlog.get_logger(__name__)
 SHORTEST_PAUSE = 0.25
 LONGEST_PAUSE = 10.0
 """Seconds between two rounds over all hosts; short, because nothing moves while the broker is away."""
+SETTLING = 5.0
+"""Seconds before a lost connection is made anew. The node may have died, and for a moment the others of its cluster take
+it to be there: RabbitMQ (seen with 3.10) may then never deliver to a consumer of that moment, nor confirm, or take,
+what is published."""
 HUNG_AFTER = 300.0
 """Seconds without a turn after which a thread has hung: a broker that dies slowly can cost one after the other."""
 LASTING = 30.0
@@ -122,23 +126,23 @@ class Link:
         hosts = itertools.cycle(self._broker.hosts)
         while self._stop_by is None:
             begun = self._turned = time.monotonic()
-            self._connect(next(hosts))
+            served = self._connect(next(hosts))
             # A connection that breaks at once, time and again, is no better than none.
             failures = 1 if time.monotonic() - begun > LASTING else failures + 1
-            self._pause(failures)
+            self._pause(failures, shortest=SETTLING if served else 0.0)
         self._waker.close()
         self._wakened.close()
 
-    def _connect(self, host: Host) -> None:
-        """Serve one connection until it is over."""
-        connection = None
+    def _connect(self, host: Host) -> bool:
+        """Serve one connection until it is over; whether there was one that could be used."""
+        connection, served = None, False
         try:
             connection = self._broker.connect(
                 host, name=self.name, on_blocked=self._on_blocked, on_unblocked=self._on_unblocked
             )
             self._socket = connection.sock
             self._session.opened(connection)
-            self._refused = 0
+            self._refused, served = 0, True
             self._found()
             self._serve(connection)
         except (AMQPError, OSError) as error:
@@ -155,6 +159,7 @@ class Link:
             self._socket = None
             self._blocked = False
             self._session.lost()
+        return served
 
     def _serve(self, connection: Any) -> None:
         """Read, take turns and keep the heartbeats until the link stops or the connection breaks."""
@@ -186,13 +191,16 @@ class Link:
             self._wakened.recv(16)
         self._awake = False
 
-    def _pause(self, failures: int) -> None:
-        """Wait before the next try: shortly between the hosts of one round, longer after each round; a stop ends it."""
+    def _pause(self, failures: int, *, shortest: float) -> None:
+        """Wait before the next try: shortly between the hosts of one round, longer after each round; a stop ends it.
+
+        At least `shortest` seconds.
+        """
         rounds = failures // len(self._broker.hosts)
         longest = min(LONGEST_PAUSE, SHORTEST_PAUSE * 2.0 ** min(rounds, 16))
         if self._refused:
             longest = declared_otherwise_pause(self._refused)
-        until = time.monotonic() + longest * random.uniform(0.5, 1)
+        until = time.monotonic() + max(shortest, longest * random.uniform(0.5, 1))
         poll = select.poll()
         poll.register(self._wakened, select.POLLIN)
         while self._stop_by is None and (left := until - time.monotonic()) > 0:

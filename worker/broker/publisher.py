@@ -67,6 +67,7 @@ class _Outgoing:
 class _Queue:
     """Messages on their way to one queue, with a window of its own: a queue without a leader holds up no other.
 
+    Those that are delayed have one of their own as well, as RabbitMQ puts them into another queue first.
     `in_flight` are the delivery tags of those without a confirm and when they were sent, the oldest first;
     `refusing_since` is when the queue began to refuse, infinite while it takes messages; `unheard` is how often in a
     row another connection did not help. Times are monotonic.
@@ -101,7 +102,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._submitted: deque[tuple[str, _Outgoing]] = deque()
         self._withdrawn = False
-        self._queues: dict[str, _Queue] = {}
+        self._queues: dict[tuple[str, bool], _Queue] = {}
         self._unconfirmed: dict[int, tuple[_Queue, _Outgoing]] = {}
         self._returned: set[int] = set()
         self._declaring: _Queue | None = None
@@ -168,7 +169,7 @@ class Publisher:
             submitted, self._submitted = self._submitted, deque()
             withdrawn, self._withdrawn = self._withdrawn, False
         for name, outgoing in submitted:
-            self._queues.setdefault(name, _Queue(name)).waiting.append(outgoing)
+            self._queues.setdefault((name, outgoing.after > 0), _Queue(name)).waiting.append(outgoing)
         if withdrawn:
             for queue in self._queues.values():
                 queue.waiting = deque(one for one in queue.waiting if not one.batch.withdrawn)
