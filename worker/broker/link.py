@@ -23,9 +23,9 @@ SHORTEST_PAUSE = 0.25
 LONGEST_PAUSE = 10.0
 """Seconds between two rounds over all hosts; short, because nothing moves while the broker is away."""
 SETTLING = 5.0
-"""Seconds before a lost connection is made anew. The node may have died, and for a moment the others of its cluster take
-it to be there: RabbitMQ (seen with 3.10) may then never deliver to a consumer of that moment, nor confirm, or take,
-what is published."""
+"""Seconds before a lost connection is made anew. The node may have died, and for a moment the others of its cluster
+take it to be there: RabbitMQ (seen with 3.10) may then never deliver to a consumer of that moment, nor confirm, or
+take, what is published."""
 HUNG_AFTER = 300.0
 """Seconds without a turn after which a thread has hung: a broker that dies slowly can cost one after the other."""
 LASTING = 30.0
