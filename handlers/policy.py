@@ -20,10 +20,8 @@ def refusal(image: Image, target: Target, policy: Policy) -> str | None:
         return encrypted_type(target)
     if image.status != "active":
         return f"image is {image.status}, not active"
-    if image.container_format != "bare" or image.disk_format not in target.disk_formats:
-        return (
-            f"image is {image.disk_format}/{image.container_format}, not {'|'.join(sorted(target.disk_formats))}/bare"
-        )
+    if image.container_format != "bare" or image.disk_format not in target.formats:
+        return f"image is {image.disk_format}/{image.container_format}, not {'|'.join(sorted(target.formats))}/bare"
     if not image.size:
         return "image is empty"
     if "cinder_encryption_key_id" in image.properties:

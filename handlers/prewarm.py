@@ -12,7 +12,8 @@ from handlers import ROUTES, actions, budget, image_volume, policy, strategies
 from handlers.deletion import Deletion, NotProven
 from handlers.imports import Imports
 from handlers.reservations import Reservations
-from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, registered, store
+from handlers.serving import served, unproven
+from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, native, registered, store
 from handlers.target_store import TargetStores
 from worker.core.cloud import Image, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
@@ -26,8 +27,18 @@ from worker.core.undone import Past
 
 log = structlog.get_logger(__name__)
 
-PLANS: Mapping[str, Plan] = {"store": store.plan, "location": location.plan, "cache": cache.plan}
-LACKS: Mapping[str, Lacks] = {"store": registered.lacks, "location": registered.lacks, "cache": cache.lacks}
+PLANS: Mapping[str, Plan] = {
+    "store": store.plan,
+    "location": location.plan,
+    "cache": cache.plan,
+    "native": native.plan,
+}
+LACKS: Mapping[str, Lacks] = {
+    "store": registered.lacks,
+    "location": registered.lacks,
+    "cache": cache.lacks,
+    "native": native.lacks,
+}
 # The status of images that have data. Glance announces that one is deactivated or reactivated as an image.update
 WITH_DATA = ("active", "deactivated")
 READING = (
@@ -75,12 +86,14 @@ class Prewarm:
         self._report = parts.report
         self._locks = parts.locks
         self._undone = parts.undone
+        self._learned = parts.learned
         self._reservations = Reservations(parts)
         self._targets = {target.name: target for target in parts.targets}
         self._stores = TargetStores(parts)
         self._suspects: dict[str, float] = {}
         self._resolved: tuple[Target, ...] = ()
         self._copying: set[str] = set()
+        self._probing: dict[str, str] = {}
         self._copied: dict[str, frozenset[str]] = {}
         self._shelves: dict[str, budget.Shelf] = {}
         self._imports = Imports()
@@ -121,7 +134,7 @@ class Prewarm:
                 # The target's fault, not this image's: once the type is there a resync finds what is missing
                 return Skip(missing)
             await self._settle_claims(key)
-            target = await self._stores.resolve(target)
+            target = self._served(image, await self._stores.resolve(target))
             if refusal := policy.refusal(image, target, self._policy):
                 # What depends on the strategy, or on the type: neither was known before
                 return await self._deletion.delete_unwanted(image, target, why=refusal)
@@ -134,6 +147,7 @@ class Prewarm:
                 rewarm_interval=self._policy.rewarm_interval,
                 asked=self._copied.get(image.id, frozenset()),
                 used=self._uses.last(image.id, target.name),
+                unproven=unproven(image, target, self._learned, await self._stores.stores(), now=self._now()),
             )
             began = self._now()
             while not isinstance(action := self._plan(seen, target, watch), Finish):
@@ -154,10 +168,17 @@ class Prewarm:
         except (Conflict, Blocked):
             self._suspects[target.name] = self._now() + SUSPECT_FOR
             raise
+        finally:
+            if self._probing.get(target.name) == key.image_id:
+                del self._probing[target.name]
+        return await self._settled(key, target, seen, action, began=began if made else None)
+
+    async def _settled(self, key: Key, target: Target, seen: Seen, action: Finish, *, began: float | None) -> Outcome:
+        """Note what came of a try; `began` is when it began to make something, None if nothing was made."""
         # Not when it was interrupted: what Glance is copying is still on its way then
         self._reservations.release(key.image_id, key.target)
         self._forget(key.image_id, target.glance_store)
-        if seen.imported and action == store.gone_again(target):
+        if seen.imported and action == store.gone_again(_copied_into(target)):
             # Somebody was faster than our look at it
             state = _state(seen.image, target)
             self._undone.made(key.image_id, target.name, state=state, volume_id="", at=self._now())
@@ -174,8 +195,9 @@ class Prewarm:
             self._report.repair(key.image_id, key.target, possible=not action.lost)
         if action.held_back:
             self._report.rewarm_held_back(key.target)
-        if made and isinstance(action.outcome, Done):
-            await self._note_made(seen, target, action.outcome.detail, began=began)
+        if began is not None and isinstance(action.outcome, Done):
+            if not seen.native:
+                await self._note_made(seen, target, action.outcome.detail, began=began)
             return replace(action.outcome, changed=True, warmed=True)
         return action.outcome
 
@@ -219,7 +241,8 @@ class Prewarm:
 
         Between two calls of `prepare` each image that still has to come is counted against its target's budget.
         """
-        for target in self._resolved:
+        for resolved in self._resolved:
+            target = self._served(image, resolved)
             if refusal := policy.refusal(image, target, self._policy):
                 yield Warmth(target, State.UNWANTED, refusal)
             elif not (why := LACKS[target.strategy](image, volumes, target)):
@@ -230,10 +253,18 @@ class Prewarm:
                 yield Warmth(target, State.UNUSED, f"{why}; it waits for a second volume to be made of it")
             elif past := self._undone.held(image.id, target.name, state=_state(image, target), now=self._now()):
                 yield Warmth(target, State.HELD_BACK, _why_held(past, target))
-            elif full := self._undone.full(target.name, now=self._now()) or self._no_room(image, target):
+            elif full := self._cache_full(target) or self._no_room(image, target):
                 yield Warmth(target, State.FULL, full)
             else:
                 yield Warmth(target, State.COLD, why)
+
+    def _served(self, image: Image, target: Target) -> Target:
+        """The target as it serves this image."""
+        return served(image, target, self._learned, now=self._now())
+
+    def _cache_full(self, target: Target) -> str:
+        """Why Cinder's cache takes nothing more on the target, or is off; "" if it may, or is not needed."""
+        return self._undone.full(target.name, now=self._now()) if target.strategy == "cache" else ""
 
     def _no_room(self, image: Image, target: Target) -> str:
         """Why the target's budget has no room for an image that is not there yet; "" if it has, and that is counted."""
@@ -272,7 +303,7 @@ class Prewarm:
         past = self._undone.look(seen.image.id, name, state=_state(seen.image, target), now=now)
         if past and past.is_held:
             return Finish(Skip(_why_held(past, target), state=State.HELD_BACK), held_back=True)
-        if full := self._undone.full(name, now=now):
+        if full := self._cache_full(target):
             return Finish(Skip(full, state=State.FULL))
         # Whether Cinder has evicted it for another one of ours shows only once that one is there
         since = 0.0 if not past or past.refused else past.gone_at if target.strategy == "cache" else past.at
@@ -371,20 +402,14 @@ class Prewarm:
             case strategies.LookAtVolume(volume_id):
                 return await self._look_at(volume_id, seen)
             case strategies.CopyImage(stores):
-                await self._reservations.reserve(seen.image, target, watch)
+                if target.strategy != "native":
+                    await self._reservations.reserve(seen.image, target, watch)
                 return await self._copy(stores, seen, watch)
-            case strategies.CreateVolume(new, anew):
-                if not anew:
-                    # A cache entry is another volume besides
-                    await self._reservations.reserve(
-                        seen.image, target, watch, volumes=1 + (target.strategy == "cache")
-                    )
-                else:
-                    self._report.rewarm_began(target.name, "changed")
-                volume = await cloud.create_volume(new)
-                log.info("image_volume_creating", volume_id=volume.id, volume_type=new.volume_type, size=new.size)
-                return _with(volume, seen)
-            case strategies.DeleteVolume(volume_id, why, because, encrypted):
+            case strategies.CreateVolume():
+                return await self._create(action, seen, target, watch)
+            case strategies.DeleteVolume(volume_id, why, because, encrypted, by_driver):
+                if by_driver:
+                    self._note_native(seen, target, native=True)
                 await self._delete(volume_id, seen, why)
                 if any(v.id == volume_id and image_volume.is_broken(v) for v in seen.volumes or ()):
                     # Nobody else's undoing
@@ -394,7 +419,7 @@ class Prewarm:
                 # What was made before and has to be made again
                 repaired = any(v.id == volume_id and image_volume.is_prewarmed(v, target) for v in seen.volumes or ())
                 seen = replace(seen, repaired=seen.repaired or repaired)
-                return replace(_without(volume_id, seen), failed=because or seen.failed)
+                return replace(_without(volume_id, seen), failed=because or seen.failed, native=by_driver)
             case actions.SetMetadata(volume_id, metadata):
                 await cloud.set_metadata(volume_id, metadata)
                 return _believed(volume_id, metadata, seen)
@@ -407,7 +432,7 @@ class Prewarm:
                 return await self._remove_location(action, seen, target)
             case strategies.AwaitVolume(volume_id):
                 self._reservations.extend(image_id, target.name)
-                return await self._await_volume(volume_id, seen, watch)
+                return await self._await_volume(volume_id, seen, target, watch)
             case actions.AwaitImage():
                 self._reservations.extend(image_id, target.name)
                 await watch.changed()
@@ -421,6 +446,34 @@ class Prewarm:
                 return seen
             case never:
                 assert_never(never)
+
+    async def _create(self, action: strategies.CreateVolume, seen: Seen, target: Target, watch: Watch) -> Seen:
+        """Begin to make a volume; where one is enough to show whether Cinder clones by itself, one at a time."""
+        image, new = seen.image, action.new
+        if seen.unproven is not None and self._probing.setdefault(target.name, image.id) != image.id:
+            await watch.changed()
+            return self._as_learned(seen, target)
+        if action.anew:
+            self._report.rewarm_began(target.name, "changed")
+        else:
+            # A cache entry is another volume besides
+            volumes = 1 + (target.strategy == "cache")
+            await self._reservations.reserve(image, target, watch, volumes=volumes)
+        volume = await self._cloud.create_volume(new)
+        log.info("image_volume_creating", volume_id=volume.id, volume_type=new.volume_type, size=new.size)
+        return _with(volume, seen)
+
+    def _as_learned(self, seen: Seen, target: Target) -> Seen:
+        """What was seen, with what the volume of another image has shown meanwhile."""
+        if seen.unproven is None or not self._learned.is_known(target.name, seen.unproven, now=self._now()):
+            return seen
+        return replace(seen, unproven=None, native=self._served(seen.image, target).strategy == "native")
+
+    def _note_native(self, seen: Seen, target: Target, *, native: bool) -> None:
+        """Remember whether Cinder has cloned the image by itself, if that was not known."""
+        if seen.unproven is not None and not self._learned.is_known(target.name, seen.unproven, now=self._now()):
+            self._learned.note(target.name, seen.unproven, native=native, now=self._now())
+            log.info("clone_by_driver", target=target.name, stores=sorted(seen.unproven), cloned=native)
 
     def _encrypted(self, target: Target, volume_id: str = "") -> Blocked:
         """Remember that the target makes encrypted volumes, and return the error to raise."""
@@ -491,7 +544,8 @@ class Prewarm:
 
     async def _with_others(self, stores: tuple[str, ...], seen: Seen) -> tuple[str, ...]:
         """These stores and those of all other targets that want the image and have room for it."""
-        for other in await self._stores.all():
+        for resolved in await self._stores.all():
+            other = self._served(seen.image, resolved)
             if (
                 other.strategy == "store"
                 and other.glance_store not in (*stores, *(seen.image.stores or ()))
@@ -552,13 +606,16 @@ class Prewarm:
                 log.warning("volume_is_not_the_images", volume_id=volume.id, name=name)
         return tuple(volume for volume in found if image_volume.is_of(volume, seen.image))
 
-    async def _await_volume(self, volume_id: str, seen: Seen, watch: Watch) -> Seen:
+    async def _await_volume(self, volume_id: str, seen: Seen, target: Target, watch: Watch) -> Seen:
         await watch.changed()
         try:
             volume = await self._cloud.get_volume(volume_id)
         except NotFound:
             return replace(_without(volume_id, seen), image=await self._image(seen))
-        seen = _with(volume, seen)
+        downloading = volume.downloaded or volume.status == "downloading"
+        seen = replace(_with(volume, seen), downloaded=seen.downloaded or downloading)
+        if downloading:
+            self._note_native(seen, target, native=False)
         if image_volume.is_broken(volume):
             seen = replace(
                 seen, failed=f"Cinder could not make volume {volume_id} from the image (status {volume.status})"
@@ -568,6 +625,11 @@ class Prewarm:
             fresh = None if volume.name == image_volume.warming_name_of(seen.image.id) else seen.volumes
             seen = replace(seen, image=await self._image(seen), now=self._now(), volumes=fresh)
         return seen
+
+
+def _copied_into(target: Target) -> str:
+    """Return the store of Glance that the image is copied into."""
+    return target.native_stores[0] if target.strategy == "native" and target.native_stores else target.glance_store
 
 
 def _why_held(past: Past, target: Target) -> str:

@@ -11,6 +11,7 @@ from handlers import ROUTES, budget, image_volume, policy
 from handlers.completion import UNDER_WAY
 from handlers.deletion import Deletion, NotProven, report_stuck
 from handlers.reservations import Reservations
+from handlers.serving import served
 from handlers.target_store import TargetStores
 from worker.core import absence
 from worker.core.cloud import Image, Location, Volume
@@ -42,8 +43,13 @@ class Reclaim:
         self._reservations = Reservations(parts)
         self._uses = parts.uses
         self._now = parts.now
+        self._learned = parts.learned
         self._too_much: frozenset[str] = frozenset()
         self._resolved: tuple[Target, ...] = ()
+
+    def _served(self, image: Image, target: Target) -> Target:
+        """The target as it serves this image."""
+        return served(image, target, self._learned, now=self._now())
 
     def keys(self, notification: Notification) -> Iterable[Key]:
         """One key for the image."""
@@ -142,7 +148,8 @@ class Reclaim:
     async def _evict(self, image: Image) -> Outcome:
         """Have go what pre-warming has put where the image is not wanted, or where it takes too much room."""
         done: list[Outcome] = []
-        for target in await self._stores.all() if image.status == "active" else ():
+        for resolved in await self._stores.all() if image.status == "active" else ():
+            target = self._served(image, resolved)
             if why := policy.refusal(image, target, self._policy):
                 done.append(await self._deletion.delete_unwanted(image, target, why=why))
             elif target.has_budget:
@@ -196,7 +203,8 @@ class Reclaim:
             yield Missing(Key(self.name, image_id), why)
 
     def _not_needed(self, image: Image, volumes: list[Volume]) -> Iterator[str]:
-        for target in self._resolved if image.status == "active" else ():
+        targets = [self._served(image, target) for target in self._resolved] if image.status == "active" else []
+        for target in targets:
             bare = target.glance_store in (image.stores or ()) and not any(
                 image_volume.is_on(volume, target) for volume in volumes
             )
@@ -216,7 +224,7 @@ class Reclaim:
                 stuck = "" if image_volume.may_be_deleted(volume, self._now()) else f", {advice}"
                 yield f"an import of Glance's has left it behind: {_text([volume])}{stuck}"
                 continue
-            for target in self._resolved if image.status == "active" else ():
+            for target in targets:
                 if not image_volume.may_go(volume, image, target):
                     continue
                 if refusal := policy.refusal(image, target, self._policy):

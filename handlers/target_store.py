@@ -23,12 +23,15 @@ def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
     """The target with its strategy and store decided. Pure. Blocked if Glance has not what the target needs.
 
     `auto` is `store` where Glance has a cinder store of the target's volume type (or the operator names it), else
-    `cache`; never `location`, which needs an option of Glance that lets readers see locations (OSSN-0090).
+    `cache`, and may be another one for one image (`handlers.serving`). It is never `location`, which needs an option of
+    Glance that lets readers see locations (OSSN-0090).
     """
-    if target.glance_store and target.glance_store not in {store.id for store in stores}:
-        raise Blocked(f"Glance has no store {target.glance_store}, which [target:{target.name}] glance_store names")
+    names = {store.id for store in stores}
+    for option, wanted in (("glance_store", (target.glance_store,)), ("native_stores", target.native_stores)):
+        if unknown := [store for store in wanted if store and store not in names]:
+            raise Blocked(f"Glance has no store {unknown[0]}, which [target:{target.name}] {option} names")
     found = [store.id for store in stores if store.type == "cinder" and store.volume_type == target.volume_type]
-    if len(found) > 1 and not target.glance_store and target.strategy != "cache":
+    if len(found) > 1 and not target.glance_store and target.strategy not in ("cache", "native"):
         # They may be another region's, whose volumes are not found here
         raise Blocked(
             f"Glance has several cinder stores of volume type {target.volume_type} ({', '.join(found)}): name the one "
@@ -40,9 +43,11 @@ def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
         if not store and any(not other.type for other in stores):
             raise Blocked(f"Glance does not tell the types of its stores: set strategy in [target:{target.name}]")
         strategy = "store" if store else "cache"
+    if strategy == "native" and not target.native_stores:
+        raise Blocked(f"[target:{target.name}] native_stores is empty: strategy native needs it")
     if strategy in ("store", "location") and not store:
         raise Blocked(f"Glance has no cinder store of volume type {target.volume_type}, target {target.name} needs one")
-    return replace(target, strategy=strategy, glance_store=store)
+    return replace(target, strategy=strategy, glance_store=store, automatic=target.strategy == "auto")
 
 
 def missing_type(target: Target, types: Iterable[str]) -> str:

@@ -57,11 +57,15 @@ class FakeCloud:
     entries of Cinder's cache on each type; 0 for no limit. `patching` is for how many seconds Glance's PATCH holds what
     it has read, before it writes the whole image back. `protected` are properties that Glance does not let us set
     (property protections), `most_properties` is how many an image may have.
+    it has read, before it writes the whole image back. `rbd_stores` are stores of Glance whose raw images Cinder's
+    driver clones by itself on the types in `native`.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
     cached: frozenset[str] = frozenset()
     multiple_locations: bool = False
+    rbd_stores: frozenset[str] = frozenset()
+    native: frozenset[str] = frozenset()
     sees_all: bool = True
     sees_foreign: bool = True
     unlocked_after: float = 0.0
@@ -126,7 +130,8 @@ class FakeCloud:
         }
         image = Image(**(defaults | fields))  # type: ignore[arg-type]
         self.images[image.id] = image
-        self.locations[image.id] = (Location(url="file:///x", store="file"),) if image.status == "active" else ()
+        kept = sorted(image.stores or {"file"}) if image.status == "active" else ()
+        self.locations[image.id] = tuple(self._kept_in(store) for store in kept if store not in self.stores)
         self.touch(image.id)
         self.announce("image.activate" if image.status == "active" else "image.create", image.id)
         return self.images[image.id]
@@ -306,7 +311,7 @@ class FakeCloud:
                 raise Conflict("Image has active task")
             if present := [store for store in wanted if store in (image.stores or ())]:
                 raise Conflict(f"Image is already present at store '{present[0]}'")
-            if unknown := [store for store in wanted if store not in self.stores]:
+            if unknown := [store for store in wanted if store not in {*self.stores, *self.rbd_stores}]:
                 raise Conflict(f"Store for image_id {image_id} not found: {unknown[0]}")
             if refused := [store for store in wanted if store in self.refused_stores]:
                 raise self.refused_stores[refused[0]]
@@ -459,7 +464,8 @@ class FakeCloud:
     async def list_stores(self) -> tuple[Store, ...]:
         async with self._call("list_stores"):
             cinder = (Store(id=store, type="cinder", volume_type=name) for store, name in self.stores.items())
-            return (Store(id="file", type="file"), *cinder)
+            rbd = (Store(id=store, type="rbd") for store in sorted(self.rbd_stores))
+            return (Store(id="file", type="file"), *rbd, *cinder)
 
     async def list_volume_types(self) -> Mapping[str, str]:
         async with self._call("list_volume_types"):
@@ -545,13 +551,24 @@ class FakeCloud:
             return
         unread = bool(image_id) and not self.has_data(image_id)
         broken = unread or volume.volume_type in self.dead_types
-        volume = replace(volume, status="error" if broken else "available")
+        native = bool(image_id) and not broken and self._clones_by_driver(image_id, volume)
+        volume = replace(volume, status="error" if broken else "available", downloaded=bool(image_id) and not native)
         self.volumes[volume_id] = volume
         if broken:
             return
-        if image_id and volume.volume_type in self.cached and not volume.encrypted:
+        if image_id and not native and volume.volume_type in self.cached and not volume.encrypted:
             self._cache(volume, image_id)
         self._announce_volume("volume.create.end", volume)
+
+    def _kept_in(self, store: str) -> Location:
+        """A location in a store that is no cinder one."""
+        return Location(url="rbd://fsid/pool/image/snap" if store in self.rbd_stores else "file:///x", store=store)
+
+    def _clones_by_driver(self, image_id: str, volume: Volume) -> bool:
+        """Whether Cinder's driver clones the image where Glance keeps it (drivers/rbd.py, clone_image)."""
+        image = self.images[image_id]
+        raw = image.disk_format == "raw" and volume.volume_type in self.native and not volume.encrypted
+        return raw and any(location.store in self.rbd_stores for location in self.locations[image_id])
 
     def _cache(self, volume: Volume, image_id: str) -> None:
         """Cinder's image-volume cache: an entry made for another updated_at is evicted, a fresh one kept."""
@@ -597,6 +614,15 @@ class FakeCloud:
             image = self.images.get(image_id)
             if image is None:
                 return
+            if store in self.rbd_stores:
+                await asyncio.sleep(self.seconds)
+                if image_id in self.images:
+                    self.locations[image_id] = (*self.locations[image_id], self._kept_in(store))
+                    self.touch(
+                        image_id, stores=(image.stores or frozenset()) | {store}, importing=image.importing - {store}
+                    )
+                    self.announce("image.update", image_id)
+                continue
             metadata = {"glance_image_id": image_id, "image_owner": project, "image_size": str(image.size)}
             if (left := self._left()) is not None and left < -(-image.size // GIB):
                 self.touch(image_id, importing=image.importing - {store}, failed=image.failed | {store})

@@ -307,16 +307,24 @@ TARGET_OPTIONS: list[cfg.Opt] = [
     cfg.StrOpt(
         "strategy",
         default=_TARGET.strategy,
-        choices=["auto", "store", "location", "cache"],
-        help="How an Image-Volume gets there. store: Glance copies the image into its cinder store on that backend; "
-        "cache: Cinder fills its image-volume cache; location: we make a volume and add it as a location (needs "
-        "show_multiple_locations, which tells every reader of an image where its data lies: OSSN-0090); "
-        "auto: store where Glance has one, else cache.",
+        choices=["auto", "store", "location", "cache", "native"],
+        help="How an image is made warm there. store: Glance copies it into its cinder store on that backend; "
+        "cache: Cinder fills its image-volume cache, with images of any format; location: we make a volume and add it "
+        "as a location (needs show_multiple_locations, which tells every reader of an image where its data lies: "
+        "OSSN-0090); native: Cinder's driver clones the image from one of native_stores; auto: nothing for what Cinder "
+        "clones by itself, store for raw images where Glance has one, else cache.",
     ),
     cfg.StrOpt(
         "glance_store",
         default=_TARGET.glance_store,
         help="Glance's cinder store on that backend; found by the volume type if empty.",
+    ),
+    cfg.ListOpt(
+        "native_stores",
+        default=list(_TARGET.native_stores),
+        help="Stores of Glance from which Cinder's driver clones raw images by itself: rbd stores on the same Ceph "
+        "cluster, say. A raw image that is in none of them is copied into the first. Found out for rbd if empty, by "
+        "one volume a day that is deleted at once.",
     ),
     cfg.StrOpt(
         "availability_zone",
@@ -338,7 +346,8 @@ TARGET_OPTIONS: list[cfg.Opt] = [
         "disk_formats",
         default=sorted(_TARGET.disk_formats),
         item_type=types.String(choices=["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "iso", "ploop"]),
-        help="Formats kept warm; others than raw only with strategy cache.",
+        help="Formats kept warm. If empty: raw, and with strategy auto or cache also qcow2, vmdk, vdi, vhd, vhdx and "
+        "ploop, which Cinder's image-volume cache keeps converted.",
     ),
 ]
 
@@ -470,7 +479,8 @@ def _values(kind: type[T], group: Any, **known: Any) -> T:
     for one in fields(kind):  # type: ignore[arg-type]
         if one.name in group and one.name not in known:
             value = group[one.name]
-            found[one.name] = frozenset(value) if isinstance(value, list) else value
+            kept = tuple if str(one.type).startswith("tuple") else frozenset
+            found[one.name] = kept(value) if isinstance(value, list) else value
     return kind(**known, **found)
 
 
@@ -594,10 +604,12 @@ def _targets(conf: cfg.ConfigOpts, faults: list[str]) -> Iterator[Target]:
             continue
         if not target.volume_type:
             faults.append(f"[{group}] volume_type is missing")
-        if target.disk_formats != _TARGET.disk_formats and target.strategy != "cache":
+        if target.disk_formats - {"raw"} and target.strategy not in ("auto", "cache"):
             faults.append(f"[{group}] disk_formats: Cinder clones nothing but raw with strategy {target.strategy}")
         if target.strategy == "location" and not target.glance_store:
             faults.append(f"[{group}] glance_store is missing: strategy location needs it")
+        if target.strategy == "native" and not target.native_stores:
+            faults.append(f"[{group}] native_stores is missing: strategy native needs it")
         yield target
 
 

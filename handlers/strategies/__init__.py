@@ -28,7 +28,9 @@ class Seen:
     has taken away what was broken there; `was` is the image when it began to wait for an import; `used` is when a
     volume was last made of it there, in epoch seconds. `stores` are Glance's stores on our targets, `may_delete` tells
     whether `[reclaim]` lets left-over volumes be deleted. `settle` is for how many seconds an image must be unchanged
-    to count as quiet, `rewarm_interval` how many lie between two cache entries of it.
+    to count as quiet, `rewarm_interval` how many lie between two cache entries of it. `downloaded` tells that Cinder
+    was seen downloading the image for a volume of ours, `native` that it has cloned the image itself, `unproven` that
+    it may do so from these stores; None if that is known, or cannot be.
     """
 
     image: Image
@@ -50,6 +52,9 @@ class Seen:
     may_delete: bool = True
     repaired: bool = False
     was: Image | None = None
+    downloaded: bool = False
+    native: bool = False
+    unproven: frozenset[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +93,15 @@ class CreateVolume:
 class DeleteVolume:
     """Delete a volume that we made, for the reason `why`; with `because`, what it stands for has failed for now.
 
-    `encrypted`: it came out encrypted, so nothing more may be made on this target.
+    `encrypted`: it came out encrypted, so nothing more may be made on this target. `native`: it came out as a clone
+    that Cinder's driver made of the image where Glance keeps it.
     """
 
     volume_id: str
     why: str
     because: str = ""
     encrypted: bool = False
+    native: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +166,4 @@ class Plan(Protocol):
 class Lacks(Protocol):
     """Why an image does not look warm on a target in a bulk listing, in one line; None if it does. Pure."""
 
-    def __call__(self, image: Image, volumes: tuple[Volume, ...], target: Target) -> str | None: ...
+    def __call__(self, image: Image, volumes: tuple[Volume, ...], target: Target, /) -> str | None: ...

@@ -21,6 +21,7 @@ from handlers.strategies import (
     LookAtVolumes,
     LookAtWarming,
     Seen,
+    native,
     registered,
 )
 from worker.core.cloud import Image, Volume
@@ -29,6 +30,8 @@ from worker.core.state import State
 from worker.core.target import Target
 
 LOOKS = 5
+# Of others no sign but the missing download tells that a driver has cloned the image, and that may have gone unnoticed
+NATIVE = "rbd://"
 NO_CACHE = (
     "Cinder made no entry in its image-volume cache; is image_volume_cache_enabled set on this backend, and the image "
     "not above image_volume_cache_max_size_gb?"
@@ -55,6 +58,8 @@ def is_fresh(entry: Volume | None, updated_at: str) -> bool:
 
 def plan(seen: Seen, target: Target) -> Action:
     """The next action towards a fresh entry in Cinder's cache on the target."""
+    if seen.native:
+        return Finish(Done(native.CLONED, state=State.WARM))
     if seen.volumes is None:
         return LookAtVolumes()
     if action := _kept_by_glance(seen, target):
@@ -133,6 +138,11 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
     if warming.metadata.get(image_volume.FRESH) != seen.image.updated_at:
         return DeleteVolume(warming.id, why="the image has changed since it was begun")
     if entry is None:
+        if seen.unproven is not None and not (seen.downloaded or warming.downloaded):
+            if seen.locations is None and not seen.hidden:
+                return LookAtLocations()
+            if any(one.url.startswith(NATIVE) for one in seen.locations or ()):
+                return DeleteVolume(warming.id, why="it has shown that Cinder clones the image itself", native=True)
         if seen.looks < LOOKS:
             return AwaitEntry()
         return DeleteVolume(warming.id, why="it has served", because=NO_CACHE)

@@ -14,16 +14,20 @@ SILENT = 300.0
 ASK_AGAIN = 60.0
 
 
-def gone_again(target: Target) -> Finish:
+def gone_again(store: str) -> Finish:
     """Glance has copied the image and names no failure, and the copy is not there."""
-    return Finish(Again(f"the copy in store {target.glance_store} was removed as soon as it was made", counted=False))
+    return Finish(Again(f"the copy in store {store} was removed as soon as it was made", counted=False))
 
 
 def plan(seen: Seen, target: Target) -> Action:
     """The next action towards a copy of the image in the target's store."""
-    store = target.glance_store
     if registered.is_registered(seen, target):
         return registered.plan(seen, target)
+    return copy(seen, target.glance_store)
+
+
+def copy(seen: Seen, store: str) -> Action:
+    """The next action towards a copy of the image in a store of Glance where it is not yet."""
     if seen.image.import_locked:
         # One import at a time an image: somebody else's is waited for as well. A Glance that was killed leaves the lock
         # behind, and takes it from a dead task only when it is asked for another import (glance/api/v2/images.py).
@@ -37,7 +41,7 @@ def plan(seen: Seen, target: Target) -> Action:
             return Finish(Again(held, after=ASK_AGAIN, counted=False, wake_on_notification=True))
         return AwaitImage()
     if seen.imported and not {store} & (seen.image.failed | seen.image.importing):
-        return registered.lost(seen) or gone_again(target)
+        return registered.lost(seen) or gone_again(store)
     if seen.imported:
         failed = Finish(Again(f"Glance could not copy the image into store {store}; its log has the reason"))
         return registered.lost(seen) or failed

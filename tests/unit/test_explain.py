@@ -139,8 +139,8 @@ async def test_an_active_image_target_by_target(cloud: FakeCloud, settings: Sett
         "cinder.conf",
         "target slow",
     }
-    small = cloud.upload(disk_format="qcow2")
-    assert (await told(cloud, settings, small.id))["target slow"].detail.startswith("not wanted: image is qcow2")
+    small = cloud.upload(disk_format="iso")
+    assert (await told(cloud, settings, small.id))["target slow"].detail.startswith("not wanted: image is iso")
 
 
 async def test_somebody_works_on_it_or_uploads_are_off(cloud: FakeCloud, settings: Settings) -> None:

@@ -24,6 +24,7 @@ from handlers.strategies import (
     Seen,
     cache,
     location,
+    native,
     registered,
     store,
 )
@@ -54,6 +55,10 @@ V2 = replace(V1, id="v2", created_at="2")
 OURS = {"image_volume_worker_origin": "prewarm"}
 FIRST = (Location(url="cinder://c1/v1", store="c1", volume_id="v1"),)
 BOTH = (*FIRST, Location(url="cinder://c1/v2", store="c1", volume_id="v2"))
+RBD = (Location(url="rbd://fsid/images/x/snap", store="rbd"),)
+FILE = (Location(url="file:///x", store="file"),)
+ANY = frozenset[str]()
+CLONED = Finish(Done(native.CLONED, state=State.WARM))
 WARM = Finish(Done("v1", state=State.WARM))
 HIDDEN = Finish(Again(image_volume.HIDDEN, after=registered.ASK_AGAIN, counted=False, wake_on_notification=True))
 
@@ -192,7 +197,7 @@ COPIED = {"imported": True, "asked": frozenset({"c1"})}
         # The import is over, and the copy is not there
         (seen(replace(COLD, failed=frozenset({"c1"})), locations=(Location(url="f", store="file"),), volumes=(),
               **COPIED), Finish(Again("Glance could not copy the image into store c1; its log has the reason"))),
-        (seen(locations=(Location(url="f", store="file"),), volumes=(), **COPIED), store.gone_again(TARGET)),
+        (seen(locations=(Location(url="f", store="file"),), volumes=(), **COPIED), store.gone_again("c1")),
         (seen(**COPIED), LookAtLocations()),
     ],
 )  # fmt: skip
@@ -249,9 +254,18 @@ GLANCES = marked(V1, readonly=None)
         (seen(volumes=(), warming=()), CreateVolume(THROW_AWAY)),
         # The throw-away volume, then the entry, then its marks, then the throw-away volume goes
         (seen(volumes=(), warming=(BUSY,)), AwaitVolume("w1")),
-        (seen(volumes=(), warming=(WARMING,)), AwaitEntry()),
         (seen(volumes=(), warming=(WARMING,), looks=cache.LOOKS),
          DeleteVolume("w1", why="it has served", because=cache.NO_CACHE)),
+        # Nothing was downloaded: Cinder's driver may have cloned the image where Glance keeps it
+        (seen(volumes=(), warming=(WARMING,)), AwaitEntry()),
+        (seen(volumes=(), warming=(WARMING,), unproven=ANY), LookAtLocations()),
+        (seen(volumes=(), warming=(WARMING,), unproven=ANY, downloaded=True), AwaitEntry()),
+        (seen(volumes=(), warming=(replace(WARMING, downloaded=True),), unproven=ANY), AwaitEntry()),
+        (seen(volumes=(), warming=(WARMING,), unproven=ANY, hidden=True), AwaitEntry()),
+        (seen(volumes=(), warming=(WARMING,), unproven=ANY, locations=FILE), AwaitEntry()),
+        (seen(volumes=(), warming=(WARMING,), unproven=ANY, locations=RBD),
+         DeleteVolume("w1", why="it has shown that Cinder clones the image itself", native=True)),
+        (seen(native=True), CLONED),
         (seen(volumes=(BARE_ENTRY,), warming=(WARMING,)),
          SetMetadata("e1", {**MARKS, "image_volume_worker_updated_at": "then", **OURS})),
         (seen(volumes=(ENTRY,), warming=(WARMING,)), DeleteVolume("w1", why="it has served")),
@@ -290,3 +304,24 @@ GLANCES = marked(V1, readonly=None)
 )  # fmt: skip
 def test_cache(given: Seen, expected: Action) -> None:
     assert cache.plan(given, CACHED) == expected
+
+
+NATIVE = replace(TARGET, strategy="native", native_stores=("rbd-b", "rbd-a"))
+COPYING = replace(COLD, import_locked=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "target", "expected"),
+    [
+        # Seen to be cloned: nothing has to be copied anywhere
+        (seen(), replace(NATIVE, native_stores=()), CLONED),
+        (seen(replace(COLD, stores=frozenset({"rbd-a"}))), NATIVE, CLONED),
+        # Into the first of the stores, by the rules of every copy
+        (seen(), NATIVE, CopyImage(("rbd-b",))),
+        (seen(COPYING), NATIVE, CopyImage(("rbd-b",))),
+        (seen(replace(COPYING, updated_epoch=MOMENT)), NATIVE, AwaitImage()),
+        (seen(replace(COLD, updated_epoch=MOMENT)), NATIVE, again("the image was changed a moment ago", 1.0)),
+    ],
+)
+def test_native(given: Seen, target: Target, expected: Action) -> None:
+    assert native.plan(given, target) == expected

@@ -26,7 +26,7 @@ def asked(answer: str, **changes: object) -> Image:
         (IMAGE, Policy(), None),
         (replace(IMAGE, status="queued"), Policy(), "queued"),
         (replace(IMAGE, status="deactivated"), Policy(), "deactivated"),
-        (replace(IMAGE, disk_format="qcow2"), Policy(), "qcow2/bare"),
+        (replace(IMAGE, disk_format="iso"), Policy(), "iso/bare"),
         (replace(IMAGE, container_format="ovf"), Policy(), "raw/ovf"),
         (replace(IMAGE, properties={"cinder_encryption_key_id": "k"}), Policy(), "encrypted"),
         (IMAGE, Policy(exclude_projects=frozenset({"alice"})), "exclude_projects"),

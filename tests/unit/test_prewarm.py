@@ -131,7 +131,7 @@ async def test_notifications_doubled_late_and_reordered_make_one(rig: Rig, cloud
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"disk_format": "qcow2"}, "qcow2"),
+        ({"disk_format": "iso"}, "iso"),
         ({"status": "queued"}, "queued"),
         ({"status": "deactivated"}, "deactivated"),
         ({"owner": "mallory"}, "exclude_projects"),

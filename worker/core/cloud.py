@@ -77,6 +77,8 @@ class Volume:
     says so, no user can. `scheduled` is False as long as no scheduler has found a place for it, if we may see that.
     `image_properties` is what Cinder keeps of the image that the volume was made from (`volume_image_metadata`). Users
     may write anything there; `list_volumes` leaves it out.
+    `downloaded` tells that Cinder has noted a download of the image that it was made from; where Cinder verifies no
+    signatures (`verify_glance_signatures = disabled`) it notes none.
     """
 
     id: str
@@ -93,6 +95,7 @@ class Volume:
     snapshot_id: str = ""
     scheduled: bool = True
     encrypted: bool = False
+    downloaded: bool = False
     foreign: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     image_properties: Mapping[str, str] = field(default_factory=dict)

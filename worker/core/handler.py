@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 from worker.core.cloud import Cloud, Image, Volume
 from worker.core.deletions import Deletions
 from worker.core.job import Key
+from worker.core.learned import Learned
 from worker.core.locks import Locks
 from worker.core.notification import Notification
 from worker.core.outcome import Outcome
@@ -120,7 +121,7 @@ class Parts:
     """The parts that a handler is built from. `now` is the clock, in epoch seconds.
 
     `urgent` is the same cloud by requests that wait behind nobody else's, for what a user sits and waits for. `locks`
-    are those of images, `undone` is what we made and others took away.
+    are those of images, `undone` is what we made and others took away, `learned` what trying has shown.
     """
 
     cloud: Cloud
@@ -135,6 +136,7 @@ class Parts:
     report: Report
     locks: Locks = field(default_factory=Locks)
     undone: Undone = field(default_factory=Undone)
+    learned: Learned = field(default_factory=Learned)
 
 
 HandlerFactory = Callable[[Parts], Handler]

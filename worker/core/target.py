@@ -10,9 +10,13 @@ TAG = "image_volume_worker"
 # or this, for the clone that an upload was completed with, as long as it is no target's
 UPLOAD = "upload"
 
-Strategy = Literal["auto", "store", "location", "cache"]
+Strategy = Literal["auto", "store", "location", "cache", "native"]
 LocationApi = Literal["auto", "new", "old"]
 When = Literal["new", "used"]
+
+
+# What people make bootable volumes of; Cinder's image-volume cache keeps the converted volume
+CACHED_FORMATS = frozenset({"raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "ploop"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,6 +26,9 @@ class Target:
     `glance_store` is the cinder store of Glance on that backend ("" when there is none or it is to be found out).
     `max_gigabytes` and `max_count` bound what is put there in advance; 0 for no limit. `encrypted` is no option: it is
     found out from Cinder whether volumes of the type are encrypted.
+    `native_stores` are stores of Glance from which Cinder's driver clones raw images by itself, the one to copy into
+    first. With no `disk_formats` those are kept warm that the strategy can serve. `automatic` is no option either: it
+    tells that the strategy was `auto`, and may be another one for an image of another format.
     """
 
     name: str
@@ -32,8 +39,17 @@ class Target:
     max_concurrent: int = 4
     max_gigabytes: int = 0
     max_count: int = 0
-    disk_formats: frozenset[str] = frozenset({"raw"})
+    disk_formats: frozenset[str] = frozenset()
+    native_stores: tuple[str, ...] = ()
     encrypted: bool = False
+    automatic: bool = False
+
+    @property
+    def formats(self) -> frozenset[str]:
+        """The disk formats of the images that are kept warm there."""
+        if self.disk_formats:
+            return self.disk_formats
+        return CACHED_FORMATS if self.automatic or self.strategy in ("auto", "cache") else frozenset({"raw"})
 
     @property
     def has_budget(self) -> bool:

@@ -791,6 +791,8 @@ def _volume(fields: Mapping[str, Any]) -> Volume:
         # Who may not see it is told nothing; null is no place
         scheduled=fields.get("os-vol-host-attr:host", "") is not None,
         encrypted=bool(fields.get("encrypted")),
+        # Written when the image's data has come (_create_from_image_cache_or_download), not when it was cloned
+        downloaded="signature_verified" in (fields.get("volume_image_metadata") or {}),
         metadata={name: _text(metadata, name) for name in metadata},
     )
 

@@ -1,0 +1,45 @@
+"""Serving: by which strategy one image is kept warm on one target. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from handlers.clone_path import Pool, is_native, is_raw
+from worker.core.cloud import Image, Store
+from worker.core.learned import Learned, Stores
+from worker.core.target import Target
+
+
+def pool_of(target: Target, learned: Learned, *, now: float) -> Pool:
+    """The target as a pool, for `clone_path`."""
+    named = frozenset(frozenset({store}) for store in target.native_stores)
+    return Pool(types=frozenset({target.volume_type}), native=named | learned.native(target.name, now=now))
+
+
+def served(image: Image, target: Target, learned: Learned, *, now: float) -> Target:
+    """The target as it serves this image: with strategy `auto` its format decides, and what Cinder clones by itself.
+
+    Glance's stores, and Cinder's drivers by themselves, give clones of raw images only. Any other format is converted,
+    and Cinder's image-volume cache keeps what came of it.
+    """
+    raw = is_raw(image)
+    if target.automatic and not raw:
+        return replace(target, strategy="cache")
+    if target.automatic and target.native_stores:
+        return replace(target, strategy="native")
+    if target.strategy == "cache" and is_native(image, pool_of(target, learned, now=now)):
+        return replace(target, strategy="native")
+    return target
+
+
+def unproven(image: Image, target: Target, learned: Learned, stores: Iterable[Store], *, now: float) -> Stores | None:
+    """The rbd stores that the image is in, if nobody knows whether Cinder clones it from there; else None.
+
+    None as well where it is in none. Where Glance does not name its stores, the empty set stands for the only one.
+    """
+    if target.strategy != "cache" or not is_raw(image):
+        return None
+    rbd = frozenset(store.id for store in stores if store.type == "rbd") & (image.stores or frozenset())
+    possible = image.stores is None or rbd
+    return rbd if possible and not learned.is_known(target.name, rbd, now=now) else None

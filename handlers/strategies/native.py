@@ -1,0 +1,35 @@
+"""Strategy `native`: Cinder's driver clones the image where Glance keeps it, as RBD does. Pure.
+
+Nothing is made where the image is in a store that the driver clones from. Where it is in none, Glance copies it into
+one: of several Ceph clusters, into the store of the cluster that the target lies on.
+"""
+
+from __future__ import annotations
+
+from handlers.strategies import Action, Finish, Seen, store
+from worker.core.cloud import Image, Volume
+from worker.core.outcome import Done
+from worker.core.state import State
+from worker.core.target import Target
+
+CLONED = "Cinder's driver clones the image itself"
+
+
+def plan(seen: Seen, target: Target) -> Action:
+    """The next action towards a copy of the image in a store that Cinder's driver clones from."""
+    if not _missing(seen.image, target):
+        return Finish(Done(CLONED, state=State.WARM))
+    return store.copy(seen, target.native_stores[0])
+
+
+def lacks(image: Image, _volumes: tuple[Volume, ...], target: Target) -> str | None:
+    """Why Cinder's driver can't clone the image itself, in a bulk listing."""
+    return _missing(image, target)
+
+
+def _missing(image: Image, target: Target) -> str | None:
+    """Where the image would have to be; None if it is there. With no `native_stores` it was seen to be cloned."""
+    wanted = target.native_stores
+    if not wanted or frozenset(wanted) & (image.stores or frozenset()):
+        return None
+    return f"not in {'store' if len(wanted) == 1 else 'any of the stores'} {', '.join(wanted)}"

@@ -1,0 +1,36 @@
+"""What trying has shown of a cloud and no API tells; one process's memory, which its handlers share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+Stores = frozenset[str]
+
+# For how long it holds what was seen, in seconds: an administrator may have changed it since
+KEEP = 86_400.0
+
+
+@dataclass(slots=True)
+class Learned:
+    """From which of Glance's stores Cinder's driver clones images by itself, target by target.
+
+    A set of stores stands for the images that are in all of them; the empty one, where Glance has but one store and
+    does not name it, for all images.
+    """
+
+    _seen: dict[str, dict[Stores, tuple[bool, float]]] = field(default_factory=dict)
+
+    def note(self, target: str, stores: Stores, *, native: bool, now: float) -> None:
+        """Remember whether Cinder's driver has cloned an image on a target which was in these stores."""
+        self._seen.setdefault(target, {})[stores] = (native, now + KEEP)
+
+    def native(self, target: str, *, now: float) -> frozenset[Stores]:
+        """The sets of stores whose images Cinder's driver clones on this target."""
+        return frozenset(stores for stores, (native, until) in self._seen_on(target) if native and until > now)
+
+    def is_known(self, target: str, stores: Stores, *, now: float) -> bool:
+        """Whether it was seen lately what Cinder does on this target with an image in these stores."""
+        return any(stores == one and until > now for one, (_, until) in self._seen_on(target))
+
+    def _seen_on(self, target: str) -> tuple[tuple[Stores, tuple[bool, float]], ...]:
+        return tuple(self._seen.get(target, {}).items())
