@@ -17,21 +17,18 @@ from worker.core.cloud import Image, Location, Volume
 class Pool:
     """A pool that volumes come to lie in.
 
-    `host` is Cinder's host@backend#pool, "" where Cinder does not show it: then a volume of one of the `types` is taken
-    to lie there. `native` are sets of Glance's stores: an image that is in all stores of a set is cloned by Cinder's
-    driver itself. With `across` a clone may come from another pool (`clone_across_pools`).
+    `hosts` is Cinder's host@backend#pool, and others that a clone may come from (`clone_across_pools`); empty where
+    Cinder does not show it: then a volume of one of the `types` is taken to lie there. `native` are sets of Glance's
+    stores: an image that is in all stores of a set is cloned by Cinder's driver itself.
     """
 
-    host: str = ""
+    hosts: frozenset[str] = frozenset()
     types: frozenset[str] = frozenset()
     native: frozenset[frozenset[str]] = frozenset()
-    across: bool = False
 
     def has(self, volume: Volume) -> bool:
         """Whether a clone in this pool can be made of the volume."""
-        if self.across:
-            return True
-        return volume.host == self.host if self.host and volume.host else volume.volume_type in self.types
+        return volume.host in self.hosts if self.hosts and volume.host else volume.volume_type in self.types
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,8 @@ ORIGIN = f"{TAG}_origin"
 PREWARM = "prewarm"
 # When a volume was last made of it
 USED = f"{TAG}_used_at"
+# Begins the names of the private volume types by which a pool is chosen
+PLACING = "image-volume-worker:"
 # An hour is near enough for what is least recently used, in seconds
 RECORD_EVERY = 3600.0
 # What Cinder is still making has no longer than this, in seconds
@@ -127,18 +129,38 @@ def is_kept_for(volume: Volume, image_id: str) -> bool:
     return image_of(volume) == image_id == claim and not volume.foreign
 
 
+def placing_type(pool: str) -> str:
+    """The name of the private volume type that leads to this pool, host@backend#pool, and to no other."""
+    return f"{PLACING}{pool}"
+
+
+def is_warming_for(volume: Volume, target: Target) -> bool:
+    """Whether it is a throw-away volume of ours for this target, or for its one place wherever Cinder has put it."""
+    if target.pool:
+        return volume.metadata.get(TAG) == target.name and volume.volume_type == target.volume_type
+    return is_ours(volume, target)
+
+
 def is_on(volume: Volume, target: Target) -> bool:
-    """Whether the volume is this target's: of its type, and not tagged for another target.
+    """Whether the volume is this target's: where it must be, and not tagged for another target.
 
     The tag alone is a claim: somebody may have retyped the volume, or configured another type since.
     """
     tag = volume.metadata.get(TAG, UPLOAD)
-    return volume.volume_type == target.volume_type and tag in (UPLOAD, target.name)
+    return _lies(volume, target) and tag in (UPLOAD, target.name)
 
 
 def is_ours(volume: Volume, target: Target) -> bool:
-    """Whether we made it for this target, and it is still of the target's type."""
-    return volume.metadata.get(TAG) == target.name and volume.volume_type == target.volume_type
+    """Whether we made it for this target, and it still is where it must be."""
+    return volume.metadata.get(TAG) == target.name and _lies(volume, target)
+
+
+def _lies(volume: Volume, target: Target) -> bool:
+    """Whether the volume lies in the target's one place; else, whether it is of its type, or of one for its place."""
+    if target.pool:
+        # A volume that was asked for a moment ago is nowhere yet
+        return volume.host == target.pool if volume.host else volume.volume_type == target.volume_type
+    return volume.volume_type in (target.volume_type, placing_type(volume.host))
 
 
 def is_entry(volume: Volume) -> bool:

@@ -9,20 +9,23 @@ from typing import assert_never
 import structlog
 
 from handlers import ROUTES, actions, budget, image_volume, policy, strategies
+from handlers.clone_path import Download, Evidence, Path, clone_path
 from handlers.deletion import Deletion, NotProven
 from handlers.imports import Imports
+from handlers.placing import CannotPlace, Placing
 from handlers.reservations import Reservations
-from handlers.serving import served, unproven
+from handlers.serving import at, pool_of, served, unproven
 from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, native, registered, store
 from handlers.target_store import TargetStores
-from worker.core.cloud import Image, Volume
+from worker.core.cloud import Image, Location, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.handler import Missing, Parts, Watch
 from worker.core.job import Key
 from worker.core.notification import Notification
-from worker.core.outcome import Again, Done, Outcome, Skip
+from worker.core.outcome import Again, Done, Outcome, Park, Skip
+from worker.core.pool import Place
 from worker.core.state import State
-from worker.core.target import UPLOAD, Target
+from worker.core.target import ON, UPLOAD, Target
 from worker.core.undone import Past
 
 log = structlog.get_logger(__name__)
@@ -87,6 +90,7 @@ class Prewarm:
         self._locks = parts.locks
         self._undone = parts.undone
         self._learned = parts.learned
+        self._placing = Placing(parts.cloud, parts.now)
         self._reservations = Reservations(parts)
         self._targets = {target.name: target for target in parts.targets}
         self._stores = TargetStores(parts)
@@ -120,11 +124,11 @@ class Prewarm:
         return {f"{self.name}.{target.name}": target.max_concurrent for target in self._targets.values()}
 
     async def reconcile(self, key: Key, watch: Watch) -> Outcome:
-        """Look, plan, act, until the Image-Volume is there or the plan says why not."""
+        """Look, plan, act, until Cinder clones the image on the target or the plan says why not."""
         if key.target not in self._targets:
             return Skip("no such target is configured any more")
         target = self._targets[key.target]
-        made, unlocated = False, set[str]()
+        unlocated = set[str]()
         try:
             image = await self._cloud.get_image(key.image_id)
             self._report.seen(image, {})
@@ -138,26 +142,10 @@ class Prewarm:
             if refusal := policy.refusal(image, target, self._policy):
                 # What depends on the strategy, or on the type: neither was known before
                 return await self._deletion.delete_unwanted(image, target, why=refusal)
-            seen = Seen(
-                image=image,
-                now=self._now(),
-                stores=frozenset(one.glance_store for one in await self._stores.all()) - {""},
-                may_delete=self._deletion.may_delete,
-                settle=self._policy.settle,
-                rewarm_interval=self._policy.rewarm_interval,
-                asked=self._copied.get(image.id, frozenset()),
-                used=self._uses.last(image.id, target.name),
-                unproven=unproven(image, target, self._learned, await self._stores.stores(), now=self._now()),
-            )
-            began = self._now()
-            while not isinstance(action := self._plan(seen, target, watch), Finish):
-                watch.tell(actions.words(action))
-                before, seen = seen, await self._act(action, seen, target, watch)
-                if isinstance(action, strategies.CreateVolume):
-                    unlocated |= _ids(seen) - _ids(before)
-                elif isinstance(action, actions.AddLocation):
-                    unlocated.clear()
-                made = made or not isinstance(action, READING)
+            if target.is_spread and target.strategy != "native":
+                return await self._in_all_places(image, target, watch, unlocated)
+            outcome, _ = await self._in_one(await self._begin(image, target), target, watch, unlocated)
+            return outcome
         except NotFound:
             self._reservations.release(key.image_id, key.target)
             return await self._gone(key.image_id, watch, unlocated)
@@ -168,20 +156,102 @@ class Prewarm:
         except (Conflict, Blocked):
             self._suspects[target.name] = self._now() + SUSPECT_FOR
             raise
-        finally:
-            if self._probing.get(target.name) == key.image_id:
-                del self._probing[target.name]
-        return await self._settled(key, target, seen, action, began=began if made else None)
 
-    async def _settled(self, key: Key, target: Target, seen: Seen, action: Finish, *, began: float | None) -> Outcome:
+    async def _in_all_places(self, image: Image, target: Target, watch: Watch, unlocated: set[str]) -> Outcome:
+        """Have Cinder clone the image in each place of a target that has several.
+
+        What Glance keeps in a store of its own lies in one of them, wherever Cinder has put it; each other one gets an
+        entry of Cinder's image-volume cache.
+        """
+        seen = await self._begin(image, target)
+        done: list[Outcome] = []
+        if target.strategy != "cache":
+            outcome, seen = await self._in_one(seen, target, watch, unlocated)
+            done.append(outcome)
+        if seen.volumes is None:
+            seen = await self._act(strategies.LookAtVolumes(), seen, target, watch)
+        missing: dict[str, str] = {}
+        for place in target.places:
+            if self._served(seen.image, target).strategy == "native":
+                # The first place has shown it
+                return Done(native.CLONED, changed=True, warmed=True, state=State.WARM)
+            if not isinstance(self._path(seen.image, target, place, seen.volumes or (), seen.locations), Download):
+                continue
+            one = at(target, place)
+            try:
+                await self._placing.ensure(one)
+                outcome, seen = await self._in_one(replace(seen, imported=False, failed=""), one, watch, unlocated)
+                done.append(outcome)
+                why = outcome.reason if isinstance(outcome, Skip) else ""
+            except (CannotPlace, budget.NoRoom) as error:
+                why = str(error)
+            if why:
+                missing[place.name] = why
+        if again := [one for one in done if isinstance(one, Again | Park)]:
+            return again[0]
+        made = any(isinstance(one, Done) and one.changed for one in done)
+        if missing:
+            return Skip(_partly(target, missing), state=State.PARTLY_WARM)
+        return Done(f"in {len(target.places)} pools", changed=made, warmed=made, state=State.WARM)
+
+    def _path(
+        self,
+        image: Image,
+        target: Target,
+        place: Place | None,
+        volumes: tuple[Volume, ...],
+        locations: tuple[Location, ...] | None,
+    ) -> Path:
+        """How Cinder would make a volume of the image on the target, in one of its places."""
+        pool = pool_of(target, self._learned, place, now=self._now())
+        full = self._cache_full(at(target, place) if place else target)
+        return clone_path(image, pool, Evidence(locations=locations, volumes=volumes, cache_off=bool(full)))
+
+    async def _begin(self, image: Image, target: Target) -> Seen:
+        """What is known of an image on a target before anything was looked at."""
+        return Seen(
+            image=image,
+            now=self._now(),
+            stores=frozenset(one.glance_store for one in await self._stores.all()) - {""},
+            may_delete=self._deletion.may_delete,
+            settle=self._policy.settle,
+            rewarm_interval=self._policy.rewarm_interval,
+            asked=self._copied.get(image.id, frozenset()),
+            used=self._uses.last(image.id, target.name),
+            unproven=unproven(image, target, self._learned, await self._stores.stores(), now=self._now()),
+        )
+
+    async def _in_one(self, seen: Seen, target: Target, watch: Watch, unlocated: set[str]) -> tuple[Outcome, Seen]:
+        """Follow the plan for one place; what came of it, and what was seen last.
+
+        `unlocated` gets the volumes that were made and Glance was not told of.
+        """
+        made, began, image_id = False, self._now(), seen.image.id
+        try:
+            while not isinstance(action := self._plan(seen, target, watch), Finish):
+                watch.tell(actions.words(action))
+                before, seen = seen, await self._act(action, seen, target, watch)
+                if isinstance(action, strategies.CreateVolume):
+                    unlocated |= _ids(seen) - _ids(before)
+                elif isinstance(action, actions.AddLocation):
+                    unlocated.clear()
+                made = made or not isinstance(action, READING)
+        finally:
+            if self._probing.get(target.name) == image_id:
+                del self._probing[target.name]
+        return await self._settled(image_id, target, seen, action, began=began if made else None), seen
+
+    async def _settled(
+        self, image_id: str, target: Target, seen: Seen, action: Finish, *, began: float | None
+    ) -> Outcome:
         """Note what came of a try; `began` is when it began to make something, None if nothing was made."""
         # Not when it was interrupted: what Glance is copying is still on its way then
-        self._reservations.release(key.image_id, key.target)
-        self._forget(key.image_id, target.glance_store)
+        self._reservations.release(image_id, target.name)
+        self._forget(image_id, target.glance_store)
         if seen.imported and action == store.gone_again(_copied_into(target)):
             # Somebody was faster than our look at it
             state = _state(seen.image, target)
-            self._undone.made(key.image_id, target.name, state=state, volume_id="", at=self._now())
+            self._undone.made(image_id, target.place, state=state, volume_id="", at=self._now())
         if seen.failed == cache.NO_CACHE and (past := self._refused(seen, target)).is_held:
             action = Finish(Skip(_why_held(past, target), state=State.HELD_BACK), held_back=True)
         if isinstance(action.outcome, Again) and action.outcome.counted:
@@ -192,9 +262,9 @@ class Prewarm:
         else:
             self._suspects.pop(target.name, None)
         if action.lost or isinstance(action.outcome, Done):
-            self._report.repair(key.image_id, key.target, possible=not action.lost)
+            self._report.repair(image_id, target.name, possible=not action.lost)
         if action.held_back:
-            self._report.rewarm_held_back(key.target)
+            self._report.rewarm_held_back(target.name)
         if began is not None and isinstance(action.outcome, Done):
             if not seen.native:
                 await self._note_made(seen, target, action.outcome.detail, began=began)
@@ -208,6 +278,9 @@ class Prewarm:
         self._shelves = {
             target.name: budget.Shelf(target, lying[target.name]) for target in self._resolved if target.name in lying
         }
+        if self._deletion.may_delete:
+            used = {volume.volume_type for own in volumes.values() for volume in own}
+            await self._placing.tidy(self._stores.types, used)
 
     @property
     def resolved(self) -> tuple[Target, ...]:
@@ -245,6 +318,8 @@ class Prewarm:
             target = self._served(image, resolved)
             if refusal := policy.refusal(image, target, self._policy):
                 yield Warmth(target, State.UNWANTED, refusal)
+            elif target.is_spread and target.strategy != "native":
+                yield self._warmth_in_places(image, volumes, target)
             elif not (why := LACKS[target.strategy](image, volumes, target)):
                 yield Warmth(target, State.WARM)
             elif _is_there(image, volumes, target):
@@ -258,13 +333,44 @@ class Prewarm:
             else:
                 yield Warmth(target, State.COLD, why)
 
+    def _warmth_in_places(self, image: Image, volumes: tuple[Volume, ...], target: Target) -> Warmth:
+        """How it is with an image on a target that has several places, by a bulk listing."""
+        # A listing shows no locations: those of the target's store are the volumes that Glance has marked
+        shown = target.strategy != "cache" and target.glance_store in (image.stores or ())
+        claimed = [v for v in volumes if "glance_image_id" in v.metadata and image_volume.FRESH not in v.metadata]
+        locations = tuple(
+            Location(url="", store=target.glance_store, volume_id=volume.id) for volume in claimed if shown
+        )
+        lack = LACKS[target.strategy](image, volumes, target) if target.strategy != "cache" else None
+        cold: dict[str, str] = {}
+        stuck: dict[str, str] = {}
+        for place in target.places:
+            path = self._path(image, target, place, volumes, locations)
+            if isinstance(path, Download):
+                one = at(target, place)
+                past = self._undone.held(image.id, one.place, state=_state(image, one), now=self._now())
+                why = self._placing.obstacle(one) or (past and _why_held(past, one)) or self._cache_full(one)
+                (stuck if why else cold)[place.name] = why or str(path)
+        if not (lack or cold or stuck):
+            return Warmth(target, State.WARM)
+        if not (lack or cold):
+            return Warmth(target, State.PARTLY_WARM, _partly(target, stuck))
+        why = lack or _partly(target, cold | stuck)
+        if any(image_volume.is_ours(volume, target) for volume in volumes):
+            return Warmth(target, State.COLD, why)
+        if self._unpopular(image, target):
+            return Warmth(target, State.UNUSED, f"{why}; it waits for a second volume to be made of it")
+        if full := self._no_room(image, target):
+            return Warmth(target, State.FULL, full)
+        return Warmth(target, State.COLD, why)
+
     def _served(self, image: Image, target: Target) -> Target:
         """The target as it serves this image."""
         return served(image, target, self._learned, now=self._now())
 
     def _cache_full(self, target: Target) -> str:
         """Why Cinder's cache takes nothing more on the target, or is off; "" if it may, or is not needed."""
-        return self._undone.full(target.name, now=self._now()) if target.strategy == "cache" else ""
+        return self._undone.full(target.place, now=self._now()) if target.strategy == "cache" else ""
 
     def _no_room(self, image: Image, target: Target) -> str:
         """Why the target's budget has no room for an image that is not there yet; "" if it has, and that is counted."""
@@ -299,7 +405,7 @@ class Prewarm:
         What was undone is made again at most once in `rewarm_interval`; after the second time it is left until the
         image changes, or until a day later.
         """
-        now, name = self._now(), target.name
+        now, name = self._now(), target.place
         past = self._undone.look(seen.image.id, name, state=_state(seen.image, target), now=now)
         if past and past.is_held:
             return Finish(Skip(_why_held(past, target), state=State.HELD_BACK), held_back=True)
@@ -314,24 +420,25 @@ class Prewarm:
 
     def held_back(self) -> Iterator[tuple[str, str, str]]:
         """The images that are not made warm again on a target for now, and why: image id, target, reason."""
-        for (image_id, name), past in self._undone.all_held(now=self._now()).items():
+        for (image_id, place), past in self._undone.all_held(now=self._now()).items():
+            name = place.partition(ON)[0]
             if target := next((one for one in self._resolved if one.name == name), self._targets.get(name)):
                 yield image_id, name, _why_held(past, target)
 
     def full(self) -> dict[str, str]:
         """Reasons why nothing more fits into Cinder's cache, by target."""
-        return {name: why for name in self._targets if (why := self._undone.full(name, now=self._now()))}
+        return {name: why[0] for name in self._targets if (why := self._undone.full_places(name, now=self._now()))}
 
     def _refused(self, seen: Seen, target: Target) -> Past:
         """Note that Cinder made no cache entry of the image."""
         state = _state(seen.image, target)
-        return self._undone.refused(seen.image.id, target.name, state=state, at=self._now(), why=cache.NO_CACHE)
+        return self._undone.refused(seen.image.id, target.place, state=state, at=self._now(), why=cache.NO_CACHE)
 
     async def _note_made(self, seen: Seen, target: Target, volume_id: str, *, began: float) -> None:
         """Remember what was made since `began`, and find out whether Cinder has evicted another entry for it."""
-        standing = self._undone.standing(target.name, since=began)
+        standing = self._undone.standing(target.place, since=began)
         now, state = self._now(), _state(seen.image, target)
-        self._undone.made(seen.image.id, target.name, state=state, volume_id=volume_id, at=now)
+        self._undone.made(seen.image.id, target.place, state=state, volume_id=volume_id, at=now)
         standing.pop(seen.image.id, None)
         if target.strategy != "cache" or not standing:
             return
@@ -345,10 +452,10 @@ class Prewarm:
                 self._undone.forget(image_id)
                 continue
             # Its own job may have made it anew since: then the one that is gone was stale
-            stands = self._undone.standing(target.name, since=began).get(image_id) == past
-            if stands and self._undone.look(image_id, target.name, state=_state(image, target), now=now):
-                why = f"Cinder evicted the entry of image {image_id} for a newer one on target {target.name}: {LIMITS}"
-                self._undone.fill(target.name, why, now=now)
+            stands = self._undone.standing(target.place, since=began).get(image_id) == past
+            if stands and self._undone.look(image_id, target.place, state=_state(image, target), now=now):
+                why = f"Cinder evicted the entry of image {image_id} for a newer one on target {target.place}: {LIMITS}"
+                self._undone.fill(target.place, why, now=now)
                 log.warning("cinder_cache_full", evicted_image_id=image_id, advice=LIMITS)
                 return
 
@@ -413,7 +520,7 @@ class Prewarm:
                 await self._delete(volume_id, seen, why)
                 if any(v.id == volume_id and image_volume.is_broken(v) for v in seen.volumes or ()):
                     # Nobody else's undoing
-                    self._undone.forget(image_id, target.name)
+                    self._undone.forget(image_id, target.place)
                 if encrypted:
                     raise self._encrypted(target, volume_id)
                 # What was made before and has to be made again
@@ -625,6 +732,14 @@ class Prewarm:
             fresh = None if volume.name == image_volume.warming_name_of(seen.image.id) else seen.volumes
             seen = replace(seen, image=await self._image(seen), now=self._now(), volumes=fresh)
         return seen
+
+
+def _partly(target: Target, missing: Mapping[str, str]) -> str:
+    """Say in how many places of the target the image is warm, and why not in the others; each reason once."""
+    total = len(target.places)
+    reasons = dict.fromkeys(missing.values())
+    told = (f"not in {', '.join(name for name in missing if missing[name] == why)}: {why}" for why in reasons)
+    return f"warm in {total - len(missing)} of {total} pools; {'; '.join(told)}"
 
 
 def _copied_into(target: Target) -> str:

@@ -5,16 +5,34 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from handlers import image_volume
 from handlers.clone_path import Pool, is_native, is_raw
 from worker.core.cloud import Image, Store
 from worker.core.learned import Learned, Stores
+from worker.core.pool import Place
 from worker.core.target import Target
 
 
-def pool_of(target: Target, learned: Learned, *, now: float) -> Pool:
-    """The target as a pool, for `clone_path`."""
+def pool_of(target: Target, learned: Learned, place: Place | None = None, *, now: float) -> Pool:
+    """The target as a pool, for `clone_path`, or one of its places."""
     named = frozenset(frozenset({store}) for store in target.native_stores)
-    return Pool(types=frozenset({target.volume_type}), native=named | learned.native(target.name, now=now))
+    return Pool(
+        hosts=frozenset(place.hosts if place else ()),
+        types=frozenset({target.volume_type}),
+        native=named | learned.native(target.name, now=now),
+    )
+
+
+def at(target: Target, place: Place) -> Target:
+    """The target as one of its places, which an entry of Cinder's image-volume cache serves."""
+    return replace(
+        target,
+        strategy="cache",
+        glance_store="",
+        volume_type=image_volume.placing_type(place.name),
+        places=(place,),
+        pool=place.name,
+    )
 
 
 def served(image: Image, target: Target, learned: Learned, *, now: float) -> Target:

@@ -7,10 +7,15 @@ import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import structlog
+
 from worker.core.cloud import Cloud, Store
-from worker.core.errors import Blocked, NotFound
+from worker.core.errors import Blocked, NotFound, Temporary
 from worker.core.handler import Parts
+from worker.core.pool import Place, Pool, VolumeType, places_of, pools_of
 from worker.core.target import Target
+
+log = structlog.get_logger(__name__)
 
 # Glance reads its stores from a file at start; an operator who adds one should not have to restart us, in seconds
 KEEP = 600.0
@@ -76,6 +81,25 @@ async def read_encryption(cloud: Cloud, types: Mapping[str, str], targets: Itera
     return dict(zip(wanted, await asyncio.gather(*(encrypts(ids[name]) for name in wanted)), strict=True))
 
 
+async def read_pools(cloud: Cloud) -> tuple[Pool, ...] | None:
+    """The pools that Cinder's scheduler knows; empty where it does not tell us, None where it does not answer."""
+    try:
+        return await cloud.list_pools()
+    except (Blocked, NotFound) as error:
+        log.debug("pools_unknown", error=str(error))
+        return ()
+    except Temporary as error:
+        log.warning("pools_not_told", error=str(error))
+        return None
+
+
+def find_places(target: Target, types: Iterable[VolumeType], pools: tuple[Pool, ...]) -> tuple[Place, ...]:
+    """The places where volumes of the target come to lie, as far as Cinder tells. Pure."""
+    found = next((one for one in types if one.name == target.volume_type), None)
+    lead = pools_of(found, pools) if found else ()
+    return places_of([pool for pool in lead if target.takes(pool.name)], pools)
+
+
 class TargetStores:
     """The targets as Glance's list of stores and Cinder's of volume types decide them, looked up now and then."""
 
@@ -86,6 +110,7 @@ class TargetStores:
         self._stores: tuple[Store, ...] = ()
         self._until = 0.0
         self._types: Mapping[str, str] = {}
+        self._places: Mapping[str, tuple[Place, ...]] = {}
         self._encryption: Types = {}
         self._types_until = 0.0
         self._found_encrypted: dict[str, float] = {}
@@ -142,15 +167,24 @@ class TargetStores:
             raise Blocked(why)
         found = self._found_encrypted.get(target.name, 0.0) > self._now()
         encrypted = found or self._encryption.get(target.volume_type) is True
-        return replace(resolve(target, self._stores), encrypted=encrypted)
+        places = self._places.get(target.name, ())
+        return replace(resolve(target, self._stores), encrypted=encrypted, places=places)
+
+    @property
+    def types(self) -> Mapping[str, str]:
+        """Names of the volume types by id; as of the last look at the services."""
+        return self._types
 
     async def _refresh(self, *, afresh: bool = False) -> None:
         await self._refresh_stores(afresh=afresh)
         async with self._looking:
             if self._now() < self._types_until and not afresh:
                 return
-            types = await self._cloud.list_volume_types()
+            described = await self._cloud.describe_volume_types()
+            types = {one.id: one.name for one in described}
             self._encryption = await read_encryption(self._cloud, types, self._targets)
+            if (pools := await read_pools(self._cloud)) is not None:
+                self._places = {one.name: find_places(one, described, pools) for one in self._targets}
             self._types, self._types_until = types, self._now() + KEEP
 
     async def _refresh_stores(self, *, afresh: bool = False) -> None:

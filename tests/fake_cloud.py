@@ -17,6 +17,7 @@ from typing import TypeVar
 from handlers import image_volume
 from worker.core.cloud import GIB, LISTED, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.pool import Pool, VolumeType
 from worker.core.target import TAG, Target
 
 PROJECT = "internal-project"
@@ -58,7 +59,9 @@ class FakeCloud:
     it has read, before it writes the whole image back. `protected` are properties that Glance does not let us set
     (property protections), `most_properties` is how many an image may have.
     it has read, before it writes the whole image back. `rbd_stores` are stores of Glance whose raw images Cinder's
-    driver clones by itself on the types in `native`.
+    driver clones by itself on the types in `native`. `pools` are the numbers of pools that types lead to, one if not
+    said otherwise: volumes go round them, those of a private type into the one that it names; `across` are the types
+    whose pools clone across. Without `tells_pools` the login may not see pools, without `makes_types` not make types.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
@@ -66,6 +69,12 @@ class FakeCloud:
     multiple_locations: bool = False
     rbd_stores: frozenset[str] = frozenset()
     native: frozenset[str] = frozenset()
+    pools: Mapping[str, int] = field(default_factory=dict)
+    across: frozenset[str] = frozenset()
+    named_pools: bool = True
+    tells_pools: bool = True
+    makes_types: bool = True
+    private_types: dict[str, Mapping[str, str]] = field(default_factory=dict)
     sees_all: bool = True
     sees_foreign: bool = True
     unlocked_after: float = 0.0
@@ -469,7 +478,34 @@ class FakeCloud:
 
     async def list_volume_types(self) -> Mapping[str, str]:
         async with self._call("list_volume_types"):
-            return {name: name for name in self.types}
+            return {name: name for name in (*self.types, *self.private_types)}
+
+    async def describe_volume_types(self) -> tuple[VolumeType, ...]:
+        async with self._call("describe_volume_types"):
+            public = {name: {"volume_backend_name": name} for name in self.types}
+            described = {**public, **self.private_types}
+            return tuple(VolumeType(id=name, name=name, specs=specs) for name, specs in described.items())
+
+    async def list_pools(self) -> tuple[Pool, ...]:
+        async with self._call("list_pools"):
+            if not self.tells_pools:
+                raise Blocked("Policy doesn't allow scheduler_extension:scheduler_stats:get_pools to be performed.")
+            return tuple(self._pool(name, host) for name in sorted(self.types) for host in self.hosts_of(name))
+
+    async def create_private_type(self, name: str, specs: Mapping[str, str]) -> None:
+        async with self._call("create_private_type"):
+            if not self.makes_types:
+                raise Blocked("Policy doesn't allow volume_extension:type_create to be performed.")
+            if name in self.private_types:
+                raise Conflict(f"Volume Type {name} already exists.")
+            self.private_types[name] = dict(specs)
+
+    async def delete_volume_type(self, type_id: str) -> None:
+        async with self._call("delete_volume_type"):
+            if any(volume.volume_type == type_id for volume in self.volumes.values()):
+                raise Conflict("Target volume type is still in use.")
+            if self.private_types.pop(type_id, None) is None:
+                raise NotFound(f"Volume type {type_id} could not be found.")
 
     async def encrypts(self, type_id: str) -> bool:
         async with self._call("encrypts"):
@@ -478,6 +514,19 @@ class FakeCloud:
             return type_id in self.encrypted_types
 
     # Behind the scenes
+
+    def hosts_of(self, volume_type: str) -> list[str]:
+        """The pools that a volume type leads to, host@backend#pool."""
+        if specs := self.private_types.get(volume_type):
+            hosts = self.hosts_of(specs["volume_backend_name"])
+            return [host for host in hosts if specs.get("pool_name") in (None, host.partition("#")[2])]
+        letters = ["", *"bcdefghij"][: self.pools.get(volume_type, 1)]
+        return [f"host@{volume_type}#{volume_type}{letter}" for letter in letters]
+
+    def _pool(self, volume_type: str, host: str) -> Pool:
+        named = {"pool_name": host.partition("#")[2]} if self.named_pools else {}
+        across = volume_type in self.across
+        return Pool(name=host, backend_name=volume_type, clones_across=across, capabilities=named)
 
     def now(self) -> float:
         """The clock that everybody goes by; tests set it ahead."""
@@ -532,12 +581,17 @@ class FakeCloud:
             created_epoch=self.now(),
             updated_epoch=self.now(),
             project_id=PROJECT,
-            host=f"host@{volume_type}#{volume_type}",
+            host=self._scheduled(volume_type),
             encrypted=volume_type in self.encrypted_types,
             metadata=metadata,
         )
         self.volumes[volume.id] = volume
         return volume
+
+    def _scheduled(self, volume_type: str) -> str:
+        """The pool with the fewest volumes of those that the type leads to."""
+        used = Counter(volume.host for volume in self.volumes.values())
+        return min(self.hosts_of(volume_type), key=lambda host: used[host])
 
     def _spawn(self, work: object) -> None:
         task = asyncio.create_task(work)  # type: ignore[arg-type]
@@ -556,7 +610,8 @@ class FakeCloud:
         self.volumes[volume_id] = volume
         if broken:
             return
-        if image_id and not native and volume.volume_type in self.cached and not volume.encrypted:
+        backend = self.private_types.get(volume.volume_type, {}).get("volume_backend_name", volume.volume_type)
+        if image_id and not native and backend in self.cached and not volume.encrypted:
             self._cache(volume, image_id)
         self._announce_volume("volume.create.end", volume)
 
@@ -574,7 +629,7 @@ class FakeCloud:
         """Cinder's image-volume cache: an entry made for another updated_at is evicted, a fresh one kept."""
         name = f"image-{image_id}"
         stamp = self.images[image_id].updated_at
-        for entry in [v for v in self.volumes.values() if v.name == name and v.volume_type == volume.volume_type]:
+        for entry in [v for v in self.volumes.values() if v.name == name and v.host == volume.host]:
             if entry.metadata.get("_cached_for") == stamp:
                 return
             if "_cached_for" in entry.metadata:
@@ -582,6 +637,7 @@ class FakeCloud:
         if not self._ensure_space(volume):
             return
         entry = self._new(name, volume.volume_type, volume.size, {"readonly": "True", "_cached_for": stamp})
+        entry = replace(entry, host=volume.host)
         self.asked_by[entry.id] = "cinder"
         # A clone, as those of uploads are
         self.volumes[entry.id] = replace(entry, status="available", source_volid=volume.id)
@@ -594,8 +650,8 @@ class FakeCloud:
         most_count, most_size = self.cache_max_count, self.cache_max_gigabytes
         if most_size and volume.size > most_size:
             return False
-        on_type = (v for v in self.volumes.values() if "_cached_for" in v.metadata)
-        entries = sorted((v for v in on_type if v.volume_type == volume.volume_type), key=lambda v: v.created_at)
+        every = (v for v in self.volumes.values() if "_cached_for" in v.metadata)
+        entries = sorted((v for v in every if v.host == volume.host), key=lambda v: v.created_at)
         while entries and (
             (most_count and len(entries) + 1 > most_count)
             or (most_size and sum(v.size for v in entries) + volume.size > most_size)

@@ -303,7 +303,7 @@ OPTIONS: dict[cfg.OptGroup, list[cfg.Opt]] = {
 }
 
 TARGET_OPTIONS: list[cfg.Opt] = [
-    cfg.StrOpt("volume_type", help="Name of a volume type that leads to one backend pool. Required."),
+    cfg.StrOpt("volume_type", help="Name of a volume type. Required."),
     cfg.StrOpt(
         "strategy",
         default=_TARGET.strategy,
@@ -325,6 +325,16 @@ TARGET_OPTIONS: list[cfg.Opt] = [
         help="Stores of Glance from which Cinder's driver clones raw images by itself: rbd stores on the same Ceph "
         "cluster, say. A raw image that is in none of them is copied into the first. Found out for rbd if empty, by "
         "one volume a day that is deleted at once.",
+    ),
+    cfg.ListOpt(
+        "pools",
+        default=["auto"],
+        help="Pools to keep images warm in, by names or wildcards, host@backend#pool; auto: all that the volume type "
+        "leads to. Where they are several, each gets an entry of Cinder's image-volume cache, by a private volume type "
+        "for each that the worker makes.",
+    ),
+    cfg.ListOpt(
+        "exclude_pools", default=list(_TARGET.exclude_pools), help="Pools to leave out, by names or wildcards."
     ),
     cfg.StrOpt(
         "availability_zone",
@@ -598,7 +608,8 @@ def _targets(conf: cfg.ConfigOpts, faults: list[str]) -> Iterator[Target]:
         group = f"target:{name}"
         conf.register_opts(TARGET_OPTIONS, group=cfg.OptGroup(group))
         try:
-            target = _values(Target, conf[group], name=name, volume_type=conf[group].volume_type or "")
+            pools = tuple(pool for pool in conf[group].pools if pool != "auto")
+            target = _values(Target, conf[group], name=name, volume_type=conf[group].volume_type or "", pools=pools)
         except (cfg.Error, ValueError) as error:
             faults.append(f"[{group}]: {error}")
             continue

@@ -66,7 +66,7 @@ def plan(seen: Seen, target: Target) -> Action:
         return action
     if seen.warming is None:
         return LookAtWarming()
-    warming = [v for v in seen.warming if image_volume.is_ours(v, target) and not image_volume.is_leaving(v)]
+    warming = [v for v in seen.warming if image_volume.is_warming_for(v, target) and not image_volume.is_leaving(v)]
     entries = [
         volume
         for volume in seen.volumes
@@ -135,6 +135,9 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
     """Plan the steps after the throw-away volume was asked for."""
     if not image_volume.is_usable(warming):
         return registered.await_or_give_up(warming, seen)
+    if target.pool and warming.host != target.pool:
+        astray = f"volume type {warming.volume_type} has led to {warming.host}: have its extra specs put right"
+        return DeleteVolume(warming.id, why="it came to lie in another pool", because=astray)
     if warming.metadata.get(image_volume.FRESH) != seen.image.updated_at:
         return DeleteVolume(warming.id, why="the image has changed since it was begun")
     if entry is None:

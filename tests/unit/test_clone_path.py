@@ -26,9 +26,10 @@ RAW = Image(
     size=GIB, stores=frozenset({"file", "c1"}), updated_at="then",
 )  # fmt: skip
 QCOW2 = replace(RAW, disk_format="qcow2")
-HERE, THERE = Pool(host="h@b#one", types=frozenset({"ssd"})), Pool(host="h@b#two", types=frozenset({"ssd"}))
+HERE, THERE = Pool(hosts=frozenset({"h@b#one"})), Pool(hosts=frozenset({"h@b#two"}))
+ACROSS = Pool(hosts=frozenset({"h@b#one", "h@b#two"}))
 BY_TYPE = Pool(types=frozenset({"ssd"}))
-RBD = Pool(host="h@ceph#p", native=frozenset({frozenset({"rbd"})}))
+RBD = Pool(hosts=frozenset({"h@ceph#p"}), native=frozenset({frozenset({"rbd"})}))
 VOLUME = Volume(
     id="v1", name=f"image-{IMAGE_ID}", status="available", volume_type="ssd", size=1, host="h@b#one", created_at="1",
     project_id="internal", metadata={"image_owner": "alice", "glance_image_id": IMAGE_ID, "readonly": "True"},
@@ -57,7 +58,7 @@ def read(*volumes: Volume, locations: tuple[Location, ...] | None = LOCATED, cac
         (RAW, HERE, read(VOLUME), ImageVolumeClone(VOLUME)),
         (RAW, BY_TYPE, read(VOLUME), ImageVolumeClone(VOLUME)),
         (RAW, THERE, read(VOLUME), Download((Reason.OTHER_POOL, Reason.ENTRY_MISSING))),
-        (RAW, replace(THERE, across=True), read(VOLUME), ImageVolumeClone(VOLUME)),
+        (RAW, ACROSS, read(VOLUME), ImageVolumeClone(VOLUME)),
         (RAW, HERE, read(replace(VOLUME, metadata={})), Download((Reason.OWNER, Reason.ENTRY_MISSING))),
         (RAW, HERE, read(replace(VOLUME, status="error")), Download((Reason.NOT_AVAILABLE, Reason.ENTRY_MISSING))),
         (RAW, HERE, read(replace(VOLUME, encrypted=True)), Download((Reason.ENCRYPTED, Reason.ENTRY_MISSING))),

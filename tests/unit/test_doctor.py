@@ -17,6 +17,7 @@ from tests.unit.test_settings import GOOD, load
 from worker.broker.connection import Depth, Look, parse
 from worker.core.cloud import Location, Store, Volume
 from worker.core.errors import Blocked, Misconfigured, NotFound, Temporary
+from worker.core.pool import Pool, VolumeType
 from worker.core.target import TAG, Policy, Reclaiming, Target, Uploads
 from worker.diagnose.check import Check
 from worker.diagnose.doctor import brokers, cinder, configuration, daemon, glance, login
@@ -24,7 +25,7 @@ from worker.diagnose.doctor.facts import Facts
 from worker.diagnose.doctor.management import Managed, Management, Rules, _would_apply
 from worker.diagnose.doctor.untold import Untold, ask, tell
 from worker.openstack.sdk import Identity
-from worker.openstack.survey import Clock, Limit, Pool, Service, Shown, VolumeType
+from worker.openstack.survey import Clock, Limit, Service, Shown
 from worker.settings import Settings
 
 URL = "rabbit://u:s3cret@one:5672,u:s3cret@two:5672/"

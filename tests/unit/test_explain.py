@@ -36,7 +36,7 @@ GROUPS = {
 SOURCE = "image_volume_source"
 READS = {
     "get_image", "find_volumes", "get_volume", "list_tasks", "list_stores", "get_locations", "list_members",
-    "imports_locations", "get_quota", "list_volume_types", "encrypts",
+    "imports_locations", "get_quota", "describe_volume_types", "list_pools", "encrypts",
 }  # fmt: skip
 
 

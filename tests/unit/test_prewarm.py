@@ -162,7 +162,7 @@ async def test_a_write_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, ver
 
 
 @pytest.mark.parametrize(
-    "verb", ["get_image", "find_volumes", "get_volume", "get_locations", "list_stores", "list_volume_types"]
+    "verb", ["get_image", "find_volumes", "get_volume", "get_locations", "list_stores", "describe_volume_types"]
 )
 async def test_a_read_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, verb: str) -> None:
     cloud.emit = rig.hear

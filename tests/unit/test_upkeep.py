@@ -668,7 +668,14 @@ async def test_a_resync_with_nothing_to_do_costs_pages_only() -> None:
     cloud.calls.clear()
     assert await rig.resync() == []
     # Two handlers look at targets, and ask of each type whether it is encrypted
-    reads = {"list_volumes": 6, "list_images": 2, "list_stores": 3, "list_volume_types": 2, "encrypts": 6}
+    reads = {
+        "list_volumes": 6,
+        "list_images": 2,
+        "list_stores": 3,
+        "describe_volume_types": 2,
+        "list_pools": 2,
+        "encrypts": 6,
+    }
     assert cloud.calls == reads
 
 

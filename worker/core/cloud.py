@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from worker.core.pool import Pool, VolumeType
+
 GIB = 1 << 30
 LISTED = ("active", "queued", "saving", "deactivated")
 """The status of images that a list of them has; of others there is nothing to do, and nothing to say."""
@@ -220,6 +222,18 @@ class Cloud(Protocol):
 
     async def list_volume_types(self) -> Mapping[str, str]:
         """Names of the volume types by id."""
+
+    async def describe_volume_types(self) -> tuple[VolumeType, ...]:
+        """The volume types, with as much of their extra specs as we may see."""
+
+    async def list_pools(self) -> tuple[Pool, ...]:
+        """The pools that Cinder's scheduler knows; Blocked where only an administrator may ask."""
+
+    async def create_private_type(self, name: str, specs: Mapping[str, str]) -> None:
+        """Create a volume type that no project sees; Conflict if there is one of this name."""
+
+    async def delete_volume_type(self, type_id: str) -> None:
+        """Delete a volume type; Conflict while a volume is of it."""
 
     async def encrypts(self, type_id: str) -> bool:
         """Whether volumes of a type are encrypted; Blocked where only an administrator may ask."""

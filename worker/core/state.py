@@ -20,6 +20,8 @@ class State(StrEnum):
     """Somebody else undoes what the worker makes."""
     FULL = "full"
     """The target's budget, or Cinder's cache, has no room for it."""
+    PARTLY_WARM = "partly warm"
+    """Cinder clones it in some pools of the target, and the others can't be chosen or have no room for it."""
     UNKNOWN = "unknown"
     """No resync has seen it yet."""
     UNUSED = "unused"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from typing import Literal
+
+from worker.core.pool import Place
 
 # The key of the metadata that marks a volume as ours; its value is the target's name
 TAG = "image_volume_worker"
@@ -15,6 +18,8 @@ LocationApi = Literal["auto", "new", "old"]
 When = Literal["new", "used"]
 
 
+# Between the names of a target and of its place
+ON = " on "
 # What people make bootable volumes of; Cinder's image-volume cache keeps the converted volume
 CACHED_FORMATS = frozenset({"raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "ploop"})
 
@@ -26,6 +31,9 @@ class Target:
     `glance_store` is the cinder store of Glance on that backend ("" when there is none or it is to be found out).
     `max_gigabytes` and `max_count` bound what is put there in advance; 0 for no limit. `encrypted` is no option: it is
     found out from Cinder whether volumes of the type are encrypted.
+    Of the pools that the type leads to those count whose names match one of `pools` (all if empty) and none of
+    `exclude_pools`; `places` are what was found, empty if Cinder does not tell. With `pool` it is that one place alone,
+    and `volume_type` is then a private type that leads there.
     `native_stores` are stores of Glance from which Cinder's driver clones raw images by itself, the one to copy into
     first. With no `disk_formats` those are kept warm that the strategy can serve. `automatic` is no option either: it
     tells that the strategy was `auto`, and may be another one for an image of another format.
@@ -41,6 +49,10 @@ class Target:
     max_count: int = 0
     disk_formats: frozenset[str] = frozenset()
     native_stores: tuple[str, ...] = ()
+    pools: tuple[str, ...] = ()
+    exclude_pools: tuple[str, ...] = ()
+    places: tuple[Place, ...] = ()
+    pool: str = ""
     encrypted: bool = False
     automatic: bool = False
 
@@ -50,6 +62,22 @@ class Target:
         if self.disk_formats:
             return self.disk_formats
         return CACHED_FORMATS if self.automatic or self.strategy in ("auto", "cache") else frozenset({"raw"})
+
+    def takes(self, pool: str) -> bool:
+        """Whether the pool of this name, host@backend#pool, is one to keep images warm in."""
+        if any(fnmatch(pool, pattern) for pattern in self.exclude_pools):
+            return False
+        return not self.pools or any(fnmatch(pool, pattern) for pattern in self.pools)
+
+    @property
+    def is_spread(self) -> bool:
+        """Whether its volumes come to lie in several places, so that one Image-Volume does not serve all of them."""
+        return len(self.places) > 1
+
+    @property
+    def place(self) -> str:
+        """The name of the target, or of its one place that this is about."""
+        return f"{self.name}{ON}{self.pool}" if self.pool else self.name
 
     @property
     def has_budget(self) -> bool:

@@ -6,6 +6,8 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
+from worker.core.target import ON
+
 # (image, target) pairs remembered; those that were made the longest time ago are forgotten
 KEEP = 100_000
 # Limits of others show in no API: once a day it is tried whether they still hold, in seconds
@@ -116,16 +118,26 @@ class Undone:
     def forget(self, image_id: str, target: str = "") -> None:
         """We have deleted it ourselves, or the image is gone: that is nobody's undoing."""
         with self._lock:
-            names = [target] if target else [name for one, name in self._pasts if one == image_id]
+            names = [name for one, name in self._pasts if one == image_id and _is_at(name, target)]
             for name in names:
                 self._pasts.pop((image_id, name), None)
 
     def made_room(self, target: str) -> None:
         """Something on the target was deleted for good, so that something else may fit."""
-        self._full.pop(target, None)
-        self._refusals.pop(target, None)
+        for memory in (self._full, self._refusals):
+            for name in [name for name in memory if _is_at(name, target)]:
+                memory.pop(name, None)
+
+    def full_places(self, target: str, *, now: float) -> tuple[str, ...]:
+        """Reasons why nothing more fits in a place of the target, or on all of it."""
+        return tuple(why for name, (until, why) in self._full.items() if _is_at(name, target) and now < until)
 
     def _keep(self, image_id: str, target: str, past: Past) -> None:
         self._pasts[image_id, target] = past
         if len(self._pasts) > KEEP:
             self._pasts.popitem(last=False)
+
+
+def _is_at(name: str, target: str) -> bool:
+    """Whether the target of this name, or a place of it, is the one named; "" names all."""
+    return not target or name == target or name.startswith(f"{target}{ON}")

@@ -29,11 +29,12 @@ from openstack.connection import Connection
 
 from worker.core.cloud import LISTED, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
 from worker.core.errors import Blocked, Conflict, Malformed, Misconfigured, NotFound, Temporary
+from worker.core.pool import Pool, VolumeType
 from worker.core.target import TAG
 from worker.engine.retry import reading
 from worker.observe.metrics import Metrics, release
 from worker.openstack.deadline import Adapter, Deadline
-from worker.openstack.survey import Clock, Limit, Login, Pool, Service, Shown, VolumeType
+from worker.openstack.survey import Clock, Limit, Login, Service, Shown
 
 PAGE = 1000
 # Of a listing: ten million rows. One with more never ends
@@ -419,7 +420,6 @@ class OpenStackCloud:
         return await self._read("image", f"/v2/images/{image_id}/locations", _locations)
 
     async def describe_volume_types(self) -> tuple[VolumeType, ...]:
-        """The volume types, with as much of their extra specs as we may see."""
         return await self._read("block-storage", "/types?is_public=None", _each("volume_types", VolumeType.from_api))
 
     async def encrypts(self, type_id: str) -> bool:
@@ -428,9 +428,20 @@ class OpenStackCloud:
         return await self._read("block-storage", path, lambda answer: bool(answer.get("provider")))
 
     async def list_pools(self) -> tuple[Pool, ...]:
-        """The pools that Cinder's scheduler knows; an administrator's call."""
         path = "/scheduler-stats/get_pools?detail=true"
         return await self._read("block-storage", path, _each("pools", Pool.from_api))
+
+    async def create_private_type(self, name: str, specs: Mapping[str, str]) -> None:
+        body = {
+            "name": name,
+            "description": "Leads to one pool, for Image-Volumes there. Made and deleted by image-volume-worker.",
+            "os-volume-type-access:is_public": False,
+            "extra_specs": dict(specs),
+        }
+        await self._write("block-storage", "POST", "/types", {"volume_type": body})
+
+    async def delete_volume_type(self, type_id: str) -> None:
+        await self._write("block-storage", "DELETE", f"/types/{type_id}")
 
     async def list_services(self) -> tuple[Service, ...]:
         """Cinder's services; an administrator's call."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 UNLIMITED = -1
@@ -60,66 +60,6 @@ class Shown:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VolumeType:
-    """A volume type. `specs` are its extra specs, or those of them that we may see."""
-
-    id: str
-    name: str
-    specs: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def from_api(cls, fields: Mapping[str, Any]) -> VolumeType:
-        """The type of an entry of GET /types."""
-        specs = fields.get("extra_specs") or {}
-        return cls(id=fields["id"], name=fields["name"], specs={key: str(value) for key, value in specs.items()})
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pool:
-    """A pool of a backend. GiB; None where the driver does not know, infinite where it says so.
-
-    Source: cinder/scheduler/filters/capacity_filter.py for `room`.
-    """
-
-    name: str
-    backend_name: str
-    free: float | None = None
-    total: float | None = None
-    thin: bool = False
-    ratio: float = 1.0
-    provisioned: float | None = None
-    reserved: float = 0.0
-    clones_across: bool = False
-
-    @classmethod
-    def from_api(cls, fields: Mapping[str, Any]) -> Pool:
-        """The pool of an entry of GET /scheduler-stats/get_pools?detail=true."""
-        told = fields["capabilities"]
-        return cls(
-            name=fields["name"],
-            backend_name=str(told.get("volume_backend_name") or ""),
-            free=_gigabytes(told.get("free_capacity_gb")),
-            total=_gigabytes(told.get("total_capacity_gb")),
-            thin=told.get("thin_provisioning_support") is True,
-            ratio=_gigabytes(told.get("max_over_subscription_ratio")) or 1.0,
-            provisioned=_gigabytes(told.get("provisioned_capacity_gb", told.get("allocated_capacity_gb"))),
-            reserved=_gigabytes(told.get("reserved_percentage")) or 0.0,
-            clones_across=told.get("clone_across_pools") is True,
-        )
-
-    @property
-    def room(self) -> float | None:
-        """GiB of volumes that Cinder's scheduler would still put there."""
-        if self.free is None or math.isinf(self.free) or self.total is None or math.isinf(self.total):
-            return self.free
-        free = self.free - self.total * self.reserved / 100
-        if not self.thin:
-            return free
-        left = math.inf if self.provisioned is None else self.total * self.ratio - self.provisioned
-        return min(free * self.ratio, left)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
     """A service of Cinder; `host` is `host@backend` of a cinder-volume."""
 
@@ -155,13 +95,3 @@ class Limit:
     def left(self) -> float:
         """The part that is not used."""
         return math.inf if self.limit < 0 else self.limit - self.used
-
-
-def _gigabytes(value: object) -> float | None:
-    """A number as drivers report it: some say "infinite" or "unknown", some send text."""
-    if str(value).lower() == "infinite":
-        return math.inf
-    try:
-        return float(str(value))
-    except ValueError:
-        return None

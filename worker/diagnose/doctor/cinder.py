@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping
 from handlers import image_volume
 from handlers.strategies import cache
 from worker.core.cloud import Store, Volume
+from worker.core.pool import Pool, VolumeType
 from worker.core.target import Target
 from worker.diagnose.check import Check
 from worker.diagnose.doctor.facts import Facts, decided
 from worker.diagnose.doctor.untold import Untold, untold
-from worker.openstack.survey import Limit, Pool, Service, VolumeType
+from worker.openstack.survey import Limit, Service
 from worker.settings import Settings
 
 SEE = "see cinder"

@@ -10,11 +10,12 @@ from functools import partial
 from handlers import target_store
 from worker.core.cloud import Location, Store, Volume
 from worker.core.errors import Blocked
+from worker.core.pool import Pool, VolumeType
 from worker.core.target import Target
 from worker.diagnose.doctor import untold
 from worker.diagnose.doctor.untold import Untold
 from worker.openstack.sdk import Identity, OpenStackCloud
-from worker.openstack.survey import Clock, Limit, Login, Pool, Service, Shown, VolumeType
+from worker.openstack.survey import Clock, Limit, Login, Service, Shown
 from worker.settings import Settings
 
 SERVICES = {"keystone": "keystone", "glance": "image", "cinder": "block-storage"}

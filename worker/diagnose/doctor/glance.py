@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from worker.core.cloud import Store, Volume
+from worker.core.pool import VolumeType
 from worker.core.target import Target
 from worker.diagnose.check import Check
 from worker.diagnose.doctor.facts import Facts, decided
 from worker.diagnose.doctor.untold import Untold, untold
 from worker.openstack.sdk import LOCATION_API
-from worker.openstack.survey import Shown, VolumeType
+from worker.openstack.survey import Shown
 from worker.settings import Settings
 
 SEE = "see glance"
