@@ -72,12 +72,9 @@ make_osd() {
     ceph-osd -c "$ETC/ceph/ceph.conf" --mkfs -i 0 --osd-uuid "$(<"$DATA/ceph/osd")"
 }
 
-make_pools() {
-  local name
-  for name in local-1 local-2; do
-    ceph_ osd pool create "$name" 8 && rbd -c "$ETC/ceph/ceph.conf" pool init "$name" || return 1
-  done
-}
+make_pool() { ceph_ osd pool create "$1" 8 && rbd -c "$ETC/ceph/ceph.conf" pool init "$1"; } # NAME
+
+make_pools() { make_pool local-1 && make_pool local-2; }
 
 ceph_up() {
   ceph_once mon make_mon
@@ -86,6 +83,20 @@ ceph_up() {
   ceph_once osd make_osd
   ensure ceph-mgr ceph-osd && wait_for 90 ceph-osd ceph-mgr
   ceph_once pools make_pools
+  if on_rbd_store; then ceph_once images make_pool images; fi
+}
+
+on_rbd_store() { on CEPH && on RBD_STORE; }
+
+rbd_store() { # of Glance
+  cat <<C
+[rbd]
+store_description = the pool images
+rbd_store_pool = images
+rbd_store_ceph_conf = $ETC/ceph/ceph.conf
+rbd_store_user = admin
+rbd_store_chunk_size = 8
+C
 }
 
 ceph_backend() { # NUMBER: where it keeps its volumes

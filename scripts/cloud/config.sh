@@ -175,8 +175,10 @@ policy() {
 }
 
 glance_config() {
-  local stores=file:file
-  if on CINDER_STORES; then stores+=,cinder-1:cinder,cinder-2:cinder; fi
+  local stores=file:file default=file
+  if on_rbd_store; then
+    stores=rbd:rbd,file:file default=rbd
+  elif on CINDER_STORES; then stores+=,cinder-1:cinder,cinder-2:cinder; fi
   if on TWIN_STORE; then stores+=,cinder-twin:cinder; fi
   gunicorn "$GLANCE_APP" 9292 1 16 >"$ETC/glance/gunicorn.py"
   cp "$VENV/etc/glance/glance-api-paste.ini" "$ETC/glance/"
@@ -198,7 +200,7 @@ node_staging_uri = file://$DATA/glance/staging
 flavor = keystone
 config_file = $ETC/glance/glance-api-paste.ini
 [glance_store]
-default_backend = file
+default_backend = $default
 [file]
 filesystem_store_datadir = $DATA/glance/images
 store_description = files on this machine
@@ -211,7 +213,11 @@ allowed_ports = [80,443,8000,8080]
 disallowed_hosts = []
 allowed_hosts = [$IP,localhost]
 C
-    if on CINDER_STORES; then cinder_store cinder-1 local-1 && cinder_store cinder-2 local-2; fi
+    if on_rbd_store; then
+      rbd_store
+    elif on CINDER_STORES; then
+      cinder_store cinder-1 local-1 && cinder_store cinder-2 local-2
+    fi
     if on TWIN_STORE; then cinder_store cinder-twin local-2; fi
     database glance
     messaging

@@ -228,7 +228,7 @@ class Person:
 
 
 def _says_clone(volume_id: str, request_id: str, offset: int) -> bool:
-    """Whether Cinder's log says that the volume is a clone, of a location or of its cache's entry."""
+    """Whether Cinder's log says that the volume is a clone: of a location, of its cache, or by its driver."""
     with CINDER_LOG.open("rb") as log:
         log.seek(offset)
         lines = log.read().decode(errors="replace").splitlines()
@@ -237,6 +237,7 @@ def _says_clone(volume_id: str, request_id: str, offset: int) -> bool:
     located = any("Will clone a volume from the image volume" in line and request_id in line for line in lines)
     # The cache works under a request id of its own
     cached = any("Creating from source image-volume" in line for line in lines)
-    if not located and not cached:
+    native = any(f" to volume-{volume_id}" in line and "cloning " in line for line in lines)
+    if not (located or cached or native):
         raise RuntimeError(f"{CINDER_LOG} does not say how volume {volume_id} was made")
     return True
