@@ -134,7 +134,7 @@ class Deletion:
         """
         target = self._targets.get(volume.metadata.get(TAG, ""))
         if target is not None:
-            return volume.volume_type == target.volume_type
+            return image_volume.is_ours(volume, target)
         if TAG in volume.metadata:
             return volume.metadata[TAG] == UPLOAD and bool(volume.source_volid)
         return bool(volume.source_volid) or image_volume.is_unmarked_copy(volume)

@@ -134,6 +134,11 @@ def placing_type(pool: str) -> str:
     return f"{PLACING}{pool}"
 
 
+def is_placed(volume: Volume) -> bool:
+    """Whether it was made by a private type that leads to one pool."""
+    return volume.volume_type.startswith(PLACING)
+
+
 def is_warming_for(volume: Volume, target: Target) -> bool:
     """Whether it is a throw-away volume of ours for this target, or for its one place wherever Cinder has put it."""
     if target.pool:
@@ -155,11 +160,16 @@ def is_ours(volume: Volume, target: Target) -> bool:
     return volume.metadata.get(TAG) == target.name and _lies(volume, target)
 
 
+def serves(volume: Volume, target: Target) -> bool:
+    """Whether volumes on the target are clones of it: it lies where they come to lie, as far as that is known."""
+    return not (volume.host and target.places) or any(volume.host in place.hosts for place in target.places)
+
+
 def _lies(volume: Volume, target: Target) -> bool:
     """Whether the volume lies in the target's one place; else, whether it is of its type, or of one for its place."""
     if target.pool:
         # A volume that was asked for a moment ago is nowhere yet
-        return volume.host == target.pool if volume.host else volume.volume_type == target.volume_type
+        return serves(volume, target) if volume.host else volume.volume_type == target.volume_type
     return volume.volume_type in (target.volume_type, placing_type(volume.host))
 
 

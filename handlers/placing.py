@@ -19,6 +19,8 @@ log = structlog.get_logger(__name__)
 
 # An operator may allow it, in seconds
 ASK_AGAIN = 3600.0
+# Each try downloads the image, in seconds
+TRY_AGAIN = 86_400.0
 NO_WAY = (
     "Cinder offers no way to choose this pool (it reports no pool_name, or several pools have the same names): the "
     "first volume that a user makes there leaves an entry in Cinder's image-volume cache"
@@ -27,6 +29,9 @@ NOT_ALLOWED = (
     "this login may not make private volume types, by which a pool is chosen (policy volume_extension:type_create); "
     "the first volume that a user makes there leaves an entry in Cinder's image-volume cache"
 )
+
+
+OTHERWISE = "delete its volumes and the type, and the worker makes both again"
 
 
 class CannotPlace(Exception):
@@ -40,13 +45,23 @@ class Placing:
         self._cloud = cloud
         self._now = now
         self._there: set[str] = set()
+        self._unused: frozenset[str] = frozenset()
         self._refused_until = 0.0
+        self._astray: dict[str, tuple[float, str]] = {}
 
     def obstacle(self, target: Target) -> str:
         """Why no volume can be made in the target's one place, as far as is known; "" if it can. Calls nobody."""
         if not target.places[0].specs:
             return NO_WAY
+        until, why = self._astray.get(target.volume_type, (0.0, ""))
+        if self._now() < until:
+            return why
         return NOT_ALLOWED if self._now() < self._refused_until else ""
+
+    def note_astray(self, target: Target, why: str) -> None:
+        """Make no volume in the target's one place for a while: its private type does not lead there."""
+        self._there.discard(target.volume_type)
+        self._astray[target.volume_type] = self._now() + TRY_AGAIN, why
 
     async def ensure(self, target: Target) -> None:
         """Make the volume type that leads to the target's one place, unless it is there; CannotPlace if not allowed."""
@@ -57,18 +72,33 @@ class Placing:
         try:
             await self._cloud.create_private_type(target.volume_type, dict(target.places[0].specs))
             log.info("volume_type_made", volume_type=target.volume_type)
-        except Conflict:
-            log.debug("volume_type_is_there", volume_type=target.volume_type)
+        except Conflict as error:
+            there = {one.name: dict(one.specs) for one in await self._cloud.describe_volume_types()}
+            if target.volume_type not in there:
+                raise CannotPlace(f"Cinder takes no private volume type for this pool: {error}") from error
+            if there[target.volume_type] != dict(target.places[0].specs):
+                why = (
+                    f"volume type {target.volume_type} has other extra specs than lead to this pool alone: {OTHERWISE}"
+                )
+                raise CannotPlace(why) from error
         except Blocked as error:
             self._refused_until = self._now() + ASK_AGAIN
             raise CannotPlace(NOT_ALLOWED) from error
         self._there.add(target.volume_type)
 
+    def forget(self) -> None:
+        """Make each private type again before it is used: somebody may have deleted them."""
+        self._there.clear()
+
     async def tidy(self, types: Mapping[str, str], used: Iterable[str]) -> None:
-        """Delete the private types that no volume is of; `types` are names by id, `used` names of types of volumes."""
-        in_use = frozenset(used)
+        """Delete the private types that no volume is of, the second time that they are seen so.
+
+        `types` are names by id, `used` names of types of volumes. A job may have made one and not its volume yet.
+        """
+        in_use, before = frozenset(used), self._unused
+        self._unused = frozenset(name for name in types.values() if name.startswith(PLACING)) - in_use
         for type_id, name in types.items():
-            if name.startswith(PLACING) and name not in in_use:
+            if name in self._unused & before:
                 self._there.discard(name)
                 try:
                     await self._cloud.delete_volume_type(type_id)

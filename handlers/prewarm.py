@@ -9,7 +9,7 @@ from typing import assert_never
 import structlog
 
 from handlers import ROUTES, actions, budget, image_volume, policy, strategies
-from handlers.clone_path import Download, Evidence, Path, clone_path
+from handlers.clone_path import Download, Evidence, Path, clone_path, is_raw
 from handlers.deletion import Deletion, NotProven
 from handlers.imports import Imports
 from handlers.placing import CannotPlace, Placing
@@ -91,6 +91,7 @@ class Prewarm:
         self._undone = parts.undone
         self._learned = parts.learned
         self._placing = Placing(parts.cloud, parts.now)
+        self._keeps_order = parts.keeps_order
         self._reservations = Reservations(parts)
         self._targets = {target.name: target for target in parts.targets}
         self._stores = TargetStores(parts)
@@ -170,29 +171,44 @@ class Prewarm:
             done.append(outcome)
         if seen.volumes is None:
             seen = await self._act(strategies.LookAtVolumes(), seen, target, watch)
+        if seen.locations is None and not seen.hidden and await self._may_be_located(seen.image):
+            seen = await self._act(actions.LookAtLocations(), seen, target, watch)
         missing: dict[str, str] = {}
+        states: set[State] = set()
         for place in target.places:
-            if self._served(seen.image, target).strategy == "native":
-                # The first place has shown it
-                return Done(native.CLONED, changed=True, warmed=True, state=State.WARM)
             if not isinstance(self._path(seen.image, target, place, seen.volumes or (), seen.locations), Download):
                 continue
             one = at(target, place)
+            seen = replace(await self._anew(seen, one), volumes=seen.volumes, locations=seen.locations)
             try:
-                await self._placing.ensure(one)
-                outcome, seen = await self._in_one(replace(seen, imported=False, failed=""), one, watch, unlocated)
+                outcome, seen = await self._in_one(seen, one, watch, unlocated)
+            except CannotPlace as error:
+                outcome = Skip(str(error), state=State.PARTLY_WARM)
+            except budget.NoRoom as error:
+                outcome = Skip(str(error), state=State.FULL)
+            if isinstance(outcome, Skip):
+                missing[place.name] = outcome.reason
+                states.add(outcome.state or State.PARTLY_WARM)
+            else:
                 done.append(outcome)
-                why = outcome.reason if isinstance(outcome, Skip) else ""
-            except (CannotPlace, budget.NoRoom) as error:
-                why = str(error)
-            if why:
-                missing[place.name] = why
         if again := [one for one in done if isinstance(one, Again | Park)]:
             return again[0]
         made = any(isinstance(one, Done) and one.changed for one in done)
         if missing:
-            return Skip(_partly(target, missing), state=State.PARTLY_WARM)
+            # Where it is in no pool at all, it is what it is in each of them
+            nowhere = len(missing) == len(target.places) and len(states) == 1
+            return Skip(_partly(target, missing), state=states.pop() if nowhere else State.PARTLY_WARM)
         return Done(f"in {len(target.places)} pools", changed=made, warmed=made, state=State.WARM)
+
+    async def _may_be_located(self, image: Image) -> bool:
+        """Whether Glance may keep the image in a volume: on any target, as types can share pools."""
+        own = {one.glance_store for one in await self._stores.all()} - {""}
+        return is_raw(image) and bool(own & (image.stores or frozenset()))
+
+    async def _anew(self, seen: Seen, target: Target) -> Seen:
+        """What was seen of an image on another place of the target, as far as it holds for this one."""
+        begun = await self._begin(seen.image, target)
+        return replace(begun, warming=seen.warming, hidden=seen.hidden, repaired=seen.repaired)
 
     def _path(
         self,
@@ -206,6 +222,17 @@ class Prewarm:
         pool = pool_of(target, self._learned, place, now=self._now())
         full = self._cache_full(at(target, place) if place else target)
         return clone_path(image, pool, Evidence(locations=locations, volumes=volumes, cache_off=bool(full)))
+
+    def paths(
+        self, image: Image, target: Target, volumes: tuple[Volume, ...], locations: tuple[Location, ...] | None
+    ) -> Iterator[tuple[str, Path, str]]:
+        """How Cinder would make a volume of the image in each place of a target that has several.
+
+        The name of the place, the path, and why the worker cannot mend it; "" if it can. Calls nobody.
+        """
+        for place in target.places if target.is_spread else ():
+            obstacle = self._placing.obstacle(at(target, place))
+            yield place.name, self._path(image, target, place, volumes, locations), obstacle
 
     async def _begin(self, image: Image, target: Target) -> Seen:
         """What is known of an image on a target before anything was looked at."""
@@ -237,8 +264,8 @@ class Prewarm:
                     unlocated.clear()
                 made = made or not isinstance(action, READING)
         finally:
-            if self._probing.get(target.name) == image_id:
-                del self._probing[target.name]
+            if self._probing.get(target.place) == image_id:
+                del self._probing[target.place]
         return await self._settled(image_id, target, seen, action, began=began if made else None), seen
 
     async def _settled(
@@ -252,6 +279,9 @@ class Prewarm:
             # Somebody was faster than our look at it
             state = _state(seen.image, target)
             self._undone.made(image_id, target.place, state=state, volume_id="", at=self._now())
+        if seen.failed.startswith(cache.ASTRAY):
+            self._placing.note_astray(target, seen.failed)
+            action = Finish(Skip(seen.failed, state=State.PARTLY_WARM))
         if seen.failed == cache.NO_CACHE and (past := self._refused(seen, target)).is_held:
             action = Finish(Skip(_why_held(past, target), state=State.HELD_BACK), held_back=True)
         if isinstance(action.outcome, Again) and action.outcome.counted:
@@ -274,11 +304,12 @@ class Prewarm:
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
         """Read Glance's stores, and what lies on targets with a budget."""
         self._resolved = await self._stores.all(afresh=True)
+        self._report.targets(self._resolved)
         lying = await budget.lying(volumes, self._resolved, self._uses)
         self._shelves = {
             target.name: budget.Shelf(target, lying[target.name]) for target in self._resolved if target.name in lying
         }
-        if self._deletion.may_delete:
+        if self._keeps_order and self._deletion.may_delete:
             used = {volume.volume_type for own in volumes.values() for volume in own}
             await self._placing.tidy(self._stores.types, used)
 
@@ -336,33 +367,45 @@ class Prewarm:
     def _warmth_in_places(self, image: Image, volumes: tuple[Volume, ...], target: Target) -> Warmth:
         """How it is with an image on a target that has several places, by a bulk listing."""
         # A listing shows no locations: those of the target's store are the volumes that Glance has marked
-        shown = target.strategy != "cache" and target.glance_store in (image.stores or ())
+        stores = frozenset(one.glance_store for one in self._resolved) - {""}
+        shown = is_raw(image) and bool(stores & (image.stores or frozenset()))
         claimed = [v for v in volumes if "glance_image_id" in v.metadata and image_volume.FRESH not in v.metadata]
         locations = tuple(
-            Location(url="", store=target.glance_store, volume_id=volume.id) for volume in claimed if shown
+            Location(url="", store=volume.volume_type, volume_id=volume.id) for volume in claimed if shown
         )
         lack = LACKS[target.strategy](image, volumes, target) if target.strategy != "cache" else None
         cold: dict[str, str] = {}
-        stuck: dict[str, str] = {}
+        stuck: dict[str, tuple[State, str]] = {}
         for place in target.places:
             path = self._path(image, target, place, volumes, locations)
             if isinstance(path, Download):
                 one = at(target, place)
-                past = self._undone.held(image.id, one.place, state=_state(image, one), now=self._now())
-                why = self._placing.obstacle(one) or (past and _why_held(past, one)) or self._cache_full(one)
-                (stuck if why else cold)[place.name] = why or str(path)
-        if not (lack or cold or stuck):
-            return Warmth(target, State.WARM)
-        if not (lack or cold):
-            return Warmth(target, State.PARTLY_WARM, _partly(target, stuck))
-        why = lack or _partly(target, cold | stuck)
-        if any(image_volume.is_ours(volume, target) for volume in volumes):
-            return Warmth(target, State.COLD, why)
-        if self._unpopular(image, target):
-            return Warmth(target, State.UNUSED, f"{why}; it waits for a second volume to be made of it")
-        if full := self._no_room(image, target):
+                if why := self._placing.obstacle(one):
+                    stuck[place.name] = State.PARTLY_WARM, why
+                elif past := self._undone.held(image.id, one.place, state=_state(image, one), now=self._now()):
+                    stuck[place.name] = State.HELD_BACK, _why_held(past, one)
+                elif why := self._cache_full(one):
+                    stuck[place.name] = State.FULL, why
+                else:
+                    cold[place.name] = str(path)
+        told = _partly(target, cold | {name: why for name, (_, why) in stuck.items()})
+        there = any(image_volume.is_ours(volume, target) for volume in volumes)
+        if (lack or cold) and not there and self._unpopular(image, target):
+            return Warmth(target, State.UNUSED, f"{lack or told}; it waits for a second volume to be made of it")
+        for name in tuple(cold):
+            if full := self._no_room(image, target):
+                del cold[name]
+                stuck[name] = State.FULL, full
+        if lack and not there and (full := self._no_room(image, target)):
             return Warmth(target, State.FULL, full)
-        return Warmth(target, State.COLD, why)
+        if lack or cold:
+            return Warmth(target, State.COLD, lack or told)
+        if not stuck:
+            return Warmth(target, State.WARM)
+        states = {state for state, _ in stuck.values()}
+        nowhere = len(stuck) == len(target.places) and len(states) == 1
+        why = _partly(target, {name: why for name, (_, why) in stuck.items()})
+        return Warmth(target, states.pop() if nowhere else State.PARTLY_WARM, why)
 
     def _served(self, image: Image, target: Target) -> Target:
         """The target as it serves this image."""
@@ -428,6 +471,11 @@ class Prewarm:
     def full(self) -> dict[str, str]:
         """Reasons why nothing more fits into Cinder's cache, by target."""
         return {name: why[0] for name in self._targets if (why := self._undone.full_places(name, now=self._now()))}
+
+    def learned(self) -> dict[str, list[list[str]]]:
+        """The sets of Glance's stores from which Cinder's driver was seen to clone by itself, by target or place."""
+        found = self._learned.all_native(now=self._now())
+        return {place: sorted(sorted(stores) for stores in sets) for place, sets in found.items()}
 
     def _refused(self, seen: Seen, target: Target) -> Past:
         """Note that Cinder made no cache entry of the image."""
@@ -510,7 +558,7 @@ class Prewarm:
                 return await self._look_at(volume_id, seen)
             case strategies.CopyImage(stores):
                 if target.strategy != "native":
-                    await self._reservations.reserve(seen.image, target, watch)
+                    await self._reservations.reserve(seen.image, target.budgeted, watch)
                 return await self._copy(stores, seen, watch)
             case strategies.CreateVolume():
                 return await self._create(action, seen, target, watch)
@@ -557,30 +605,40 @@ class Prewarm:
     async def _create(self, action: strategies.CreateVolume, seen: Seen, target: Target, watch: Watch) -> Seen:
         """Begin to make a volume; where one is enough to show whether Cinder clones by itself, one at a time."""
         image, new = seen.image, action.new
-        if seen.unproven is not None and self._probing.setdefault(target.name, image.id) != image.id:
-            await watch.changed()
-            return self._as_learned(seen, target)
+        if seen.unproven is not None:
+            if (known := self._as_learned(seen, target)) is not seen:
+                return known
+            if self._probing.setdefault(target.place, image.id) != image.id:
+                await watch.changed()
+                return self._as_learned(seen, target)
         if action.anew:
             self._report.rewarm_began(target.name, "changed")
         else:
             # A cache entry is another volume besides
             volumes = 1 + (target.strategy == "cache")
-            await self._reservations.reserve(image, target, watch, volumes=volumes)
-        volume = await self._cloud.create_volume(new)
+            await self._reservations.reserve(image, target.budgeted, watch, volumes=volumes)
+        if target.pool:
+            await self._placing.ensure(target)
+        try:
+            volume = await self._cloud.create_volume(new)
+        except (Blocked, Conflict, NotFound):
+            # The private type may be gone that was there a moment ago
+            self._placing.forget()
+            raise
         log.info("image_volume_creating", volume_id=volume.id, volume_type=new.volume_type, size=new.size)
         return _with(volume, seen)
 
     def _as_learned(self, seen: Seen, target: Target) -> Seen:
         """What was seen, with what the volume of another image has shown meanwhile."""
-        if seen.unproven is None or not self._learned.is_known(target.name, seen.unproven, now=self._now()):
+        if seen.unproven is None or not self._learned.is_known(target.place, seen.unproven, now=self._now()):
             return seen
         return replace(seen, unproven=None, native=self._served(seen.image, target).strategy == "native")
 
     def _note_native(self, seen: Seen, target: Target, *, native: bool) -> None:
         """Remember whether Cinder has cloned the image by itself, if that was not known."""
-        if seen.unproven is not None and not self._learned.is_known(target.name, seen.unproven, now=self._now()):
-            self._learned.note(target.name, seen.unproven, native=native, now=self._now())
-            log.info("clone_by_driver", target=target.name, stores=sorted(seen.unproven), cloned=native)
+        if seen.unproven is not None and not self._learned.is_known(target.place, seen.unproven, now=self._now()):
+            self._learned.note(target.place, seen.unproven, native=native, now=self._now())
+            log.info("clone_by_driver", target=target.place, stores=sorted(seen.unproven), cloned=native)
 
     def _encrypted(self, target: Target, volume_id: str = "") -> Blocked:
         """Remember that the target makes encrypted volumes, and return the error to raise."""

@@ -15,11 +15,12 @@ from worker.core.target import Target
 
 def pool_of(target: Target, learned: Learned, place: Place | None = None, *, now: float) -> Pool:
     """The target as a pool, for `clone_path`, or one of its places."""
+    key = at(target, place).place if place else target.place
     named = frozenset(frozenset({store}) for store in target.native_stores)
     return Pool(
         hosts=frozenset(place.hosts if place else ()),
         types=frozenset({target.volume_type}),
-        native=named | learned.native(target.name, now=now),
+        native=named | learned.native(key, now=now),
     )
 
 
@@ -30,8 +31,10 @@ def at(target: Target, place: Place) -> Target:
         strategy="cache",
         glance_store="",
         volume_type=image_volume.placing_type(place.name),
+        availability_zone=place.zone or target.availability_zone,
         places=(place,),
         pool=place.name,
+        whole=target,
     )
 
 
@@ -46,7 +49,8 @@ def served(image: Image, target: Target, learned: Learned, *, now: float) -> Tar
         return replace(target, strategy="cache")
     if target.automatic and target.native_stores:
         return replace(target, strategy="native")
-    if target.strategy == "cache" and is_native(image, pool_of(target, learned, now=now)):
+    places = target.places if target.is_spread else (None,)
+    if target.strategy == "cache" and all(is_native(image, pool_of(target, learned, one, now=now)) for one in places):
         return replace(target, strategy="native")
     return target
 
@@ -60,4 +64,4 @@ def unproven(image: Image, target: Target, learned: Learned, stores: Iterable[St
         return None
     rbd = frozenset(store.id for store in stores if store.type == "rbd") & (image.stores or frozenset())
     possible = image.stores is None or rbd
-    return rbd if possible and not learned.is_known(target.name, rbd, now=now) else None
+    return rbd if possible and not learned.is_known(target.place, rbd, now=now) else None

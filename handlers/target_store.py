@@ -82,7 +82,10 @@ async def read_encryption(cloud: Cloud, types: Mapping[str, str], targets: Itera
 
 
 async def read_pools(cloud: Cloud) -> tuple[Pool, ...] | None:
-    """The pools that Cinder's scheduler knows; empty where it does not tell us, None where it does not answer."""
+    """The pools that Cinder's scheduler knows; empty where it does not tell us, None where it does not answer.
+
+    A scheduler that was started a moment ago answers with none.
+    """
     try:
         return await cloud.list_pools()
     except (Blocked, NotFound) as error:
@@ -97,7 +100,16 @@ def find_places(target: Target, types: Iterable[VolumeType], pools: tuple[Pool, 
     """The places where volumes of the target come to lie, as far as Cinder tells. Pure."""
     found = next((one for one in types if one.name == target.volume_type), None)
     lead = pools_of(found, pools) if found else ()
-    return places_of([pool for pool in lead if target.takes(pool.name)], pools)
+    zones = found.zones if found else frozenset()
+    if target.availability_zone:
+        zones = frozenset({target.availability_zone})
+    taken = (pool for pool in lead if target.takes(pool.name))
+    return places_of([pool for pool in taken if not (zones and pool.zone) or pool.zone in zones], pools)
+
+
+def _arrays(target: Target) -> frozenset[str]:
+    """The arrays that the target leads to which clone across their pools."""
+    return frozenset(place.array for place in target.places) - {""}
 
 
 class TargetStores:
@@ -168,7 +180,22 @@ class TargetStores:
         found = self._found_encrypted.get(target.name, 0.0) > self._now()
         encrypted = found or self._encryption.get(target.volume_type) is True
         places = self._places.get(target.name, ())
-        return replace(resolve(target, self._stores), encrypted=encrypted, places=places)
+        resolved = replace(resolve(target, self._stores), encrypted=encrypted, places=places)
+        # Cinder takes any of an image's locations that lie on arrays which clone across pools, also on another array
+        if resolved.automatic and resolved.strategy == "store" and not self._may_locate(resolved):
+            return replace(resolved, strategy="cache")
+        return resolved
+
+    def _may_locate(self, target: Target) -> bool:
+        """Whether images may have locations on the target: of arrays that clone across pools on the first target's."""
+        own = _arrays(target)
+        for other in self._targets if own else ():
+            with contextlib.suppress(Blocked):
+                places = self._places.get(other.name, ())
+                first = replace(resolve(other, self._stores), places=places)
+                if first.strategy == "store" and (arrays := _arrays(first)):
+                    return bool(arrays & own)
+        return True
 
     @property
     def types(self) -> Mapping[str, str]:
@@ -183,7 +210,8 @@ class TargetStores:
             described = await self._cloud.describe_volume_types()
             types = {one.id: one.name for one in described}
             self._encryption = await read_encryption(self._cloud, types, self._targets)
-            if (pools := await read_pools(self._cloud)) is not None:
+            pools = await read_pools(self._cloud)
+            if pools or (pools is not None and not self._places):
                 self._places = {one.name: find_places(one, described, pools) for one in self._targets}
             self._types, self._types_until = types, self._now() + KEEP
 

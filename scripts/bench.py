@@ -27,7 +27,7 @@ from typing import Any
 import kombu
 
 from handlers import image_volume
-from scripts import bench_broker, bench_growth
+from scripts import bench_broker, bench_growth, bench_shapes
 from scripts.cloud.operate import PASSWORD, URL, devcloud, groups, of_image
 from scripts.cloud.people import HOME, Person, data
 from scripts.generate import notifications
@@ -642,6 +642,16 @@ def main() -> int:  # noqa: PLR0915  a line an option
     one = commands.add_parser("handover", parents=[common])
     one.add_argument("--messages", type=int, default=100_000)
     one.set_defaults(run=handover)
+    one = commands.add_parser("pools", parents=[common])
+    one.add_argument("--creates", type=int, default=40)
+    one.add_argument("--at-once", type=int, default=4)
+    one.set_defaults(run=bench_shapes.pools)
+    one = commands.add_parser("formats", parents=[common])
+    one.add_argument("--rounds", type=int, default=5)
+    one.set_defaults(run=bench_shapes.formats)
+    one = commands.add_parser("native", parents=[common])
+    one.add_argument("--images", type=int, default=5)
+    one.set_defaults(run=bench_shapes.native)
     # What `scripts/bench` asks before it starts services
     words = [word for word in sys.argv[1:] if word != "--only-parse"]
     options = parser.parse_args(words)

@@ -61,7 +61,8 @@ class FakeCloud:
     it has read, before it writes the whole image back. `rbd_stores` are stores of Glance whose raw images Cinder's
     driver clones by itself on the types in `native`. `pools` are the numbers of pools that types lead to, one if not
     said otherwise: volumes go round them, those of a private type into the one that it names; `across` are the types
-    whose pools clone across. Without `tells_pools` the login may not see pools, without `makes_types` not make types.
+    whose pools clone across, `loose` those without a backend name, which lead to all pools. Without `tells_pools` the
+    login may not see pools, without `makes_types` not make types.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
@@ -71,6 +72,7 @@ class FakeCloud:
     native: frozenset[str] = frozenset()
     pools: Mapping[str, int] = field(default_factory=dict)
     across: frozenset[str] = frozenset()
+    loose: frozenset[str] = frozenset()
     named_pools: bool = True
     tells_pools: bool = True
     makes_types: bool = True
@@ -152,7 +154,7 @@ class FakeCloud:
 
     def volume_of(self, project: str, **fields: object) -> Volume:
         """A user's volume, available and on the first store's type unless said otherwise."""
-        volume = self._new("data", next(iter(self.stores.values()), "fast"), 1, {})
+        volume = self._new("data", str(fields.get("volume_type", next(iter(self.stores.values()), "fast"))), 1, {})
         changes: dict[str, object] = {"status": "available", "project_id": project, "foreign": project != PROJECT}
         self.volumes[volume.id] = replace(volume, **(changes | fields))  # type: ignore[arg-type]
         return self.volumes[volume.id]
@@ -436,6 +438,8 @@ class FakeCloud:
             if new.image_id and new.size < image_volume.size_for(self._image(new.image_id)):
                 raise Conflict(f"Volume size {new.size}GB cannot be smaller than the image minDisk size")
             volume_type = source.volume_type if source else new.volume_type
+            if not source and volume_type and volume_type not in self.types and volume_type not in self.private_types:
+                raise NotFound(f"Volume type with name {volume_type} could not be found.")
             volume = self._new(new.name, volume_type, new.size, dict(new.metadata))
             kept = source.image_properties if source else {}
             volume = self.volumes[volume.id] = replace(volume, source_volid=new.source_volid, image_properties=kept)
@@ -482,7 +486,7 @@ class FakeCloud:
 
     async def describe_volume_types(self) -> tuple[VolumeType, ...]:
         async with self._call("describe_volume_types"):
-            public = {name: {"volume_backend_name": name} for name in self.types}
+            public = {name: {} if name in self.loose else {"volume_backend_name": name} for name in self.types}
             described = {**public, **self.private_types}
             return tuple(VolumeType(id=name, name=name, specs=specs) for name, specs in described.items())
 
@@ -490,7 +494,7 @@ class FakeCloud:
         async with self._call("list_pools"):
             if not self.tells_pools:
                 raise Blocked("Policy doesn't allow scheduler_extension:scheduler_stats:get_pools to be performed.")
-            return tuple(self._pool(name, host) for name in sorted(self.types) for host in self.hosts_of(name))
+            return tuple(self._pool(name, host) for name in sorted(self.types) for host in self._own_hosts(name))
 
     async def create_private_type(self, name: str, specs: Mapping[str, str]) -> None:
         async with self._call("create_private_type"):
@@ -518,8 +522,12 @@ class FakeCloud:
     def hosts_of(self, volume_type: str) -> list[str]:
         """The pools that a volume type leads to, host@backend#pool."""
         if specs := self.private_types.get(volume_type):
-            hosts = self.hosts_of(specs["volume_backend_name"])
+            hosts = self._own_hosts(specs["volume_backend_name"])
             return [host for host in hosts if specs.get("pool_name") in (None, host.partition("#")[2])]
+        backends = sorted(self.types) if volume_type in self.loose else [volume_type]
+        return [host for backend in backends for host in self._own_hosts(backend)]
+
+    def _own_hosts(self, volume_type: str) -> list[str]:
         letters = ["", *"bcdefghij"][: self.pools.get(volume_type, 1)]
         return [f"host@{volume_type}#{volume_type}{letter}" for letter in letters]
 
@@ -610,8 +618,8 @@ class FakeCloud:
         self.volumes[volume_id] = volume
         if broken:
             return
-        backend = self.private_types.get(volume.volume_type, {}).get("volume_backend_name", volume.volume_type)
-        if image_id and not native and backend in self.cached and not volume.encrypted:
+        cloned = bool(image_id) and (native or self._clones_by_location(image_id, volume))
+        if image_id and not cloned and _backend(volume) in self.cached and not volume.encrypted:
             self._cache(volume, image_id)
         self._announce_volume("volume.create.end", volume)
 
@@ -619,10 +627,19 @@ class FakeCloud:
         """A location in a store that is no cinder one."""
         return Location(url="rbd://fsid/pool/image/snap" if store in self.rbd_stores else "file:///x", store=store)
 
+    def _clones_by_location(self, image_id: str, volume: Volume) -> bool:
+        """Whether Cinder clones an Image-Volume in the same pool that a location of the image names."""
+        ids = {location.volume_id for location in self.locations[image_id]}
+        located = [one for one in self.volumes.values() if one.id in ids and one.host == volume.host]
+        owner = self.images[image_id].owner
+        return self.images[image_id].disk_format == "raw" and any(
+            one.status == "available" and one.metadata.get("image_owner") == owner for one in located
+        )
+
     def _clones_by_driver(self, image_id: str, volume: Volume) -> bool:
         """Whether Cinder's driver clones the image where Glance keeps it (drivers/rbd.py, clone_image)."""
         image = self.images[image_id]
-        raw = image.disk_format == "raw" and volume.volume_type in self.native and not volume.encrypted
+        raw = image.disk_format == "raw" and _backend(volume) in self.native and not volume.encrypted
         return raw and any(location.store in self.rbd_stores for location in self.locations[image_id])
 
     def _cache(self, volume: Volume, image_id: str) -> None:
@@ -772,6 +789,11 @@ class _Call:
         if fault.times <= 0:
             del self._faults[self._verb]
         raise fault.error
+
+
+def _backend(volume: Volume) -> str:
+    """The backend where the volume lies, which has the name of the type that leads there."""
+    return volume.host.partition("@")[2].partition("#")[0]
 
 
 def _at_rest(image: Image) -> Image:

@@ -56,7 +56,7 @@ class Rig:
         self.uses = Uses()
         self.deletions = Deletions()
         self.uses.know({target.volume_type: target.name for target in targets})
-        parts = Parts(
+        self.parts = parts = Parts(
             cloud=cloud,
             urgent=cloud,
             targets=tuple(targets),
@@ -67,6 +67,7 @@ class Rig:
             deletions=self.deletions,
             now=cloud.now,
             report=self.metrics,
+            keeps_order=True,
         )
         self.prewarm = Prewarm(parts)
         self.reclaim = Reclaim(parts)

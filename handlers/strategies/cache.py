@@ -32,6 +32,7 @@ from worker.core.target import Target
 LOOKS = 5
 # Of others no sign but the missing download tells that a driver has cloned the image, and that may have gone unnoticed
 NATIVE = "rbd://"
+ASTRAY = "its private volume type leads to another pool:"
 NO_CACHE = (
     "Cinder made no entry in its image-volume cache; is image_volume_cache_enabled set on this backend, and the image "
     "not above image_volume_cache_max_size_gb?"
@@ -45,6 +46,7 @@ def entry_of(volumes: tuple[Volume, ...], target: Target, *, host: str = "") -> 
         for volume in volumes
         if image_volume.is_usable(volume)
         and image_volume.is_entry(volume)
+        and image_volume.serves(volume, target)
         and (image_volume.is_on(volume, target) or (host and volume.host == host))
     ]
     # The newest one is what Cinder uses: an older one is stale and about to be evicted
@@ -82,7 +84,8 @@ def plan(seen: Seen, target: Target) -> Action:
     entry = entry_of(seen.volumes, target, host=warming[0].host if warming else "")
     if is_fresh(entry, seen.image.updated_at):
         assert entry is not None
-        for volume in (*warming, *_marked(seen.volumes, target)):
+        # One on another host may serve a pool that Cinder does not tell of at the moment
+        for volume in (*warming, *(one for one in _marked(seen.volumes, target) if one.host == entry.host)):
             if volume.id != entry.id:
                 return DeleteVolume(volume.id, why="it has served" if volume in warming else "a newer entry is there")
         return registered.put_right(entry, seen, target) or Finish(Done(entry.id, state=State.WARM))
@@ -135,9 +138,8 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
     """Plan the steps after the throw-away volume was asked for."""
     if not image_volume.is_usable(warming):
         return registered.await_or_give_up(warming, seen)
-    if target.pool and warming.host != target.pool:
-        astray = f"volume type {warming.volume_type} has led to {warming.host}: have its extra specs put right"
-        return DeleteVolume(warming.id, why="it came to lie in another pool", because=astray)
+    if target.pool and not image_volume.serves(warming, target):
+        return DeleteVolume(warming.id, why="it came to lie in another pool", because=f"{ASTRAY} {warming.host}")
     if warming.metadata.get(image_volume.FRESH) != seen.image.updated_at:
         return DeleteVolume(warming.id, why="the image has changed since it was begun")
     if entry is None:
@@ -170,7 +172,7 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
     entry = entry_of(entries, target)
     if entry is None:
         return "no entry in Cinder's image-volume cache"
-    if len(_marked(entries, target)) > 1:
+    if sum(one.host == entry.host for one in _marked(entries, target)) > 1:
         return "several entries in Cinder's image-volume cache"
     if not is_fresh(entry, image.updated_at):
         return "the entry is not known to be fresh"

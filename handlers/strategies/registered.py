@@ -187,8 +187,8 @@ def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
     """Whether a volume of ours that is no location of the image stayed behind."""
     # An entry of Cinder's cache too, from when the target had that strategy
     ours = image_volume.is_of(volume, seen.image) and image_volume.is_ours(volume, target)
-    if target.is_spread and image_volume.is_entry(volume):
-        # It serves another pool
+    if image_volume.is_entry(volume) and (target.is_spread or image_volume.is_placed(volume)):
+        # It serves another pool, whether Cinder tells of that at the moment or not
         return False
     old = image_volume.is_entry(volume) or not image_volume.is_fresh(volume, seen.now)
     return ours and old and image_volume.may_be_deleted(volume, seen.now)
@@ -212,9 +212,9 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
     if image.stores is not None and target.glance_store not in image.stores:
         return f"not in store {target.glance_store}"
     name = image_volume.name_of(image.id)
-    if target.is_spread:
-        # Those serve other pools
-        volumes = tuple(volume for volume in volumes if not image_volume.is_entry(volume))
+    # Those serve other pools
+    entries = {v.id for v in volumes if image_volume.is_entry(v) and (target.is_spread or image_volume.is_placed(v))}
+    volumes = tuple(volume for volume in volumes if volume.id not in entries)
     tagged = [
         v for v in volumes if v.name == name and v.metadata.get(TAG) == target.name and image_volume.is_of(v, image)
     ]

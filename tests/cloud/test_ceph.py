@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -25,9 +26,16 @@ def made(process: WorkerProcess) -> list[str]:
     return [line["volume_type"] for line in process.events("image_volume_creating")]
 
 
-def warm_on(process: WorkerProcess, image_id: str) -> set[str]:
-    """The targets that the worker has told the image to be warm on."""
-    return {line["target"] for line in process.events("job_done") if line["image_id"] == image_id}
+def states(process: WorkerProcess, image_id: str) -> dict[str, tuple[str, str]]:
+    """The state of the image on each target, and the strategy, as `status` tells; it asks the running worker."""
+    rows = json.loads(process.run("status", image_id, "-f", "json").stdout)
+    return {row["Target"]: (row["State"], row["Strategy"]) for row in rows}
+
+
+def until_warm(process: WorkerProcess, image_id: str, strategy: str) -> None:
+    """Wait until the image is warm on all targets by this strategy."""
+    wanted = dict.fromkeys(TARGETS, ("warm", strategy))
+    until(lambda: states(process, image_id) == wanted, what=lambda: str(states(process, image_id)))
 
 
 def test_nothing_is_made_of_raw_images(worker: Worker, images: Images, bob: Person, operator: Person) -> None:
@@ -35,7 +43,7 @@ def test_nothing_is_made_of_raw_images(worker: Worker, images: Images, bob: Pers
         process.wait_ready()
         made_images = [images() for _ in range(4)]
         for image_id in made_images:
-            until(lambda image_id=image_id: warm_on(process, image_id) == set(TARGETS), what="warm")  # type: ignore[misc]
+            until_warm(process, image_id, "native")
         # One volume each shows what Cinder does there, and goes
         assert sorted(made(process)) == sorted(TARGETS)
         assert not [volume for image_id in made_images for volume in of_image(operator, image_id)]
@@ -49,7 +57,7 @@ def test_not_even_that_where_the_store_is_named(worker: Worker, images: Images, 
     with worker(groups(**named)) as process:
         process.wait_ready()
         image_id = images()
-        until(lambda: warm_on(process, image_id) == set(TARGETS), what="warm")
+        until_warm(process, image_id, "native")
         assert made(process) == []
         assert of_image(operator, image_id) == []
 
@@ -58,7 +66,7 @@ def test_other_formats_go_by_the_cache(worker: Worker, images: Images, bob: Pers
     with switched("IMAGE_CACHE=1"), worker() as process:
         process.wait_ready()
         image_id = images(disk_format="qcow2")
-        until(lambda: warm_on(process, image_id) == set(TARGETS), what="warm")
+        until_warm(process, image_id, "cache")
         assert len(of_image(operator, image_id)) == len(TARGETS)
         for volume_type in TARGETS:
             with bob.temporary_volume(image_id, volume_type) as volume:

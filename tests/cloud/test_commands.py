@@ -96,9 +96,13 @@ def test_what_fails_is_shown_with_its_next_try(worker: Worker, images: Images, a
 
             until(failing, seconds=120, what="failed on both")
             assert all(row["Next try"].endswith("Z") and "quota" in row["Why"].lower() for row in found)
-            checks = {row["Condition"]: row for row in rows(process, "explain", image_id)}
-            assert checks["job prewarm.local-1"]["Result"] == "warn"
-            assert "next try in" in checks["job prewarm.local-1"]["Detail"]
+
+            def told() -> dict[str, Any]:
+                checks = {row["Condition"]: row for row in rows(process, "explain", image_id)}
+                return checks["job prewarm.local-1"]
+
+            # At the moment of a try it says so
+            until(lambda: told()["Result"] == "warn" and "next try in" in told()["Detail"], what=lambda: str(told()))
             refused = {row["Condition"]: row for row in rows(process, "explain", image_id, "--probe")}
             assert refused["probe local-1"]["Result"] == "fail"
             assert "quota" in refused["probe local-1"]["What to do"]

@@ -443,10 +443,11 @@ def old_locations(devcloud_up: None) -> Iterator[None]:
 def test_another_images_volume_is_not_made_ours(
     worker: Worker, images: Images, others: Images, alice: Person, bob: Person, operator: Person
 ) -> None:
-    with worker(settings()) as process:
+    # On another target Glance would copy his image there, out of her volume, and still do so when he deletes it
+    with worker(settings(targets=("local-1",))) as process:
         process.wait_ready()
         image_id = images()
-        before = warmed(operator, alice, image_id)
+        before = {"local-1": warmed_on(operator, image_id)}
         own = bob.queued("mine")
         try:
             value = {"url": f"cinder://cinder-1/{before['local-1']}", "metadata": {}}

@@ -58,6 +58,6 @@ def test_every_first_create_is_a_clone(
         assert not [name for name in bob_sees if name.startswith("image-volume-worker:")]
         assert len(placing_types(admin)) >= wanted - len(TARGETS)
     operator.connection.image.delete(f"/images/{image_id}")
-    with worker(groups(resync={"interval": 5})) as process:
+    with worker(groups(resync={"interval": 10})) as process:
         until(lambda: not of_image(operator, image_id), what="gone")
         until(lambda: not placing_types(admin), what="no type is left")

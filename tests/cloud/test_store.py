@@ -76,6 +76,8 @@ def test_what_is_not_wanted_is_left_alone(
 ) -> None:
     settings = dict(groups())
     settings["prewarm"] = {**settings["prewarm"], "exclude_projects": bob.project_id}
+    for name in TARGETS:
+        settings[f"target:{name}"] = {**settings[f"target:{name}"], "disk_formats": "raw"}
     with worker(settings) as process:
         process.wait_ready()
         refused = others("excluded", visibility="private")

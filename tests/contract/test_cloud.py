@@ -15,6 +15,7 @@ from scripts.cloud.people import HOME, Person
 from tests.fake_cloud import FakeCloud
 from worker.core.cloud import Cloud, Image, NewVolume, Quota, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.pool import places_of, pools_of
 from worker.core.target import TAG
 from worker.observe.metrics import Metrics
 from worker.openstack.sdk import OpenStackCloud, connect
@@ -705,6 +706,34 @@ async def test_volume_types_and_whether_they_encrypt(bed: Bed) -> None:
     types = {name: type_id for type_id, name in (await bed.cloud.list_volume_types()).items()}
     assert {"local-1", "local-2"} <= types.keys()
     assert await bed.cloud.encrypts(types["local-1"]) is False
+
+
+async def test_a_private_type_leads_to_one_pool(bed: Bed) -> None:
+    pools = await bed.cloud.list_pools()
+    named = {one.name: one for one in await bed.cloud.describe_volume_types()}
+    leading = pools_of(named[TYPE], pools)
+    place = places_of(leading, pools)[0]
+    assert place.specs
+    name = f"contract-{uuid.uuid4().hex[:8]}"
+    await bed.cloud.create_private_type(name, dict(place.specs))
+    with pytest.raises(Conflict):
+        await bed.cloud.create_private_type(name, dict(place.specs))
+    (type_id,) = (one.id for one in await bed.cloud.describe_volume_types() if one.name == name)
+    try:
+        new = NewVolume(name=name, size=1, volume_type=name, availability_zone=place.zone)
+        volume = await bed.cloud.create_volume(new)
+        volume = await available(bed, volume.id)
+        assert (volume.host, volume.volume_type) == (place.name, name)
+        with pytest.raises((Blocked, Conflict)):
+            await bed.cloud.delete_volume_type(type_id)
+        await bed.cloud.delete_volume(volume.id)
+        await gone(bed, volume.id)
+    finally:
+        await bed.cloud.delete_volume_type(type_id)
+    with pytest.raises(NotFound):
+        await bed.cloud.delete_volume_type(type_id)
+    with pytest.raises(NotFound):
+        await bed.cloud.create_volume(new)
 
 
 async def test_cinder_goes_by_min_disk_and_glances_store_by_the_size(bed: Bed) -> None:

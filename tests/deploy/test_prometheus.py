@@ -23,7 +23,7 @@ from worker.core.cloud import Image
 from worker.core.state import State
 from worker.engine.runner import OUTCOMES
 from worker.observe.http import Probes
-from worker.observe.metrics import Metrics
+from worker.observe.metrics import LABELS, Metrics
 
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "config" / "prometheus" / "rules.yaml"
@@ -109,7 +109,7 @@ WORDS = {
     "outcome": set(OUTCOMES),
     "handler": set(ROUTES),
     "lane": {"upload"},
-    "state": set(State),
+    "state": {LABELS.get(state, state) for state in State},
     "warm": {"true", "false"},
 }
 

@@ -36,6 +36,7 @@ TARGET = Target(name="fast", volume_type="ssd")
 STORES = (Store(id="file", type="file"), Store(id="cinder-fast", type="cinder", volume_type="ssd"))
 TYPE = VolumeType(id="t", name="ssd", specs={"volume_backend_name": "fast"})
 POOL = Pool(name="host@fast#fast", backend_name="fast", free=50.0, total=100.0)
+SECOND = replace(POOL, name="host@fast#two", capabilities={"pool_name": "two"})
 SHOWN = Shown(id="i", status="active", owner="alice", locations=False, direct_url=False, stores=frozenset({"file"}))
 IDENTITY = Identity(project_id="internal", roles=frozenset({"admin", "service"}))
 IMAGE = "11111111-1111-4111-8111-111111111111"
@@ -513,12 +514,24 @@ DOWN = Service(binary="cinder-volume", host="h@slow", up=False, enabled=True)
         ({"pools": ()}, "target fast pools", "fail", "no pool has volume_backend_name fast"),
         ({"pools": REFUSED}, "target fast pools", "ok", "administrator"),
         ({"pools": AWAY}, "target fast pools", "warn", "no answer"),
-        ({"pools": (POOL, replace(POOL, name="two@fast#fast"))}, "target fast pools", "warn", "leads to 2 pools"),
+        ({"pools": (POOL, replace(POOL, name="two@fast#fast"))}, "target fast pools", "warn", "no way to choose"),
         (
-            {"pools": (replace(POOL, clones_across=True), replace(POOL, name="b@fast#x", clones_across=True))},
+            {"pools": (replace(POOL, clones_across=True), replace(POOL, name="host@fast#x", clones_across=True))},
             "target fast pools",
             "ok",
-            "b@fast#x",
+            "host@fast#fast, host@fast#x",
+        ),
+        (
+            {"pools": (replace(POOL, clones_across=True), replace(POOL, name="b@fast#x", clones_across=True))},
+            "arrays",
+            "warn",
+            "b@fast (target fast); host@fast (target fast)",
+        ),
+        (
+            {"pools": (replace(POOL, capabilities={"pool_name": "one"}), SECOND)},
+            "target fast pools",
+            "ok",
+            "chooses each by a private volume type",
         ),
         ({}, "target fast room", "ok", "room for 50 GiB"),
         ({"pools": (replace(POOL, free=None),)}, "target fast room", "ok", "does not tell"),
@@ -580,22 +593,6 @@ def test_only_a_target_of_the_cache_is_asked_about_it(settings: Settings) -> Non
     assert "target fast cache" not in store
     cached = named(cinder.checks(facts(), replace(settings, targets=(replace(TARGET, strategy="cache"),)), None))
     assert "target fast cache" in cached
-
-
-@pytest.mark.parametrize(
-    ("wanted", "expected"),
-    [
-        ("fast", True),
-        ("slow", False),
-        ("<or> slow <or> fast", True),
-        ("<or> slow <or> other", False),
-        ("<in> as", True),
-        ("s== fast", True),
-        ("s!= fast", False),
-    ],
-)
-def test_extra_specs(wanted: str, expected: bool) -> None:
-    assert cinder.matches("fast", wanted) is expected
 
 
 # ---- values and answers

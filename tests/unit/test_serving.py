@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
 from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, Rig
+from worker.core.cloud import Volume
 from worker.core.outcome import Done, Skip
 from worker.core.state import State
 from worker.core.target import Policy, Target
@@ -54,6 +56,24 @@ async def test_one_volume_shows_what_nobody_has_named() -> None:
         await rig.quiet()
         assert cloud.calls["create_volume"] == 2
         assert states(rig) == {State.WARM}
+
+
+async def test_of_images_at_once_one_alone_shows_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cloud, shown, find = ceph(), asyncio.Event(), FakeCloud.find_volumes
+
+    async def slowly(self: FakeCloud, name: str) -> tuple[Volume, ...]:
+        if late.id in name:
+            await shown.wait()
+        return await find(self, name)
+
+    monkeypatch.setattr(FakeCloud, "find_volumes", slowly)
+    async with Rig(cloud, targets=[FAST], policy=Policy(settle=0.0)) as rig:
+        *images, late = (cloud.upload(stores=frozenset({"rbd"})) for _ in range(5))
+        begun = asyncio.create_task(rig.run(late.id))
+        outcomes = await asyncio.gather(*(rig.run(image.id) for image in images))
+        shown.set()
+        assert all(isinstance(outcome, Done) for outcome in (*outcomes, await begun))
+        assert cloud.calls["create_volume"] == 1
 
 
 async def test_an_image_in_another_store_is_not_taken_for_one_that_is_cloned() -> None:

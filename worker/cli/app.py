@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import entry_points
 from typing import Any
@@ -255,7 +255,7 @@ class Daemon:
         self._metrics = metrics
         self._clouds = build_clouds(settings, metrics)
         self._cloud = self._clouds.common
-        parts = build_parts(settings, self._clouds, metrics)
+        parts = replace(build_parts(settings, self._clouds, metrics), keeps_order=True)
         self._uses = parts.uses
         self._handlers = build_handlers(settings, parts)
         self._lanes = build_lanes(settings)
@@ -563,7 +563,8 @@ class Daemon:
         )
         held_back = [one for handler in targeted for one in handler.held_back()]
         full = {name: why for handler in targeted for name, why in handler.full().items()}
-        return {"version": release(), **status, "held_back": held_back, "cache_full": full}
+        learned = {name: sets for handler in targeted for name, sets in handler.learned().items()}
+        return {"version": release(), **status, "held_back": held_back, "cache_full": full, "cloned_from": learned}
 
     def _images(self, choice: Choice) -> Mapping[str, Any]:
         return self._metrics.activity.images((target.name for target in self._settings.targets), choice)

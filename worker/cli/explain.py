@@ -62,7 +62,7 @@ class Explain(Plain, Lister):
             raise Misconfigured([f"no target {parsed_args.target!r} is configured"])
         told = live.ask(settings.bind) if settings.bind else None
         try:
-            checks = asyncio.run(_explain(settings, parsed_args))
+            checks = asyncio.run(_explain(settings, parsed_args, told))
         except asyncio.CancelledError:
             raise Temporary("interrupted") from None
         if told:
@@ -71,7 +71,7 @@ class Explain(Plain, Lister):
         return ("Condition", "Result", "Detail", "What to do"), rows
 
 
-async def _explain(settings: Settings, options: argparse.Namespace) -> list[Check]:
+async def _explain(settings: Settings, options: argparse.Namespace, told: live.Live | None) -> list[Check]:
     metrics = Metrics()
     clouds = build_clouds(settings, metrics)
     cloud = clouds.common
@@ -80,7 +80,10 @@ async def _explain(settings: Settings, options: argparse.Namespace) -> list[Chec
         project_id = options.project
         if project_id and not PROJECT_ID.fullmatch(project_id):
             project_id = await cloud.find_project(project_id)
-        prewarm = Prewarm(build_parts(settings, clouds, metrics))
+        parts = build_parts(settings, clouds, metrics)
+        if told:
+            parts.learned.take_over(told.cloned_from, now=parts.now())
+        prewarm = Prewarm(parts)
         explaining = explain.explain(
             cloud, settings, prewarm, options.image, now=time.time(), target=options.target, project_id=project_id
         )

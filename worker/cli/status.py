@@ -159,6 +159,8 @@ async def _look_at_cloud(settings: Settings, image_id: str, seen: _Seen, given_u
         found = await check_cloud(cloud, settings)
         seen.notes += (f"target {name} can't be used: {why}" for name, why in found.unusable.items())
         parts = build_parts(settings, clouds, metrics)
+        if seen.live:
+            parts.learned.take_over(seen.live.cloned_from, now=parts.now())
         prewarm = Prewarm(parts)
         others = tuple(handler for handler in build_handlers(settings, parts).values() if handler.name != prewarm.name)
         held: dict[str, tuple[int, int]] = {}

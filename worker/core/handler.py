@@ -87,6 +87,9 @@ class Targeted(Protocol):
     def full(self) -> Mapping[str, str]:
         """Reasons why nothing more fits on a target, by name."""
 
+    def learned(self) -> Mapping[str, Iterable[Iterable[str]]]:
+        """The sets of Glance's stores from which Cinder's driver was seen to clone by itself, by target."""
+
 
 class Report(Protocol):
     """Who is told of what an operator wants to see counted."""
@@ -109,6 +112,9 @@ class Report(Protocol):
     def held_back(self, volumes: int, *, brake: bool) -> None:
         """So many volumes of images that are not found are kept; `brake` if their number alone keeps them."""
 
+    def targets(self, targets: Iterable[Target]) -> None:
+        """The targets as they were found, with their pools."""
+
     def missing(self, volumes: int, *, brake: bool) -> None:
         """So many volumes of locations are not found; `brake` if their number alone keeps the locations."""
 
@@ -122,6 +128,7 @@ class Parts:
 
     `urgent` is the same cloud by requests that wait behind nobody else's, for what a user sits and waits for. `locks`
     are those of images, `undone` is what we made and others took away, `learned` what trying has shown.
+    `keeps_order` is True in the daemon alone: a command that only looks must not clear up.
     """
 
     cloud: Cloud
@@ -137,6 +144,7 @@ class Parts:
     locks: Locks = field(default_factory=Locks)
     undone: Undone = field(default_factory=Undone)
     learned: Learned = field(default_factory=Learned)
+    keeps_order: bool = False
 
 
 HandlerFactory = Callable[[Parts], Handler]

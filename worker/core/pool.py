@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import operator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from oslo_utils import strutils
+
 BACKEND = "volume_backend_name"
-POOL = "pool_name"
+SCOPE = "capabilities:"
+ZONES = "RESKEY:availability_zones"
+# Longer values are refused
+LONGEST = 255
+OPERATORS: Mapping[str, Callable[[Any, str], bool]] = {
+    "=": lambda value, wanted: float(value) >= float(wanted),
+    "==": lambda value, wanted: float(value) == float(wanted),
+    "!=": lambda value, wanted: float(value) != float(wanted),
+    ">=": lambda value, wanted: float(value) >= float(wanted),
+    "<=": lambda value, wanted: float(value) <= float(wanted),
+    "<in>": lambda value, wanted: wanted in value,
+    "<is>": lambda value, wanted: strutils.bool_from_string(value) is strutils.bool_from_string(wanted),
+    "s==": operator.eq,
+    "s!=": operator.ne,
+    "s<": operator.lt,
+    "s<=": operator.le,
+    "s>": operator.gt,
+    "s>=": operator.ge,
+}
+# By which a pool can be told from all others. LVM reports `pool_name` alike on all hosts, the other one not
+TELLING = ("pool_name", "location_info")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +41,11 @@ class VolumeType:
     id: str
     name: str
     specs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def zones(self) -> frozenset[str]:
+        """The availability zones that the type is limited to; empty for all (availability_zone_filter.py)."""
+        return frozenset(name.strip() for name in self.specs.get(ZONES, "").split(",")) - {""}
 
     @classmethod
     def from_api(cls, fields: Mapping[str, Any]) -> VolumeType:
@@ -29,7 +57,7 @@ class VolumeType:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
     """A pool of a backend; `name` is host@backend#pool. GiB; None where the driver does not know, infinite where it
-    says so. `capabilities` is all that the driver reports.
+    says so. `capabilities` is all that the driver reports, `zone` its availability zone, "" if we may not see that.
 
     Source: cinder/scheduler/filters/capacity_filter.py for `room`.
     """
@@ -43,14 +71,20 @@ class Pool:
     provisioned: float | None = None
     reserved: float = 0.0
     clones_across: bool = False
+    zone: str = ""
     capabilities: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def backend(self) -> str:
+        """host@backend."""
+        return self.name.partition("#")[0]
 
     @classmethod
     def from_api(cls, fields: Mapping[str, Any]) -> Pool:
         """The pool of an entry of GET /scheduler-stats/get_pools?detail=true."""
         told = fields["capabilities"]
         return cls(
-            name=fields["name"],
+            name=str(fields["name"]),
             backend_name=str(told.get("volume_backend_name") or ""),
             free=_gigabytes(told.get("free_capacity_gb")),
             total=_gigabytes(told.get("total_capacity_gb")),
@@ -79,10 +113,13 @@ class Place:
     """Pools that one Image-Volume serves: `hosts` is one host@backend#pool, or several of an array that clones across.
 
     `specs` are extra specs of a volume type that leads there and nowhere else; empty where there are none such.
+    `array` is the backend that clones across its pools, "" for a pool that does not.
     """
 
     hosts: tuple[str, ...]
     specs: tuple[tuple[str, str], ...] = ()
+    zone: str = ""
+    array: str = ""
 
     @property
     def name(self) -> str:
@@ -98,15 +135,25 @@ def places_of(found: Iterable[Pool], pools: Iterable[Pool]) -> tuple[Place, ...]
     everywhere = tuple(pools)
     groups: dict[str, list[Pool]] = {}
     for pool in found:
-        groups.setdefault(pool.name.partition("#")[0] if pool.clones_across else pool.name, []).append(pool)
-    return tuple(Place(tuple(pool.name for pool in group), _only(group[0], everywhere)) for group in groups.values())
+        groups.setdefault(pool.backend if pool.clones_across else pool.name, []).append(pool)
+    return tuple(
+        Place(
+            hosts=tuple(pool.name for pool in group),
+            specs=_only(group[0], everywhere),
+            zone=group[0].zone,
+            array=group[0].backend if group[0].clones_across else "",
+        )
+        for group in groups.values()
+    )
 
 
 def _only(pool: Pool, pools: tuple[Pool, ...]) -> tuple[tuple[str, str], ...]:
     """Extra specs that lead to this pool and to no other one; empty if there are none."""
-    specs = {BACKEND: pool.backend_name} | ({POOL: str(name)} if (name := pool.capabilities.get(POOL)) else {})
-    only = VolumeType(id="", name="", specs=specs)
-    return tuple(specs.items()) if pool.backend_name and pools_of(only, pools) == (pool,) else ()
+    told = {BACKEND: pool.backend_name, **{name: pool.capabilities.get(name) for name in TELLING}}
+    # All of them: hosts may come that are called alike
+    specs = {name: value for name, value in told.items() if isinstance(value, str) and 0 < len(value) <= LONGEST}
+    only = pools_of(VolumeType(id="", name="", specs=specs), pools) == (pool,) if specs else False
+    return tuple(specs.items()) if only else ()
 
 
 def pools_of(volume_type: VolumeType, pools: Iterable[Pool]) -> tuple[Pool, ...]:
@@ -114,33 +161,33 @@ def pools_of(volume_type: VolumeType, pools: Iterable[Pool]) -> tuple[Pool, ...]
 
     Source: cinder/scheduler/filters/capabilities_filter.py. An extra spec of another scope says nothing to it.
     """
-    specs = {name.removeprefix("capabilities:"): value for name, value in volume_type.specs.items()}
-    told = {name: value for name, value in specs.items() if ":" not in name}
-    found = (one for one in pools if all(_has(one, name, wanted) for name, wanted in told.items()))
+    wanted = {name: value for name, value in volume_type.specs.items() if ":" not in name or name.startswith(SCOPE)}
+    found = (one for one in pools if all(_has(one, name, value) for name, value in wanted.items()))
     return tuple(sorted(found, key=lambda pool: pool.name))
 
 
 def _has(pool: Pool, name: str, wanted: str) -> bool:
-    value = pool.backend_name if name == BACKEND else pool.capabilities.get(name)
-    return value is not None and matches(value, wanted)
+    value: Any = {BACKEND: pool.backend_name, **pool.capabilities}
+    for part in name.removeprefix(SCOPE).split(":"):
+        if not isinstance(value, Mapping) or part not in value:
+            return False
+        value = value[part]
+    return any(matches(one, wanted) for one in (value if isinstance(value, list) else [value]))
 
 
-def matches(value: object, wanted: str) -> bool:
+def matches(value: Any, wanted: str) -> bool:
     """Whether a pool's value is the one that an extra spec wants (cinder/scheduler/filters/extra_specs_ops.py)."""
-    text, words = str(value), wanted.split()
-    match words:
-        case ["<or>", *_]:
-            return text in wanted.replace("<or>", " ").split()
-        case ["<in>", part]:
-            return part in text
-        case ["<is>", truth]:
-            return text.lower() == truth.lower()
-        case ["s==", other]:
-            return text == other
-        case ["s!=", other]:
-            return text != other
-        case _:
-            return text == wanted
+    words = wanted.split()
+    compare = OPERATORS.get(words[0]) if words else None
+    if words and words[0] == "<or>":
+        return value in words[1::2]
+    if compare is None:
+        return bool(value == wanted)
+    try:
+        return value is not None and len(words) > 1 and compare(value, words[1])
+    except (TypeError, ValueError):
+        # Cinder's scheduler fails at the first of them
+        return False
 
 
 def _gigabytes(value: object) -> float | None:

@@ -33,7 +33,7 @@ class Target:
     found out from Cinder whether volumes of the type are encrypted.
     Of the pools that the type leads to those count whose names match one of `pools` (all if empty) and none of
     `exclude_pools`; `places` are what was found, empty if Cinder does not tell. With `pool` it is that one place alone,
-    and `volume_type` is then a private type that leads there.
+    and `volume_type` is then a private type that leads there; `whole` is all of it.
     `native_stores` are stores of Glance from which Cinder's driver clones raw images by itself, the one to copy into
     first. With no `disk_formats` those are kept warm that the strategy can serve. `automatic` is no option either: it
     tells that the strategy was `auto`, and may be another one for an image of another format.
@@ -55,6 +55,12 @@ class Target:
     pool: str = ""
     encrypted: bool = False
     automatic: bool = False
+    whole: Target | None = None
+
+    @property
+    def budgeted(self) -> Target:
+        """The target that has the budget: of one of its places, all of it."""
+        return self.whole or self
 
     @property
     def formats(self) -> frozenset[str]:

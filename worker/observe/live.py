@@ -52,13 +52,14 @@ class Live:
     """All that a worker says.
 
     `held_back` tells why keys are not made warm again for now, `cache_full` why targets take nothing more into
-    Cinder's cache.
+    Cinder's cache, `cloned_from` from which sets of Glance's stores Cinder's driver clones by itself, by target.
     """
 
     jobs: Mapping[Key, LiveJob]
     lanes: Mapping[str, LiveLane]
     held_back: Mapping[Key, str] = field(default_factory=dict)
     cache_full: Mapping[str, str] = field(default_factory=dict)
+    cloned_from: Mapping[str, frozenset[frozenset[str]]] = field(default_factory=dict)
 
 
 def ask(address: tuple[str, int]) -> Live | None:
@@ -101,6 +102,10 @@ def _live(document: Mapping[str, Any]) -> Live:
             for image_id, target, why in document.get("held_back", ())
         },
         cache_full={str(target): str(why) for target, why in document.get("cache_full", {}).items()},
+        cloned_from={
+            str(target): frozenset(frozenset(str(store) for store in stores) for stores in sets)
+            for target, sets in document.get("cloned_from", {}).items()
+        },
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import time
 from collections.abc import Iterable, Mapping
 from functools import cache, partial
@@ -11,11 +12,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from worker.core.cloud import Image
 from worker.core.state import State
+from worker.core.target import Target
 from worker.observe.activity import Activity
 
 PREFIX = "image_volume_worker"
 OTHER = "other"
 """The target of Image-Volumes that are no target's, in the census."""
+LABELS = {State.PARTLY_WARM.value: "partly_warm"}
+"""The labels of states that have another word for it."""
 ANNOUNCERS = {"image": "image", "volume": "block-storage"}
 """Whose notifications begin with what, by the names that requests have."""
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
@@ -69,6 +73,9 @@ class Metrics:
         )
         self.images = gauge(
             "images", "Images by state on a target, as of the last resync and jobs since", "target", "state"
+        )
+        self.pools = gauge(
+            "pools", "Pools that a target leads to, by whether the worker can choose them", "target", "state"
         )
         self.target_usable = gauge(
             "target_usable", "1 while the target's volume type is there and not encrypted", "target"
@@ -164,6 +171,15 @@ class Metrics:
         self.reclaim_held_back.set(volumes)
         self._brake("images", brake)
 
+    def targets(self, targets: Iterable[Target]) -> None:
+        """The targets as they were found, with their pools."""
+        counts = collections.Counter(
+            (target.name, "selectable" if len(target.places) == 1 or place.specs else "not_selectable")
+            for target in targets
+            for place in target.places
+        )
+        _renew(self.pools, counts.items())
+
     def missing(self, volumes: int, *, brake: bool) -> None:
         """See `worker.core.handler.Report`."""
         self.missing_volumes.set(volumes)
@@ -189,7 +205,8 @@ class Metrics:
     def states(self) -> None:
         """Take over from the activity how many images are in which state."""
         states = self.activity.states()
-        _renew(self.images, (((target, state), n) for target, counts in states.items() for state, n in counts.items()))
+        counted = ((target, state, n) for target, counts in states.items() for state, n in counts.items())
+        _renew(self.images, (((target, LABELS.get(state, state)), n) for target, state, n in counted))
 
     def depths(self, depths: Mapping[str, int], waiting: Mapping[str, int]) -> None:
         """Take over how many jobs are in each lane (`dead` are the dead letters), and wait for another try."""

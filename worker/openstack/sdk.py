@@ -429,7 +429,12 @@ class OpenStackCloud:
 
     async def list_pools(self) -> tuple[Pool, ...]:
         path = "/scheduler-stats/get_pools?detail=true"
-        return await self._read("block-storage", path, _each("pools", Pool.from_api))
+        pools: tuple[Pool, ...] = await self._read("block-storage", path, _each("pools", Pool.from_api))
+        try:
+            zones = await self._read("block-storage", "/os-services?binary=cinder-volume", _zones)
+        except Blocked:
+            return pools
+        return tuple(replace(pool, zone=zones.get(pool.backend, "")) for pool in pools)
 
     async def create_private_type(self, name: str, specs: Mapping[str, str]) -> None:
         body = {
@@ -654,6 +659,11 @@ def _retry_after(response: requests.Response) -> float | None:
         return min(max(0.0, float(response.headers.get("Retry-After", ""))), LONGEST_WAIT)
     except ValueError:
         return None
+
+
+def _zones(answer: Any) -> dict[str, str]:
+    """The availability zones of the backends, by host@backend."""
+    return {str(row["host"]): str(row.get("zone") or "") for row in _rows(answer, "services")}
 
 
 def _rows(page: Any, name: str) -> list[Any]:

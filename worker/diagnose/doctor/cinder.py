@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from handlers import image_volume
+from handlers.placing import NO_WAY
 from handlers.strategies import cache
 from worker.core.cloud import Store, Volume
-from worker.core.pool import Pool, VolumeType
+from worker.core.pool import BACKEND, Pool, VolumeType, places_of, pools_of
 from worker.core.target import Target
 from worker.diagnose.check import Check
 from worker.diagnose.doctor.facts import Facts, decided
@@ -17,7 +18,6 @@ from worker.openstack.survey import Limit, Service
 from worker.settings import Settings
 
 SEE = "see cinder"
-BACKEND = "volume_backend_name"
 FEW_VOLUMES = 10
 LITTLE = 0.1
 """Part of a limit, or of a pool, below which it is time to do something."""
@@ -30,6 +30,7 @@ def checks(facts: Facts, settings: Settings, events: Mapping[str, float] | None)
     yield services(facts.services)
     yield cloning()
     yield quota("quota", facts.limits, "")
+    yield from arrays(settings.targets, facts)
     for target in settings.targets:
         yield from of_target(target, facts, events)
 
@@ -164,49 +165,71 @@ def zone(target: Target, answer: frozenset[str] | Untold) -> Check:
 def pools(
     target: Target, volume_type: VolumeType, answer: tuple[Pool, ...] | Untold, volumes: tuple[Volume, ...] | Untold
 ) -> Iterator[Check]:
-    """The pools that the target's type leads to, and their room."""
+    """The pools that the target's type leads to, how an image gets into each of them, and their room."""
     name = f"target {target.name} pools"
     if isinstance(answer, Untold):
-        yield Check(name, "ok", f"not told: {ADMINS}") if answer.refused else untold(name, answer, SEE)
+        told = f"not told: {ADMINS}; where the type leads to several, the worker knows of one"
+        yield Check(name, "ok", told) if answer.refused else untold(name, answer, SEE)
         return
-    wanted = volume_type.specs.get(BACKEND)
-    matching = [pool for pool in answer if wanted is None or matches(pool.backend_name, wanted)]
-    names = ", ".join(pool.name for pool in matching)
-    if not matching:
+    leading = pools_of(volume_type, answer)
+    if not leading:
+        wanted = " and ".join(f"{key} {value}" for key, value in volume_type.specs.items())
         yield Check(
             name,
             "fail",
-            f"no pool has {BACKEND} {wanted}, which type {volume_type.name} wants",
-            "correct the type's extra spec, or start that backend: openstack volume backend pool list --long",
+            f"no pool has {wanted or BACKEND}, which type {volume_type.name} wants",
+            "correct the type's extra specs, or start that backend: openstack volume backend pool list --long",
         )
         return
-    if len(matching) > 1 and not all(pool.clones_across for pool in matching):
-        yield Check(
+    found = [pool for pool in leading if target.takes(pool.name)]
+    if not found:
+        told = f"type {volume_type.name} leads to {_names(leading)}, and pools and exclude_pools leave none of them"
+        yield Check(name, "fail", told, f"correct pools or exclude_pools in [target:{target.name}]")
+        return
+    yield _placed(name, volume_type, found, answer)
+    yield room(target, found, volumes)
+
+
+def _placed(name: str, volume_type: VolumeType, found: list[Pool], answer: tuple[Pool, ...]) -> Check:
+    """Whether the worker can choose each pool, where there are several."""
+    places = places_of(found, answer)
+    if len(places) == 1:
+        return Check(name, "ok", _names(found))
+    closed = [place.name for place in places if not place.specs]
+    told = f"type {volume_type.name} leads to {len(places)} pools that do not clone from each other: {_names(found)}"
+    if closed:
+        return Check(
             name,
             "warn",
-            f"type {volume_type.name} leads to {len(matching)} pools ({names}), and Cinder clones only within one: "
-            "volumes on the others are copied",
-            f"make a type for each pool (extra spec {BACKEND}, or pool_name), and a target for each type",
+            f"{told}. {NO_WAY}: {', '.join(closed)}",
+            f"have the driver report a pool_name, or give each backend a {BACKEND} of its own and use <or> in the type",
         )
-    else:
-        yield Check(name, "ok", names)
-    yield room(target, matching, volumes)
+    return Check(name, "ok", f"{told}. The worker chooses each by a private volume type of its own")
 
 
-def matches(value: str, wanted: str) -> bool:
-    """Whether a pool's value is the one that an extra spec wants (cinder/scheduler/filters/extra_specs_ops.py)."""
-    words = wanted.split()
-    match words:
-        case ["<or>", *_]:
-            return value in wanted.replace("<or>", " ").split()
-        case ["<in>", part]:
-            return part in value
-        case ["s==", other]:
-            return value == other
-        case ["s!=", other]:
-            return value != other
-        case _:
-            return value == wanted
+def arrays(targets: tuple[Target, ...], facts: Facts) -> Iterator[Check]:
+    """Which targets lead to several arrays that clone across their pools: Cinder does not tell those apart."""
+    if isinstance(facts.pools, Untold) or isinstance(facts.types, Untold):
+        return
+    named = {one.name: one for one in facts.types}
+    found: dict[str, list[str]] = {}
+    for target in targets:
+        leading = pools_of(named[target.volume_type], facts.pools) if target.volume_type in named else ()
+        for array in sorted({pool.backend for pool in leading if pool.clones_across and target.takes(pool.name)}):
+            found.setdefault(array, []).append(target.name)
+    if len(found) > 1:
+        told = "; ".join(f"{array} (target {', '.join(names)})" for array, names in found.items())
+        yield Check(
+            "arrays",
+            "warn",
+            f"these report clone_across_pools: {told}. Cinder may try to clone from one to another",
+            "with strategy auto the worker has Glance keep images on the first of them only, and uses Cinder's "
+            "image-volume cache on the others",
+        )
+
+
+def _names(found: Iterable[Pool]) -> str:
+    return ", ".join(pool.name for pool in found)
 
 
 def room(target: Target, matching: list[Pool], volumes: tuple[Volume, ...] | Untold) -> Check:

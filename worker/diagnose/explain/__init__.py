@@ -47,11 +47,13 @@ async def explain(
         warmth = {one.target.name: one for one in prewarm.warmth(image, volumes)}
         for one in settings.targets:
             if target in ("", one.name):
+                found = warmth.get(one.name)
                 for check in clone.target_checks(
                     image,
                     one,
-                    warmth.get(one.name),
+                    found,
                     volumes,
+                    paths=prewarm.paths(image, found.target, volumes, locations) if found else (),
                     locations=locations,
                     project_id=project_id,
                     unusable=prewarm.unusable.get(one.name, ""),

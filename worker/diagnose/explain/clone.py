@@ -5,10 +5,12 @@ Source: cinder/volume/flows/manager/create_volume.py, _clone_image_volume.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
 from handlers import completion, image_volume
+from handlers.clone_path import CacheClone, Download, ImageVolumeClone, Path
 from handlers.prewarm import Warmth
+from handlers.reasons import WORDS
 from handlers.strategies import cache
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import Blocked, NotFound
@@ -21,6 +23,7 @@ ADVICE = {
     State.COLD: "the worker's log tells of each try; resync asks for another",
     State.UNWANTED: "see [prewarm], and the image's own property",
     State.FULL: "raise the limits of [target:{target}]",
+    State.PARTLY_WARM: "each pool is told below",
     State.HELD_BACK: "resync tries at once; else it is tried in a day",
     State.UNUSED: "see [prewarm] when, and the image's own property",
 }
@@ -66,18 +69,24 @@ def target_checks(
     volumes: tuple[Volume, ...],
     *,
     locations: tuple[Location, ...] | None,
+    paths: Iterable[tuple[str, Path, str]] = (),
     project_id: str = "",
     unusable: str = "",
 ) -> Iterator[Check]:
     """Whether a volume of the image on the target would be a clone. `warmth` is None if the target is `unusable`. Pure.
 
-    `volumes` are the image's in the internal project; `project_id` is who would ask, "" for anybody.
+    `volumes` are the image's in the internal project; `paths` what Cinder would do in each pool, and why the worker
+    cannot mend it, of a target that has several; `project_id` is who would ask, "" for anybody.
     """
     if warmth is None:
         yield Check(f"target {target.name}", "fail", unusable or "Glance lacks what it needs", "doctor tells more")
         return
     yield _warm(warmth)
     decided = warmth.target
+    if decided.strategy == "native":
+        return
+    for pool, path, obstacle in paths:
+        yield _in_pool(decided.name, pool, path, obstacle)
     here = [one for one in volumes if image_volume.is_on(one, decided) and one.name == image_volume.name_of(image.id)]
     cached = decided.strategy == "cache"
     if cached and (entry := cache.entry_of(tuple(here), decided)):
@@ -136,6 +145,20 @@ def _warm(one: Warmth) -> Check:
         return Check(name, "ok", f"warm, by strategy {one.target.strategy}")
     found = "not wanted" if one.state is State.UNWANTED else "not warm"
     return Check(name, "warn", f"{found}: {one.why}", ADVICE[one.state].format(target=one.target.name))
+
+
+def _in_pool(target: str, pool: str, path: Path, obstacle: str) -> Check:
+    """What Cinder does for a volume that its scheduler puts into this pool."""
+    name = f"{target} pool"
+    match path:
+        case ImageVolumeClone(volume):
+            return Check(name, "ok", f"{pool}: Cinder clones Image-Volume {volume.id}, by its location")
+        case CacheClone(volume):
+            return Check(name, "ok", f"{pool}: Cinder clones {volume.id}, an entry of its image-volume cache")
+        case Download(reasons):
+            return Check(name, "warn", f"{pool}: Cinder downloads: {path}", obstacle or WORDS[reasons[-1]].advice)
+        case _:
+            return Check(name, "ok", f"{pool}: Cinder's driver clones the image itself")
 
 
 def _serves(target: str, volume: Volume) -> Check:

@@ -1,0 +1,156 @@
+"""Benchmarks of clouds of several shapes: a type over several pools, other formats than raw, Ceph on both sides."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from scripts.cloud.operate import groups
+from scripts.cloud.people import HOME, Made, Person
+from tests.worker_process import WorkerProcess
+
+TARGETS = ("local-1", "local-2")
+PATIENCE = 600.0
+Row = dict[str, Any]
+
+
+@contextmanager
+def worker() -> Iterator[WorkerProcess]:
+    """A worker on the devcloud with strategy auto, ready."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        WorkerProcess(Path(folder), groups(), clouds=HOME / "clouds.yaml") as process,
+    ):
+        process.wait_ready()
+        yield process
+
+
+def until_warm(process: WorkerProcess, images: int, targets: tuple[str, ...]) -> None:
+    """Wait until so many images are warm on each of the targets."""
+    deadline = time.monotonic() + PATIENCE
+    while any(process.metric("images", target=target, state="warm") < images for target in targets):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{images} images are not warm after {PATIENCE:.0f} s; see {process.log}")
+        time.sleep(0.1)
+
+
+def warm_now(process: WorkerProcess) -> int:
+    """How many images are warm on the target with the fewest."""
+    return int(min(process.metric("images", target=target, state="warm") for target in TARGETS))
+
+
+def creates(person: Person, image_id: str, count: int, at_once: int) -> list[Made]:
+    """Volumes of the image on the first target, so many at a time, each deleted at once."""
+
+    def one(_: int) -> Made:
+        with person.temporary_volume(image_id, TARGETS[0]) as made:
+            return made
+
+    with ThreadPoolExecutor(at_once) as threads:
+        return list(threads.map(one, range(count)))
+
+
+def pools(options: argparse.Namespace) -> list[Row]:
+    """Volumes of an image by another project, of a type over several pools: with the worker, and without."""
+    alice, bob = Person("alice"), Person("bob")
+    rows: list[Row] = []
+    with worker() as process:
+        for kind, more in (("without the worker", {"image_volume_prewarm": "no"}), ("with the worker", {})):
+            before = warm_now(process)
+            image_id = alice.image("bench-pools", mebibytes=1024, **more)
+            began = time.monotonic()
+            if not more:
+                until_warm(process, before + 1, TARGETS)
+            waited = time.monotonic() - began
+            made = creates(bob, image_id, options.creates, options.at_once)
+            rows.append(
+                {
+                    "image": kind,
+                    "pools": int(process.metric("pools", target=TARGETS[0])),
+                    "creates": len(made),
+                    "clones": sum(one.cloned for one in made),
+                    "first create s": made[0].seconds,
+                    "longest s": max(one.seconds for one in made),
+                    "median s": statistics.median(one.seconds for one in made),
+                    "warm after s": waited if not more else "",
+                }
+            )
+            alice.delete_image(image_id)
+    if rows[1]["clones"] < rows[1]["creates"]:
+        options.problems.append("not every create was a clone")
+    return rows
+
+
+def formats(options: argparse.Namespace) -> list[Row]:
+    """Volumes of a qcow2 image against those of a raw one, both warm, on each target; and of one that is not warm."""
+    alice, bob = Person("alice"), Person("bob")
+    rows: list[Row] = []
+    with worker() as process:
+        before = warm_now(process)
+        warm = {kind: alice.image(f"bench-{kind}", mebibytes=1024, disk_format=kind) for kind in ("raw", "qcow2")}
+        cold = alice.image("bench-cold", mebibytes=1024, disk_format="qcow2", image_volume_prewarm="no")
+        until_warm(process, before + len(warm), TARGETS)
+        for target in TARGETS:
+            # The one that is not warm leaves an entry in Cinder's cache: its first volume alone is a download
+            with bob.temporary_volume(cold, target) as made:
+                slow = made
+            took: dict[str, list[Made]] = {kind: [] for kind in warm}
+            for _ in range(options.rounds):
+                for kind, image_id in warm.items():
+                    with bob.temporary_volume(image_id, target) as made:
+                        took[kind].append(made)
+            raw, other = (statistics.median(one.seconds for one in took[kind]) for kind in ("raw", "qcow2"))
+            clones = sum(one.cloned for one in took["qcow2"])
+            if clones < options.rounds or slow.cloned:
+                options.problems.append(f"{target}: {clones} of {options.rounds} volumes were clones")
+            rows.append(
+                {
+                    "target": target,
+                    "qcow2, not warm s": slow.seconds,
+                    "raw, warm s": raw,
+                    "qcow2, warm s": other,
+                    "clones": f"{clones}/{options.rounds}",
+                    "qcow2 / raw": other / raw,
+                }
+            )
+        for image_id in (*warm.values(), cold):
+            alice.delete_image(image_id)
+    return rows
+
+
+def native(options: argparse.Namespace) -> list[Row]:
+    """Raw images where Glance and Cinder share a Ceph cluster: what the worker makes, and when they are warm."""
+    alice, bob = Person("alice"), Person("bob")
+    with worker() as process:
+        before = warm_now(process)
+        took: list[float] = []
+        images: list[str] = []
+        for number in range(options.images):
+            images.append(alice.image("bench-native", mebibytes=256))
+            began = time.monotonic()
+            until_warm(process, before + number + 1, TARGETS)
+            took.append(time.monotonic() - began)
+        volumes = process.events("image_volume_creating")
+        made = [creates(bob, image_id, 1, 1)[0] for image_id in images]
+        for image_id in images:
+            alice.delete_image(image_id)
+    if not all(one.cloned for one in made):
+        options.problems.append("not every create was a clone")
+    return [
+        {
+            "images": len(images),
+            "targets": len(TARGETS),
+            "volumes to find out": len(volumes),
+            "first warm after s": took[0],
+            "others, median s": statistics.median(took[1:]),
+            "creates that were clones": f"{sum(one.cloned for one in made)}/{len(made)}",
+            "create, median s": statistics.median(one.seconds for one in made),
+        }
+    ]
