@@ -193,8 +193,9 @@ class TargetStores:
             with contextlib.suppress(Blocked):
                 places = self._places.get(other.name, ())
                 first = replace(resolve(other, self._stores), places=places)
-                if first.strategy == "store" and (arrays := _arrays(first)):
-                    return bool(arrays & own)
+                if first.strategy == "store" and (not places or _arrays(first)):
+                    # Of one whose pools are down it is not known; once images were copied here they would stay
+                    return bool(_arrays(first) & own)
         return True
 
     @property

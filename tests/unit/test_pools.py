@@ -108,6 +108,13 @@ async def test_of_two_arrays_that_clone_across_only_one_has_locations() -> None:
         assert cloud.images[image.id].stores == frozenset({"file", "cinder-slow"})
         assert {volume.volume_type for volume in cloud.of(image.id)} == {"slow", "fast"}
         assert await rig.resync() == []
+    # While the first array is down no image is copied to the other one
+    cloud.pools = {"fast": 2, "slow": 0}
+    async with Rig(cloud, targets=[SLOW, FAST], policy=Policy(settle=0.0)) as rig:
+        late = cloud.upload()
+        await rig.run(late.id, "fast")
+        assert cloud.images[late.id].stores == frozenset({"file"})
+    cloud.pools = {"fast": 2, "slow": 2}
     # Whoever names the strategy has the say
     async with Rig(cloud, targets=[SLOW, replace(FAST, strategy="store")], policy=Policy(settle=0.0)) as rig:
         image = cloud.upload()
