@@ -229,6 +229,12 @@ def may_go(volume: Volume, image: Image, target: Target) -> bool:
     return settled and is_copy_of_ours(volume, image) and is_on(volume, target)
 
 
+def is_outside(volume: Volume, image: Image, target: Target) -> bool:
+    """Whether it is a cache entry that pre-warming has made in a pool which the target leaves out by now."""
+    left_out = bool(volume.host) and not target.takes(volume.host)
+    return left_out and is_entry(volume) and may_go(volume, image, target)
+
+
 def is_left_of_import(volume: Volume, image: Image) -> bool:
     """Whether it is what an import of Glance's that has ended left behind, provided that it is no location.
 

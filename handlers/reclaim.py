@@ -78,7 +78,7 @@ class Reclaim:
             if free:
                 why = "an import of Glance's has left it behind: its task has ended, and no location names it"
                 return await self._deletion.delete(free, watch, why=why, reason="left-over")
-        outcome = await self._evict(image)
+        outcome = await self._evict(image, kept)
         return Done("the image is back", changed=True) if back and isinstance(outcome, Skip) else outcome
 
     async def confirm(self, image_id: str, watch: Watch) -> Outcome:
@@ -145,14 +145,17 @@ class Reclaim:
             if volume.id not in located and any(image_volume.is_on(volume, target) for target in stored)
         ]
 
-    async def _evict(self, image: Image) -> Outcome:
+    async def _evict(self, image: Image, kept: Iterable[Volume]) -> Outcome:
         """Have go what pre-warming has put where the image is not wanted, or where it takes too much room."""
         done: list[Outcome] = []
         for resolved in await self._stores.all() if image.status == "active" else ():
             target = self._served(image, resolved)
             if why := policy.refusal(image, target, self._policy):
                 done.append(await self._deletion.delete_unwanted(image, target, why=why))
-            elif target.has_budget:
+                continue
+            if outside := [volume for volume in kept if image_volume.is_outside(volume, image, target)]:
+                done.append(await self._deletion.evict(image.id, outside, why=_left_out(target), reason="unwanted"))
+            if target.has_budget:
                 why = f"the budget of target {target.name} is used up"
                 excess = await self._reservations.excess(target)
                 done += [
@@ -231,6 +234,8 @@ class Reclaim:
                     only = image.stores == frozenset({target.glance_store})
                     unless = ", unless it is the image's only copy" if only else ""
                     yield f"not wanted on {target.name} any more, {refusal}: {_text([volume])}{unless}"
+                elif image_volume.is_outside(volume, image, target):
+                    yield f"{_left_out(target)}: {_text([volume])}"
                 elif volume.id in self._too_much:
                     yield f"the budget of target {target.name} is used up: {_text([volume])}"
 
@@ -242,6 +247,10 @@ class Reclaim:
             and any(image_volume.is_ours(other, target) and image_volume.is_usable(other) for other in volumes)
             for target in self._resolved
         )
+
+
+def _left_out(target: Target) -> str:
+    return f"[target:{target.name}] leaves its pool out"
 
 
 def _text(volumes: Iterable[Volume]) -> str:

@@ -292,7 +292,10 @@ async def test_what_lies_in_a_pool_that_does_not_count_is_no_clone_in_the_one_th
         await rig.quiet()
         await rig.resync()
         assert warmth(rig, image) == (State.WARM, "")
-        assert {volume.host for volume in cloud.of(image.id)} == set(cloud.hosts_of("fast"))
+        # And those in the pools that are left out go
+        await rig.quiet()
+        assert {volume.host for volume in cloud.of(image.id)} == {"host@fast#fast"}
+        assert await rig.resync() == []
 
 
 @pytest.mark.parametrize("most", [1, 2])
