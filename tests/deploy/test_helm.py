@@ -303,7 +303,11 @@ WRONG: list[tuple[str, object, str]] = [
     ("targets/fast/volume_type", "", "targets.fast.volume_type is missing"),
     ("targets", {}, "targets: name at least one"),
     ("targets/slow", {"volume_type": "ssd"}, "targets.slow.volume_type: ssd is that of targets.fast too"),
-    ("targets/fast/disk_formats", ["raw", "qcow2"], "targets.fast.disk_formats: Cinder clones nothing but raw"),
+    (
+        "targets/fast",
+        {"volume_type": "ssd", "strategy": "store", "disk_formats": ["raw", "qcow2"]},
+        "targets.fast.disk_formats: Cinder clones nothing but raw with strategy store",
+    ),
     ("secrets/transportUrls", {"value": ["http://h"]}, "secrets.transportUrls.value: http"),
     ("secrets/transportUrls", {"value": ["h:5672"]}, "secrets.transportUrls.value: each is rabbit://"),
     ("tolerations", [{"key": "a", "effects": "NoSchedule"}], "'effects' not allowed"),
@@ -533,7 +537,8 @@ def test_every_option_reaches_the_program_as_it_is(tmp_path: Path) -> None:
         }
         for group, options in OPTIONS.items()
     }
-    target = {option.name: another(option) for option in TARGET_OPTIONS}
+    # Other formats need another strategy
+    target = {option.name: another(option) for option in TARGET_OPTIONS} | {"disk_formats": ["raw"]}
     # Two targets are never the same place
     other = target | {"volume_type": "other", "glance_store": "other"}
     values = {**MINIMAL, "config": config, "targets": {"b": target, "a": other}, "containerPort": 1234}

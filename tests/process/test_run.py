@@ -176,7 +176,10 @@ def test_an_address_that_turns_out_to_be_taken_is_told_after_the_return_to_the_o
         manager.until("RELOADING=1")
         told = manager.until("reload refused")
     assert f"[probes] bind: 127.0.0.2:{served.port}: Address already in use" in told
-    assert served.probe("/healthz")[0] == 200
+    deadline = time.monotonic() + 60.0
+    while served.probe("/healthz")[0] != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
     # The next one begins afresh
     _bind(served, f"127.0.0.1:{served.port}")
     served.signal(signal.SIGHUP)

@@ -96,8 +96,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- if not $target.volume_type -}}
 {{- $faults = append $faults (printf "targets.%s.volume_type is missing" $name) -}}
 {{- end -}}
-{{- if and (without ($target.disk_formats | default list) "raw") (ne ($target.strategy | default "auto") "cache") -}}
-{{- $faults = append $faults (printf "targets.%s.disk_formats: Cinder clones nothing but raw, unless strategy is cache" $name) -}}
+{{- $strategy := $target.strategy | default "auto" -}}
+{{- if and (without ($target.disk_formats | default list) "raw") (not (has $strategy (list "auto" "cache"))) -}}
+{{- $faults = append $faults (printf "targets.%s.disk_formats: Cinder clones nothing but raw with strategy %s" $name $strategy) -}}
 {{- end -}}
 {{- end -}}
 {{- with .Values.secrets.transportUrls -}}
