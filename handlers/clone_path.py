@@ -80,11 +80,6 @@ class Unknown(Download):
 Path = NativeClone | ImageVolumeClone | CacheClone | Download | Unknown
 
 
-def is_raw(image: Image) -> bool:
-    """Whether Cinder clones the image by its location: no other format, and no container."""
-    return image.disk_format == "raw" and image.container_format == "bare"
-
-
 def clone_path(image: Image, pool: Pool, evidence: Evidence, *, project_id: str = "") -> Path:
     """How Cinder would make an unencrypted volume of the image in the pool.
 
@@ -108,12 +103,12 @@ def clone_path(image: Image, pool: Pool, evidence: Evidence, *, project_id: str 
 
 def is_native(image: Image, pool: Pool) -> bool:
     """Whether the driver of the pool clones the image itself. RBD takes raw images only (drivers/rbd.py)."""
-    return is_raw(image) and any(stores <= (image.stores or frozenset()) for stores in pool.native)
+    return image_volume.is_raw(image) and any(stores <= (image.stores or frozenset()) for stores in pool.native)
 
 
 def _by_location(image: Image, pool: Pool, evidence: Evidence, project_id: str) -> tuple[Volume | None, Reason]:
     """The Image-Volume that Cinder clones by a location; else why there is none."""
-    if not is_raw(image):
+    if not image_volume.is_raw(image):
         return None, Reason.FORMAT
     if evidence.locations is None:
         return None, Reason.LOCATIONS_HIDDEN

@@ -201,7 +201,7 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
 def _not_yet(named: str, seen: Seen, rules: Uploads) -> Finish | None:
     """Refuse an image that can't be made of a volume, or wait for a new one that names none; else None."""
     image = seen.image
-    if not is_raw(image):
+    if not image_volume.is_raw(image):
         reason = f"only raw/bare images can be made of a volume, this one is {kind_of(image)}"
         return _refused(reason) if named else Finish(Skip(reason))
     quiet_in = rules.grace - age(image.created_epoch, seen.now)
@@ -271,11 +271,6 @@ def binding(image: Image, rules: Uploads) -> Bind | None:
 
 def _wish(image: Image, rules: Uploads) -> str:
     return image.properties.get(rules.source_property, "").strip().lower()
-
-
-def is_raw(image: Image) -> bool:
-    """Whether its data can be a volume as it is."""
-    return (image.disk_format, image.container_format) == ("raw", "bare")
 
 
 def kind_of(image: Image) -> str:

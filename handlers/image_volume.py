@@ -78,6 +78,11 @@ def is_readonly(volume: Volume) -> bool:
     return volume.metadata.get("readonly", "").lower() == "true"
 
 
+def is_raw(image: Image) -> bool:
+    """Whether its data can be a volume as it is: no other format, and no container."""
+    return (image.disk_format, image.container_format) == ("raw", "bare")
+
+
 def size_for(image: Image) -> int:
     """GiB of the smallest volume that Cinder makes from the image."""
     return max(1, -(-_bytes_from(image) // GIB))

@@ -29,8 +29,6 @@ NOT_ALLOWED = (
     "this login may not make private volume types, by which a pool is chosen (policy volume_extension:type_create); "
     "the first volume that a user makes there leaves an entry in Cinder's image-volume cache"
 )
-
-
 OTHERWISE = "delete its volumes and the type, and the worker makes both again"
 
 

@@ -9,7 +9,7 @@ from typing import assert_never
 import structlog
 
 from handlers import ROUTES, actions, budget, image_volume, policy, strategies
-from handlers.clone_path import Download, Evidence, Path, clone_path, is_raw
+from handlers.clone_path import Download, Evidence, Path, clone_path
 from handlers.deletion import Deletion, NotProven
 from handlers.imports import Imports
 from handlers.placing import CannotPlace, Placing
@@ -203,7 +203,7 @@ class Prewarm:
     async def _may_be_located(self, image: Image) -> bool:
         """Whether Glance may keep the image in a volume: on any target, as types can share pools."""
         own = {one.glance_store for one in await self._stores.all()} - {""}
-        return is_raw(image) and bool(own & (image.stores or frozenset()))
+        return image_volume.is_raw(image) and bool(own & (image.stores or frozenset()))
 
     async def _anew(self, seen: Seen, target: Target) -> Seen:
         """What was seen of an image on another place of the target, as far as it holds for this one."""
@@ -279,7 +279,7 @@ class Prewarm:
             # Somebody was faster than our look at it
             state = _state(seen.image, target)
             self._undone.made(image_id, target.place, state=state, volume_id="", at=self._now())
-        if seen.failed.startswith(cache.ASTRAY):
+        if seen.failed.startswith(cache.ASTRAY) and not action.lost:
             self._placing.note_astray(target, seen.failed)
             action = Finish(Skip(seen.failed, state=State.PARTLY_WARM))
         if seen.failed == cache.NO_CACHE and (past := self._refused(seen, target)).is_held:
@@ -368,7 +368,7 @@ class Prewarm:
         """How it is with an image on a target that has several places, by a bulk listing."""
         # A listing shows no locations: those of the target's store are the volumes that Glance has marked
         stores = frozenset(one.glance_store for one in self._resolved) - {""}
-        shown = is_raw(image) and bool(stores & (image.stores or frozenset()))
+        shown = image_volume.is_raw(image) and bool(stores & (image.stores or frozenset()))
         claimed = [v for v in volumes if "glance_image_id" in v.metadata and image_volume.FRESH not in v.metadata]
         locations = tuple(
             Location(url="", store=volume.volume_type, volume_id=volume.id) for volume in claimed if shown
@@ -611,17 +611,18 @@ class Prewarm:
             if self._probing.setdefault(target.place, image.id) != image.id:
                 await watch.changed()
                 return self._as_learned(seen, target)
+        if target.pool:
+            # Before anything is evicted to make room: where it can't be made, nothing has to go
+            await self._placing.ensure(target)
         if action.anew:
             self._report.rewarm_began(target.name, "changed")
         else:
             # A cache entry is another volume besides
             volumes = 1 + (target.strategy == "cache")
             await self._reservations.reserve(image, target.budgeted, watch, volumes=volumes)
-        if target.pool:
-            await self._placing.ensure(target)
         try:
             volume = await self._cloud.create_volume(new)
-        except (Blocked, Conflict, NotFound):
+        except NotFound:
             # The private type may be gone that was there a moment ago
             self._placing.forget()
             raise

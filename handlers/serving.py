@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from handlers import image_volume
-from handlers.clone_path import Pool, is_native, is_raw
+from handlers.clone_path import Pool, is_native
 from worker.core.cloud import Image, Store
 from worker.core.learned import Learned, Stores
 from worker.core.pool import Place
@@ -44,8 +44,7 @@ def served(image: Image, target: Target, learned: Learned, *, now: float) -> Tar
     Glance's stores, and Cinder's drivers by themselves, give clones of raw images only. Any other format is converted,
     and Cinder's image-volume cache keeps what came of it.
     """
-    raw = is_raw(image)
-    if target.automatic and not raw:
+    if target.automatic and not image_volume.is_raw(image):
         return replace(target, strategy="cache")
     if target.automatic and target.native_stores:
         return replace(target, strategy="native")
@@ -60,7 +59,7 @@ def unproven(image: Image, target: Target, learned: Learned, stores: Iterable[St
 
     None as well where it is in none. Where Glance does not name its stores, the empty set stands for the only one.
     """
-    if target.strategy != "cache" or not is_raw(image):
+    if target.strategy != "cache" or not image_volume.is_raw(image):
         return None
     rbd = frozenset(store.id for store in stores if store.type == "rbd") & (image.stores or frozenset())
     possible = image.stores is None or rbd

@@ -137,7 +137,7 @@ class Upload:
         if clones:
             return "queued, and its clone is there"
         age = self._now() - image.created_epoch
-        if completion.is_raw(image) and self._rules.grace < age < REMEMBERED:
+        if image_volume.is_raw(image) and self._rules.grace < age < REMEMBERED:
             return "queued, and Cinder's upload may have failed"
         return ""
 

@@ -314,6 +314,21 @@ async def test_a_budget_for_fewer_than_all_pools_makes_and_deletes_nothing_witho
         assert await rig.resync() == []
 
 
+async def test_nothing_is_evicted_for_an_image_that_cannot_be_placed() -> None:
+    cloud, target = spread(), replace(FAST, max_count=4)
+    async with Rig(cloud, targets=[target], policy=Policy(settle=0.0)) as rig:
+        old = cloud.upload()
+        await rig.run(old.id)
+    cloud.private_types.clear()
+    cloud.makes_types = False
+    async with Rig(cloud, targets=[target], policy=Policy(settle=0.0)) as rig:
+        new = cloud.upload(created_epoch=cloud.now() + 60)
+        outcome = await rig.run(new.id)
+        assert isinstance(outcome, Skip)
+        assert "may not make private volume types" in outcome.reason
+        assert len(cloud.of(old.id)) == 4
+
+
 async def test_our_entries_are_ours_whatever_their_private_type() -> None:
     cloud = spread()
     async with Rig(cloud, targets=[FAST], policy=Policy(settle=0.0)) as rig:

@@ -32,7 +32,7 @@ EVERYBODYS = frozenset({"public", "community"})
 
 def image_checks(image: Image) -> Iterator[Check]:
     """Check the conditions on the image itself and on Cinder's configuration. Pure."""
-    if completion.is_raw(image):
+    if image_volume.is_raw(image):
         yield Check("format", "ok", "raw/bare")
     else:
         advice = "upload it as raw/bare; strategy cache takes other formats too, as Cinder keeps the converted volume"

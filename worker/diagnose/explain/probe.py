@@ -119,7 +119,7 @@ def judged(name: str, image: Image, signs: Signs, lying: tuple[Volume, ...]) -> 
 
 
 def _advice(image: Image, volume: Volume, lying: tuple[Volume, ...]) -> str:
-    if not completion.is_raw(image):
+    if not image_volume.is_raw(image):
         return f"Cinder converts {completion.kind_of(image)} each time, unless its image-volume cache serves"
     usable = [one for one in lying if image_volume.is_usable(one)]
     if not usable:

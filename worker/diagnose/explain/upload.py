@@ -100,7 +100,7 @@ def saving_check(image: Image, *, now: float) -> Check:
 
 
 def _format(image: Image) -> Check:
-    if completion.is_raw(image):
+    if image_volume.is_raw(image):
         return Check("format", "ok", "raw/bare")
     return Check(
         "format", "fail", completion.kind_of(image), "only raw/bare can be a volume as it is: the owner changes that"
