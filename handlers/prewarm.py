@@ -173,8 +173,7 @@ class Prewarm:
             seen = await self._act(strategies.LookAtVolumes(), seen, target, watch)
         if seen.locations is None and not seen.hidden and await self._may_be_located(seen.image):
             seen = await self._act(actions.LookAtLocations(), seen, target, watch)
-        missing: dict[str, str] = {}
-        states: set[State] = set()
+        missing: dict[str, tuple[State, str]] = {}
         for place in target.places:
             if not isinstance(self._path(seen.image, target, place, seen.volumes or (), seen.locations), Download):
                 continue
@@ -187,17 +186,15 @@ class Prewarm:
             except budget.NoRoom as error:
                 outcome = Skip(str(error), state=State.FULL)
             if isinstance(outcome, Skip):
-                missing[place.name] = outcome.reason
-                states.add(outcome.state or State.PARTLY_WARM)
+                missing[place.name] = outcome.state or State.PARTLY_WARM, outcome.reason
             else:
                 done.append(outcome)
         if again := [one for one in done if isinstance(one, Again | Park)]:
             return again[0]
         made = any(isinstance(one, Done) and one.changed for one in done)
         if missing:
-            # Where it is in no pool at all, it is what it is in each of them
-            nowhere = len(missing) == len(target.places) and len(states) == 1
-            return Skip(_partly(target, missing), state=states.pop() if nowhere else State.PARTLY_WARM)
+            state, why = _partly(target, missing)
+            return Skip(why, state=state)
         return Done(f"in {len(target.places)} pools", changed=made, warmed=made, state=State.WARM)
 
     async def _may_be_located(self, image: Image) -> bool:
@@ -206,7 +203,7 @@ class Prewarm:
         return image_volume.is_raw(image) and bool(own & (image.stores or frozenset()))
 
     async def _anew(self, seen: Seen, target: Target) -> Seen:
-        """What was seen of an image on another place of the target, as far as it holds for this one."""
+        """What is known of an image for the next place of the target: its own looks and failures are still to come."""
         begun = await self._begin(seen.image, target)
         return replace(begun, warming=seen.warming, hidden=seen.hidden, repaired=seen.repaired)
 
@@ -388,7 +385,7 @@ class Prewarm:
                     stuck[place.name] = State.FULL, why
                 else:
                     cold[place.name] = str(path)
-        told = _partly(target, cold | {name: why for name, (_, why) in stuck.items()})
+        _, told = _partly(target, {name: (State.COLD, why) for name, why in cold.items()} | stuck)
         there = any(image_volume.is_ours(volume, target) for volume in volumes)
         if (lack or cold) and not there and self._unpopular(image, target):
             return Warmth(target, State.UNUSED, f"{lack or told}; it waits for a second volume to be made of it")
@@ -402,10 +399,7 @@ class Prewarm:
             return Warmth(target, State.COLD, lack or told)
         if not stuck:
             return Warmth(target, State.WARM)
-        states = {state for state, _ in stuck.values()}
-        nowhere = len(stuck) == len(target.places) and len(states) == 1
-        why = _partly(target, {name: why for name, (_, why) in stuck.items()})
-        return Warmth(target, states.pop() if nowhere else State.PARTLY_WARM, why)
+        return Warmth(target, *_partly(target, stuck))
 
     def _served(self, image: Image, target: Target) -> Target:
         """The target as it serves this image."""
@@ -630,7 +624,7 @@ class Prewarm:
         return _with(volume, seen)
 
     def _as_learned(self, seen: Seen, target: Target) -> Seen:
-        """What was seen, with what the volume of another image has shown meanwhile."""
+        """What was seen; and whether Cinder clones by itself, if the volume of another image has shown it meanwhile."""
         if seen.unproven is None or not self._learned.is_known(target.place, seen.unproven, now=self._now()):
             return seen
         return replace(seen, unproven=None, native=self._served(seen.image, target).strategy == "native")
@@ -793,12 +787,18 @@ class Prewarm:
         return seen
 
 
-def _partly(target: Target, missing: Mapping[str, str]) -> str:
-    """Say in how many places of the target the image is warm, and why not in the others; each reason once."""
-    total = len(target.places)
-    reasons = dict.fromkeys(missing.values())
-    told = (f"not in {', '.join(name for name in missing if missing[name] == why)}: {why}" for why in reasons)
-    return f"warm in {total - len(missing)} of {total} pools; {'; '.join(told)}"
+def _partly(target: Target, missing: Mapping[str, tuple[State, str]]) -> tuple[State, str]:
+    """The state of an image that is not warm in these places of the target, and why: each reason once.
+
+    Where it is warm in none, it has the state that it has in each of them.
+    """
+    total, states = len(target.places), {state for state, _ in missing.values()}
+    state = states.pop() if len(missing) == total and len(states) == 1 else State.PARTLY_WARM
+    places: dict[str, list[str]] = {}
+    for name, (_, why) in missing.items():
+        places.setdefault(why, []).append(name)
+    told = "; ".join(f"not in {', '.join(names)}: {why}" for why, names in places.items())
+    return state, f"warm in {total - len(missing)} of {total} pools; {told}"
 
 
 def _copied_into(target: Target) -> str:

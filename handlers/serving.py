@@ -57,7 +57,7 @@ def served(image: Image, target: Target, learned: Learned, *, now: float) -> Tar
 def unproven(image: Image, target: Target, learned: Learned, stores: Iterable[Store], *, now: float) -> Stores | None:
     """The rbd stores that the image is in, if nobody knows whether Cinder clones it from there; else None.
 
-    None as well where it is in none. Where Glance does not name its stores, the empty set stands for the only one.
+    None too if it is in no such store. The empty set stands for the only store of a Glance that does not name it.
     """
     if target.strategy != "cache" or not image_volume.is_raw(image):
         return None

@@ -33,7 +33,7 @@ def worker() -> Iterator[WorkerProcess]:
 
 
 def until_warm(process: WorkerProcess, images: int, targets: tuple[str, ...]) -> None:
-    """Wait until so many images are warm on each of the targets."""
+    """Wait until at least this many images are warm on each target."""
     deadline = time.monotonic() + PATIENCE
     while any(process.metric("images", target=target, state="warm") < images for target in targets):
         if time.monotonic() > deadline:
@@ -47,7 +47,7 @@ def warm_now(process: WorkerProcess) -> int:
 
 
 def creates(person: Person, image_id: str, count: int, at_once: int) -> list[Made]:
-    """Volumes of the image on the first target, so many at a time, each deleted at once."""
+    """Make volumes of the image on the first target, `at_once` at a time, and delete each once it is there."""
 
     def one(_: int) -> Made:
         with person.temporary_volume(image_id, TARGETS[0]) as made:
