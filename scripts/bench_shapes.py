@@ -19,7 +19,7 @@ from tests.worker_process import WorkerProcess
 TARGETS = ("local-1", "local-2")
 PATIENCE = 600.0
 SIZE = 2
-"""GiB of the volumes of other formats than raw: our qcow2 file of 1 GiB of data is a disk of a little more."""
+"""GiB of the volumes: with its tables a qcow2 file of 1 GiB of data is a little larger, and Cinder goes by that."""
 Row = dict[str, Any]
 
 
