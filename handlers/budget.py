@@ -1,4 +1,5 @@
-"""Budget: what may be put on a target in advance, and what has to go for it, least recently used first. Pure."""
+"""Budget: what may be put on a target in advance, and what has to go for it, least recently used
+first. Pure."""
 
 from __future__ import annotations
 
@@ -33,10 +34,15 @@ class Held:
 def held(volumes: Iterable[Volume], target: Target, uses: Uses) -> list[Held]:
     """Those of the volumes that count against the target's budget, least recently used first."""
     counted = (
-        (volume, image_volume.image_of(volume)) for volume in volumes if image_volume.is_prewarmed(volume, target)
+        (volume, image_volume.image_of(volume))
+        for volume in volumes
+        if image_volume.is_prewarmed(volume, target)
     )
     return sorted(
-        (Held(last_used(volume, image_id, target, uses), image_id, volume) for volume, image_id in counted),
+        (
+            Held(last_used(volume, image_id, target, uses), image_id, volume)
+            for volume, image_id in counted
+        ),
         key=lambda one: (one.used, one.volume.id),
     )
 
@@ -44,26 +50,33 @@ def held(volumes: Iterable[Volume], target: Target, uses: Uses) -> list[Held]:
 async def lying(
     volumes: Mapping[str, tuple[Volume, ...]], targets: Iterable[Target], uses: Uses
 ) -> dict[str, list[Held]]:
-    """Return what is `held` on each target that has a budget, by its name. Others have their turn in between."""
+    """Return what is `held` on each target that has a budget, by its name. Others have their turn
+    in between."""
     bounded = [target for target in targets if target.has_budget]
     found: dict[str, list[Volume]] = {target.name: [] for target in bounded}
     if bounded:
         # To look at them takes time: once for all targets
         for number, own in enumerate(volumes.values()):
             for target in bounded:
-                found[target.name] += (volume for volume in own if image_volume.is_prewarmed(volume, target))
+                found[target.name] += (
+                    volume for volume in own if image_volume.is_prewarmed(volume, target)
+                )
             if number % 1000 == 0:
                 await asyncio.sleep(0)
     return {target.name: held(found[target.name], target, uses) for target in bounded}
 
 
 def last_used(volume: Volume, image_id: str, target: Target, uses: Uses) -> float:
-    """When a volume was last made of it, as far as anybody knows, or else when it was made itself."""
-    return max(volume.created_epoch, image_volume.recorded_use(volume), uses.last(image_id, target.name))
+    """When a volume was last made of it, as far as anybody knows, or else when it was made
+    itself."""
+    return max(
+        volume.created_epoch, image_volume.recorded_use(volume), uses.last(image_id, target.name)
+    )
 
 
 def since(image: Image, target: Target, uses: Uses) -> float:
-    """Return the time that an image that is not there counts by: when it was last used there, or else made."""
+    """Return the time that an image that is not there counts by: when it was last used there, or
+    else made."""
     return max(image.created_epoch, uses.last(image.id, target.name))
 
 
@@ -95,7 +108,8 @@ class Shelf:
         return self._victims(0, 0, before=float("inf"))
 
     def victims(self, size: int, *, since: float) -> list[Held]:
-        """Choose the volumes to delete for an image of `size` GiB, last used at `since`; NoRoom if none will do."""
+        """Choose the volumes to delete for an image of `size` GiB, last used at `since`; NoRoom if
+        none will do."""
         name, most = self._target.name, self._target.max_gigabytes
         if most and size > most:
             raise NoRoom(f"image of {size} GiB is above max_gigabytes = {most} of target {name}")
@@ -103,11 +117,14 @@ class Shelf:
         if not self._fits(size - sum(one.size for one in going), 1 - len(going)):
             limits = (f"{self.size} of {most} GiB" if most else "", self._counted())
             full = ", ".join(text for text in limits if text)
-            raise NoRoom(f"target {name} is full ({full}), and what is there was used later than this image")
+            raise NoRoom(
+                f"target {name} is full ({full}), and what is there was used later than this image"
+            )
         return going
 
     def take(self, size: int, *, since: float) -> None:
-        """Count in an image of `size` GiB, last used at `since`, in the place of what goes for it; NoRoom as above."""
+        """Count in an image of `size` GiB, last used at `since`, in the place of what goes for it;
+        NoRoom as above."""
         going = self.victims(size, since=since)
         for one in going:
             self._held.remove(one)
@@ -120,7 +137,9 @@ class Shelf:
 
     def _fits(self, size: int, count: int) -> bool:
         most_size, most_count = self._target.max_gigabytes, self._target.max_count
-        return (not most_size or self.size + size <= most_size) and (not most_count or self.count + count <= most_count)
+        return (not most_size or self.size + size <= most_size) and (
+            not most_count or self.count + count <= most_count
+        )
 
     def _victims(self, size: int, count: int, *, before: float) -> list[Held]:
         """The least recently used ones that have to go, as far as there are such."""

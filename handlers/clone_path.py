@@ -1,7 +1,8 @@
-"""The clone path: how Cinder would make a new volume of an image in a pool. Mirrors Cinder's own decision. Pure.
+"""The clone path: how Cinder would make a new volume of an image in a pool. Mirrors Cinder's own
+decision. Pure.
 
-Source: cinder/volume/flows/manager/create_volume.py (_create_from_image, _clone_image_volume, in that order), and
-cinder/image/cache.py (get_entry).
+Source: cinder/volume/flows/manager/create_volume.py (_create_from_image, _clone_image_volume, in
+that order), and cinder/image/cache.py (get_entry).
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from worker.core.cloud import Image, Location, Volume
 class Pool:
     """A pool that volumes come to lie in.
 
-    `hosts` is Cinder's host@backend#pool, and others that a clone may come from (`clone_across_pools`); empty where
-    Cinder does not show it: then a volume of one of the `types` is taken to lie there. `native` are sets of Glance's
-    stores: an image that is in all stores of a set is cloned by Cinder's driver itself.
+    `hosts` is Cinder's host@backend#pool, and others that a clone may come from
+    (`clone_across_pools`); empty where Cinder does not show it: then a volume of one of the `types`
+    is taken to lie there. `native` are sets of Glance's stores: an image that is in all stores of a
+    set is cloned by Cinder's driver itself.
     """
 
     hosts: frozenset[str] = frozenset()
@@ -28,12 +30,17 @@ class Pool:
 
     def has(self, volume: Volume) -> bool:
         """Whether a clone in this pool can be made of the volume."""
-        return volume.host in self.hosts if self.hosts and volume.host else volume.volume_type in self.types
+        return (
+            volume.host in self.hosts
+            if self.hosts and volume.host
+            else volume.volume_type in self.types
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What was read: the image's `locations`, None if they are hidden, and its volumes in the internal project.
+    """What was read: the image's `locations`, None if they are hidden, and its volumes in the
+    internal project.
 
     `cache_off` tells that Cinder was seen to make no entry in its image-volume cache in this pool.
     """
@@ -83,7 +90,8 @@ Path = NativeClone | ImageVolumeClone | CacheClone | Download | Unknown
 def clone_path(image: Image, pool: Pool, evidence: Evidence, *, project_id: str = "") -> Path:
     """How Cinder would make an unencrypted volume of the image in the pool.
 
-    `project_id` is the project that asks for the volume; "" for one that may use the image and does not own it.
+    `project_id` is the project that asks for the volume; "" for one that may use the image and does
+    not own it.
     """
     if image.status != "active":
         return Download((Reason.IMAGE_INACTIVE,))
@@ -102,11 +110,16 @@ def clone_path(image: Image, pool: Pool, evidence: Evidence, *, project_id: str 
 
 
 def is_native(image: Image, pool: Pool) -> bool:
-    """Whether the driver of the pool clones the image itself. RBD takes raw images only (drivers/rbd.py)."""
-    return image_volume.is_raw(image) and any(stores <= (image.stores or frozenset()) for stores in pool.native)
+    """Whether the driver of the pool clones the image itself. RBD takes raw images only
+    (drivers/rbd.py)."""
+    return image_volume.is_raw(image) and any(
+        stores <= (image.stores or frozenset()) for stores in pool.native
+    )
 
 
-def _by_location(image: Image, pool: Pool, evidence: Evidence, project_id: str) -> tuple[Volume | None, Reason]:
+def _by_location(
+    image: Image, pool: Pool, evidence: Evidence, project_id: str
+) -> tuple[Volume | None, Reason]:
     """The Image-Volume that Cinder clones by a location; else why there is none."""
     if not image_volume.is_raw(image):
         return None, Reason.FORMAT
@@ -118,7 +131,11 @@ def _by_location(image: Image, pool: Pool, evidence: Evidence, project_id: str) 
     here = [volume for volume in evidence.volumes if volume.id in named and pool.has(volume)]
     if not here:
         return None, Reason.OTHER_POOL
-    own = [one for one in here if project_id == image.owner or one.metadata.get("image_owner") == image.owner]
+    own = [
+        one
+        for one in here
+        if project_id == image.owner or one.metadata.get("image_owner") == image.owner
+    ]
     if not own:
         return None, Reason.OWNER
     # Cinder takes the first that it finds, in no order, and looks at neither status nor encryption
@@ -132,7 +149,8 @@ def _by_location(image: Image, pool: Pool, evidence: Evidence, project_id: str) 
 def _by_cache(image: Image, pool: Pool, evidence: Evidence) -> tuple[Volume | None, Reason]:
     """The fresh entry of Cinder's image-volume cache; else why there is none.
 
-    Cinder's table, which tells what an entry was made for, is shown by no API: our own mark on the entry does.
+    Cinder's table, which tells what an entry was made for, is shown by no API: our own mark on the
+    entry does.
     """
     name = image_volume.name_of(image.id)
     located = {location.volume_id for location in evidence.locations or ()}

@@ -25,14 +25,18 @@ PLACING = "image-volume-worker:"
 RECORD_EVERY = 3600.0
 # What Cinder is still making has no longer than this, in seconds
 STALLED_AFTER = 21_600.0
-# A scheduler takes seconds. A RabbitMQ that restarts forgets what Cinder's API has told the scheduler
+# A scheduler takes seconds. A RabbitMQ that restarts forgets what Cinder's API has told the
+# scheduler
 UNSCHEDULED_AFTER = 300.0
 # For how long one of several volumes of an image on a target is left alone, in seconds
 FRESH_FOR = 120.0
 # Cinder's DELETE refuses every other status (cinder/volume/api.py, delete), error_deleting too
-DELETABLE = frozenset({"available", "error", "error_restoring", "error_extending", "error_managing"})
+DELETABLE = frozenset(
+    {"available", "error", "error_restoring", "error_extending", "error_managing"}
+)
 HIDDEN = (
-    "Glance shows no locations of the image to this login (give it the role service), or the image is being deleted"
+    "Glance shows no locations of the image to this login (give it the role service), or "
+    "the image is being deleted"
 )
 USABLE = frozenset({"available", "in-use"})
 MAKING = frozenset({"creating", "downloading"})
@@ -55,7 +59,8 @@ def image_of(volume: Volume) -> str:
 
 
 def metadata_of(image: Image, target: Target) -> dict[str, str]:
-    """Return the metadata that lets Cinder clone an Image-Volume for every project that may use the image.
+    """Return the metadata that lets Cinder clone an Image-Volume for every project that may use the
+    image.
 
     Source: cinder/volume/flows/manager/create_volume.py, _clone_image_volume (`image_owner`);
     glance_store/_drivers/cinder/store.py (`image_size` becomes the image's size).
@@ -89,15 +94,18 @@ def size_for(image: Image) -> int:
 
 
 def _bytes_from(image: Image) -> int:
-    """Bytes that Cinder asks for of a volume made from the image, which `min_disk` and a sparse file can make many."""
+    """Bytes that Cinder asks for of a volume made from the image, which `min_disk` and a sparse
+    file can make many."""
     return max(image.size, image.virtual_size, image.min_disk * GIB)
 
 
 def bytes_on(image: Image, target: Target) -> int:
-    """Bytes that the target's strategy has allocated for the image; their lower bound while it is not decided.
+    """Bytes that the target's strategy has allocated for the image; their lower bound while it is
+    not decided.
 
-    Glance's cinder store makes its volume of the image's size alone (glance_store/_drivers/cinder/store.py, `add`);
-    Cinder makes no volume from an image that is smaller than its `min_disk` or its `virtual_size`.
+    Glance's cinder store makes its volume of the image's size alone
+    (glance_store/_drivers/cinder/store.py, `add`); Cinder makes no volume from an image that is
+    smaller than its `min_disk` or its `virtual_size`.
     """
     return image.size if target.strategy in ("store", "auto") else _bytes_from(image)
 
@@ -108,7 +116,8 @@ def size_on(image: Image, target: Target) -> int:
 
 
 def new_volume(image: Image, target: Target, *, name: str) -> NewVolume:
-    """A volume of the image on the target, recognisable from its first moment should its creator die."""
+    """A volume of the image on the target, recognisable from its first moment should its creator
+    die."""
     return NewVolume(
         name=name,
         size=size_on(image, target),
@@ -122,20 +131,23 @@ def new_volume(image: Image, target: Target, *, name: str) -> NewVolume:
 def is_of(volume: Volume, image: Image) -> bool:
     """Whether the volume is this image's: its name, its metadata, its project and its age agree.
 
-    Anybody may add another image's Image-Volume as a location of an image of their own (show_multiple_locations), and
-    an id can be used again for another image (OSSN-0075): a volume older than its image holds other data.
+    Anybody may add another image's Image-Volume as a location of an image of their own
+    (show_multiple_locations), and an id can be used again for another image (OSSN-0075): a volume
+    older than its image holds other data.
     """
     return is_kept_for(volume, image.id) and volume.created_epoch >= image.created_epoch - SKEW
 
 
 def is_kept_for(volume: Volume, image_id: str) -> bool:
-    """Whether the volume is named like one of the image's, and its metadata does not name another image."""
+    """Whether the volume is named like one of the image's, and its metadata does not name another
+    image."""
     claim = volume.metadata.get("glance_image_id", image_id)
     return image_of(volume) == image_id == claim and not volume.foreign
 
 
 def placing_type(pool: str) -> str:
-    """The name of the private volume type that leads to this pool, host@backend#pool, and to no other."""
+    """The name of the private volume type that leads to this pool, host@backend#pool, and to no
+    other."""
     return f"{PLACING}{pool}"
 
 
@@ -145,7 +157,8 @@ def is_placed(volume: Volume) -> bool:
 
 
 def is_warming_for(volume: Volume, target: Target) -> bool:
-    """Whether it is a throw-away volume of ours for this target, or for its one place wherever Cinder has put it."""
+    """Whether it is a throw-away volume of ours for this target, or for its one place wherever
+    Cinder has put it."""
     if target.pool:
         return volume.metadata.get(TAG) == target.name and volume.volume_type == target.volume_type
     return is_ours(volume, target)
@@ -154,7 +167,8 @@ def is_warming_for(volume: Volume, target: Target) -> bool:
 def is_on(volume: Volume, target: Target) -> bool:
     """Whether the volume is this target's: where it must be, and not tagged for another target.
 
-    The tag alone is a claim: somebody may have retyped the volume, or configured another type since.
+    The tag alone is a claim: somebody may have retyped the volume, or configured another type
+    since.
     """
     tag = volume.metadata.get(TAG, UPLOAD)
     return _lies(volume, target) and tag in (UPLOAD, target.name)
@@ -166,12 +180,16 @@ def is_ours(volume: Volume, target: Target) -> bool:
 
 
 def serves(volume: Volume, target: Target) -> bool:
-    """Whether volumes on the target are clones of it: it lies where they come to lie, as far as that is known."""
-    return not (volume.host and target.places) or any(volume.host in place.hosts for place in target.places)
+    """Whether volumes on the target are clones of it: it lies where they come to lie, as far as
+    that is known."""
+    return not (volume.host and target.places) or any(
+        volume.host in place.hosts for place in target.places
+    )
 
 
 def _lies(volume: Volume, target: Target) -> bool:
-    """Whether the volume lies in the target's one place; else, whether it is of its type, or of one for its place."""
+    """Whether the volume lies in the target's one place; else, whether it is of its type, or of one
+    for its place."""
     if target.pool:
         # A volume that was asked for a moment ago is nowhere yet
         return serves(volume, target) if volume.host else volume.volume_type == target.volume_type
@@ -179,7 +197,8 @@ def _lies(volume: Volume, target: Target) -> bool:
 
 
 def is_entry(volume: Volume) -> bool:
-    """Whether it is an entry of Cinder's cache: marked by us, or with just the read-only flag that Cinder sets."""
+    """Whether it is an entry of Cinder's cache: marked by us, or with just the read-only flag that
+    Cinder sets."""
     claims = {"glance_image_id", "image_owner"} & volume.metadata.keys()
     return FRESH in volume.metadata or (is_readonly(volume) and not claims)
 
@@ -190,7 +209,8 @@ def is_throw_away(volume: Volume) -> bool:
 
 
 def may_be_location(volume: Volume) -> bool:
-    """Whether Glance may know it as a location: not a throw-away one, nor an entry of Cinder's cache.
+    """Whether Glance may know it as a location: not a throw-away one, nor an entry of Cinder's
+    cache.
 
     Cinder clones an entry from the volume that was downloaded, and tells nobody of it.
     """
@@ -203,7 +223,8 @@ def is_prewarming(volume: Volume) -> bool:
 
 
 def is_prewarmed(volume: Volume, target: Target) -> bool:
-    """Whether pre-warming has made it for this target, and it is still to go; not a throw-away volume."""
+    """Whether pre-warming has made it for this target, and it is still to go; not a throw-away
+    volume."""
     made = is_ours(volume, target) and volume.metadata.get(ORIGIN) == PREWARM
     image_id = image_of(volume)
     named = volume.name == name_of(image_id) and is_kept_for(volume, image_id)
@@ -211,49 +232,69 @@ def is_prewarmed(volume: Volume, target: Target) -> bool:
 
 
 def is_unmarked_copy(volume: Volume) -> bool:
-    """Whether Glance has made it for somebody in the internal project, whom it notes as the owner."""
+    """Whether Glance has made it for somebody in the internal project, whom it notes as the
+    owner."""
     asked = bool(volume.project_id) and volume.metadata.get("image_owner") == volume.project_id
     return asked and not volume.source_volid and TAG not in volume.metadata
 
 
 def is_copy_of_ours(volume: Volume, image: Image) -> bool:
-    """Whether Glance has made it for a copy-image of ours: of an image of another project nobody else asks for one."""
+    """Whether Glance has made it for a copy-image of ours: of an image of another project nobody
+    else asks for one."""
     return is_unmarked_copy(volume) and volume.project_id != image.owner
 
 
 def may_be_ours(volume: Volume) -> bool:
-    """Whether it could be of pre-warming's making, so that it is no reason to let go of another one."""
+    """Whether it could be of pre-warming's making, so that it is no reason to let go of another
+    one."""
     return ORIGIN in volume.metadata or is_unmarked_copy(volume)
 
 
 def may_go(volume: Volume, image: Image, target: Target) -> bool:
-    """Whether pre-warming has made it for this target, and it is still to go, marked or not marked yet."""
+    """Whether pre-warming has made it for this target, and it is still to go, marked or not marked
+    yet."""
     if is_prewarmed(volume, target):
         return True
-    settled = (is_usable(volume) or is_broken(volume)) and is_of(volume, image) and volume.name == name_of(image.id)
+    settled = (
+        (is_usable(volume) or is_broken(volume))
+        and is_of(volume, image)
+        and volume.name == name_of(image.id)
+    )
     return settled and is_copy_of_ours(volume, image) and is_on(volume, target)
 
 
 def is_outside(volume: Volume, image: Image, target: Target) -> bool:
-    """Whether it is a cache entry that pre-warming has made in a pool which the target leaves out by now."""
+    """Whether it is a cache entry that pre-warming has made in a pool which the target leaves out
+    by now."""
     left_out = bool(volume.host) and not target.takes(volume.host)
     return left_out and is_entry(volume) and may_go(volume, image, target)
 
 
 def is_left_of_import(volume: Volume, image: Image) -> bool:
-    """Whether it is what an import of Glance's that has ended left behind, provided that it is no location.
+    """Whether it is what an import of Glance's that has ended left behind, provided that it is no
+    location.
 
-    An import holds its lock from before its first volume is made until its last one is a location. A Glance that was
-    killed may drop the lock while its task goes on: who deletes the volume looks at the tasks too.
+    An import holds its lock from before its first volume is made until its last one is a location.
+    A Glance that was killed may drop the lock while its task goes on: who deletes the volume looks
+    at the tasks too.
     """
-    made_by_glance = volume.metadata.get("glance_image_id") == image.id and "image_size" in volume.metadata
+    made_by_glance = (
+        volume.metadata.get("glance_image_id") == image.id and "image_size" in volume.metadata
+    )
     unknown = made_by_glance and not volume.source_volid and TAG not in volume.metadata
     over = image.status == "active" and not image.import_locked
-    return unknown and over and is_of(volume, image) and volume.name == name_of(image.id) and not is_leaving(volume)
+    return (
+        unknown
+        and over
+        and is_of(volume, image)
+        and volume.name == name_of(image.id)
+        and not is_leaving(volume)
+    )
 
 
 def may_be_deleted(volume: Volume, now: float) -> bool:
-    """Whether Cinder deletes it; not while a host is making it, while it is attached, or in error_deleting."""
+    """Whether Cinder deletes it; not while a host is making it, while it is attached, or in
+    error_deleting."""
     lost = is_stalled(volume, now) and not volume.scheduled
     return lost or volume.status in DELETABLE
 
@@ -267,8 +308,8 @@ def is_stalled(volume: Volume, now: float) -> bool:
 def is_fresh(volume: Volume, now: float) -> bool:
     """Whether another worker may have made it just now, and be about to make a location of it.
 
-    Two work on one key for a moment when the broker drops the connection of the one that had it. If each removed what
-    the other has made, none of it would stay.
+    Two work on one key for a moment when the broker drops the connection of the one that had it. If
+    each removed what the other has made, none of it would stay.
     """
     return now - volume.created_epoch < FRESH_FOR
 
@@ -282,7 +323,8 @@ def recorded_use(volume: Volume) -> float:
 
 
 def use_to_record(volume: Volume, used: float) -> dict[str, str]:
-    """Return the metadata to write for a use at `used`, in epoch seconds; nothing if what is there is near enough."""
+    """Return the metadata to write for a use at `used`, in epoch seconds; nothing if what is there
+    is near enough."""
     if used - recorded_use(volume) < RECORD_EVERY:
         return {}
     return {USED: datetime.fromtimestamp(used, UTC).isoformat(timespec="seconds")}
@@ -299,7 +341,8 @@ def is_leaving(volume: Volume) -> bool:
 
 
 def is_stuck(volume: Volume) -> bool:
-    """Whether Cinder refuses to delete it before an administrator has acted, as in error_deleting."""
+    """Whether Cinder refuses to delete it before an administrator has acted, as in
+    error_deleting."""
     return is_broken(volume) and volume.status not in DELETABLE
 
 
@@ -309,7 +352,8 @@ def is_usable(volume: Volume) -> bool:
 
 
 def needs_administrator(volume: Volume) -> bool:
-    """Whether it is in an error that may leave its data whole, or that nobody can end: all but plain `error`."""
+    """Whether it is in an error that may leave its data whole, or that nobody can end: all but
+    plain `error`."""
     return is_broken(volume) and volume.status != "error"
 
 
@@ -320,7 +364,10 @@ def stuck_advice(volume: Volume, *, located: bool) -> str:
     """
     if located:
         command = f"openstack volume set --state available {volume.id}"
-        return f"volume {volume.id} is {volume.status}; if its data is whole: {command}, else see docs/upkeep.md"
+        return (
+            f"volume {volume.id} is {volume.status}; if its data is whole: {command}, else "
+            f"see docs/upkeep.md"
+        )
     if is_stuck(volume):
         command = f"openstack volume delete --force {volume.id}"
     else:

@@ -1,8 +1,10 @@
-"""Kept properties: what an image made of a volume is given of the image that the volume was made from. Pure.
+"""Kept properties: what an image made of a volume is given of the image that the volume was made
+from. Pure.
 
-Cinder's own upload decides the same way (cinder/volume/api.py, _merge_volume_image_meta; cinder/image/image_utils.py,
-filter_out_reserved_namespaces_metadata). But Cinder asks Glance as the user, and we have rights that the user lacks.
-Users can write anything into a volume's image metadata, so no field of Glance's own may come from there.
+Cinder's own upload decides the same way (cinder/volume/api.py, _merge_volume_image_meta;
+cinder/image/image_utils.py, filter_out_reserved_namespaces_metadata). But Cinder asks Glance as the
+user, and we have rights that the user lacks. Users can write anything into a volume's image
+metadata, so no field of Glance's own may come from there.
 """
 
 from __future__ import annotations
@@ -19,15 +21,19 @@ FIELDS = frozenset({
     "os_hash_value", "os_hidden", "owner", "protected", "schema", "self", "status", "stores", "tags", "updated_at",
     "validation_data", "virtual_size", "visibility",
 })  # fmt: skip
-# Beginnings of names. Glance keeps the first for itself, Cinder leaves out the next two: a signature is of other data.
-# The key of an encrypted image is of no use to one made of a plain volume, and Glance would delete it with the image
+# Beginnings of names. Glance keeps the first for itself, Cinder leaves out the next two: a
+# signature is of other data. The key of an encrypted image is of no use to one made of a plain
+# volume, and Glance would delete it with the image
 RESERVED = ("os_glance", "img_signature", "signature_verified", "cinder_encryption_key")
 
 
-def missing(known: Mapping[str, str], present: Iterable[str], reserved: Iterable[str] = ()) -> dict[str, str]:
+def missing(
+    known: Mapping[str, str], present: Iterable[str], reserved: Iterable[str] = ()
+) -> dict[str, str]:
     """Return what is kept of the image properties that a volume knows and the image has not.
 
-    `present` are the image's own, which win. `reserved` are beginnings of names that are left out too.
+    `present` are the image's own, which win. `reserved` are beginnings of names that are left out
+    too.
     """
     left_out = (*RESERVED, *(name.lower() for name in reserved if name))
     # Glance's MySQL takes names that differ in case alone for the same one: Glance answers 500
@@ -35,7 +41,13 @@ def missing(known: Mapping[str, str], present: Iterable[str], reserved: Iterable
     kept: dict[str, str] = {}
     for name, value in sorted(known.items()):
         plain = name.lower()
-        if name and value and _is_plain(name) and plain not in taken and not plain.startswith(left_out):
+        if (
+            name
+            and value
+            and _is_plain(name)
+            and plain not in taken
+            and not plain.startswith(left_out)
+        ):
             taken.add(plain)
             kept[name] = value
     return kept
@@ -44,6 +56,7 @@ def missing(known: Mapping[str, str], present: Iterable[str], reserved: Iterable
 def _is_plain(name: str) -> bool:
     """Whether Glance reads the name as it is.
 
-    Glance strips spaces, also from those of its own fields, and its MySQL takes an accented letter for the plain one.
+    Glance strips spaces, also from those of its own fields, and its MySQL takes an accented letter
+    for the plain one.
     """
     return name.isascii() and name.isprintable() and name == name.strip()

@@ -1,7 +1,9 @@
-"""Placing: private volume types, each of which leads to one pool, so that Cinder makes an Image-Volume there.
+"""Placing: private volume types, each of which leads to one pool, so that Cinder makes an
+Image-Volume there.
 
-A public type over several pools lets Cinder's scheduler choose. No project sees a private type; an entry of Cinder's
-image-volume cache that was made by one serves all types whose volumes come to lie in that pool.
+A public type over several pools lets Cinder's scheduler choose. No project sees a private type; an
+entry of Cinder's image-volume cache that was made by one serves all types whose volumes come to lie
+in that pool.
 """
 
 from __future__ import annotations
@@ -22,11 +24,13 @@ ASK_AGAIN = 3600.0
 # Each try downloads the image, in seconds
 TRY_AGAIN = 86_400.0
 NO_WAY = (
-    "Cinder offers no way to choose this pool (it reports no pool_name, or several pools have the same names): the "
+    "Cinder offers no way to choose this pool (it reports no pool_name, or several pools have "
+    "the same names): the "
     "first volume that a user makes there leaves an entry in Cinder's image-volume cache"
 )
 NOT_ALLOWED = (
-    "this login may not make private volume types, by which a pool is chosen (policy volume_extension:type_create); "
+    "this login may not make private volume types, by which a pool is chosen (policy "
+    "volume_extension:type_create); "
     "the first volume that a user makes there leaves an entry in Cinder's image-volume cache"
 )
 OTHERWISE = "delete its volumes and the type, and the worker makes both again"
@@ -48,7 +52,8 @@ class Placing:
         self._astray: dict[str, tuple[float, str]] = {}
 
     def obstacle(self, target: Target) -> str:
-        """Why no volume can be made in the target's one place, as far as is known; "" if it can. Calls nobody."""
+        """Why no volume can be made in the target's one place, as far as is known; "" if it can.
+        Calls nobody."""
         if not target.places[0].specs:
             return NO_WAY
         until, why = self._astray.get(target.volume_type, (0.0, ""))
@@ -57,12 +62,14 @@ class Placing:
         return NOT_ALLOWED if self._now() < self._refused_until else ""
 
     def note_astray(self, target: Target, why: str) -> None:
-        """Make no volume in the target's one place for a while: its private type does not lead there."""
+        """Make no volume in the target's one place for a while: its private type does not lead
+        there."""
         self._there.discard(target.volume_type)
         self._astray[target.volume_type] = self._now() + TRY_AGAIN, why
 
     async def ensure(self, target: Target) -> None:
-        """Make the volume type that leads to the target's one place, unless it is there; CannotPlace if not allowed."""
+        """Make the volume type that leads to the target's one place, unless it is there;
+        CannotPlace if not allowed."""
         if why := self.obstacle(target):
             raise CannotPlace(why)
         if target.volume_type in self._there:
@@ -73,10 +80,13 @@ class Placing:
         except Conflict as error:
             there = {one.name: dict(one.specs) for one in await self._cloud.describe_volume_types()}
             if target.volume_type not in there:
-                raise CannotPlace(f"Cinder takes no private volume type for this pool: {error}") from error
+                raise CannotPlace(
+                    f"Cinder takes no private volume type for this pool: {error}"
+                ) from error
             if there[target.volume_type] != dict(target.places[0].specs):
                 why = (
-                    f"volume type {target.volume_type} has other extra specs than lead to this pool alone: {OTHERWISE}"
+                    f"volume type {target.volume_type} has other extra specs than lead to this "
+                    f"pool alone: {OTHERWISE}"
                 )
                 raise CannotPlace(why) from error
         except Blocked as error:
@@ -91,10 +101,13 @@ class Placing:
     async def tidy(self, types: Mapping[str, str], used: Iterable[str]) -> None:
         """Delete the private types that no volume is of, the second time that they are seen so.
 
-        `types` are names by id, `used` names of types of volumes. A job may have made one and not its volume yet.
+        `types` are names by id, `used` names of types of volumes. A job may have made one and not
+        its volume yet.
         """
         in_use, before = frozenset(used), self._unused
-        self._unused = frozenset(name for name in types.values() if name.startswith(PLACING)) - in_use
+        self._unused = (
+            frozenset(name for name in types.values() if name.startswith(PLACING)) - in_use
+        )
         for type_id, name in types.items():
             if name in self._unused & before:
                 self._there.discard(name)

@@ -13,15 +13,19 @@ NO = frozenset({"no", "false", "0", "off"})
 def refusal(image: Image, target: Target, policy: Policy) -> str | None:
     """Why the image is not to be warm on the target, in one line; None if it is wanted there.
 
-    The owner's no always counts; the owner's yes, as `is_asked_for` takes it, overrides `visibilities` and `min_size`,
-    not what limits others' use of the storage (`projects`, `exclude_projects`, `max_size`).
+    The owner's no always counts; the owner's yes, as `is_asked_for` takes it, overrides
+    `visibilities` and `min_size`, not what limits others' use of the storage (`projects`,
+    `exclude_projects`, `max_size`).
     """
     if target.encrypted:
         return encrypted_type(target)
     if image.status != "active":
         return f"image is {image.status}, not active"
     if image.container_format != "bare" or image.disk_format not in target.formats:
-        return f"image is {image.disk_format}/{image.container_format}, not {'|'.join(sorted(target.formats))}/bare"
+        return (
+            f"image is {image.disk_format}/{image.container_format}, not "
+            f"{'|'.join(sorted(target.formats))}/bare"
+        )
     if not image.size:
         return "image is empty"
     if "cinder_encryption_key_id" in image.properties:
@@ -47,11 +51,13 @@ def refusal(image: Image, target: Target, policy: Policy) -> str | None:
 def encrypted_type(target: Target) -> str:
     """Return the refusal for a target of an encrypted type.
 
-    Cinder looks at the encryption of the new volume only, never at that of the Image-Volume: it would clone ciphertext
-    into volumes that are not encrypted (cinder/volume/flows/manager/create_volume.py, _clone_image_volume).
+    Cinder looks at the encryption of the new volume only, never at that of the Image-Volume: it
+    would clone ciphertext into volumes that are not encrypted
+    (cinder/volume/flows/manager/create_volume.py, _clone_image_volume).
     """
     return (
-        f"volumes of type {target.volume_type} are encrypted: Cinder would hand out their ciphertext; "
+        f"volumes of type {target.volume_type} are encrypted: Cinder would hand out their "
+        f"ciphertext; "
         f"name a type without encryption in [target:{target.name}] volume_type"
     )
 
@@ -67,9 +73,10 @@ def _allocating(allocated: int, image: Image) -> str:
 def is_asked_for(image: Image, policy: Policy) -> bool:
     """Whether the image's owner wants it to be warm.
 
-    Nova and Cinder copy an image's properties to the snapshots of its servers and to the images made of its volumes. So
-    a yes counts where it names this very image (`yes/<image id>`), or where the image is public: only an administrator
-    makes an image public, and no snapshot is born so. A no that was inherited does no harm.
+    Nova and Cinder copy an image's properties to the snapshots of its servers and to the images
+    made of its volumes. So a yes counts where it names this very image (`yes/<image id>`), or where
+    the image is public: only an administrator makes an image public, and no snapshot is born so. A
+    no that was inherited does no harm.
     """
     if _wish(image, policy) not in YES:
         return False
@@ -79,7 +86,8 @@ def is_asked_for(image: Image, policy: Policy) -> bool:
 def _inherited(image: Image, policy: Policy) -> str:
     """Return the reason why the image's yes does not count."""
     return (
-        f"its property {policy.property} says yes without naming this image, as one does that was inherited from "
+        f"its property {policy.property} says yes without naming this image, as one does that "
+        f"was inherited from "
         f"another image: its owner sets it to yes/{image.id}"
     )
 

@@ -15,7 +15,18 @@ from handlers.imports import Imports
 from handlers.placing import CannotPlace, Placing
 from handlers.reservations import Reservations
 from handlers.serving import at, pool_of, served, unproven
-from handlers.strategies import Action, Finish, Lacks, Plan, Seen, cache, location, native, registered, store
+from handlers.strategies import (
+    Action,
+    Finish,
+    Lacks,
+    Plan,
+    Seen,
+    cache,
+    location,
+    native,
+    registered,
+    store,
+)
 from handlers.target_store import TargetStores
 from worker.core.cloud import Image, Location, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
@@ -42,7 +53,8 @@ LACKS: Mapping[str, Lacks] = {
     "cache": cache.lacks,
     "native": native.lacks,
 }
-# The status of images that have data. Glance announces that one is deactivated or reactivated as an image.update
+# The status of images that have data. Glance announces that one is deactivated or reactivated as an
+# image.update
 WITH_DATA = ("active", "deactivated")
 READING = (
     strategies.LookAtVolumes,
@@ -58,7 +70,8 @@ SUSPECT_FOR = 600.0
 # Uses of an image on a target that make it wanted there where `when` is "used"
 POPULAR = 2
 LIMITS = (
-    "its image-volume cache is full there: raise image_volume_cache_max_count or image_volume_cache_max_size_gb in "
+    "its image-volume cache is full there: raise image_volume_cache_max_count or "
+    "image_volume_cache_max_size_gb in "
     "cinder.conf, or want fewer images (see [prewarm], and max_count of the target)"
 )
 # Copies that we have asked Glance for and have not marked yet: more are forgotten
@@ -110,19 +123,29 @@ class Prewarm:
             return (Key(self.name, notification.source_image_id, target),) if known else ()
         if not notification.image_id or notification.target == UPLOAD:
             return ()
-        # Of an image's life only its being active or deactivated concerns us; text payloads tell no status
-        if notification.event_type.startswith("image.") and notification.status not in (*WITH_DATA, ""):
+        # Of an image's life only its being active or deactivated concerns us; text payloads tell no
+        # status
+        if notification.event_type.startswith("image.") and notification.status not in (
+            *WITH_DATA,
+            "",
+        ):
             return ()
-        targets: Iterable[str] = (notification.target,) if notification.target in self._targets else self._targets
+        targets: Iterable[str] = (
+            (notification.target,) if notification.target in self._targets else self._targets
+        )
         if notification.event_type.startswith("image.") and self._resolved:
             arrived = self._imports.arrived(notification)
             if arrived is not None:
-                targets = [target.name for target in self._resolved if target.glance_store in arrived]
+                targets = [
+                    target.name for target in self._resolved if target.glance_store in arrived
+                ]
         return tuple(Key(self.name, notification.image_id, target) for target in targets)
 
     def lanes(self) -> Mapping[str, int]:
         """A lane for each target."""
-        return {f"{self.name}.{target.name}": target.max_concurrent for target in self._targets.values()}
+        return {
+            f"{self.name}.{target.name}": target.max_concurrent for target in self._targets.values()
+        }
 
     async def reconcile(self, key: Key, watch: Watch) -> Outcome:
         """Look, plan, act, until Cinder clones the image on the target or the plan says why not."""
@@ -134,9 +157,12 @@ class Prewarm:
             image = await self._cloud.get_image(key.image_id)
             self._report.seen(image, {})
             if refusal := policy.refusal(image, target, self._policy):
-                return await self._deletion.delete_unwanted(image, await self._stores.known(target), why=refusal)
+                return await self._deletion.delete_unwanted(
+                    image, await self._stores.known(target), why=refusal
+                )
             if missing := await self._stores.missing_type(target):
-                # The target's fault, not this image's: once the type is there a resync finds what is missing
+                # The target's fault, not this image's: once the type is there a resync finds what
+                # is missing
                 return Skip(missing)
             await self._settle_claims(key)
             target = self._served(image, await self._stores.resolve(target))
@@ -145,7 +171,9 @@ class Prewarm:
                 return await self._deletion.delete_unwanted(image, target, why=refusal)
             if target.is_spread and target.strategy != "native":
                 return await self._in_all_places(image, target, watch, unlocated)
-            outcome, _ = await self._in_one(await self._begin(image, target), target, watch, unlocated)
+            outcome, _ = await self._in_one(
+                await self._begin(image, target), target, watch, unlocated
+            )
             return outcome
         except NotFound:
             self._reservations.release(key.image_id, key.target)
@@ -158,11 +186,13 @@ class Prewarm:
             self._suspects[target.name] = self._now() + SUSPECT_FOR
             raise
 
-    async def _in_all_places(self, image: Image, target: Target, watch: Watch, unlocated: set[str]) -> Outcome:
+    async def _in_all_places(
+        self, image: Image, target: Target, watch: Watch, unlocated: set[str]
+    ) -> Outcome:
         """Have Cinder clone the image in each place of a target that has several.
 
-        What Glance keeps in a store of its own lies in one of them, wherever Cinder has put it; each other one gets an
-        entry of Cinder's image-volume cache.
+        What Glance keeps in a store of its own lies in one of them, wherever Cinder has put it;
+        each other one gets an entry of Cinder's image-volume cache.
         """
         seen = await self._begin(image, target)
         done: list[Outcome] = []
@@ -175,10 +205,14 @@ class Prewarm:
             seen = await self._act(actions.LookAtLocations(), seen, target, watch)
         missing: dict[str, tuple[State, str]] = {}
         for place in target.places:
-            if not isinstance(self._path(seen.image, target, place, seen.volumes or (), seen.locations), Download):
+            if not isinstance(
+                self._path(seen.image, target, place, seen.volumes or (), seen.locations), Download
+            ):
                 continue
             one = at(target, place)
-            seen = replace(await self._anew(seen, one), volumes=seen.volumes, locations=seen.locations)
+            seen = replace(
+                await self._anew(seen, one), volumes=seen.volumes, locations=seen.locations
+            )
             try:
                 outcome, seen = await self._in_one(seen, one, watch, unlocated)
             except CannotPlace as error:
@@ -198,12 +232,14 @@ class Prewarm:
         return Done(f"in {len(target.places)} pools", changed=made, warmed=made, state=State.WARM)
 
     async def _may_be_located(self, image: Image) -> bool:
-        """Whether Glance may keep the image in a volume: on any target, as types can share pools."""
+        """Whether Glance may keep the image in a volume: on any target, as types can share
+        pools."""
         own = {one.glance_store for one in await self._stores.all()} - {""}
         return image_volume.is_raw(image) and bool(own & (image.stores or frozenset()))
 
     async def _anew(self, seen: Seen, target: Target) -> Seen:
-        """What is known of an image for the next place of the target: its own looks and failures are still to come."""
+        """What is known of an image for the next place of the target: its own looks and failures
+        are still to come."""
         begun = await self._begin(seen.image, target)
         return replace(begun, warming=seen.warming, hidden=seen.hidden, repaired=seen.repaired)
 
@@ -218,14 +254,21 @@ class Prewarm:
         """How Cinder would make a volume of the image on the target, in one of its places."""
         pool = pool_of(target, self._learned, place, now=self._now())
         full = self._cache_full(at(target, place) if place else target)
-        return clone_path(image, pool, Evidence(locations=locations, volumes=volumes, cache_off=bool(full)))
+        return clone_path(
+            image, pool, Evidence(locations=locations, volumes=volumes, cache_off=bool(full))
+        )
 
     def paths(
-        self, image: Image, target: Target, volumes: tuple[Volume, ...], locations: tuple[Location, ...] | None
+        self,
+        image: Image,
+        target: Target,
+        volumes: tuple[Volume, ...],
+        locations: tuple[Location, ...] | None,
     ) -> Iterator[tuple[str, Path, str]]:
         """How Cinder would make a volume of the image in each place of a target that has several.
 
-        The name of the place, the path, and why the worker cannot mend it; "" if it can. Calls nobody.
+        The name of the place, the path, and why the worker cannot mend it; "" if it can. Calls
+        nobody.
         """
         for place in target.places if target.is_spread else ():
             obstacle = self._placing.obstacle(at(target, place))
@@ -242,10 +285,14 @@ class Prewarm:
             rewarm_interval=self._policy.rewarm_interval,
             asked=self._copied.get(image.id, frozenset()),
             used=self._uses.last(image.id, target.name),
-            unproven=unproven(image, target, self._learned, await self._stores.stores(), now=self._now()),
+            unproven=unproven(
+                image, target, self._learned, await self._stores.stores(), now=self._now()
+            ),
         )
 
-    async def _in_one(self, seen: Seen, target: Target, watch: Watch, unlocated: set[str]) -> tuple[Outcome, Seen]:
+    async def _in_one(
+        self, seen: Seen, target: Target, watch: Watch, unlocated: set[str]
+    ) -> tuple[Outcome, Seen]:
         """Follow the plan for one place; what came of it, and what was seen last.
 
         `unlocated` gets the volumes that were made and Glance was not told of.
@@ -263,12 +310,15 @@ class Prewarm:
         finally:
             if self._probing.get(target.place) == image_id:
                 del self._probing[target.place]
-        return await self._settled(image_id, target, seen, action, began=began if made else None), seen
+        return await self._settled(
+            image_id, target, seen, action, began=began if made else None
+        ), seen
 
     async def _settled(
         self, image_id: str, target: Target, seen: Seen, action: Finish, *, began: float | None
     ) -> Outcome:
-        """Note what came of a try; `began` is when it began to make something, None if nothing was made."""
+        """Note what came of a try; `began` is when it began to make something, None if nothing was
+        made."""
         # Not when it was interrupted: what Glance is copying is still on its way then
         self._reservations.release(image_id, target.name)
         self._forget(image_id, target.glance_store)
@@ -285,7 +335,9 @@ class Prewarm:
             self._suspects[target.name] = self._now() + SUSPECT_FOR
             if seen.imported:
                 # One of them may have spoilt the copy for all: each is tried by itself
-                await self._suspect_others((target.glance_store,), seen.asked - (seen.image.stores or frozenset()))
+                await self._suspect_others(
+                    (target.glance_store,), seen.asked - (seen.image.stores or frozenset())
+                )
         else:
             self._suspects.pop(target.name, None)
         if action.lost or isinstance(action.outcome, Done):
@@ -304,7 +356,9 @@ class Prewarm:
         self._report.targets(self._resolved)
         lying = await budget.lying(volumes, self._resolved, self._uses)
         self._shelves = {
-            target.name: budget.Shelf(target, lying[target.name]) for target in self._resolved if target.name in lying
+            target.name: budget.Shelf(target, lying[target.name])
+            for target in self._resolved
+            if target.name in lying
         }
         if self._keeps_order and self._deletion.may_delete:
             used = {volume.volume_type for own in volumes.values() for volume in own}
@@ -321,11 +375,15 @@ class Prewarm:
         return self._stores.unusable()
 
     def held(self) -> dict[str, tuple[int, int]]:
-        """Return the use of each budget, as GiB and number, by target; as of `prepare`, until `warmth` is asked."""
+        """Return the use of each budget, as GiB and number, by target; as of `prepare`, until
+        `warmth` is asked."""
         return {name: (shelf.size, shelf.count) for name, shelf in self._shelves.items()}
 
-    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
-        """The targets where the image is wanted and does not look warm, as far as there is room. Calls nobody."""
+    def incomplete(
+        self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]
+    ) -> Iterable[Missing]:
+        """The targets where the image is wanted and does not look warm, as far as there is room.
+        Calls nobody."""
         if image:
             found = tuple(self.warmth(image, volumes))
             if image.status in WITH_DATA:
@@ -340,7 +398,8 @@ class Prewarm:
     def warmth(self, image: Image, volumes: tuple[Volume, ...]) -> Iterator[Warmth]:
         """How it is with an image on each target, by a bulk listing. Calls nobody.
 
-        Between two calls of `prepare` each image that still has to come is counted against its target's budget.
+        Between two calls of `prepare` each image that still has to come is counted against its
+        target's budget.
         """
         for resolved in self._resolved:
             target = self._served(image, resolved)
@@ -353,24 +412,39 @@ class Prewarm:
             elif _is_there(image, volumes, target):
                 yield Warmth(target, State.COLD, why)
             elif self._unpopular(image, target):
-                yield Warmth(target, State.UNUSED, f"{why}; it waits for a second volume to be made of it")
-            elif past := self._undone.held(image.id, target.name, state=_state(image, target), now=self._now()):
+                yield Warmth(
+                    target, State.UNUSED, f"{why}; it waits for a second volume to be made of it"
+                )
+            elif past := self._undone.held(
+                image.id, target.name, state=_state(image, target), now=self._now()
+            ):
                 yield Warmth(target, State.HELD_BACK, _why_held(past, target))
             elif full := self._cache_full(target) or self._no_room(image, target):
                 yield Warmth(target, State.FULL, full)
             else:
                 yield Warmth(target, State.COLD, why)
 
-    def _warmth_in_places(self, image: Image, volumes: tuple[Volume, ...], target: Target) -> Warmth:
+    def _warmth_in_places(
+        self, image: Image, volumes: tuple[Volume, ...], target: Target
+    ) -> Warmth:
         """How it is with an image on a target that has several places, by a bulk listing."""
-        # A listing shows no locations: those of the target's store are the volumes that Glance has marked
+        # A listing shows no locations: those of the target's store are the volumes that Glance has
+        # marked
         stores = frozenset(one.glance_store for one in self._resolved) - {""}
         shown = image_volume.is_raw(image) and bool(stores & (image.stores or frozenset()))
-        claimed = [v for v in volumes if "glance_image_id" in v.metadata and image_volume.FRESH not in v.metadata]
+        claimed = [
+            v
+            for v in volumes
+            if "glance_image_id" in v.metadata and image_volume.FRESH not in v.metadata
+        ]
         locations = tuple(
-            Location(url="", store=volume.volume_type, volume_id=volume.id) for volume in claimed if shown
+            Location(url="", store=volume.volume_type, volume_id=volume.id)
+            for volume in claimed
+            if shown
         )
-        lack = LACKS[target.strategy](image, volumes, target) if target.strategy != "cache" else None
+        lack = (
+            LACKS[target.strategy](image, volumes, target) if target.strategy != "cache" else None
+        )
         cold: dict[str, str] = {}
         stuck: dict[str, tuple[State, str]] = {}
         for place in target.places:
@@ -379,7 +453,9 @@ class Prewarm:
                 one = at(target, place)
                 if why := self._placing.obstacle(one):
                     stuck[place.name] = State.PARTLY_WARM, why
-                elif past := self._undone.held(image.id, one.place, state=_state(image, one), now=self._now()):
+                elif past := self._undone.held(
+                    image.id, one.place, state=_state(image, one), now=self._now()
+                ):
                     stuck[place.name] = State.HELD_BACK, _why_held(past, one)
                 elif why := self._cache_full(one):
                     stuck[place.name] = State.FULL, why
@@ -388,7 +464,11 @@ class Prewarm:
         _, told = _partly(target, {name: (State.COLD, why) for name, why in cold.items()} | stuck)
         there = any(image_volume.is_ours(volume, target) for volume in volumes)
         if (lack or cold) and not there and self._unpopular(image, target):
-            return Warmth(target, State.UNUSED, f"{lack or told}; it waits for a second volume to be made of it")
+            return Warmth(
+                target,
+                State.UNUSED,
+                f"{lack or told}; it waits for a second volume to be made of it",
+            )
         for name in tuple(cold):
             if full := self._no_room(image, target):
                 del cold[name]
@@ -406,14 +486,21 @@ class Prewarm:
         return served(image, target, self._learned, now=self._now())
 
     def _cache_full(self, target: Target) -> str:
-        """Why Cinder's cache takes nothing more on the target, or is off; "" if it may, or is not needed."""
-        return self._undone.full(target.place, now=self._now()) if target.strategy == "cache" else ""
+        """Why Cinder's cache takes nothing more on the target, or is off; "" if it may, or is not
+        needed."""
+        return (
+            self._undone.full(target.place, now=self._now()) if target.strategy == "cache" else ""
+        )
 
     def _no_room(self, image: Image, target: Target) -> str:
-        """Why the target's budget has no room for an image that is not there yet; "" if it has, and that is counted."""
+        """Why the target's budget has no room for an image that is not there yet; "" if it has, and
+        that is counted."""
         if shelf := self._shelves.get(target.name):
             try:
-                shelf.take(image_volume.size_on(image, target), since=budget.since(image, target, self._uses))
+                shelf.take(
+                    image_volume.size_on(image, target),
+                    since=budget.since(image, target, self._uses),
+                )
             except budget.NoRoom as error:
                 return str(error)
         return ""
@@ -422,11 +509,15 @@ class Prewarm:
         if refusal := policy.refusal(seen.image, target, self._policy):
             return Finish(Skip(refusal))
         action = PLANS[target.strategy](seen, target)
-        if isinstance(action, strategies.CopyImage | strategies.CreateVolume) and self._unpopular(seen.image, target):
+        if isinstance(action, strategies.CopyImage | strategies.CreateVolume) and self._unpopular(
+            seen.image, target
+        ):
             if seen.volumes is None:
                 return strategies.LookAtVolumes()
             # What was warm before is kept so: it was popular then
-            if not seen.repaired and not any(image_volume.is_ours(volume, target) for volume in seen.volumes):
+            if not seen.repaired and not any(
+                image_volume.is_ours(volume, target) for volume in seen.volumes
+            ):
                 why = f"no second volume was made of the image on target {target.name} yet"
                 return Finish(Skip(why, state=State.UNUSED))
         fresh = isinstance(action, strategies.CopyImage) or (
@@ -439,8 +530,8 @@ class Prewarm:
     def _undone_before(self, seen: Seen, target: Target) -> Finish | None:
         """Wait or skip if somebody else would undo what is made now; None if it may be made.
 
-        What was undone is made again at most once in `rewarm_interval`; after the second time it is left until the
-        image changes, or until a day later.
+        What was undone is made again at most once in `rewarm_interval`; after the second time it is
+        left until the image changes, or until a day later.
         """
         now, name = self._now(), target.place
         past = self._undone.look(seen.image.id, name, state=_state(seen.image, target), now=now)
@@ -449,35 +540,52 @@ class Prewarm:
         if full := self._cache_full(target):
             return Finish(Skip(full, state=State.FULL))
         # Whether Cinder has evicted it for another one of ours shows only once that one is there
-        since = 0.0 if not past or past.refused else past.gone_at if target.strategy == "cache" else past.at
+        since = (
+            0.0
+            if not past or past.refused
+            else past.gone_at
+            if target.strategy == "cache"
+            else past.at
+        )
         if (wait := since + self._policy.rewarm_interval - now) > 0:
             reason = "somebody else has deleted its Image-Volume"
             return Finish(Again(reason, after=wait, counted=False), held_back=True)
         return None
 
     def held_back(self) -> Iterator[tuple[str, str, str]]:
-        """The images that are not made warm again on a target for now, and why: image id, target, reason."""
+        """The images that are not made warm again on a target for now, and why: image id, target,
+        reason."""
         for (image_id, place), past in self._undone.all_held(now=self._now()).items():
             name = place.partition(ON)[0]
-            if target := next((one for one in self._resolved if one.name == name), self._targets.get(name)):
+            if target := next(
+                (one for one in self._resolved if one.name == name), self._targets.get(name)
+            ):
                 yield image_id, name, _why_held(past, target)
 
     def full(self) -> dict[str, str]:
         """Reasons why nothing more fits into Cinder's cache, by target."""
-        return {name: why[0] for name in self._targets if (why := self._undone.full_places(name, now=self._now()))}
+        return {
+            name: why[0]
+            for name in self._targets
+            if (why := self._undone.full_places(name, now=self._now()))
+        }
 
     def learned(self) -> dict[str, list[list[str]]]:
-        """The sets of Glance's stores from which Cinder's driver was seen to clone by itself, by target or place."""
+        """The sets of Glance's stores from which Cinder's driver was seen to clone by itself, by
+        target or place."""
         found = self._learned.all_native(now=self._now())
         return {place: sorted(sorted(stores) for stores in sets) for place, sets in found.items()}
 
     def _refused(self, seen: Seen, target: Target) -> Past:
         """Note that Cinder made no cache entry of the image."""
         state = _state(seen.image, target)
-        return self._undone.refused(seen.image.id, target.place, state=state, at=self._now(), why=cache.NO_CACHE)
+        return self._undone.refused(
+            seen.image.id, target.place, state=state, at=self._now(), why=cache.NO_CACHE
+        )
 
     async def _note_made(self, seen: Seen, target: Target, volume_id: str, *, began: float) -> None:
-        """Remember what was made since `began`, and find out whether Cinder has evicted another entry for it."""
+        """Remember what was made since `began`, and find out whether Cinder has evicted another
+        entry for it."""
         standing = self._undone.standing(target.place, since=began)
         now, state = self._now(), _state(seen.image, target)
         self._undone.made(seen.image.id, target.place, state=state, volume_id=volume_id, at=now)
@@ -495,8 +603,13 @@ class Prewarm:
                 continue
             # Its own job may have made it anew since: then the one that is gone was stale
             stands = self._undone.standing(target.place, since=began).get(image_id) == past
-            if stands and self._undone.look(image_id, target.place, state=_state(image, target), now=now):
-                why = f"Cinder evicted the entry of image {image_id} for a newer one on target {target.place}: {LIMITS}"
+            if stands and self._undone.look(
+                image_id, target.place, state=_state(image, target), now=now
+            ):
+                why = (
+                    f"Cinder evicted the entry of image {image_id} for a newer one on target "
+                    f"{target.place}: {LIMITS}"
+                )
                 self._undone.fill(target.place, why, now=now)
                 log.warning("cinder_cache_full", evicted_image_id=image_id, advice=LIMITS)
                 return
@@ -510,8 +623,8 @@ class Prewarm:
     async def _settle_claims(self, key: Key) -> None:
         """Ask Cinder about volumes that are said to have been made of the image.
 
-        A clone of another volume carries the image's id as well. A volume that is gone, or that we may not look at,
-        cannot tell, and what cannot be told apart is not counted.
+        A clone of another volume carries the image's id as well. A volume that is gone, or that we
+        may not look at, cannot tell, and what cannot be told apart is not counted.
         """
         for claim in self._uses.claims(key.image_id, key.target):
             try:
@@ -540,11 +653,14 @@ class Prewarm:
             case strategies.LookAtVolumes():
                 return replace(seen, volumes=await self._find(image_volume.name_of(image_id), seen))
             case strategies.LookAtWarming():
-                return replace(seen, warming=await self._find(image_volume.warming_name_of(image_id), seen))
+                return replace(
+                    seen, warming=await self._find(image_volume.warming_name_of(image_id), seen)
+                )
             case actions.LookAtLocations():
                 locations = await cloud.get_locations(image_id)
                 if locations is None:
-                    # For a moment there are none while an image is being deleted, and somebody's proxy may answer so
+                    # For a moment there are none while an image is being deleted, and somebody's
+                    # proxy may answer so
                     await watch.changed()
                     locations = await cloud.get_locations(image_id)
                 return replace(seen, locations=locations, hidden=locations is None)
@@ -566,9 +682,14 @@ class Prewarm:
                 if encrypted:
                     raise self._encrypted(target, volume_id)
                 # What was made before and has to be made again
-                repaired = any(v.id == volume_id and image_volume.is_prewarmed(v, target) for v in seen.volumes or ())
+                repaired = any(
+                    v.id == volume_id and image_volume.is_prewarmed(v, target)
+                    for v in seen.volumes or ()
+                )
                 seen = replace(seen, repaired=seen.repaired or repaired)
-                return replace(_without(volume_id, seen), failed=because or seen.failed, native=by_driver)
+                return replace(
+                    _without(volume_id, seen), failed=because or seen.failed, native=by_driver
+                )
             case actions.SetMetadata(volume_id, metadata):
                 await cloud.set_metadata(volume_id, metadata)
                 return _believed(volume_id, metadata, seen)
@@ -596,8 +717,11 @@ class Prewarm:
             case never:
                 assert_never(never)
 
-    async def _create(self, action: strategies.CreateVolume, seen: Seen, target: Target, watch: Watch) -> Seen:
-        """Begin to make a volume; where one is enough to show whether Cinder clones by itself, one at a time."""
+    async def _create(
+        self, action: strategies.CreateVolume, seen: Seen, target: Target, watch: Watch
+    ) -> Seen:
+        """Begin to make a volume; where one is enough to show whether Cinder clones by itself, one
+        at a time."""
         image, new = seen.image, action.new
         if seen.unproven is not None:
             if (known := self._as_learned(seen, target)) is not seen:
@@ -620,20 +744,31 @@ class Prewarm:
             # The private type may be gone that was there a moment ago
             self._placing.forget()
             raise
-        log.info("image_volume_creating", volume_id=volume.id, volume_type=new.volume_type, size=new.size)
+        log.info(
+            "image_volume_creating", volume_id=volume.id, volume_type=new.volume_type, size=new.size
+        )
         return _with(volume, seen)
 
     def _as_learned(self, seen: Seen, target: Target) -> Seen:
-        """What was seen; and whether Cinder clones by itself, if the volume of another image has shown it meanwhile."""
-        if seen.unproven is None or not self._learned.is_known(target.place, seen.unproven, now=self._now()):
+        """What was seen; and whether Cinder clones by itself, if the volume of another image has
+        shown it meanwhile."""
+        if seen.unproven is None or not self._learned.is_known(
+            target.place, seen.unproven, now=self._now()
+        ):
             return seen
-        return replace(seen, unproven=None, native=self._served(seen.image, target).strategy == "native")
+        return replace(
+            seen, unproven=None, native=self._served(seen.image, target).strategy == "native"
+        )
 
     def _note_native(self, seen: Seen, target: Target, *, native: bool) -> None:
         """Remember whether Cinder has cloned the image by itself, if that was not known."""
-        if seen.unproven is not None and not self._learned.is_known(target.place, seen.unproven, now=self._now()):
+        if seen.unproven is not None and not self._learned.is_known(
+            target.place, seen.unproven, now=self._now()
+        ):
             self._learned.note(target.place, seen.unproven, native=native, now=self._now())
-            log.info("clone_by_driver", target=target.place, stores=sorted(seen.unproven), cloned=native)
+            log.info(
+                "clone_by_driver", target=target.place, stores=sorted(seen.unproven), cloned=native
+            )
 
     def _encrypted(self, target: Target, volume_id: str = "") -> Blocked:
         """Remember that the target makes encrypted volumes, and return the error to raise."""
@@ -652,7 +787,8 @@ class Prewarm:
             return replace(seen, gone=seen.gone | {volume_id})
 
     async def _copy(self, stores: tuple[str, ...], seen: Seen, watch: Watch) -> Seen:
-        """Ask Glance for one import into all stores where the image is wanted: it stages the data only once."""
+        """Ask Glance for one import into all stores where the image is wanted: it stages the data
+        only once."""
         if seen.image.id in self._copying:
             # Asked for by the job of another target, this very moment
             await watch.changed()
@@ -664,7 +800,11 @@ class Prewarm:
             self._remember(seen.image.id, stores)
         except Conflict as error:
             image = await self._image(seen)
-            if not image.import_locked and not image.importing and not set(stores) & (image.stores or frozenset()):
+            if (
+                not image.import_locked
+                and not image.importing
+                and not set(stores) & (image.stores or frozenset())
+            ):
                 raise
             # Somebody else's import of this image was faster
             log.info("image_copy_waits", why=str(error))
@@ -672,12 +812,18 @@ class Prewarm:
             return replace(seen, image=await self._image(seen), refused=True)
         finally:
             self._copying.discard(seen.image.id)
-        return replace(seen, image=await self._image(seen), imported=True, asked=seen.asked | set(stores))
+        return replace(
+            seen, image=await self._image(seen), imported=True, asked=seen.asked | set(stores)
+        )
 
-    async def _ask_for_copy(self, own: tuple[str, ...], stores: tuple[str, ...], seen: Seen) -> tuple[str, ...]:
-        """Ask Glance for a copy into `stores`, or into our `own` alone where it refuses; the stores that it took.
+    async def _ask_for_copy(
+        self, own: tuple[str, ...], stores: tuple[str, ...], seen: Seen
+    ) -> tuple[str, ...]:
+        """Ask Glance for a copy into `stores`, or into our `own` alone where it refuses; the stores
+        that it took.
 
-        Glance refuses a copy as a whole for one store that it does not have, or does not let us write to.
+        Glance refuses a copy as a whole for one store that it does not have, or does not let us
+        write to.
         """
         try:
             async with self._locks.of(seen.image.id):
@@ -731,8 +877,12 @@ class Prewarm:
         else:
             self._copied.pop(image_id, None)
 
-    async def _remove_location(self, action: strategies.RemoveLocation, seen: Seen, target: Target) -> Seen:
-        await self._deletion.remove_location(seen.image.id, action.store, action.volume_id, whole=action.whole)
+    async def _remove_location(
+        self, action: strategies.RemoveLocation, seen: Seen, target: Target
+    ) -> Seen:
+        await self._deletion.remove_location(
+            seen.image.id, action.store, action.volume_id, whole=action.whole
+        )
         here = [one for one in seen.locations or () if one.store == action.store]
         if not any(one.volume_id in seen.gone for one in here):
             # In error: nobody else's undoing
@@ -740,7 +890,9 @@ class Prewarm:
         if action.encrypted:
             raise self._encrypted(target)
         self._report.rewarm_began(target.name, "broken")
-        return replace(seen, image=await self._image(seen), locations=None, volumes=None, repaired=True)
+        return replace(
+            seen, image=await self._image(seen), locations=None, volumes=None, repaired=True
+        )
 
     async def _add_location(self, url: str, seen: Seen) -> Seen:
         try:
@@ -759,7 +911,8 @@ class Prewarm:
         await self._deletion.discard(seen.image.id, known, why=why)
 
     async def _find(self, name: str, seen: Seen) -> tuple[Volume, ...]:
-        """The image's volumes of this name. Others bear it too: of an image that had the same id before."""
+        """The image's volumes of this name. Others bear it too: of an image that had the same id
+        before."""
         found = await self._cloud.find_volumes(name)
         for volume in found:
             if not image_volume.is_of(volume, seen.image):
@@ -778,17 +931,23 @@ class Prewarm:
             self._note_native(seen, target, native=False)
         if image_volume.is_broken(volume):
             seen = replace(
-                seen, failed=f"Cinder could not make volume {volume_id} from the image (status {volume.status})"
+                seen,
+                failed=f"Cinder could not make volume {volume_id} from the image (status "
+                f"{volume.status})",
             )
         if image_volume.is_usable(volume) or image_volume.is_broken(volume):
-            # It took its time: what was wanted then need not be wanted now, and a cache entry may have come of it
-            fresh = None if volume.name == image_volume.warming_name_of(seen.image.id) else seen.volumes
+            # It took its time: what was wanted then need not be wanted now, and a cache entry may
+            # have come of it
+            fresh = (
+                None if volume.name == image_volume.warming_name_of(seen.image.id) else seen.volumes
+            )
             seen = replace(seen, image=await self._image(seen), now=self._now(), volumes=fresh)
         return seen
 
 
 def _partly(target: Target, missing: Mapping[str, tuple[State, str]]) -> tuple[State, str]:
-    """The state of an image that is not warm in these places of the target, and why: each reason once.
+    """The state of an image that is not warm in these places of the target, and why: each reason
+    once.
 
     Where it is warm in none, it has the state that it has in each of them.
     """
@@ -803,7 +962,11 @@ def _partly(target: Target, missing: Mapping[str, tuple[State, str]]) -> tuple[S
 
 def _copied_into(target: Target) -> str:
     """Return the store of Glance that the image is copied into."""
-    return target.native_stores[0] if target.strategy == "native" and target.native_stores else target.glance_store
+    return (
+        target.native_stores[0]
+        if target.strategy == "native" and target.native_stores
+        else target.glance_store
+    )
 
 
 def _why_held(past: Past, target: Target) -> str:
@@ -811,9 +974,13 @@ def _why_held(past: Past, target: Target) -> str:
     if past.refused:
         return f"tried {past.times} times: {cache.NO_CACHE}"
     if target.strategy == "cache":
-        return f"Cinder's cache entry of it was deleted {past.times} times soon after it was made; {LIMITS}"
+        return (
+            f"Cinder's cache entry of it was deleted {past.times} times soon after it was "
+            f"made; {LIMITS}"
+        )
     return (
-        f"its Image-Volume was deleted {past.times} times soon after it was made, not by this worker: is there another "
+        f"its Image-Volume was deleted {past.times} times soon after it was made, not by this "
+        f"worker: is there another "
         "worker with another configuration, or a clean-up of the internal project?"
     )
 
@@ -821,8 +988,8 @@ def _why_held(past: Past, target: Target) -> str:
 def _state(image: Image, target: Target) -> str:
     """Digest of those fields of an image whose change ends its being held back.
 
-    An entry of Cinder's cache is stale with every change. A copy of Glance's, and the removal of one, change the
-    image's `updated_at` and stores themselves.
+    An entry of Cinder's cache is stale with every change. A copy of Glance's, and the removal of
+    one, change the image's `updated_at` and stores themselves.
     """
     if target.strategy == "cache":
         return image.updated_at
@@ -831,7 +998,8 @@ def _state(image: Image, target: Target) -> str:
 
 
 def _tell_undone(seen: Seen, image: Image) -> None:
-    """Say if what was changed during an import is as it was before: Glance's import writes the whole image."""
+    """Say if what was changed during an import is as it was before: Glance's import writes the
+    whole image."""
     if seen.was is None:
         return
     names = [
@@ -845,7 +1013,8 @@ def _tell_undone(seen: Seen, image: Image) -> None:
         log.warning(
             "changes_undone_by_glance",
             names=names,
-            advice="if it was not their owner, it was Glance's import that undid them: make them again",
+            advice="if it was not their owner, it was Glance's import that undid them: make them "
+            "again",
         )
 
 
@@ -854,7 +1023,8 @@ def _field(image: Image, name: str) -> str | None:
 
 
 def _is_there(image: Image, volumes: tuple[Volume, ...], target: Target) -> bool:
-    """Whether the target holds the image already, so that it needs no more room there, only mending."""
+    """Whether the target holds the image already, so that it needs no more room there, only
+    mending."""
     located = target.strategy != "cache" and target.glance_store in (image.stores or ())
     return located or any(image_volume.is_ours(volume, target) for volume in volumes)
 
@@ -875,8 +1045,12 @@ def _replaced(volume: Volume, volumes: tuple[Volume, ...]) -> tuple[Volume, ...]
 def _without(volume_id: str, seen: Seen) -> Seen:
     return replace(
         seen,
-        volumes=None if seen.volumes is None else tuple(v for v in seen.volumes if v.id != volume_id),
-        warming=None if seen.warming is None else tuple(v for v in seen.warming if v.id != volume_id),
+        volumes=None
+        if seen.volumes is None
+        else tuple(v for v in seen.volumes if v.id != volume_id),
+        warming=None
+        if seen.warming is None
+        else tuple(v for v in seen.warming if v.id != volume_id),
     )
 
 
@@ -889,6 +1063,7 @@ def _believed(volume_id: str, metadata: Mapping[str, str], seen: Seen) -> Seen:
     return replace(
         seen,
         volumes=tuple(
-            replace(v, metadata={**v.metadata, **metadata}) if v.id == volume_id else v for v in seen.volumes or ()
+            replace(v, metadata={**v.metadata, **metadata}) if v.id == volume_id else v
+            for v in seen.volumes or ()
         ),
     )

@@ -1,4 +1,5 @@
-"""Reclaim: what was kept for an image goes when the image is gone, is not wanted any more, or takes too much room."""
+"""Reclaim: what was kept for an image goes when the image is gone, is not wanted any more, or takes
+too much room."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ ABANDONED_AFTER = 21_600.0
 
 
 class Reclaim:
-    """Deletes Image-Volumes in the internal project: of deleted images all, of others what pre-warming has made."""
+    """Deletes Image-Volumes in the internal project: of deleted images all, of others what
+    pre-warming has made."""
 
     name = "reclaim"
     event_types = ROUTES["reclaim"]
@@ -67,26 +69,38 @@ class Reclaim:
             return await self._deletion.release(key.image_id, watch)
         kept = await self._deletion.left_of(key.image_id)
         back = await self._deletion.found(key.image_id, kept)
-        await self._report_stuck([volume for volume in kept if image_volume.is_stuck(volume)], image)
+        await self._report_stuck(
+            [volume for volume in kept if image_volume.is_stuck(volume)], image
+        )
         if left := [volume for volume in kept if self._is_abandoned(volume)]:
-            return await self._deletion.delete(left, watch, why="nobody uses it any more", reason="left-over")
+            return await self._deletion.delete(
+                left, watch, why="nobody uses it any more", reason="left-over"
+            )
         if left := await self._left_of_imports(image, kept):
             free = [volume for volume in left if image_volume.may_be_deleted(volume, self._now())]
             for volume in left:
                 if volume not in free:
                     report_stuck(volume, located=False)
             if free:
-                why = "an import of Glance's has left it behind: its task has ended, and no location names it"
+                why = (
+                    "an import of Glance's has left it behind: its task has ended, and no "
+                    "location names it"
+                )
                 return await self._deletion.delete(free, watch, why=why, reason="left-over")
         outcome = await self._evict(image, kept)
-        return Done("the image is back", changed=True) if back and isinstance(outcome, Skip) else outcome
+        return (
+            Done("the image is back", changed=True)
+            if back and isinstance(outcome, Skip)
+            else outcome
+        )
 
     async def confirm(self, image_id: str, watch: Watch) -> Outcome:
         """Delete what is proven to be gone although the brake holds it: an operator has looked."""
         return await self._deletion.release(image_id, watch, confirmed=True)
 
     async def bare_locations(self, image: Image, volumes: Iterable[Volume]) -> list[Location]:
-        """The image's locations whose volumes Cinder does not find, where none of its listed `volumes` lies.
+        """The image's locations whose volumes Cinder does not find, where none of its listed
+        `volumes` lies.
 
         As of `prepare`; at most one call if there is none.
         """
@@ -94,14 +108,18 @@ class Reclaim:
         bare = [
             target
             for target in self._resolved
-            if target.glance_store in (image.stores or ()) and not any(image_volume.is_on(one, target) for one in on)
+            if target.glance_store in (image.stores or ())
+            and not any(image_volume.is_on(one, target) for one in on)
         ]
         return await self._deletion.bare_locations(image, bare) if bare else []
 
     async def confirm_location(self, image_id: str, location: Location) -> str:
-        """Remove a location whose volume is gone: an operator has looked. Why it stays, "" if it was removed."""
+        """Remove a location whose volume is gone: an operator has looked. Why it stays, "" if it
+        was removed."""
         try:
-            await self._deletion.remove_location(image_id, location.store, location.volume_id, confirmed=True)
+            await self._deletion.remove_location(
+                image_id, location.store, location.volume_id, confirmed=True
+            )
         except (Blocked, Conflict, NotFound, NotProven) as error:
             return str(error)
         return ""
@@ -118,7 +136,10 @@ class Reclaim:
         located = None if locations is None else {location.volume_id for location in locations}
         for volume in volumes:
             # A queued image has no location
-            report_stuck(volume, located=volume.id in located if located is not None else image.status != "queued")
+            report_stuck(
+                volume,
+                located=volume.id in located if located is not None else image.status != "queued",
+            )
 
     async def _left_of_imports(self, image: Image, volumes: list[Volume]) -> list[Volume]:
         """The volumes that imports of Glance's have left behind on our targets."""
@@ -142,24 +163,33 @@ class Reclaim:
         return [
             volume
             for volume in left
-            if volume.id not in located and any(image_volume.is_on(volume, target) for target in stored)
+            if volume.id not in located
+            and any(image_volume.is_on(volume, target) for target in stored)
         ]
 
     async def _evict(self, image: Image, kept: Iterable[Volume]) -> Outcome:
-        """Have go what pre-warming has put where the image is not wanted, or where it takes too much room."""
+        """Have go what pre-warming has put where the image is not wanted, or where it takes too
+        much room."""
         done: list[Outcome] = []
         for resolved in await self._stores.all() if image.status == "active" else ():
             target = self._served(image, resolved)
             if why := policy.refusal(image, target, self._policy):
                 done.append(await self._deletion.delete_unwanted(image, target, why=why))
                 continue
-            if outside := [volume for volume in kept if image_volume.is_outside(volume, image, target)]:
-                done.append(await self._deletion.evict(image.id, outside, why=_left_out(target), reason="unwanted"))
+            if outside := [
+                volume for volume in kept if image_volume.is_outside(volume, image, target)
+            ]:
+                done.append(
+                    await self._deletion.evict(
+                        image.id, outside, why=_left_out(target), reason="unwanted"
+                    )
+                )
             if target.has_budget:
                 why = f"the budget of target {target.name} is used up"
                 excess = await self._reservations.excess(target)
                 done += [
-                    await self._deletion.evict(one.image_id, [one.volume], why=why, reason="budget") for one in excess
+                    await self._deletion.evict(one.image_id, [one.volume], why=why, reason="budget")
+                    for one in excess
                 ]
         again = [one for one in done if isinstance(one, Again)]
         skipped = [one.reason for one in done if isinstance(one, Skip)]
@@ -167,7 +197,10 @@ class Reclaim:
             return again[0]
         if any(isinstance(one, Done) for one in done):
             return Done("what was not needed was deleted", changed=True)
-        return Skip("; ".join(dict.fromkeys(skipped)) or "the image is there, and what is kept for it is wanted")
+        return Skip(
+            "; ".join(dict.fromkeys(skipped))
+            or "the image is there, and what is kept for it is wanted"
+        )
 
     def _is_abandoned(self, volume: Volume) -> bool:
         """Whether a throw-away volume has outlived whoever made it."""
@@ -175,7 +208,8 @@ class Reclaim:
         return image_volume.is_throw_away(volume) and old and not image_volume.is_leaving(volume)
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
-        """Read Glance's stores; find out what is too much on targets with a budget, and whether the brake holds."""
+        """Read Glance's stores; find out what is too much on targets with a budget, and whether the
+        brake holds."""
         self._resolved = await self._stores.all(afresh=True)
         notes: list[absence.Absence] = []
         for number, own in enumerate(volumes.values()):
@@ -190,33 +224,53 @@ class Reclaim:
         lying = await budget.lying(volumes, self._resolved, self._uses)
         for target in self._resolved:
             if target.name in lying:
-                excess |= {one.volume.id for one in budget.Shelf(target, lying[target.name]).excess()}
+                excess |= {
+                    one.volume.id for one in budget.Shelf(target, lying[target.name]).excess()
+                }
         self._too_much = frozenset(excess)
 
-    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
-        """An image with Image-Volumes that is not listed, or that need not have them; `reconcile` makes sure."""
+    def incomplete(
+        self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]
+    ) -> Iterable[Missing]:
+        """An image with Image-Volumes that is not listed, or that need not have them; `reconcile`
+        makes sure."""
         staying = [volume for volume in volumes if volume.status != "deleting"]
         if image is None:
             if staying:
-                yield Missing(Key(self.name, image_id), f"image is not found: {_text(staying)}{_noted(staying)}")
+                yield Missing(
+                    Key(self.name, image_id),
+                    f"image is not found: {_text(staying)}{_noted(staying)}",
+                )
             return
         if any(absence.absence_of(volume).is_noted for volume in staying):
-            yield Missing(Key(self.name, image_id), f"the image is back: {_text(staying)}{_noted(staying)}")
+            yield Missing(
+                Key(self.name, image_id), f"the image is back: {_text(staying)}{_noted(staying)}"
+            )
         elif why := "; ".join(self._not_needed(image, staying)):
             yield Missing(Key(self.name, image_id), why)
 
     def _not_needed(self, image: Image, volumes: list[Volume]) -> Iterator[str]:
-        targets = [self._served(image, target) for target in self._resolved] if image.status == "active" else []
+        targets = (
+            [self._served(image, target) for target in self._resolved]
+            if image.status == "active"
+            else []
+        )
         for target in targets:
             bare = target.glance_store in (image.stores or ()) and not any(
                 image_volume.is_on(volume, target) for volume in volumes
             )
             if bare and (refusal := policy.refusal(image, target, self._policy)):
-                yield f"not wanted on {target.name} any more, {refusal}: no volume for its location there"
+                yield (
+                    f"not wanted on {target.name} any more, {refusal}: no volume for its "
+                    f"location there"
+                )
         for volume in volumes:
             if image_volume.is_stuck(volume):
                 if self._deletion.is_ours(volume):
-                    yield f"Cinder does not delete it, see volume_stuck in the log: {_text([volume])}, {volume.status}"
+                    yield (
+                        f"Cinder does not delete it, see volume_stuck in the log: "
+                        f"{_text([volume])}, {volume.status}"
+                    )
                 continue
             if volume.name == image_volume.warming_name_of(image.id):
                 if self._is_abandoned(volume):
@@ -233,18 +287,25 @@ class Reclaim:
                 if refusal := policy.refusal(image, target, self._policy):
                     only = image.stores == frozenset({target.glance_store})
                     unless = ", unless it is the image's only copy" if only else ""
-                    yield f"not wanted on {target.name} any more, {refusal}: {_text([volume])}{unless}"
+                    yield (
+                        f"not wanted on {target.name} any more, {refusal}: "
+                        f"{_text([volume])}{unless}"
+                    )
                 elif image_volume.is_outside(volume, image, target):
                     yield f"{_left_out(target)}: {_text([volume])}"
                 elif volume.id in self._too_much:
                     yield f"the budget of target {target.name} is used up: {_text([volume])}"
 
     def _looks_left(self, volume: Volume, image: Image, volumes: list[Volume]) -> bool:
-        """Whether an import may have left it behind; a bulk listing shows no locations, but another one that serves."""
+        """Whether an import may have left it behind; a bulk listing shows no locations, but another
+        one that serves."""
         return image_volume.is_left_of_import(volume, image) and any(
             target.strategy != "cache"
             and image_volume.is_on(volume, target)
-            and any(image_volume.is_ours(other, target) and image_volume.is_usable(other) for other in volumes)
+            and any(
+                image_volume.is_ours(other, target) and image_volume.is_usable(other)
+                for other in volumes
+            )
             for target in self._resolved
         )
 

@@ -1,4 +1,5 @@
-"""Reservations: room for one more Image-Volume, by a target's budget and the internal project's quota."""
+"""Reservations: room for one more Image-Volume, by a target's budget and the internal project's
+quota."""
 
 from __future__ import annotations
 
@@ -38,10 +39,14 @@ class Reservations:
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stuck: dict[str, float] = {}
 
-    async def reserve(self, image: Image, target: Target, watch: Watch, *, volumes: int = 1) -> None:
-        """Make room for the image on the target and keep it until `release`; `volumes` is how many are made at once.
+    async def reserve(
+        self, image: Image, target: Target, watch: Watch, *, volumes: int = 1
+    ) -> None:
+        """Make room for the image on the target and keep it until `release`; `volumes` is how many
+        are made at once.
 
-        Raises budget.NoRoom if the image can't have room, Blocked if the quota is used up; nothing is evicted then.
+        Raises budget.NoRoom if the image can't have room, Blocked if the quota is used up; nothing
+        is evicted then.
         """
         size = image_volume.size_on(image, target)
         async with self._locks[target.name]:
@@ -51,7 +56,9 @@ class Reservations:
                 quota = await self._quota(target)
                 if shortage := _shortage(quota, size * volumes - freed, volumes - len(going)):
                     raise Blocked(shortage)
-                if await self._evicted(going, watch, why=f"room on {target.name} for image {image.id}"):
+                if await self._evicted(
+                    going, watch, why=f"room on {target.name} for image {image.id}"
+                ):
                     break
             self._coming[target.name][image.id] = (size, self._now())
         for _ in range(LOOKS if _shortage(quota, size * volumes, volumes) else 0):
@@ -60,9 +67,12 @@ class Reservations:
                 break
 
     async def _evicted(self, going: list[budget.Held], watch: Watch, *, why: str) -> bool:
-        """Whether all of them were deleted. What Glance or Cinder does not let go of is left out of the next choice."""
+        """Whether all of them were deleted. What Glance or Cinder does not let go of is left out of
+        the next choice."""
         for one in going:
-            evicted = await self._deletion.evict(one.image_id, [one.volume], why=why, reason="budget")
+            evicted = await self._deletion.evict(
+                one.image_id, [one.volume], why=why, reason="budget"
+            )
             if isinstance(evicted, Again | Skip):
                 log.warning("image_volume_not_evicted", volume_id=one.volume.id, why=evicted.reason)
                 self._stuck[one.volume.id] = self._now() + STUCK_FOR
@@ -74,7 +84,9 @@ class Reservations:
                 if volume is None:
                     break
                 if not image_volume.is_leaving(volume):
-                    log.warning("image_volume_handed_back", volume_id=volume.id, status=volume.status)
+                    log.warning(
+                        "image_volume_handed_back", volume_id=volume.id, status=volume.status
+                    )
                     self._stuck[volume.id] = self._now() + STUCK_FOR
                     return False
                 await watch.changed()
@@ -87,7 +99,8 @@ class Reservations:
             return None
 
     async def has_spare(self, image: Image, target: Target, *, besides: int) -> bool:
-        """Whether the image has room on the target without anything being evicted; if so, it is kept.
+        """Whether the image has room on the target without anything being evicted; if so, it is
+        kept.
 
         `besides` is how many Image-Volumes of it are to be made at the same time.
         """
@@ -117,30 +130,44 @@ class Reservations:
     async def _victims(self, image: Image, target: Target, size: int) -> list[budget.Held]:
         if not target.has_budget:
             return []
-        # Before the look at what lies there: one that arrives meanwhile is then seen twice, not missed by both
+        # Before the look at what lies there: one that arrives meanwhile is then seen twice, not
+        # missed by both
         kept = self._coming[target.name]
-        for image_id in [one for one, (_, since) in kept.items() if self._now() - since >= KEPT_FOR]:
+        for image_id in [
+            one for one, (_, since) in kept.items() if self._now() - since >= KEPT_FOR
+        ]:
             del kept[image_id]
-        coming = {image_id: gigabytes for image_id, (gigabytes, _) in kept.items() if image_id != image.id}
+        coming = {
+            image_id: gigabytes for image_id, (gigabytes, _) in kept.items() if image_id != image.id
+        }
         there = [volume async for volume in self._cloud.list_volumes(target.name)]
         lying = budget.held(there, target, self._uses)
         since = budget.since(image, target, self._uses)
         going = await self._able(
-            lambda staying: budget.Shelf(target, lying, coming, staying=staying).victims(size, since=since)
+            lambda staying: budget.Shelf(target, lying, coming, staying=staying).victims(
+                size, since=since
+            )
         )
         if going and not self._deletion.may_delete:
-            raise budget.NoRoom(f"target {target.name} is full, and [reclaim] may not delete anything")
+            raise budget.NoRoom(
+                f"target {target.name} is full, and [reclaim] may not delete anything"
+            )
         return going
 
     async def excess(self, target: Target) -> list[budget.Held]:
         """Return the volumes that exceed the target's budget and may be deleted."""
         there = [volume async for volume in self._cloud.list_volumes(target.name)]
         lying = budget.held(there, target, self._uses)
-        return await self._able(lambda staying: budget.Shelf(target, lying, staying=staying).excess())
+        return await self._able(
+            lambda staying: budget.Shelf(target, lying, staying=staying).excess()
+        )
 
     async def _able(self, choose: Callable[[set[str]], list[budget.Held]]) -> list[budget.Held]:
-        """Repeat the choice until every chosen volume may be deleted; all are looked at before the first is deleted."""
-        self._stuck = {volume_id: until for volume_id, until in self._stuck.items() if until > self._now()}
+        """Repeat the choice until every chosen volume may be deleted; all are looked at before the
+        first is deleted."""
+        self._stuck = {
+            volume_id: until for volume_id, until in self._stuck.items() if until > self._now()
+        }
         staying: set[str] = set(self._stuck)
         while True:
             going = choose(staying)
@@ -170,7 +197,13 @@ class Reservations:
 def _shortage(quota: Quota, gigabytes: int, volumes: int) -> str:
     """Why the quota is not enough; "" if it is. Pure."""
     if quota.gigabytes is not None and quota.gigabytes < gigabytes:
-        return f"the internal project's quota has {quota.gigabytes} GiB left, {gigabytes} are needed: raise gigabytes"
+        return (
+            f"the internal project's quota has {quota.gigabytes} GiB left, {gigabytes} are "
+            f"needed: raise gigabytes"
+        )
     if quota.volumes is not None and quota.volumes < volumes:
-        return f"the internal project's quota has {quota.volumes} volumes left, {volumes} are needed: raise volumes"
+        return (
+            f"the internal project's quota has {quota.volumes} volumes left, {volumes} are "
+            f"needed: raise volumes"
+        )
     return ""

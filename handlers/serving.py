@@ -39,28 +39,37 @@ def at(target: Target, place: Place) -> Target:
 
 
 def served(image: Image, target: Target, learned: Learned, *, now: float) -> Target:
-    """The target as it serves this image: with strategy `auto` its format decides, and what Cinder clones by itself.
+    """The target as it serves this image: with strategy `auto` its format decides, and what Cinder
+    clones by itself.
 
-    Glance's stores, and Cinder's drivers by themselves, give clones of raw images only. Any other format is converted,
-    and Cinder's image-volume cache keeps what came of it.
+    Glance's stores, and Cinder's drivers by themselves, give clones of raw images only. Any other
+    format is converted, and Cinder's image-volume cache keeps what came of it.
     """
     if target.automatic and not image_volume.is_raw(image):
         return replace(target, strategy="cache")
     if target.automatic and target.native_stores:
         return replace(target, strategy="native")
     places = target.places if target.is_spread else (None,)
-    if target.strategy == "cache" and all(is_native(image, pool_of(target, learned, one, now=now)) for one in places):
+    if target.strategy == "cache" and all(
+        is_native(image, pool_of(target, learned, one, now=now)) for one in places
+    ):
         return replace(target, strategy="native")
     return target
 
 
-def unproven(image: Image, target: Target, learned: Learned, stores: Iterable[Store], *, now: float) -> Stores | None:
-    """The rbd stores that the image is in, if nobody knows whether Cinder clones it from there; else None.
+def unproven(
+    image: Image, target: Target, learned: Learned, stores: Iterable[Store], *, now: float
+) -> Stores | None:
+    """The rbd stores that the image is in, if nobody knows whether Cinder clones it from there;
+    else None.
 
-    None too if it is in no such store. The empty set stands for the only store of a Glance that does not name it.
+    None too if it is in no such store. The empty set stands for the only store of a Glance that
+    does not name it.
     """
     if target.strategy != "cache" or not image_volume.is_raw(image):
         return None
-    rbd = frozenset(store.id for store in stores if store.type == "rbd") & (image.stores or frozenset())
+    rbd = frozenset(store.id for store in stores if store.type == "rbd") & (
+        image.stores or frozenset()
+    )
     possible = image.stores is None or rbd
     return rbd if possible and not learned.is_known(target.place, rbd, now=now) else None

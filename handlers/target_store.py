@@ -1,4 +1,5 @@
-"""Which of Glance's stores lies on which target, and whether Cinder has its volume type: told by both services."""
+"""Which of Glance's stores lies on which target, and whether Cinder has its volume type: told by
+both services."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from worker.core.target import Target
 
 log = structlog.get_logger(__name__)
 
-# Glance reads its stores from a file at start; an operator who adds one should not have to restart us, in seconds
+# Glance reads its stores from a file at start; an operator who adds one should not have to restart
+# us, in seconds
 KEEP = 600.0
 
 # Whether volumes of a type are encrypted, by the type's name; None where Cinder does not tell us
@@ -25,34 +27,53 @@ Types = Mapping[str, bool | None]
 
 
 def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
-    """The target with its strategy and store decided. Pure. Blocked if Glance has not what the target needs.
+    """The target with its strategy and store decided. Pure. Blocked if Glance has not what the
+    target needs.
 
-    `auto` is `store` where Glance has a cinder store of the target's volume type (or the operator names it), else
-    `cache`, and may be another one for one image (`handlers.serving`). It is never `location`, which needs an option of
-    Glance that lets readers see locations (OSSN-0090).
+    `auto` is `store` where Glance has a cinder store of the target's volume type (or the operator
+    names it), else `cache`, and may be another one for one image (`handlers.serving`). It is never
+    `location`, which needs an option of Glance that lets readers see locations (OSSN-0090).
     """
     names = {store.id for store in stores}
-    for option, wanted in (("glance_store", (target.glance_store,)), ("native_stores", target.native_stores)):
+    for option, wanted in (
+        ("glance_store", (target.glance_store,)),
+        ("native_stores", target.native_stores),
+    ):
         if unknown := [store for store in wanted if store and store not in names]:
-            raise Blocked(f"Glance has no store {unknown[0]}, which [target:{target.name}] {option} names")
-    found = [store.id for store in stores if store.type == "cinder" and store.volume_type == target.volume_type]
+            raise Blocked(
+                f"Glance has no store {unknown[0]}, which [target:{target.name}] {option} names"
+            )
+    found = [
+        store.id
+        for store in stores
+        if store.type == "cinder" and store.volume_type == target.volume_type
+    ]
     if len(found) > 1 and not target.glance_store and target.strategy not in ("cache", "native"):
         # They may be another region's, whose volumes are not found here
         raise Blocked(
-            f"Glance has several cinder stores of volume type {target.volume_type} ({', '.join(found)}): name the one "
+            f"Glance has several cinder stores of volume type {target.volume_type} "
+            f"({', '.join(found)}): name the one "
             f"of this region as glance_store in [target:{target.name}]"
         )
     store = target.glance_store or (found[0] if found else "")
     strategy = target.strategy
     if strategy == "auto":
         if not store and any(not other.type for other in stores):
-            raise Blocked(f"Glance does not tell the types of its stores: set strategy in [target:{target.name}]")
+            raise Blocked(
+                f"Glance does not tell the types of its stores: set strategy in "
+                f"[target:{target.name}]"
+            )
         strategy = "store" if store else "cache"
     if strategy == "native" and not target.native_stores:
         raise Blocked(f"[target:{target.name}] native_stores is empty: strategy native needs it")
     if strategy in ("store", "location") and not store:
-        raise Blocked(f"Glance has no cinder store of volume type {target.volume_type}, target {target.name} needs one")
-    return replace(target, strategy=strategy, glance_store=store, automatic=target.strategy == "auto")
+        raise Blocked(
+            f"Glance has no cinder store of volume type {target.volume_type}, target "
+            f"{target.name} needs one"
+        )
+    return replace(
+        target, strategy=strategy, glance_store=store, automatic=target.strategy == "auto"
+    )
 
 
 def missing_type(target: Target, types: Iterable[str]) -> str:
@@ -61,13 +82,17 @@ def missing_type(target: Target, types: Iterable[str]) -> str:
         return ""
     names = ", ".join(sorted(types)) or "none"
     return (
-        f"[target:{target.name}] volume_type: Cinder has no type {target.volume_type!r}, only {names}; "
+        f"[target:{target.name}] volume_type: Cinder has no type {target.volume_type!r}, only "
+        f"{names}; "
         "it was renamed or deleted, or never there"
     )
 
 
-async def read_encryption(cloud: Cloud, types: Mapping[str, str], targets: Iterable[Target]) -> Types:
-    """Read whether volumes of the targets' types are encrypted. `types` are names by id; others are left out."""
+async def read_encryption(
+    cloud: Cloud, types: Mapping[str, str], targets: Iterable[Target]
+) -> Types:
+    """Read whether volumes of the targets' types are encrypted. `types` are names by id; others are
+    left out."""
     ids = {name: type_id for type_id, name in types.items()}
 
     async def encrypts(type_id: str) -> bool | None:
@@ -78,11 +103,14 @@ async def read_encryption(cloud: Cloud, types: Mapping[str, str], targets: Itera
             return None
 
     wanted = sorted({target.volume_type for target in targets} & ids.keys())
-    return dict(zip(wanted, await asyncio.gather(*(encrypts(ids[name]) for name in wanted)), strict=True))
+    return dict(
+        zip(wanted, await asyncio.gather(*(encrypts(ids[name]) for name in wanted)), strict=True)
+    )
 
 
 async def read_pools(cloud: Cloud) -> tuple[Pool, ...] | None:
-    """The pools that Cinder's scheduler knows; empty where it does not tell us, None where it does not answer.
+    """The pools that Cinder's scheduler knows; empty where it does not tell us, None where it does
+    not answer.
 
     A scheduler that was started a moment ago answers with none.
     """
@@ -96,7 +124,9 @@ async def read_pools(cloud: Cloud) -> tuple[Pool, ...] | None:
         return None
 
 
-def find_places(target: Target, types: Iterable[VolumeType], pools: tuple[Pool, ...]) -> tuple[Place, ...]:
+def find_places(
+    target: Target, types: Iterable[VolumeType], pools: tuple[Pool, ...]
+) -> tuple[Place, ...]:
     """The places where volumes of the target come to lie, as far as Cinder tells. Pure."""
     found = next((one for one in types if one.name == target.volume_type), None)
     lead = pools_of(found, pools) if found else ()
@@ -104,7 +134,9 @@ def find_places(target: Target, types: Iterable[VolumeType], pools: tuple[Pool, 
     if target.availability_zone:
         zones = frozenset({target.availability_zone})
     taken = (pool for pool in lead if target.takes(pool.name))
-    return places_of([pool for pool in taken if not (zones and pool.zone) or pool.zone in zones], pools)
+    return places_of(
+        [pool for pool in taken if not (zones and pool.zone) or pool.zone in zones], pools
+    )
 
 
 def _arrays(target: Target) -> frozenset[str]:
@@ -113,7 +145,8 @@ def _arrays(target: Target) -> frozenset[str]:
 
 
 class TargetStores:
-    """The targets as Glance's list of stores and Cinder's of volume types decide them, looked up now and then."""
+    """The targets as Glance's list of stores and Cinder's of volume types decide them, looked up
+    now and then."""
 
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
@@ -134,12 +167,14 @@ class TargetStores:
         return self._stores
 
     async def resolve(self, target: Target) -> Target:
-        """The target with its strategy and store decided; Blocked as `resolve` says, and without its volume type."""
+        """The target with its strategy and store decided; Blocked as `resolve` says, and without
+        its volume type."""
         await self._refresh()
         return self._resolve(target)
 
     async def known(self, target: Target) -> Target:
-        """The target with as much decided as can be: as it is where the cloud has not what it needs."""
+        """The target with as much decided as can be: as it is where the cloud has not what it
+        needs."""
         try:
             return await self.resolve(target)
         except Blocked:
@@ -155,7 +190,8 @@ class TargetStores:
         await self._refresh(afresh=afresh)
         decided: list[Target] = []
         for target in self._targets:
-            # One target that can't be had is no reason to do nothing for the others; its own jobs say what it lacks
+            # One target that can't be had is no reason to do nothing for the others; its own jobs
+            # say what it lacks
             with contextlib.suppress(Blocked):
                 decided.append(self._resolve(target))
         return tuple(decided)
@@ -171,7 +207,8 @@ class TargetStores:
         return found
 
     def note_encrypted(self, target: Target) -> None:
-        """Remember that a volume on the target came out encrypted, although Cinder does not tell so of its type."""
+        """Remember that a volume on the target came out encrypted, although Cinder does not tell so
+        of its type."""
         self._found_encrypted[target.name] = self._now() + KEEP
 
     def _resolve(self, target: Target) -> Target:
@@ -181,20 +218,23 @@ class TargetStores:
         encrypted = found or self._encryption.get(target.volume_type) is True
         places = self._places.get(target.name, ())
         resolved = replace(resolve(target, self._stores), encrypted=encrypted, places=places)
-        # Cinder takes any of an image's locations that lie on arrays which clone across pools, also on another array
+        # Cinder takes any of an image's locations that lie on arrays which clone across pools, also
+        # on another array
         if resolved.automatic and resolved.strategy == "store" and not self._may_locate(resolved):
             return replace(resolved, strategy="cache")
         return resolved
 
     def _may_locate(self, target: Target) -> bool:
-        """Whether images may have locations on the target: of arrays that clone across pools on the first target's."""
+        """Whether images may have locations on the target: of arrays that clone across pools on the
+        first target's."""
         own = _arrays(target)
         for other in self._targets if own else ():
             with contextlib.suppress(Blocked):
                 places = self._places.get(other.name, ())
                 first = replace(resolve(other, self._stores), places=places)
                 if first.strategy == "store" and (not places or _arrays(first)):
-                    # Of one whose pools are down it is not known; once images were copied here they would stay
+                    # Of one whose pools are down it is not known; once images were copied here they
+                    # would stay
                     return bool(_arrays(first) & own)
         return True
 
@@ -213,7 +253,9 @@ class TargetStores:
             self._encryption = await read_encryption(self._cloud, types, self._targets)
             pools = await read_pools(self._cloud)
             if pools or (pools is not None and not self._places):
-                self._places = {one.name: find_places(one, described, pools) for one in self._targets}
+                self._places = {
+                    one.name: find_places(one, described, pools) for one in self._targets
+                }
             self._types, self._types_until = types, self._now() + KEEP
 
     async def _refresh_stores(self, *, afresh: bool = False) -> None:

@@ -1,4 +1,5 @@
-"""Upload: a queued image whose data is to be a volume becomes active by a clone of it, without copying data."""
+"""Upload: a queued image whose data is to be a volume becomes active by a clone of it, without
+copying data."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ log = structlog.get_logger(__name__)
 
 # Uploads worked on at once; each is a few requests and a clone
 WIDTH = 8
-# Looks at an active image until Glance lets go of it and its owner can be told; a resync tells what is left
+# Looks at an active image until Glance lets go of it and its owner can be told; a resync tells what
+# is left
 TELL_LOOKS = 10
 # Of an image older than Glance's memory of its tasks nobody knows what it was to become, in seconds
 REMEMBERED = completion.TASKS_KEPT
@@ -34,8 +36,8 @@ REMEMBERED = completion.TASKS_KEPT
 SAVING_LONG = 3600.0
 # Properties that Glance refuses to set one by one; then the others are not tried any more
 MOST_REFUSED = 16
-# Glance also answers 500 to a property that it can't store, or that its rules let us create and not read: so long after
-# the image's last change that counts as a refusal, in seconds
+# Glance also answers 500 to a property that it can't store, or that its rules let us create and not
+# read: so long after the image's last change that counts as a refusal, in seconds
 REFUSED_AFTER = 120.0
 
 
@@ -61,11 +63,16 @@ class Upload:
     def keys(self, notification: Notification) -> Iterable[Key]:
         """The image, if it is queued or asks for a volume's data, or if a clone was made for it."""
         if notification.event_type.startswith("image."):
-            concerned = notification.status == "queued" or self._rules.source_property in notification.properties
+            concerned = (
+                notification.status == "queued"
+                or self._rules.source_property in notification.properties
+            )
         else:
             # Of what claims its image from the start only our own clones are those of uploads
             concerned = notification.target == UPLOAD or not notification.claimed
-        return (Key(self.name, notification.image_id),) if notification.image_id and concerned else ()
+        return (
+            (Key(self.name, notification.image_id),) if notification.image_id and concerned else ()
+        )
 
     def lanes(self) -> Mapping[str, int]:
         """One lane, which nothing else shares."""
@@ -79,7 +86,9 @@ class Upload:
             if seen.image.status == "queued":
                 seen = replace(seen, stores=await self._stores.stores())
             try:
-                while not isinstance(action := completion.plan(seen, self._rules, self._targets), Finish):
+                while not isinstance(
+                    action := completion.plan(seen, self._rules, self._targets), Finish
+                ):
                     watch.tell(actions.words(action))
                     seen = await self._act(action, seen, watch)
             except Blocked as error:
@@ -96,14 +105,21 @@ class Upload:
             if after > 0:
                 reason = getattr(action.outcome, "reason", action.tell)
                 return Again(
-                    f"{reason}; its owner is told in a moment", after=after, counted=False, wake_on_notification=True
+                    f"{reason}; its owner is told in a moment",
+                    after=after,
+                    counted=False,
+                    wake_on_notification=True,
                 )
         if seen.asked and isinstance(action.outcome, Done):
             path = self._path(seen)
             self._report.upload_completed(path)
             if path == "stranded" and seen.source:
                 # Cinder made it in the owner's project, and the owner's it is
-                log.info("volume_left_to_owner", volume_id=seen.source.id, project_id=seen.source.project_id)
+                log.info(
+                    "volume_left_to_owner",
+                    volume_id=seen.source.id,
+                    project_id=seen.source.project_id,
+                )
             return replace(action.outcome, changed=True)
         return action.outcome
 
@@ -111,29 +127,44 @@ class Upload:
         """Read Glance's stores."""
         self._known = await self._stores.stores()
 
-    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
-        """An image that waits for a volume's data, or has clones that need not be its data. Pure but for the clock."""
+    def incomplete(
+        self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]
+    ) -> Iterable[Missing]:
+        """An image that waits for a volume's data, or has clones that need not be its data. Pure
+        but for the clock."""
         if image and (why := self._lacks(image, clones_of(image, volumes))):
             yield Missing(Key(self.name, image_id), why)
 
     def _lacks(self, image: Image, clones: tuple[Volume, ...]) -> str:
         if image.status == "active":
-            stores = {completion.store_of(clone.volume_type, self._known, self._targets) for clone in clones}
+            stores = {
+                completion.store_of(clone.volume_type, self._known, self._targets)
+                for clone in clones
+            }
             known = stores if image.stores is None else image.stores
             if len(clones) > 1 or not stores <= known:
                 return "a clone that is none of its locations"
             status = image.properties.get(self._rules.status_property, "")
-            told = completion.source_named(image, self._rules) and status not in ("", completion.DATA_UPLOADED)
+            told = completion.source_named(image, self._rules) and status not in (
+                "",
+                completion.DATA_UPLOADED,
+            )
             unbound = completion.binding(image, self._rules)
             return "active, and its properties say that it is not" if told or unbound else ""
         if image.status == "saving" and self._rules.source_property in image.properties:
             minutes = completion.saving_for(image, self._now()) / 60
-            return f"saving for {minutes:.0f} minutes: see explain" if minutes * 60 > SAVING_LONG else ""
+            return (
+                f"saving for {minutes:.0f} minutes: see explain"
+                if minutes * 60 > SAVING_LONG
+                else ""
+            )
         if image.status != "queued":
             return ""
         if completion.source_named(image, self._rules):
             answered = image.properties.get(self._rules.status_property, "")
-            return "queued, and a property names its source volume" + (f"; {answered}" if answered else "")
+            return "queued, and a property names its source volume" + (
+                f"; {answered}" if answered else ""
+            )
         if clones:
             return "queued, and its clone is there"
         age = self._now() - image.created_epoch
@@ -155,16 +186,22 @@ class Upload:
     async def _tell(self, text: str, image: Image, watch: Watch) -> float:
         """Let the image's owner know by a property, if one asked for the upload by property.
 
-        Returns after how many seconds to come again, 0 for not at all: an image that somebody may be about to send data
-        for is not touched. Glance's task goes on for a moment after the image is active, and writes the whole image at
-        its end: that is waited for.
+        Returns after how many seconds to come again, 0 for not at all: an image that somebody may
+        be about to send data for is not touched. Glance's task goes on for a moment after the image
+        is active, and writes the whole image at its end: that is waited for.
         """
         status, looks = image.status, 0
         try:
             # Of an image whose status has changed something else is to be told
-            while image.status == status and self._has_to_be_told(image, text) and looks < TELL_LOOKS:
+            while (
+                image.status == status and self._has_to_be_told(image, text) and looks < TELL_LOOKS
+            ):
                 if not image.import_locked:
-                    if (wait := completion.wait_to_change(image, self._rules.tell_after, self._now())) > 0:
+                    if (
+                        wait := completion.wait_to_change(
+                            image, self._rules.tell_after, self._now()
+                        )
+                    ) > 0:
                         return wait
                     image, _ = await self._change(image, {self._rules.status_property: text})
                     if status == "queued":
@@ -180,31 +217,46 @@ class Upload:
         return 0.0
 
     def _has_to_be_told(self, image: Image, text: str) -> bool:
-        """Whether the property is to be changed, now or as soon as Glance lets go of an image that is active."""
+        """Whether the property is to be changed, now or as soon as Glance lets go of an image that
+        is active."""
         name, asked = self._rules.status_property, self._rules.source_property in image.properties
         able = image.status == "active" or (image.status == "queued" and not image.import_locked)
         return bool(name) and asked and able and text != image.properties.get(name, "")
 
     async def _change(self, image: Image, properties: Mapping[str, str]) -> tuple[Image, bool]:
-        """Change properties of an image that is still as it was; the image as it is then, and whether it was changed.
+        """Change properties of an image that is still as it was; the image as it is then, and
+        whether it was changed.
 
-        Glance's PATCH writes back the status that it has read: what happens to the image meanwhile is undone.
+        Glance's PATCH writes back the status that it has read: what happens to the image meanwhile
+        is undone.
         """
         fresh = await self._cloud.get_image(image.id)
-        if (fresh.status, fresh.import_locked, fresh.updated_at) != (image.status, False, image.updated_at):
+        if (fresh.status, fresh.import_locked, fresh.updated_at) != (
+            image.status,
+            False,
+            image.updated_at,
+        ):
             return fresh, False
         await self._cloud.set_properties(image.id, properties)
         after = await self._cloud.get_image(image.id)
         if image.status == "queued" and after.status != "queued":
-            advice = "if it stays saving: nobody but its owner can mend it, by deleting it and making it anew"
+            advice = (
+                "if it stays saving: nobody but its owner can mend it, by deleting it and "
+                "making it anew"
+            )
             log.warning("image_changed_during_upload", status=after.status, advice=advice)
         return after, True
 
     def _path(self, seen: Seen) -> str:
-        """How the image came by its data: asked for by property, Cinder's upload finished, or begun again."""
+        """How the image came by its data: asked for by property, Cinder's upload finished, or begun
+        again."""
         if completion.source_named(seen.image, self._rules):
             return "property"
-        return "stranded" if all(completion.is_ours(clone) for clone in seen.clones or ()) else "cinder"
+        return (
+            "stranded"
+            if all(completion.is_ours(clone) for clone in seen.clones or ())
+            else "cinder"
+        )
 
     async def _act(self, action: Action, seen: Seen, watch: Watch) -> Seen:
         """Do one action and read again what it may have changed."""
@@ -212,7 +264,9 @@ class Upload:
         match action:
             case completion.LookAtClones(source_volid):
                 looking = self._look_at_source(source_volid, seen) if source_volid else _same(seen)
-                found, seen = await asyncio.gather(cloud.find_volumes(image_volume.name_of(image_id)), looking)
+                found, seen = await asyncio.gather(
+                    cloud.find_volumes(image_volume.name_of(image_id)), looking
+                )
                 return replace(seen, clones=clones_of(seen.image, found))
             case completion.LookAtSource(volume_id):
                 return await self._look_at_source(volume_id, seen)
@@ -231,10 +285,19 @@ class Upload:
                 clone, seen = await asyncio.gather(
                     cloud.create_volume(new), self._bind(bind, seen) if bind else _same(seen)
                 )
-                log.info("clone_creating", volume_id=clone.id, source_volid=new.source_volid, size=new.size)
+                log.info(
+                    "clone_creating",
+                    volume_id=clone.id,
+                    source_volid=new.source_volid,
+                    size=new.size,
+                )
                 return replace(seen, clones=(*(seen.clones or ()), clone), sure=False)
             case completion.DeleteClone(volume_id, because):
-                other = "the image has other data" if seen.image.status == "active" else "the property has changed"
+                other = (
+                    "the image has other data"
+                    if seen.image.status == "active"
+                    else "the property has changed"
+                )
                 clone = next(clone for clone in seen.clones or () if clone.id == volume_id)
                 await self._deletion.discard(image_id, clone, why=because or other)
                 return replace(_without(volume_id, seen), failed=because or seen.failed, sure=False)
@@ -246,7 +309,9 @@ class Upload:
                 return _believed(volume_id, {"readonly": "True"}, seen)
             case actions.AddLocation(url):
                 if seen.refused:
-                    log.warning("properties_refused", names=sorted(seen.refused), error=seen.refusal)
+                    log.warning(
+                        "properties_refused", names=sorted(seen.refused), error=seen.refusal
+                    )
                 if await self._add_location(image_id, url):
                     # Its task has begun, and Glance's lock lies on the image
                     image = replace(seen.image, import_locked=True)
@@ -261,7 +326,9 @@ class Upload:
                 return replace(again, clones=seen.clones)
             case actions.AwaitImage():
                 await watch.changed()
-                return replace(seen, image=await cloud.get_image(image_id), now=self._now(), tasks=None)
+                return replace(
+                    seen, image=await cloud.get_image(image_id), now=self._now(), tasks=None
+                )
             case Finish():
                 return seen
             case never:
@@ -271,7 +338,8 @@ class Upload:
         return (await self._set({self._rules.source_property: bind.value}, seen))[0]
 
     async def _keep(self, action: completion.KeepProperties, seen: Seen) -> Seen:
-        """Set properties that an image keeps. What Glance refuses to set alone is left out; the upload goes on."""
+        """Set properties that an image keeps. What Glance refuses to set alone is left out; the
+        upload goes on."""
         tried = dict(sorted(action.properties.items())[: action.at_once])
         bound = {self._rules.source_property: action.bind.value} if action.bind else {}
         try:
@@ -297,7 +365,8 @@ class Upload:
         return replace(seen, offered=seen.offered | set(tried), at_once=more)
 
     async def _set(self, properties: Mapping[str, str], seen: Seen) -> tuple[Seen, bool]:
-        """Set properties of an image that was left alone for long enough, and say whether that was done."""
+        """Set properties of an image that was left alone for long enough, and say whether that was
+        done."""
         image, done = await self._change(seen.image, properties)
         bound = all(image.properties.get(name) == value for name, value in properties.items())
         ours = bool(seen.bound_at) and seen.image.updated_at == seen.bound_at
@@ -320,7 +389,8 @@ class Upload:
 
     async def _look_again(self, source_volid: str, seen: Seen) -> Seen:
         image, again = await asyncio.gather(
-            self._cloud.get_image(seen.image.id), self._look_at_source(source_volid, replace(seen, source=None))
+            self._cloud.get_image(seen.image.id),
+            self._look_at_source(source_volid, replace(seen, source=None)),
         )
         # Its times are whole seconds: that it is being changed shows in what is read sooner
         changed = seen.changed or image != seen.image
@@ -346,19 +416,28 @@ class Upload:
             clone = await self._cloud.get_volume(volume_id)
         except NotFound:
             return _without(volume_id, seen)
-        return replace(seen, clones=tuple(clone if other.id == clone.id else other for other in seen.clones or ()))
+        return replace(
+            seen,
+            clones=tuple(clone if other.id == clone.id else other for other in seen.clones or ()),
+        )
 
 
 def clones_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
-    """Those of the internal project's volumes that are clones for an upload; what Glance and we fill has no source.
+    """Those of the internal project's volumes that are clones for an upload; what Glance and we
+    fill has no source.
 
-    An entry of Cinder's cache is a clone as well: of an image that has data, what is marked as nobody's is one.
+    An entry of Cinder's cache is a clone as well: of an image that has data, what is marked as
+    nobody's is one.
     """
     name = image_volume.name_of(image.id)
-    named = (v for v in volumes if v.name == name and v.source_volid and image_volume.is_of(v, image))
+    named = (
+        v for v in volumes if v.name == name and v.source_volid and image_volume.is_of(v, image)
+    )
     clones = (v for v in named if not image_volume.is_leaving(v))
     return tuple(
-        v for v in clones if not image_volume.is_prewarming(v) and (image.status != "active" or _is_claimed(v))
+        v
+        for v in clones
+        if not image_volume.is_prewarming(v) and (image.status != "active" or _is_claimed(v))
     )
 
 
@@ -368,7 +447,8 @@ def _is_claimed(clone: Volume) -> bool:
 
 
 def _unlocated(seen: Seen | None) -> set[str]:
-    """The clones of ours that can't be a location: the image was queued when last read, and Glance was not asked."""
+    """The clones of ours that can't be a location: the image was queued when last read, and Glance
+    was not asked."""
     if seen is None or seen.image.status != "queued" or seen.image.import_locked or seen.asked:
         return set()
     return {clone.id for clone in seen.clones or () if completion.is_ours(clone)}
@@ -379,7 +459,9 @@ async def _same(seen: Seen) -> Seen:
 
 
 def _without(volume_id: str, seen: Seen) -> Seen:
-    return replace(seen, clones=tuple(clone for clone in seen.clones or () if clone.id != volume_id))
+    return replace(
+        seen, clones=tuple(clone for clone in seen.clones or () if clone.id != volume_id)
+    )
 
 
 def _believed(volume_id: str, metadata: Mapping[str, str], seen: Seen) -> Seen:
@@ -387,7 +469,9 @@ def _believed(volume_id: str, metadata: Mapping[str, str], seen: Seen) -> Seen:
     return replace(
         seen,
         clones=tuple(
-            replace(clone, metadata={**clone.metadata, **metadata}) if clone.id == volume_id else clone
+            replace(clone, metadata={**clone.metadata, **metadata})
+            if clone.id == volume_id
+            else clone
             for clone in seen.clones or ()
         ),
     )

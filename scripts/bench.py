@@ -1,4 +1,5 @@
-"""Benchmarks; see scripts/bench. Each prints a table, and with --json FILE writes what it measured."""
+"""Benchmarks; see scripts/bench. Each prints a table, and with --json FILE writes what it
+measured."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def worker(strategy: str = "auto") -> Iterator[WorkerProcess]:
     """A worker on the devcloud, ready."""
     with (
         tempfile.TemporaryDirectory() as folder,
-        WorkerProcess(Path(folder), groups(strategy=strategy), clouds=HOME / "clouds.yaml") as process,
+        WorkerProcess(
+            Path(folder), groups(strategy=strategy), clouds=HOME / "clouds.yaml"
+        ) as process,
     ):
         process.wait_ready()
         yield process
@@ -75,7 +78,11 @@ def until(check: Any, *, seconds: float = 900.0, every: float = 0.1) -> None:
 def owners(operator: Person, image_id: str) -> dict[str, str]:
     """Who the Image-Volumes of an image say that they belong to, by volume type."""
     volumes = [v for v in operator.volumes() if v["name"] == f"image-{image_id}"]
-    return {v["volume_type"]: v["metadata"].get("image_owner", "") for v in volumes if v["status"] != "creating"}
+    return {
+        v["volume_type"]: v["metadata"].get("image_owner", "")
+        for v in volumes
+        if v["status"] != "creating"
+    }
 
 
 def usable(operator: Person, alice: Person, image_id: str) -> bool:
@@ -102,10 +109,20 @@ def clone(options: argparse.Namespace) -> list[Row]:
                     with bob.temporary_volume(warm, target, gibibytes=gib) as made:
                         fast.append(made)
                 if any(made.cloned for made in slow) or not all(made.cloned for made in fast):
-                    raise SystemExit("Cinder's log says that a volume was not made the way it should have been")
-                before, after = (statistics.median(made.seconds for made in all_) for all_ in (slow, fast))
+                    raise SystemExit(
+                        "Cinder's log says that a volume was not made the way it should have been"
+                    )
+                before, after = (
+                    statistics.median(made.seconds for made in all_) for all_ in (slow, fast)
+                )
                 rows.append(
-                    {"GiB": gib, "target": target, "not warm s": before, "warm s": after, "ratio": before / after}
+                    {
+                        "GiB": gib,
+                        "target": target,
+                        "not warm s": before,
+                        "warm s": after,
+                        "ratio": before / after,
+                    }
                 )
             for image_id in (cold, warm):
                 alice.delete_image(image_id)
@@ -113,8 +130,13 @@ def clone(options: argparse.Namespace) -> list[Row]:
 
 
 def by_hand(operator: Person, alice: Person, image_id: str) -> None:
-    """What the worker does, as a person would script it: one import into both stores, then the owner put right."""
-    body = {"method": {"name": "copy-image"}, "stores": list(TARGETS.values()), "all_stores_must_succeed": False}
+    """What the worker does, as a person would script it: one import into both stores, then the
+    owner put right."""
+    body = {
+        "method": {"name": "copy-image"},
+        "stores": list(TARGETS.values()),
+        "all_stores_must_succeed": False,
+    }
     answer = operator.connection.image.post(f"/images/{image_id}/import", json=body)
     assert answer.status_code == 202, answer.text
     left = set(TARGETS)
@@ -123,15 +145,22 @@ def by_hand(operator: Person, alice: Person, image_id: str) -> None:
         stores = operator.show(image_id)["stores"].split(",")
         for volume in operator.volumes():
             target = volume["volume_type"]
-            if volume["name"] == f"image-{image_id}" and target in left and TARGETS[target] in stores:
+            if (
+                volume["name"] == f"image-{image_id}"
+                and target in left
+                and TARGETS[target] in stores
+            ):
                 metadata = {"metadata": {"image_owner": alice.project_id}}
-                answer = operator.connection.block_storage.post(f"/volumes/{volume['id']}/metadata", json=metadata)
+                answer = operator.connection.block_storage.post(
+                    f"/volumes/{volume['id']}/metadata", json=metadata
+                )
                 assert answer.status_code == 200, answer.text
                 left.discard(target)
 
 
 def prewarm(options: argparse.Namespace) -> list[Row]:
-    """Image active → usable on both targets: the worker against hand-written calls, turn by turn."""
+    """Image active → usable on both targets: the worker against hand-written calls, turn by
+    turn."""
     alice, operator = Person("alice"), Person("operator")
     data(1024)
     ours, hand = [], []
@@ -148,7 +177,15 @@ def prewarm(options: argparse.Namespace) -> list[Row]:
             ours.append(time.monotonic() - began)
             alice.delete_image(image_id)
     by_us, by_them = statistics.median(ours), statistics.median(hand)
-    return [{"GiB": 1, "worker s": by_us, "by hand s": by_them, "ratio": by_us / by_them, "rounds": options.rounds}]
+    return [
+        {
+            "GiB": 1,
+            "worker s": by_us,
+            "by hand s": by_them,
+            "ratio": by_us / by_them,
+            "rounds": options.rounds,
+        }
+    ]
 
 
 def source_of(alice: Person, gib: int) -> str:
@@ -168,11 +205,17 @@ def until_active(alice: Person, image_id: str) -> float:
 def until_quiet(alice: Person, image_id: str, source: str) -> None:
     """Return when Glance has computed the hash, and Cinder has let go of the volume."""
     until(lambda: alice.show(image_id)["os_hash_value"])
-    until(lambda: alice.connection.block_storage.get(f"/volumes/{source}").json()["volume"]["status"] == "available")
+    until(
+        lambda: (
+            alice.connection.block_storage.get(f"/volumes/{source}").json()["volume"]["status"]
+            == "available"
+        )
+    )
 
 
 def uploads(options: argparse.Namespace) -> list[Row]:
-    """A volume becomes an image: by the worker, by Cinder's own clone, by Cinder's copy; are the bytes the same?"""
+    """A volume becomes an image: by the worker, by Cinder's own clone, by Cinder's copy; are the
+    bytes the same?"""
     alice, operator = Person("alice"), Person("operator")
     took: dict[tuple[int, str], list[float]] = {}
     hashes: dict[int, set[str]] = {}
@@ -189,7 +232,11 @@ def uploads(options: argparse.Namespace) -> list[Row]:
                     hashes.setdefault(gib, set()).add(alice.sha256(image_id))
                 alice.delete_image(image_id)
                 # Not while Cinder is busy with what the last round has left
-                until(lambda image=image_id: not any(image in volume["name"] for volume in operator.volumes()))
+                until(
+                    lambda image=image_id: (
+                        not any(image in volume["name"] for volume in operator.volumes())
+                    )
+                )
                 time.sleep(1)
 
     devcloud("set", "UPLOAD_CLONE=0", "UPLOAD_INTERNAL=0")
@@ -205,7 +252,9 @@ def uploads(options: argparse.Namespace) -> list[Row]:
     rows: list[Row] = []
     for gib, source in sources.items():
         alice.delete_volume(source)
-        ours, cinder, copy = (statistics.median(took[gib, how]) for how in ("worker", "cinder", "copy"))
+        ours, cinder, copy = (
+            statistics.median(took[gib, how]) for how in ("worker", "cinder", "copy")
+        )
         rows.append({"GiB": gib, "worker s": ours, "Cinder's own s": cinder, "ratio": ours / cinder, "copy s": copy,
                      "times as fast": copy / ours, "same bytes": "yes" if len(hashes[gib]) == 1 else "NO",
                      "rounds": f"{options.rounds}/{options.rounds}/{options.copies}"})  # fmt: skip
@@ -213,13 +262,16 @@ def uploads(options: argparse.Namespace) -> list[Row]:
 
 
 def lane(options: argparse.Namespace) -> list[Row]:
-    """An upload beside a backlog of pre-warm jobs, and without one (fake cloud; lanes in memory)."""
+    """An upload beside a backlog of pre-warm jobs, and without one (fake cloud; lanes in
+    memory)."""
     log.setup(level="error")
 
     async def upload(cloud: FakeCloud) -> float:
         volume = cloud.volume_of("alice")
         began = time.monotonic()
-        image = cloud.queue(properties={"image_volume_source": volume.id, "image_volume_prewarm": "no"})
+        image = cloud.queue(
+            properties={"image_volume_source": volume.id, "image_volume_prewarm": "no"}
+        )
         while cloud.images[image.id].status != "active":
             await asyncio.sleep(0.001)
         return time.monotonic() - began
@@ -242,17 +294,26 @@ def lane(options: argparse.Namespace) -> list[Row]:
 
 
 def backlog(options: argparse.Namespace) -> list[Row]:
-    """A backlog of images on some targets, a lane each; each create takes so long, so many at once."""
+    """A backlog of images on some targets, a lane each; each create takes so long, so many at
+    once."""
     log.setup(level="error")
     width, seconds = 20, options.seconds
     stores = {f"cinder-t{number}": f"t{number}" for number in range(options.targets)}
     targets = tuple(
-        Target(name=name, volume_type=name, strategy=options.strategy, glance_store=store, max_concurrent=width)
+        Target(
+            name=name,
+            volume_type=name,
+            strategy=options.strategy,
+            glance_store=store,
+            max_concurrent=width,
+        )
         for store, name in stores.items()
     )
 
     async def run() -> tuple[float, float]:
-        cloud = FakeCloud(stores=stores, multiple_locations=True, seconds=seconds, latency=options.latency)
+        cloud = FakeCloud(
+            stores=stores, multiple_locations=True, seconds=seconds, latency=options.latency
+        )
         limits = Limits(poll_min=0.5, poll_max=15.0)
         async with Rig(cloud, targets=targets, policy=Policy(), limits=limits) as rig:
             # A worker begins with one
@@ -260,12 +321,16 @@ def backlog(options: argparse.Namespace) -> list[Row]:
             cloud.emit = rig.hear
             began = time.monotonic()
             images = [cloud.upload() for _ in range(options.images)]
-            while not all((image.stores or set()) >= set(stores) for image in cloud.images.values()):
+            while not all(
+                (image.stores or set()) >= set(stores) for image in cloud.images.values()
+            ):
                 await asyncio.sleep(0.05)
             took = time.monotonic() - began
             await rig.quiet(within=120)
             volumes = len(cloud.volumes)
-            assert volumes == len(stores) * len(images), f"{volumes} volumes for {len(images)} images"
+            assert volumes == len(stores) * len(images), (
+                f"{volumes} volumes for {len(images)} images"
+            )
             return took, sum(cloud.calls.values()) / volumes
 
     took, requests = asyncio.run(run())
@@ -277,7 +342,8 @@ def backlog(options: argparse.Namespace) -> list[Row]:
 
 
 def gone(options: argparse.Namespace) -> list[Row]:
-    """An image deleted → the last of its Image-Volumes gone, by Glance (store) and where only we do it (cache)."""
+    """An image deleted → the last of its Image-Volumes gone, by Glance (store) and where only we do
+    it (cache)."""
     alice, operator = Person("alice"), Person("operator")
     rows: list[Row] = []
     for strategy, cache in (("store", "0"), ("cache", "1")):
@@ -287,7 +353,11 @@ def gone(options: argparse.Namespace) -> list[Row]:
             for _ in range(options.rounds):
                 image_id = alice.image("bench-gone", mebibytes=256)
                 until(lambda image=image_id: len(done(process, image)) == len(TARGETS))
-                until(lambda image=image_id: all(v["status"] == "available" for v in of_image(operator, image)))
+                until(
+                    lambda image=image_id: all(
+                        v["status"] == "available" for v in of_image(operator, image)
+                    )
+                )
                 alice.delete_image(image_id)
                 began = time.monotonic()
                 until(lambda image=image_id: not of_image(operator, image), every=0.05)
@@ -300,14 +370,18 @@ def gone(options: argparse.Namespace) -> list[Row]:
 
 def done(process: WorkerProcess, image_id: str) -> set[str]:
     """The targets on which the worker says that the image is warm."""
-    return {str(line["target"]) for line in process.events("job_done") if line["image_id"] == image_id}
+    return {
+        str(line["target"]) for line in process.events("job_done") if line["image_id"] == image_id
+    }
 
 
 def resync(options: argparse.Namespace) -> list[Row]:
     """One comparison of a cloud where everything is warm."""
     log.setup(level="error")
     names = [f"t{number}" for number in range(options.targets)]
-    targets = tuple(Target(name=name, volume_type=name, glance_store=f"cinder-{name}") for name in names)
+    targets = tuple(
+        Target(name=name, volume_type=name, glance_store=f"cinder-{name}") for name in names
+    )
     cloud = Vast(targets=targets, images=options.images)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     began = time.monotonic()
@@ -321,7 +395,8 @@ def resync(options: argparse.Namespace) -> list[Row]:
 
 
 def pages(options: argparse.Namespace) -> list[Row]:
-    """How long Glance and Cinder take for a full page, which is what a comparison of a large cloud waits for."""
+    """How long Glance and Cinder take for a full page, which is what a comparison of a large cloud
+    waits for."""
     alice, operator = Person("alice"), Person("operator")
     operator.limit(alice.project_id, None, "volumes")
     operator.limit(alice.project_id, None)
@@ -332,15 +407,27 @@ def pages(options: argparse.Namespace) -> list[Row]:
             volumes += pool.map(lambda _: alice.blank("local-1"), range(options.rows))
             rows = []
             for service, proxy, url in (
-                ("glance", operator.connection.image, f"/images?limit={PAGE}&status=queued&visibility=all"),
-                ("cinder", operator.connection.block_storage, f"/volumes/detail?limit={PAGE}&all_tenants=1"),
+                (
+                    "glance",
+                    operator.connection.image,
+                    f"/images?limit={PAGE}&status=queued&visibility=all",
+                ),
+                (
+                    "cinder",
+                    operator.connection.block_storage,
+                    f"/volumes/detail?limit={PAGE}&all_tenants=1",
+                ),
             ):
                 took = []
                 for _ in range(5):
                     began = time.monotonic()
                     answer = proxy.get(url)
                     took.append(time.monotonic() - began)
-                (found,) = (value for value in answer.json().values() if isinstance(value, list) and len(value) > 1)
+                (found,) = (
+                    value
+                    for value in answer.json().values()
+                    if isinstance(value, list) and len(value) > 1
+                )
                 rows.append({"of": service, "rows": len(found), "median s": statistics.median(took),
                              "KiB": len(answer.content) / 1024})  # fmt: skip
         finally:
@@ -350,9 +437,12 @@ def pages(options: argparse.Namespace) -> list[Row]:
 
 
 def replay(options: argparse.Namespace) -> list[Row]:
-    """`replay --dry-run` of many notifications against nothing but decoding both layers of their JSON."""
+    """`replay --dry-run` of many notifications against nothing but decoding both layers of their
+    JSON."""
     with tempfile.TemporaryDirectory() as folder:
-        capture, config, clouds = (Path(folder, name) for name in ("capture.jsonl", "worker.conf", "clouds.yaml"))
+        capture, config, clouds = (
+            Path(folder, name) for name in ("capture.jsonl", "worker.conf", "clouds.yaml")
+        )
         with capture.open("wb") as file:
             for body in notifications(options.messages, begin=datetime(2025, 1, 1, tzinfo=UTC)):
                 file.write(body + b"\n")
@@ -362,7 +452,12 @@ def replay(options: argparse.Namespace) -> list[Row]:
                 json.loads(json.loads(line)["oslo.message"])
         decoding = time.monotonic() - began
         config.write_text(configuration({**groups(), "cloud": {"name": "none"}}))
-        auth = {"auth_url": "http://127.0.0.1:1", "username": "x", "password": "x", "project_name": "x"}
+        auth = {
+            "auth_url": "http://127.0.0.1:1",
+            "username": "x",
+            "password": "x",
+            "project_name": "x",
+        }
         clouds.write_text(json.dumps({"clouds": {"none": {"auth": auth}}}))
         done = subprocess.run(
             [
@@ -389,11 +484,13 @@ def replay(options: argparse.Namespace) -> list[Row]:
 
 
 def status(options: argparse.Namespace) -> list[Row]:
-    """`status` of a cloud where everything is warm, on three targets, as JSON and with the targets' summary."""
+    """`status` of a cloud where everything is warm, on three targets, as JSON and with the targets'
+    summary."""
     log.setup(level="error")
     names = ("a", "b", "c")
     targets = tuple(
-        Target(name=name, volume_type=name, glance_store=f"cinder-{name}", max_count=options.images) for name in names
+        Target(name=name, volume_type=name, glance_store=f"cinder-{name}", max_count=options.images)
+        for name in names
     )
     cloud = Parsing(stores={target.glance_store: target.name for target in targets})
     for _ in range(options.images):
@@ -412,13 +509,22 @@ def status(options: argparse.Namespace) -> list[Row]:
     shown = summaries(targets, found, held)
     took = time.monotonic() - began
     assert [one.states for one in shown] == [{"warm": options.images}] * 3, shown
-    return [{"images": options.images, "targets": len(targets), "rows": len(found), "calls": cloud.calls.total(),
-             "took s": took, "MiB of JSON": len(text) / (1 << 20), **board(cloud, names)}]  # fmt: skip
+    return [
+        {
+            "images": options.images,
+            "targets": len(targets),
+            "rows": len(found),
+            "calls": cloud.calls.total(),
+            "took s": took,
+            "MiB of JSON": len(text) / (1 << 20),
+            **board(cloud, names),
+        }
+    ]
 
 
 def board(cloud: FakeCloud, names: tuple[str, ...]) -> Row:
-    """What the page costs a worker that has seen these images: MiB that it holds, KiB of an answer, and for how long
-    the event loop stands at the most while the first one is made."""
+    """What the page costs a worker that has seen these images: MiB that it holds, KiB of an answer,
+    and for how long the event loop stands at the most while the first one is made."""
     shown = Activity()
     tracemalloc.start()
     for image in cloud.images.values():
@@ -438,7 +544,8 @@ def board(cloud: FakeCloud, names: tuple[str, ...]) -> Row:
 
 
 async def longest_stand(work: Callable[[], object]) -> float:
-    """For how long the event loop gets no turn at the most, in seconds, while a thread does some work."""
+    """For how long the event loop gets no turn at the most, in seconds, while a thread does some
+    work."""
     working = asyncio.create_task(asyncio.to_thread(work))
     longest = 0.0
     while not working.done():
@@ -449,10 +556,14 @@ async def longest_stand(work: Callable[[], object]) -> float:
 
 
 def handover(options: argparse.Namespace) -> list[Row]:
-    """`replay` into lanes on RabbitMQ, against a bare kombu publisher that sends as many jobs of the same size."""
+    """`replay` into lanes on RabbitMQ, against a bare kombu publisher that sends as many jobs of
+    the same size."""
     url = f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/worker"
     prefix = f"bench-{os.getpid()}"
-    queues = [f"{prefix}.{lane}" for lane in ("upload", "reclaim", *(f"prewarm.{name}" for name in TARGETS), "bare")]
+    queues = [
+        f"{prefix}.{lane}"
+        for lane in ("upload", "reclaim", *(f"prewarm.{name}" for name in TARGETS), "bare")
+    ]
     settings = groups(work={"url": url}, notifications={"transport_urls": URL, "queue": prefix})
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -468,11 +579,20 @@ def handover(options: argparse.Namespace) -> list[Row]:
             done = process.run("replay", str(capture), "-f", "json", timeout=3600)
             assert done.returncode == 0, done.stderr
             tally = json.loads(done.stdout)
-            job = Job(key=Key("prewarm", str(uuid.uuid4()), "local-1"), cause="image.activate", first_at=time.time())
+            job = Job(
+                key=Key("prewarm", str(uuid.uuid4()), "local-1"),
+                cause="image.activate",
+                first_at=time.time(),
+            )
             took = {}
             for name, connection in (("bare s", bare), ("confirmed s", confirmed)):
                 channel = connection.default_channel
-                channel.queue_declare(queues[-1], durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+                channel.queue_declare(
+                    queues[-1],
+                    durable=True,
+                    auto_delete=False,
+                    arguments={"x-queue-type": "quorum"},
+                )
                 producer = kombu.Producer(channel)
                 began = time.monotonic()
                 for _ in range(tally["keys"]):
@@ -488,7 +608,8 @@ def handover(options: argparse.Namespace) -> list[Row]:
 
 
 def rest(options: argparse.Namespace) -> list[Row]:
-    """A worker on RabbitMQ with nothing to do: how long it takes to start, its memory, its share of a core."""
+    """A worker on RabbitMQ with nothing to do: how long it takes to start, its memory, its share of
+    a core."""
     starts = []
     lanes = {"url": f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/worker"}
     with tempfile.TemporaryDirectory() as folder:
@@ -521,7 +642,8 @@ class Parsing(FakeCloud):
 
 
 class Vast(FakeCloud):
-    """Any number of images that are warm on these targets, each made up when it is listed: it takes no memory."""
+    """Any number of images that are warm on these targets, each made up when it is listed: it takes
+    no memory."""
 
     def __init__(self, *, targets: tuple[Target, ...], images: int) -> None:
         super().__init__(stores={target.glance_store: target.volume_type for target in targets})
@@ -548,7 +670,10 @@ class Vast(FakeCloud):
             image = self._image(number)
             for place, target in enumerate(self._targets):
                 self.calls["list_volumes"] += (number * len(self._targets) + place) % PAGE == 0
-                metadata = {**image_volume.metadata_of(image, target), image_volume.ORIGIN: image_volume.PREWARM}
+                metadata = {
+                    **image_volume.metadata_of(image, target),
+                    image_volume.ORIGIN: image_volume.PREWARM,
+                }
                 yield Volume(
                     id=str(uuid.UUID(int=dice.getrandbits(128))), name=f"image-{image.id}", status="available",
                     volume_type=target.volume_type, size=40, created_at=f"2026-01-01T00:00:00.{number:06}",
@@ -564,7 +689,10 @@ async def compared(cloud: FakeCloud, targets: tuple[Target, ...]) -> list[Missin
 
 def show(rows: list[Row]) -> None:
     """The rows as a table."""
-    cells = [[f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    cells = [
+        [f"{value:.2f}" if isinstance(value, float) else str(value) for value in row.values()]
+        for row in rows
+    ]
     titles = list(rows[0])
     widths = [max(len(line[i]) for line in (titles, *cells)) for i in range(len(titles))]
     for line in (titles, *cells):
@@ -573,7 +701,10 @@ def show(rows: list[Row]) -> None:
 
 def main() -> int:  # noqa: PLR0915  a line an option
     """Run one benchmark."""
-    parser, common = argparse.ArgumentParser(prog="scripts/bench"), argparse.ArgumentParser(add_help=False)
+    parser, common = (
+        argparse.ArgumentParser(prog="scripts/bench"),
+        argparse.ArgumentParser(add_help=False),
+    )
     common.add_argument("--json", type=Path, help="write what was measured into this file too")
     parser.set_defaults(problems=[])
     commands = parser.add_subparsers(required=True)
@@ -587,7 +718,9 @@ def main() -> int:  # noqa: PLR0915  a line an option
     one = commands.add_parser("uploads", parents=[common])
     one.add_argument("--gib", type=int, nargs="+", default=[1, 4])
     one.add_argument("--rounds", type=int, default=5)
-    one.add_argument("--copies", type=int, default=3, help="rounds of Cinder's copy, which takes a minute")
+    one.add_argument(
+        "--copies", type=int, default=3, help="rounds of Cinder's copy, which takes a minute"
+    )
     one.set_defaults(run=uploads)
     one = commands.add_parser("lane", parents=[common])
     one.add_argument("--jobs", type=int, default=100_000)

@@ -1,6 +1,8 @@
-"""Benchmarks that need nothing but a RabbitMQ, which they start and remove themselves; see scripts/bench.
+"""Benchmarks that need nothing but a RabbitMQ, which they start and remove themselves; see
+scripts/bench.
 
-What is compared runs in processes of its own, one after the other, on the same messages in the same broker.
+What is compared runs in processes of its own, one after the other, on the same messages in the same
+broker.
 """
 
 from __future__ import annotations
@@ -45,7 +47,12 @@ Row = dict[str, Any]
 GROUP, PREFETCH = 100, 500
 EXCHANGE = "bench"
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
-QUORUM = {"x-queue-type": "quorum", "x-max-length": 100_000, "x-overflow": "drop-head", "x-expires": 3_600_000}
+QUORUM = {
+    "x-queue-type": "quorum",
+    "x-max-length": 100_000,
+    "x-overflow": "drop-head",
+    "x-expires": 3_600_000,
+}
 PEERS = (
     "kombu, unread",
     "bare kombu",
@@ -91,7 +98,12 @@ def intake(options: argparse.Namespace) -> list[Row]:
         for _ in range(options.rounds):
             for peer in PEERS:
                 queue = f"bench-{uuid.uuid4().hex[:8]}"
-                fill(rabbitmq.url, queue, options.messages, classic=peer.startswith(("oslo", "ceilometer")))
+                fill(
+                    rabbitmq.url,
+                    queue,
+                    options.messages,
+                    classic=peer.startswith(("oslo", "ceilometer")),
+                )
                 if peer == "ceilometer":
                     rate = ceilometer(rabbitmq, queue, options.messages)
                 else:
@@ -106,7 +118,8 @@ def intake(options: argparse.Namespace) -> list[Row]:
 
 
 def fill(url: str, queue: str, count: int, *, classic: bool) -> None:
-    """A queue with so many notifications; classic and not durable, as oslo.messaging declares it, or as ours."""
+    """A queue with so many notifications; classic and not durable, as oslo.messaging declares it,
+    or as ours."""
     with kombu.Connection(url) as connection:
         channel = connection.default_channel
         name = f"{queue}.info" if classic else queue
@@ -117,7 +130,11 @@ def fill(url: str, queue: str, count: int, *, classic: bool) -> None:
         producer = kombu.Producer(channel)
         for body in notifications(count, begin=BEGIN):
             producer.publish(
-                body, routing_key=name, content_type="application/json", content_encoding="utf-8", delivery_mode=2
+                body,
+                routing_key=name,
+                content_type="application/json",
+                content_encoding="utf-8",
+                delivery_mode=2,
             )
         while channel.queue_declare(name, passive=True).message_count < count:
             time.sleep(0.1)
@@ -137,7 +154,11 @@ def bare_kombu(url: str, queue: str, count: int, loads: Callable[[str], Any]) ->
     with kombu.Connection(url) as connection:
         known = kombu.Queue(queue, no_declare=True)
         consumer = kombu.Consumer(
-            connection.default_channel, [known], on_message=received, prefetch_count=PREFETCH, auto_declare=False
+            connection.default_channel,
+            [known],
+            on_message=received,
+            prefetch_count=PREFETCH,
+            auto_declare=False,
         )
         began = time.perf_counter()
         with consumer:
@@ -147,7 +168,8 @@ def bare_kombu(url: str, queue: str, count: int, loads: Callable[[str], Any]) ->
 
 
 def oslo(url: str, queue: str, count: int, *, batch: bool) -> float:
-    """oslo.messaging's listener, one at a time or in batches of a hundred, with an endpoint that does nothing."""
+    """oslo.messaging's listener, one at a time or in batches of a hundred, with an endpoint that
+    does nothing."""
     # It takes seconds, and says that Eventlet is deprecated
     import oslo_messaging  # noqa: PLC0415
     from oslo_config import cfg  # noqa: PLC0415
@@ -164,14 +186,23 @@ def oslo(url: str, queue: str, count: int, *, batch: bool) -> float:
         error = info
 
     conf = cfg.ConfigOpts()
-    transport = oslo_messaging.get_notification_transport(conf, url=url.replace("amqp://", "rabbit://"))
+    transport = oslo_messaging.get_notification_transport(
+        conf, url=url.replace("amqp://", "rabbit://")
+    )
     targets = [oslo_messaging.Target(exchange=EXCHANGE, topic=queue)]
     if batch:
         listener = oslo_messaging.get_batch_notification_listener(
-            transport, targets, [Endpoint()], executor="threading", batch_size=GROUP, batch_timeout=1
+            transport,
+            targets,
+            [Endpoint()],
+            executor="threading",
+            batch_size=GROUP,
+            batch_timeout=1,
         )
     else:
-        listener = oslo_messaging.get_notification_listener(transport, targets, [Endpoint()], executor="threading")
+        listener = oslo_messaging.get_notification_listener(
+            transport, targets, [Endpoint()], executor="threading"
+        )
     began = time.perf_counter()
     listener.start()
     if not done.wait(600):
@@ -182,29 +213,37 @@ def oslo(url: str, queue: str, count: int, *, batch: bool) -> float:
 
 
 def ceilometer(rabbitmq: RabbitMQ, queue: str, count: int) -> float:
-    """Ceilometer's notification agent, which makes events of them, in batches of a hundred, and keeps them nowhere."""
+    """Ceilometer's notification agent, which makes events of them, in batches of a hundred, and
+    keeps them nowhere."""
     with tempfile.TemporaryDirectory() as folder:
         pipeline, config = Path(folder, "event_pipeline.yaml"), Path(folder, "ceilometer.conf")
         pipeline.write_text(
-            "sources: [{name: all, events: ['*'], sinks: [none]}]\nsinks: [{name: none, publishers: ['test://']}]\n"
+            "sources: [{name: all, events: ['*'], sinks: [none]}]\nsinks: [{name: none, "
+            "publishers: ['test://']}]\n"
         )
         config.write_text(
             f"[DEFAULT]\nevent_pipeline_cfg_file = {pipeline}\n"
-            f"[notification]\npipelines = event\nworkers = 1\nbatch_size = {GROUP}\nbatch_timeout = 1\n"
+            f"[notification]\npipelines = event\nworkers = 1\nbatch_size = {GROUP}\n"
+            f"batch_timeout = 1\n"
             f"messaging_urls = {rabbitmq.url.replace('amqp://', 'rabbit://')}\n"
-            f"notification_control_exchanges = {EXCHANGE}\n[oslo_messaging_notifications]\ntopics = {queue}\n"
+            f"notification_control_exchanges = {EXCHANGE}\n[oslo_messaging_notifications]\n"
+            f"topics = {queue}\n"
         )
         agent = Path(sys.executable).with_name("ceilometer-agent-notification")
         with Path(folder, "log").open("wb") as out:
             process = subprocess.Popen([agent, "--config-file", config], stdout=out, stderr=out)
-        # It can't be asked, so the queue is; its rate is that between the first and the last look that saw it at work
+        # It can't be asked, so the queue is; its rate is that between the first and the last look
+        # that saw it at work
         looks: list[tuple[float, int]] = []
         try:
             while not looks or looks[-1][1]:
                 if process.poll() is not None:
                     raise RuntimeError(Path(folder, "log").read_text())
                 time.sleep(0.3)
-                rows = (line.split() for line in rabbitmq.ctl("list_queues", "name", "messages").splitlines())
+                rows = (
+                    line.split()
+                    for line in rabbitmq.ctl("list_queues", "name", "messages").splitlines()
+                )
                 left = next(int(row[1]) for row in rows if row[0] == f"{queue}.info")
                 if left < count:
                     looks.append((time.perf_counter(), left))
@@ -213,12 +252,15 @@ def ceilometer(rabbitmq: RabbitMQ, queue: str, count: int) -> float:
             process.wait()
     (began, most), (ended, least) = looks[0], looks[-2] if len(looks) > 2 else looks[-1]
     if began == ended:
-        raise RuntimeError(f"{count} messages are too few to see how fast Ceilometer's agent takes them")
+        raise RuntimeError(
+            f"{count} messages are too few to see how fast Ceilometer's agent takes them"
+        )
     return (most - least) / (ended - began)
 
 
 class Counting:
-    """A sink with the worker's own router, that counts; jobs go into lanes, or where they take as long as confirms."""
+    """A sink with the worker's own router, that counts; jobs go into lanes, or where they take as
+    long as confirms."""
 
     def __init__(self, router: Router, count: int, into: Dispatcher | None = None) -> None:
         self._router, self._left, self._into = router, count, into
@@ -245,14 +287,22 @@ class Counting:
 async def ours(url: str, queue: str, count: int) -> float:
     """The worker's intake and router."""
     rig = Rig(FakeCloud(stores=STORES))
-    router = Router(handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics))
+    router = Router(
+        handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics)
+    )
     return await taken(url, queue, count, Counting(router, count))
 
 
 async def taken(url: str, queue: str, count: int, sink: Counting) -> float:
     """How many a second the intake takes."""
     subject = RabbitIntake(
-        url=url, exchanges=(), queue=queue, queue_expires=3600, prefetch=PREFETCH, group=GROUP, queue_max_length=100_000
+        url=url,
+        exchanges=(),
+        queue=queue,
+        queue_expires=3600,
+        prefetch=PREFETCH,
+        group=GROUP,
+        queue_max_length=100_000,
     )
     began = time.perf_counter()
     running = asyncio.create_task(subject.run(sink))
@@ -264,18 +314,24 @@ async def taken(url: str, queue: str, count: int, sink: Counting) -> float:
 
 
 async def ours_into_lanes(url: str, queue: str, count: int) -> float:
-    """The same with the jobs that come of them, each confirmed by RabbitMQ in a lane that nobody works on."""
+    """The same with the jobs that come of them, each confirmed by RabbitMQ in a lane that nobody
+    works on."""
     rig = Rig(FakeCloud(stores=STORES))
     rig.lanes = RabbitLanes(url=url, queue=queue)  # type: ignore[assignment]
-    router = Router(handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics))
-    dispatcher = Dispatcher(router=router, runner=rig.runner, lanes=rig.lanes, on_gap=lambda _: None)
+    router = Router(
+        handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics)
+    )
+    dispatcher = Dispatcher(
+        router=router, runner=rig.runner, lanes=rig.lanes, on_gap=lambda _: None
+    )
     rate = await taken(url, queue, count, Counting(router, count, dispatcher))
     await rig.lanes.close()
     return rate
 
 
 def lanes(options: argparse.Namespace) -> list[Row]:
-    """Jobs a second into a lane on RabbitMQ and out of it, against kombu alone, which confirms or acks one by one."""
+    """Jobs a second into a lane on RabbitMQ and out of it, against kombu alone, which confirms or
+    acks one by one."""
     rates: dict[str, list[float]] = {}
     with broker() as rabbitmq:
         for _ in range(options.rounds):
@@ -294,7 +350,12 @@ def lanes(options: argparse.Namespace) -> list[Row]:
 
 def job() -> Job:
     """A job like any other."""
-    return Job(key=Key("prewarm", str(uuid.uuid4()), "fast"), cause="image.update x", first_at=1.0, project="0" * 32)
+    return Job(
+        key=Key("prewarm", str(uuid.uuid4()), "fast"),
+        cause="image.update x",
+        first_at=1.0,
+        project="0" * 32,
+    )
 
 
 def bare_lanes(url: str, queue: str, count: int) -> tuple[float, float]:
@@ -309,24 +370,32 @@ def bare_lanes(url: str, queue: str, count: int) -> tuple[float, float]:
 
     with kombu.Connection(url, transport_options={"confirm_publish": True}) as connection:
         channel = connection.default_channel
-        channel.queue_declare(queue, durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"})
+        channel.queue_declare(
+            queue, durable=True, auto_delete=False, arguments={"x-queue-type": "quorum"}
+        )
         producer = kombu.Producer(channel)
         began = time.perf_counter()
         for _ in range(count):
             producer.publish(
-                job().to_bytes(), routing_key=queue, content_type="application/json", content_encoding="utf-8"
+                job().to_bytes(),
+                routing_key=queue,
+                content_type="application/json",
+                content_encoding="utf-8",
             )
         published = count / (time.perf_counter() - began)
         known = kombu.Queue(queue, no_declare=True)
         began = time.perf_counter()
-        with kombu.Consumer(channel, [known], on_message=received, prefetch_count=56, auto_declare=False):
+        with kombu.Consumer(
+            channel, [known], on_message=received, prefetch_count=56, auto_declare=False
+        ):
             while seen < count:
                 connection.drain_events(timeout=30)
         return published, count / (time.perf_counter() - began)
 
 
 async def our_lanes(url: str, queue: str, count: int) -> tuple[float, float]:
-    """The worker's lanes: a hundred jobs at once, as an intake has them; acked as soon as they are here."""
+    """The worker's lanes: a hundred jobs at once, as an intake has them; acked as soon as they are
+    here."""
     subject, seen, done = RabbitLanes(url=url, queue=queue), 0, asyncio.Event()
 
     def deliver(delivery: Delivery) -> None:
@@ -349,14 +418,22 @@ async def our_lanes(url: str, queue: str, count: int) -> tuple[float, float]:
 
 
 def wide(options: argparse.Namespace) -> list[Row]:
-    """Many lanes, as many targets have them: until all are open, and what they cost on both sides."""
+    """Many lanes, as many targets have them: until all are open, and what they cost on both
+    sides."""
     rows: list[Row] = []
     for count in options.lanes:
         with broker() as rabbitmq:
             before = broker_memory(rabbitmq)
             seconds, mebibytes = alone("wide lanes", rabbitmq.url, "bench", count)
             after = broker_memory(rabbitmq)
-        rows.append({"lanes": count, "open after s": seconds, "MiB": mebibytes, "broker's MiB more": after - before})
+        rows.append(
+            {
+                "lanes": count,
+                "open after s": seconds,
+                "MiB": mebibytes,
+                "broker's MiB more": after - before,
+            }
+        )
     return rows
 
 
@@ -383,14 +460,22 @@ def resident() -> float:
 
 
 def latency(options: argparse.Namespace) -> list[Row]:
-    """From `image.activate` on its way to the worker's first request about the image, idle and under load."""
+    """From `image.activate` on its way to the worker's first request about the image, idle and
+    under load."""
     rows: list[Row] = []
     with broker() as rabbitmq:
         for rate in (0, options.load):
             queue = f"bench-{uuid.uuid4().hex[:8]}"
             found = sorted(alone("hear", rabbitmq.url, queue, options.images, rate))
-            rows.append({"notifications/s beside": rate, "images": len(found), "p50 ms": 1000 * found[len(found) // 2],
-                         "p99 ms": 1000 * found[int(len(found) * 0.99)], "longest ms": 1000 * found[-1]})  # fmt: skip
+            rows.append(
+                {
+                    "notifications/s beside": rate,
+                    "images": len(found),
+                    "p50 ms": 1000 * found[len(found) // 2],
+                    "p99 ms": 1000 * found[int(len(found) * 0.99)],
+                    "longest ms": 1000 * found[-1],
+                }
+            )
     return rows
 
 
@@ -413,10 +498,16 @@ async def hear(url: str, queue: str, count: int, load: int) -> list[float]:
     subject = RabbitIntake(url=url, exchanges=(EXCHANGE,), queue=queue, queue_expires=3600)
     rig.lanes = RabbitLanes(url=url, queue=queue)  # type: ignore[assignment]
     rig.runner._lanes = rig.lanes
-    router = Router(handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics))
-    dispatcher = Dispatcher(router=router, runner=rig.runner, lanes=rig.lanes, on_gap=lambda _: None)
+    router = Router(
+        handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics)
+    )
+    dispatcher = Dispatcher(
+        router=router, runner=rig.runner, lanes=rig.lanes, on_gap=lambda _: None
+    )
     with kombu.Connection(url) as connection:
-        connection.default_channel.exchange_declare(EXCHANGE, "topic", durable=False, auto_delete=False)
+        connection.default_channel.exchange_declare(
+            EXCHANGE, "topic", durable=False, auto_delete=False
+        )
     async with rig:
         running = asyncio.create_task(subject.run(dispatcher))
         while subject.problem() or subject.unbound() or rig.lanes.problem():
@@ -436,7 +527,8 @@ async def hear(url: str, queue: str, count: int, load: int) -> list[float]:
 
 
 def publish(url: str, count: int, load: int) -> dict[str, float]:
-    """Announce images, ten a second, among `load` other notifications a second; when each was, by image."""
+    """Announce images, ten a second, among `load` other notifications a second; when each was, by
+    image."""
     sent: dict[str, float] = {}
     others = notifications(1 << 62, begin=BEGIN)
     with kombu.Connection(url) as connection:
@@ -452,23 +544,44 @@ def publish(url: str, count: int, load: int) -> dict[str, float]:
                 put(next(others))
             if tenth % 10 == 0:
                 image_id = str(uuid.uuid4())
-                payload = {"id": image_id, "status": "active", "owner": uuid.uuid4().hex, "properties": {}}
-                message = {"message_id": str(uuid.uuid4()), "publisher_id": "image.x", "event_type": "image.activate",
-                           "priority": "INFO", "timestamp": str(datetime.now(UTC)), "payload": payload}  # fmt: skip
+                payload = {
+                    "id": image_id,
+                    "status": "active",
+                    "owner": uuid.uuid4().hex,
+                    "properties": {},
+                }
+                message = {
+                    "message_id": str(uuid.uuid4()),
+                    "publisher_id": "image.x",
+                    "event_type": "image.activate",
+                    "priority": "INFO",
+                    "timestamp": str(datetime.now(UTC)),
+                    "payload": payload,
+                }
                 sent[image_id] = time.time()
-                put(json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)}).encode())
+                put(
+                    json.dumps(
+                        {"oslo.version": "2.0", "oslo.message": json.dumps(message)}
+                    ).encode()
+                )
             time.sleep(max(0.0, began + (tenth + 1) / 100 - time.time()))
     return sent
 
 
 ALONE: dict[str, Callable[..., Any]] = {
-    "kombu, unread": lambda url, queue, count: bare_kombu(url, queue, int(count), lambda _: {"oslo.message": ""}),
+    "kombu, unread": lambda url, queue, count: bare_kombu(
+        url, queue, int(count), lambda _: {"oslo.message": ""}
+    ),
     "bare kombu": lambda url, queue, count: bare_kombu(url, queue, int(count), json.loads),
-    "bare kombu, orjson": lambda url, queue, count: bare_kombu(url, queue, int(count), orjson.loads),
+    "bare kombu, orjson": lambda url, queue, count: bare_kombu(
+        url, queue, int(count), orjson.loads
+    ),
     "oslo listener": lambda url, queue, count: oslo(url, queue, int(count), batch=False),
     "oslo batch listener": lambda url, queue, count: oslo(url, queue, int(count), batch=True),
     "worker": lambda url, queue, count: asyncio.run(ours(url, queue, int(count))),
-    "worker and lanes": lambda url, queue, count: asyncio.run(ours_into_lanes(url, queue, int(count))),
+    "worker and lanes": lambda url, queue, count: asyncio.run(
+        ours_into_lanes(url, queue, int(count))
+    ),
     "bare lanes": lambda url, queue, count: bare_lanes(url, queue, int(count)),
     "worker lanes": lambda url, queue, count: asyncio.run(our_lanes(url, queue, int(count))),
     "wide lanes": lambda url, queue, count: asyncio.run(wide_lanes(url, queue, int(count))),

@@ -24,12 +24,16 @@ REPLICAS = (1, 2, 4)
 
 
 def grow(options: argparse.Namespace) -> list[Row]:
-    """A comparison of each size in a process of its own, then so many replicas on the devcloud at rest."""
+    """A comparison of each size in a process of its own, then so many replicas on the devcloud at
+    rest."""
     rows = [compared(images, targets) for targets in TARGETS for images in IMAGES]
     rows += [replicas(count, options.seconds) for count in REPLICAS]
     if options.plot:
         plot(rows, options.plot)
-    return [{name: row.get(name, "") for name in dict.fromkeys(key for row in rows for key in row)} for row in rows]
+    return [
+        {name: row.get(name, "") for name in dict.fromkeys(key for row in rows for key in row)}
+        for row in rows
+    ]
 
 
 def compared(images: int, targets: int) -> Row:
@@ -37,7 +41,9 @@ def compared(images: int, targets: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder, "resync.json")
         words = ("resync", "--images", str(images), "--targets", str(targets), "--json", str(said))
-        subprocess.run([sys.executable, "scripts/bench.py", *words], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, "scripts/bench.py", *words], check=True, stdout=subprocess.DEVNULL
+        )
         row = json.loads(said.read_text())[0]
     return {"images": images, "targets": targets, "calls": row["calls"], "took s": row["took s"],
             "MiB": row["peak MiB"], "MiB more": row["peak MiB"] - row["at rest MiB"]}  # fmt: skip
@@ -50,7 +56,9 @@ def replicas(count: int, seconds: float) -> Row:
         workers = []
         for _ in range(count):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-            workers.append(WorkerProcess(folder, groups(work={"url": url}), clouds=HOME / "clouds.yaml"))
+            workers.append(
+                WorkerProcess(folder, groups(work={"url": url}), clouds=HOME / "clouds.yaml")
+            )
             stack.enter_context(workers[-1])
         for worker in workers:
             worker.wait_ready()
@@ -69,7 +77,8 @@ def replicas(count: int, seconds: float) -> Row:
 
 
 def plot(rows: list[Row], file: Path) -> None:
-    """The rows as an SVG: time, memory and calls over images, a line for each number of targets; then replicas."""
+    """The rows as an SVG: time, memory and calls over images, a line for each number of targets;
+    then replicas."""
     # Only here: it is not among what the other benchmarks need
     import matplotlib as mpl  # noqa: PLC0415
 
@@ -79,19 +88,38 @@ def plot(rows: list[Row], file: Path) -> None:
     import matplotlib.pyplot as plt  # noqa: PLC0415
 
     figure, axes = plt.subplots(1, 4, figsize=(13, 3), layout="constrained")
-    panels = ("took s", "a comparison: seconds"), ("MiB", "a comparison: MiB"), ("calls", "a comparison: requests")
+    panels = (
+        ("took s", "a comparison: seconds"),
+        ("MiB", "a comparison: MiB"),
+        ("calls", "a comparison: requests"),
+    )
     for place, (name, title) in zip(axes, panels, strict=False):
         for targets in TARGETS:
             line = [row for row in rows if row.get("targets") == targets]
             label = f"{targets} target{'s' * (targets > 1)}"
-            place.plot([row["images"] for row in line], [row[name] for row in line], marker="o", label=label)
+            place.plot(
+                [row["images"] for row in line],
+                [row[name] for row in line],
+                marker="o",
+                label=label,
+            )
         place.set(title=title, xlabel="images", xscale="log")
         if name != "MiB":
             place.set_yscale("log")
         place.legend(frameon=False)
     line = [row for row in rows if "replicas" in row]
-    axes[3].plot([row["replicas"] for row in line], [row["MiB"] for row in line], marker="o", label="MiB, together")
-    axes[3].plot([row["replicas"] for row in line], [row["channels"] for row in line], marker="o", label="channels")
+    axes[3].plot(
+        [row["replicas"] for row in line],
+        [row["MiB"] for row in line],
+        marker="o",
+        label="MiB, together",
+    )
+    axes[3].plot(
+        [row["replicas"] for row in line],
+        [row["channels"] for row in line],
+        marker="o",
+        label="channels",
+    )
     axes[3].set(title="replicas at rest", xlabel="replicas", xticks=list(REPLICAS), ylim=(0, None))
     axes[3].legend(frameon=False)
     figure.savefig(file, metadata={"Date": None})

@@ -1,4 +1,5 @@
-"""Benchmarks of clouds of several shapes: a type over several pools, other formats than raw, Ceph on both sides."""
+"""Benchmarks of clouds of several shapes: a type over several pools, other formats than raw, Ceph
+on both sides."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from tests.worker_process import WorkerProcess
 TARGETS = ("local-1", "local-2")
 PATIENCE = 600.0
 SIZE = 2
-"""GiB of the volumes: with its tables a qcow2 file of 1 GiB of data is a little larger, and Cinder goes by that."""
+"""GiB of the volumes: with its tables a qcow2 file of 1 GiB of data is a little larger, and Cinder
+goes by that."""
 Row = dict[str, Any]
 
 
@@ -39,7 +41,9 @@ def until_warm(process: WorkerProcess, images: int, targets: tuple[str, ...]) ->
     deadline = time.monotonic() + PATIENCE
     while any(process.metric("images", target=target, state="warm") < images for target in targets):
         if time.monotonic() > deadline:
-            raise TimeoutError(f"{images} images are not warm after {PATIENCE:.0f} s; see {process.log}")
+            raise TimeoutError(
+                f"{images} images are not warm after {PATIENCE:.0f} s; see {process.log}"
+            )
         time.sleep(0.1)
 
 
@@ -49,7 +53,8 @@ def warm_now(process: WorkerProcess) -> int:
 
 
 def creates(person: Person, image_id: str, count: int, at_once: int) -> list[Made]:
-    """Make volumes of the image on the first target, `at_once` at a time, and delete each once it is there."""
+    """Make volumes of the image on the first target, `at_once` at a time, and delete each once it
+    is there."""
 
     def one(_: int) -> Made:
         with person.temporary_volume(image_id, TARGETS[0]) as made:
@@ -60,11 +65,15 @@ def creates(person: Person, image_id: str, count: int, at_once: int) -> list[Mad
 
 
 def pools(options: argparse.Namespace) -> list[Row]:
-    """Volumes of an image by another project, of a type over several pools: with the worker, and without."""
+    """Volumes of an image by another project, of a type over several pools: with the worker, and
+    without."""
     alice, bob = Person("alice"), Person("bob")
     rows: list[Row] = []
     with worker() as process:
-        for kind, more in (("without the worker", {"image_volume_prewarm": "no"}), ("with the worker", {})):
+        for kind, more in (
+            ("without the worker", {"image_volume_prewarm": "no"}),
+            ("with the worker", {}),
+        ):
             before = warm_now(process)
             image_id = alice.image("bench-pools", mebibytes=1024, **more)
             began = time.monotonic()
@@ -91,16 +100,23 @@ def pools(options: argparse.Namespace) -> list[Row]:
 
 
 def formats(options: argparse.Namespace) -> list[Row]:
-    """Volumes of a qcow2 image against those of a raw one, both warm, on each target; and of one that is not warm."""
+    """Volumes of a qcow2 image against those of a raw one, both warm, on each target; and of one
+    that is not warm."""
     alice, bob = Person("alice"), Person("bob")
     rows: list[Row] = []
     with worker() as process:
         before = warm_now(process)
-        warm = {kind: alice.image(f"bench-{kind}", mebibytes=1024, disk_format=kind) for kind in ("raw", "qcow2")}
-        cold = alice.image("bench-cold", mebibytes=1024, disk_format="qcow2", image_volume_prewarm="no")
+        warm = {
+            kind: alice.image(f"bench-{kind}", mebibytes=1024, disk_format=kind)
+            for kind in ("raw", "qcow2")
+        }
+        cold = alice.image(
+            "bench-cold", mebibytes=1024, disk_format="qcow2", image_volume_prewarm="no"
+        )
         until_warm(process, before + len(warm), TARGETS)
         for target in TARGETS:
-            # The one that is not warm leaves an entry in Cinder's cache: its first volume alone is a download
+            # The one that is not warm leaves an entry in Cinder's cache: its first volume alone is
+            # a download
             with bob.temporary_volume(cold, target, gibibytes=SIZE) as made:
                 slow = made
             took: dict[str, list[Made]] = {kind: [] for kind in warm}
@@ -108,10 +124,14 @@ def formats(options: argparse.Namespace) -> list[Row]:
                 for kind, image_id in warm.items():
                     with bob.temporary_volume(image_id, target, gibibytes=SIZE) as made:
                         took[kind].append(made)
-            raw, other = (statistics.median(one.seconds for one in took[kind]) for kind in ("raw", "qcow2"))
+            raw, other = (
+                statistics.median(one.seconds for one in took[kind]) for kind in ("raw", "qcow2")
+            )
             clones = sum(one.cloned for one in took["qcow2"])
             if clones < options.rounds or slow.cloned:
-                options.problems.append(f"{target}: {clones} of {options.rounds} volumes were clones")
+                options.problems.append(
+                    f"{target}: {clones} of {options.rounds} volumes were clones"
+                )
             rows.append(
                 {
                     "target": target,
@@ -128,7 +148,8 @@ def formats(options: argparse.Namespace) -> list[Row]:
 
 
 def native(options: argparse.Namespace) -> list[Row]:
-    """Raw images where Glance and Cinder share a Ceph cluster: what the worker makes, and when they are warm."""
+    """Raw images where Glance and Cinder share a Ceph cluster: what the worker makes, and when they
+    are warm."""
     alice, bob = Person("alice"), Person("bob")
     with worker() as process:
         before = warm_now(process)

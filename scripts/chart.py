@@ -1,4 +1,5 @@
-"""Writes what the Helm chart takes from elsewhere: the options in its schema, the alerts, the dashboard.
+"""Writes what the Helm chart takes from elsewhere: the options in its schema, the alerts, the
+dashboard.
 
 python -m scripts.chart [--check]
 
@@ -44,7 +45,11 @@ def option_schema(option: cfg.Opt) -> dict[str, Any]:
         case types.Integer() | types.Float():
             kind = "integer" if isinstance(option.type, types.Integer) else "number"
             limits = {"minimum": option.type.min, "maximum": option.type.max}
-            return schema | {"type": kind} | {name: limit for name, limit in limits.items() if limit is not None}
+            return (
+                schema
+                | {"type": kind}
+                | {name: limit for name, limit in limits.items() if limit is not None}
+            )
         case types.String():
             return schema | {"type": "string"} | (_choices(option.type) or {"pattern": LINE})
         case other:
@@ -90,7 +95,10 @@ def main(words: list[str]) -> int:
     stale = [path for path, text in texts.items() if not path.exists() or path.read_text() != text]
     if words == ["--check"]:
         for path in stale:
-            print(f"chart: {path.relative_to(ROOT)} is not current; run python -m scripts.chart", file=sys.stderr)
+            print(
+                f"chart: {path.relative_to(ROOT)} is not current; run python -m scripts.chart",
+                file=sys.stderr,
+            )
         return int(bool(stale))
     for path in stale:
         path.write_text(texts[path])

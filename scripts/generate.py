@@ -1,4 +1,5 @@
-"""Makes notifications by the million from the recorded ones, each with ids of its own, as oslo envelopes, one a line.
+"""Makes notifications by the million from the recorded ones, each with ids of its own, as oslo
+envelopes, one a line.
 
 python -m scripts.generate 1000000 > FILE
 """
@@ -19,7 +20,8 @@ TIME = re.compile(rb'("timestamp\\": \\")[^"\\]*')
 
 
 def notifications(count: int, *, begin: datetime) -> Iterator[bytes]:
-    """So many envelopes: the recorded scenarios over and over, with new ids each time and a second between two."""
+    """So many envelopes: the recorded scenarios over and over, with new ids each time and a second
+    between two."""
     scenarios = [
         [json.loads(line)["raw"].encode() for line in path.read_bytes().splitlines()]
         for path in sorted(RECORDED.glob("*.jsonl"))

@@ -59,11 +59,15 @@ def complexities() -> Iterator[tuple[int, str]]:
     for one in found:
         name = one["message"].split("`")[1]
         if name.lstrip("_") == "plan":
-            yield int(one["message"].rpartition("(")[2].split()[0]), f"{Path(one['filename']).relative_to(ROOT)}"
+            yield (
+                int(one["message"].rpartition("(")[2].split()[0]),
+                f"{Path(one['filename']).relative_to(ROOT)}",
+            )
 
 
 async def way() -> tuple[int, int]:
-    """Return through how many files one notification goes to its settled job, and how often the file changes.
+    """Return through how many files one notification goes to its settled job, and how often the
+    file changes.
 
     One image, one target, lanes in memory, the image cold.
     """
@@ -95,7 +99,9 @@ def main() -> None:
     """Print all measures."""
     texts = [module.read_text().splitlines() for module in modules()]
     lines = [line for text in texts for line in text]
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"][
+        "contracts"
+    ]
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     files, changes = asyncio.run(way())
     highest = max(complexities())
@@ -104,9 +110,21 @@ def main() -> None:
         ("files on the way of one notification", f"{files}", "<= 14"),
         ("changes of file on that way", f"{changes}", "<= 150"),
         ("highest complexity of a plan", f"{highest[0]} ({highest[1]})", "<= 15"),
-        (f"modules above {LONG_MODULE} lines", f"{sum(len(text) > LONG_MODULE for text in texts)}", "<= 3"),
-        ("ignore_imports in contracts", f"{sum(len(one.get('ignore_imports', ())) for one in contracts)}", "0"),
-        ('docstrings that begin with "What"', f"{sum(text.startswith('What') for text in docstrings())}", "0"),
+        (
+            f"modules above {LONG_MODULE} lines",
+            f"{sum(len(text) > LONG_MODULE for text in texts)}",
+            "<= 3",
+        ),
+        (
+            "ignore_imports in contracts",
+            f"{sum(len(one.get('ignore_imports', ())) for one in contracts)}",
+            "0",
+        ),
+        (
+            'docstrings that begin with "What"',
+            f"{sum(text.startswith('What') for text in docstrings())}",
+            "0",
+        ),
         (
             f"lines above {LONG_LINE} columns",
             f"{100 * sum(len(line) > LONG_LINE for line in lines) / len(lines):.1f} %",

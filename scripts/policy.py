@@ -1,12 +1,15 @@
 #!/usr/bin/env python3
-"""Prints the policy of config/policy for one release of Glance or Cinder, from that release's own defaults.
+"""Prints the policy of config/policy for one release of Glance or Cinder, from that release's own
+defaults.
 
 usage: PYTHON scripts/policy.py glance|cinder >config/policy/glance.yaml
 
-PYTHON is one that has the service installed, as on the host where it runs. docs/permissions.md tells what for.
+PYTHON is one that has the service installed, as on the host where it runs. docs/permissions.md
+tells what for.
 
-The role becomes an administrator to the service (`context_is_admin`), for nothing less shows it what belongs to
-others. Then every rule that rests on that is given back to the role admin, except those that the worker needs.
+The role becomes an administrator to the service (`context_is_admin`), for nothing less shows it
+what belongs to others. Then every rule that rests on that is given back to the role admin, except
+those that the worker needs.
 """
 
 import sys
@@ -14,19 +17,29 @@ from collections.abc import Iterable, Iterator
 
 ROLE = "role:image_volume_worker"
 
-# Rules of Glance that the role keeps: why. Their defaults rest on context_is_admin, so there is nothing to write.
+# Rules of Glance that the role keeps: why. Their defaults rest on context_is_admin, so there is
+# nothing to write.
 GLANCE_NEEDS = {
     "get_image": "all that it does begins with a look at the image",
     "get_images": "the comparison (resync) lists the images of all projects",
-    "download_image": "Cinder reads the image with the worker's token (strategies cache and location)",
+    "download_image": (
+        "Cinder reads the image with the worker's token (strategies cache and location)"
+    ),
     "copy_image": "strategy store",
-    "get_image_location, set_image_location": "strategy location, and uploads with the old location API",
-    "delete_image_location": "takes away a location whose volume is gone; Glance never lets the last one go",
+    "get_image_location, set_image_location": (
+        "strategy location, and uploads with the old location API"
+    ),
+    "delete_image_location": (
+        "takes away a location whose volume is gone; Glance never lets the last one go"
+    ),
     "stores_info_detail": "which store has which volume type",
 }
 GLANCE_SPECIAL = {
     "modify_image": (
-        "uploads: sets image_volume_status. Not while somebody uploads, or it could finish an import of its own",
+        (
+            "uploads: sets image_volume_status. Not while somebody uploads, or it could finish an "
+            "import of its own"
+        ),
         f"{{default}} or ({ROLE} and not 'uploading':%(status)s)",
     ),
 }
@@ -37,9 +50,15 @@ CINDER = {
         f"{{default}} or {ROLE}",
     ),
     "volume_extension:volume_tenant_attribute": ("whose it is", f"{{default}} or {ROLE}"),
-    "volume_extension:volume_host_attribute": ("on which backend it lies", f"{{default}} or {ROLE}"),
+    "volume_extension:volume_host_attribute": (
+        "on which backend it lies",
+        f"{{default}} or {ROLE}",
+    ),
     "volume:update_volume_admin_metadata": (
-        "for os-update_readonly_flag, which has a rule of its own; Cinder asks this one in its own name",
+        (
+            "for os-update_readonly_flag, which has a rule of its own; Cinder asks this one in its "
+            "own name"
+        ),
         "role:admin",
     ),
     "volume_extension:volume_actions:upload_image": (
@@ -58,7 +77,10 @@ CINDER_BASE = {
 
 def head(service: str) -> Iterator[str]:
     """What stands first in both files."""
-    yield f"# {service.capitalize()} for a login without the role admin: docs/permissions.md. Made by scripts/policy.py"
+    yield (
+        f"# {service.capitalize()} for a login without the role admin: docs/permissions.md. "
+        f"Made by scripts/policy.py"
+    )
     yield "# Needs [oslo_policy] enforce_new_defaults = true, the default since OpenStack 2024.2."
     yield ""
     yield "# To see what belongs to others; all other rules here take back what comes with it."
@@ -81,9 +103,16 @@ def glance(defaults: dict[str, str]) -> Iterator[str]:
         yield f"# {why}"
         yield rule(name, check.format(default=without_admin(defaults[name])))
     yield ""
-    yield "# The other rules are as before, for others. The worker can make an image its project's by modify_image, and"
+    yield (
+        "# The other rules are as before, for others. The worker can make an image its "
+        "project's by modify_image, and"
+    )
     yield "# shall not get the rights of an owner by that: hence the `not`."
-    needed = {"context_is_admin", *GLANCE_SPECIAL, *(name for names in GLANCE_NEEDS for name in names.split(", "))}
+    needed = {
+        "context_is_admin",
+        *GLANCE_SPECIAL,
+        *(name for names in GLANCE_NEEDS for name in names.split(", ")),
+    }
     for name, check in defaults.items():
         if "rule:context_is_admin" in check and name not in needed:
             yield rule(name, without_admin(check))
@@ -102,11 +131,16 @@ def cinder(defaults: dict[str, str]) -> Iterator[str]:
     yield from head("cinder")
     # The last one is only part of deprecated rules
     known = {"context_is_admin", *CINDER_BASE, "system_or_domain_or_project_admin"}
-    more = [name for name, check in defaults.items() if ("is_admin:" in check or "role:admin" in check)]
+    more = [
+        name for name, check in defaults.items() if ("is_admin:" in check or "role:admin" in check)
+    ]
     if unknown := sorted(set(more) - known):
         sys.exit(f"this Cinder has more rules for administrators: {', '.join(unknown)}")
     yield ""
-    yield "# To Cinder an administrator has the role admin, once a request has sent a notification: hence the `not`."
+    yield (
+        "# To Cinder an administrator has the role admin, once a request has sent a "
+        "notification: hence the `not`."
+    )
     for name, check in CINDER_BASE.items():
         without = defaults[name].replace("role:admin", f"role:admin and not {ROLE}")
         yield rule(name, check.format(without=without) if "{" in check else check)

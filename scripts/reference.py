@@ -36,12 +36,15 @@ OpenStack command as well: `-f table|json|yaml|csv|value`, `-c COLUMN`, `--sort-
 
 def commands() -> Iterator[tuple[str, type[Command]]]:
     """Every command by its words, in the order of the alphabet."""
-    for entry in sorted(entry_points(group="image_volume_worker.commands"), key=lambda entry: entry.name):
+    for entry in sorted(
+        entry_points(group="image_volume_worker.commands"), key=lambda entry: entry.name
+    ):
         yield entry.name.replace("_", " "), entry.load()
 
 
 def own_actions(command: type[Command], app: Worker) -> tuple[str, list[argparse.Action]]:
-    """What a command is for, and the arguments that it adds to those which cliff gives to all of its kind."""
+    """What a command is for, and the arguments that it adds to those which cliff gives to all of
+    its kind."""
     kind = next(base for base in command.__mro__ if base.__module__.startswith("cliff."))
     plain = type("Plain", (kind,), {"take_action": None, "__doc__": ""})(app, None).get_parser("x")
     parser = command(app, None).get_parser("x")
@@ -56,7 +59,11 @@ def own_actions(command: type[Command], app: Worker) -> tuple[str, list[argparse
 
 def row(action: argparse.Action) -> str:
     """One argument as a row of a table."""
-    value = "|".join(map(str, action.choices)) if action.choices else action.metavar or action.dest.upper()
+    value = (
+        "|".join(map(str, action.choices))
+        if action.choices
+        else action.metavar or action.dest.upper()
+    )
     shown = "" if action.nargs == 0 else str(value).replace("|", "\\|")
     names = [f"`{f'{name} {shown}'.strip()}`" for name in action.option_strings or [""]]
     text = " ".join(((action.help or "") % {**vars(action), "prog": Worker.NAME}).split())
@@ -66,13 +73,19 @@ def row(action: argparse.Action) -> str:
 def page() -> str:
     """The whole page."""
     app = Worker()
-    shared = [action for action in app.parser._actions if action.option_strings and action.help != argparse.SUPPRESS]
+    shared = [
+        action
+        for action in app.parser._actions
+        if action.option_strings and action.help != argparse.SUPPRESS
+    ]
     text = HEAD + "".join(f"{row(action)}\n" for action in shared) + TABLES
     for name, command in commands():
         about, actions = own_actions(command, app)
         text += f"\n## {name}\n\n{' '.join(about.split())}\n"
         if actions:
-            text += "\n| argument | |\n|---|---|\n" + "".join(f"{row(action)}\n" for action in actions)
+            text += "\n| argument | |\n|---|---|\n" + "".join(
+                f"{row(action)}\n" for action in actions
+            )
     return text
 
 
@@ -84,7 +97,10 @@ def main(words: list[str]) -> int:
         return 0
     if PAGE.exists() and PAGE.read_text() == text:
         return 0
-    print("reference: docs/reference.md is not current; run python -m scripts.reference", file=sys.stderr)
+    print(
+        "reference: docs/reference.md is not current; run python -m scripts.reference",
+        file=sys.stderr,
+    )
     return 1
 
 

@@ -1,4 +1,5 @@
-"""The soak: replicas under load, with a fault every few seconds. Does everything converge in the end?"""
+"""The soak: replicas under load, with a fault every few seconds. Does everything converge in the
+end?"""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ from scripts.soak_load import REFUSED, User
 
 # Seconds between two looks at a replica; between two steps of a user
 LOOK, PAUSE = 1.0, 4.0
-# Seconds for everything to converge once nothing is broken: what a service has lost takes it 5 to 12 minutes to give up
+# Seconds for everything to converge once nothing is broken: what a service has lost takes it 5 to
+# 12 minutes to give up
 PATIENCE = 1200.0
 # Seconds until a worker with nothing to do has given back what it needs only for work
 REST = 45.0
@@ -41,11 +43,15 @@ def say(text: str) -> None:
 def parsed() -> argparse.Namespace:
     """What the command line asks for."""
     parser = argparse.ArgumentParser(prog="scripts/soak", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0, help="how long things are broken (60)")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="how long things are broken (60)"
+    )
     parser.add_argument("--every", type=float, default=20.0, help="seconds between two faults (20)")
     parser.add_argument("--replicas", type=int, default=3, help="workers (3)")
     parser.add_argument("--seed", type=int, help="draws the same faults and the same load again")
-    parser.add_argument("--faults", default=",".join(KINDS), help="kinds to draw from (all): %(default)s")
+    parser.add_argument(
+        "--faults", default=",".join(KINDS), help="kinds to draw from (all): %(default)s"
+    )
     parser.add_argument("--logs", type=Path, help="where to keep the logs when something fails")
     parser.add_argument("--only-parse", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -70,7 +76,8 @@ def small_disk(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def looked_at(replicas: list[Replica], breaker: Breaker) -> Iterator[None]:
-    """Look at each replica once a second, each in a thread of its own: a frozen one does not answer."""
+    """Look at each replica once a second, each in a thread of its own: a frozen one does not
+    answer."""
     leave = threading.Event()
 
     def looks(replica: Replica) -> None:
@@ -98,20 +105,26 @@ class Soak:
         self._folder, self._logs = folder, logs
         self._dice = random.Random(options.seed)
         self._admin, self._operator = Person("admin"), Person("operator")
-        self._replicas = [Replica(f"replica-{number + 1}", folder, logs) for number in range(options.replicas)]
+        self._replicas = [
+            Replica(f"replica-{number + 1}", folder, logs) for number in range(options.replicas)
+        ]
         stage = Stage(self._replicas, self._admin, logs)
         self.breaker = Breaker(stage, options.kinds, self._dice, say)
         self._users = [
             User(Person(name), random.Random(f"{options.seed} {name}"), self.breaker.disturbed)
             for name in ("alice", "bob")
         ]
-        self.judge = Judge(self._operator, self._admin, self._users, self._replicas, self.breaker.disturbed)
+        self.judge = Judge(
+            self._operator, self._admin, self._users, self._replicas, self.breaker.disturbed
+        )
 
     def run(self) -> None:
         """Set the scene, break things, and judge what has come of it."""
         with_heartbeat()
         # By a private image of another project the worker proves that Glance hides nothing from it
-        witness = self._admin.image("soak-witness", mebibytes=1, visibility="private", image_volume_prewarm="no")
+        witness = self._admin.image(
+            "soak-witness", mebibytes=1, visibility="private", image_volume_prewarm="no"
+        )
         try:
             for user in self._users:
                 user.prepare()
@@ -175,14 +188,22 @@ class Soak:
             time.sleep(2)
         self.took = time.monotonic() - began
         self.failures += problems
-        say(f"converged after {self.took:.0f} s" if not problems else f"not converged after {self.took:.0f} s")
+        say(
+            f"converged after {self.took:.0f} s"
+            if not problems
+            else f"not converged after {self.took:.0f} s"
+        )
         self.failures += self.judge.contents(say)
         if letters := self.judge.dead_letters():
             self.failures.append(f"{letters} dead letters")
         for user in self._users:
             self.failures += user.problems
         self.failures += self.judge.unexplained
-        self.failures += [f"fault: {fault.text}: {fault.problem}" for fault in self.breaker.faults if fault.problem]
+        self.failures += [
+            f"fault: {fault.text}: {fault.problem}"
+            for fault in self.breaker.faults
+            if fault.problem
+        ]
         self.failures += [f"died: {replica.name} in its life {life}" for replica in self._replicas
                           for life in replica.deaths]  # fmt: skip
         self.counts, bugs = self.judge.said()
@@ -213,7 +234,9 @@ class Soak:
             with contextlib.suppress(*REFUSED):
                 self.judge.help()
             later = ("queue", "not ready", "source volume")
-            left = [text for text in self.judge.problems() if not any(word in text for word in later)]
+            left = [
+                text for text in self.judge.problems() if not any(word in text for word in later)
+            ]
             time.sleep(2)
         self.failures += [f"after everything was deleted: {text}" for text in left]
         for replica in self._replicas:
@@ -229,7 +252,10 @@ class Soak:
 
     def report(self) -> None:
         """Print the tables."""
-        table(("fault", "times", "longest until all replicas were ready"), faults_by_kind(self.breaker))
+        table(
+            ("fault", "times", "longest until all replicas were ready"),
+            faults_by_kind(self.breaker),
+        )
         if hasattr(self, "rows"):
             table(("", "", "before", "after", "most"), self.rows)
         for user in self._users:
@@ -240,7 +266,10 @@ class Soak:
         for text in self.judge.helped:
             say(f"  freed by the administrator: {text}")
         if hasattr(self, "counts"):
-            say("logged: " + ", ".join(f"{event} {count}" for event, count in self.counts.most_common(40)))
+            say(
+                "logged: "
+                + ", ".join(f"{event} {count}" for event, count in self.counts.most_common(40))
+            )
 
 
 def faults_by_kind(breaker: Breaker) -> list[tuple[str, ...]]:
@@ -276,7 +305,10 @@ def main() -> int:
     signal.signal(signal.SIGINT, interrupted)
     signal.signal(signal.SIGTERM, interrupted)
     print(f"seed {options.seed}", flush=True)
-    with tempfile.TemporaryDirectory(prefix="image-volume-worker-soak.") as name, contextlib.ExitStack() as stack:
+    with (
+        tempfile.TemporaryDirectory(prefix="image-volume-worker-soak.") as name,
+        contextlib.ExitStack() as stack,
+    ):
         logs = stack.enter_context(small_disk(Path(name) / "logs"))
         soak = Soak(options, Path(name), logs)
         status = 0
@@ -292,10 +324,15 @@ def main() -> int:
             for text in soak.failures:
                 print(f"FAILED  {text}")
             if soak.failures:
-                kept = options.logs or Path(tempfile.mkdtemp(prefix="image-volume-worker-soak-logs."))
+                kept = options.logs or Path(
+                    tempfile.mkdtemp(prefix="image-volume-worker-soak-logs.")
+                )
                 shutil.copytree(logs, kept, dirs_exist_ok=True)
                 print(f"the workers' logs: {kept}")
-            print(f"seed {options.seed}: {'FAILED' if soak.failures else 'everything converged, nothing grows'}")
+            print(
+                f"seed {options.seed}: "
+                f"{'FAILED' if soak.failures else 'everything converged, nothing grows'}"
+            )
         return status or bool(soak.failures)
 
 

@@ -1,4 +1,5 @@
-"""The faults of the soak: replicas that can be broken, and each kind of fault with a beginning and an end."""
+"""The faults of the soak: replicas that can be broken, and each kind of fault with a beginning and
+an end."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ SERVICES = (
 )  # fmt: skip
 # Rules of Glance that an operator gets wrong
 POLICIES = {
-    "locations hidden": {"fetch_image_location": "role:nobody", "get_image_location": "role:nobody"},
+    "locations hidden": {
+        "fetch_image_location": "role:nobody",
+        "get_image_location": "role:nobody",
+    },
     "copy-image forbidden": {"copy_image": "role:nobody"},
     "private images of others hidden": {"context_is_admin": "role:nobody"},
     "lists of images forbidden": {"get_images": "role:member and not role:admin"},
@@ -50,7 +54,11 @@ class Replica:
 
     def __init__(self, name: str, folder: Path, logs: Path) -> None:
         self.name = name
-        self.services = {"keystone": Proxy(KEYSTONE), "glance": Proxy(GLANCE), "cinder": Proxy(CINDER)}
+        self.services = {
+            "keystone": Proxy(KEYSTONE),
+            "glance": Proxy(GLANCE),
+            "cinder": Proxy(CINDER),
+        }
         self.wire = Wire(5672)
         self.ready = False
         self.life = 0
@@ -86,7 +94,9 @@ class Replica:
         entry = clouds["clouds"]["operator"]
         entry["auth"]["auth_url"] = f"{self.services['keystone'].url}/v3"
         entry["image_endpoint_override"] = self.services["glance"].url
-        entry["block_storage_endpoint_override"] = f"{self.services['cinder'].url}/v3/{Person('operator').project_id}"
+        entry["block_storage_endpoint_override"] = (
+            f"{self.services['cinder'].url}/v3/{Person('operator').project_id}"
+        )
         file = self._clock / "clouds.yaml"
         file.write_text(yaml.safe_dump(clouds))
         file.chmod(0o600)
@@ -119,7 +129,8 @@ class Replica:
         self._resources.close()
 
     def look(self) -> None:
-        """Note whether the worker is ready and what it uses; start it again if it has died by itself."""
+        """Note whether the worker is ready and what it uses; start it again if it has died by
+        itself."""
         self.ready = self.process.probe("/readyz")[0] == 200
         with self._lock:
             if not self._wanted:
@@ -217,16 +228,27 @@ def freeze(stage: Stage, dice: random.Random) -> Fault:
         finally:
             replica.process.signal(signal.SIGCONT)
 
-    return Fault("freeze", f"{replica.name} frozen for {seconds:.0f} s", frozenset({replica.name}), seconds, broken())
+    return Fault(
+        "freeze",
+        f"{replica.name} frozen for {seconds:.0f} s",
+        frozenset({replica.name}),
+        seconds,
+        broken(),
+    )
 
 
 def between(name: str, answers: dict[str, list[Any]], wire: str | None) -> Draw:
-    """Draw a fault between replicas and a service, or the broker if `wire` says which of a Wire's faults."""
+    """Draw a fault between replicas and a service, or the broker if `wire` says which of a Wire's
+    faults."""
 
     def draw(stage: Stage, dice: random.Random) -> Fault:
         place = dice.choice(("keystone", "glance", "cinder", *(("broker",) if wire else ())))
         replicas = stage.replicas if dice.random() < 0.5 else [dice.choice(stage.replicas)]
-        share, seed, delay = dice.choice((0.3, 1.0)), dice.random(), dice.choice((0.2, 1.0, 1.5)) * REQUEST
+        share, seed, delay = (
+            dice.choice((0.3, 1.0)),
+            dice.random(),
+            dice.choice((0.2, 1.0, 1.5)) * REQUEST,
+        )
 
         @contextlib.contextmanager
         def broken() -> Iterator[None]:
@@ -253,7 +275,9 @@ def between(name: str, answers: dict[str, list[Any]], wire: str | None) -> Draw:
         much = "" if place == "broker" or share == 1 else ", a third of it"
         touches = frozenset(f"{place} of {replica.name}" for replica in replicas)
         seconds = dice.choice((5.0, 15.0, 30.0))
-        return Fault(name, f"{name}: {place} of {whose}{much}, {seconds:.0f} s", touches, seconds, broken())
+        return Fault(
+            name, f"{name}: {place} of {whose}{much}, {seconds:.0f} s", touches, seconds, broken()
+        )
 
     return draw
 
@@ -262,7 +286,9 @@ KINDS["cut"] = between("cut", {"GET": ["drop", "cut"], "write": ["drop", "cut", 
 KINDS["slow"] = between("slow", {"GET": ["delay"], "write": ["delay"]}, "slow")
 KINDS["drip"] = between("drip", {"GET": ["drip"], "write": ["drip"]}, "drip")
 KINDS["garbage"] = between("garbage", {"GET": ["garbage"], "write": ["garbage"]}, "garbage")
-KINDS["errors"] = between("errors", {"GET": [429, 500, 503, 504], "write": [429, 500, 503, 504]}, None)
+KINDS["errors"] = between(
+    "errors", {"GET": [429, 500, 503, 504], "write": [429, 500, 503, 504]}, None
+)
 
 
 @kind("connections")
@@ -275,7 +301,12 @@ def connections(stage: Stage, dice: random.Random) -> Fault:
         yield
 
     return Fault(
-        "connections", "RabbitMQ closes all connections", frozenset({"rabbitmq"}), 0.0, broken(), disturbs=True
+        "connections",
+        "RabbitMQ closes all connections",
+        frozenset({"rabbitmq"}),
+        0.0,
+        broken(),
+        disturbs=True,
     )
 
 
@@ -290,7 +321,9 @@ def token(stage: Stage, dice: random.Random) -> Fault:
         yield
 
     touches = frozenset({"memcached", "keystone", "mariadb"})
-    return Fault("token", f"tokens of {replica.name} revoked", touches, 0.0, broken(), disturbs=True)
+    return Fault(
+        "token", f"tokens of {replica.name} revoked", touches, 0.0, broken(), disturbs=True
+    )
 
 
 @kind("clock")
@@ -351,7 +384,14 @@ def policy(stage: Stage, dice: random.Random) -> Fault:
     name = dice.choice(list(POLICIES))
     seconds = dice.choice((15.0, 60.0))
     broken = breakage.glance_policy(**POLICIES[name])
-    return Fault("policy", f"policy: {name}, {seconds:.0f} s", frozenset({"policy"}), seconds, broken, disturbs=True)
+    return Fault(
+        "policy",
+        f"policy: {name}, {seconds:.0f} s",
+        frozenset({"policy"}),
+        seconds,
+        broken,
+        disturbs=True,
+    )
 
 
 @kind("service")
@@ -366,7 +406,14 @@ def service(stage: Stage, dice: random.Random) -> Fault:
         with_heartbeat()
 
     seconds = dice.choice((0.0, 10.0))
-    return Fault("service", f"{name} stopped for {seconds:.0f} s", frozenset({name}), seconds, broken(), disturbs=True)
+    return Fault(
+        "service",
+        f"{name} stopped for {seconds:.0f} s",
+        frozenset({name}),
+        seconds,
+        broken(),
+        disturbs=True,
+    )
 
 
 @kind("broker")
@@ -380,7 +427,12 @@ def broker(stage: Stage, dice: random.Random) -> Fault:
         with_heartbeat()
 
     return Fault(
-        "broker", "RabbitMQ killed", frozenset({"rabbitmq"}), dice.choice((1.0, 10.0)), broken(), disturbs=True
+        "broker",
+        "RabbitMQ killed",
+        frozenset({"rabbitmq"}),
+        dice.choice((1.0, 10.0)),
+        broken(),
+        disturbs=True,
     )
 
 
@@ -388,7 +440,14 @@ def broker(stage: Stage, dice: random.Random) -> Fault:
 def memory(stage: Stage, dice: random.Random) -> Fault:
     """RabbitMQ is short of memory."""
     broken = breakage.broker_short_of_memory()
-    return Fault("memory", "RabbitMQ is short of memory", frozenset({"rabbitmq"}), 15.0, broken, disturbs=True)
+    return Fault(
+        "memory",
+        "RabbitMQ is short of memory",
+        frozenset({"rabbitmq"}),
+        15.0,
+        broken,
+        disturbs=True,
+    )
 
 
 @kind("reload")
@@ -412,7 +471,8 @@ def with_heartbeat() -> None:
 
 @dataclass
 class Breaker:
-    """Draws faults and runs them, each in a thread of its own; all kinds come equally often, in random order."""
+    """Draws faults and runs them, each in a thread of its own; all kinds come equally often, in
+    random order."""
 
     stage: Stage
     kinds: list[str]
@@ -424,7 +484,8 @@ class Breaker:
     _threads: list[threading.Thread] = field(default_factory=list)
 
     def next(self) -> None:
-        """Begin another fault, of the first kind in the bag that touches nothing that is broken at the moment."""
+        """Begin another fault, of the first kind in the bag that touches nothing that is broken at
+        the moment."""
         taken = frozenset[str]().union(*(fault.touches for fault in self.faults if not fault.ended))
         for _ in range(50):
             if not self._bag:
@@ -467,11 +528,14 @@ class Breaker:
                     fault.ready = time.monotonic()
 
     def disturbed(self, begin: float, end: float) -> str:
-        """The faults in the services themselves between two times, or soon before; empty if there was none."""
+        """The faults in the services themselves between two times, or soon before; empty if there
+        was none."""
         found = Counter(
             fault.text
             for fault in self.faults
-            if fault.disturbs and fault.began <= end and (not fault.ended or fault.ended + AFTERMATH >= begin)
+            if fault.disturbs
+            and fault.began <= end
+            and (not fault.ended or fault.ended + AFTERMATH >= begin)
         )
         return ", ".join(found)
 

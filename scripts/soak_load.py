@@ -1,4 +1,5 @@
-"""The load of the soak: users who make, deactivate, replace and delete images, volumes and uploads, and keep book."""
+"""The load of the soak: users who make, deactivate, replace and delete images, volumes and uploads,
+and keep book."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ NAME = "soak"
 # MiB of data of an image, and of the image that source volumes are made of
 SMALL, SOURCE = 4, 16
 GIB = 1 << 30
-# How many of each a user has at most: two cores have to cope, and the devcloud's pool has to hold it all
+# How many of each a user has at most: two cores have to cope, and the devcloud's pool has to hold
+# it all
 MOST = {"image": 8, "upload": 3, "volume": 4}
 # Seconds that an image stays deactivated
 INACTIVE = 20.0
@@ -93,7 +95,8 @@ class User:
         return [*self.of("image", "there", "inactive"), *self.of("upload", "there")]
 
     def try_to(self, what: str, call: Callable[[], object], *, may_fail: bool = False) -> bool:
-        """Whether a request was done. A failure has to be explained by a fault, unless services may refuse this."""
+        """Whether a request was done. A failure has to be explained by a fault, unless services may
+        refuse this."""
         began = time.monotonic()
         try:
             call()
@@ -121,7 +124,9 @@ class User:
             return
         made: list[str] = []
         visibility = self.dice.choice(("private", "shared", "community"))
-        self.try_to("image recorded", lambda: made.append(self.person.queued(NAME, visibility=visibility)))
+        self.try_to(
+            "image recorded", lambda: made.append(self.person.queued(NAME, visibility=visibility))
+        )
         if not made:
             return
         item = Item(made[0], "image", time.monotonic(), state="creating")
@@ -135,7 +140,10 @@ class User:
             return
         made: list[str] = []
         self.try_to(
-            "upload", lambda: made.append(self.person.queued(f"{NAME}-upload", image_volume_source=self.source))
+            "upload",
+            lambda: made.append(
+                self.person.queued(f"{NAME}-upload", image_volume_source=self.source)
+            ),
         )
         self.items += [Item(one, "upload", time.monotonic()) for one in made]
 
@@ -172,7 +180,9 @@ class User:
             return
         item = self.dice.choice(chosen)
         item.state, item.since = "inactive", time.monotonic()
-        self.try_to("image deactivated", lambda: self.person.activated(item.id, False), may_fail=True)
+        self.try_to(
+            "image deactivated", lambda: self.person.activated(item.id, False), may_fail=True
+        )
 
     def delete(self, item: Item) -> None:
         """Have an item deleted; asked for again by `tidy` until it is gone."""
@@ -188,16 +198,21 @@ class User:
             if answer.status_code == 404 or (answer.status_code < 300 and folder == "images"):
                 item.state = "gone"
             elif answer.status_code >= 300:
-                raise RuntimeError(f"deleting {item.kind} {item.id}: {answer.status_code} {answer.text[:150]}")
+                raise RuntimeError(
+                    f"deleting {item.kind} {item.id}: {answer.status_code} {answer.text[:150]}"
+                )
 
         # An image that somebody reads can't be deleted, nor a volume that is being made
         self.try_to(f"{item.kind} deleted", ask, may_fail=True)
 
     def tidy(self) -> None:
-        """Activate what has been deactivated for long enough, ask again for deletions, look at volumes."""
+        """Activate what has been deactivated for long enough, ask again for deletions, look at
+        volumes."""
         for item in self.of("image", "inactive"):
             if time.monotonic() - item.since > INACTIVE and self.try_to(
-                "image activated", lambda one=item: self.person.activated(one.id, True), may_fail=True
+                "image activated",
+                lambda one=item: self.person.activated(one.id, True),
+                may_fail=True,
             ):
                 item.state = "there"
         for item in self.items:
@@ -227,7 +242,11 @@ class User:
 
     def complete(self) -> None:
         """Have at least one image, upload and volume to judge at the end."""
-        for kind, make in (("image", self.make_image), ("upload", self.make_upload), ("volume", self.make_volume)):
+        for kind, make in (
+            ("image", self.make_image),
+            ("upload", self.make_upload),
+            ("volume", self.make_volume),
+        ):
             if not self.of(kind, "there", "inactive", "creating"):
                 make()
 

@@ -1,4 +1,5 @@
-"""The story of the README, on the devcloud: an image becomes warm by itself, and another project's volume is a clone.
+"""The story of the README, on the devcloud: an image becomes warm by itself, and another project's
+volume is a clone.
 
 usage: story.py METRICS_URL
 """
@@ -34,14 +35,21 @@ def main(metrics: str) -> int:
         if image["name"].startswith("quickstart-"):
             alice.delete_image(image["id"])
     cold = alice.image("quickstart-cold", mebibytes=SIZE, image_volume_prewarm="no")
-    print(f"alice has uploaded an image of {SIZE // 1024} GiB that says image_volume_prewarm=no, for comparison")
+    print(
+        f"alice has uploaded an image of {SIZE // 1024} GiB that says image_volume_prewarm=no, "
+        f"for comparison"
+    )
     warm = alice.image("quickstart-warm", mebibytes=SIZE)
     active = time.monotonic()
-    print("and another one. Nobody asks for anything; the worker hears of it and has it copied ...", flush=True)
+    print(
+        "and another one. Nobody asks for anything; the worker hears of it and has it copied ...",
+        flush=True,
+    )
     for target in TARGETS:
         until_warm(operator, warm, target)
         print(
-            f"  an Image-Volume on {target} is there {time.monotonic() - active:.1f} s after the image was active",
+            f"  an Image-Volume on {target} is there {time.monotonic() - active:.1f} s after the "
+            f"image was active",
             flush=True,
         )
     good = True
@@ -54,7 +62,8 @@ def main(metrics: str) -> int:
         good = good and fast.cloned and not slow.cloned
         print(
             f"  {target}: not warm {slow.seconds:.1f} s ({how(slow.cloned)}), "
-            f"warm {fast.seconds:.1f} s ({how(fast.cloned)}): {slow.seconds / fast.seconds:.1f} times as fast",
+            f"warm {fast.seconds:.1f} s ({how(fast.cloned)}): {slow.seconds / fast.seconds:.1f} "
+            f"times as fast",
             flush=True,
         )
     good = upload(alice, bob) and good
@@ -63,7 +72,9 @@ def main(metrics: str) -> int:
         families = text_string_to_metric_families(answer.read().decode())
         for sample in (sample for family in families for sample in family.samples):
             if sample.name.removeprefix("image_volume_worker_") in SHOWN and sample.value:
-                labels = ", ".join(f"{name}={value}" for name, value in sample.labels.items() if value)
+                labels = ", ".join(
+                    f"{name}={value}" for name, value in sample.labels.items() if value
+                )
                 print(f"  {sample.name} {{{labels}}} {sample.value:g}")
     if not good:
         print("something was not a clone; see the worker's log", file=sys.stderr)
@@ -71,19 +82,24 @@ def main(metrics: str) -> int:
 
 
 def upload(alice: Person, bob: Person) -> bool:
-    """A volume of alice's becomes an image, by Cinder's copy and by the worker; bob's volume of it is a clone."""
+    """A volume of alice's becomes an image, by Cinder's copy and by the worker; bob's volume of it
+    is a clone."""
     image_id = alice.image("quickstart-source", mebibytes=SIZE, image_volume_prewarm="no")
     print(f"alice has a volume of {SIZE // 1024} GiB, and makes images of it:")
     with alice.temporary_volume(image_id, TARGETS[0]) as source:
         began = time.monotonic()
-        clone = alice.queued("quickstart-clone", image_volume_source=source.id, image_volume_prewarm="no")
+        clone = alice.queued(
+            "quickstart-clone", image_volume_source=source.id, image_volume_prewarm="no"
+        )
         cloned = until_active(alice, clone) - began
-        # The copy comes last: once it is active it is made warm everywhere, which keeps the machine busy
+        # The copy comes last: once it is active it is made warm everywhere, which keeps the machine
+        # busy
         began = time.monotonic()
         copy = alice.upload(source.id, "quickstart-copy")
         copied = until_active(alice, copy) - began
         print(
-            f"  Cinder's upload-to-image {copied:.1f} s, an image record with image_volume_source={source.id} "
+            f"  Cinder's upload-to-image {copied:.1f} s, an image record with "
+            f"image_volume_source={source.id} "
             f"{cloned:.1f} s: {copied / cloned:.1f} times as fast",
             flush=True,
         )
@@ -113,7 +129,8 @@ def until_warm(operator: Person, image_id: str, target: str) -> None:
     """Return when the image has an Image-Volume on the target that Cinder clones for everybody."""
     deadline = time.monotonic() + PATIENCE
     while not any(
-        volume["name"] == f"image-{image_id}" and volume["metadata"].get("image_volume_worker") == target
+        volume["name"] == f"image-{image_id}"
+        and volume["metadata"].get("image_volume_worker") == target
         for volume in operator.volumes()
     ):
         if time.monotonic() > deadline:

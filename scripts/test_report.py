@@ -1,9 +1,10 @@
-"""Tells what came of the tests: all tiers, the slowest tests, and last of all what has failed and why.
+"""Tells what came of the tests: all tiers, the slowest tests, and last of all what has failed and
+why.
 
 usage: python -m scripts.test_report LOGS LANE...
 
-LOGS holds, for each lane that `scripts/test` has run, LANE.log, LANE.status (exit status and seconds) and, if the lane
-is one of pytest, LANE.xml in JUnit's format.
+LOGS holds, for each lane that `scripts/test` has run, LANE.log, LANE.status (exit status and
+seconds) and, if the lane is one of pytest, LANE.xml in JUnit's format.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SLOWEST = 10
-# Of a failed test's traceback, of each log that goes with it, and of a lane that has failed otherwise
+# Of a failed test's traceback, of each log that goes with it, and of a lane that has failed
+# otherwise
 TRACE_LINES, LOG_LINES, LANE_LINES = 15, 12, 40
 
 
@@ -40,7 +42,9 @@ def cases(file: Path) -> Iterator[Case]:
     for case in ET.parse(file).iter("testcase"):
         place = case.get("classname", "").split(".")
         problems = [*case.findall("failure"), *case.findall("error")]
-        outcome = "failed" if problems else "skipped" if case.find("skipped") is not None else "passed"
+        outcome = (
+            "failed" if problems else "skipped" if case.find("skipped") is not None else "passed"
+        )
         yield Case(
             # The lane of another Debian runs tests of several tiers, once more
             tier="trixie" if file.stem == "trixie" else place[1] if len(place) > 1 else "-",
@@ -66,17 +70,26 @@ def tiers(found: Sequence[Case]) -> Iterator[str]:
         seconds[case.tier] += round(case.seconds)
     yield f"{'tier':10} {'passed':>6} {'failed':>6} {'skipped':>7} {'seconds':>7}"
     for tier, count in counts.items():
-        yield f"{tier:10} {count['passed']:6} {count['failed']:6} {count['skipped']:7} {seconds[tier]:7}"
+        yield (
+            f"{tier:10} {count['passed']:6} {count['failed']:6} {count['skipped']:7} "
+            f"{seconds[tier]:7}"
+        )
 
 
 def faults(logs: Path, lanes: Sequence[str]) -> Iterator[str]:
     """Yield the table that the tier faults prints, once for all lanes."""
-    rows = [line for lane in lanes for line in (logs / f"{lane}.log").read_text().splitlines() if line[:2] == "| "]
+    rows = [
+        line
+        for lane in lanes
+        for line in (logs / f"{lane}.log").read_text().splitlines()
+        if line[:2] == "| "
+    ]
     yield from dict.fromkeys(rows)
 
 
 def told(log: str) -> Iterator[str]:
-    """Yield the newest lines of a test's log, and of its workers' logs, which tests/cloud/conftest.py turns around."""
+    """Yield the newest lines of a test's log, and of its workers' logs, which
+    tests/cloud/conftest.py turns around."""
     own, *workers = re.split(r"^(?=worker-\d+\.log, )", log, flags=re.MULTILINE)
     yield from last(own, LOG_LINES)
     for worker in workers:
@@ -115,7 +128,11 @@ def main(words: Sequence[str]) -> None:
     for lane in lanes:
         if status[lane] and not any(case.outcome == "failed" for case in by_lane[lane]):
             print(f"FAILED {lane}")
-            print("\n".join(f"    {line}" for line in last((logs / f"{lane}.log").read_text(), LANE_LINES)))
+            print(
+                "\n".join(
+                    f"    {line}" for line in last((logs / f"{lane}.log").read_text(), LANE_LINES)
+                )
+            )
 
 
 if __name__ == "__main__":

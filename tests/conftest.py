@@ -12,7 +12,8 @@ from tests.broker.rabbitmq import RabbitMQ, installed
 
 @pytest.fixture(autouse=True)
 def plain_tracebacks() -> Iterator[None]:
-    """Tracebacks in logs as Python writes them: structlog's own with rich take a second for a hundred."""
+    """Tracebacks in logs as Python writes them: structlog's own with rich take a second for a
+    hundred."""
     before = structlog.get_config()
     console = structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
     structlog.configure(processors=[*before["processors"][:-1], console])

@@ -1,4 +1,5 @@
-"""Glance and Cinder in memory, as handlers see them; tests/contract/test_cloud.py holds it against the real ones."""
+"""Glance and Cinder in memory, as handlers see them; tests/contract/test_cloud.py holds it against
+the real ones."""
 
 from __future__ import annotations
 
@@ -15,7 +16,17 @@ from datetime import UTC, datetime
 from typing import TypeVar
 
 from handlers import image_volume
-from worker.core.cloud import GIB, LISTED, Image, ImageTask, Location, NewVolume, Quota, Store, Volume
+from worker.core.cloud import (
+    GIB,
+    LISTED,
+    Image,
+    ImageTask,
+    Location,
+    NewVolume,
+    Quota,
+    Store,
+    Volume,
+)
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.pool import Pool, VolumeType
 from worker.core.target import TAG, Target
@@ -31,7 +42,8 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Fault:
-    """The next `times` calls of a verb raise `error`, before it has an effect or, with `done`, after."""
+    """The next `times` calls of a verb raise `error`, before it has an effect or, with `done`,
+    after."""
 
     error: Exception
     times: int = 1
@@ -40,29 +52,34 @@ class Fault:
 
 @dataclass(slots=True, kw_only=True)
 class FakeCloud:
-    """`stores` maps Glance's cinder stores to volume types; `cached` are types with Cinder's image-volume cache.
+    """`stores` maps Glance's cinder stores to volume types; `cached` are types with Cinder's
+    image-volume cache.
 
-    `blind` are the logins of these stores if they see no volume of ours; `new_locations` is Glance 2.17 or newer.
-    `seconds` is how long a volume is `creating`. `emit` gets notifications as bytes. `calls` counts verbs. `ahead` is
-    by how many seconds its clock is wrong, `quota` the GiB that the internal project may have. `amnesiac`: Glance lists
-    no images; without `sees_all` it shows private ones to nobody but their owner, whatever role asks (Glance's policy
-    context_is_admin). `hides_locations`: Glance shows none to us. `delayed`: a deleted image can be restored, its data
-    stays (delayed_delete). `held_by_backend` are volumes whose deletion comes to nothing; `depended_on` those that
-    Cinder does not delete (a snapshot, an attachment, a group); `elsewhere` the ids of volumes in another region;
-    `torn` those that were deleted although they were a location of an image. `latency` is
-    how long a request takes, half of it before its effect. `told` hears of each of our writes right before its effect:
-    the verb, and what it is about. `asked_by` is who asked for a volume that the services made: a project, or `cinder`
-    itself for its cache. `types` are the volume types, `encrypted_types` those whose volumes are encrypted; only with
-    `tells_encryption` the login may ask which. A copy into one of `refused_stores` is refused as a whole, one into
-    `spoiling_stores` ends without any store having got it. `cache_max_count` and `cache_max_gigabytes` bound the
-    entries of Cinder's cache on each type; 0 for no limit. `patching` is for how many seconds Glance's PATCH holds what
-    it has read, before it writes the whole image back. `protected` are properties that Glance does not let us set
-    (property protections), `most_properties` is how many an image may have.
-    it has read, before it writes the whole image back. `rbd_stores` are stores of Glance whose raw images Cinder's
-    driver clones by itself on the types in `native`. `pools` are the numbers of pools that types lead to, one if not
-    said otherwise: volumes go round them, those of a private type into the one that it names; `across` are the types
-    whose pools clone across, `loose` those without a backend name, which lead to all pools. Without `tells_pools` the
-    login may not see pools, without `makes_types` not make types.
+    `blind` are the logins of these stores if they see no volume of ours; `new_locations` is Glance
+    2.17 or newer. `seconds` is how long a volume is `creating`. `emit` gets notifications as bytes.
+    `calls` counts verbs. `ahead` is by how many seconds its clock is wrong, `quota` the GiB that
+    the internal project may have. `amnesiac`: Glance lists no images; without `sees_all` it shows
+    private ones to nobody but their owner, whatever role asks (Glance's policy context_is_admin).
+    `hides_locations`: Glance shows none to us. `delayed`: a deleted image can be restored, its data
+    stays (delayed_delete). `held_by_backend` are volumes whose deletion comes to nothing;
+    `depended_on` those that Cinder does not delete (a snapshot, an attachment, a group);
+    `elsewhere` the ids of volumes in another region; `torn` those that were deleted although they
+    were a location of an image. `latency` is how long a request takes, half of it before its
+    effect. `told` hears of each of our writes right before its effect: the verb, and what it is
+    about. `asked_by` is who asked for a volume that the services made: a project, or `cinder`
+    itself for its cache. `types` are the volume types, `encrypted_types` those whose volumes are
+    encrypted; only with `tells_encryption` the login may ask which. A copy into one of
+    `refused_stores` is refused as a whole, one into `spoiling_stores` ends without any store having
+    got it. `cache_max_count` and `cache_max_gigabytes` bound the entries of Cinder's cache on each
+    type; 0 for no limit. `patching` is for how many seconds Glance's PATCH holds what it has read,
+    before it writes the whole image back. `protected` are properties that Glance does not let us
+    set (property protections), `most_properties` is how many an image may have. it has read, before
+    it writes the whole image back. `rbd_stores` are stores of Glance whose raw images Cinder's
+    driver clones by itself on the types in `native`. `pools` are the numbers of pools that types
+    lead to, one if not said otherwise: volumes go round them, those of a private type into the one
+    that it names; `across` are the types whose pools clone across, `loose` those without a backend
+    name, which lead to all pools. Without `tells_pools` the login may not see pools, without
+    `makes_types` not make types.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
@@ -142,7 +159,9 @@ class FakeCloud:
         image = Image(**(defaults | fields))  # type: ignore[arg-type]
         self.images[image.id] = image
         kept = sorted(image.stores or {"file"}) if image.status == "active" else ()
-        self.locations[image.id] = tuple(self._kept_in(store) for store in kept if store not in self.stores)
+        self.locations[image.id] = tuple(
+            self._kept_in(store) for store in kept if store not in self.stores
+        )
         self.touch(image.id)
         self.announce("image.activate" if image.status == "active" else "image.create", image.id)
         return self.images[image.id]
@@ -154,15 +173,23 @@ class FakeCloud:
 
     def volume_of(self, project: str, **fields: object) -> Volume:
         """A user's volume, available and on the first store's type unless said otherwise."""
-        volume = self._new("data", str(fields.get("volume_type", next(iter(self.stores.values()), "fast"))), 1, {})
-        changes: dict[str, object] = {"status": "available", "project_id": project, "foreign": project != PROJECT}
+        volume = self._new(
+            "data", str(fields.get("volume_type", next(iter(self.stores.values()), "fast"))), 1, {}
+        )
+        changes: dict[str, object] = {
+            "status": "available",
+            "project_id": project,
+            "foreign": project != PROJECT,
+        }
         self.volumes[volume.id] = replace(volume, **(changes | fields))  # type: ignore[arg-type]
         return self.volumes[volume.id]
 
     def cinder_clones(self, source_id: str, image_id: str, **fields: object) -> Volume:
         """The clone that Cinder's own upload makes, with nothing after it: Cinder was killed."""
         source = self.volumes[source_id]
-        clone = self._new(f"image-{image_id}", source.volume_type, source.size, {"image_owner": source.project_id})
+        clone = self._new(
+            f"image-{image_id}", source.volume_type, source.size, {"image_owner": source.project_id}
+        )
         changes: dict[str, object] = {"status": "available", "source_volid": source_id}
         self.volumes[clone.id] = replace(clone, **(changes | fields))  # type: ignore[arg-type]
         self._announce_volume("volume.create.end", self.volumes[clone.id])
@@ -174,10 +201,17 @@ class FakeCloud:
         self.touch(image_id, properties={**image.properties, **properties})
         self.announce("image.update", image_id)
 
-    def use(self, image_id: str, volume_type: str, *, project: str = "bob", **fields: str) -> Volume:
-        """A user makes a volume of an image; with `source_volid` or `snapshot_id`, of a volume that was made of it."""
+    def use(
+        self, image_id: str, volume_type: str, *, project: str = "bob", **fields: str
+    ) -> Volume:
+        """A user makes a volume of an image; with `source_volid` or `snapshot_id`, of a volume that
+        was made of it."""
         volume = self._new("disk", volume_type, 1, {})
-        changes: dict[str, object] = {"status": "available", "project_id": project, "foreign": project != PROJECT}
+        changes: dict[str, object] = {
+            "status": "available",
+            "project_id": project,
+            "foreign": project != PROJECT,
+        }
         volume = replace(volume, **(changes | fields))  # type: ignore[arg-type]
         self.volumes[volume.id] = volume
         self._announce_volume("volume.create.end", volume, image_id=image_id)
@@ -189,16 +223,24 @@ class FakeCloud:
         self._spawn(self._import(image_id, (store,), project))
 
     def locate(self, image_id: str, store: str, volume_id: str) -> None:
-        """A user adds a volume to an image as a location (show_multiple_locations lets owners do that)."""
+        """A user adds a volume to an image as a location (show_multiple_locations lets owners do
+        that)."""
         self._activate(image_id, store, volume_id)
 
     def fill(self, targets: Iterable[Target]) -> Image:
         """An image that is warm on these targets, in Glance's stores there."""
         targets = tuple(targets)
-        image = self.upload(stores=frozenset({"file", *(target.glance_store for target in targets)}))
+        image = self.upload(
+            stores=frozenset({"file", *(target.glance_store for target in targets)})
+        )
         for target in targets:
-            metadata = {**image_volume.metadata_of(image, target), image_volume.ORIGIN: image_volume.PREWARM}
-            volume = self._new(f"image-{image.id}", target.volume_type, 1, {**metadata, "readonly": "True"})
+            metadata = {
+                **image_volume.metadata_of(image, target),
+                image_volume.ORIGIN: image_volume.PREWARM,
+            }
+            volume = self._new(
+                f"image-{image.id}", target.volume_type, 1, {**metadata, "readonly": "True"}
+            )
             self.volumes[volume.id] = replace(volume, status="available")
             self._locate(image.id, target.glance_store, volume.id)
         return image
@@ -207,10 +249,13 @@ class FakeCloud:
         """Change an image; its updated_at moves on, each time to another value."""
         now = self.now()
         stamp = f"{now:.0f}.{next(iter(self._tick))}"
-        self.images[image_id] = replace(self.images[image_id], updated_at=stamp, updated_epoch=now, **changes)  # type: ignore[arg-type]
+        self.images[image_id] = replace(
+            self.images[image_id], updated_at=stamp, updated_epoch=now, **changes
+        )  # type: ignore[arg-type]
 
     def delete_image(self, image_id: str) -> None:
-        """A user deletes an image; Glance deletes the volumes that are its locations, at once or not."""
+        """A user deletes an image; Glance deletes the volumes that are its locations, at once or
+        not."""
         image = self.images.pop(image_id)
         if self.delayed:
             self.pending[image_id] = _at_rest(image)
@@ -229,9 +274,13 @@ class FakeCloud:
         self.images[image_id] = self.pending.pop(image_id)
 
     def lose(self, *image_ids: str) -> None:
-        """Glance's database does not know these images any more: nobody deleted them, nothing is announced."""
+        """Glance's database does not know these images any more: nobody deleted them, nothing is
+        announced."""
         for image_id in image_ids:
-            self.lost[image_id] = (_at_rest(self.images.pop(image_id)), self.locations.pop(image_id))
+            self.lost[image_id] = (
+                _at_rest(self.images.pop(image_id)),
+                self.locations.pop(image_id),
+            )
 
     def find_again(self) -> None:
         """An administrator restores what Glance's database has lost."""
@@ -247,7 +296,11 @@ class FakeCloud:
             properties["os_glance_import_task"] = "one"
         if image:
             properties["os_glance_importing_to_stores"] = ",".join(sorted(image.importing))
-        payload = {"id": image_id, "status": status or (image.status if image else ""), "properties": properties}
+        payload = {
+            "id": image_id,
+            "status": status or (image.status if image else ""),
+            "properties": properties,
+        }
         if image:
             payload["visibility"] = image.visibility
         self.emit(notification(event_type, payload))
@@ -259,7 +312,9 @@ class FakeCloud:
     def is_whole(self, location: Location) -> bool:
         """Whether the data can be read there."""
         volume = self.volumes.get(location.volume_id)
-        return not location.volume_id or (volume is not None and not volume.status.startswith("error"))
+        return not location.volume_id or (
+            volume is not None and not volume.status.startswith("error")
+        )
 
     def has_data(self, image_id: str) -> bool:
         """Whether the image's data can be read anywhere."""
@@ -268,7 +323,10 @@ class FakeCloud:
     async def send(self, image_id: str, *, size: int = 0, seconds: float = 0.0) -> None:
         """A user sends an image's data, as PUT /v2/images/{id}/file does."""
         if self.images[image_id].status != "queued":
-            raise Conflict(f"Image status transition from {self.images[image_id].status} to saving is not allowed")
+            raise Conflict(
+                f"Image status transition from {self.images[image_id].status} to saving is not "
+                f"allowed"
+            )
         self.touch(image_id, status="saving")
         await asyncio.sleep(seconds)
         if self.images[image_id].status != "saving":
@@ -298,12 +356,18 @@ class FakeCloud:
     async def find_witness(self) -> str:
         async with self._call("find_witness"):
             private = [image for image in self.images.values() if image.visibility == "private"]
-            return next((image.id for image in private if image.owner != PROJECT and self._shows(image)), "")
+            return next(
+                (image.id for image in private if image.owner != PROJECT and self._shows(image)), ""
+            )
 
     async def find_volume_witness(self) -> str:
         async with self._call("find_volume_witness"):
             # Other projects have volumes that no test looks at
-            return next((v.id for v in self.volumes.values() if v.foreign), NOBODYS) if self.sees_foreign else ""
+            return (
+                next((v.id for v in self.volumes.values() if v.foreign), NOBODYS)
+                if self.sees_foreign
+                else ""
+            )
 
     async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
         async with self._call("get_locations"):
@@ -322,12 +386,16 @@ class FakeCloud:
                 raise Conflict("Image has active task")
             if present := [store for store in wanted if store in (image.stores or ())]:
                 raise Conflict(f"Image is already present at store '{present[0]}'")
-            if unknown := [store for store in wanted if store not in {*self.stores, *self.rbd_stores}]:
+            if unknown := [
+                store for store in wanted if store not in {*self.stores, *self.rbd_stores}
+            ]:
                 raise Conflict(f"Store for image_id {image_id} not found: {unknown[0]}")
             if refused := [store for store in wanted if store in self.refused_stores]:
                 raise self.refused_stores[refused[0]]
             self.told("copy_image", image_id, *wanted)
-            self.touch(image_id, import_locked=True, importing=frozenset(wanted), failed=frozenset())
+            self.touch(
+                image_id, import_locked=True, importing=frozenset(wanted), failed=frozenset()
+            )
             self.announce("image.update", image_id)
             self._spawn(self._import(image_id, wanted))
 
@@ -348,7 +416,9 @@ class FakeCloud:
         async with self._call("import_location"):
             image = self._image(image_id)
             if image.status != "queued":
-                raise Conflict(f"It's not allowed to add locations if image status is {image.status}.")
+                raise Conflict(
+                    f"It's not allowed to add locations if image status is {image.status}."
+                )
             if image.import_locked:
                 raise Conflict("Image has active task")
             self.told("import_location", image_id, Location.from_url(url).volume_id)
@@ -383,7 +453,10 @@ class FakeCloud:
                 if not value:
                     del after[name]
             if len(after) > self.most_properties and set(after) - set(before.properties):
-                raise Blocked(f"The limit has been exceeded on the number of allowed image properties: {len(after)}")
+                raise Blocked(
+                    f"The limit has been exceeded on the number of allowed image properties: "
+                    f"{len(after)}"
+                )
             # Glance writes back what it has read, the status too: what happens in between is undone
             await asyncio.sleep(self.patching)
             if image_id not in self.images:
@@ -420,7 +493,11 @@ class FakeCloud:
             return tuple(v for v in self.volumes.values() if v.name == name and self._is_listed(v))
 
     async def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
-        mine = [v for v in self.volumes.values() if self._is_listed(v) and (not tag or v.metadata.get(TAG) == tag)]
+        mine = [
+            v
+            for v in self.volumes.values()
+            if self._is_listed(v) and (not tag or v.metadata.get(TAG) == tag)
+        ]
         async for volume in self._pages("list_volumes", mine):
             yield replace(volume, image_properties={})
 
@@ -436,13 +513,22 @@ class FakeCloud:
             if source and source.status not in ("available", "in-use"):
                 raise Conflict(f"Invalid volume: Source volume is {source.status}")
             if new.image_id and new.size < image_volume.size_for(self._image(new.image_id)):
-                raise Conflict(f"Volume size {new.size}GB cannot be smaller than the image minDisk size")
+                raise Conflict(
+                    f"Volume size {new.size}GB cannot be smaller than the image minDisk size"
+                )
             volume_type = source.volume_type if source else new.volume_type
-            if not source and volume_type and volume_type not in self.types and volume_type not in self.private_types:
+            if (
+                not source
+                and volume_type
+                and volume_type not in self.types
+                and volume_type not in self.private_types
+            ):
                 raise NotFound(f"Volume type with name {volume_type} could not be found.")
             volume = self._new(new.name, volume_type, new.size, dict(new.metadata))
             kept = source.image_properties if source else {}
-            volume = self.volumes[volume.id] = replace(volume, source_volid=new.source_volid, image_properties=kept)
+            volume = self.volumes[volume.id] = replace(
+                volume, source_volid=new.source_volid, image_properties=kept
+            )
             self.asked_by[volume.id] = PROJECT
             self._spawn(self._create(volume.id, new.image_id))
             return volume
@@ -451,7 +537,9 @@ class FakeCloud:
         async with self._call("delete_volume"):
             volume = self._volume(volume_id)
             if self._undeletable(volume_id):
-                raise Conflict("Volume status must be available or error, and it must have no snapshots")
+                raise Conflict(
+                    "Volume status must be available or error, and it must have no snapshots"
+                )
             self.told("delete_volume", volume_id)
             located = (own for image_id, own in self.locations.items() if image_id in self.images)
             if any(location.volume_id == volume_id for own in located for location in own):
@@ -472,11 +560,16 @@ class FakeCloud:
         async with self._call("set_readonly"):
             volume = self._volume(volume_id)
             self.told("set_readonly", volume_id)
-            self.volumes[volume_id] = replace(volume, metadata={**volume.metadata, "readonly": "True"})
+            self.volumes[volume_id] = replace(
+                volume, metadata={**volume.metadata, "readonly": "True"}
+            )
 
     async def list_stores(self) -> tuple[Store, ...]:
         async with self._call("list_stores"):
-            cinder = (Store(id=store, type="cinder", volume_type=name) for store, name in self.stores.items())
+            cinder = (
+                Store(id=store, type="cinder", volume_type=name)
+                for store, name in self.stores.items()
+            )
             rbd = (Store(id=store, type="rbd") for store in sorted(self.rbd_stores))
             return (Store(id="file", type="file"), *rbd, *cinder)
 
@@ -486,15 +579,27 @@ class FakeCloud:
 
     async def describe_volume_types(self) -> tuple[VolumeType, ...]:
         async with self._call("describe_volume_types"):
-            public = {name: {} if name in self.loose else {"volume_backend_name": name} for name in self.types}
+            public = {
+                name: {} if name in self.loose else {"volume_backend_name": name}
+                for name in self.types
+            }
             described = {**public, **self.private_types}
-            return tuple(VolumeType(id=name, name=name, specs=specs) for name, specs in described.items())
+            return tuple(
+                VolumeType(id=name, name=name, specs=specs) for name, specs in described.items()
+            )
 
     async def list_pools(self) -> tuple[Pool, ...]:
         async with self._call("list_pools"):
             if not self.tells_pools:
-                raise Blocked("Policy doesn't allow scheduler_extension:scheduler_stats:get_pools to be performed.")
-            return tuple(self._pool(name, host) for name in sorted(self.types) for host in self._own_hosts(name))
+                raise Blocked(
+                    "Policy doesn't allow scheduler_extension:scheduler_stats:get_pools to be "
+                    "performed."
+                )
+            return tuple(
+                self._pool(name, host)
+                for name in sorted(self.types)
+                for host in self._own_hosts(name)
+            )
 
     async def create_private_type(self, name: str, specs: Mapping[str, str]) -> None:
         async with self._call("create_private_type"):
@@ -514,7 +619,10 @@ class FakeCloud:
     async def encrypts(self, type_id: str) -> bool:
         async with self._call("encrypts"):
             if not self.tells_encryption:
-                raise Blocked("Policy doesn't allow volume_extension:volume_type_encryption:get to be performed.")
+                raise Blocked(
+                    "Policy doesn't allow volume_extension:volume_type_encryption:get to be "
+                    "performed."
+                )
             return type_id in self.encrypted_types
 
     # Behind the scenes
@@ -523,7 +631,9 @@ class FakeCloud:
         """The pools that a volume type leads to, host@backend#pool."""
         if specs := self.private_types.get(volume_type):
             hosts = self._own_hosts(specs["volume_backend_name"])
-            return [host for host in hosts if specs.get("pool_name") in (None, host.partition("#")[2])]
+            return [
+                host for host in hosts if specs.get("pool_name") in (None, host.partition("#")[2])
+            ]
         backends = sorted(self.types) if volume_type in self.loose else [volume_type]
         return [host for backend in backends for host in self._own_hosts(backend)]
 
@@ -570,11 +680,17 @@ class FakeCloud:
         return bool(refused) or volume_id in self.depended_on
 
     def _shows(self, image: Image) -> bool:
-        return self.sees_all or image.owner == PROJECT or image.visibility in ("public", "community")
+        return (
+            self.sees_all or image.owner == PROJECT or image.visibility in ("public", "community")
+        )
 
     def _volume(self, volume_id: str) -> Volume:
         volume = self.volumes.get(volume_id)
-        if volume is None or volume_id in self.elsewhere or (volume.foreign and not self.sees_foreign):
+        if (
+            volume is None
+            or volume_id in self.elsewhere
+            or (volume.foreign and not self.sees_foreign)
+        ):
             raise NotFound(f"Volume {volume_id} could not be found.")
         return volume
 
@@ -614,7 +730,11 @@ class FakeCloud:
         unread = bool(image_id) and not self.has_data(image_id)
         broken = unread or volume.volume_type in self.dead_types
         native = bool(image_id) and not broken and self._clones_by_driver(image_id, volume)
-        volume = replace(volume, status="error" if broken else "available", downloaded=bool(image_id) and not native)
+        volume = replace(
+            volume,
+            status="error" if broken else "available",
+            downloaded=bool(image_id) and not native,
+        )
         self.volumes[volume_id] = volume
         if broken:
             return
@@ -625,25 +745,38 @@ class FakeCloud:
 
     def _kept_in(self, store: str) -> Location:
         """A location in a store that is no cinder one."""
-        return Location(url="rbd://fsid/pool/image/snap" if store in self.rbd_stores else "file:///x", store=store)
+        return Location(
+            url="rbd://fsid/pool/image/snap" if store in self.rbd_stores else "file:///x",
+            store=store,
+        )
 
     def _clones_by_location(self, image_id: str, volume: Volume) -> bool:
-        """Whether Cinder clones an Image-Volume in the same pool that a location of the image names."""
+        """Whether Cinder clones an Image-Volume in the same pool that a location of the image
+        names."""
         ids = {location.volume_id for location in self.locations[image_id]}
-        located = [one for one in self.volumes.values() if one.id in ids and one.host == volume.host]
+        located = [
+            one for one in self.volumes.values() if one.id in ids and one.host == volume.host
+        ]
         owner = self.images[image_id].owner
         return self.images[image_id].disk_format == "raw" and any(
-            one.status == "available" and one.metadata.get("image_owner") == owner for one in located
+            one.status == "available" and one.metadata.get("image_owner") == owner
+            for one in located
         )
 
     def _clones_by_driver(self, image_id: str, volume: Volume) -> bool:
-        """Whether Cinder's driver clones the image where Glance keeps it (drivers/rbd.py, clone_image)."""
+        """Whether Cinder's driver clones the image where Glance keeps it (drivers/rbd.py,
+        clone_image)."""
         image = self.images[image_id]
-        raw = image.disk_format == "raw" and _backend(volume) in self.native and not volume.encrypted
-        return raw and any(location.store in self.rbd_stores for location in self.locations[image_id])
+        raw = (
+            image.disk_format == "raw" and _backend(volume) in self.native and not volume.encrypted
+        )
+        return raw and any(
+            location.store in self.rbd_stores for location in self.locations[image_id]
+        )
 
     def _cache(self, volume: Volume, image_id: str) -> None:
-        """Cinder's image-volume cache: an entry made for another updated_at is evicted, a fresh one kept."""
+        """Cinder's image-volume cache: an entry made for another updated_at is evicted, a fresh one
+        kept."""
         name = f"image-{image_id}"
         stamp = self.images[image_id].updated_at
         for entry in [v for v in self.volumes.values() if v.name == name and v.host == volume.host]:
@@ -653,7 +786,9 @@ class FakeCloud:
                 self._evict(entry)
         if not self._ensure_space(volume):
             return
-        entry = self._new(name, volume.volume_type, volume.size, {"readonly": "True", "_cached_for": stamp})
+        entry = self._new(
+            name, volume.volume_type, volume.size, {"readonly": "True", "_cached_for": stamp}
+        )
         entry = replace(entry, host=volume.host)
         self.asked_by[entry.id] = "cinder"
         # A clone, as those of uploads are
@@ -692,22 +827,38 @@ class FakeCloud:
                 if image_id in self.images:
                     self.locations[image_id] = (*self.locations[image_id], self._kept_in(store))
                     self.touch(
-                        image_id, stores=(image.stores or frozenset()) | {store}, importing=image.importing - {store}
+                        image_id,
+                        stores=(image.stores or frozenset()) | {store},
+                        importing=image.importing - {store},
                     )
                     self.announce("image.update", image_id)
                 continue
-            metadata = {"glance_image_id": image_id, "image_owner": project, "image_size": str(image.size)}
+            metadata = {
+                "glance_image_id": image_id,
+                "image_owner": project,
+                "image_size": str(image.size),
+            }
             if (left := self._left()) is not None and left < -(-image.size // GIB):
-                self.touch(image_id, importing=image.importing - {store}, failed=image.failed | {store})
+                self.touch(
+                    image_id, importing=image.importing - {store}, failed=image.failed | {store}
+                )
                 continue
-            volume = self._new(f"image-{image_id}", self.stores[store], -(-image.size // GIB), metadata)
+            volume = self._new(
+                f"image-{image_id}", self.stores[store], -(-image.size // GIB), metadata
+            )
             self.asked_by[volume.id] = project
             await asyncio.sleep(self.seconds)
             image = self.images.get(image_id)
-            if image is None or volume.volume_type in self.dead_types or not self.has_data(image_id):
+            if (
+                image is None
+                or volume.volume_type in self.dead_types
+                or not self.has_data(image_id)
+            ):
                 self.volumes.pop(volume.id, None)
                 if image:
-                    self.touch(image_id, importing=image.importing - {store}, failed=image.failed | {store})
+                    self.touch(
+                        image_id, importing=image.importing - {store}, failed=image.failed | {store}
+                    )
                 continue
             metadata["readonly"] = "True"
             self.volumes[volume.id] = replace(volume, status="available", metadata=metadata)
@@ -718,21 +869,36 @@ class FakeCloud:
             self.announce("image.update", image_id)
         if image_id in self.images:
             # What has failed as a whole leaves its list behind
-            left = self.images[image_id].importing if self.spoiling_stores & set(stores) else frozenset()
+            left = (
+                self.images[image_id].importing
+                if self.spoiling_stores & set(stores)
+                else frozenset()
+            )
             self.touch(image_id, import_locked=False, importing=left)
             self.announce("image.update", image_id)
 
     async def _import_location(self, image_id: str, task: ImageTask) -> None:
-        """Glance's task: what the store's login can't see fails, and nobody but the task says so."""
+        """Glance's task: what the store's login can't see fails, and nobody but the task says
+        so."""
         await asyncio.sleep(self.seconds)
         volume = self.volumes.get(Location.from_url(task.url).volume_id)
-        seen = volume is not None and not volume.foreign and not self.blind and image_id in self.images
-        done = replace(task, status="success" if seen else "failure", message="" if seen else "Internal Error")
-        self.image_tasks[image_id] = [done if one.id == task.id else one for one in self.image_tasks[image_id]]
+        seen = (
+            volume is not None and not volume.foreign and not self.blind and image_id in self.images
+        )
+        done = replace(
+            task, status="success" if seen else "failure", message="" if seen else "Internal Error"
+        )
+        self.image_tasks[image_id] = [
+            done if one.id == task.id else one for one in self.image_tasks[image_id]
+        ]
         if image_id not in self.images:
             return
         if volume and seen:
-            store = next(store for store, volume_type in self.stores.items() if volume_type == volume.volume_type)
+            store = next(
+                store
+                for store, volume_type in self.stores.items()
+                if volume_type == volume.volume_type
+            )
             self._activate(image_id, store, volume.id)
         # Glance's task has a few steps to do when the image is active
         await asyncio.sleep(self.unlocked_after)
@@ -744,7 +910,9 @@ class FakeCloud:
         image, volume = self.images[image_id], self.volumes[volume_id]
         size = image.size or int(volume.metadata.get("image_size") or volume.size * GIB)
         self._locate(image_id, store, volume_id)
-        self.touch(image_id, stores=(image.stores or frozenset()) | {store}, status="active", size=size)
+        self.touch(
+            image_id, stores=(image.stores or frozenset()) | {store}, status="active", size=size
+        )
         self.announce("image.update", image_id)
 
     def _locate(self, image_id: str, store: str, volume_id: str) -> None:
@@ -806,7 +974,9 @@ def new_id() -> str:
     return str(uuid.UUID(int=random.getrandbits(128), version=4))
 
 
-def notification(event_type: str, payload: Mapping[str, object], *, at: float | None = None) -> bytes:
+def notification(
+    event_type: str, payload: Mapping[str, object], *, at: float | None = None
+) -> bytes:
     """A notification as it comes off the wire."""
     moment = datetime.fromtimestamp(time.time() if at is None else at, UTC)
     message = {

@@ -1,4 +1,5 @@
-"""A whole worker around the fake cloud: router, lanes in memory, runner, handlers; only the broker is left out."""
+"""A whole worker around the fake cloud: router, lanes in memory, runner, handlers; only the broker
+is left out."""
 
 from __future__ import annotations
 
@@ -72,7 +73,9 @@ class Rig:
         self.prewarm = Prewarm(parts)
         self.reclaim = Reclaim(parts)
         self.upload = Upload(parts)
-        self.handlers: dict[str, Handler] = {h.name: h for h in (self.prewarm, self.reclaim, self.upload)}
+        self.handlers: dict[str, Handler] = {
+            h.name: h for h in (self.prewarm, self.reclaim, self.upload)
+        }
         self.lanes = MemoryLanes()
         self.runner = Runner(
             lanes=self.lanes,
@@ -83,8 +86,14 @@ class Rig:
             uses=self.uses,
             deletions=self.deletions,
         )
-        router = Router(handlers=self.handlers.values(), metrics=self.metrics, times=VolumeTimes(metrics=self.metrics))
-        self.dispatcher = Dispatcher(router=router, runner=self.runner, lanes=self.lanes, on_gap=self.gaps.append)
+        router = Router(
+            handlers=self.handlers.values(),
+            metrics=self.metrics,
+            times=VolumeTimes(metrics=self.metrics),
+        )
+        self.dispatcher = Dispatcher(
+            router=router, runner=self.runner, lanes=self.lanes, on_gap=self.gaps.append
+        )
         self._hearing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Rig:
@@ -96,7 +105,8 @@ class Rig:
         await self.lanes.close()
 
     async def crash(self) -> None:
-        """The process is gone in the middle of whatever it did: no answer reaches it, nothing is settled."""
+        """The process is gone in the middle of whatever it did: no answer reaches it, nothing is
+        settled."""
         await self.lanes.close()
         ending = [*self._hearing, *self.runner._tasks, *self.runner._sweeping.values()]
         for task in ending:
@@ -120,7 +130,12 @@ class Rig:
     def completed(self) -> list[str]:
         """By which paths uploads were completed."""
         samples = self.metrics.uploads_completed.collect()[0].samples
-        return [one.labels["path"] for one in samples if one.name.endswith("_total") for _ in range(int(one.value))]
+        return [
+            one.labels["path"]
+            for one in samples
+            if one.name.endswith("_total")
+            for _ in range(int(one.value))
+        ]
 
     def count(self, name: str, **labels: str) -> float:
         """The value of a metric; 0 if nothing was counted."""
@@ -128,7 +143,9 @@ class Rig:
 
     async def resync(self) -> list[Missing]:
         """What a resync finds, and have it done."""
-        comparing = compare(self.cloud, self.handlers.values(), image_of=image_volume.image_of, census=Census())
+        comparing = compare(
+            self.cloud, self.handlers.values(), image_of=image_volume.image_of, census=Census()
+        )
         found = [missing async for missing in comparing]
         await self.dispatcher.submit(job_of(missing) for missing in found)
         return found
@@ -139,12 +156,15 @@ class Rig:
             calm = 0
             while calm < 3:
                 await asyncio.sleep(0.003)
-                busy = self._hearing or self.cloud.tasks or not self.runner.idle or self.runner.due()
+                busy = (
+                    self._hearing or self.cloud.tasks or not self.runner.idle or self.runner.due()
+                )
                 depths = self.lanes.depths()
                 calm = 0 if busy or sum(depths.values()) - depths["dead"] else calm + 1
 
     async def rest(self, *, step: float, most: float, due: float) -> None:
-        """Return when nothing is worked on or made, and no other try is due within `due` seconds; after `most` anyway.
+        """Return when nothing is worked on or made, and no other try is due within `due` seconds;
+        after `most` anyway.
 
         For a clock that does not cost the time it tells: it looks every `step` seconds.
         """
@@ -152,7 +172,13 @@ class Rig:
             await asyncio.sleep(step)
             depths = self.lanes.depths()
             waiting = sum(depths.values()) - depths["dead"]
-            if not (self._hearing or self.cloud.tasks or waiting or self.busy or self.runner.due(within=due)):
+            if not (
+                self._hearing
+                or self.cloud.tasks
+                or waiting
+                or self.busy
+                or self.runner.due(within=due)
+            ):
                 return
 
     @property
@@ -192,7 +218,9 @@ class Scripted:
     async def prepare(self, volumes: object) -> None:
         return
 
-    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
+    def incomplete(
+        self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]
+    ) -> Iterable[Missing]:
         return ()
 
     async def reconcile(self, key: Key, watch: Watch) -> Outcome:
@@ -236,6 +264,10 @@ def using(strategy: str, *targets: Target) -> tuple[Target, ...]:
     """The targets with this strategy."""
     stores = {volume_type: store for store, volume_type in STORES.items()}
     return tuple(
-        replace(target, strategy=strategy, glance_store="" if strategy == "cache" else stores[target.volume_type])  # type: ignore[arg-type]
+        replace(
+            target,
+            strategy=strategy,
+            glance_store="" if strategy == "cache" else stores[target.volume_type],
+        )  # type: ignore[arg-type]
         for target in targets
     )

@@ -39,7 +39,8 @@ def configuration(groups: Mapping[str, Mapping[str, object]]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a process has: bytes of memory, seconds of processor since it began, threads, open file descriptors."""
+    """What a process has: bytes of memory, seconds of processor since it began, threads, open file
+    descriptors."""
 
     memory: int
     seconds: float
@@ -61,8 +62,12 @@ class WorkerProcess:
         self.port = free_port()
         self.log = folder / f"worker-{self.port}.log"
         self.config_path = folder / f"worker-{self.port}.conf"
-        self.config_path.write_text(configuration({**groups, "probes": {"bind": f"127.0.0.1:{self.port}"}}))
-        self._environment = {key: value for key, value in os.environ.items() if not key.startswith("OS_")}
+        self.config_path.write_text(
+            configuration({**groups, "probes": {"bind": f"127.0.0.1:{self.port}"}})
+        )
+        self._environment = {
+            key: value for key, value in os.environ.items() if not key.startswith("OS_")
+        }
         if clouds:
             self._environment["OS_CLIENT_CONFIG_FILE"] = str(clouds)
         self._environment |= environment or {}
@@ -184,4 +189,8 @@ class WorkerProcess:
     def lines(self) -> list[dict[str, Any]]:
         """The log, of all its lives; one that is killed may leave half a line."""
         text = self.log.read_text() if self.log.exists() else ""
-        return [json.loads(line) for line in text.splitlines() if line.startswith("{") and line.endswith("}")]
+        return [
+            json.loads(line)
+            for line in text.splitlines()
+            if line.startswith("{") and line.endswith("}")
+        ]

@@ -1,4 +1,5 @@
-"""Strategies: how an Image-Volume gets onto a target. Each is a pure plan: from what was seen to one next action."""
+"""Strategies: how an Image-Volume gets onto a target. Each is a pure plan: from what was seen to
+one next action."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from worker.core.cloud import Image, Location, NewVolume, Volume
 from worker.core.outcome import Outcome
 from worker.core.target import Target
 
-# A new image gets its last touches within moments of being active: a cache entry made before would be stale, and what
-# is changed during an import is lost. In seconds
+# A new image gets its last touches within moments of being active: a cache entry made before would
+# be stale, and what is changed during an import is lost. In seconds
 FIRST_QUIET = 2.0
 
 
@@ -19,18 +20,20 @@ FIRST_QUIET = 2.0
 class Seen:
     """Everything read so far about an image on a target; None is what has not been looked at yet.
 
-    `volumes` are the image's in the internal project (`image_volume.is_of`), `warming` the throw-away ones, oldest
-    first; `hidden` tells that Glance was asked for the locations and showed none, so nothing is known of them; `gone`
-    are volumes that locations point to and that are not there; `imported` whether this very run has asked
-    Glance to copy, `refused` whether Glance would not because another import holds the image, `failed` why something it
-    made came to nothing, `looks` how often it waited for a cache entry.
-    `asked` are the stores that this process has asked Glance to copy the image into; `repaired` whether this very run
-    has taken away what was broken there; `was` is the image when it began to wait for an import; `used` is when a
-    volume was last made of it there, in epoch seconds. `stores` are Glance's stores on our targets, `may_delete` tells
-    whether `[reclaim]` lets left-over volumes be deleted. `settle` is for how many seconds an image must be unchanged
-    to count as quiet, `rewarm_interval` how many lie between two cache entries of it. `downloaded` tells that Cinder
-    was seen downloading the image for a volume of ours, `native` that it has cloned the image itself, `unproven` that
-    it may do so from these stores; None if that is known, or cannot be.
+    `volumes` are the image's in the internal project (`image_volume.is_of`), `warming` the
+    throw-away ones, oldest first; `hidden` tells that Glance was asked for the locations and showed
+    none, so nothing is known of them; `gone` are volumes that locations point to and that are not
+    there; `imported` whether this very run has asked Glance to copy, `refused` whether Glance would
+    not because another import holds the image, `failed` why something it made came to nothing,
+    `looks` how often it waited for a cache entry. `asked` are the stores that this process has
+    asked Glance to copy the image into; `repaired` whether this very run has taken away what was
+    broken there; `was` is the image when it began to wait for an import; `used` is when a volume
+    was last made of it there, in epoch seconds. `stores` are Glance's stores on our targets,
+    `may_delete` tells whether `[reclaim]` lets left-over volumes be deleted. `settle` is for how
+    many seconds an image must be unchanged to count as quiet, `rewarm_interval` how many lie
+    between two cache entries of it. `downloaded` tells that Cinder was seen downloading the image
+    for a volume of ours, `native` that it has cloned the image itself, `unproven` that it may do so
+    from these stores; None if that is known, or cannot be.
     """
 
     image: Image
@@ -91,10 +94,11 @@ class CreateVolume:
 
 @dataclass(frozen=True, slots=True)
 class DeleteVolume:
-    """Delete a volume that we made, for the reason `why`; with `because`, what it stands for has failed for now.
+    """Delete a volume that we made, for the reason `why`; with `because`, what it stands for has
+    failed for now.
 
-    `encrypted`: it came out encrypted, so nothing more may be made on this target. `native`: it came out as a clone
-    that Cinder's driver made of the image where Glance keeps it.
+    `encrypted`: it came out encrypted, so nothing more may be made on this target. `native`: it
+    came out as a clone that Cinder's driver made of the image where Glance keeps it.
     """
 
     volume_id: str
@@ -106,7 +110,8 @@ class DeleteVolume:
 
 @dataclass(frozen=True, slots=True)
 class RemoveLocation:
-    """Remove the image's first location in a store, which is this volume; `encrypted` as in DeleteVolume.
+    """Remove the image's first location in a store, which is this volume; `encrypted` as in
+    DeleteVolume.
 
     `whole`: although its volume is whole; else it was seen broken or gone, and must still be.
     """
@@ -131,7 +136,8 @@ class AwaitEntry:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """Nothing more to do now. `lost` if the image's data is nowhere to be had, `held_back` if it changes too often."""
+    """Nothing more to do now. `lost` if the image's data is nowhere to be had, `held_back` if it
+    changes too often."""
 
     outcome: Outcome
     lost: bool = False
@@ -164,6 +170,9 @@ class Plan(Protocol):
 
 
 class Lacks(Protocol):
-    """Why an image does not look warm on a target in a bulk listing, in one line; None if it does. Pure."""
+    """Why an image does not look warm on a target in a bulk listing, in one line; None if it does.
+    Pure."""
 
-    def __call__(self, image: Image, volumes: tuple[Volume, ...], target: Target, /) -> str | None: ...
+    def __call__(
+        self, image: Image, volumes: tuple[Volume, ...], target: Target, /
+    ) -> str | None: ...

@@ -1,7 +1,8 @@
-"""Strategy `cache`: a throw-away volume makes Cinder fill its own image-volume cache on the target. Pure.
+"""Strategy `cache`: a throw-away volume makes Cinder fill its own image-volume cache on the target.
+Pure.
 
-An entry is stale as soon as the image's `updated_at` has changed (cinder/image/cache.py), which no API shows; so the
-entry is marked with the `updated_at` that it was made for.
+An entry is stale as soon as the image's `updated_at` has changed (cinder/image/cache.py), which no
+API shows; so the entry is marked with the `updated_at` that it was made for.
 """
 
 from __future__ import annotations
@@ -30,17 +31,20 @@ from worker.core.state import State
 from worker.core.target import Target
 
 LOOKS = 5
-# Of others no sign but the missing download tells that a driver has cloned the image, and that may have gone unnoticed
+# Of others no sign but the missing download tells that a driver has cloned the image, and that may
+# have gone unnoticed
 NATIVE = "rbd://"
 ASTRAY = "its private volume type leads to another pool:"
 NO_CACHE = (
-    "Cinder made no entry in its image-volume cache; is image_volume_cache_enabled set on this backend, and the image "
+    "Cinder made no entry in its image-volume cache; is image_volume_cache_enabled set on this "
+    "backend, and the image "
     "not above image_volume_cache_max_size_gb?"
 )
 
 
 def entry_of(volumes: tuple[Volume, ...], target: Target, *, host: str = "") -> Volume | None:
-    """Cinder's cache entry on the target: by our tag, the host it must be on, or type. Never a location of Glance."""
+    """Cinder's cache entry on the target: by our tag, the host it must be on, or type. Never a
+    location of Glance."""
     entries = [
         volume
         for volume in volumes
@@ -68,11 +72,17 @@ def plan(seen: Seen, target: Target) -> Action:
         return action
     if seen.warming is None:
         return LookAtWarming()
-    warming = [v for v in seen.warming if image_volume.is_warming_for(v, target) and not image_volume.is_leaving(v)]
+    warming = [
+        v
+        for v in seen.warming
+        if image_volume.is_warming_for(v, target) and not image_volume.is_leaving(v)
+    ]
     entries = [
         volume
         for volume in seen.volumes
-        if image_volume.is_entry(volume) and image_volume.is_on(volume, target) and not image_volume.is_leaving(volume)
+        if image_volume.is_entry(volume)
+        and image_volume.is_on(volume, target)
+        and not image_volume.is_leaving(volume)
     ]
     for volume in (*warming, *entries):
         if image_volume.is_broken(volume):
@@ -85,9 +95,15 @@ def plan(seen: Seen, target: Target) -> Action:
     if is_fresh(entry, seen.image.updated_at):
         assert entry is not None
         # One on another host may serve a pool that Cinder does not tell of at the moment
-        for volume in (*warming, *(one for one in _marked(seen.volumes, target) if one.host == entry.host)):
+        for volume in (
+            *warming,
+            *(one for one in _marked(seen.volumes, target) if one.host == entry.host),
+        ):
             if volume.id != entry.id:
-                return DeleteVolume(volume.id, why="it has served" if volume in warming else "a newer entry is there")
+                return DeleteVolume(
+                    volume.id,
+                    why="it has served" if volume in warming else "a newer entry is there",
+                )
         return registered.put_right(entry, seen, target) or Finish(Done(entry.id, state=State.WARM))
     if warming:
         return _follow(warming[0], entry, seen, target)
@@ -101,18 +117,27 @@ def plan(seen: Seen, target: Target) -> Action:
     if entry and again and (wait := seen.rewarm_interval - age(entry.created_epoch, seen.now)) > 0:
         reason = "the image has changed again soon after it was made warm"
         return Finish(Again(reason, after=wait, counted=False), held_back=True)
-    new = image_volume.new_volume(seen.image, target, name=image_volume.warming_name_of(seen.image.id))
-    marks = {**new.metadata, image_volume.FRESH: seen.image.updated_at} | ({image_volume.ANEW: "yes"} if stale else {})
+    new = image_volume.new_volume(
+        seen.image, target, name=image_volume.warming_name_of(seen.image.id)
+    )
+    marks = {**new.metadata, image_volume.FRESH: seen.image.updated_at} | (
+        {image_volume.ANEW: "yes"} if stale else {}
+    )
     return CreateVolume(replace(new, metadata=marks), anew=stale)
 
 
 def _marked(volumes: tuple[Volume, ...], target: Target) -> list[Volume]:
     """The entries on the target that we have marked, whatever their state."""
-    return [v for v in volumes if image_volume.is_prewarmed(v, target) and image_volume.FRESH in v.metadata]
+    return [
+        v
+        for v in volumes
+        if image_volume.is_prewarmed(v, target) and image_volume.FRESH in v.metadata
+    ]
 
 
 def _of_glance(volumes: tuple[Volume, ...], target: Target) -> Volume | None:
-    """A volume on the target that may be a location of the image: Cinder clones that one, and makes no entry."""
+    """A volume on the target that may be a location of the image: Cinder clones that one, and makes
+    no entry."""
     for volume in volumes:
         claims = "glance_image_id" in volume.metadata and image_volume.FRESH not in volume.metadata
         if claims and image_volume.is_usable(volume) and image_volume.is_on(volume, target):
@@ -139,7 +164,9 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
     if not image_volume.is_usable(warming):
         return registered.await_or_give_up(warming, seen)
     if target.pool and not image_volume.serves(warming, target):
-        return DeleteVolume(warming.id, why="it came to lie in another pool", because=f"{ASTRAY} {warming.host}")
+        return DeleteVolume(
+            warming.id, why="it came to lie in another pool", because=f"{ASTRAY} {warming.host}"
+        )
     if warming.metadata.get(image_volume.FRESH) != seen.image.updated_at:
         return DeleteVolume(warming.id, why="the image has changed since it was begun")
     if entry is None:
@@ -147,7 +174,9 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
             if seen.locations is None and not seen.hidden:
                 return LookAtLocations()
             if any(one.url.startswith(NATIVE) for one in seen.locations or ()):
-                return DeleteVolume(warming.id, why="it has shown that Cinder clones the image itself", native=True)
+                return DeleteVolume(
+                    warming.id, why="it has shown that Cinder clones the image itself", native=True
+                )
         if seen.looks < LOOKS:
             return AwaitEntry()
         return DeleteVolume(warming.id, why="it has served", because=NO_CACHE)
@@ -168,7 +197,10 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
             return None
         if target.glance_store in (image.stores or ()):
             # Cinder clones that one, whatever is in its cache
-            return "the Image-Volume that Glance keeps there can be written to, or its metadata is wrong"
+            return (
+                "the Image-Volume that Glance keeps there can be written to, or its metadata "
+                "is wrong"
+            )
     entry = entry_of(entries, target)
     if entry is None:
         return "no entry in Cinder's image-volume cache"

@@ -1,14 +1,22 @@
 """Strategy `location`: we make the volume and tell Glance that it holds the image. Pure.
 
-Needs Glance's show_multiple_locations, which lets every reader of an image see where its data lies (OSSN-0065,
-OSSN-0090): so only where the operator has chosen it.
+Needs Glance's show_multiple_locations, which lets every reader of an image see where its data lies
+(OSSN-0065, OSSN-0090): so only where the operator has chosen it.
 """
 
 from __future__ import annotations
 
 from handlers import image_volume
 from handlers.actions import AddLocation
-from handlers.strategies import Action, CreateVolume, DeleteVolume, Finish, LookAtVolumes, Seen, registered
+from handlers.strategies import (
+    Action,
+    CreateVolume,
+    DeleteVolume,
+    Finish,
+    LookAtVolumes,
+    Seen,
+    registered,
+)
 from worker.core.outcome import Again
 from worker.core.target import Target
 
@@ -19,7 +27,11 @@ def plan(seen: Seen, target: Target) -> Action:
         return registered.plan(seen, target)
     if seen.volumes is None:
         return LookAtVolumes()
-    ours = [v for v in seen.volumes if image_volume.is_ours(v, target) and not image_volume.is_leaving(v)]
+    ours = [
+        v
+        for v in seen.volumes
+        if image_volume.is_ours(v, target) and not image_volume.is_leaving(v)
+    ]
     for volume in ours:
         if image_volume.is_broken(volume):
             return DeleteVolume(volume.id, why=f"it is {volume.status}")
@@ -33,9 +45,16 @@ def plan(seen: Seen, target: Target) -> Action:
         keep, *others = usable
         others = [volume for volume in others if not image_volume.is_fresh(volume, seen.now)]
         if others:
-            return DeleteVolume(others[0].id, why="the image has another volume on the target, an older one")
-        # A location must not be there before its volume is: Cinder would clone what is still being written
-        return registered.put_right(keep, seen, target) or AddLocation(f"cinder://{target.glance_store}/{keep.id}")
+            return DeleteVolume(
+                others[0].id, why="the image has another volume on the target, an older one"
+            )
+        # A location must not be there before its volume is: Cinder would clone what is still being
+        # written
+        return registered.put_right(keep, seen, target) or AddLocation(
+            f"cinder://{target.glance_store}/{keep.id}"
+        )
     if ours:
         return registered.await_or_give_up(ours[0], seen)
-    return CreateVolume(image_volume.new_volume(seen.image, target, name=image_volume.name_of(seen.image.id)))
+    return CreateVolume(
+        image_volume.new_volume(seen.image, target, name=image_volume.name_of(seen.image.id))
+    )

@@ -1,7 +1,8 @@
 """Strategy `native`: Cinder's driver clones the image where Glance keeps it, as RBD does. Pure.
 
-Nothing is made where the image is in a store that the driver clones from. Where it is in none, Glance copies it into
-one: of several Ceph clusters, into the store of the cluster that the target lies on.
+Nothing is made where the image is in a store that the driver clones from. Where it is in none,
+Glance copies it into one: of several Ceph clusters, into the store of the cluster that the target
+lies on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ def lacks(image: Image, _volumes: tuple[Volume, ...], target: Target) -> str | N
 
 
 def _missing(image: Image, target: Target) -> str | None:
-    """Where the image would have to be; None if it is there. With no `native_stores` it was seen to be cloned."""
+    """Where the image would have to be; None if it is there. With no `native_stores` it was seen to
+    be cloned."""
     wanted = target.native_stores
     if not wanted or frozenset(wanted) & (image.stores or frozenset()):
         return None

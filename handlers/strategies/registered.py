@@ -1,4 +1,5 @@
-"""An Image-Volume that Glance knows as a location: what keeps it usable, for both strategies that end in one. Pure."""
+"""An Image-Volume that Glance knows as a location: what keeps it usable, for both strategies that
+end in one. Pure."""
 
 from __future__ import annotations
 
@@ -40,7 +41,9 @@ def plan(seen: Seen, target: Target) -> Action:
     first = known.get(mine[0])
     if first and image_volume.is_usable(first) and first.volume_type != target.volume_type:
         return _leave(first, seen, target)
-    usable = [v for v in serving if image_volume.is_usable(v) and v.volume_type == target.volume_type]
+    usable = [
+        v for v in serving if image_volume.is_usable(v) and v.volume_type == target.volume_type
+    ]
     busy = [volume for volume in serving if not image_volume.is_broken(volume)]
     if busy and not usable:
         return _await_located(busy[0])
@@ -50,36 +53,54 @@ def plan(seen: Seen, target: Target) -> Action:
         # Glance writes whole lists: an import that ends now would bring the location back
         if seen.image.import_locked:
             return AwaitImage()
-        return RemoveLocation(target.glance_store, mine[0], whole=bool(first and not image_volume.is_broken(first)))
-    return put_right(usable[0], seen, target) or _tidy(seen, target) or Finish(Done(usable[0].id, state=State.WARM))
+        return RemoveLocation(
+            target.glance_store, mine[0], whole=bool(first and not image_volume.is_broken(first))
+        )
+    return (
+        put_right(usable[0], seen, target)
+        or _tidy(seen, target)
+        or Finish(Done(usable[0].id, state=State.WARM))
+    )
 
 
 def _located(seen: Seen, target: Target) -> list[str]:
-    """Return the ids of the volumes that the image's locations in the target's store name, in Glance's order."""
+    """Return the ids of the volumes that the image's locations in the target's store name, in
+    Glance's order."""
     return [one.volume_id for one in seen.locations or () if one.store == target.glance_store]
 
 
 def _look(seen: Seen, target: Target) -> Action | None:
     """Return what has to be read before anything is decided; None if all of it was."""
     if seen.hidden:
-        return Finish(Again(image_volume.HIDDEN, after=ASK_AGAIN, counted=False, wake_on_notification=True))
+        return Finish(
+            Again(image_volume.HIDDEN, after=ASK_AGAIN, counted=False, wake_on_notification=True)
+        )
     if seen.locations is None:
         return LookAtLocations()
     if seen.volumes is None:
         return LookAtVolumes()
     mine = _located(seen, target)
     if not mine:
-        return Finish(Again(f"the image is in store {target.glance_store}, but none of its locations names that store"))
+        return Finish(
+            Again(
+                f"the image is in store {target.glance_store}, but none of its locations names "
+                f"that store"
+            )
+        )
     known = {volume.id for volume in seen.volumes} | seen.gone
     unknown = next((volume_id for volume_id in mine if volume_id not in known), None)
     return LookAtVolume(unknown) if unknown is not None else None
 
 
-def _unclonable(serving: list[Volume], seen: Seen, target: Target) -> Finish | AwaitImage | RemoveLocation | None:
-    """Return what to do where a location's volume is not ours, stuck or encrypted; None if it is none of these."""
+def _unclonable(
+    serving: list[Volume], seen: Seen, target: Target
+) -> Finish | AwaitImage | RemoveLocation | None:
+    """Return what to do where a location's volume is not ours, stuck or encrypted; None if it is
+    none of these."""
     where = f"its location in store {target.glance_store}"
     if any(volume.foreign for volume in serving):
-        # Whoever added it (show_multiple_locations lets owners do that), it is not ours to change or remove
+        # Whoever added it (show_multiple_locations lets owners do that), it is not ours to change
+        # or remove
         return Finish(Skip(f"{where} is a volume outside of the internal project"))
     for volume in serving:
         if not image_volume.is_of(volume, seen.image):
@@ -88,14 +109,25 @@ def _unclonable(serving: list[Volume], seen: Seen, target: Target) -> Finish | A
         if image_volume.needs_administrator(volume):
             # The data may well be whole, and what Cinder does not delete Glance can't remove either
             advice = image_volume.stuck_advice(volume, located=True)
-            return Finish(Again(f"its Image-Volume is no clone's source: {advice}", after=ASK_AGAIN, counted=False))
-    return _encrypted(serving, seen, target) if any(volume.encrypted for volume in serving) else None
+            return Finish(
+                Again(
+                    f"its Image-Volume is no clone's source: {advice}",
+                    after=ASK_AGAIN,
+                    counted=False,
+                )
+            )
+    return (
+        _encrypted(serving, seen, target) if any(volume.encrypted for volume in serving) else None
+    )
 
 
-def _is_one_too_many(first: Volume | None, usable: list[Volume], seen: Seen, target: Target) -> bool:
+def _is_one_too_many(
+    first: Volume | None, usable: list[Volume], seen: Seen, target: Target
+) -> bool:
     """Whether the first of several usable locations may go: we made it, and another one serves.
 
-    Glance removes whatever is the first by then: two workers at once would remove both, so none that is fresh.
+    Glance removes whatever is the first by then: two workers at once would remove both, so none
+    that is fresh.
     """
     if first is None or len(usable) < 2 or not image_volume.is_prewarmed(first, target):
         return False
@@ -103,7 +135,8 @@ def _is_one_too_many(first: Volume | None, usable: list[Volume], seen: Seen, tar
 
 
 def _tidy(seen: Seen, target: Target) -> DeleteVolume | None:
-    """Return the deletion of a volume of ours that no location names; None if there is none, or none may go."""
+    """Return the deletion of a volume of ours that no location names; None if there is none, or
+    none may go."""
     located = {location.volume_id for location in seen.locations or ()}
     for volume in seen.volumes or ():
         if seen.may_delete and volume.id not in located and _is_left_over(volume, seen, target):
@@ -112,15 +145,30 @@ def _tidy(seen: Seen, target: Target) -> DeleteVolume | None:
 
 
 def _leave(volume: Volume, seen: Seen, target: Target) -> Action:
-    """Remove the location of a volume that somebody has retyped, if we made it; then the image is copied again."""
-    if image_volume.ORIGIN not in volume.metadata or volume.metadata.get(TAG) != target.name or not seen.may_delete:
-        moved = f"its Image-Volume {volume.id} is of type {volume.volume_type} now, not {target.volume_type}"
+    """Remove the location of a volume that somebody has retyped, if we made it; then the image is
+    copied again."""
+    if (
+        image_volume.ORIGIN not in volume.metadata
+        or volume.metadata.get(TAG) != target.name
+        or not seen.may_delete
+    ):
+        moved = (
+            f"its Image-Volume {volume.id} is of type {volume.volume_type} now, not "
+            f"{target.volume_type}"
+        )
         return Finish(Skip(f"{moved}: Cinder does not clone it on this target"))
-    return AwaitImage() if seen.image.import_locked else RemoveLocation(target.glance_store, volume.id, whole=True)
+    return (
+        AwaitImage()
+        if seen.image.import_locked
+        else RemoveLocation(target.glance_store, volume.id, whole=True)
+    )
 
 
-def _encrypted(serving: list[Volume], seen: Seen, target: Target) -> Finish | AwaitImage | RemoveLocation:
-    """Take out an encrypted location that pre-warming has made; one of somebody else's is only named."""
+def _encrypted(
+    serving: list[Volume], seen: Seen, target: Target
+) -> Finish | AwaitImage | RemoveLocation:
+    """Take out an encrypted location that pre-warming has made; one of somebody else's is only
+    named."""
     first = serving[0]
     if first.encrypted and image_volume.may_be_ours(first):
         if seen.image.import_locked:
@@ -129,16 +177,19 @@ def _encrypted(serving: list[Volume], seen: Seen, target: Target) -> Finish | Aw
     which = ", ".join(volume.id for volume in serving if volume.encrypted)
     return Finish(
         Skip(
-            f"its location in store {target.glance_store} is encrypted volume {which}, which we did not make: Cinder "
+            f"its location in store {target.glance_store} is encrypted volume {which}, which we "
+            f"did not make: Cinder "
             "hands out its ciphertext; remove that location"
         )
     )
 
 
 def lost(seen: Seen) -> Action | None:
-    """Return the next look before an image is called lost, then the verdict; None if its data may be had somewhere.
+    """Return the next look before an image is called lost, then the verdict; None if its data may
+    be had somewhere.
 
-    A location in a store that lies on none of our targets is unknown: its volume may be in another region.
+    A location in a store that lies on none of our targets is unknown: its volume may be in another
+    region.
     """
     if seen.hidden:
         return None
@@ -157,8 +208,10 @@ def lost(seen: Seen) -> Action | None:
             return LookAtVolume(location.volume_id)
     broken = ", ".join(location.volume_id for location in seen.locations)
     reason = (
-        f"nobody can repair it: every volume with the image's data is gone or in error ({broken}). If Cinder can "
-        "restore one (cinder reset-state, or from a backup under the same id), do that; else have the owner upload the "
+        f"nobody can repair it: every volume with the image's data is gone or in error "
+        f"({broken}). If Cinder can "
+        "restore one (cinder reset-state, or from a backup under the same id), do that; else "
+        "have the owner upload the "
         "image anew and delete this one, of which no volume can be made any more"
     )
     return Finish(Park(reason), lost=True)
@@ -175,11 +228,17 @@ def await_or_give_up(volume: Volume, seen: Seen) -> Action:
 
 
 def _await_located(volume: Volume) -> Action:
-    """Wait for a volume that somebody is busy with; without a slot of the lane unless it is a matter of moments."""
+    """Wait for a volume that somebody is busy with; without a slot of the lane unless it is a
+    matter of moments."""
     if volume.status in image_volume.MAKING | {"attaching", "detaching", "reserved"}:
         return AwaitVolume(volume.id)
     return Finish(
-        Again(f"its Image-Volume {volume.id} is {volume.status}", after=60.0, counted=False, wake_on_notification=True)
+        Again(
+            f"its Image-Volume {volume.id} is {volume.status}",
+            after=60.0,
+            counted=False,
+            wake_on_notification=True,
+        )
     )
 
 
@@ -195,12 +254,15 @@ def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
 
 
 def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
-    """Add what the volume lacks for Cinder to clone it for everyone who may use the image; None if nothing."""
+    """Add what the volume lacks for Cinder to clone it for everyone who may use the image; None if
+    nothing."""
     marks = image_volume.metadata_of(seen.image, target)
     asked = target.glance_store in seen.asked and image_volume.is_unmarked_copy(volume)
     if asked or image_volume.is_copy_of_ours(volume, seen.image):
         marks[image_volume.ORIGIN] = image_volume.PREWARM
-    if missing := image_volume.lacking(volume, marks | image_volume.use_to_record(volume, seen.used)):
+    if missing := image_volume.lacking(
+        volume, marks | image_volume.use_to_record(volume, seen.used)
+    ):
         return SetMetadata(volume.id, missing)
     if not image_volume.is_readonly(volume):
         return SetReadonly(volume.id)
@@ -213,14 +275,23 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
         return f"not in store {target.glance_store}"
     name = image_volume.name_of(image.id)
     # Those serve other pools
-    entries = {v.id for v in volumes if image_volume.is_entry(v) and (target.is_spread or image_volume.is_placed(v))}
+    entries = {
+        v.id
+        for v in volumes
+        if image_volume.is_entry(v) and (target.is_spread or image_volume.is_placed(v))
+    }
     volumes = tuple(volume for volume in volumes if volume.id not in entries)
     tagged = [
-        v for v in volumes if v.name == name and v.metadata.get(TAG) == target.name and image_volume.is_of(v, image)
+        v
+        for v in volumes
+        if v.name == name and v.metadata.get(TAG) == target.name and image_volume.is_of(v, image)
     ]
     mine = [volume for volume in tagged if image_volume.is_ours(volume, target)]
     if not mine and tagged:
-        return f"its Image-Volume {tagged[0].id} is of type {tagged[0].volume_type}, not {target.volume_type}"
+        return (
+            f"its Image-Volume {tagged[0].id} is of type {tagged[0].volume_type}, not "
+            f"{target.volume_type}"
+        )
     if not mine:
         return "no Image-Volume of ours"
     if not image_volume.is_readonly(mine[0]):

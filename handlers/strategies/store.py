@@ -16,7 +16,9 @@ ASK_AGAIN = 60.0
 
 def gone_again(store: str) -> Finish:
     """Glance has copied the image and names no failure, and the copy is not there."""
-    return Finish(Again(f"the copy in store {store} was removed as soon as it was made", counted=False))
+    return Finish(
+        Again(f"the copy in store {store} was removed as soon as it was made", counted=False)
+    )
 
 
 def plan(seen: Seen, target: Target) -> Action:
@@ -29,24 +31,29 @@ def plan(seen: Seen, target: Target) -> Action:
 def copy(seen: Seen, store: str) -> Action:
     """The next action towards a copy of the image in a store of Glance where it is not yet."""
     if seen.image.import_locked:
-        # One import at a time an image: somebody else's is waited for as well. A Glance that was killed leaves the lock
-        # behind, and takes it from a dead task only when it is asked for another import (glance/api/v2/images.py).
-        # One whose staging area is full drops the lock, and leaves `os_glance_importing_to_stores` behind: that alone
-        # tells nothing
+        # One import at a time an image: somebody else's is waited for as well. A Glance that was
+        # killed leaves the lock behind, and takes it from a dead task only when it is asked for
+        # another import (glance/api/v2/images.py). One whose staging area is full drops the lock,
+        # and leaves `os_glance_importing_to_stores` behind: that alone tells nothing
         silent = seen.now - seen.image.updated_epoch > SILENT
         if silent and not seen.refused:
             return CopyImage((store,))
         if silent and store not in seen.asked:
-            held = "another import holds the image, or died and left its lock: Glance gives that away after an hour"
+            held = (
+                "another import holds the image, or died and left its lock: Glance gives that "
+                "away after an hour"
+            )
             return Finish(Again(held, after=ASK_AGAIN, counted=False, wake_on_notification=True))
         return AwaitImage()
     if seen.imported and not {store} & (seen.image.failed | seen.image.importing):
         return registered.lost(seen) or gone_again(store)
     if seen.imported:
-        failed = Finish(Again(f"Glance could not copy the image into store {store}; its log has the reason"))
+        failed = Finish(
+            Again(f"Glance could not copy the image into store {store}; its log has the reason")
+        )
         return registered.lost(seen) or failed
-    # Glance's import writes the whole image once it ends, as it was when it began: what its owner changes meanwhile is
-    # lost
+    # Glance's import writes the whole image once it ends, as it was when it began: what its owner
+    # changes meanwhile is lost
     wait = min(seen.settle, FIRST_QUIET) - age(seen.image.updated_epoch, seen.now)
     if wait > 0 and not seen.repaired:
         return Finish(Again("the image was changed a moment ago", after=wait, counted=False))

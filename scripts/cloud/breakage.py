@@ -1,4 +1,5 @@
-"""Ways to break the devcloud and a worker on it. Each context manager restores what it broke, whatever happens."""
+"""Ways to break the devcloud and a worker on it. Each context manager restores what it broke,
+whatever happens."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ datetime.datetime = Clock
 
 
 def set_clock(folder: Path, seconds: float) -> dict[str, str]:
-    """Set the clock this far off for all processes that have the returned variables in their environment."""
+    """Set the clock this far off for all processes that have the returned variables in their
+    environment."""
     offset = folder / "offset"
     offset.with_suffix(".new").write_text(str(seconds))
     offset.with_suffix(".new").rename(offset)
@@ -89,7 +91,11 @@ def broker_short_of_memory() -> Iterator[None]:
     """Raise RabbitMQ's memory alarm: it takes nothing from publishers."""
     rabbitmqctl("set_vm_memory_high_watermark", "0.00001")
     try:
-        until(lambda: "memory" in rabbitmqctl("eval", "rabbit_alarm:get_alarms()."), what="the alarm", seconds=60)
+        until(
+            lambda: "memory" in rabbitmqctl("eval", "rabbit_alarm:get_alarms()."),
+            what="the alarm",
+            seconds=60,
+        )
         yield
     finally:
         # A RabbitMQ that was restarted meanwhile has forgotten it
@@ -108,25 +114,34 @@ def queues(vhost: str, prefix: str) -> dict[str, int]:
     """The queues of a vhost whose names begin so, with the number of messages in each."""
     listed = rabbitmqctl("list_queues", "-p", vhost, "name", "messages", "--no-table-headers")
     rows = (line.split() for line in listed.splitlines())
-    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit() and row[0].startswith(prefix)}
+    return {
+        row[0]: int(row[1])
+        for row in rows
+        if len(row) == 2 and row[1].isdigit() and row[0].startswith(prefix)
+    }
 
 
 def delete_queue(vhost: str, name: str) -> None:
     """Delete a queue that is there."""
-    with kombu.Connection(f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/{vhost.lstrip('/')}") as connection:
+    with kombu.Connection(
+        f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/{vhost.lstrip('/')}"
+    ) as connection:
         connection.default_channel.queue_declare(name, passive=True)
         connection.default_channel.queue_delete(name)
 
 
 def heartbeat(seconds: int) -> None:
-    """Have RabbitMQ give up a silent client after twice this time; it counts for new connections."""
+    """Have RabbitMQ give up a silent client after twice this time; it counts for new
+    connections."""
     rabbitmqctl("eval", f"application:set_env(rabbit, heartbeat, {seconds}).")
 
 
 def revoke(admin: Person, tokens: Iterable[str]) -> None:
     """Revoke tokens in Keystone and have the services forget that they have let them in."""
     for token in tokens:
-        answer = admin.connection.identity.delete("/auth/tokens", headers={"X-Subject-Token": token})
+        answer = admin.connection.identity.delete(
+            "/auth/tokens", headers={"X-Subject-Token": token}
+        )
         # 404: it has expired or was revoked before
         if answer.status_code not in (204, 404):
             raise RuntimeError(f"revoking a token: {answer.status_code} {answer.text[:300]}")
@@ -159,7 +174,8 @@ def disk_full(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def glance_policy(**rules: str) -> Iterator[None]:
-    """Give Glance a policy file with these rules, which it reads with its next request; then one with the defaults."""
+    """Give Glance a policy file with these rules, which it reads with its next request; then one
+    with the defaults."""
     if POLICY.exists() and not POLICY.read_text().startswith(OURS):
         raise RuntimeError(f"{POLICY} is there already, by a switch of the devcloud")
     defaults = glance_defaults()
@@ -184,7 +200,9 @@ def glance_defaults() -> dict[str, str]:
     python = HOME / f"venv-{(HOME / 'release').read_text().strip()}" / "bin" / "python"
     rules = "{rule.name: rule.check_str for rule in policies.list_rules()}"
     code = f"import json; from glance import policies; print(json.dumps({rules}))"
-    done = subprocess.run((python, "-c", code), capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        (python, "-c", code), capture_output=True, text=True, timeout=60, check=True
+    )
     found: dict[str, str] = json.loads(done.stdout)
     return found
 

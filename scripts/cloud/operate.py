@@ -1,4 +1,5 @@
-"""An operator's hands on the devcloud: its services, broker, database and switches; a worker's configuration for it."""
+"""An operator's hands on the devcloud: its services, broker, database and switches; a worker's
+configuration for it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from typing import Any
 from scripts.cloud.people import HOME, Person
 
 ROOT = Path(__file__).parents[2]
-# A Glance whose Cinder was killed holds an import for minutes: it asks five times for an answer, 30 s each here
+# A Glance whose Cinder was killed holds an import for minutes: it asks five times for an answer, 30
+# s each here
 PATIENCE = 700.0
 TARGETS = ("local-1", "local-2")
 PASSWORD = os.environ.get("DEVCLOUD_PASSWORD", "devcloud")
@@ -24,7 +26,11 @@ URL = f"rabbit://openstack:{PASSWORD}@127.0.0.1:5672/"
 def devcloud(*words: str) -> str:
     """Run scripts/devcloud; what it printed."""
     done = subprocess.run(
-        [str(ROOT / "scripts" / "devcloud"), *words], capture_output=True, text=True, timeout=600, check=False
+        [str(ROOT / "scripts" / "devcloud"), *words],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -39,7 +45,9 @@ def rabbitmqctl(*words: str) -> str:
         "ERL_EPMD_PORT": "4370",
     }
     words = ("/usr/lib/rabbitmq/bin/rabbitmqctl", "--quiet", *words)
-    done = subprocess.run(words, env=environment, check=True, timeout=60, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        words, env=environment, check=True, timeout=60, stdout=subprocess.PIPE, text=True
+    )
     return done.stdout
 
 
@@ -59,18 +67,33 @@ def switched(*wanted: str) -> Iterator[None]:
         yield
     finally:
         if changed:
-            devcloud("set", *(f"{word.split('=')[0]}={before[word.split('=')[0]]}" for word in changed))
+            devcloud(
+                "set", *(f"{word.split('=')[0]}={before[word.split('=')[0]]}" for word in changed)
+            )
 
 
 def sql(database: str, statement: str) -> str:
     """Have a service's database do something, as an administrator who restores a backup would."""
-    command = ("mariadb", "--no-defaults", "-S", str(HOME / "run" / "mariadb.sock"), "-uroot", "-N", database, "-e")
-    done = subprocess.run((*command, statement), capture_output=True, text=True, timeout=60, check=False)
+    command = (
+        "mariadb",
+        "--no-defaults",
+        "-S",
+        str(HOME / "run" / "mariadb.sock"),
+        "-uroot",
+        "-N",
+        database,
+        "-e",
+    )
+    done = subprocess.run(
+        (*command, statement), capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def until(check: Callable[[], object], *, seconds: float = PATIENCE, what: str | Callable[[], str] = "") -> None:
+def until(
+    check: Callable[[], object], *, seconds: float = PATIENCE, what: str | Callable[[], str] = ""
+) -> None:
     """Return when `check` is true; else fail and say `what` was awaited."""
     deadline, pause = time.monotonic() + seconds, 0.1
     while not check():
@@ -84,7 +107,12 @@ def until(check: Callable[[], object], *, seconds: float = PATIENCE, what: str |
 Groups = Mapping[str, Mapping[str, object]]
 
 
-def groups(*, strategy: str = "auto", work: Mapping[str, object] | None = None, **more: Mapping[str, object]) -> Groups:
+def groups(
+    *,
+    strategy: str = "auto",
+    work: Mapping[str, object] | None = None,
+    **more: Mapping[str, object],
+) -> Groups:
     """The configuration of a worker on the devcloud."""
     stores = {"local-1": "cinder-1", "local-2": "cinder-2"}
     targets = {
@@ -108,8 +136,16 @@ def of_image(operator: Person, image_id: str) -> list[dict[str, Any]]:
     return [volume for volume in operator.volumes() if volume["name"].endswith(image_id)]
 
 
-def is_warm(operator: Person, alice: Person, image_id: str, *, locations: bool = True, unmarked: bool = False) -> bool:
-    """Whether there is exactly one Image-Volume a target, with all that Cinder needs to clone it for everyone.
+def is_warm(
+    operator: Person,
+    alice: Person,
+    image_id: str,
+    *,
+    locations: bool = True,
+    unmarked: bool = False,
+) -> bool:
+    """Whether there is exactly one Image-Volume a target, with all that Cinder needs to clone it
+    for everyone.
 
     `unmarked`: besides them there may be what an import of Glance's has left behind.
     """
@@ -127,4 +163,6 @@ def is_warm(operator: Person, alice: Person, image_id: str, *, locations: bool =
     ]
     if locations and not {"cinder-1", "cinder-2"} <= set(image["stores"].split(",")):
         return False
-    return sorted(volume["volume_type"] for volume in good) == list(TARGETS) and len(volumes) == len(TARGETS)
+    return sorted(volume["volume_type"] for volume in good) == list(TARGETS) and len(
+        volumes
+    ) == len(TARGETS)

@@ -23,7 +23,8 @@ PATIENCE = 600.0
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A volume that a user has made from an image: after how many seconds, and whether Cinder says that it cloned."""
+    """A volume that a user has made from an image: after how many seconds, and whether Cinder says
+    that it cloned."""
 
     id: str
     seconds: float
@@ -37,11 +38,14 @@ def connect(name: str) -> Connection:
 
 
 def data(mebibytes: int, disk_format: str = "raw") -> Path:
-    """A file of so much random data, made once; zeros would be copied in no time, and Glance checks the format."""
+    """A file of so much random data, made once; zeros would be copied in no time, and Glance checks
+    the format."""
     path = HOME / f"random-{mebibytes}.{disk_format}"
     half = path.with_suffix(".part")
     if not path.exists() and disk_format != "raw":
-        subprocess.run(["qemu-img", "convert", "-O", disk_format, data(mebibytes), half], check=True)
+        subprocess.run(
+            ["qemu-img", "convert", "-O", disk_format, data(mebibytes), half], check=True
+        )
         half.rename(path)
     elif not path.exists():
         with half.open("wb") as file:
@@ -63,7 +67,13 @@ class Person:
         return str(self.connection.current_project_id)
 
     def image(
-        self, name: str, *, mebibytes: int = 16, visibility: str = "community", store: str = "", **fields: Any
+        self,
+        name: str,
+        *,
+        mebibytes: int = 16,
+        visibility: str = "community",
+        store: str = "",
+        **fields: Any,
     ) -> str:
         """The id of a new image, raw/bare unless said otherwise, active once this returns.
 
@@ -75,28 +85,42 @@ class Person:
 
     def fill(self, image_id: str, file: Path, *, store: str = "") -> None:
         """Upload the data of an image record that has none."""
-        headers = {"Content-Type": "application/octet-stream"} | ({"x-image-meta-store": store} if store else {})
+        headers = {"Content-Type": "application/octet-stream"} | (
+            {"x-image-meta-store": store} if store else {}
+        )
         with file.open("rb") as content:
-            self._checked(self.connection.image.put(f"/images/{image_id}/file", data=content, headers=headers))
+            self._checked(
+                self.connection.image.put(f"/images/{image_id}/file", data=content, headers=headers)
+            )
 
     def queued(self, name: str, *, visibility: str = "community", **fields: Any) -> str:
         """The id of a new image record without data, raw/bare unless said otherwise."""
-        body = {"name": name, "disk_format": "raw", "container_format": "bare", "visibility": visibility} | fields
+        body = {
+            "name": name,
+            "disk_format": "raw",
+            "container_format": "bare",
+            "visibility": visibility,
+        } | fields
         return str(self._checked(self.connection.image.post("/images", json=body)).json()["id"])
 
     def property(self, image_id: str, name: str, value: str) -> None:
         """Set a property of an image."""
         headers = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
         patch = [{"op": "add", "path": f"/{name}", "value": value}]
-        self._checked(self.connection.image.patch(f"/images/{image_id}", json=patch, headers=headers))
+        self._checked(
+            self.connection.image.patch(f"/images/{image_id}", json=patch, headers=headers)
+        )
 
     def show(self, image_id: str) -> dict[str, Any]:
         """The image as its API shows it."""
-        answer: dict[str, Any] = self._checked(self.connection.image.get(f"/images/{image_id}")).json()
+        answer: dict[str, Any] = self._checked(
+            self.connection.image.get(f"/images/{image_id}")
+        ).json()
         return answer
 
     def locations(self, image_id: str) -> list[dict[str, Any]]:
-        """Where the data of an image lies; a Glance without the New Location API tells it with the image, if at all."""
+        """Where the data of an image lies; a Glance without the New Location API tells it with the
+        image, if at all."""
         answer = self.connection.image.get(f"/images/{image_id}/locations")
         if answer.status_code == 404:
             found: list[dict[str, Any]] = self.show(image_id).get("locations", [])
@@ -106,7 +130,9 @@ class Person:
 
     def images(self) -> list[dict[str, Any]]:
         """The images of the user's project."""
-        answer = self._checked(self.connection.image.get(f"/images?owner={self.project_id}&limit=500"))
+        answer = self._checked(
+            self.connection.image.get(f"/images?owner={self.project_id}&limit=500")
+        )
         images: list[dict[str, Any]] = answer.json()["images"]
         return images
 
@@ -116,7 +142,14 @@ class Person:
 
     def volume(self, image_id: str, volume_type: str, *, gibibytes: int = 1) -> Made:
         """Make a volume from an image and wait until it is available."""
-        body = {"volume": {"size": gibibytes, "imageRef": image_id, "volume_type": volume_type, "name": "from-image"}}
+        body = {
+            "volume": {
+                "size": gibibytes,
+                "imageRef": image_id,
+                "volume_type": volume_type,
+                "name": "from-image",
+            }
+        }
         offset = CINDER_LOG.stat().st_size
         began = time.monotonic()
         answer = self._checked(self.connection.block_storage.post("/volumes", json=body))
@@ -125,20 +158,37 @@ class Person:
         seconds = time.monotonic() - began
         if status != "available":
             raise RuntimeError(f"volume {volume_id} of image {image_id} is {status}")
-        return Made(volume_id, seconds, _says_clone(volume_id, answer.headers["x-openstack-request-id"], offset))
+        return Made(
+            volume_id,
+            seconds,
+            _says_clone(volume_id, answer.headers["x-openstack-request-id"], offset),
+        )
 
     def blank(self, volume_type: str, *, gibibytes: int = 1, **fields: Any) -> str:
         """The id of a new empty volume, available once this returns."""
         body = {"volume": {"size": gibibytes, "volume_type": volume_type, "name": "blank"} | fields}
-        volume_id = str(self._checked(self.connection.block_storage.post("/volumes", json=body)).json()["volume"]["id"])
+        volume_id = str(
+            self._checked(self.connection.block_storage.post("/volumes", json=body)).json()[
+                "volume"
+            ]["id"]
+        )
         if (status := self._settled(volume_id)) != "available":
             raise RuntimeError(f"volume {volume_id} is {status}")
         return volume_id
 
     def upload(self, volume_id: str, name: str) -> str:
-        """Have Cinder itself make a raw image of a volume; the image's id, while Cinder is at work."""
-        body = {"os-volume_upload_image": {"image_name": name, "disk_format": "raw", "container_format": "bare"}}
-        answer = self._checked(self.connection.block_storage.post(f"/volumes/{volume_id}/action", json=body))
+        """Have Cinder itself make a raw image of a volume; the image's id, while Cinder is at
+        work."""
+        body = {
+            "os-volume_upload_image": {
+                "image_name": name,
+                "disk_format": "raw",
+                "container_format": "bare",
+            }
+        }
+        answer = self._checked(
+            self.connection.block_storage.post(f"/volumes/{volume_id}/action", json=body)
+        )
         return str(answer.json()["os-volume_upload_image"]["image_id"])
 
     @contextmanager
@@ -186,13 +236,15 @@ class Person:
 
     def volumes(self) -> list[dict[str, Any]]:
         """All volumes of the user's project, with details."""
-        answer: list[dict[str, Any]] = self._checked(self.connection.block_storage.get("/volumes/detail")).json()[
-            "volumes"
-        ]
+        answer: list[dict[str, Any]] = self._checked(
+            self.connection.block_storage.get("/volumes/detail")
+        ).json()["volumes"]
         return answer
 
     @contextmanager
-    def temporary_volume(self, image_id: str, volume_type: str, *, gibibytes: int = 1) -> Iterator[Made]:
+    def temporary_volume(
+        self, image_id: str, volume_type: str, *, gibibytes: int = 1
+    ) -> Iterator[Made]:
         """A volume made from an image, deleted at the end."""
         made = self.volume(image_id, volume_type, gibibytes=gibibytes)
         try:
@@ -202,8 +254,19 @@ class Person:
 
     def begin_volume(self, image_id: str, volume_type: str) -> str:
         """The id of a new volume of an image, while Cinder is at work."""
-        body = {"volume": {"size": 1, "imageRef": image_id, "volume_type": volume_type, "name": "from-image"}}
-        return str(self._checked(self.connection.block_storage.post("/volumes", json=body)).json()["volume"]["id"])
+        body = {
+            "volume": {
+                "size": 1,
+                "imageRef": image_id,
+                "volume_type": volume_type,
+                "name": "from-image",
+            }
+        }
+        return str(
+            self._checked(self.connection.block_storage.post("/volumes", json=body)).json()[
+                "volume"
+            ]["id"]
+        )
 
     def activated(self, image_id: str, active: bool) -> None:
         """Activate or deactivate an image."""
@@ -218,23 +281,30 @@ class Person:
             if status == "available" or status.startswith("error"):
                 return status
             time.sleep(0.1)
-        raise TimeoutError(f"volume {volume_id} is neither available nor in error after {PATIENCE:g} s")
+        raise TimeoutError(
+            f"volume {volume_id} is neither available nor in error after {PATIENCE:g} s"
+        )
 
     @staticmethod
     def _checked(answer: Any) -> Any:
         if answer.status_code >= 400:
-            raise RuntimeError(f"{answer.request.method} {answer.url}: {answer.status_code} {answer.text[:300]}")
+            raise RuntimeError(
+                f"{answer.request.method} {answer.url}: {answer.status_code} {answer.text[:300]}"
+            )
         return answer
 
 
 def _says_clone(volume_id: str, request_id: str, offset: int) -> bool:
-    """Whether Cinder's log says that the volume is a clone: of a location, of its cache, or by its driver."""
+    """Whether Cinder's log says that the volume is a clone: of a location, of its cache, or by its
+    driver."""
     with CINDER_LOG.open("rb") as log:
         log.seek(offset)
         lines = log.read().decode(errors="replace").splitlines()
     if any("Attempting download of" in line and volume_id in line for line in lines):
         return False
-    located = any("Will clone a volume from the image volume" in line and request_id in line for line in lines)
+    located = any(
+        "Will clone a volume from the image volume" in line and request_id in line for line in lines
+    )
     # The cache works under a request id of its own
     cached = any("Creating from source image-volume" in line for line in lines)
     native = any(f" to volume-{volume_id}" in line and "cloning " in line for line in lines)

@@ -69,7 +69,12 @@ def seed_identity(cloud: Connection, home: pathlib.Path) -> None:
             services[name] = idp.create_service(name=name, type=kind)
         for interface in ("public", "internal", "admin"):
             if (services[name].id, interface) not in endpoints:
-                idp.create_endpoint(service_id=services[name].id, url=url, interface=interface, region_id="RegionOne")
+                idp.create_endpoint(
+                    service_id=services[name].id,
+                    url=url,
+                    interface=interface,
+                    region_id="RegionOne",
+                )
 
     # Lines of cinder.conf.
     home.joinpath("ids").write_text(
@@ -91,20 +96,26 @@ def pools(home: pathlib.Path) -> set[str]:
     """Return the names of all pools, as the driver makes them up."""
     switches = dict(line.split("=") for line in home.joinpath("switches").read_text().split())
     count = 1 if switches["CEPH"] == "1" else int(switches["POOLS"])
-    return {f"{name}{letter}" for name in BACKENDS for letter in ("", *string.ascii_lowercase[1:count])}
+    return {
+        f"{name}{letter}" for name in BACKENDS for letter in ("", *string.ascii_lowercase[1:count])
+    }
 
 
 def wait_for_backends(cloud: Connection, home: pathlib.Path, *, timeout: float = 60.0) -> None:
     deadline = time.monotonic() + timeout
     wanted = pools(home)
-    while not wanted <= {pool.name.partition("#")[2] for pool in cloud.block_storage.backend_pools()}:
+    while not wanted <= {
+        pool.name.partition("#")[2] for pool in cloud.block_storage.backend_pools()
+    }:
         if time.monotonic() > deadline:
             sys.exit("the scheduler does not know all pools")
         time.sleep(0.3)
 
 
 def main(stage: str, home: pathlib.Path) -> None:
-    config = openstack.config.OpenStackConfig(config_files=[str(home / "clouds.yaml")], load_envvars=False)
+    config = openstack.config.OpenStackConfig(
+        config_files=[str(home / "clouds.yaml")], load_envvars=False
+    )
     cloud = Connection(config=config.get_one("admin"))
     match stage:
         case "identity":

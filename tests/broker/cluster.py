@@ -1,4 +1,5 @@
-"""A cluster of RabbitMQ on loopback, whose nodes talk to each other through proxies that a test can block."""
+"""A cluster of RabbitMQ on loopback, whose nodes talk to each other through proxies that a test can
+block."""
 
 from __future__ import annotations
 
@@ -15,21 +16,25 @@ from pathlib import Path
 from tests.broker.rabbitmq import Member, RabbitMQ
 
 NET_TICK = 24
-"""Seconds without a word after which nodes count each other as down (a quarter more or less); 60 by default."""
+"""Seconds without a word after which nodes count each other as down (a quarter more or less); 60 by
+default."""
 
-# Requests and answers of Erlang's port mapper (epmd): the chapter "Distribution Protocol" of Erlang's documentation
+# Requests and answers of Erlang's port mapper (epmd): the chapter "Distribution Protocol" of
+# Erlang's documentation
 _REGISTER, _REGISTERED, _LOOK_UP, _FOUND, _NAMES = 120, 118, 122, 119, 110
 _NODE = struct.pack(">BBHH", 77, 0, 6, 5)
-"""A node that is not hidden, by TCP, and the versions of the distribution protocol that nodes here speak."""
+"""A node that is not hidden, by TCP, and the versions of the distribution protocol that nodes here
+speak."""
 
 _Handle = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Wires:
-    """The ways between nodes: a port mapper for each node, and a proxy for each ordered pair of them.
+    """The ways between nodes: a port mapper for each node, and a proxy for each ordered pair of
+    them.
 
-    A node asks its own port mapper where another one listens, and is told the port of a proxy. So a test can stop what
-    two nodes say to each other while clients still reach both.
+    A node asks its own port mapper where another one listens, and is told the port of a proxy. So a
+    test can stop what two nodes say to each other while clients still reach both.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -47,7 +52,8 @@ class Wires:
         asyncio.run_coroutine_threadsafe(self._open(), self._loop).result()
 
     def cut(self, name: str) -> None:
-        """Let nothing through between a node and the others, in silence, as when a cable is pulled."""
+        """Let nothing through between a node and the others, in silence, as when a cable is
+        pulled."""
         for pair, way in self._ways.items():
             if name.partition("@")[0] in pair:
                 self._loop.call_soon_threadsafe(way.clear)
@@ -116,10 +122,14 @@ class Wires:
                         del self._listening[node]
                 case 122:  # _LOOK_UP
                     node = asked[1:].decode()
-                    port = self._listening.get(node, 0) and self._proxies.get((name, node), self._listening[node])
+                    port = self._listening.get(node, 0) and self._proxies.get(
+                        (name, node), self._listening[node]
+                    )
                     text = struct.pack(">H", len(node)) + node.encode() + b"\0\0"
                     writer.write(
-                        bytes([_FOUND, 0]) + struct.pack(">H", port) + _NODE + text if port else bytes([_FOUND, 1])
+                        bytes([_FOUND, 0]) + struct.pack(">H", port) + _NODE + text
+                        if port
+                        else bytes([_FOUND, 1])
                     )
                     await writer.drain()
                 case 110:  # _NAMES
@@ -145,20 +155,28 @@ class Wires:
 
         async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await way.wait()
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._listening.get(other, 1))
-            await asyncio.gather(pass_on(reader, far_writer), pass_on(far_reader, writer), return_exceptions=True)
+            far_reader, far_writer = await asyncio.open_connection(
+                "127.0.0.1", self._listening.get(other, 1)
+            )
+            await asyncio.gather(
+                pass_on(reader, far_writer), pass_on(far_reader, writer), return_exceptions=True
+            )
 
         return connect
 
 
 class Cluster:
-    """Nodes of one RabbitMQ: `start` them, break them by `nodes` and `wires`, `remove` them at the end."""
+    """Nodes of one RabbitMQ: `start` them, break them by `nodes` and `wires`, `remove` them at the
+    end."""
 
     def __init__(self, *, folder: Path, scripts: Path, size: int = 3) -> None:
         password, cookie = secrets.token_hex(8), secrets.token_hex(8)
-        names = [f"worker{number}-{secrets.token_hex(4)}@localhost" for number in range(1, size + 1)]
+        names = [
+            f"worker{number}-{secrets.token_hex(4)}@localhost" for number in range(1, size + 1)
+        ]
         listed = "".join(
-            f"cluster_formation.classic_config.nodes.{number} = {name}\n" for number, name in enumerate(names, 1)
+            f"cluster_formation.classic_config.nodes.{number} = {name}\n"
+            for number, name in enumerate(names, 1)
         )
         self.wires = Wires(names)
         self.nodes = [

@@ -23,12 +23,14 @@ from worker.core.outcome import Again, Done, Outcome
 EVENT = "image.counted"
 LANES = ("east", "west")
 NOTES, GATE = "COUNTING_NOTES", "COUNTING_GATE"
-"""The environment: the file with the notes; and the file that ends the jobs that wait for it, once it is there."""
+"""The environment: the file with the notes; and the file that ends the jobs that wait for it, once
+it is there."""
 WIDTH = 8
 
 
 def image_id(number: int) -> str:
-    """The image of a number. Its job is done at once, or at the second or third try; every 20th takes 3 s."""
+    """The image of a number. Its job is done at once, or at the second or third try; every 20th
+    takes 3 s."""
     return f"{number:08x}-0000-4000-8000-000000000000"
 
 
@@ -39,7 +41,8 @@ def endless(number: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One try of a key: by which process, from when to when in monotonic seconds, and how it ended."""
+    """One try of a key: by which process, from when to when in monotonic seconds, and how it
+    ended."""
 
     key: tuple[str, str]
     pid: int
@@ -68,7 +71,9 @@ class Counting:
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
         return
 
-    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
+    def incomplete(
+        self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]
+    ) -> Iterable[Missing]:
         return ()
 
     async def reconcile(self, key: Key, watch: Watch) -> Outcome:
@@ -88,7 +93,8 @@ class Counting:
         number = int(key.image_id[:8], 16)
         if key.image_id == endless(number):
             while not self._gate.exists():
-                # As real handlers do before each step: it ends the try if the key may be another worker's by now
+                # As real handlers do before each step: it ends the try if the key may be another
+                # worker's by now
                 watch.tell("waits for the gate")
                 await asyncio.sleep(0.05)
             return Done(changed=True)
@@ -105,7 +111,14 @@ class Counting:
         return Done(changed=True)
 
     def _note(self, key: Key, began: float, outcome: str = "") -> None:
-        note = [key.image_id, key.target, os.getpid(), began, time.monotonic() if outcome else 0.0, outcome]
+        note = [
+            key.image_id,
+            key.target,
+            os.getpid(),
+            began,
+            time.monotonic() if outcome else 0.0,
+            outcome,
+        ]
         # In one write, as several workers share the file
         os.write(self._notes, json.dumps(note).encode() + b"\n")
 
@@ -127,9 +140,12 @@ def plug_in(folder: Path) -> Mapping[str, str]:
 
 
 def read(notes: Path) -> list[Run]:
-    """The tries so far, those under way too, in the order in which they began; those have no outcome."""
+    """The tries so far, those under way too, in the order in which they began; those have no
+    outcome."""
     runs: dict[tuple[str, str, int, float], Run] = {}
     for line in notes.read_text().splitlines() if notes.exists() else ():
         image, lane, pid, began, ended, outcome = json.loads(line)
-        runs[image, lane, pid, began] = Run((image, lane), pid, began, ended or float("inf"), outcome)
+        runs[image, lane, pid, began] = Run(
+            (image, lane), pid, began, ended or float("inf"), outcome
+        )
     return sorted(runs.values(), key=lambda run: run.began)

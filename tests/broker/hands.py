@@ -10,7 +10,8 @@ from worker.core.job import Job, Key
 from worker.core.lanes import Delivery
 
 PATIENCE = 60.0
-"""Seconds after which something that has to happen counts as not happening; generous, as machines are busy."""
+"""Seconds after which something that has to happen counts as not happening; generous, as machines
+are busy."""
 
 
 class Hands:
@@ -46,7 +47,10 @@ class Hands:
 
 def jobs(lane: str, count: int, *, first: int = 0) -> list[Job]:
     """Jobs of one lane, with the numbers from `first` on as image ids."""
-    return [Job(key=Key(lane, str(number)), cause="test", first_at=1.0) for number in range(first, first + count)]
+    return [
+        Job(key=Key(lane, str(number)), cause="test", first_at=1.0)
+        for number in range(first, first + count)
+    ]
 
 
 async def until(condition: Callable[[], object]) -> None:

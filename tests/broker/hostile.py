@@ -37,7 +37,10 @@ def _deep(levels: int) -> bytes:
 PROPERTIES: Mapping[str, tuple[int, bytes]] = {
     "a message id that is no UTF-8": (0x0080, _text(b"\xff\xfe")),
     "a content type that is no UTF-8": (0x8000, _text(b"\xff\xfe")),
-    "a header with a time that no calendar has": (0x2000, _sized(_text(b"t") + b"T" + struct.pack(">Q", 2**62))),
+    "a header with a time that no calendar has": (
+        0x2000,
+        _sized(_text(b"t") + b"T" + struct.pack(">Q", 2**62)),
+    ),
     "headers that are too deep": (0x2000, _deep(3000)),
     "a header's name that is no UTF-8": (0x2000, _sized(_text(b"\xff") + b"t\x01")),
 }

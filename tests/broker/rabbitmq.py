@@ -1,4 +1,5 @@
-"""A RabbitMQ of our own on loopback: free ports, its own node name and port mapper, a folder that goes away."""
+"""A RabbitMQ of our own on loopback: free ports, its own node name and port mapper, a folder that
+goes away."""
 
 from __future__ import annotations
 
@@ -18,10 +19,12 @@ import amqp
 
 SERVER = "rabbitmq-server"
 HOMES = (Path("/usr/lib/rabbitmq/bin"), Path("/usr/local/sbin"), Path("/opt/rabbitmq/sbin"))
-"""Where the scripts lie that any user may call; Debian's /usr/sbin/rabbitmq-server insists on root or rabbitmq."""
+"""Where the scripts lie that any user may call; Debian's /usr/sbin/rabbitmq-server insists on root
+or rabbitmq."""
 STARTUP_TIMEOUT = 120.0
 FORWARD_AGAIN = 10.0
-"""Seconds after which RabbitMQ forwards an expired job again if its lane was not back; 180 by default."""
+"""Seconds after which RabbitMQ forwards an expired job again if its lane was not back; 180 by
+default."""
 
 
 def installed() -> Path | None:
@@ -31,7 +34,8 @@ def installed() -> Path | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """What a node of a cluster shares with the others, and the port mapper by which it finds them."""
+    """What a node of a cluster shares with the others, and the port mapper by which it finds
+    them."""
 
     name: str
     mapper_port: int
@@ -42,8 +46,11 @@ class Member:
 class RabbitMQ:
     """One node; `start` and `stop` it as often as needed, `remove` it at the end."""
 
-    def __init__(self, *, folder: Path, scripts: Path, config: str = "", member: Member | None = None) -> None:
-        """`member`: of a cluster whose port mappers run already; else the node is alone, and has its own."""
+    def __init__(
+        self, *, folder: Path, scripts: Path, config: str = "", member: Member | None = None
+    ) -> None:
+        """`member`: of a cluster whose port mappers run already; else the node is alone, and has
+        its own."""
         self._folder = folder
         self._scripts = scripts
         self._mapped = member is not None
@@ -54,7 +61,11 @@ class RabbitMQ:
         self._password = secrets.token_hex(8)
         self._folder.mkdir(parents=True, exist_ok=True)
         if member is not None:
-            self.name, self._mapper_port, self._password = member.name, member.mapper_port, member.password
+            self.name, self._mapper_port, self._password = (
+                member.name,
+                member.mapper_port,
+                member.password,
+            )
             cookie = self._folder / ".erlang.cookie"
             cookie.write_text(member.cookie)
             cookie.chmod(0o400)
@@ -225,7 +236,8 @@ class RabbitMQ:
                 "-kernel inet_dist_use_interface {127,0,0,1} "
                 f"-rabbit dead_letter_worker_publisher_confirm_timeout {1000 * FORWARD_AGAIN:.0f}"
             ),
-            # The script becomes the server instead of watching over it: one process, and its id is ours to signal
+            # The script becomes the server instead of watching over it: one process, and its id is
+            # ours to signal
             "RUNNING_UNDER_SYSTEMD": "true",
         }
 

@@ -17,7 +17,8 @@ from worker.observe.volume_times import VolumeTimes
 
 
 class RecordingSink:
-    """Makes a job of each message that is JSON with an `id`, a letter of what is none, nothing of `null`."""
+    """Makes a job of each message that is JSON with an `id`, a letter of what is none, nothing of
+    `null`."""
 
     def __init__(self) -> None:
         self.bodies: list[bytes] = []
@@ -70,7 +71,9 @@ class RoutingSink:
 
     def __init__(self) -> None:
         rig, metrics = Rig(FakeCloud(stores=STORES), targets=(FAST,)), Metrics()
-        self._router = Router(handlers=rig.handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics))
+        self._router = Router(
+            handlers=rig.handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics)
+        )
         self.accepted: list[Routed] = []
 
     @property
@@ -79,7 +82,9 @@ class RoutingSink:
 
     @property
     def letters(self) -> list[tuple[str, bytes | None]]:
-        return [(routed.letter.reason, routed.letter.body) for routed in self.accepted if routed.letter]
+        return [
+            (routed.letter.reason, routed.letter.body) for routed in self.accepted if routed.letter
+        ]
 
     def route(self, body: bytes, compression: str = "") -> Routed:
         return self._router.route(body, compression)

@@ -1,4 +1,5 @@
-"""Workers on a RabbitMQ of three nodes, under load, of which one node after the other goes away and comes back."""
+"""Workers on a RabbitMQ of three nodes, under load, of which one node after the other goes away and
+comes back."""
 
 from __future__ import annotations
 
@@ -23,15 +24,19 @@ from tests.deploy.debian import CLOUD, SmallCloud
 from tests.worker_process import WorkerProcess
 
 PATIENCE = 180.0
-"""Seconds after which something that has to happen counts as not happening; generous, as machines are busy."""
+"""Seconds after which something that has to happen counts as not happening; generous, as machines
+are busy."""
 QUEUE = "cluster"
 EVERY = 0.2
-"""Seconds between two notifications; each makes a job in each of two lanes, and most jobs take several tries."""
+"""Seconds between two notifications; each makes a job in each of two lanes, and most jobs take
+several tries."""
 
 STEP = 1.0
-"""Seconds that a job which the broker gives to another worker may take to end: it does so before its next step."""
+"""Seconds that a job which the broker gives to another worker may take to end: it does so before
+its next step."""
 SAMPLE = 10
-"""Notifications published after a change that have to be done before the workers count as being at work."""
+"""Notifications published after a change that have to be done before the workers count as being at
+work."""
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +53,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 class Service:
-    """Publishes notifications as Glance does, one after the other, until each is confirmed by some node."""
+    """Publishes notifications as Glance does, one after the other, until each is confirmed by some
+    node."""
 
     def __init__(self, nodes: list[RabbitMQ]) -> None:
         self._nodes = itertools.cycle(nodes)
@@ -76,7 +82,11 @@ class Service:
                 with contextlib.closing(_Way(next(self._nodes))) as way:
                     while not self._ending.is_set():
                         if not image_id:
-                            image_id = self._urgent.pop(0) if self._urgent else counting.image_id(next(numbers))
+                            image_id = (
+                                self._urgent.pop(0)
+                                if self._urgent
+                                else counting.image_id(next(numbers))
+                            )
                         way.publish(image_id)
                         self.confirmed.append(image_id)
                         image_id = ""
@@ -111,7 +121,9 @@ class _Way:
     def publish(self, image_id: str) -> None:
         """Publish a notification; an error if it is not confirmed, or no queue has taken it."""
         body = {"event_type": counting.EVENT, "priority": "INFO", "payload": {"id": image_id}}
-        message = amqp.Message(json.dumps(body).encode(), delivery_mode=2, content_type="application/json")
+        message = amqp.Message(
+            json.dumps(body).encode(), delivery_mode=2, content_type="application/json"
+        )
         self._channel.basic_publish(message, "glance", "notifications.info", mandatory=True)
 
     def close(self) -> None:
@@ -141,7 +153,8 @@ class Load:
         return {image_id for image_id, found in lanes.items() if found == set(counting.LANES)}
 
     def until_ready(self, what: str) -> None:
-        """Wait until what is published from now on is done, and the workers are ready; tell how long that took."""
+        """Wait until what is published from now on is done, and the workers are ready; tell how
+        long that took."""
         began = time.monotonic()
         before = len(self.service.confirmed)
         until(lambda: len(self.service.confirmed) > before, self.state)
@@ -154,7 +167,8 @@ class Load:
             worker.wait_ready(within=PATIENCE)
         ready = time.monotonic()
         self.told.append(
-            f"{what}: published again after {heard - began:.1f} s, at work after {worked - began:.1f} s, "
+            f"{what}: published again after {heard - began:.1f} s, at work after "
+            f"{worked - began:.1f} s, "
             f"workers ready after {ready - began:.1f} s"
         )
 
@@ -168,7 +182,10 @@ class Load:
         self.gate.touch()
         self.service.stop()
         wanted = set(self.service.confirmed)
-        until(lambda: wanted <= self.done(), lambda: f"{self.state()}; lost: {sorted(wanted - self.done())[:10]}")
+        until(
+            lambda: wanted <= self.done(),
+            lambda: f"{self.state()}; lost: {sorted(wanted - self.done())[:10]}",
+        )
         until(lambda: not any(self.depths().values()), lambda: f"left over: {self.depths()}")
         runs = self.runs()
         by_key: defaultdict[tuple[str, str], list[counting.Run]] = defaultdict(list)
@@ -185,7 +202,8 @@ class Load:
         moments = sorted(run.ended for run in runs if run.outcome == "done")
         longest = max(later - earlier for earlier, later in itertools.pairwise(moments))
         self.told.append(
-            f"{len(wanted)} notifications, {len(by_key)} jobs, {again} done a second time (delivered again), "
+            f"{len(wanted)} notifications, {len(by_key)} jobs, {again} done a second time "
+            f"(delivered again), "
             f"longest time without a job done: {longest:.1f} s"
         )
 
@@ -193,14 +211,20 @@ class Load:
         """What waits in our queues, by name."""
         node = self.cluster.nodes[0]
         listed = json.loads(node.ctl("list_queues", "name", "--formatter=json"))
-        return {row["name"]: depth for row in listed if (depth := node.depth(row["name"])) is not None}
+        return {
+            row["name"]: depth for row in listed if (depth := node.depth(row["name"])) is not None
+        }
 
 
 @pytest.fixture
 def load(
-    cluster: Cluster, tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+    cluster: Cluster,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
 ) -> Iterator[Load]:
-    """Two workers under load, each of which begins with another node; what was measured is printed at the end."""
+    """Two workers under load, each of which begins with another node; what was measured is printed
+    at the end."""
     cloud = SmallCloud()
     clouds = tmp_path / "clouds.yaml"
     clouds.write_text(cloud.clouds_yaml)
@@ -209,7 +233,12 @@ def load(
         stack.callback(cloud.close)
         workers = [
             stack.enter_context(
-                WorkerProcess(tmp_path, groups(cluster.url(first=first)), clouds=clouds, environment=environment)
+                WorkerProcess(
+                    tmp_path,
+                    groups(cluster.url(first=first)),
+                    clouds=clouds,
+                    environment=environment,
+                )
             )
             for first in (0, 1)
         ]
@@ -263,12 +292,16 @@ def test_the_leader_of_a_lane_is_killed_and_comes_back(cluster: Cluster, load: L
     load.finish()
 
 
-# RabbitMQ's default, and the harder one, as the node that is cut off serves its clients all the time; LONG=1 for both
-@pytest.mark.parametrize("handling", ["ignore", *(["pause_minority"] if os.environ.get("LONG") else [])])
+# RabbitMQ's default, and the harder one, as the node that is cut off serves its clients all the
+# time; LONG=1 for both
+@pytest.mark.parametrize(
+    "handling", ["ignore", *(["pause_minority"] if os.environ.get("LONG") else [])]
+)
 def test_a_node_is_cut_off_and_comes_back(cluster: Cluster, load: Load, handling: str) -> None:
     for node in cluster.nodes:
         node.ctl("eval", f"application:set_env(rabbit, cluster_partition_handling, {handling}).")
-    # Of the node whose worker has the lane: nobody but the others of the cluster can tell that it is to let go of it
+    # Of the node whose worker has the lane: nobody but the others of the cluster can tell that it
+    # is to let go of it
     job = (counting.endless(1), "east")
     load.service.publish(job[0])
     until(lambda: any(run.key == job for run in load.runs()), load.state)
@@ -277,7 +310,8 @@ def test_a_node_is_cut_off_and_comes_back(cluster: Cluster, load: Load, handling
     cluster.wires.cut(node.name)
     try:
         load.until_ready("a node cut off")
-        # It was given back and handed out anew; `finish` sees to it that the first worker had let go of it by then
+        # It was given back and handed out anew; `finish` sees to it that the first worker had let
+        # go of it by then
         until(lambda: sum(run.key == job for run in load.runs()) > 1, load.state)
     finally:
         cluster.wires.mend()

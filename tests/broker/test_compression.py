@@ -1,4 +1,5 @@
-"""Notifications of services that compress what they send ([oslo_messaging_rabbit] kombu_compression)."""
+"""Notifications of services that compress what they send ([oslo_messaging_rabbit]
+kombu_compression)."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def exchange(rabbitmq: RabbitMQ) -> Iterator[str]:
 
 # oslo.messaging itself throws away what is compressed in a way that kombu does not know
 @pytest.fixture(params=["rabbit", "oslo"])
-async def sink(request: pytest.FixtureRequest, rabbitmq: RabbitMQ, exchange: str) -> AsyncIterator[RoutingSink]:
+async def sink(
+    request: pytest.FixtureRequest, rabbitmq: RabbitMQ, exchange: str
+) -> AsyncIterator[RoutingSink]:
     """Fed by each of the intakes."""
     intake: Intake
     if request.param == "rabbit":
@@ -101,7 +104,9 @@ async def test_what_cannot_be_decompressed_becomes_a_letter_with_the_reason(
 
 
 @pytest.mark.parametrize("sink", ["rabbit"], indirect=True)
-async def test_a_compression_that_nobody_knows_is_named(rabbitmq: RabbitMQ, exchange: str, sink: RoutingSink) -> None:
+async def test_a_compression_that_nobody_knows_is_named(
+    rabbitmq: RabbitMQ, exchange: str, sink: RoutingSink
+) -> None:
     await asyncio.to_thread(publish, rabbitmq, exchange, BODY, "application/x-unheard-of")
     await until(lambda: sink.letters)
     ((reason, body),) = sink.letters
@@ -110,7 +115,9 @@ async def test_a_compression_that_nobody_knows_is_named(rabbitmq: RabbitMQ, exch
     assert json.loads(body) == json.loads(BODY)
 
 
-async def test_a_recording_has_compressed_notifications(rabbitmq: RabbitMQ, exchange: str, tmp_path: Path) -> None:
+async def test_a_recording_has_compressed_notifications(
+    rabbitmq: RabbitMQ, exchange: str, tmp_path: Path
+) -> None:
     written: list[int] = []
     output = Output(str(tmp_path / "capture.jsonl"))
     recorder = Recorder(output, wrote=written.append, failed=lambda _: None)
@@ -127,7 +134,9 @@ async def test_a_recording_has_compressed_notifications(rabbitmq: RabbitMQ, exch
 
 
 def test_a_tap_takes_compressed_notifications(rabbitmq: RabbitMQ, exchange: str) -> None:
-    with Tap([rabbitmq.url], exchanges=[exchange], topics=["notifications"], priorities=["info"]) as tap:
+    with Tap(
+        [rabbitmq.url], exchanges=[exchange], topics=["notifications"], priorities=["info"]
+    ) as tap:
         publish(rabbitmq, exchange, zlib.compress(BODY), "application/x-gzip")
         assert [message["payload"] for message in tap.take()] == [PAYLOAD]
 
@@ -136,6 +145,9 @@ def test_a_replay_takes_what_rabbitmqadmin_got_compressed() -> None:
     got = {
         "payload": base64.b64encode(zlib.compress(BODY)).decode(),
         "payload_encoding": "base64",
-        "properties": {"headers": {"compression": "application/x-gzip"}, "content_encoding": "utf-8"},
+        "properties": {
+            "headers": {"compression": "application/x-gzip"},
+            "content_encoding": "utf-8",
+        },
     }
     assert decoded(json.dumps(got).encode())["payload"] == PAYLOAD

@@ -1,4 +1,5 @@
-"""The dead-letters commands on a real RabbitMQ: nothing is lost by looking, and each takes away just what it should."""
+"""The dead-letters commands on a real RabbitMQ: nothing is lost by looking, and each takes away
+just what it should."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def run(rabbitmq: RabbitMQ, queue: str, tmp_path: Path) -> Run:
     """Runs a command with a configuration on this broker."""
     config = tmp_path / "worker.conf"
     config.write_text(
-        f"[notifications]\ntransport_urls = {rabbitmq.url}\nqueue = {queue}\n[work]\nurl = {rabbitmq.url}\n"
+        f"[notifications]\ntransport_urls = {rabbitmq.url}\nqueue = {queue}\n[work]\nurl = "
+        f"{rabbitmq.url}\n"
         "[prewarm]\ntargets = fast\n[target:fast]\nvolume_type = fast\n"
     )
 
@@ -63,13 +65,24 @@ def run(rabbitmq: RabbitMQ, queue: str, tmp_path: Path) -> Run:
 
 def letters(now: float) -> list[DeadLetter]:
     """Three jobs and a message that nobody can read."""
-    keys = [Key("prewarm", IMAGES[0], "fast"), Key("prewarm", IMAGES[1], "fast"), Key("reclaim", IMAGES[2])]
+    keys = [
+        Key("prewarm", IMAGES[0], "fast"),
+        Key("prewarm", IMAGES[1], "fast"),
+        Key("reclaim", IMAGES[2]),
+    ]
     return [
         DeadLetter(
             lane=key.lane,
             reason=f"no luck with {number}",
             last_at=now - 3600.0 * number,
-            job=Job(key=key, cause="image.update x", attempt=20, first_at=now - 9999.0, reason="no luck", used=7.0),
+            job=Job(
+                key=key,
+                cause="image.update x",
+                attempt=20,
+                first_at=now - 9999.0,
+                reason="no luck",
+                used=7.0,
+            ),
             traceback="Traceback of a bug" if number == 1 else "",
         )
         for number, key in enumerate(keys)
@@ -96,22 +109,33 @@ async def test_looking_takes_nothing_away(rabbitmq: RabbitMQ, queue: str, run: R
     assert first[0]["Tries"] == 20
 
 
-async def test_one_is_shown_with_all_that_is_known(rabbitmq: RabbitMQ, queue: str, run: Run) -> None:
+async def test_one_is_shown_with_all_that_is_known(
+    rabbitmq: RabbitMQ, queue: str, run: Run
+) -> None:
     await bury(rabbitmq, queue)
     rows = await asyncio.to_thread(listed, run)
-    shown = json.loads((await asyncio.to_thread(run, "show", str(rows[1]["Id"]), "-f", "json")).stdout)
+    shown = json.loads(
+        (await asyncio.to_thread(run, "show", str(rows[1]["Id"]), "-f", "json")).stdout
+    )
     assert shown["image"] == IMAGES[1]
     assert shown["traceback"] == "Traceback of a bug"
     raw = await asyncio.to_thread(run, "show", "--raw", "--reason", "not a notification")
     assert raw.stdout.startswith('{"half": ')
-    assert "no such dead letter" in (await asyncio.to_thread(lambda: run("show", "nothing", check=1))).stderr
+    assert (
+        "no such dead letter"
+        in (await asyncio.to_thread(lambda: run("show", "nothing", check=1))).stderr
+    )
 
 
-async def test_odd_messages_among_them_are_listed_too(rabbitmq: RabbitMQ, queue: str, run: Run) -> None:
+async def test_odd_messages_among_them_are_listed_too(
+    rabbitmq: RabbitMQ, queue: str, run: Run
+) -> None:
     await bury(rabbitmq, queue)
     with rabbitmq.channel() as channel:
         for flags, properties in hostile.PROPERTIES.values():
-            channel.basic_publish(hostile.Raw(b"odd", flags, properties), routing_key=f"{queue}.dead")
+            channel.basic_publish(
+                hostile.Raw(b"odd", flags, properties), routing_key=f"{queue}.dead"
+            )
         # Half a character, once it is decoded as it claims to be encoded
         half = amqp.Message(rb"\ud800", content_encoding="unicode_escape")
         channel.basic_publish(half, routing_key=f"{queue}.dead")
@@ -121,7 +145,9 @@ async def test_odd_messages_among_them_are_listed_too(rabbitmq: RabbitMQ, queue:
 
 async def test_replay_puts_jobs_back_as_new(rabbitmq: RabbitMQ, queue: str, run: Run) -> None:
     await bury(rabbitmq, queue)
-    done = json.loads((await asyncio.to_thread(run, "replay", "--handler", "prewarm", "-f", "json")).stdout)
+    done = json.loads(
+        (await asyncio.to_thread(run, "replay", "--handler", "prewarm", "-f", "json")).stdout
+    )
     assert len(done) == 2
     assert [row["Lane"] for row in await asyncio.to_thread(listed, run)] == ["reclaim", "intake"]
     hands = Hands()
@@ -151,7 +177,12 @@ async def test_what_no_worker_would_take_stays(rabbitmq: RabbitMQ, queue: str, r
     keys = [Key("prewarm", IMAGES[0], "retired"), Key("nosuch", IMAGES[1]), Key("reclaim", "red")]
     lanes = RabbitLanes(url=rabbitmq.url, queue=queue)
     await lanes.bury(
-        DeadLetter(lane=key.lane, reason="\x1b[31mred", last_at=1.0, job=Job(key=key, cause="", first_at=1.0))
+        DeadLetter(
+            lane=key.lane,
+            reason="\x1b[31mred",
+            last_at=1.0,
+            job=Job(key=key, cause="", first_at=1.0),
+        )
         for key in keys
     )
     await lanes.close()
@@ -162,8 +193,14 @@ async def test_what_no_worker_would_take_stays(rabbitmq: RabbitMQ, queue: str, r
     assert "1 stay: no worker with this configuration has a lane prewarm.retired" in done.stderr
     assert "a lane nosuch" in done.stderr
     assert "no worker takes jobs of reclaim now" in done.stderr
-    assert {row["Lane"] for row in await asyncio.to_thread(listed, run)} == {"prewarm.retired", "nosuch"}
-    assert "no such dead letter" in (await asyncio.to_thread(lambda: run("drop", "nothing", check=1))).stderr
+    assert {row["Lane"] for row in await asyncio.to_thread(listed, run)} == {
+        "prewarm.retired",
+        "nosuch",
+    }
+    assert (
+        "no such dead letter"
+        in (await asyncio.to_thread(lambda: run("drop", "nothing", check=1))).stderr
+    )
 
 
 async def test_two_do_not_look_at_once(rabbitmq: RabbitMQ, queue: str, run: Run) -> None:

@@ -1,4 +1,5 @@
-"""A vhost whose queues are quorum queues unless one says otherwise: those that are ours alone can't be."""
+"""A vhost whose queues are quorum queues unless one says otherwise: those that are ours alone can't
+be."""
 
 from __future__ import annotations
 
@@ -29,7 +30,9 @@ def url(rabbitmq: RabbitMQ) -> Iterator[str]:
 
 def test_notifications_are_tapped(rabbitmq: RabbitMQ, url: str) -> None:
     with Tap([url], exchanges=["glance"], topics=["notifications"], priorities=["info"]) as tap:
-        listed = rabbitmq.ctl("list_queues", "-p", url.rpartition("/")[2], "type", "--formatter=json")
+        listed = rabbitmq.ctl(
+            "list_queues", "-p", url.rpartition("/")[2], "type", "--formatter=json"
+        )
         assert [queue["type"] for queue in json.loads(listed)] == ["classic"]
         assert list(tap.take()) == []
 
@@ -47,8 +50,11 @@ async def test_dead_letters_are_looked_at(url: str) -> None:
         assert [kept.letter.reason for kept in queue if kept.letter] == ["no JSON"]
 
 
-def test_whatever_is_ours_alone_says_that_it_is_classic(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    """Some RabbitMQs take the vhost's type for exclusive queues as well, and refuse them; 3.10 does not."""
+def test_whatever_is_ours_alone_says_that_it_is_classic(
+    monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """Some RabbitMQs take the vhost's type for exclusive queues as well, and refuse them; 3.10 does
+    not."""
     declared: list[object] = []
     real = amqp.Channel.queue_declare
 
@@ -59,6 +65,9 @@ def test_whatever_is_ours_alone_says_that_it_is_classic(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(amqp.Channel, "queue_declare", declare)
     test_the_doctor_may_work_there(url)
-    with Tap([url], exchanges=[], topics=[], priorities=[]), DeadQueue(url=url, queue="image-volume-worker"):
+    with (
+        Tap([url], exchanges=[], topics=[], priorities=[]),
+        DeadQueue(url=url, queue="image-volume-worker"),
+    ):
         pass
     assert declared == [{"x-queue-type": "classic"}] * 3

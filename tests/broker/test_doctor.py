@@ -1,4 +1,5 @@
-"""What doctor finds on a real RabbitMQ with its management API; and that it leaves nothing behind there."""
+"""What doctor finds on a real RabbitMQ with its management API; and that it leaves nothing behind
+there."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ class Managed(RabbitMQ):
         return f"http://worker:{self.password}@127.0.0.1:{self.management_port}"
 
     def api(self, method: str, path: str, body: object = None) -> Any:
-        """What the management API answers, in a fraction of the time that rabbitmqctl takes to start."""
+        """What the management API answers, in a fraction of the time that rabbitmqctl takes to
+        start."""
         token = b64encode(f"worker:{self.password}".encode()).decode()
         request = Request(
             f"http://127.0.0.1:{self.management_port}/api/{path}",
@@ -79,7 +81,9 @@ def vhosts(broker: Managed) -> Iterator[tuple[str, str]]:
     made = (f"services-{uuid.uuid4().hex[:6]}", f"lanes-{uuid.uuid4().hex[:6]}")
     for vhost in made:
         broker.api("PUT", f"vhosts/{vhost}")
-        broker.api("PUT", f"permissions/{vhost}/worker", {"configure": ".*", "write": ".*", "read": ".*"})
+        broker.api(
+            "PUT", f"permissions/{vhost}/worker", {"configure": ".*", "write": ".*", "read": ".*"}
+        )
     yield made
     for vhost in made:
         broker.api("DELETE", f"vhosts/{vhost}")
@@ -89,7 +93,9 @@ def vhosts(broker: Managed) -> Iterator[tuple[str, str]]:
 def settings(broker: Managed, vhosts: tuple[str, str], tmp_path: Path) -> Settings:
     services, lanes = vhosts
     notifications = {"transport_urls": broker.at(services), "management_urls": broker.management}
-    return load(tmp_path, {**GOOD, "notifications": notifications, "work": {"url": broker.at(lanes)}})
+    return load(
+        tmp_path, {**GOOD, "notifications": notifications, "work": {"url": broker.at(lanes)}}
+    )
 
 
 def changed(tmp_path: Path, *, notifications: dict[str, object], work: str) -> Settings:
@@ -107,7 +113,9 @@ def checks(settings: Settings) -> dict[str, Check]:
 @contextmanager
 def connected(url: str) -> Iterator[Any]:
     broker = parse(url)
-    connection = broker.connect(broker.hosts[0], name="test", on_blocked=lambda _: None, on_unblocked=lambda: None)
+    connection = broker.connect(
+        broker.hosts[0], name="test", on_blocked=lambda _: None, on_unblocked=lambda: None
+    )
     try:
         yield connection
     finally:
@@ -155,7 +163,10 @@ def state(broker: Managed, vhosts: tuple[str, str]) -> list[object]:
         found += broker.api("GET", f"bindings/{vhost}")
         with connected(broker.at(vhost)) as connection:
             names = sorted(queue["name"] for queue in queues)
-            found += [connection.channel().queue_declare(name, passive=True).message_count for name in names]
+            found += [
+                connection.channel().queue_declare(name, passive=True).message_count
+                for name in names
+            ]
     return found
 
 
@@ -168,7 +179,8 @@ def publish(url: str, queue: str, *, times: int = 1) -> None:
 
 
 def until(settings: Settings, name: str, word: str) -> dict[str, Check]:
-    """The checks, once one says so: RabbitMQ counts what was published a moment ago a moment later."""
+    """The checks, once one says so: RabbitMQ counts what was published a moment ago a moment
+    later."""
     deadline = time.monotonic() + 30
     while True:
         found = checks(settings)
@@ -178,13 +190,18 @@ def until(settings: Settings, name: str, word: str) -> dict[str, Check]:
         time.sleep(0.2)
 
 
-def test_all_is_well_and_stays_as_it_is(broker: Managed, vhosts: tuple[str, str], settings: Settings) -> None:
+def test_all_is_well_and_stays_as_it_is(
+    broker: Managed, vhosts: tuple[str, str], settings: Settings
+) -> None:
     with working(settings):
         before = state(broker, vhosts)
         found = checks(settings)
         assert state(broker, vhosts) == before
     assert {check.verdict for check in found.values()} == {"ok"}, found
-    assert "RabbitMQ 3." in found["notifications 0"].detail or "RabbitMQ 4." in found["notifications 0"].detail
+    assert (
+        "RabbitMQ 3." in found["notifications 0"].detail
+        or "RabbitMQ 4." in found["notifications 0"].detail
+    )
     assert found["notifications 0 exchanges"].detail == "glance, openstack"
     assert "1 consumers" in found["notifications 0 queue"].detail
     assert "bound to glance, openstack" in found["notifications 0 bindings"].detail
@@ -192,7 +209,9 @@ def test_all_is_well_and_stays_as_it_is(broker: Managed, vhosts: tuple[str, str]
     assert not any(broker.password in check.detail + check.advice for check in found.values())
 
 
-def test_nothing_is_there_yet_and_nothing_is_made(broker: Managed, vhosts: tuple[str, str], settings: Settings) -> None:
+def test_nothing_is_there_yet_and_nothing_is_made(
+    broker: Managed, vhosts: tuple[str, str], settings: Settings
+) -> None:
     before = state(broker, vhosts)
     found = checks(settings)
     assert state(broker, vhosts) == before
@@ -208,7 +227,10 @@ def test_a_worker_that_is_gone(settings: Settings) -> None:
     found = checks(settings)
     assert found["notifications 0 queue"].verdict == "warn"
     assert "0 consumers" in found["notifications 0 queue"].detail
-    assert "no worker serves upload, reclaim, prewarm.fast, prewarm.slow" in found["lanes queues"].detail
+    assert (
+        "no worker serves upload, reclaim, prewarm.fast, prewarm.slow"
+        in found["lanes queues"].detail
+    )
 
 
 def test_queues_that_nobody_reads(settings: Settings) -> None:
@@ -224,9 +246,20 @@ def test_queues_that_nobody_reads(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_policies_that_throw_away(broker: Managed, vhosts: tuple[str, str], settings: Settings, there: bool) -> None:
+def test_policies_that_throw_away(
+    broker: Managed, vhosts: tuple[str, str], settings: Settings, there: bool
+) -> None:
     for vhost in vhosts:
-        broker.ctl("set_policy", "-p", vhost, "ttl", "^(?!reply_).*", '{"message-ttl": 70000}', "--apply-to", "queues")
+        broker.ctl(
+            "set_policy",
+            "-p",
+            vhost,
+            "ttl",
+            "^(?!reply_).*",
+            '{"message-ttl": 70000}',
+            "--apply-to",
+            "queues",
+        )
     if there:
         with working(settings):
             # The broker tells of each queue when it comes to it
@@ -235,28 +268,43 @@ def test_policies_that_throw_away(broker: Managed, vhosts: tuple[str, str], sett
     else:
         found = checks(settings)
     judged = found["notifications 0 policies"]
-    assert (judged.verdict, "message-ttl 70000 (policy ttl)" in judged.detail) == ("warn", True), judged
+    assert (judged.verdict, "message-ttl 70000 (policy ttl)" in judged.detail) == ("warn", True), (
+        judged
+    )
     judged = found["lanes policies"]
-    assert (judged.verdict, "image-volume-worker.prewarm.fast: message-ttl" in judged.detail) == ("fail", True), judged
+    assert (judged.verdict, "image-volume-worker.prewarm.fast: message-ttl" in judged.detail) == (
+        "fail",
+        True,
+    ), judged
 
 
-def test_a_policy_bounds_what_nobody_reads(broker: Managed, vhosts: tuple[str, str], settings: Settings) -> None:
+def test_a_policy_bounds_what_nobody_reads(
+    broker: Managed, vhosts: tuple[str, str], settings: Settings
+) -> None:
     publish(settings.transport_urls[0], "notifications.info", times=5)
-    broker.ctl("set_policy", "-p", vhosts[0], "bound", r"^notifications\.info$", '{"max-length": 100}')
+    broker.ctl(
+        "set_policy", "-p", vhosts[0], "bound", r"^notifications\.info$", '{"max-length": 100}'
+    )
     found = until(settings, "notifications 0 notifications.info", "bounded by policy bound")
     assert found["notifications 0 notifications.info"].verdict == "ok"
     assert found["notifications 0 policies"].verdict == "ok"
 
 
-def test_a_host_that_is_down_hides_not_the_others(broker: Managed, settings: Settings, tmp_path: Path) -> None:
+def test_a_host_that_is_down_hides_not_the_others(
+    broker: Managed, settings: Settings, tmp_path: Path
+) -> None:
     (port,) = free_ports(1)
     url = settings.transport_urls[0]
     address = f"worker:{broker.password}@127.0.0.1"
     both = url.replace(f"{address}:{broker.port}", f"{address}:{port},{address}:{broker.port}")
-    found = checks(changed(tmp_path, notifications={"transport_urls": both}, work=settings.work_url))
+    found = checks(
+        changed(tmp_path, notifications={"transport_urls": both}, work=settings.work_url)
+    )
     assert found["notifications 0"].verdict == "ok"
     assert found["notifications 0 hosts"].verdict == "warn"
-    assert f"1 of 2 hosts do not let us in: 127.0.0.1:{port}" in found["notifications 0 hosts"].detail
+    assert (
+        f"1 of 2 hosts do not let us in: 127.0.0.1:{port}" in found["notifications 0 hosts"].detail
+    )
     assert "management_urls" in found["notifications 0 policies"].detail
 
 
@@ -267,15 +315,26 @@ def test_brokers_that_do_not_let_us_in(broker: Managed, settings: Settings, tmp_
         f"amqp://worker:x@127.0.0.1:{free_ports(1)[0]}/",
         settings.transport_urls[0],
     ]
-    found = checks(changed(tmp_path, notifications={"transport_urls": ",".join(urls)}, work=broker.at("nowhere")))
-    assert [found[f"notifications {number}"].verdict for number in range(4)] == ["fail", "fail", "fail", "ok"]
+    found = checks(
+        changed(
+            tmp_path, notifications={"transport_urls": ",".join(urls)}, work=broker.at("nowhere")
+        )
+    )
+    assert [found[f"notifications {number}"].verdict for number in range(4)] == [
+        "fail",
+        "fail",
+        "fail",
+        "ok",
+    ]
     assert "refused" in found["notifications 0"].detail.lower()
     assert "nowhere" in found["notifications 1"].detail
     assert found["lanes"].verdict == "fail"
     assert "notifications 3 queue" in found
 
 
-def test_rights_are_tried(broker: Managed, vhosts: tuple[str, str], settings: Settings, tmp_path: Path) -> None:
+def test_rights_are_tried(
+    broker: Managed, vhosts: tuple[str, str], settings: Settings, tmp_path: Path
+) -> None:
     services, lanes = vhosts
     broker.ctl("add_user", "poor", "poor")
     try:
@@ -293,7 +352,15 @@ def test_rights_are_tried(broker: Managed, vhosts: tuple[str, str], settings: Se
         assert "set_permissions" in found["lanes rights"].advice
         assert found["notifications 0 queue"].verdict == "fail"
         # The rights that README names are enough
-        broker.ctl("set_permissions", "-p", services, "poor", "^image-volume-worker$", "^image-volume-worker$", ".*")
+        broker.ctl(
+            "set_permissions",
+            "-p",
+            services,
+            "poor",
+            "^image-volume-worker$",
+            "^image-volume-worker$",
+            ".*",
+        )
         ours = r"^image-volume-worker[._].*"
         broker.ctl("set_permissions", "-p", lanes, "poor", ours, rf"{ours}|^amq\.default$", ours)
         with working(settings):
@@ -331,7 +398,9 @@ def test_a_broker_short_of_memory(broker: Managed, settings: Settings) -> None:
     assert found["notifications 0 queue"].verdict == "ok"
 
 
-def test_the_management_api_is_no_condition(broker: Managed, settings: Settings, tmp_path: Path) -> None:
+def test_the_management_api_is_no_condition(
+    broker: Managed, settings: Settings, tmp_path: Path
+) -> None:
     (port,) = free_ports(1)
     urls = f"{broker.management.replace(broker.password, 'wrong')}, http://u:p@127.0.0.1:{port}"
     notifications = {"transport_urls": settings.transport_urls[0], "management_urls": urls}
@@ -355,7 +424,16 @@ def test_a_user_of_the_management_api_with_few_rights(
         url = f"http://watch:watch@127.0.0.1:{broker.management_port}"
         notifications = {"transport_urls": settings.transport_urls[0], "management_urls": url}
         few = changed(tmp_path, notifications=notifications, work=settings.work_url)
-        broker.ctl("set_policy", "-p", vhosts[1], "ttl", "prewarm", '{"message-ttl": 70000}', "--apply-to", "queues")
+        broker.ctl(
+            "set_policy",
+            "-p",
+            vhosts[1],
+            "ttl",
+            "prewarm",
+            '{"message-ttl": 70000}',
+            "--apply-to",
+            "queues",
+        )
         with working(settings):
             found = until(few, "lanes policies", "message-ttl 70000")
         assert "monitoring" in found["notifications 0 alarms"].detail
@@ -371,7 +449,9 @@ def test_the_cluster_is_the_one_that_amqp_names(broker: Managed) -> None:
 def test_a_broker_that_is_down_hides_not_the_other(settings: Settings, tmp_path: Path) -> None:
     (port,) = free_ports(1)
     gone = f"amqp://u:p@127.0.0.1:{port}/"
-    found = checks(changed(tmp_path, notifications={"transport_urls": gone}, work=settings.work_url))
+    found = checks(
+        changed(tmp_path, notifications={"transport_urls": gone}, work=settings.work_url)
+    )
     assert found["notifications 0"].verdict == "fail"
     assert found["lanes"].verdict == "ok"
     assert found["lanes rights"].verdict == "ok"

@@ -1,4 +1,5 @@
-"""The intake from a real RabbitMQ: what it takes, what it leaves, and what it says it may have missed."""
+"""The intake from a real RabbitMQ: what it takes, what it leaves, and what it says it may have
+missed."""
 
 from __future__ import annotations
 
@@ -72,8 +73,12 @@ async def run(rabbitmq: RabbitMQ, queue: str, exchange: str) -> AsyncIterator[Ru
     """Starts intakes on `queue` and waits until they consume; stops them at the end."""
     started: list[Running] = []
 
-    async def start(*, ready: bool = True, exchanges: tuple[str, ...] = (exchange,), **options: Any) -> Running:
-        made = Running(RabbitIntake(**{"url": rabbitmq.url, "queue": queue, "exchanges": exchanges, **options}))
+    async def start(
+        *, ready: bool = True, exchanges: tuple[str, ...] = (exchange,), **options: Any
+    ) -> Running:
+        made = Running(
+            RabbitIntake(**{"url": rabbitmq.url, "queue": queue, "exchanges": exchanges, **options})
+        )
         started.append(made)
         if ready:
             await until(lambda: made.intake.problem() is None)
@@ -97,7 +102,9 @@ async def test_notifications_of_all_priorities_arrive_and_are_acked(
     assert rabbitmq.depth(queue) == 0
 
 
-async def test_what_nobody_can_read_becomes_a_letter(rabbitmq: RabbitMQ, run: Run, exchange: str, queue: str) -> None:
+async def test_what_nobody_can_read_becomes_a_letter(
+    rabbitmq: RabbitMQ, run: Run, exchange: str, queue: str
+) -> None:
     running = await run()
     # The publisher says utf-8 of all of them
     bad = [b"\xff\xfe\x00", b"", b"{", b"x" * 300_000]
@@ -112,11 +119,17 @@ async def test_what_nobody_can_read_becomes_a_letter(rabbitmq: RabbitMQ, run: Ru
 async def test_odd_properties_of_a_message_stop_nothing(
     rabbitmq: RabbitMQ, run: Run, exchange: str, queue: str, odd: str
 ) -> None:
-    """py-amqp raises on some; the message would be delivered again, and end the next connection, for ever."""
+    """py-amqp raises on some; the message would be delivered again, and end the next connection,
+    for ever."""
     running = await run()
     with rabbitmq.channel() as channel:
-        for body, (flags, properties) in ((message(1), hostile.PROPERTIES[odd]), (message(2), (0, b""))):
-            channel.basic_publish(hostile.Raw(body, flags, properties), exchange=exchange, routing_key=INFO)
+        for body, (flags, properties) in (
+            (message(1), hostile.PROPERTIES[odd]),
+            (message(2), (0, b"")),
+        ):
+            channel.basic_publish(
+                hostile.Raw(body, flags, properties), exchange=exchange, routing_key=INFO
+            )
     await until(lambda: running.sink.ids == ["1", "2"])
     await until(lambda: rabbitmq.depth(queue) == 0)
     assert running.sink.gaps == ["the queue was made"]
@@ -154,7 +167,9 @@ async def test_what_comes_to_nothing_is_acked_without_the_sink(
     assert not running.sink.accepted
 
 
-async def test_nothing_is_acked_before_the_sink_has_it(rabbitmq: RabbitMQ, run: Run, exchange: str, queue: str) -> None:
+async def test_nothing_is_acked_before_the_sink_has_it(
+    rabbitmq: RabbitMQ, run: Run, exchange: str, queue: str
+) -> None:
     running = await run(prefetch=20, group=5)
     running.sink.open.clear()
     rabbitmq.publish(*map(message, range(100)), exchange=exchange, routing_key=INFO)
@@ -166,7 +181,9 @@ async def test_nothing_is_acked_before_the_sink_has_it(rabbitmq: RabbitMQ, run: 
     assert rabbitmq.depth(queue) == 0
 
 
-async def test_what_the_sink_refuses_comes_again(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
+async def test_what_the_sink_refuses_comes_again(
+    rabbitmq: RabbitMQ, run: Run, exchange: str
+) -> None:
     running = await run()
     running.sink.failures = 1
     rabbitmq.publish(message(0), exchange=exchange, routing_key=INFO)
@@ -187,7 +204,8 @@ async def test_a_stopped_intake_settles_what_the_sink_has_and_gives_back_the_res
     await stopping
     assert running.sink.ids
     left = [json.loads(body)["id"] for body in rabbitmq.bodies(queue)]
-    # What goes back to a quorum queue need not keep its place in it; nothing is lost and nothing is there twice
+    # What goes back to a quorum queue need not keep its place in it; nothing is lost and nothing is
+    # there twice
     assert sorted(running.sink.ids + left, key=int) == numbers(30)
 
 
@@ -203,7 +221,9 @@ async def test_a_stopped_intake_does_not_wait_for_ever_for_the_sink(
     assert rabbitmq.bodies(queue) == [message(0)]
 
 
-async def test_replicas_share_the_notifications(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
+async def test_replicas_share_the_notifications(
+    rabbitmq: RabbitMQ, run: Run, exchange: str
+) -> None:
     one, two = await run(prefetch=10), await run(prefetch=10)
     one.sink.open.clear()
     rabbitmq.publish(*map(message, range(100)), exchange=exchange, routing_key=INFO)
@@ -216,7 +236,9 @@ async def test_replicas_share_the_notifications(rabbitmq: RabbitMQ, run: Run, ex
 
 async def test_the_queue_is_bounded_and_expires(rabbitmq: RabbitMQ, run: Run, queue: str) -> None:
     await run(queue_max_length=1234, queue_expires=90.5)
-    listed = await asyncio.to_thread(rabbitmq.ctl, "list_queues", "name", "durable", "arguments", "--formatter=json")
+    listed = await asyncio.to_thread(
+        rabbitmq.ctl, "list_queues", "name", "durable", "arguments", "--formatter=json"
+    )
     (row,) = [row for row in json.loads(listed) if row["name"] == queue]
     assert row["durable"]
     assert {name: value for name, _, value in row["arguments"]} == {
@@ -233,19 +255,25 @@ async def test_a_queue_that_an_older_version_made_is_good_enough(
 ) -> None:
     with rabbitmq.channel() as channel:
         arguments = {"x-queue-type": "quorum", "x-max-length": 100_000, "x-overflow": "drop-head"}
-        channel.queue_declare(queue, durable=True, auto_delete=False, arguments={**arguments, "x-expires": 86_400_000})
+        channel.queue_declare(
+            queue, durable=True, auto_delete=False, arguments={**arguments, "x-expires": 86_400_000}
+        )
     running = await run()
     rabbitmq.publish(message(0), exchange=exchange, routing_key=INFO)
     await until(lambda: running.sink.ids == ["0"])
 
 
-async def test_a_classic_queue_has_no_delivery_limit(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
+async def test_a_classic_queue_has_no_delivery_limit(
+    rabbitmq: RabbitMQ, run: Run, exchange: str
+) -> None:
     running = await run(queue_type="classic")
     rabbitmq.publish(message(0), exchange=exchange, routing_key=INFO)
     await until(lambda: running.sink.ids == ["0"])
 
 
-async def test_an_exchange_is_never_declared_but_bound_once_it_is_there(rabbitmq: RabbitMQ, run: Run) -> None:
+async def test_an_exchange_is_never_declared_but_bound_once_it_is_there(
+    rabbitmq: RabbitMQ, run: Run
+) -> None:
     late = f"late-{uuid.uuid4().hex[:8]}"
     running = await run(exchanges=(late,))
     assert running.intake.unbound() == (late,)
@@ -260,7 +288,9 @@ async def test_an_exchange_is_never_declared_but_bound_once_it_is_there(rabbitmq
     rabbitmq.delete_exchange(late)
 
 
-async def test_exchanges_that_are_not_there_fill_no_log(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
+async def test_exchanges_that_are_not_there_fill_no_log(
+    rabbitmq: RabbitMQ, run: Run, exchange: str
+) -> None:
     absent = [f"absent-{uuid.uuid4().hex[:8]}" for _ in range(2)]
     began = time.monotonic()
     running = await run(exchanges=(exchange, *absent), look_every=0.02)
@@ -288,7 +318,9 @@ async def test_exchanges_that_are_not_there_fill_no_log(rabbitmq: RabbitMQ, run:
     await until(lambda: exchange not in running.intake.unbound())
 
 
-async def test_a_service_that_begins_to_publish_has_the_other_looked_for_soon(rabbitmq: RabbitMQ, run: Run) -> None:
+async def test_a_service_that_begins_to_publish_has_the_other_looked_for_soon(
+    rabbitmq: RabbitMQ, run: Run
+) -> None:
     glance, cinder = (f"{name}-{uuid.uuid4().hex[:8]}" for name in ("glance", "cinder"))
     running = await run(exchanges=(glance, cinder), look_every=0.05)
     await asyncio.sleep(1)
@@ -302,7 +334,9 @@ async def test_a_service_that_begins_to_publish_has_the_other_looked_for_soon(ra
         rabbitmq.delete_exchange(name)
 
 
-async def test_an_exchange_that_was_deleted_is_bound_again(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
+async def test_an_exchange_that_was_deleted_is_bound_again(
+    rabbitmq: RabbitMQ, run: Run, exchange: str
+) -> None:
     running = await run()
     rabbitmq.delete_exchange(exchange)
     await until(lambda: running.intake.unbound() == (exchange,))
@@ -362,7 +396,9 @@ async def test_a_deleted_queue_is_made_again_and_told_of(
     await until(lambda: running.sink.ids == ["0"])
 
 
-async def test_connections_closed_by_the_broker_come_back(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
+async def test_connections_closed_by_the_broker_come_back(
+    rabbitmq: RabbitMQ, run: Run, exchange: str
+) -> None:
     running = await run()
     await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "the test says so")
     await until(lambda: "connected again" in running.sink.gaps)
@@ -375,7 +411,10 @@ async def test_a_queue_that_is_there_otherwise_is_a_problem_until_it_is_gone(
 ) -> None:
     with rabbitmq.channel() as channel:
         channel.queue_declare(
-            queue, durable=True, auto_delete=False, arguments={"x-queue-type": "quorum", "x-expires": 60_000}
+            queue,
+            durable=True,
+            auto_delete=False,
+            arguments={"x-queue-type": "quorum", "x-expires": 60_000},
         )
     running = await run(ready=False)
     await until(lambda: "declared otherwise" in (running.intake.problem() or ""))
@@ -385,7 +424,9 @@ async def test_a_queue_that_is_there_otherwise_is_a_problem_until_it_is_gone(
     await until(lambda: running.intake.problem() is None)
 
 
-async def test_a_host_that_is_dead_is_passed_over(rabbitmq: RabbitMQ, run: Run, exchange: str) -> None:
+async def test_a_host_that_is_dead_is_passed_over(
+    rabbitmq: RabbitMQ, run: Run, exchange: str
+) -> None:
     dead = f"worker:{rabbitmq.password}@127.0.0.1:1"
     running = await run(url=rabbitmq.url.replace("amqp://", f"rabbit://{dead},"))
     rabbitmq.publish(message(0), exchange=exchange, routing_key=INFO)
@@ -393,7 +434,9 @@ async def test_a_host_that_is_dead_is_passed_over(rabbitmq: RabbitMQ, run: Run, 
 
 
 async def test_a_broker_that_is_not_there_is_a_problem_and_can_be_stopped() -> None:
-    running = Running(RabbitIntake(url="rabbit://worker:secret@127.0.0.1:1/", queue="none", exchanges=("glance",)))
+    running = Running(
+        RabbitIntake(url="rabbit://worker:secret@127.0.0.1:1/", queue="none", exchanges=("glance",))
+    )
     await until(lambda: "refused" in (running.intake.problem() or ""))
     assert "secret" not in str(running.intake.problem())
     await running.stop()

@@ -68,7 +68,9 @@ class Worker(Hands):
 
 
 @pytest.mark.parametrize("kill", [False, True], ids=["stopped", "killed"])
-async def test_an_outage_under_load_loses_nothing(rabbitmq: RabbitMQ, opened: Open, lane: str, kill: bool) -> None:
+async def test_an_outage_under_load_loses_nothing(
+    rabbitmq: RabbitMQ, opened: Open, lane: str, kill: bool
+) -> None:
     worker = Worker()
     made = await opened(worker, lane)
     published = 0
@@ -84,7 +86,8 @@ async def test_an_outage_under_load_loses_nothing(rabbitmq: RabbitMQ, opened: Op
     with structlog.testing.capture_logs() as logs:
         publishing = asyncio.create_task(publish())
         await until(lambda: published >= 200)
-        # RabbitMQ itself never gets over being killed within a second or two of making a quorum queue
+        # RabbitMQ itself never gets over being killed within a second or two of making a quorum
+        # queue
         await asyncio.sleep(3)
         await asyncio.to_thread(rabbitmq.stop, kill=kill)
         await until(lambda: made.problem() is not None)
@@ -101,7 +104,9 @@ async def test_an_outage_under_load_loses_nothing(rabbitmq: RabbitMQ, opened: Op
     assert rabbitmq.password not in str(logs)
 
 
-async def test_a_delayed_job_survives_a_restart(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+async def test_a_delayed_job_survives_a_restart(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
     hands = Hands()
     made = await opened(hands, lane)
     await made.publish(jobs(lane, 1), after=1.0)
@@ -111,7 +116,9 @@ async def test_a_delayed_job_survives_a_restart(rabbitmq: RabbitMQ, opened: Open
     assert await hands.have(1, within=PATIENCE + FORWARD_AGAIN) == ["0"]
 
 
-async def test_connections_closed_by_the_broker_come_back(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+async def test_connections_closed_by_the_broker_come_back(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
     hands = Hands()
     made = await opened(hands, lane)
     await made.publish(jobs(lane, 2))
@@ -137,8 +144,8 @@ async def test_a_deleted_queue_is_made_again(rabbitmq: RabbitMQ, opened: Open, l
     await asyncio.to_thread(rabbitmq.delete, f"{QUEUE}.{lane}")
     await until(lambda: rabbitmq.depth(f"{QUEUE}.{lane}") == 0)
     await made.publish(jobs(lane, 1, first=1))
-    # Not the third delivery: RabbitMQ 4 may end the connection on a queue that is declared while its deletion goes on
-    # (INTERNAL_ERROR), and what the other lane held comes again
+    # Not the third delivery: RabbitMQ 4 may end the connection on a queue that is declared while
+    # its deletion goes on (INTERNAL_ERROR), and what the other lane held comes again
     await until(lambda: "1" in hands.images)
     hands.ack()
     # The other lane has not noticed
@@ -149,7 +156,9 @@ async def test_a_deleted_queue_is_made_again(rabbitmq: RabbitMQ, opened: Open, l
     assert await hands.have(2) == ["11", "2"]
 
 
-async def test_a_deleted_queue_that_delays_is_made_again(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+async def test_a_deleted_queue_that_delays_is_made_again(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
     hands = Hands()
     made = await opened(hands, lane)
     # A second's delay is the lowest bit
@@ -203,21 +212,28 @@ async def test_what_is_too_large_for_a_letter_is_cut_and_stops_no_lane(
     await until(lambda: made.problem() is None)
 
 
-async def test_odd_properties_and_routing_keys_stop_no_lane(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+async def test_odd_properties_and_routing_keys_stop_no_lane(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
     hands = Hands()
     await opened(hands, lane)
     bodies = [job.to_bytes() for job in jobs(lane, len(hostile.PROPERTIES) + 1)]
     key = b"*." * 28 + f"{QUEUE}.{lane}".encode()
     with rabbitmq.channel() as channel:
         for body, (flags, properties) in zip(bodies, hostile.PROPERTIES.values(), strict=False):
-            channel.basic_publish(hostile.Raw(body, flags, properties), routing_key=f"{QUEUE}.{lane}")
+            channel.basic_publish(
+                hostile.Raw(body, flags, properties), routing_key=f"{QUEUE}.{lane}"
+            )
         # Into the lane as its delayed jobs come, with words before its name that are no text
-        channel.basic_publish(Message(bodies[-1]), exchange=f"{QUEUE}.due", routing_key=key.replace(b"*", b"\xff"))
+        channel.basic_publish(
+            Message(bodies[-1]), exchange=f"{QUEUE}.due", routing_key=key.replace(b"*", b"\xff")
+        )
     assert sorted(await hands.have(len(bodies))) == [str(number) for number in range(len(bodies))]
 
 
 async def test_who_gives_up_leaves_nothing_behind(lane: str) -> None:
-    """An intake that comes and goes publishes the same jobs again each time, while the broker of the lanes is away."""
+    """An intake that comes and goes publishes the same jobs again each time, while the broker of
+    the lanes is away."""
     made = RabbitLanes(url="amqp://worker:secret@127.0.0.1:1/", queue=QUEUE, grace=0.1)
     await made.open({lane: 1}, Hands())
     try:
@@ -248,15 +264,23 @@ async def test_who_gives_up_while_a_queue_refuses_leaves_nothing_behind(
             await asyncio.sleep(0.05)
             publishing.cancel()
             await asyncio.gather(publishing, return_exceptions=True)
-        await until(lambda: not publisher._submitted and not publisher._queues[f"{QUEUE}.{lane}", False].waiting)
+        await until(
+            lambda: (
+                not publisher._submitted and not publisher._queues[f"{QUEUE}.{lane}", False].waiting
+            )
+        )
         await made.publish(jobs(f"{lane}-2", 1, first=10))
         assert await hands.have(1) == ["10"]
     finally:
         # Else it can't be deleted either
-        await asyncio.to_thread(rabbitmq.ctl, "eval", f"ra:restart_server(quorum_queues, {server}).")
+        await asyncio.to_thread(
+            rabbitmq.ctl, "eval", f"ra:restart_server(quorum_queues, {server})."
+        )
 
 
-async def test_a_message_without_a_queue_is_published_again(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+async def test_a_message_without_a_queue_is_published_again(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
     made = await opened(Hands())
     letters = [DeadLetter(lane=lane, reason=str(number), last_at=0.0) for number in range(2)]
     await made.bury(letters[:1])
@@ -303,7 +327,8 @@ async def test_a_queue_that_is_there_otherwise_is_a_problem_of_its_lane(
 async def test_counting_what_waits_is_no_error_in_the_brokers_log(
     rabbitmq: RabbitMQ, opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where nothing has failed yet there is no queue of dead letters, and a broker logs each question after it."""
+    """Where nothing has failed yet there is no queue of dead letters, and a broker logs each
+    question after it."""
     monkeypatch.setattr(consumer, "COUNT_EVERY", 0.1)
     await asyncio.to_thread(rabbitmq.delete, f"{QUEUE}.dead")
     made = await opened(Hands(), lane)
@@ -333,7 +358,9 @@ async def test_what_lies_in_the_queue_of_the_pulse_is_dropped(
     assert rabbitmq.depth(f"{QUEUE}.pulse") == 0
 
 
-async def test_a_queue_without_a_leader_holds_up_no_other(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+async def test_a_queue_without_a_leader_holds_up_no_other(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
     hands = Hands()
     made = await opened(hands, lane, f"{lane}-2")
     server = f"{{'%2F_{QUEUE}.{lane}', node()}}"
@@ -355,7 +382,8 @@ async def test_a_queue_without_a_leader_holds_up_no_other(rabbitmq: RabbitMQ, op
 async def test_what_the_broker_never_confirms_is_sent_through_another_connection(
     rabbitmq: RabbitMQ, opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As RabbitMQ does to a channel that was sending to the leader of a queue when that one's node died
+    # As RabbitMQ does to a channel that was sending to the leader of a queue when that one's node
+    # died
     deaf: list[object] = []
     hear = publisher.Publisher._on_ack
 
@@ -388,7 +416,9 @@ async def test_what_is_refused_without_end_is_sent_through_another_connection(
     def on_ack(self: publisher.Publisher, tag: int, multiple: bool) -> None:
         if not refusing:
             refusing.append(self._channel)
-        (self._on_nack if self._channel in refusing else functools.partial(hear, self))(tag, multiple)
+        (self._on_nack if self._channel in refusing else functools.partial(hear, self))(
+            tag, multiple
+        )
 
     monkeypatch.setattr(publisher.Publisher, "_on_ack", on_ack)
     monkeypatch.setattr(publisher, "PATIENCE", 3.0)
@@ -397,14 +427,18 @@ async def test_what_is_refused_without_end_is_sent_through_another_connection(
     with structlog.testing.capture_logs() as logs:
         await asyncio.wait_for(made.publish(jobs(lane, 3)), PATIENCE)
     assert [entry["reason"] for entry in logs if entry["event"] == "broker_lost"] == [
-        f"127.0.0.1:{rabbitmq.port}: what was sent to the queue {QUEUE}.{lane} is refused for too long"
+        (
+            f"127.0.0.1:{rabbitmq.port}: what was sent to the queue {QUEUE}.{lane} is refused for "
+            f"too long"
+        )
     ]
 
 
 async def test_a_lane_whose_deliveries_were_lost_is_opened_again(
     opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Also seen when the leader of a queue was killed: RabbitMQ takes them to be with us, and its window for us is full
+    # Also seen when the leader of a queue was killed: RabbitMQ takes them to be with us, and its
+    # window for us is full
     lost: list[object] = []
     receive = consumer.Consumer._receive
 
@@ -448,7 +482,9 @@ async def test_a_broker_short_of_memory_stops_publishing_but_not_consuming(
     assert rabbitmq.depth(f"{QUEUE}.{lane}") == 2001
 
 
-async def test_a_host_that_is_dead_is_passed_over(rabbitmq: RabbitMQ, opened: Open, lane: str) -> None:
+async def test_a_host_that_is_dead_is_passed_over(
+    rabbitmq: RabbitMQ, opened: Open, lane: str
+) -> None:
     hands = Hands()
     dead = f"worker:{rabbitmq.password}@127.0.0.1:1"
     made = await opened(hands, lane, url=rabbitmq.url.replace("amqp://", f"rabbit://{dead},"))
@@ -508,7 +544,9 @@ async def one_waits(made: RabbitLanes, hands: Hands, lane: str, *, first: int) -
     return waiting.key
 
 
-@pytest.mark.parametrize("what", ["its connections are closed", "the queue is deleted", "the queue is purged"])
+@pytest.mark.parametrize(
+    "what", ["its connections are closed", "the queue is deleted", "the queue is purged"]
+)
 async def test_what_waited_is_not_taken_for_waiting_once(
     rabbitmq: RabbitMQ, opened: Open, lane: str, what: str
 ) -> None:

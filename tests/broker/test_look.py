@@ -1,4 +1,5 @@
-"""What commands see of a real RabbitMQ: lanes and their oldest jobs, notifications for a while. Nothing is taken."""
+"""What commands see of a real RabbitMQ: lanes and their oldest jobs, notifications for a while.
+Nothing is taken."""
 
 from __future__ import annotations
 
@@ -41,7 +42,9 @@ def test_lanes_that_were_never_needed(rabbitmq: RabbitMQ, queue: str) -> None:
 
 async def test_jobs_without_a_worker(rabbitmq: RabbitMQ, queue: str) -> None:
     lanes = RabbitLanes(url=rabbitmq.url, queue=queue)
-    older, newer = (replace(job, first_at=at) for job, at in zip(jobs("fast", 2), (100.0, 200.0), strict=True))
+    older, newer = (
+        replace(job, first_at=at) for job, at in zip(jobs("fast", 2), (100.0, 200.0), strict=True)
+    )
     await lanes.publish([older, newer])
     await lanes.publish(jobs("slow", 3), after=600.0)
     await lanes.bury([DeadLetter(lane="fast", reason="x", last_at=1.0, job=older)])
@@ -73,7 +76,9 @@ async def test_what_lies_there_and_is_no_job(rabbitmq: RabbitMQ, queue: str) -> 
     await lanes.close()
     rabbitmq.ctl("purge_queue", f"{queue}.fast")
     rabbitmq.publish(b"\xff no job", routing_key=f"{queue}.fast")
-    assert (await asyncio.to_thread(seen, rabbitmq, queue))["fast"] == Depth(lane="fast", ready=1, workers=0)
+    assert (await asyncio.to_thread(seen, rabbitmq, queue))["fast"] == Depth(
+        lane="fast", ready=1, workers=0
+    )
 
 
 def test_nobody_is_there() -> None:
@@ -93,11 +98,16 @@ def test_a_tap_hears_what_comes_while_it_is_open(rabbitmq: RabbitMQ) -> None:
     exchange = f"exchange-{uuid.uuid4().hex[:8]}"
     rabbitmq.declare_exchange(exchange)
     tap = Tap(
-        [rabbitmq.url], exchanges=(exchange, "not-there"), topics=("notifications",), priorities=("info", "error")
+        [rabbitmq.url],
+        exchanges=(exchange, "not-there"),
+        topics=("notifications",),
+        priorities=("info", "error"),
     )
 
     def send(event_type: str, key: str = "notifications.info") -> None:
-        rabbitmq.publish(json.dumps({"event_type": event_type}).encode(), exchange=exchange, routing_key=key)
+        rabbitmq.publish(
+            json.dumps({"event_type": event_type}).encode(), exchange=exchange, routing_key=key
+        )
 
     send("before")
     with tap:

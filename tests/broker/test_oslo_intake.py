@@ -36,7 +36,11 @@ class PayloadSink(RecordingSink):
     def route(self, body: bytes, compression: str = "") -> Routed:
         self.bodies.append(body)
         image_id = json.loads(body)["payload"].get("id")
-        return Routed(jobs=(Job(key=Key("test", image_id), cause="test", first_at=0.0),)) if image_id else Routed()
+        return (
+            Routed(jobs=(Job(key=Key("test", image_id), cause="test", first_at=0.0),))
+            if image_id
+            else Routed()
+        )
 
 
 class Service:
@@ -55,7 +59,10 @@ class Service:
                 conf.set_override(name, value, group="oslo_messaging_rabbit")
         self._transport = oslo_messaging.get_notification_transport(conf, url=parsed)
         self._notifier = oslo_messaging.Notifier(
-            self._transport, driver="messagingv2", publisher_id="image.host", topics=["notifications"]
+            self._transport,
+            driver="messagingv2",
+            publisher_id="image.host",
+            topics=["notifications"],
         )
 
     def notify(self, payload: dict[str, Any], *, priority: str = "info") -> None:
@@ -77,7 +84,9 @@ def url(request: pytest.FixtureRequest, exchange: str) -> Iterator[str]:
         return
     broker = request.getfixturevalue("rabbitmq")
     yield broker.url.replace("amqp://", "rabbit://")
-    broker.delete(*(f"notifications.{priority}" for priority in ("info", "error")), f"pool-{exchange}")
+    broker.delete(
+        *(f"notifications.{priority}" for priority in ("info", "error")), f"pool-{exchange}"
+    )
 
 
 @contextlib.asynccontextmanager
@@ -103,12 +112,19 @@ async def test_notifications_arrive_without_their_context(url: str, exchange: st
             await asyncio.to_thread(service.notify, {"id": str(number)})
         await asyncio.to_thread(service.notify, {"id": "e"}, priority="error")
         await asyncio.to_thread(service.notify, {"nothing": "to do"})
-        await until(lambda: sorted(sink.ids) == sorted([*map(str, range(12)), "e"]) and len(sink.bodies) == 14)
+        await until(
+            lambda: (
+                sorted(sink.ids) == sorted([*map(str, range(12)), "e"]) and len(sink.bodies) == 14
+            )
+        )
         service.close()
     assert sink.gaps == ["connected"]
     fields = [json.loads(body) for body in sink.bodies]
     assert {each["priority"] for each in fields} == {"INFO", "ERROR"}
-    assert all(each["event_type"] == "image.update" and each["publisher_id"] == "image.host" for each in fields)
+    assert all(
+        each["event_type"] == "image.update" and each["publisher_id"] == "image.host"
+        for each in fields
+    )
     assert all(each["message_id"] and each["timestamp"] for each in fields)
     assert b"hidden" not in b"".join(sink.bodies)
 
@@ -145,7 +161,9 @@ async def test_a_broker_that_is_not_there_can_be_stopped() -> None:
 
 async def test_a_url_without_a_transport_is_refused_without_showing_it() -> None:
     with pytest.raises(Misconfigured) as refused:
-        await OsloIntake(url="carrier://pigeon:hidden@roof/", exchanges=["glance"]).run(PayloadSink())
+        await OsloIntake(url="carrier://pigeon:hidden@roof/", exchanges=["glance"]).run(
+            PayloadSink()
+        )
     assert "hidden" not in str(refused.value)
 
 
@@ -158,11 +176,17 @@ BAD = [
 UNREADABLE = BAD[1:]
 
 
-async def test_a_bad_notification_keeps_none_of_its_batch_back(rabbitmq: RabbitMQ, exchange: str) -> None:
+async def test_a_bad_notification_keeps_none_of_its_batch_back(
+    rabbitmq: RabbitMQ, exchange: str
+) -> None:
     sink, pool = RoutingSink(), f"pool-{exchange}"
     images = {f"7ba7087c-0000-4000-8000-{number:012}" for number in range(96)}
     good = [
-        {"priority": "INFO", "event_type": "image.activate", "payload": {"id": image, "status": "active"}}
+        {
+            "priority": "INFO",
+            "event_type": "image.activate",
+            "payload": {"id": image, "status": "active"},
+        }
         for image in images
     ]
     url = rabbitmq.url.replace("amqp://", "rabbit://")
@@ -170,7 +194,9 @@ async def test_a_bad_notification_keeps_none_of_its_batch_back(rabbitmq: RabbitM
         with rabbitmq.channel() as channel:
             for message in [*good[:50], *BAD, *good[50:]]:
                 body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)})
-                wrapped = amqp.Message(body, content_type="application/json", content_encoding="utf-8")
+                wrapped = amqp.Message(
+                    body, content_type="application/json", content_encoding="utf-8"
+                )
                 channel.basic_publish(wrapped, exchange=exchange, routing_key="notifications.info")
         await until(lambda: sink.images == images and len(sink.letters) >= len(UNREADABLE))
     assert len(sink.letters) == len(UNREADABLE)
@@ -206,7 +232,9 @@ async def test_the_options_of_oslo_messaging_are_read_from_our_file(
 async def test_an_option_of_oslo_messaging_that_makes_no_sense_is_named(tmp_path: Path) -> None:
     file = tmp_path / "worker.conf"
     file.write_text("[oslo_messaging_rabbit]\nssl = perhaps\n")
-    intake = OsloIntake(url="rabbit://worker:hidden@127.0.0.1:1/", exchanges=["glance"], config_files=[str(file)])
+    intake = OsloIntake(
+        url="rabbit://worker:hidden@127.0.0.1:1/", exchanges=["glance"], config_files=[str(file)]
+    )
     with pytest.raises(Misconfigured, match=r"ssl.*perhaps") as refused:
         await intake.run(PayloadSink())
     assert "hidden" not in str(refused.value)

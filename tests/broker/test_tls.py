@@ -21,7 +21,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A certificate that signs itself and names localhost; its key lies beside it."""
     folder = tmp_path_factory.mktemp("certificate")
     command = (
-        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
+        "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext "
+        "subjectAltName=DNS:localhost"
     )
     subprocess.run(
         [*command.split(), "-keyout", folder / "key.pem", "-out", folder / "certificate.pem"],
@@ -33,7 +34,8 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A RabbitMQ that talks TLS: what comes after the scheme of its URL, with {host} for the name it is called by."""
+    """A RabbitMQ that talks TLS: what comes after the scheme of its URL, with {host} for the name
+    it is called by."""
     scripts = installed()
     if scripts is None:
         pytest.fail("no RabbitMQ on this machine: scripts/test installs it")
@@ -54,7 +56,10 @@ def address(certificate: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 async def test_lanes_over_tls(address: str, certificate: Path) -> None:
     hands = Hands()
-    lanes = RabbitLanes(url=f"rabbit://{address.format(host='localhost')}?ssl=1&ssl_ca_file={certificate}", queue="tls")
+    lanes = RabbitLanes(
+        url=f"rabbit://{address.format(host='localhost')}?ssl=1&ssl_ca_file={certificate}",
+        queue="tls",
+    )
     await lanes.open({"lane": 500}, hands)
     await lanes.publish(jobs("lane", 500))
     assert await hands.have(500) == [str(number) for number in range(500)]
@@ -66,7 +71,9 @@ async def test_lanes_over_tls(address: str, certificate: Path) -> None:
     await lanes.close()
 
 
-async def test_the_oslo_driver_takes_tls_from_its_options(address: str, certificate: Path, tmp_path: Path) -> None:
+async def test_the_oslo_driver_takes_tls_from_its_options(
+    address: str, certificate: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "worker.conf"
     file.write_text(f"[oslo_messaging_rabbit]\nssl = true\nssl_ca_file = {certificate}\n")
     url = f"rabbit://{address.format(host='localhost')}"
@@ -85,16 +92,21 @@ async def test_the_oslo_driver_takes_tls_from_its_options(address: str, certific
     [("localhost", "ssl=1"), ("127.0.0.1", "ssl=1&ssl_ca_file={certificate}")],
     ids=["of an unknown authority", "of another host"],
 )
-async def test_a_certificate_is_checked(address: str, certificate: Path, host: str, query: str) -> None:
+async def test_a_certificate_is_checked(
+    address: str, certificate: Path, host: str, query: str
+) -> None:
     lanes = RabbitLanes(
-        url=f"rabbit://{address.format(host=host)}?{query.format(certificate=certificate)}", queue="tls"
+        url=f"rabbit://{address.format(host=host)}?{query.format(certificate=certificate)}",
+        queue="tls",
     )
     await lanes.open({"lane": 1}, Hands())
     await until(lambda: "CERTIFICATE_VERIFY_FAILED" in (lanes.problem() or ""))
     await lanes.close()
 
 
-async def test_the_name_in_a_certificate_may_be_passed_over(address: str, certificate: Path) -> None:
+async def test_the_name_in_a_certificate_may_be_passed_over(
+    address: str, certificate: Path
+) -> None:
     query = f"ssl=1&ssl_ca_file={certificate}&ssl_check_hostname=0"
     lanes = RabbitLanes(url=f"rabbit://{address.format(host='127.0.0.1')}?{query}", queue="tls")
     await lanes.open({"lane": 1}, Hands())

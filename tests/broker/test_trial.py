@@ -47,7 +47,9 @@ def test_a_queue_that_was_made_otherwise_is_refused(rabbitmq: RabbitMQ, settings
 def test_a_password_that_is_wrong_is_refused(rabbitmq: RabbitMQ, settings: Settings) -> None:
     wrong = rabbitmq.url.replace(rabbitmq.password, "wrong")
     faults = refused(replace(settings, work_url=wrong, transport_urls=(wrong,)), proven=settings)
-    assert [fault.startswith(where) for fault, where in zip(faults, (SERVICES, LANES), strict=True)] == [True, True]
+    assert [
+        fault.startswith(where) for fault, where in zip(faults, (SERVICES, LANES), strict=True)
+    ] == [True, True]
     assert all("wrong@" not in fault and "ACCESS_REFUSED" in fault for fault in faults)
 
 

@@ -28,7 +28,9 @@ from worker.observe.volume_times import VolumeTimes
 
 
 @pytest.mark.parametrize("projects", [1, 6, 30])
-async def test_a_thousand_images_of_others_do_not_starve_a_project(rabbitmq: RabbitMQ, projects: int) -> None:
+async def test_a_thousand_images_of_others_do_not_starve_a_project(
+    rabbitmq: RabbitMQ, projects: int
+) -> None:
     async def work(key: Key, watch: Watch) -> Outcome:
         await asyncio.sleep(0.05)
         return Done()
@@ -47,7 +49,9 @@ async def test_a_thousand_images_of_others_do_not_starve_a_project(rabbitmq: Rab
     burst = [Key("h", f"burst-{number}") for number in range(1000)]
     other = Key("h", "other")
     try:
-        await lanes.publish(job(key, project=f"a{number % projects}") for number, key in enumerate(burst))
+        await lanes.publish(
+            job(key, project=f"a{number % projects}") for number, key in enumerate(burst)
+        )
         await lanes.publish([job(other, project="b")])
         await lanes.open(runner.prefetch, runner.deliver)
         await until(lambda: other in handler.tries)
@@ -96,7 +100,9 @@ async def test_what_is_heard_again_and_again_does_not_pile_up(rabbitmq: RabbitMQ
         rabbitmq.delete("again.h", "again.dead")
 
 
-async def test_what_waits_for_a_slot_goes_back_and_what_joins_takes_no_room(rabbitmq: RabbitMQ) -> None:
+async def test_what_waits_for_a_slot_goes_back_and_what_joins_takes_no_room(
+    rabbitmq: RabbitMQ,
+) -> None:
     free = asyncio.Event()
     handed_out: list[Key] = []
 
@@ -124,7 +130,8 @@ async def test_what_waits_for_a_slot_goes_back_and_what_joins_takes_no_room(rabb
         # Published anew, the old ones let go: all that waited come again, and none of them twice
         await until(lambda: len(handed_out) == 9)
         assert sorted(handed_out[5:]) == others
-        # More copies of what is in progress than are handed out at once, and behind them another key
+        # More copies of what is in progress than are handed out at once, and behind them another
+        # key
         last = Key("h", "last")
         await lanes.publish([*(job(first) for _ in range(60)), job(last)])
         await until(lambda: last in handed_out)
@@ -139,7 +146,9 @@ async def test_what_waits_for_a_slot_goes_back_and_what_joins_takes_no_room(rabb
         rabbitmq.delete("back.h", "back.dead")
 
 
-async def test_a_lane_that_went_to_another_replica_is_worked_on_by_that_one_alone(rabbitmq: RabbitMQ) -> None:
+async def test_a_lane_that_went_to_another_replica_is_worked_on_by_that_one_alone(
+    rabbitmq: RabbitMQ,
+) -> None:
     steps: list[tuple[str, str]] = []
     stop = asyncio.Event()
 
@@ -172,7 +181,9 @@ async def test_a_lane_that_went_to_another_replica_is_worked_on_by_that_one_alon
         await until(lambda: {key for _, key in steps} == keys)
         (active,) = {name for name, _ in steps}
         (waiting,) = replicas.keys() - {active}
-        await asyncio.to_thread(rabbitmq.ctl, "close_connection", connection_of(active), "the test says so")
+        await asyncio.to_thread(
+            rabbitmq.ctl, "close_connection", connection_of(active), "the test says so"
+        )
         await until(lambda: {key for name, key in steps if name == waiting} == keys)
         await until(lambda: replicas[active][1].idle)
         steps.clear()
@@ -204,7 +215,11 @@ async def test_a_backlog_is_not_put_into_its_lane_again(rabbitmq: RabbitMQ) -> N
             uses=Uses(), deletions=Deletions(),
         )  # fmt: skip
         router = Router(handlers=[handler], metrics=Metrics(), times=VolumeTimes(metrics=Metrics()))
-        return lanes, runner, Dispatcher(router=router, runner=runner, lanes=lanes, on_gap=lambda _: None)
+        return (
+            lanes,
+            runner,
+            Dispatcher(router=router, runner=runner, lanes=lanes, on_gap=lambda _: None),
+        )
 
     async def missing() -> AsyncIterator[Missing]:
         for number in range(500):

@@ -1,4 +1,5 @@
-"""The devcloud for the tests of this tier: its users, its switches, and workers on it that leave nothing behind."""
+"""The devcloud for the tests of this tier: its users, its switches, and workers on it that leave
+nothing behind."""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ def release() -> str:
 
 
 def cinder_uses_new_location_api() -> bool:
-    """Whether Cinder asks it of Glance, which no API tells; older ones read and write what Glance shows of an image."""
+    """Whether Cinder asks it of Glance, which no API tells; older ones read and write what Glance
+    shows of an image."""
     return release() >= "2025.2"
 
 
@@ -61,7 +63,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what the devcloud's release can't do."""
     if item.get_closest_marker("needs_new_location_api") and not has_new_location_api():
         pytest.skip(f"Glance of {release()} has no New Location API")
-    if item.get_closest_marker("needs_cinder_with_new_location_api") and not cinder_uses_new_location_api():
+    if (
+        item.get_closest_marker("needs_cinder_with_new_location_api")
+        and not cinder_uses_new_location_api()
+    ):
         pytest.skip(f"Cinder of {release()} does not use the New Location API")
     if item.get_closest_marker("needs_optimized_upload") and release() < "2025.1":
         pytest.skip(f"Cinder of {release()} copies, whatever is configured")
@@ -73,20 +78,34 @@ def briefly(line: str) -> str:
         return line[:300]
     fields = json.loads(line)
     at, event = fields.pop("timestamp", "")[11:23], fields.pop("event", "")
-    rest = " ".join(str(value)[:200] for name, value in fields.items() if name not in {"logger", "level", "handler"})
-    return re.sub(r"([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}", r"\1", f"{at} {event} {rest}")
+    rest = " ".join(
+        str(value)[:200]
+        for name, value in fields.items()
+        if name not in {"logger", "level", "handler"}
+    )
+    return re.sub(
+        r"([0-9a-f]{8})-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}",
+        r"\1",
+        f"{at} {event} {rest}",
+    )
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Adds the ends of the workers' logs to what is told of a failed test."""
     report = yield
     folder = getattr(item, "funcargs", {}).get("tmp_path")
     if report.failed and folder:
         for log in sorted(folder.rglob("worker-*.log")):
             lines = log.read_text(errors="replace").splitlines()[-LOG_LINES:]
-            # The last first: who shows this may cut it. JUnit's file has the text of such a section, without its title
-            told = [f"{log.name}, the last line first", *(briefly(line) for line in reversed(lines))]
+            # The last first: who shows this may cut it. JUnit's file has the text of such a
+            # section, without its title
+            told = [
+                f"{log.name}, the last line first",
+                *(briefly(line) for line in reversed(lines)),
+            ]
             report.sections.append(("Captured log of a worker", "\n".join(told)))
     return report
 
@@ -101,7 +120,8 @@ def devcloud_up() -> None:
 
 @pytest.fixture(scope="session")
 def hashing(devcloud_up: None) -> Iterator[Callable[[bool], None]]:
-    """Sets whether Glance reads each upload for its hash, which takes longer than all else; in the end it is as it was.
+    """Sets whether Glance reads each upload for its hash, which takes longer than all else; in the
+    end it is as it was.
 
     The short form of most tests does without.
     """

@@ -24,13 +24,15 @@ GARBAGE = (
     b'{"images": {}, "volumes": "", "id": 1}',
     b"\xff\xfe",
 )
-# What to do with a request: pass it on (None), answer with a status, "drop" it, "delay" it; or pass it on and "lose"
-# the answer, "cut" it in the middle, put "garbage" in its place, "drip" its first bytes
+# What to do with a request: pass it on (None), answer with a status, "drop" it, "delay" it; or pass
+# it on and "lose" the answer, "cut" it in the middle, put "garbage" in its place, "drip" its first
+# bytes
 Fault = int | str | None
 
 
 class Proxy:
-    """Listens on a free port and passes requests on to `url`, unless `fault(method, path)` says otherwise."""
+    """Listens on a free port and passes requests on to `url`, unless `fault(method, path)` says
+    otherwise."""
 
     def __init__(self, url: str) -> None:
         self._upstream = urlsplit(url).netloc
@@ -48,7 +50,8 @@ class Proxy:
             protocol_version = "HTTP/1.1"
 
             def handle_any(self) -> None:
-                # A service that is away or breaks off, and a client that has gone, are like a connection cut here
+                # A service that is away or breaks off, and a client that has gone, are like a
+                # connection cut here
                 try:
                     proxy._handle(self)
                 except (OSError, http.client.HTTPException):
@@ -97,7 +100,9 @@ class Proxy:
             request.end_headers()
             return
         connection = http.client.HTTPConnection(self._upstream, timeout=120)
-        headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
+        headers = {
+            name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP
+        }
         connection.request(request.command, request.path, body=body or None, headers=headers)
         answer = connection.getresponse()
         content = answer.read()
@@ -126,10 +131,12 @@ class Proxy:
 
 
 class Wire:
-    """Listens on a free port and passes bytes on to a port of this machine, for a protocol that it does not know.
+    """Listens on a free port and passes bytes on to a port of this machine, for a protocol that it
+    does not know.
 
-    `fault`: None to pass them on, "cut" to close what is open and whatever comes, "slow" to hold each read for `delay`
-    seconds, "drip" to pass on a few bytes at a time, "garbage" to put random bytes in place of what the server says.
+    `fault`: None to pass them on, "cut" to close what is open and whatever comes, "slow" to hold
+    each read for `delay` seconds, "drip" to pass on a few bytes at a time, "garbage" to put random
+    bytes in place of what the server says.
     """
 
     def __init__(self, port: int) -> None:

@@ -1,4 +1,5 @@
-"""Ceph on both sides: Glance keeps images in an rbd store, and Cinder's driver clones raw ones from there."""
+"""Ceph on both sides: Glance keeps images in an rbd store, and Cinder's driver clones raw ones from
+there."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def made(process: WorkerProcess) -> list[str]:
 
 
 def states(process: WorkerProcess, image_id: str) -> dict[str, tuple[str, str]]:
-    """The state of the image on each target, and the strategy, as `status` tells; it asks the running worker."""
+    """The state of the image on each target, and the strategy, as `status` tells; it asks the
+    running worker."""
     rows = json.loads(process.run("status", image_id, "-f", "json").stdout)
     return {row["Target"]: (row["State"], row["Strategy"]) for row in rows}
 
@@ -38,7 +40,9 @@ def until_warm(process: WorkerProcess, image_id: str, strategy: str) -> None:
     until(lambda: states(process, image_id) == wanted, what=lambda: str(states(process, image_id)))
 
 
-def test_nothing_is_made_of_raw_images(worker: Worker, images: Images, bob: Person, operator: Person) -> None:
+def test_nothing_is_made_of_raw_images(
+    worker: Worker, images: Images, bob: Person, operator: Person
+) -> None:
     with worker() as process:
         process.wait_ready()
         made_images = [images() for _ in range(4)]
@@ -52,7 +56,9 @@ def test_nothing_is_made_of_raw_images(worker: Worker, images: Images, bob: Pers
                 assert volume.cloned
 
 
-def test_not_even_that_where_the_store_is_named(worker: Worker, images: Images, operator: Person) -> None:
+def test_not_even_that_where_the_store_is_named(
+    worker: Worker, images: Images, operator: Person
+) -> None:
     named = {f"target:{name}": {"volume_type": name, "native_stores": "rbd"} for name in TARGETS}
     with worker(groups(**named)) as process:
         process.wait_ready()
@@ -62,7 +68,9 @@ def test_not_even_that_where_the_store_is_named(worker: Worker, images: Images, 
         assert of_image(operator, image_id) == []
 
 
-def test_other_formats_go_by_the_cache(worker: Worker, images: Images, bob: Person, operator: Person) -> None:
+def test_other_formats_go_by_the_cache(
+    worker: Worker, images: Images, bob: Person, operator: Person
+) -> None:
     with switched("IMAGE_CACHE=1"), worker() as process:
         process.wait_ready()
         image_id = images(disk_format="qcow2")

@@ -1,4 +1,5 @@
-"""What an operator asks, on real services: status, explain and its probe, resync; with a worker and without one."""
+"""What an operator asks, on real services: status, explain and its probe, resync; with a worker and
+without one."""
 
 from __future__ import annotations
 
@@ -31,7 +32,9 @@ def rows(process: WorkerProcess, *words: str) -> list[dict[str, Any]]:
 def one_line(done: subprocess.CompletedProcess[str], code: int) -> str:
     """The error of a command that failed with this exit status: one line."""
     assert done.returncode == code, done.stdout + done.stderr
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("image-volume-worker: ")][-1:]
+    (line,) = [
+        line for line in done.stderr.splitlines() if line.startswith("image-volume-worker: ")
+    ][-1:]
     assert "Traceback" not in done.stderr
     assert PASSWORD not in line.replace("devcloud.", "").split("/")
     return line
@@ -54,7 +57,9 @@ def test_status_without_a_worker_and_with_one(
     assert {row["State"] for row in of(rows(process, "status"), image_id)} == {"cold"}
     # The jobs wait for a worker
     before = depths(process)
-    assert {row["Target"] for row in rows(process, "resync", "--image-id", image_id)} == set(TARGETS)
+    assert {row["Target"] for row in rows(process, "resync", "--image-id", image_id)} == set(
+        TARGETS
+    )
     lanes = {row["Lane"]: row for row in rows(process, "status", "--lanes")}
     for name in (f"prewarm.{target}" for target in TARGETS):
         assert (lanes[name]["On broker"], lanes[name]["Workers"]) == (before[name] + 1, 0)
@@ -63,15 +68,21 @@ def test_status_without_a_worker_and_with_one(
         process.wait_ready()
         until(lambda: is_warm(operator, alice, image_id), what="warm")
         with bob.temporary_volume(image_id, "local-1"):
-            until(lambda: any(row["Last use"] for row in rows(process, "status", image_id)), what="its use is shown")
+            until(
+                lambda: any(row["Last use"] for row in rows(process, "status", image_id)),
+                what="its use is shown",
+            )
         shown = {row["Target"]: row for row in rows(process, "status", image_id)}
         volumes = {volume["volume_type"]: volume["id"] for volume in of_image(operator, image_id)}
         assert {target: row["Image-Volume"] for target, row in shown.items()} == volumes
-        assert {(row["State"], row["Strategy"], row["GiB"], row["Why"]) for row in shown.values()} == {
-            ("warm", "store", 1, "")
-        }
+        assert {
+            (row["State"], row["Strategy"], row["GiB"], row["Why"]) for row in shown.values()
+        } == {("warm", "store", 1, "")}
         lanes = {row["Lane"]: row for row in rows(process, "status", "--lanes")}
-        assert (lanes["prewarm.local-1"]["Workers"], lanes["prewarm.local-1"]["In progress"]) == (1, 0)
+        assert (lanes["prewarm.local-1"]["Workers"], lanes["prewarm.local-1"]["In progress"]) == (
+            1,
+            0,
+        )
     summary = {row["Target"]: row for row in rows(process, "status", "--summary")}
     assert set(summary) == set(TARGETS)
     assert summary["local-1"]["Warm"] >= 1
@@ -79,7 +90,9 @@ def test_status_without_a_worker_and_with_one(
     assert all(word in table for word in (image_id, "Budget", "prewarm.local-2"))
 
 
-def test_what_fails_is_shown_with_its_next_try(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_what_fails_is_shown_with_its_next_try(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     """The internal project has no room: the worker waits long, and says so."""
     process = worker(groups(work=LANES))
     operator_limit = Person("admin")
@@ -95,15 +108,22 @@ def test_what_fails_is_shown_with_its_next_try(worker: Worker, images: Images, a
                 return len(found) == len(TARGETS)
 
             until(failing, seconds=120, what="failed on both")
-            assert all(row["Next try"].endswith("Z") and "quota" in row["Why"].lower() for row in found)
+            assert all(
+                row["Next try"].endswith("Z") and "quota" in row["Why"].lower() for row in found
+            )
 
             def told() -> dict[str, Any]:
                 checks = {row["Condition"]: row for row in rows(process, "explain", image_id)}
                 return checks["job prewarm.local-1"]
 
             # At the moment of a try it says so
-            until(lambda: told()["Result"] == "warn" and "next try in" in told()["Detail"], what=lambda: str(told()))
-            refused = {row["Condition"]: row for row in rows(process, "explain", image_id, "--probe")}
+            until(
+                lambda: told()["Result"] == "warn" and "next try in" in told()["Detail"],
+                what=lambda: str(told()),
+            )
+            refused = {
+                row["Condition"]: row for row in rows(process, "explain", image_id, "--probe")
+            }
             assert refused["probe local-1"]["Result"] == "fail"
             assert "quota" in refused["probe local-1"]["What to do"]
     finally:
@@ -124,7 +144,9 @@ def test_a_probe_tells_a_clone_from_a_download(
     image_id = images()
 
     def probed(*words: str) -> dict[str, dict[str, Any]]:
-        return {row["Condition"]: row for row in rows(process, "explain", image_id, "--probe", *words)}
+        return {
+            row["Condition"]: row for row in rows(process, "explain", image_id, "--probe", *words)
+        }
 
     cold = probed("--target", "local-1")
     assert cold["probe local-1"]["Result"] == "fail"
@@ -147,7 +169,9 @@ def test_a_probe_tells_a_clone_from_a_download(
 
 
 @pytest.mark.usefixtures("nothing_left")
-def test_a_probe_finds_what_no_api_tells(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_a_probe_finds_what_no_api_tells(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     process = worker()
     image_id = images()
     with process:
@@ -164,7 +188,9 @@ def test_a_probe_finds_what_no_api_tells(worker: Worker, images: Images, alice: 
     assert "allowed_direct_url_schemes" in checks["probe local-1"]["What to do"]
 
 
-def test_resync_of_one_image(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_resync_of_one_image(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     process = worker()
     first, second = images(), images()
     found = rows(process, "resync", "--dry-run", "--image-id", first, "--target", "local-2")
@@ -181,11 +207,17 @@ def test_resync_of_one_image(worker: Worker, images: Images, alice: Person, oper
 def test_projects_by_name(worker: Worker, images: Images) -> None:
     process = worker()
     image_id = images(visibility="private")
-    checks = {row["Condition"]: row for row in rows(process, "explain", image_id, "--project", "bob")}
+    checks = {
+        row["Condition"]: row for row in rows(process, "explain", image_id, "--project", "bob")
+    }
     assert checks["project"]["Result"] == "fail"
-    checks = {row["Condition"]: row for row in rows(process, "explain", image_id, "--project", "alice")}
+    checks = {
+        row["Condition"]: row for row in rows(process, "explain", image_id, "--project", "alice")
+    }
     assert checks["project"]["Detail"] == "owns the image"
-    assert "no project nobody" in one_line(process.run("explain", image_id, "--project", "nobody"), 1)
+    assert "no project nobody" in one_line(
+        process.run("explain", image_id, "--project", "nobody"), 1
+    )
 
 
 @pytest.mark.parametrize("command", ["status", "explain", "resync"])

@@ -1,4 +1,5 @@
-"""The rules for deleting, on real services: what is hidden, pending, lost, retyped, or somebody else's stays."""
+"""The rules for deleting, on real services: what is hidden, pending, lost, retyped, or somebody
+else's stays."""
 
 from __future__ import annotations
 
@@ -43,11 +44,17 @@ SHORT = {"grace": GRACE}
 
 def lose(*image_ids: str) -> None:
     """Glance's database does not know these images any more, without anybody deleting them."""
-    sql("glance", f"update images set deleted = 1, status = 'deleted' where id in ({listed(image_ids)})")
+    sql(
+        "glance",
+        f"update images set deleted = 1, status = 'deleted' where id in ({listed(image_ids)})",
+    )
 
 
 def find_again(*image_ids: str) -> None:
-    sql("glance", f"update images set deleted = 0, status = 'active' where id in ({listed(image_ids)})")
+    sql(
+        "glance",
+        f"update images set deleted = 0, status = 'active' where id in ({listed(image_ids)})",
+    )
 
 
 def listed(image_ids: tuple[str, ...]) -> str:
@@ -89,7 +96,9 @@ def test_hidden_locations_change_and_delete_nothing(
         alice.property(image_id, "anything", "changed")
         soon(lambda: "role service" in reasons(process, "job_again", image_id), what="it waits")
         soon(lambda: len(process.events("resynced")) > 1, what="compared")
-        assert {target: volume["id"] for target, volume in kept(operator, image_id).items()} == before
+        assert {
+            target: volume["id"] for target, volume in kept(operator, image_id).items()
+        } == before
     assert locations(operator, image_id) == set(before.values())
 
 
@@ -108,7 +117,9 @@ def test_a_deletion_that_is_pending_keeps_the_data(
         check_a_pending_deletion(worker, images, alice, operator, reclaim=reclaim)
 
 
-def check_a_pending_deletion(worker: Worker, images: Images, alice: Person, operator: Person, *, reclaim: bool) -> None:
+def check_a_pending_deletion(
+    worker: Worker, images: Images, alice: Person, operator: Person, *, reclaim: bool
+) -> None:
     with worker(settings(reclaim={"enabled": reclaim, **SHORT})) as process:
         process.wait_ready()
         image_id = images()
@@ -124,12 +135,17 @@ def check_a_pending_deletion(worker: Worker, images: Images, alice: Person, oper
             time.sleep(GRACE / 3)
         assert ids(operator, image_id) == set(before.values())
         # docs/upkeep.md: an image whose deletion is pending is brought back
-        sql("glance", f"update images set deleted = 0, deleted_at = null, status = 'active' where id = '{image_id}'")
+        sql(
+            "glance",
+            f"update images set deleted = 0, deleted_at = null, status = 'active' where id = "
+            f"'{image_id}'",
+        )
         for table, column in (("image_locations", "image_id"), ("image_properties", "image_id")):
             status_too = ", status = 'active'" if table == "image_locations" else ""
             sql(
                 "glance",
-                f"update {table} set deleted = 0, deleted_at = null{status_too} where {column} = '{image_id}'",
+                f"update {table} set deleted = 0, deleted_at = null{status_too} where {column} = "
+                f"'{image_id}'",
             )
         assert locations(operator, image_id) == set(before.values())
         if reclaim:
@@ -150,7 +166,12 @@ def blind_admin() -> Iterator[None]:
 
 
 def test_a_policy_that_hides_private_images_deletes_nothing(
-    worker: Worker, images: Images, alice: Person, operator: Person, private: str, request: pytest.FixtureRequest
+    worker: Worker,
+    images: Images,
+    alice: Person,
+    operator: Person,
+    private: str,
+    request: pytest.FixtureRequest,
 ) -> None:
     # Where Glance lists no image at all a resync believes nothing
     image_id, _ = images(visibility="private"), images(image_volume_prewarm="no")
@@ -162,8 +183,13 @@ def test_a_policy_that_hides_private_images_deletes_nothing(
         process.wait_ready()
         for _ in range(LOOKS + 2):
             look_again(process)
-        soon(lambda: "private image of another project" in reasons(process, "job_skipped", image_id), what="no proof")
-        assert {target: volume["id"] for target, volume in kept(operator, image_id).items()} == before
+        soon(
+            lambda: "private image of another project" in reasons(process, "job_skipped", image_id),
+            what="no proof",
+        )
+        assert {
+            target: volume["id"] for target, volume in kept(operator, image_id).items()
+        } == before
         assert note(operator, image_id) == {""}
 
 
@@ -191,8 +217,13 @@ def test_a_database_that_lost_images_stops_at_the_brake_until_an_operator_confir
             find_again(*made[:2])
             done = process.run("reclaim", "--confirm", "-f", "value")
             assert done.returncode == 0, done.stderr
-            soon(lambda: not ids(operator, made[2]) | ids(operator, made[3]), what="what is confirmed is deleted")
-            assert [on(operator, image_id) for image_id in made[:2]] == [before[image_id] for image_id in made[:2]]
+            soon(
+                lambda: not ids(operator, made[2]) | ids(operator, made[3]),
+                what="what is confirmed is deleted",
+            )
+            assert [on(operator, image_id) for image_id in made[:2]] == [
+                before[image_id] for image_id in made[:2]
+            ]
             look_again(process)
             soon(lambda: process.metric("reclaim_brake") == 0, what="the brake is off")
             soon(lambda: note(operator, made[0]) == {""}, what="the note is taken back")
@@ -234,7 +265,10 @@ def test_a_database_that_lost_volumes_costs_no_location_before_an_operator_confi
             shown = process.run("reclaim", "-f", "value")
             assert all(volume_id in shown.stdout for volume_id in missing), shown
         look_again(process)
-        soon(lambda: process.metric("missing_volumes") == process.metric("reclaim_brake") == 0, what="taken back")
+        soon(
+            lambda: process.metric("missing_volumes") == process.metric("reclaim_brake") == 0,
+            what="taken back",
+        )
         assert located() == as_it_was
         with without_rows(*missing):
             done = process.run("reclaim", "--confirm", "-f", "value")
@@ -248,7 +282,9 @@ def test_a_database_that_lost_volumes_costs_no_location_before_an_operator_confi
             operator.delete_volume(volume_id)
 
 
-def test_hidden_images_are_images(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_hidden_images_are_images(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     with worker(settings()) as process:
         process.wait_ready()
         image_id = images(os_hidden=True)
@@ -256,7 +292,9 @@ def test_hidden_images_are_images(worker: Worker, images: Images, alice: Person,
         shown = process.run("resync", "--dry-run", "-f", "value")
         assert image_id not in shown.stdout, shown
         look_again(process)
-        assert {target: volume["id"] for target, volume in kept(operator, image_id).items()} == before
+        assert {
+            target: volume["id"] for target, volume in kept(operator, image_id).items()
+        } == before
         for volume_id in before.values():
             operator.delete_volume(volume_id)
         alice.property(image_id, "anything", "changed")
@@ -273,10 +311,14 @@ def test_a_retyped_image_volume_is_not_warm_and_is_made_again(
         process.wait_ready()
         image_id = images()
         before = warmed(operator, alice, image_id)
-        operator.act(before["local-1"], "os-retype", new_type="local-2", migration_policy="on-demand")
+        operator.act(
+            before["local-1"], "os-retype", new_type="local-2", migration_policy="on-demand"
+        )
 
         def retyped() -> bool:
-            answer = operator.connection.block_storage.get(f"/volumes/{before['local-1']}").json()["volume"]
+            answer = operator.connection.block_storage.get(f"/volumes/{before['local-1']}").json()[
+                "volume"
+            ]
             return bool(answer["volume_type"] == "local-2" and answer["status"] == "available")
 
         soon(retyped, what="retyped")
@@ -296,11 +338,15 @@ def test_two_stores_of_a_type_have_to_be_told_apart_and_the_other_regions_locati
     with switched("TWIN_STORE=1"):
         with worker(chosen) as process:
             process.wait_ready()
-            assert ["name the one of this region" in line["error"] for line in process.events("target_unusable")] == [
-                True
-            ]
+            assert [
+                "name the one of this region" in line["error"]
+                for line in process.events("target_unusable")
+            ] == [True]
             image_id = images()
-            soon(lambda: "name the one of this region" in reasons(process, "job_again", image_id), what="it is told")
+            soon(
+                lambda: "name the one of this region" in reasons(process, "job_again", image_id),
+                what="it is told",
+            )
             assert stores(alice, image_id) == {"file"}
         named = settings(targets=("local-2",), each={"glance_store": "cinder-2"}, resync=RESYNC)
         other = images("other", store="cinder-twin")
@@ -334,7 +380,9 @@ def test_a_store_that_glance_has_no_more_spoils_no_other_targets_copy(
         with switched("TWIN_STORE=1"):
             process.wait_ready()
             before = images("before")
-            soon(lambda: {"cinder-1", "cinder-twin"} <= stores(alice, before), what="a copy in both")
+            soon(
+                lambda: {"cinder-1", "cinder-twin"} <= stores(alice, before), what="a copy in both"
+            )
             soon(lambda: not alice.show(before).get("os_glance_import_task"), what="Glance is done")
             alice.delete_image(before)
         # The worker still knows both stores
@@ -406,10 +454,15 @@ def test_a_volume_that_can_not_be_deleted_is_not_the_only_one_to_make_room(
             warmed_on(operator, third)
             soon(lambda: not of_image(operator, second), what="the second makes room")
             assert on(operator, first) == oldest
-            assert [line["volume_id"] for line in process.events("image_volume_not_evicted")] == [oldest]
+            assert [line["volume_id"] for line in process.events("image_volume_not_evicted")] == [
+                oldest
+            ]
         finally:
             cinder.delete(f"/snapshots/{snapshot}")
-            soon(lambda: cinder.get(f"/snapshots/{snapshot}").status_code == 404, what="the snapshot is gone")
+            soon(
+                lambda: cinder.get(f"/snapshots/{snapshot}").status_code == 404,
+                what="the snapshot is gone",
+            )
 
 
 # What an import leaves
@@ -422,7 +475,11 @@ def test_what_a_cut_off_import_left_is_deleted_at_once(
         process.wait_ready()
         image_id = images()
         good = warmed_on(operator, image_id)
-        marks = {"glance_image_id": image_id, "image_owner": operator.project_id, "image_size": str(16 << 20)}
+        marks = {
+            "glance_image_id": image_id,
+            "image_owner": operator.project_id,
+            "image_size": str(16 << 20),
+        }
         left = operator.blank("local-1", name=f"image-{image_id}", metadata=marks)
         look_again(process)
         soon(lambda: status(operator, left) == "gone", what="what was left is deleted")
@@ -430,7 +487,8 @@ def test_what_a_cut_off_import_left_is_deleted_at_once(
         assert stores(alice, image_id) == {"file", "cinder-1"}
 
 
-# Locations that users may set. At the end of the file: the switch restarts Glance, and stays on until the last test
+# Locations that users may set. At the end of the file: the switch restarts Glance, and stays on
+# until the last test
 
 
 @pytest.fixture(scope="module")
@@ -443,7 +501,8 @@ def old_locations(devcloud_up: None) -> Iterator[None]:
 def test_another_images_volume_is_not_made_ours(
     worker: Worker, images: Images, others: Images, alice: Person, bob: Person, operator: Person
 ) -> None:
-    # On another target Glance would copy his image there, out of her volume, and still do so when he deletes it
+    # On another target Glance would copy his image there, out of her volume, and still do so when
+    # he deletes it
     with worker(settings(targets=("local-1",))) as process:
         process.wait_ready()
         image_id = images()
@@ -455,7 +514,10 @@ def test_another_images_volume_is_not_made_ours(
             headers = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
             answer = bob.connection.image.patch(f"/images/{own}", json=patch, headers=headers)
             assert answer.status_code == 200, answer.text
-            soon(lambda: "not this image's" in reasons(process, "job_skipped", own), what="it is told")
+            soon(
+                lambda: "not this image's" in reasons(process, "job_skipped", own),
+                what="it is told",
+            )
             for _ in range(2):
                 look_again(process)
             volume = kept(operator, image_id)["local-1"]
@@ -465,7 +527,8 @@ def test_another_images_volume_is_not_made_ours(
             with bob.temporary_volume(image_id, "local-1") as made:
                 assert made.cloned
         finally:
-            # Deleting it would delete the volume: its owner takes the location out of the database first
+            # Deleting it would delete the volume: its owner takes the location out of the database
+            # first
             sql("glance", f"delete from image_locations where image_id = '{own}'")
             bob.delete_image(own)
 
@@ -475,10 +538,16 @@ def test_a_volume_older_than_its_image_is_another_images(
     worker: Worker, alice: Person, operator: Person, images: Images
 ) -> None:
     image_id = str(uuid.uuid4())
-    marks = {"glance_image_id": image_id, "image_owner": alice.project_id, "image_size": str(16 << 20)}
+    marks = {
+        "glance_image_id": image_id,
+        "image_owner": alice.project_id,
+        "image_size": str(16 << 20),
+    }
     marks |= {TAG: "local-1", ORIGIN: "prewarm"}
     old = operator.blank("local-1", name=f"image-{image_id}", metadata=marks)
-    sql("cinder", f"update volumes set created_at = created_at - interval 1 hour where id = '{old}'")
+    sql(
+        "cinder", f"update volumes set created_at = created_at - interval 1 hour where id = '{old}'"
+    )
     chosen = settings("location", targets=("local-1",))
     with worker(chosen) as process:
         process.wait_ready()

@@ -1,4 +1,5 @@
-"""What doctor finds on a real cloud: nothing that fails where all is well, and each thing that is broken by name."""
+"""What doctor finds on a real cloud: nothing that fails where all is well, and each thing that is
+broken by name."""
 
 from __future__ import annotations
 
@@ -22,7 +23,17 @@ import yaml
 
 from scripts.cloud.people import HOME, Person
 from tests.broker.rabbitmq import free_ports
-from tests.cloud.conftest import GLANCE, PASSWORD, TARGETS, URL, devcloud, groups, has_new_location_api, switched, until
+from tests.cloud.conftest import (
+    GLANCE,
+    PASSWORD,
+    TARGETS,
+    URL,
+    devcloud,
+    groups,
+    has_new_location_api,
+    switched,
+    until,
+)
 from tests.cloud.proxy import Proxy
 from tests.worker_process import WorkerProcess
 from worker.broker.connection import look, parse
@@ -36,9 +47,12 @@ WELL = {"transport_urls": URL, "queue": QUEUE, "management_urls": MANAGEMENT}
 
 
 class Passing:
-    """Passes everything on to a service, with other words in the answer's body, and another date."""
+    """Passes everything on to a service, with other words in the answer's body, and another
+    date."""
 
-    def __init__(self, url: str, *, words: Mapping[str, str] | None = None, seconds: float = 0.0) -> None:
+    def __init__(
+        self, url: str, *, words: Mapping[str, str] | None = None, seconds: float = 0.0
+    ) -> None:
         upstream = urlsplit(url).netloc
         passing = self
 
@@ -48,7 +62,9 @@ class Passing:
             def handle_any(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 connection = http.client.HTTPConnection(upstream, timeout=60)
-                connection.request(self.command, self.path, body=body or None, headers=dict(self.headers.items()))
+                connection.request(
+                    self.command, self.path, body=body or None, headers=dict(self.headers.items())
+                )
                 answer = connection.getresponse()
                 content = answer.read()
                 connection.close()
@@ -114,7 +130,10 @@ def doctor(tmp_path: Path, devcloud_up: None) -> Doctor:
     """Runs doctor, with an entry of clouds.yaml that may be changed."""
 
     def run(
-        settings: Mapping[str, Mapping[str, object]] | None = None, *, login: str = "operator", **changes: Any
+        settings: Mapping[str, Mapping[str, object]] | None = None,
+        *,
+        login: str = "operator",
+        **changes: Any,
     ) -> Report:
         clouds = yaml.safe_load((HOME / "clouds.yaml").read_text())
         auth = changes.pop("auth", {})
@@ -127,7 +146,9 @@ def doctor(tmp_path: Path, devcloud_up: None) -> Doctor:
         process = WorkerProcess(tmp_path, groups(**chosen), clouds=file)
         done = process.run("doctor", "-f", "json", timeout=300)
         assert "Traceback" not in done.stderr
-        assert PASSWORD not in json.dumps([row for row in json.loads(done.stdout) if row["Check"] != "configuration"])
+        assert PASSWORD not in json.dumps(
+            [row for row in json.loads(done.stdout) if row["Check"] != "configuration"]
+        )
         rows = json.loads(done.stdout)
         assert len({row["Check"] for row in rows}) == len(rows)
         failed = any(row["Result"] == "fail" for row in rows)
@@ -159,9 +180,14 @@ def test_all_is_well(doctor: Doctor, image: str) -> None:
     report = doctor()
     assert report.of("fail") == {}
     assert report.status == 0
-    # A worker has never run with this queue, and nothing drains what publishers make; `lanes` are in memory; the users
-    # here have no private images, nor volumes
-    expected = {"notifications 0 queue", "lanes", "notifications 0 notifications.info", "private images"}
+    # A worker has never run with this queue, and nothing drains what publishers make; `lanes` are
+    # in memory; the users here have no private images, nor volumes
+    expected = {
+        "notifications 0 queue",
+        "lanes",
+        "notifications 0 notifications.info",
+        "private images",
+    }
     expected.add("rights in cinder")
     if "OLD_LOCATIONS=1" in devcloud("status"):
         expected.add("show_multiple_locations")
@@ -221,7 +247,9 @@ def test_a_worker_that_runs(worker: Callable[..., WorkerProcess], tmp_path: Path
 
             def report() -> Report:
                 done = process.run("doctor", "-f", "json")
-                return Report(done.returncode, {row["Check"]: row for row in json.loads(done.stdout)})
+                return Report(
+                    done.returncode, {row["Check"]: row for row in json.loads(done.stdout)}
+                )
 
             until(lambda: report()["lanes queues"] == "ok", seconds=60, what="the lanes are served")
             last = report()
@@ -241,10 +269,14 @@ def remove(queue: str) -> None:
     names = [queue, topology.dead, *(topology.queue(f"prewarm.{name}") for name in TARGETS)]
     names += [topology.queue("upload"), topology.queue("reclaim")]
     names += [f"{queue}_celery_delayed_{bit}" for bit in range(28)]
-    exchanges = [f"{queue}_celery_delayed_{bit}" for bit in range(28)] + [f"{queue}_celery_delayed_delivery"]
+    exchanges = [f"{queue}_celery_delayed_{bit}" for bit in range(28)] + [
+        f"{queue}_celery_delayed_delivery"
+    ]
     for url in (URL, URL + "worker"):
         broker = parse(url)
-        connection = broker.connect(broker.hosts[0], name="test", on_blocked=print, on_unblocked=lambda: None)
+        connection = broker.connect(
+            broker.hosts[0], name="test", on_blocked=print, on_unblocked=lambda: None
+        )
         for name in names:
             connection.channel().queue_delete(name)
         for name in exchanges:
@@ -297,7 +329,11 @@ def test_a_volume_type_and_a_zone_that_are_not_there(doctor: Doctor) -> None:
     report = doctor(
         {
             "target:local-1": {"volume_type": "nowhere"},
-            "target:local-2": {"volume_type": "local-2", "availability_zone": "mars", "max_gigabytes": 1_000_000},
+            "target:local-2": {
+                "volume_type": "local-2",
+                "availability_zone": "mars",
+                "max_gigabytes": 1_000_000,
+            },
         }
     )
     report.says("target local-1", "fail", "no volume type nowhere")
@@ -310,10 +346,22 @@ def test_a_type_that_leads_to_two_backends(doctor: Doctor, admin: Person) -> Non
     cinder = admin.connection.block_storage
     name = f"doctor-{uuid.uuid4().hex[:8]}"
     specs = {"volume_backend_name": "<or> local-1 <or> local-2"}
-    made = cinder.post("/types", json={"volume_type": {"name": name, "extra_specs": specs}}).json()["volume_type"]["id"]
-    secret = cinder.post("/types", json={"volume_type": {"name": f"{name}-secret"}}).json()["volume_type"]["id"]
-    encryption = {"provider": "luks", "control_location": "front-end", "cipher": "aes-xts-plain64", "key_size": 256}
-    assert cinder.post(f"/types/{secret}/encryption", json={"encryption": encryption}).status_code == 200
+    made = cinder.post("/types", json={"volume_type": {"name": name, "extra_specs": specs}}).json()[
+        "volume_type"
+    ]["id"]
+    secret = cinder.post("/types", json={"volume_type": {"name": f"{name}-secret"}}).json()[
+        "volume_type"
+    ]["id"]
+    encryption = {
+        "provider": "luks",
+        "control_location": "front-end",
+        "cipher": "aes-xts-plain64",
+        "key_size": 256,
+    }
+    assert (
+        cinder.post(f"/types/{secret}/encryption", json={"encryption": encryption}).status_code
+        == 200
+    )
     try:
         report = doctor(
             {
@@ -332,10 +380,17 @@ def test_a_type_that_leads_to_two_backends(doctor: Doctor, admin: Person) -> Non
 def test_a_broker_that_is_down(doctor: Doctor) -> None:
     (port,) = free_ports(1)
     gone = f"rabbit://openstack:{PASSWORD}@127.0.0.1:{port}/"
-    report = doctor({"notifications": {"transport_urls": gone, "queue": QUEUE}, "work": {"url": gone + "worker"}})
+    report = doctor(
+        {
+            "notifications": {"transport_urls": gone, "queue": QUEUE},
+            "work": {"url": gone + "worker"},
+        }
+    )
     report.says("notifications 0", "fail", "refused")
     report.says("lanes", "fail", "refused")
-    assert report["login"] == report["glance"] == report["cinder"] == report["target local-1"] == "ok"
+    assert (
+        report["login"] == report["glance"] == report["cinder"] == report["target local-1"] == "ok"
+    )
 
 
 @pytest.mark.parametrize(
@@ -378,7 +433,9 @@ def test_what_only_an_administrator_may_see_is_not_demanded(doctor: Doctor, imag
 def test_locations_that_glance_shows(doctor: Doctor, image: str) -> None:
     with switched("OLD_LOCATIONS=1"):
         report = doctor()
-    report.says("show_multiple_locations", "warn", "show_multiple_locations and show_image_direct_url on")
+    report.says(
+        "show_multiple_locations", "warn", "show_multiple_locations and show_image_direct_url on"
+    )
     assert "OSSN-0090" in report.rows["show_multiple_locations"]["Detail"]
 
 
@@ -395,7 +452,9 @@ def stranger(admin: Person) -> Iterator[tuple[str, str]]:
     identity = admin.connection.identity
     name = f"doctor-{uuid.uuid4().hex[:8]}"
     project = identity.create_project(name=name, domain_id="default")
-    user = identity.create_user(name=name, password=PASSWORD, domain_id="default", default_project_id=project.id)
+    user = identity.create_user(
+        name=name, password=PASSWORD, domain_id="default", default_project_id=project.id
+    )
     for role in identity.roles():
         if role.name in ("admin", "service"):
             identity.assign_project_role_to_user(project, user, role)
@@ -430,7 +489,9 @@ def test_a_clock_that_is_wrong(doctor: Doctor) -> None:
 
 
 def test_wrong_configuration_ends_with_2(tmp_path: Path, devcloud_up: None) -> None:
-    process = WorkerProcess(tmp_path, groups(notifications={"transport_urls": ""}), clouds=HOME / "clouds.yaml")
+    process = WorkerProcess(
+        tmp_path, groups(notifications={"transport_urls": ""}), clouds=HOME / "clouds.yaml"
+    )
     done = process.run("doctor")
     assert done.returncode == 2
     assert "transport_urls is empty" in done.stderr

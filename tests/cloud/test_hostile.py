@@ -1,4 +1,5 @@
-"""Projects that mean harm: names and properties of any kind. And no secret in anything that a worker tells."""
+"""Projects that mean harm: names and properties of any kind. And no secret in anything that a
+worker tells."""
 
 from __future__ import annotations
 
@@ -61,7 +62,9 @@ def shown(process: WorkerProcess, path: str) -> str:
         return error.read().decode()
 
 
-def test_names_and_properties_of_any_kind(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_names_and_properties_of_any_kind(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     taken: dict[str, str] = {}
     with worker() as process:
         process.wait_ready()
@@ -78,7 +81,10 @@ def test_names_and_properties_of_any_kind(worker: Worker, images: Images, alice:
             with contextlib.suppress(RuntimeError):
                 queued[kind] = alice.queued(text, image_volume_source=text)
         for kind, one in queued.items():
-            until(lambda image=one: alice.show(image).get("image_volume_status"), what=f"{kind}: refused")
+            until(
+                lambda image=one: alice.show(image).get("image_volume_status"),
+                what=f"{kind}: refused",
+            )
             assert "refused" in alice.show(one)["image_volume_status"]
             alice.delete_image(one)
         assert len(taken) >= 10, taken
@@ -108,7 +114,9 @@ def test_names_and_properties_of_any_kind(worker: Worker, images: Images, alice:
         assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", told.stdout)
 
 
-def test_a_burst_starves_nobody(worker: Worker, images: Images, others: Images, bob: Person, operator: Person) -> None:
+def test_a_burst_starves_nobody(
+    worker: Worker, images: Images, others: Images, bob: Person, operator: Person
+) -> None:
     process = worker(groups(work=LANES))
     with process:
         # Its queue is there from now on
@@ -116,20 +124,35 @@ def test_a_burst_starves_nobody(worker: Worker, images: Images, others: Images, 
     burst = {images(f"burst {number}") for number in range(BURST)}
     last = others("the other's")
     with process:
-        until(lambda: is_warm(operator, bob, last), what="the other's is warm", seconds=PATIENCE + 2 * BURST)
+        until(
+            lambda: is_warm(operator, bob, last),
+            what="the other's is warm",
+            seconds=PATIENCE + 2 * BURST,
+        )
         # A lane has as many at once as its width
-        done = Counter(line["target"] for line in process.events("job_done") if line["image_id"] in burst)
+        done = Counter(
+            line["target"] for line in process.events("job_done") if line["image_id"] in burst
+        )
         assert max(done.values(), default=0) < BURST / 2, done
         until(
             lambda: all(
-                {line["image_id"] for line in process.events("job_done") if line["target"] == target} >= burst
+                {
+                    line["image_id"]
+                    for line in process.events("job_done")
+                    if line["target"] == target
+                }
+                >= burst
                 for target in TARGETS
             ),
             what="all of the burst are warm",
             seconds=PATIENCE + 4 * BURST,
         )
         assert not process.events("job_parked")
-    log.info("of %s images of one project %s were warm before the other's, the last of all", BURST, dict(done))
+    log.info(
+        "of %s images of one project %s were warm before the other's, the last of all",
+        BURST,
+        dict(done),
+    )
 
 
 @pytest.fixture
@@ -154,15 +177,23 @@ def credential(operator: Person, tmp_path: Path) -> Iterator[tuple[str, Path]]:
         "application_credential_secret": made.secret,
     }  # fmt: skip
     file = tmp_path / "clouds.yaml"
-    file.write_text(yaml.safe_dump({"clouds": {"operator": entry | {"auth_type": "v3applicationcredential"}}}))
+    file.write_text(
+        yaml.safe_dump({"clouds": {"operator": entry | {"auth_type": "v3applicationcredential"}}})
+    )
     yield str(made.secret), file
     identity.delete_application_credential(user, made)
 
 
 def test_no_secret_is_told(
-    password: str, credential: tuple[str, Path], images: Images, alice: Person, operator: Person, tmp_path: Path
+    password: str,
+    credential: tuple[str, Path],
+    images: Images,
+    alice: Person,
+    operator: Person,
+    tmp_path: Path,
 ) -> None:
-    """Not in the log at level debug, the metrics, the page, what commands print, a recording, or a dead letter."""
+    """Not in the log at level debug, the metrics, the page, what commands print, a recording, or a
+    dead letter."""
     hidden, clouds = credential
     bus, lanes = (f"amqp://hostile:{password}@127.0.0.1:5672/{vhost}" for vhost in ("", "worker"))
     settings = groups(
@@ -182,7 +213,9 @@ def test_no_secret_is_told(
         process.wait_ready()
         image_id = images()
         until(lambda: is_warm(operator, alice, image_id), what="warm")
-        inner = json.dumps({"event_type": "image.activate", "_context_auth_token": token, "payload": {"url": bus}})
+        inner = json.dumps(
+            {"event_type": "image.activate", "_context_auth_token": token, "payload": {"url": bus}}
+        )
         body = json.dumps({"oslo.version": "2.0", "oslo.message": inner[:-1]}).encode()
         with kombu.Connection(bus) as connection:
             kombu.Producer(connection.default_channel).publish(
@@ -200,7 +233,9 @@ def test_no_secret_is_told(
         told["wrong configuration"] = (wrong := process.run("doctor")).stdout + wrong.stderr
         process.config_path.write_text(good)
         told |= {path: shown(process, path) for path in PAGES}
-        mine = tell("dead-letters", "list", "--reason", "not a notification", "-f", "value", "-c", "Id").split()
+        mine = tell(
+            "dead-letters", "list", "--reason", "not a notification", "-f", "value", "-c", "Id"
+        ).split()
         assert mine
         assert "_context_auth_token" in tell("dead-letters", "show", mine[-1])
         for words in (

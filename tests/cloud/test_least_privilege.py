@@ -1,4 +1,5 @@
-"""A worker without the role admin: config/policy gives its role what it needs, and nothing else to anybody."""
+"""A worker without the role admin: config/policy gives its role what it needs, and nothing else to
+anybody."""
 
 from __future__ import annotations
 
@@ -12,7 +13,15 @@ import pytest
 
 from scripts.cloud.operate import ROOT
 from scripts.cloud.people import HOME, Person
-from tests.cloud.conftest import groups, has_new_location_api, is_warm, of_image, release, switched, until
+from tests.cloud.conftest import (
+    groups,
+    has_new_location_api,
+    is_warm,
+    of_image,
+    release,
+    switched,
+    until,
+)
 from tests.cloud.test_doctor import Doctor, doctor  # noqa: F401  a fixture
 from tests.worker_process import WorkerProcess
 
@@ -20,7 +29,8 @@ Images = Callable[..., str]
 Worker = Callable[..., WorkerProcess]
 PATCH = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
 DATA = {"Content-Type": "application/octet-stream"}
-# The release whose defaults config/policy is made of; to another one the devcloud gives files made of its own
+# The release whose defaults config/policy is made of; to another one the devcloud gives files made
+# of its own
 MADE_OF = "2026.2"
 NOBODY = "00000000-0000-0000-0000-000000000000"
 
@@ -62,7 +72,10 @@ class Owned:
     def look(self) -> dict[str, Any]:
         """All of it as it is now, and what the administrator sees."""
         alice = [
-            *(("image", f"/images/{image}") for image in (self.image, self.queued, self.staged, self.shared)),
+            *(
+                ("image", f"/images/{image}")
+                for image in (self.image, self.queued, self.staged, self.shared)
+            ),
             ("image", f"/images/{self.shared}/members"),
             *(("block_storage", f"/{what}/detail") for what in ("volumes", "snapshots")),
             *(("block_storage", f"/{what}") for what in ("os-volume-transfer", "attachments")),
@@ -109,23 +122,31 @@ def owned(login: Person, alice: Person, bob: Person, admin: Person) -> Iterator[
         type=next(row["id"] for row in types if row["name"] == "local-2"),
     )
     asked(alice, "block_storage", "DELETE", f"/snapshots/{snapshot}")
-    until(lambda: answer(alice, "block_storage", "GET", f"/snapshots/{snapshot}").status_code == 404)
+    until(
+        lambda: answer(alice, "block_storage", "GET", f"/snapshots/{snapshot}").status_code == 404
+    )
     alice.delete_volume(volume)
     for image_id in (image, shared, queued, staged):
         alice.delete_image(image_id)
 
 
-def answer(person: Person, service: str, method: str, path: str, body: Any = None, **more: Any) -> Any:
+def answer(
+    person: Person, service: str, method: str, path: str, body: Any = None, **more: Any
+) -> Any:
     """What a service says."""
     proxy = getattr(person.connection, service)
     if service == "block_storage":
         more.setdefault("microversion", "3.70")
     if method == "PATCH":
         more.setdefault("headers", PATCH)
-    return proxy.request(path, method, raise_exc=False, **({"json": body} if body is not None else {}), **more)
+    return proxy.request(
+        path, method, raise_exc=False, **({"json": body} if body is not None else {}), **more
+    )
 
 
-def asked(person: Person, service: str, method: str, path: str, body: Any = None, **more: Any) -> Any:
+def asked(
+    person: Person, service: str, method: str, path: str, body: Any = None, **more: Any
+) -> Any:
     """The same, of a request that must succeed."""
     said = answer(person, service, method, path, body, **more)
     assert said.status_code < 300, f"{method} {path}: {said.status_code} {said.text[:300]}"
@@ -134,7 +155,12 @@ def asked(person: Person, service: str, method: str, path: str, body: Any = None
 
 def new_image(person: Person) -> str:
     """A private image that waits for its data."""
-    body = {"name": "queued", "disk_format": "raw", "container_format": "bare", "visibility": "private"}
+    body = {
+        "name": "queued",
+        "disk_format": "raw",
+        "container_format": "bare",
+        "visibility": "private",
+    }
     return str(asked(person, "image", "POST", "/images", body).json()["id"])
 
 
@@ -178,7 +204,9 @@ def test_sees_images(login: Person, owned: Owned) -> None:
     for image_id in (owned.image, owned.queued, owned.shared):
         assert asked(login, "image", "GET", f"/images/{image_id}").json()["owner"] == owned.project
     for status, image_id in (("active", owned.image), ("queued", owned.queued)):
-        rows = asked(login, "image", "GET", f"/images?visibility=all&status={status}&limit=1000").json()["images"]
+        rows = asked(
+            login, "image", "GET", f"/images?visibility=all&status={status}&limit=1000"
+        ).json()["images"]
         assert image_id in [row["id"] for row in rows]
     assert login.locations(owned.image)
     assert "tasks" in asked(login, "image", "GET", f"/images/{owned.image}/tasks").json()
@@ -188,7 +216,11 @@ def test_sees_images(login: Person, owned: Owned) -> None:
 
 
 def test_copies_an_image_and_removes_the_copy(login: Person, owned: Owned) -> None:
-    body = {"method": {"name": "copy-image"}, "stores": ["cinder-2"], "all_stores_must_succeed": False}
+    body = {
+        "method": {"name": "copy-image"},
+        "stores": ["cinder-2"],
+        "all_stores_must_succeed": False,
+    }
     asked(login, "image", "POST", f"/images/{owned.image}/import", body)
     until(lambda: owned.alice.show(owned.image)["stores"] == "file,cinder-2", what="copied")
     until(lambda: "os_glance_import_task" not in owned.alice.show(owned.image), what="unlocked")
@@ -201,7 +233,13 @@ def test_copies_an_image_and_removes_the_copy(login: Person, owned: Owned) -> No
 def test_sets_a_property(login: Person, owned: Owned, which: str) -> None:
     image_id = getattr(owned, which)
     path = "/image_volume_status"
-    asked(login, "image", "PATCH", f"/images/{image_id}", [{"op": "add", "path": path, "value": "waiting"}])
+    asked(
+        login,
+        "image",
+        "PATCH",
+        f"/images/{image_id}",
+        [{"op": "add", "path": path, "value": "waiting"}],
+    )
     assert owned.alice.show(image_id)["image_volume_status"] == "waiting"
     asked(login, "image", "PATCH", f"/images/{image_id}", [{"op": "remove", "path": path}])
     assert "image_volume_status" not in owned.alice.show(image_id)
@@ -213,7 +251,13 @@ def test_clones_a_volume_and_makes_it_an_image(login: Person, alice: Person, own
     assert seen["os-vol-host-attr:host"] == "cloudhost@local-1#local-1"
     clone = new_volume(login, source_volid=owned.volume)
     assert clone in of_project(login)
-    asked(login, "block_storage", "POST", f"/volumes/{clone}/metadata", {"metadata": {"image_owner": owned.project}})
+    asked(
+        login,
+        "block_storage",
+        "POST",
+        f"/volumes/{clone}/metadata",
+        {"metadata": {"image_owner": owned.project}},
+    )
     action = {"os-update_readonly_flag": {"readonly": True}}
     asked(login, "block_storage", "POST", f"/volumes/{clone}/action", action)
     image_id = new_image(alice)
@@ -226,7 +270,12 @@ def test_clones_a_volume_and_makes_it_an_image(login: Person, alice: Person, own
     until(lambda: alice.show(image_id)["status"] == "active", what="active")
     # With do_secure_hash Glance still reads it
     until(lambda: "os_glance_import_task" not in alice.show(image_id), what="read")
-    until(lambda: asked(login, "block_storage", "GET", f"/volumes/{clone}").json()["volume"]["status"] == "available")
+    until(
+        lambda: (
+            asked(login, "block_storage", "GET", f"/volumes/{clone}").json()["volume"]["status"]
+            == "available"
+        )
+    )
     alice.delete_image(image_id)
     until(lambda: clone not in of_project(login), what="Glance deletes the image's volume")
 
@@ -281,7 +330,14 @@ FORBIDDEN_IMAGE = [
     ("PUT", "/images/{shared}/members/{bobs}", {"status": "accepted"}),
     ("DELETE", "/images/{shared}/members/{bobs}", None),
     ("GET", "/tasks", None),
-    ("POST", "/tasks", {"type": "import", "input": {"import_from": "http://127.0.0.1/", "import_from_format": "raw"}}),
+    (
+        "POST",
+        "/tasks",
+        {
+            "type": "import",
+            "input": {"import_from": "http://127.0.0.1/", "import_from_format": "raw"},
+        },
+    ),
     ("POST", "/metadefs/namespaces", {"namespace": "Forbidden"}),
     ("PUT", "/cache/{image}", None),
     ("GET", "/cache", None),
@@ -338,7 +394,11 @@ FORBIDDEN_VOLUME: list[tuple[str, str, Any]] = [
     ("DELETE", "/types/{type}", None),
     ("POST", "/types/{type}/extra_specs", {"extra_specs": {"a": "b"}}),
     ("POST", "/types/{type}/action", {"addProjectAccess": {"project": "{project}"}}),
-    ("POST", "/types/{type}/encryption", {"encryption": {"provider": "luks", "control_location": "front-end"}}),
+    (
+        "POST",
+        "/types/{type}/encryption",
+        {"encryption": {"provider": "luks", "control_location": "front-end"}},
+    ),
     ("GET", "/os-quota-sets/{project}", None),
     ("PUT", "/os-quota-sets/{project}", {"quota_set": {"volumes": 1}}),
     ("DELETE", "/os-quota-sets/{project}", None),
@@ -355,7 +415,11 @@ FORBIDDEN_VOLUME: list[tuple[str, str, Any]] = [
     ("GET", "/scheduler-stats/get_pools", None),
     ("GET", "/capabilities/cloudhost@local-1", None),
     ("GET", "/manageable_volumes?host=cloudhost@local-1", None),
-    ("POST", "/manageable_volumes", {"volume": {"host": "cloudhost@local-1#local-1", "ref": {"source-name": "x"}}}),
+    (
+        "POST",
+        "/manageable_volumes",
+        {"volume": {"host": "cloudhost@local-1#local-1", "ref": {"source-name": "x"}}},
+    ),
     ("POST", "/group_types", {"group_type": {"name": "forbidden"}}),
     ("GET", "/qos-specs", None),
     ("POST", "/qos-specs", {"qos_specs": {"name": "forbidden"}}),
@@ -377,7 +441,9 @@ def named(case: object) -> str:
     ],
     ids=named,
 )
-def test_forbidden(login: Person, owned: Owned, service: str, method: str, path: str, body: Any) -> None:
+def test_forbidden(
+    login: Person, owned: Owned, service: str, method: str, path: str, body: Any
+) -> None:
     before = owned.look()
     path = filled(path, owned)
     if isinstance(body, bytes):
@@ -402,7 +468,9 @@ def filled(template: Any, owned: Owned) -> Any:
 def test_an_attachment_of_others_stays(login: Person, owned: Owned) -> None:
     volume = new_volume(owned.alice)
     body = {"attachment": {"volume_uuid": volume, "connector": {"host": "here"}}}
-    made = asked(owned.alice, "block_storage", "POST", "/attachments", body).json()["attachment"]["id"]
+    made = asked(owned.alice, "block_storage", "POST", "/attachments", body).json()["attachment"][
+        "id"
+    ]
     for method, path, change in (
         ("PUT", f"/attachments/{made}", {"attachment": {"connector": {"host": "elsewhere"}}}),
         ("POST", f"/attachments/{made}/action", {"os-complete": {}}),
@@ -413,13 +481,19 @@ def test_an_attachment_of_others_stays(login: Person, owned: Owned) -> None:
     owned.alice.delete_volume(volume)
 
 
-def test_taking_an_image_over_gives_no_rights(login: Person, alice: Person, admin: Person, images: Images) -> None:
-    # Glance lets nobody forbid this one: who may change a property may change the owner, if administrators' rows show
+def test_taking_an_image_over_gives_no_rights(
+    login: Person, alice: Person, admin: Person, images: Images
+) -> None:
+    # Glance lets nobody forbid this one: who may change a property may change the owner, if
+    # administrators' rows show
     image_id = images(visibility="private")
     asked(login, "image", "PATCH", f"/images/{image_id}", patch("/owner", login.project_id))
     try:
         assert answer(login, "image", "DELETE", f"/images/{image_id}").status_code == 403
-        assert answer(login, "image", "POST", f"/images/{image_id}/actions/deactivate").status_code == 403
+        assert (
+            answer(login, "image", "POST", f"/images/{image_id}/actions/deactivate").status_code
+            == 403
+        )
     finally:
         asked(admin, "image", "PATCH", f"/images/{image_id}", patch("/owner", alice.project_id))
     assert alice.show(image_id)["status"] == "active"
@@ -436,12 +510,22 @@ def test_users_as_before(alice: Person, bob: Person, images: Images) -> None:
     for verb in ("deactivate", "reactivate"):
         asked(alice, "image", "POST", f"/images/{image_id}/actions/{verb}")
     asked(alice, "image", "POST", f"/images/{image_id}/members", {"member": bob.project_id})
-    asked(bob, "image", "PUT", f"/images/{image_id}/members/{bob.project_id}", {"status": "accepted"})
+    asked(
+        bob, "image", "PUT", f"/images/{image_id}/members/{bob.project_id}", {"status": "accepted"}
+    )
     assert bob.show(image_id)["id"] == image_id
     assert bob.connection.image.get(f"/images/{image_id}/file").status_code == 200
-    assert answer(bob, "image", "PATCH", f"/images/{image_id}", patch("/name", "bob's")).status_code == 403
+    assert (
+        answer(bob, "image", "PATCH", f"/images/{image_id}", patch("/name", "bob's")).status_code
+        == 403
+    )
     assert answer(bob, "image", "DELETE", f"/images/{image_id}").status_code == 403
-    assert answer(alice, "image", "PATCH", f"/images/{image_id}", patch("/visibility", "public")).status_code == 403
+    assert (
+        answer(
+            alice, "image", "PATCH", f"/images/{image_id}", patch("/visibility", "public")
+        ).status_code
+        == 403
+    )
     staged = new_image(alice)
     asked(alice, "image", "PUT", f"/images/{staged}/stage", data=bytes(1 << 20), headers=DATA)
     asked(alice, "image", "PATCH", f"/images/{staged}", patch("/name", "changed"))
@@ -450,16 +534,29 @@ def test_users_as_before(alice: Person, bob: Person, images: Images) -> None:
     alice.delete_image(staged)
 
     volume = new_volume(alice)
-    changes: list[dict[str, Any]] = [{"os-extend": {"new_size": 2}}, {"os-update_readonly_flag": {"readonly": True}}]
+    changes: list[dict[str, Any]] = [
+        {"os-extend": {"new_size": 2}},
+        {"os-update_readonly_flag": {"readonly": True}},
+    ]
     for change in changes:
         asked(alice, "block_storage", "POST", f"/volumes/{volume}/action", change)
         assert settled(alice, f"/volumes/{volume}", "volume") == "available"
-    action = {"os-volume_upload_image": {"image_name": "uploaded", "disk_format": "raw", "visibility": "private"}}
+    action = {
+        "os-volume_upload_image": {
+            "image_name": "uploaded",
+            "disk_format": "raw",
+            "visibility": "private",
+        }
+    }
     said = asked(alice, "block_storage", "POST", f"/volumes/{volume}/action", action).json()
     uploaded = said["os-volume_upload_image"]["image_id"]
     until(lambda: alice.show(uploaded)["status"] == "active", what="uploaded")
     assert settled(alice, f"/volumes/{volume}", "volume") == "available"
-    for method, path in (("GET", f"/volumes/{volume}"), ("DELETE", f"/volumes/{volume}"), ("GET", "/os-services")):
+    for method, path in (
+        ("GET", f"/volumes/{volume}"),
+        ("DELETE", f"/volumes/{volume}"),
+        ("GET", "/os-services"),
+    ):
         assert answer(bob, "block_storage", method, path).status_code in (403, 404)
     alice.delete_image(uploaded)
     alice.delete_volume(volume)
@@ -474,7 +571,10 @@ def test_administrators_as_before(admin: Person, alice: Person, owned: Owned) ->
     asked(admin, "image", "GET", "/tasks")
     asked(admin, "image", "DELETE", f"/images/{image_id}")
     volume = new_volume(alice)
-    changes: list[dict[str, Any]] = [{"os-reset_status": {"status": "error"}}, {"os-force_delete": {}}]
+    changes: list[dict[str, Any]] = [
+        {"os-reset_status": {"status": "error"}},
+        {"os-force_delete": {}},
+    ]
     for change in changes:
         asked(admin, "block_storage", "POST", f"/volumes/{volume}/action", change)
     until(lambda: volume not in of_project(alice), what="gone")
@@ -482,7 +582,9 @@ def test_administrators_as_before(admin: Person, alice: Person, owned: Owned) ->
     assert owned.volume in [row["id"] for row in seen]
     for path in ("/os-services", "/scheduler-stats/get_pools", f"/os-quota-sets/{owned.project}"):
         asked(admin, "block_storage", "GET", path)
-    made = asked(admin, "block_storage", "POST", "/types", {"volume_type": {"name": "new"}}).json()["volume_type"]["id"]
+    made = asked(admin, "block_storage", "POST", "/types", {"volume_type": {"name": "new"}}).json()[
+        "volume_type"
+    ]["id"]
     asked(admin, "block_storage", "DELETE", f"/types/{made}")
 
 
@@ -490,7 +592,9 @@ def test_administrators_as_before(admin: Person, alice: Person, owned: Owned) ->
 
 
 def test_doctor_finds_nothing_wrong(doctor: Doctor, owned: Owned) -> None:  # noqa: F811
-    report = doctor({"cloud": {"name": "tried", "admin_role": "image_volume_worker"}}, login="worker")
+    report = doctor(
+        {"cloud": {"name": "tried", "admin_role": "image_volume_worker"}}, login="worker"
+    )
     assert report.of("fail") == {}
     report.says("roles", "ok", "image_volume_worker")
     report.says("rights in glance", "ok", "of other projects")
@@ -498,7 +602,9 @@ def test_doctor_finds_nothing_wrong(doctor: Doctor, owned: Owned) -> None:  # no
     report.says("rights in cinder", "ok", "volumes of other projects")
 
 
-def test_worker(worker: Worker, images: Images, alice: Person, bob: Person, operator: Person) -> None:
+def test_worker(
+    worker: Worker, images: Images, alice: Person, bob: Person, operator: Person
+) -> None:
     settings = groups(cloud={"name": "worker", "admin_role": "image_volume_worker"})
     with worker(settings) as process:
         process.wait_ready()
@@ -513,7 +619,9 @@ def test_worker(worker: Worker, images: Images, alice: Person, bob: Person, oper
         until(lambda: not of_image(operator, private), what="gone")
 
 
-def test_worker_completes_an_upload(worker: Worker, login: Person, alice: Person, bob: Person) -> None:
+def test_worker_completes_an_upload(
+    worker: Worker, login: Person, alice: Person, bob: Person
+) -> None:
     ours, theirs, image_id = new_volume(alice), new_volume(bob), new_image(alice)
     alice.act(ours, "os-set_image_metadata", metadata={"hw_firmware_type": "uefi"})
     with worker(groups(cloud={"name": "worker", "admin_role": "image_volume_worker"})) as process:
@@ -525,7 +633,10 @@ def test_worker_completes_an_upload(worker: Worker, login: Person, alice: Person
         until(lambda: alice.show(image_id)["status"] == "active", what="active")
         assert alice.show(image_id)["hw_firmware_type"] == "uefi"
         until(lambda: is_warm(login, alice, image_id), what="warm")
-        until(lambda: "image_volume_status" not in alice.show(image_id), what="the refusal is withdrawn")
+        until(
+            lambda: "image_volume_status" not in alice.show(image_id),
+            what="the refusal is withdrawn",
+        )
         alice.delete_image(image_id)
         until(lambda: not of_image(login, image_id), what="gone")
     alice.delete_volume(ours)
@@ -539,7 +650,9 @@ def old_locations() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("old_locations")
-def test_worker_with_strategy_location(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_worker_with_strategy_location(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     cloud = {"name": "worker", "admin_role": "image_volume_worker"}
     with worker(groups(strategy="location", cloud=cloud)) as process:
         process.wait_ready()

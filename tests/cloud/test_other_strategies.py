@@ -27,7 +27,9 @@ def image_cache(devcloud_up: None) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("old_locations")
-def test_location(worker: Worker, images: Images, alice: Person, bob: Person, operator: Person) -> None:
+def test_location(
+    worker: Worker, images: Images, alice: Person, bob: Person, operator: Person
+) -> None:
     with worker(groups(strategy="location")) as process:
         process.wait_ready()
         image_id = images()
@@ -39,7 +41,12 @@ def test_location(worker: Worker, images: Images, alice: Person, bob: Person, op
         broken = of_image(operator, image_id)[0]
         until(lambda: is_idle(operator, image_id), what="nobody reads them")
         operator.delete_volume(broken["id"])
-        until(lambda: broken["id"] not in ids(operator, image_id) and is_warm(operator, alice, image_id), what="mended")
+        until(
+            lambda: (
+                broken["id"] not in ids(operator, image_id) and is_warm(operator, alice, image_id)
+            ),
+            what="mended",
+        )
         alice.delete_image(image_id)
         until(lambda: not of_image(operator, image_id), what="gone")
 
@@ -52,7 +59,10 @@ def test_location_killed_and_deleted_in_the_middle(
     process.start()
     process.wait_ready()
     kept, deleted = images(mebibytes=256), images(mebibytes=256)
-    until(lambda: of_image(operator, kept) and of_image(operator, deleted), what="volumes are being made")
+    until(
+        lambda: of_image(operator, kept) and of_image(operator, deleted),
+        what="volumes are being made",
+    )
     process.kill()
     alice.delete_image(deleted)
     process.start()
@@ -62,7 +72,9 @@ def test_location_killed_and_deleted_in_the_middle(
 
 
 @pytest.mark.usefixtures("image_cache")
-def test_cache(worker: Worker, images: Images, alice: Person, bob: Person, operator: Person) -> None:
+def test_cache(
+    worker: Worker, images: Images, alice: Person, bob: Person, operator: Person
+) -> None:
     with worker(groups(strategy="cache")) as process:
         process.wait_ready()
         image_id = images()
@@ -70,11 +82,15 @@ def test_cache(worker: Worker, images: Images, alice: Person, bob: Person, opera
         for volume_type in TARGETS:
             with bob.temporary_volume(image_id, volume_type) as made:
                 assert made.cloned
-        # Any change makes Cinder's entry stale: it is made anew once the image is quiet, before a user has to wait
+        # Any change makes Cinder's entry stale: it is made anew once the image is quiet, before a
+        # user has to wait
         before = ids(operator, image_id)
         alice.property(image_id, "anything", "changed")
         until(
-            lambda: not ids(operator, image_id) & before and is_warm(operator, alice, image_id, locations=False),
+            lambda: (
+                not ids(operator, image_id) & before
+                and is_warm(operator, alice, image_id, locations=False)
+            ),
             what="warm again",
         )
         with bob.temporary_volume(image_id, "local-1") as made:

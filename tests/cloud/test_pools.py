@@ -26,15 +26,25 @@ def several_pools(devcloud_up: None) -> Iterator[None]:
 def placing_types(admin: Person) -> list[str]:
     """The names of the private volume types that the worker has made."""
     answer: dict[str, Any] = admin.connection.block_storage.get("/types?is_public=None").json()
-    return [row["name"] for row in answer["volume_types"] if row["name"].startswith("image-volume-worker:")]
+    return [
+        row["name"]
+        for row in answer["volume_types"]
+        if row["name"].startswith("image-volume-worker:")
+    ]
 
 
 def pools_of(operator: Person, image_id: str) -> list[str]:
     """The pools where the image's Image-Volumes lie; none while a throw-away volume is there."""
     volumes = of_image(operator, image_id)
-    if any(volume["name"].startswith("warm-") or volume["status"] != "available" for volume in volumes):
+    if any(
+        volume["name"].startswith("warm-") or volume["status"] != "available" for volume in volumes
+    ):
         return []
-    return sorted(volume["os-vol-host-attr:host"] for volume in volumes if "image_volume_worker" in volume["metadata"])
+    return sorted(
+        volume["os-vol-host-attr:host"]
+        for volume in volumes
+        if "image_volume_worker" in volume["metadata"]
+    )
 
 
 @pytest.mark.parametrize("disk_format", ["raw", "qcow2"])
@@ -45,16 +55,24 @@ def test_every_first_create_is_a_clone(
         process.wait_ready()
         image_id = images(disk_format=disk_format)
         wanted = POOLS * len(TARGETS)
-        until(lambda: len(set(pools_of(operator, image_id))) == wanted, what=lambda: str(of_image(operator, image_id)))
+        until(
+            lambda: len(set(pools_of(operator, image_id))) == wanted,
+            what=lambda: str(of_image(operator, image_id)),
+        )
         with ThreadPoolExecutor(POOLS) as at_once:
             volumes = list(at_once.map(lambda _: bob.volume(image_id, "local-1"), range(2 * POOLS)))
-        shown = [operator.connection.block_storage.get(f"/volumes/{one.id}").json()["volume"] for one in volumes]
+        shown = [
+            operator.connection.block_storage.get(f"/volumes/{one.id}").json()["volume"]
+            for one in volumes
+        ]
         for one in volumes:
             bob.delete_volume(one.id)
         assert all(one.cloned for one in volumes)
         assert len({row["os-vol-host-attr:host"] for row in shown}) == POOLS
         # What is not wanted any more leaves neither entries nor, after a resync, types
-        bob_sees = {row["name"] for row in bob.connection.block_storage.get("/types").json()["volume_types"]}
+        bob_sees = {
+            row["name"] for row in bob.connection.block_storage.get("/types").json()["volume_types"]
+        }
         assert not [name for name in bob_sees if name.startswith("image-volume-worker:")]
         assert len(placing_types(admin)) >= wanted - len(TARGETS)
     operator.connection.image.delete(f"/images/{image_id}")

@@ -1,4 +1,5 @@
-"""Recording and replaying on real services: no secret is written, and a replay ends where live notifications would."""
+"""Recording and replaying on real services: no secret is written, and a replay ends where live
+notifications would."""
 
 from __future__ import annotations
 
@@ -27,7 +28,14 @@ class Recording:
     """`image-volume-worker record` into a file, until it is left."""
 
     def __init__(self, process: WorkerProcess, file: Path, *words: str) -> None:
-        self._command = [sys.executable, "-m", "worker", "--config-file", str(process.config_path), "record"]
+        self._command = [
+            sys.executable,
+            "-m",
+            "worker",
+            "--config-file",
+            str(process.config_path),
+            "record",
+        ]
         self._command += [str(file), *words]
         self.file = file
         self.status: int | None = None
@@ -55,7 +63,8 @@ def recording(worker: Worker, tmp_path: Path) -> Iterator[Recording]:
 
 
 def secrets() -> set[str]:
-    """Every secret of the devcloud that has a chance to be on the bus: passwords, and tokens that are valid now."""
+    """Every secret of the devcloud that has a chance to be on the bus: passwords, and tokens that
+    are valid now."""
     clouds = yaml.safe_load((HOME / "clouds.yaml").read_text())["clouds"]
     passwords = {entry["auth"]["password"] for entry in clouds.values()}
     tokens = {str(Person(name).connection.auth_token) for name in clouds}
@@ -63,7 +72,12 @@ def secrets() -> set[str]:
 
 
 def test_no_secret_is_recorded_and_the_daemon_misses_nothing(
-    worker: Worker, recording: Recording, images: Images, alice: Person, bob: Person, operator: Person
+    worker: Worker,
+    recording: Recording,
+    images: Images,
+    alice: Person,
+    bob: Person,
+    operator: Person,
 ) -> None:
     with worker() as process:
         process.wait_ready()
@@ -139,7 +153,9 @@ def test_a_replay_gives_the_work_to_the_workers_that_run(
         (["-", "--dry-run", "--checkpoint", "x"], 2, "--checkpoint"),
     ],
 )
-def test_wrong_usage_is_one_clear_line(worker: Worker, words: list[str], status: int, text: str) -> None:
+def test_wrong_usage_is_one_clear_line(
+    worker: Worker, words: list[str], status: int, text: str
+) -> None:
     done = worker().run("replay", *words)
     assert done.returncode == status
     assert text in done.stderr

@@ -1,4 +1,5 @@
-"""The main job on real services: Glance copies new images into its cinder stores, and volumes of them are clones."""
+"""The main job on real services: Glance copies new images into its cinder stores, and volumes of
+them are clones."""
 
 from __future__ import annotations
 
@@ -12,7 +13,16 @@ import time
 from collections.abc import Callable
 
 from scripts.cloud.people import HOME, Person
-from tests.cloud.conftest import PASSWORD, TARGETS, devcloud, groups, is_warm, of_image, switches, until
+from tests.cloud.conftest import (
+    PASSWORD,
+    TARGETS,
+    devcloud,
+    groups,
+    is_warm,
+    of_image,
+    switches,
+    until,
+)
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]
@@ -29,7 +39,10 @@ def test_doctor_finds_nothing_wrong(worker: Worker) -> None:
 
 
 def test_doctor_says_what_is_wrong(worker: Worker) -> None:
-    wrong = {**groups(), "notifications": {"transport_urls": "rabbit://nobody:wrong@127.0.0.1:5672/"}}
+    wrong = {
+        **groups(),
+        "notifications": {"transport_urls": "rabbit://nobody:wrong@127.0.0.1:5672/"},
+    }
     wrong["target:local-1"] = {"volume_type": "local-1", "glance_store": "nowhere"}
     done = worker(wrong).run("doctor", "-f", "value", "-c", "Check", "-c", "Result")
     assert done.returncode == 3, done.stdout
@@ -93,7 +106,9 @@ def test_what_is_not_wanted_is_left_alone(
         assert "says no" in reasons
 
 
-def test_resync_finds_what_nobody_heard_of(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_resync_finds_what_nobody_heard_of(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     image_id = images()
     process = worker()
     shown = process.run("resync", "--dry-run", "-f", "value", "-c", "Image", "-c", "Target")
@@ -120,11 +135,16 @@ def test_killed_at_any_moment_it_ends_in_the_same_state(
         time.sleep(moments.uniform(0.0, 3.0))
         process.kill()
     process.start()
-    until(lambda: all(is_warm(operator, alice, image_id) for image_id in made), what=f"warm, seed {seed}")
+    until(
+        lambda: all(is_warm(operator, alice, image_id) for image_id in made),
+        what=f"warm, seed {seed}",
+    )
     assert process.stop() == 0
 
 
-def test_told_to_stop_in_the_middle_it_drains(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_told_to_stop_in_the_middle_it_drains(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     process = worker(groups(work=LANES))
     process.start()
     process.wait_ready()
@@ -150,7 +170,8 @@ def test_an_image_deleted_while_it_is_copied_leaves_nothing(
 def test_a_glance_that_is_away_is_waited_for_and_said(
     worker: Worker, images: Images, alice: Person, operator: Person
 ) -> None:
-    # Not in the middle of an import: a Glance that is stopped then keeps the image locked for an hour
+    # Not in the middle of an import: a Glance that is stopped then keeps the image locked for an
+    # hour
     image_id = images()
     devcloud("stop", "glance-api")
     try:
@@ -179,10 +200,18 @@ def test_the_broker_restarted_under_load_loses_nothing(
         restart.start()
         made += [images() for _ in range(4)]
         restart.join()
-        # The restart can swallow what Cinder's API has told its scheduler: such a volume is never made, and an admin's
-        until(lambda: all(is_warm(operator, alice, one, unmarked=True) for one in made), what="warm")
+        # The restart can swallow what Cinder's API has told its scheduler: such a volume is never
+        # made, and an admin's
+        until(
+            lambda: all(is_warm(operator, alice, one, unmarked=True) for one in made), what="warm"
+        )
         process.wait_ready()
-    for volume in (volume for one in made for volume in of_image(operator, one) if volume["status"] == "creating"):
+    for volume in (
+        volume
+        for one in made
+        for volume in of_image(operator, one)
+        if volume["status"] == "creating"
+    ):
         admin.act(volume["id"], "os-reset_status", status="error")
         operator.delete_volume(volume["id"])
 
@@ -195,7 +224,9 @@ def test_a_broker_that_is_down_at_start_is_waited_for_and_said_once(
         process = worker(groups(work=LANES))
         process.start()
         until(lambda: process.probe("/readyz")[0] == 503, what="503")
-        until(lambda: "intake-0" in process.probe("/readyz")[1].get("problems", {}), what="it says so")
+        until(
+            lambda: "intake-0" in process.probe("/readyz")[1].get("problems", {}), what="it says so"
+        )
         assert process.probe("/healthz")[0] == 200
     finally:
         devcloud("start", "rabbitmq")
@@ -218,14 +249,20 @@ def test_a_dead_backend_does_not_hold_up_the_other(
             process.wait_ready()
             made = [images() for _ in range(3)]
             for image_id in made:
-                until(lambda image=image_id: process_done(process, image, "local-1"), what="warm on local-1")
+                until(
+                    lambda image=image_id: process_done(process, image, "local-1"),
+                    what="warm on local-1",
+                )
                 with bob.temporary_volume(image_id, "local-1") as volume:
                     assert volume.cloned
             assert not any(process_done(process, image_id, "local-2") for image_id in made)
             rename_backend("away", "local-2")
             away = False
             for image_id in made:
-                until(lambda image=image_id: process_done(process, image, "local-2"), what="warm on local-2")
+                until(
+                    lambda image=image_id: process_done(process, image, "local-2"),
+                    what="warm on local-2",
+                )
     finally:
         if away:
             rename_backend("away", "local-2")
@@ -235,14 +272,19 @@ def rename_backend(old: str, new: str) -> None:
     """Rename what a backend keeps its volumes in: a directory, or a pool of Ceph."""
     if switches().get("CEPH") == "1":
         ceph = ["ceph", "-c", str(HOME / "etc" / "ceph" / "ceph.conf")]
-        subprocess.run([*ceph, "osd", "pool", "rename", old, new], check=True, capture_output=True, timeout=60)
+        subprocess.run(
+            [*ceph, "osd", "pool", "rename", old, new], check=True, capture_output=True, timeout=60
+        )
     else:
         (HOME / "pool" / old).rename(HOME / "pool" / new)
 
 
 def process_done(process: WorkerProcess, image_id: str, target: str) -> bool:
     """Whether the worker has said that an image is warm on a target."""
-    return any(line["image_id"] == image_id and line["target"] == target for line in process.events("job_done"))
+    return any(
+        line["image_id"] == image_id and line["target"] == target
+        for line in process.events("job_done")
+    )
 
 
 def test_a_reload_takes_the_new_configuration_and_refuses_a_wrong_one(worker: Worker) -> None:
@@ -253,27 +295,42 @@ def test_a_reload_takes_the_new_configuration_and_refuses_a_wrong_one(worker: Wo
         config.write_text(good.replace("volume_type = local-2", ""))
         process.signal(signal.SIGHUP)
         until(lambda: process.events("reload_refused"), what="refused")
-        config.write_text(good.replace("targets = local-1,local-2", "targets = local-1").split("[target:local-2]")[0])
+        config.write_text(
+            good.replace("targets = local-1,local-2", "targets = local-1").split(
+                "[target:local-2]"
+            )[0]
+        )
         process.signal(signal.SIGHUP)
         until(lambda: len(process.events("started")) == 2, what="started again")
         assert process.events("started")[-1]["targets"] == ["local-1"]
         config.write_text(good.replace("format = json", "format = text"))
         process.signal(signal.SIGHUP)
         # Logs are of the configuration too
-        until(lambda: re.search(r"^[^{].*\bstarted\b", process.log.read_text(), re.MULTILINE), what="started, as text")
+        until(
+            lambda: re.search(r"^[^{].*\bstarted\b", process.log.read_text(), re.MULTILINE),
+            what="started, as text",
+        )
         assert process.stop() == 0
 
 
-def test_a_cache_that_is_not_there_is_named(worker: Worker, images: Images, operator: Person) -> None:
+def test_a_cache_that_is_not_there_is_named(
+    worker: Worker, images: Images, operator: Person
+) -> None:
     with worker(groups(strategy="cache")) as process:
         process.wait_ready()
         image_id = images()
         until(
-            lambda: any("image_volume_cache_enabled" in line["reason"] for line in process.events("job_again")),
+            lambda: any(
+                "image_volume_cache_enabled" in line["reason"]
+                for line in process.events("job_again")
+            ),
             what="the reason",
         )
         process.kill()
-        until(lambda: all(v["status"] != "creating" for v in of_image(operator, image_id)), what="settled")
+        until(
+            lambda: all(v["status"] != "creating" for v in of_image(operator, image_id)),
+            what="settled",
+        )
 
 
 def test_two_workers_share_the_work_and_one_takes_over(
@@ -283,7 +340,10 @@ def test_two_workers_share_the_work_and_one_takes_over(
         first.wait_ready()
         second.wait_ready()
         made = [images() for _ in range(3)]
-        until(lambda: first.events("image_copy_began") or second.events("image_copy_began"), what="one began")
+        until(
+            lambda: first.events("image_copy_began") or second.events("image_copy_began"),
+            what="one began",
+        )
         active, other = (first, second) if first.events("image_copy_began") else (second, first)
         active.kill()
         made += [images() for _ in range(3)]
@@ -299,20 +359,30 @@ def test_a_worker_that_was_paused_makes_nothing_twice(
         first.wait_ready()
         second.wait_ready()
         made = [images(mebibytes=64) for _ in range(3)]
-        until(lambda: first.events("image_copy_began") or second.events("image_copy_began"), what="one began")
+        until(
+            lambda: first.events("image_copy_began") or second.events("image_copy_began"),
+            what="one began",
+        )
         active, other = (first, second) if first.events("image_copy_began") else (second, first)
         active.signal(signal.SIGSTOP)
         time.sleep(3)
-        # Its lanes stay with it until the broker misses its heartbeats, so either of the two may end it
+        # Its lanes stay with it until the broker misses its heartbeats, so either of the two may
+        # end it
         active.signal(signal.SIGCONT)
         until(lambda: all(is_warm(operator, alice, image_id) for image_id in made), what="warm")
         assert other.stop() == 0
         assert active.stop() == 0
 
 
-def test_by_the_listener_of_oslo_messaging(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_by_the_listener_of_oslo_messaging(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     settings = dict(groups())
-    settings["notifications"] = {**settings["notifications"], "driver": "oslo", "queue": "image-volume-worker-oslo"}
+    settings["notifications"] = {
+        **settings["notifications"],
+        "driver": "oslo",
+        "queue": "image-volume-worker-oslo",
+    }
     settings["resync"] = {"on_start": "false"}
     with worker(settings) as process:
         process.wait_ready()
@@ -323,7 +393,9 @@ def test_by_the_listener_of_oslo_messaging(worker: Worker, images: Images, alice
         assert process.stop() == 0
 
 
-def test_a_full_quota_is_said_and_waited_for(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_a_full_quota_is_said_and_waited_for(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     admin = Person("admin").connection.block_storage
     quota = f"/os-quota-sets/{operator.project_id}"
 
@@ -337,7 +409,8 @@ def test_a_full_quota_is_said_and_waited_for(worker: Worker, images: Images, ali
             process.wait_ready()
             image_id = images()
             until(
-                lambda: any("quota" in str(line["reason"]) for line in process.events("job_again")), what="it says so"
+                lambda: any("quota" in str(line["reason"]) for line in process.events("job_again")),
+                what="it says so",
             )
             assert not of_image(operator, image_id)
             assert admin.put(quota, json={"quota_set": {"gigabytes": -1}}).status_code == 200

@@ -1,4 +1,5 @@
-"""The worker does not fight over Image-Volumes: Cinder's cache limits, and workers that disagree."""
+"""The worker does not fight over Image-Volumes: Cinder's cache limits, and workers that
+disagree."""
 
 from __future__ import annotations
 
@@ -30,16 +31,26 @@ def made(process: WorkerProcess) -> int:
     return len(process.events("image_volume_creating")) + len(process.events("image_copy_began"))
 
 
-def test_a_cache_with_a_limit_is_not_fought_over(worker: Worker, images: Images, operator: Person) -> None:
+def test_a_cache_with_a_limit_is_not_fought_over(
+    worker: Worker, images: Images, operator: Person
+) -> None:
     if "CACHE_MAX" not in switches():
         pytest.skip("this devcloud has no switch for the cache's limit")
-    with switched("IMAGE_CACHE=1", "CACHE_MAX=2"), worker(one_target("cache", rewarm_interval=INTERVAL)) as process:
+    with (
+        switched("IMAGE_CACHE=1", "CACHE_MAX=2"),
+        worker(one_target("cache", rewarm_interval=INTERVAL)) as process,
+    ):
         process.wait_ready()
-        # One after the other: Cinder checks its limit before it makes an entry, so of several at once all would stay
+        # One after the other: Cinder checks its limit before it makes an entry, so of several at
+        # once all would stay
         wanted = []
         for _ in range(3):
             wanted.append(images())
-            until(lambda: process.metric("images_warmed_total") == len(wanted), seconds=120, what="each is made")
+            until(
+                lambda: process.metric("images_warmed_total") == len(wanted),
+                seconds=120,
+                what="each is made",
+            )
         until(lambda: process.events("cinder_cache_full"), seconds=120, what="it is found out")
         time.sleep(4 * INTERVAL)
         # Three that fit at first, and what was on its way when the first one was evicted
@@ -52,7 +63,9 @@ def test_a_cache_with_a_limit_is_not_fought_over(worker: Worker, images: Images,
         assert process.stop() == 0
 
 
-def test_workers_that_disagree_do_not_fight(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_workers_that_disagree_do_not_fight(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     wants = one_target("store", rewarm_interval=INTERVAL)
     refuses = one_target("store", exclude_projects=alice.project_id)
     # An Image-Volume that is being made is looked at again after 30 seconds, or by a comparison
@@ -64,7 +77,8 @@ def test_workers_that_disagree_do_not_fight(worker: Worker, images: Images, alic
         image_id = images()
         until(
             lambda: any(
-                line["reason"].startswith("its Image-Volume was deleted") for line in first.events("job_skipped")
+                line["reason"].startswith("its Image-Volume was deleted")
+                for line in first.events("job_skipped")
             ),
             seconds=120,
             what="it is held back",

@@ -1,4 +1,5 @@
-"""What keeps it true on real services: re-warming, repair, reclaim, budgets, what must not go, popularity."""
+"""What keeps it true on real services: re-warming, repair, reclaim, budgets, what must not go,
+popularity."""
 
 from __future__ import annotations
 
@@ -23,7 +24,11 @@ from tests.worker_process import WorkerProcess, configuration
 log = logging.getLogger(__name__)
 Images = Callable[..., str]
 Worker = Callable[..., WorkerProcess]
-TAG, ORIGIN, USED = "image_volume_worker", "image_volume_worker_origin", "image_volume_worker_used_at"
+TAG, ORIGIN, USED = (
+    "image_volume_worker",
+    "image_volume_worker_origin",
+    "image_volume_worker_used_at",
+)
 NOBODY = "11111111-1111-4111-8111-111111111111"
 # The shortest there is
 RESYNC = {"interval": 10}
@@ -38,7 +43,8 @@ def image_cache(devcloud_up: None) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_left(operator: Person) -> Iterator[None]:
-    """Deletes what a killed worker has left: Cinder's cache would keep the entries of deleted images for ever."""
+    """Deletes what a killed worker has left: Cinder's cache would keep the entries of deleted
+    images for ever."""
     before = {volume["id"] for volume in operator.volumes()}
     yield
     for volume in operator.volumes():
@@ -88,7 +94,9 @@ def soon(check: Callable[[], object], *, what: str, seconds: float = 90.0) -> No
 
 def configure(process: WorkerProcess, chosen: Groups) -> None:
     """Give a worker another configuration, to be read by its next start or reload."""
-    process.config_path.write_text(configuration({**chosen, "probes": {"bind": f"127.0.0.1:{process.port}"}}))
+    process.config_path.write_text(
+        configuration({**chosen, "probes": {"bind": f"127.0.0.1:{process.port}"}})
+    )
 
 
 def look_again(process: WorkerProcess) -> None:
@@ -107,7 +115,9 @@ def kept(operator: Person, image_id: str) -> dict[str, dict[str, Any]]:
     return {
         volume["metadata"][TAG]: volume
         for volume in of_image(operator, image_id)
-        if volume["status"] in ("available", "in-use") and volume["metadata"].get(TAG) and is_readonly(volume)
+        if volume["status"] in ("available", "in-use")
+        and volume["metadata"].get(TAG)
+        and is_readonly(volume)
     }
 
 
@@ -125,10 +135,14 @@ def is_idle(operator: Person, image_id: str) -> bool:
     return all(volume["status"] == "available" for volume in of_image(operator, image_id))
 
 
-def warmed(operator: Person, alice: Person, image_id: str, *, locations: bool = True) -> dict[str, str]:
+def warmed(
+    operator: Person, alice: Person, image_id: str, *, locations: bool = True
+) -> dict[str, str]:
     """Wait until the image is warm and nobody reads it; its Image-Volumes by target."""
     soon(
-        lambda: is_warm(operator, alice, image_id, locations=locations) and is_idle(operator, image_id),
+        lambda: (
+            is_warm(operator, alice, image_id, locations=locations) and is_idle(operator, image_id)
+        ),
         what=f"warm: {image_id}",
     )
     return {target: volume["id"] for target, volume in kept(operator, image_id).items()}
@@ -136,7 +150,10 @@ def warmed(operator: Person, alice: Person, image_id: str, *, locations: bool = 
 
 def warmed_on(operator: Person, image_id: str, target: str = "local-1") -> str:
     """The same on one target."""
-    soon(lambda: on(operator, image_id, target) and is_idle(operator, image_id), what=f"warm on {target}: {image_id}")
+    soon(
+        lambda: on(operator, image_id, target) and is_idle(operator, image_id),
+        what=f"warm on {target}: {image_id}",
+    )
     return on(operator, image_id, target)
 
 
@@ -158,7 +175,11 @@ def locations(operator: Person, image_id: str) -> set[str]:
 
 def told(process: WorkerProcess, event: str, image_id: str) -> list[dict[str, Any]]:
     """The log lines with this word about an image."""
-    return [line for line in process.events(event) if line.get("of_image_id", line.get("image_id")) == image_id]
+    return [
+        line
+        for line in process.events(event)
+        if line.get("of_image_id", line.get("image_id")) == image_id
+    ]
 
 
 def about(process: WorkerProcess, event: str, image_id: str) -> list[dict[str, Any]]:
@@ -209,13 +230,18 @@ def test_a_volume_in_error_is_found_by_a_resync_and_made_again(
         image_id = images()
         before = warmed(operator, alice, image_id)
         admin.act(before["local-2"], "os-reset_status", status="error")
-        soon(lambda: on(operator, image_id, "local-2") not in ("", before["local-2"]), what="made again")
+        soon(
+            lambda: on(operator, image_id, "local-2") not in ("", before["local-2"]),
+            what="made again",
+        )
         after = warmed(operator, alice, image_id)
         assert after["local-1"] == before["local-1"]
         assert process.metric("rewarms_total", target="local-2", reason="broken") == 1
 
 
-def test_a_target_that_is_added_is_served(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_a_target_that_is_added_is_served(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     with worker(settings(targets=("local-1",))) as process:
         process.wait_ready()
         image_id = images()
@@ -256,13 +282,25 @@ def test_metadata_and_flags_that_somebody_has_changed_are_put_right(
         three, four = (warmed(operator, alice, second)[target] for target in TARGETS)
         cinder = operator.connection.block_storage
         for volume_id, wrong in {one: {"image_owner": NOBODY}, two: {TAG: "elsewhere"}}.items():
-            assert cinder.post(f"/volumes/{volume_id}/metadata", json={"metadata": wrong}).status_code == 200
+            assert (
+                cinder.post(f"/volumes/{volume_id}/metadata", json={"metadata": wrong}).status_code
+                == 200
+            )
         assert cinder.delete(f"/volumes/{three}/metadata/glance_image_id").status_code == 200
         operator.act(four, "os-update_readonly_flag", readonly=False)
-        broken = {volume["id"]: volume for volume in (*of_image(operator, first), *of_image(operator, second))}
-        assert [is_whole(broken[volume_id], alice) for volume_id in (one, two, three, four)] == [False] * 4
+        broken = {
+            volume["id"]: volume
+            for volume in (*of_image(operator, first), *of_image(operator, second))
+        }
+        assert [is_whole(broken[volume_id], alice) for volume_id in (one, two, three, four)] == [
+            False
+        ] * 4
         soon(
-            lambda: all(is_whole(volume, alice) for image in (first, second) for volume in of_image(operator, image)),
+            lambda: all(
+                is_whole(volume, alice)
+                for image in (first, second)
+                for volume in of_image(operator, image)
+            ),
             what="put right",
         )
         # By no other means than that
@@ -275,7 +313,8 @@ def test_metadata_and_flags_that_somebody_has_changed_are_put_right(
 def test_metadata_that_cinder_has_twice_is_put_right(
     worker: Worker, images: Images, alice: Person, operator: Person
 ) -> None:
-    """Two writes at once leave two rows of one key: no write of it changes what Cinder shows from then on."""
+    """Two writes at once leave two rows of one key: no write of it changes what Cinder shows from
+    then on."""
     with worker(settings(resync=RESYNC)) as process:
         process.wait_ready()
         image_id = images()
@@ -285,7 +324,9 @@ def test_metadata_that_cinder_has_twice_is_put_right(
         sql("cinder", f"INSERT INTO volume_metadata ({columns}) VALUES ({row})")
 
         def whole() -> bool:
-            return is_whole(next(one for one in of_image(operator, image_id) if one["id"] == volume_id), alice)
+            return is_whole(
+                next(one for one in of_image(operator, image_id) if one["id"] == volume_id), alice
+            )
 
         assert not whole()
         soon(whole, what="put right")
@@ -295,7 +336,11 @@ def test_metadata_that_cinder_has_twice_is_put_right(
 def is_whole(volume: Mapping[str, Any], alice: Person) -> bool:
     """Whether an Image-Volume carries what Cinder needs to clone it for everyone."""
     image_id = volume["name"].removeprefix("image-")
-    right = {"glance_image_id": image_id, "image_owner": alice.project_id, TAG: volume["volume_type"]}
+    right = {
+        "glance_image_id": image_id,
+        "image_owner": alice.project_id,
+        TAG: volume["volume_type"],
+    }
     return is_readonly(volume) and right.items() <= volume["metadata"].items()
 
 
@@ -303,7 +348,9 @@ def is_whole(volume: Mapping[str, Any], alice: Person) -> bool:
 def test_a_lost_image_is_named_and_not_touched(
     worker: Worker, images: Images, alice: Person, operator: Person, admin: Person, how: str
 ) -> None:
-    with worker(settings(targets=("local-1",), resync=RESYNC, work={"park_retry_after": 1})) as process:
+    with worker(
+        settings(targets=("local-1",), resync=RESYNC, work={"park_retry_after": 1})
+    ) as process:
         process.wait_ready()
         image_id = images(store="cinder-1")
         assert stores(alice, image_id) == {"cinder-1"}
@@ -326,7 +373,9 @@ def test_a_lost_image_is_named_and_not_touched(
         assert locations(operator, image_id) == {volume_id}
         assert process.events("broken_location_removed") == process.events("image_copy_began") == []
         shown = process.run("status", "--state", "lost", "-f", "json")
-        assert [(row["Image"], row["Target"]) for row in json.loads(shown.stdout)] == [(image_id, "local-1")]
+        assert [(row["Image"], row["Target"]) for row in json.loads(shown.stdout)] == [
+            (image_id, "local-1")
+        ]
         assert "nobody can repair" in shown.stdout
         alice.delete_image(image_id)
         soon(lambda: process.metric("images_beyond_repair") == 0, what="gone")
@@ -336,7 +385,9 @@ def test_a_lost_image_is_named_and_not_touched(
 def test_a_lost_image_that_is_restored_as_the_log_advises_counts_no_more(
     worker: Worker, images: Images, alice: Person, operator: Person, admin: Person
 ) -> None:
-    with worker(settings(targets=("local-1",), resync=RESYNC, work={"park_retry_after": 1})) as process:
+    with worker(
+        settings(targets=("local-1",), resync=RESYNC, work={"park_retry_after": 1})
+    ) as process:
         process.wait_ready()
         image_id = images(store="cinder-1")
         volume_id = warmed_on(operator, image_id)
@@ -365,19 +416,34 @@ def test_a_broken_original_is_made_again_where_another_copy_is_whole(
         assert alice.sha256(image_id) == digest
 
 
-def test_of_two_volumes_the_located_one_stays(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_of_two_volumes_the_located_one_stays(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     with worker(settings()) as process:
         process.wait_ready()
         image_id = images()
         before = warmed(operator, alice, image_id)
-        metadata = {TAG: "local-1", ORIGIN: "prewarm", "glance_image_id": image_id, "image_owner": alice.project_id}
+        metadata = {
+            TAG: "local-1",
+            ORIGIN: "prewarm",
+            "glance_image_id": image_id,
+            "image_owner": alice.project_id,
+        }
         assert process.stop() == 0
-        # It has no location and is older nor newer than what resync sees: only the location tells them apart
+        # It has no location and is older nor newer than what resync sees: only the location tells
+        # them apart
         second = operator.blank("local-1", name=f"image-{image_id}", metadata=metadata)
         operator.act(second, "os-update_readonly_flag", readonly=True)
         # A fresh one may be about to become a location
-        sql("glance", f"update images set created_at = created_at - interval 1 hour where id = '{image_id}'")
-        sql("cinder", f"update volumes set created_at = created_at - interval 10 minute where id = '{second}'")
+        sql(
+            "glance",
+            f"update images set created_at = created_at - interval 1 hour where id = '{image_id}'",
+        )
+        sql(
+            "cinder",
+            f"update volumes set created_at = created_at - interval 10 minute where id = "
+            f"'{second}'",
+        )
         process.start()
         soon(lambda: second not in ids(operator, image_id), what="the second goes")
         assert warmed(operator, alice, image_id) == before
@@ -415,8 +481,13 @@ def test_what_its_owner_wants_no_more_goes_and_comes_back(
         alice.property(image_id, "image_volume_prewarm", "no")
         soon(lambda: not of_image(operator, image_id), what="gone")
         assert "file" in stores(alice, image_id)
-        soon(lambda: process.metric("reclaimed_volumes_total", reason="unwanted") == 2, what="counted")
-        assert {line["volume_id"] for line in about(process, "image_volume_evicted", image_id)} == set(before.values())
+        soon(
+            lambda: process.metric("reclaimed_volumes_total", reason="unwanted") == 2,
+            what="counted",
+        )
+        assert {
+            line["volume_id"] for line in about(process, "image_volume_evicted", image_id)
+        } == set(before.values())
         assert alice.sha256(image_id) == hashlib.sha256(data(16).read_bytes()).hexdigest()
         alice.property(image_id, "image_volume_prewarm", "yes")
         assert not set(warmed(operator, alice, image_id).values()) & set(before.values())
@@ -454,7 +525,9 @@ def test_two_targets_that_let_go_at_once_leave_no_location_without_a_volume(
         assert [stores(alice, image_id) for image_id in made] == [{"file"}] * len(made)
 
 
-def test_what_goes_is_no_time_to_warm(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_what_goes_is_no_time_to_warm(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     with worker(settings()) as process:
         process.wait_ready()
         image_id = images()
@@ -480,7 +553,10 @@ def check_the_least_recently_used_goes(
     warmed_on(operator, second)
     with bob.temporary_volume(first, "local-1") as made:
         assert made.cloned
-        soon(lambda: USED in kept(operator, first)["local-1"]["metadata"], what="the use is written down")
+        soon(
+            lambda: USED in kept(operator, first)["local-1"]["metadata"],
+            what="the use is written down",
+        )
         assert USED not in kept(operator, second)["local-1"]["metadata"]
     if restart:
         assert process.stop() == 0
@@ -525,7 +601,9 @@ def test_what_does_not_fit_is_skipped_and_nothing_is_thrown_out_for_it(
         soon(lambda: "max_gigabytes = 1" in reasons(process, "job_skipped", large), what="skipped")
         # It would fit, but what is there is newer
         alice.property(older, "image_volume_prewarm", "yes")
-        soon(lambda: "is full (1 of 1 GiB)" in reasons(process, "job_skipped", older), what="no room")
+        soon(
+            lambda: "is full (1 of 1 GiB)" in reasons(process, "job_skipped", older), what="no room"
+        )
         look_again(process)
         time.sleep(2)
         assert process.events("image_volume_evicted") == []
@@ -544,7 +622,12 @@ def test_what_does_not_fit_is_skipped_and_nothing_is_thrown_out_for_it(
     ],
 )
 def test_a_quota_that_is_used_up_is_named_and_nothing_is_begun(
-    worker: Worker, images: Images, alice: Person, operator: Person, no_limit: Callable[..., None], name: str
+    worker: Worker,
+    images: Images,
+    alice: Person,
+    operator: Person,
+    no_limit: Callable[..., None],
+    name: str,
 ) -> None:
     no_limit(0, name)
     with worker(settings()) as process:
@@ -556,7 +639,10 @@ def test_a_quota_that_is_used_up_is_named_and_nothing_is_begun(
             # A wait is no failure, and counts no try
             return [line for line in about(process, "job_again", image_id) if line["attempt"]]
 
-        soon(lambda: {line["target"] for line in failures()} >= set(limited), what="the quota is named")
+        soon(
+            lambda: {line["target"] for line in failures()} >= set(limited),
+            what="the quota is named",
+        )
         for line in failures():
             assert "the internal project's quota has 0" in line["reason"]
             assert f"raise {name.partition('_')[0]}" in line["reason"]
@@ -565,7 +651,9 @@ def test_a_quota_that_is_used_up_is_named_and_nothing_is_begun(
             warmed_on(operator, image_id, "local-2")
         begun = {store for line in process.events("image_copy_began") for store in line["stores"]}
         assert begun == ({"cinder-2"} if len(limited) == 1 else set())
-        assert {volume["volume_type"] for volume in of_image(operator, image_id)} == set(TARGETS) - set(limited)
+        assert {volume["volume_type"] for volume in of_image(operator, image_id)} == set(
+            TARGETS
+        ) - set(limited)
         no_limit(None, name)
         warmed(operator, alice, image_id)
 
@@ -590,29 +678,46 @@ def test_a_quota_with_room_for_one_is_filled_with_one(
 # What must not go
 
 
-def test_only_what_is_ours_goes(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_only_what_is_ours_goes(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     # Where Glance lists no image at all a resync believes nothing
     image_id, _ = images(image_volume_prewarm="no"), images(image_volume_prewarm="no")
     with worker(settings()) as process:
         # From here on its queue hears of the deletion
         process.wait_ready()
     alice.delete_image(image_id)
-    claims = {TAG: "local-1", ORIGIN: "prewarm", "glance_image_id": image_id, "image_owner": alice.project_id}
+    claims = {
+        TAG: "local-1",
+        ORIGIN: "prewarm",
+        "glance_image_id": image_id,
+        "image_owner": alice.project_id,
+    }
     named, staying, going = {"name": f"image-{image_id}"}, dict[str, Person](), list[str]()
     try:
         staying[operator.blank("local-1", **named)] = operator
         staying[operator.blank("local-1", **named, metadata={"glance_image_id": NOBODY})] = operator
         staying[operator.blank("local-1", name=f"image-{image_id}-old", metadata=claims)] = operator
         staying[alice.blank("local-1", **named, metadata=claims)] = alice
-        going += [operator.blank("local-1", name=f"{kind}-{image_id}", metadata=claims) for kind in ("image", "warm")]
+        going += [
+            operator.blank("local-1", name=f"{kind}-{image_id}", metadata=claims)
+            for kind in ("image", "warm")
+        ]
         with worker(settings()) as process:
             process.wait_ready()
-            soon(lambda: not set(going) & {volume["id"] for volume in operator.volumes()}, what="ours go")
+            soon(
+                lambda: not set(going) & {volume["id"] for volume in operator.volumes()},
+                what="ours go",
+            )
             soon(lambda: deleted(process, image_id) == set(going), what="and it says so")
             look_again(process)
             time.sleep(3)
             assert deleted(process, image_id) == set(going)
-        have = {volume["id"]: volume["status"] for person in (alice, operator) for volume in person.volumes()}
+        have = {
+            volume["id"]: volume["status"]
+            for person in (alice, operator)
+            for volume in person.volumes()
+        }
         assert {have.get(volume_id) for volume_id in staying} == {"available"}
     finally:
         for volume_id, owner in staying.items():
@@ -651,11 +756,18 @@ def test_an_answer_that_may_not_be_glances_is_not_believed(
             before = warmed(operator, alice, image_id)
             glance.fault = lambda method, path: 404 if path == f"/v2/images/{image_id}" else None
             alice.property(image_id, "anything", "changed")
-            soon(lambda: "not the service's own 404" in reasons(process, "job_again", image_id), what="it waits")
+            soon(
+                lambda: "not the service's own 404" in reasons(process, "job_again", image_id),
+                what="it waits",
+            )
             assert glance.faults > 0
             glance.fault = lambda method, path: None
             assert warmed(operator, alice, image_id) == before
-            assert process.events("image_volume_deleted") == process.events("image_volume_evicted") == []
+            assert (
+                process.events("image_volume_deleted")
+                == process.events("image_volume_evicted")
+                == []
+            )
 
 
 # Popularity
@@ -670,16 +782,25 @@ def test_an_image_becomes_warm_where_it_is_used_twice(
         alice.property(asked, "image_volume_prewarm", f"yes/{asked}")
         for target in TARGETS:
             why = f"no second volume was made of the image on target {target} yet"
-            soon(lambda why=why: why in reasons(process, "job_skipped", image_id), what=f"skipped on {target}")
+            soon(
+                lambda why=why: why in reasons(process, "job_skipped", image_id),
+                what=f"skipped on {target}",
+            )
         warmed(operator, alice, asked)
         assert not of_image(operator, image_id)
         skipped = len(about(process, "job_skipped", image_id))
         with bob.temporary_volume(image_id, "local-1") as made:
             assert not made.cloned
-            soon(lambda: len(about(process, "job_skipped", image_id)) > skipped, what="the use was heard of")
+            soon(
+                lambda: len(about(process, "job_skipped", image_id)) > skipped,
+                what="the use was heard of",
+            )
         # Once on each target is not twice on one
         with bob.temporary_volume(image_id, "local-2"):
-            soon(lambda: len(about(process, "job_skipped", image_id)) > skipped + 1, what="the other use too")
+            soon(
+                lambda: len(about(process, "job_skipped", image_id)) > skipped + 1,
+                what="the other use too",
+            )
         time.sleep(2)
         assert stores(alice, image_id) == {"file"}
         with alice.temporary_volume(image_id, "local-1"):
@@ -691,7 +812,8 @@ def test_an_image_becomes_warm_where_it_is_used_twice(
             assert made.cloned
 
 
-# Cinder's image-volume cache. At the end of the file: the switch restarts Cinder, and stays on until the last test
+# Cinder's image-volume cache. At the end of the file: the switch restarts Cinder, and stays on
+# until the last test
 
 
 @pytest.mark.usefixtures("image_cache")
@@ -754,7 +876,10 @@ def test_a_deleted_images_cache_entries_go_within_seconds_also_while_they_are_cl
         with worker(settings("cache")) as process:
             process.wait_ready()
             quiet, cloned = images(), images()
-            before = {one: set(warmed(operator, alice, one, locations=False).values()) for one in (quiet, cloned)}
+            before = {
+                one: set(warmed(operator, alice, one, locations=False).values())
+                for one in (quiet, cloned)
+            }
             alice.delete_image(quiet)
             log.info("cache: everything gone after %.1f s", seconds_until_gone(operator, quiet))
             for target in TARGETS * 2:
@@ -762,9 +887,13 @@ def test_a_deleted_images_cache_entries_go_within_seconds_also_while_they_are_cl
                 answer = bob.connection.block_storage.post("/volumes", json={"volume": body})
                 made.append(answer.json()["volume"]["id"])
             alice.delete_image(cloned)
-            log.info("cache, being cloned: everything gone after %.1f s", seconds_until_gone(operator, cloned))
+            log.info(
+                "cache, being cloned: everything gone after %.1f s",
+                seconds_until_gone(operator, cloned),
+            )
             soon(lambda: deleted(process, quiet) == before[quiet], what="the log says so")
-            # Cinder itself deletes an entry that is older than its image's last change, and being deleted is one
+            # Cinder itself deletes an entry that is older than its image's last change, and being
+            # deleted is one
             assert deleted(process, cloned) <= before[cloned]
             soon(
                 lambda: (
@@ -794,9 +923,15 @@ def test_an_entry_that_cinder_does_not_let_go_of_is_waited_for_without_noise(
         assert answer.status_code == 202, answer.text
         snapshot = f"/snapshots/{answer.json()['snapshot']['id']}"
         try:
-            soon(lambda: cinder.get(snapshot).json()["snapshot"]["status"] == "available", what="a snapshot")
+            soon(
+                lambda: cinder.get(snapshot).json()["snapshot"]["status"] == "available",
+                what="a snapshot",
+            )
             alice.delete_image(image_id)
-            soon(lambda: before["local-1"] in reasons(process, "job_again", image_id), what="it waits")
+            soon(
+                lambda: before["local-1"] in reasons(process, "job_again", image_id),
+                what="it waits",
+            )
             assert ids(operator, image_id) == {before["local-1"]}
             began = len(process.log.read_text().splitlines())
             time.sleep(20)
@@ -832,23 +967,32 @@ def test_the_least_recently_used_entry_makes_room(
 
 
 @pytest.mark.usefixtures("image_cache")
-def test_a_dry_run_only_says_what_would_go(worker: Worker, images: Images, alice: Person, operator: Person) -> None:
+def test_a_dry_run_only_says_what_would_go(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
     with worker(settings("cache", reclaim={"dry_run": True})) as process:
         process.wait_ready()
         deleted, declined = images(), images()
         # By which it is proven later that the deleted one is gone
         images(visibility="private", image_volume_prewarm="no")
-        before = {one: set(warmed(operator, alice, one, locations=False).values()) for one in (deleted, declined)}
+        before = {
+            one: set(warmed(operator, alice, one, locations=False).values())
+            for one in (deleted, declined)
+        }
         alice.delete_image(deleted)
         alice.property(declined, "image_volume_prewarm", "no")
 
         def told(image_id: str) -> set[str]:
-            return {line["volume_id"] for line in about(process, "volume_would_be_deleted", image_id)}
+            return {
+                line["volume_id"] for line in about(process, "volume_would_be_deleted", image_id)
+            }
 
         for image_id in (deleted, declined):
             soon(lambda one=image_id: told(one) >= before[one], what="it says so")
         time.sleep(3)
-        shown = process.run("resync", "--dry-run", "-f", "value", "-c", "Handler", "-c", "Image").stdout
+        shown = process.run(
+            "resync", "--dry-run", "-f", "value", "-c", "Handler", "-c", "Image"
+        ).stdout
         for image_id, volumes in before.items():
             assert ids(operator, image_id) == volumes
             assert is_idle(operator, image_id)

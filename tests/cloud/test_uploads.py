@@ -1,4 +1,5 @@
-"""Uploads on real services: by property and Cinder's own, what is refused, and what happens in the middle."""
+"""Uploads on real services: by property and Cinder's own, what is refused, and what happens in the
+middle."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ UPLOADS = {"grace": 5}
 
 
 def away(delete: Callable[[str], None], made: list[str]) -> None:
-    """Delete what a test has made and may have deleted itself; Glance or Cinder may still be busy with it."""
+    """Delete what a test has made and may have deleted itself; Glance or Cinder may still be busy
+    with it."""
     for one in made:
         deadline = time.monotonic() + 120
         while True:
@@ -57,7 +59,8 @@ def away(delete: Callable[[str], None], made: list[str]) -> None:
 
 @pytest.fixture
 def queued(alice: Person) -> Iterator[Queued]:
-    """Makes image records of alice's without data, which are copied nowhere else unless said otherwise."""
+    """Makes image records of alice's without data, which are copied nowhere else unless said
+    otherwise."""
     made: list[str] = []
 
     def make(source: str = "", *, prewarm: str = "no", **fields: Any) -> str:
@@ -98,17 +101,24 @@ def volumes(alice: Person) -> Iterator[Volumes]:
 
 @pytest.fixture(scope="module")
 def other_types(devcloud_up: None) -> Iterator[tuple[str, str]]:
-    """Two volume types on local-1 that no store of Glance serves; volumes of the second are encrypted."""
+    """Two volume types on local-1 that no store of Glance serves; volumes of the second are
+    encrypted."""
     cinder = Person("admin").connection.block_storage
-    have = {row["name"]: row["id"] for row in cinder.get("/types?is_public=None").json()["volume_types"]}
+    have = {
+        row["name"]: row["id"] for row in cinder.get("/types?is_public=None").json()["volume_types"]
+    }
     for name in ("unserved", "encrypted"):
         if name not in have:
-            body = {"volume_type": {"name": name, "extra_specs": {"volume_backend_name": "local-1"}}}
+            body = {
+                "volume_type": {"name": name, "extra_specs": {"volume_backend_name": "local-1"}}
+            }
             have[name] = cinder.post("/types", json=body).json()["volume_type"]["id"]
             if name == "encrypted":
                 encryption = {"provider": "luks", "cipher": "aes-xts-plain64", "key_size": 256}
                 encryption["control_location"] = "front-end"
-                answer = cinder.post(f"/types/{have[name]}/encryption", json={"encryption": encryption})
+                answer = cinder.post(
+                    f"/types/{have[name]}/encryption", json={"encryption": encryption}
+                )
                 assert answer.status_code == 200, answer.text
     yield "unserved", "encrypted"
     for name in ("unserved", "encrypted"):
@@ -120,7 +130,9 @@ def status(alice: Person, image_id: str) -> str:
 
 
 def volume_status(person: Person, volume_id: str) -> str:
-    return str(person.connection.block_storage.get(f"/volumes/{volume_id}").json()["volume"]["status"])
+    return str(
+        person.connection.block_storage.get(f"/volumes/{volume_id}").json()["volume"]["status"]
+    )
 
 
 def until_active(alice: Person, image_id: str) -> None:
@@ -128,7 +140,8 @@ def until_active(alice: Person, image_id: str) -> None:
 
 
 def until_hashed(alice: Person, image_id: str, *, by_cinder: bool = False) -> None:
-    """Return when Glance has read the image: Cinder restarted meanwhile would leave its volume attached for good.
+    """Return when Glance has read the image: Cinder restarted meanwhile would leave its volume
+    attached for good.
 
     By the old location API it reads nothing.
     """
@@ -149,7 +162,11 @@ def check_clone(operator: Person, alice: Person, image_id: str) -> dict[str, Any
     assert clone["id"] in locations(operator, image_id)
     assert clone["metadata"]["glance_image_id"] == image_id
     assert clone["metadata"]["image_owner"] == alice.show(image_id)["owner"]
-    assert clone["metadata"]["image_size"] == str(alice.show(image_id)["size"]) == str(clone["size"] * GIB)
+    assert (
+        clone["metadata"]["image_size"]
+        == str(alice.show(image_id)["size"])
+        == str(clone["size"] * GIB)
+    )
     assert clone["metadata"]["readonly"] == "True"
     return clone
 
@@ -168,7 +185,10 @@ def test_a_volume_becomes_an_image_that_holds_its_bytes_and_is_warm_everywhere(
             process.wait_ready()
             image_id = queued(source.id, prewarm="yes")
             until_active(alice, image_id)
-            until(lambda: process.metric("uploads_completed_total", path="property") == 1, what="it is counted")
+            until(
+                lambda: process.metric("uploads_completed_total", path="property") == 1,
+                what="it is counted",
+            )
             check_clone(operator, alice, image_id)
             # The image was smaller than its volume: what follows it there is zeros
             digest = hashlib.sha256(data(16).read_bytes())
@@ -182,7 +202,9 @@ def test_a_volume_becomes_an_image_that_holds_its_bytes_and_is_warm_everywhere(
                     assert made.cloned
             assert told(alice, image_id) == ""
             away(alice.delete_image, [image_id])
-            until(lambda: not of_image(operator, image_id), what="everything of a deleted image goes")
+            until(
+                lambda: not of_image(operator, image_id), what="everything of a deleted image goes"
+            )
             assert process.stop() == 0
     finally:
         alice.delete_image(original)
@@ -192,9 +214,19 @@ def custom_properties(alice: Person, image_id: str) -> dict[str, str]:
     """An image's own properties, without those that Glance makes itself and those of the worker."""
     base = set(alice.connection.image.get("/schemas/image").json()["properties"])
     # The schema describes some of the custom properties too
-    base -= {"os_type", "os_distro", "os_version", "architecture", "kernel_id", "ramdisk_id", "instance_uuid"}
+    base -= {
+        "os_type",
+        "os_distro",
+        "os_version",
+        "architecture",
+        "kernel_id",
+        "ramdisk_id",
+        "instance_uuid",
+    }
     skipped = (*base, "os_glance", "image_volume_", "stores")
-    return {name: value for name, value in alice.show(image_id).items() if not name.startswith(skipped)}
+    return {
+        name: value for name, value in alice.show(image_id).items() if not name.startswith(skipped)
+    }
 
 
 @pytest.mark.usefixtures("unhashed")
@@ -208,12 +240,20 @@ def test_an_image_keeps_what_its_volume_knows_as_by_cinders_own_upload(
     bob: Person,
     operator: Person,
 ) -> None:
-    given = {"hw_firmware_type": "uefi", "os_type": "linux", "hw_disk_bus": "scsi", "a/odd~name": "kept"}
+    given = {
+        "hw_firmware_type": "uefi",
+        "os_type": "linux",
+        "hw_disk_bus": "scsi",
+        "a/odd~name": "kept",
+    }
     original = images("original", image_volume_prewarm="no", min_disk=1, min_ram=64, **given)
     with alice.temporary_volume(original, "local-1") as source:
         by_cinder = uploaded(source.id)
         until_active(alice, by_cinder)
-        until(lambda: volume_status(alice, source.id) == "available", what="Cinder is done with the source")
+        until(
+            lambda: volume_status(alice, source.id) == "available",
+            what="Cinder is done with the source",
+        )
         assert custom_properties(alice, by_cinder) == given
         # A user may write anything here: none of it may be given more than its owner could do
         forged = {"visibility": "public", "owner": bob.project_id, "os_glance_x": "x", "image_volume_prewarm": "yes",
@@ -229,7 +269,10 @@ def test_an_image_keeps_what_its_volume_knows_as_by_cinders_own_upload(
                 until_active(alice, image_id)
                 check_clone(operator, alice, image_id)
             assert custom_properties(alice, plain) == custom_properties(alice, of_clone) == given
-            assert custom_properties(alice, own) == given | {"hw_firmware_type": "bios", "colour": "green"}
+            assert custom_properties(alice, own) == given | {
+                "hw_firmware_type": "bios",
+                "colour": "green",
+            }
             shown = alice.show(plain)
             like_cinders = alice.show(by_cinder)
             for name in ("min_disk", "min_ram"):
@@ -284,7 +327,9 @@ def test_what_is_refused_leaves_nothing_and_tells_nothing_of_others(
             queued("../../../v3/volumes"): "the image's project has no volume of this id",
             queued(volumes(encrypted)): "the volume is encrypted",
             queued(volumes(unserved)): f"no store of Glance serves volumes of type {unserved}",
-            queued(own, disk_format="qcow2"): "only raw/bare images can be made of a volume, this one is qcow2/bare",
+            queued(
+                own, disk_format="qcow2"
+            ): "only raw/bare images can be made of a volume, this one is qcow2/bare",
         }
         before = {v["id"] for v in operator.volumes()}
         for image_id, reason in refused.items():
@@ -314,13 +359,20 @@ def test_images_that_somebody_works_on_are_left_alone(
     with_data, staged = queued(own, prewarm="yes"), queued(own)
     glance = alice.connection.image
     octets = {"Content-Type": "application/octet-stream"}
-    assert glance.put(f"/images/{with_data}/file", data=b"x" * MIB, headers=octets).status_code == 204
+    assert (
+        glance.put(f"/images/{with_data}/file", data=b"x" * MIB, headers=octets).status_code == 204
+    )
     assert glance.put(f"/images/{staged}/stage", data=b"x" * MIB, headers=octets).status_code == 204
     plain = queued()
     with worker() as process:
         process.wait_ready()
         process.run("resync")
-        until(lambda: any(v["metadata"].get("image_volume_worker") for v in of_image(operator, with_data)), what="warm")
+        until(
+            lambda: any(
+                v["metadata"].get("image_volume_worker") for v in of_image(operator, with_data)
+            ),
+            what="warm",
+        )
         assert (status(alice, staged), status(alice, plain)) == ("uploading", "queued")
         assert alice.show(with_data)["size"] == MIB
         assert not [v for image_id in (with_data, staged, plain) for v in of_image(operator, image_id) if
@@ -343,7 +395,9 @@ def test_what_changes_while_the_clone_is_made(
             for image_id, source in zip(made, sources, strict=True):
                 alice.property(image_id, SOURCE, source)
             for image_id in made:
-                until(lambda image=image_id: of_image(operator, image), what="the clone is asked for")
+                until(
+                    lambda image=image_id: of_image(operator, image), what="the clone is asked for"
+                )
             alice.delete_image(deleted)
             alice.property(changed, SOURCE, other)
             operator.property(given_away, "owner", bob.project_id)
@@ -355,14 +409,20 @@ def test_what_changes_while_the_clone_is_made(
             until(lambda: not of_image(operator, deleted), what="nothing of the deleted one stays")
             until_active(alice, changed)
             assert check_clone(operator, alice, changed)["source_volid"] == other
-            until(lambda: not of_image(operator, given_away), what="nothing of the one that was given away stays")
+            until(
+                lambda: not of_image(operator, given_away),
+                what="nothing of the one that was given away stays",
+            )
             no_such = "refused: the image's project has no volume of this id"
             until(lambda: told(operator, given_away) == no_such, what="its owner is told")
             assert (status(operator, given_away), locations(operator, given_away)) == ("queued", [])
         finally:
             operator.property(given_away, "owner", alice.project_id)
         # The volume was deleted before it was cloned, or is cloned as if it had not been
-        until(lambda: status(alice, without_volume) == "active" or told(alice, without_volume), what="an end")
+        until(
+            lambda: status(alice, without_volume) == "active" or told(alice, without_volume),
+            what="an end",
+        )
         if status(alice, without_volume) == "active":
             check_clone(operator, alice, without_volume)
         else:
@@ -375,7 +435,12 @@ def test_a_users_own_volume_with_the_name_and_metadata_of_a_clone_is_never_regis
 ) -> None:
     image_id = queued()
     project = alice.project_id
-    forged = {"glance_image_id": image_id, "image_owner": project, "image_size": "1", "image_volume_worker": "upload"}
+    forged = {
+        "glance_image_id": image_id,
+        "image_owner": project,
+        "image_size": "1",
+        "image_volume_worker": "upload",
+    }
     with worker(groups(uploads=UPLOADS)) as process:
         process.wait_ready()
         for owner in (alice, bob):
@@ -383,8 +448,13 @@ def test_a_users_own_volume_with_the_name_and_metadata_of_a_clone_is_never_regis
             volumes(owner=owner, source_volid=source, name=f"image-{image_id}", metadata=forged)
         time.sleep(UPLOADS["grace"] + 1)
         process.run("resync")
-        until(lambda: any(line["image_id"] == image_id and "no property" in line["reason"]
-                          for line in process.events("job_skipped")), what="looked at after the grace")  # fmt: skip
+        until(
+            lambda: any(
+                line["image_id"] == image_id and "no property" in line["reason"]
+                for line in process.events("job_skipped")
+            ),
+            what="looked at after the grace",
+        )
         assert status(alice, image_id) == "queued"
         assert of_image(operator, image_id) == []
 
@@ -422,7 +492,10 @@ def test_a_volume_in_use_is_waited_for_or_cloned_as_configured(
         process.wait_ready()
         with alice.attached(source):
             image_id = queued(source)
-            until(lambda: told(alice, image_id) == "waiting: the volume is in-use, detach it", what="told")
+            until(
+                lambda: told(alice, image_id) == "waiting: the volume is in-use, detach it",
+                what="told",
+            )
             assert of_image(operator, image_id) == []
         until_active(alice, image_id)
         until(lambda: not told(alice, image_id), what="it says so no more")
@@ -433,14 +506,20 @@ def test_a_full_quota_is_said_and_waited_for(
     worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
 ) -> None:
     source = volumes()
-    admin, quotas = Person("admin").connection.block_storage, f"/os-quota-sets/{operator.project_id}"
+    admin, quotas = (
+        Person("admin").connection.block_storage,
+        f"/os-quota-sets/{operator.project_id}",
+    )
     full = admin.get(f"{quotas}?usage=true").json()["quota_set"]["gigabytes"]["in_use"]
     assert admin.put(quotas, json={"quota_set": {"gigabytes": full}}).status_code == 200
     try:
         with worker() as process:
             process.wait_ready()
             image_id = queued(source)
-            until(lambda: told(alice, image_id) == "waiting: the cloud's operator has to act", what="told")
+            until(
+                lambda: told(alice, image_id) == "waiting: the cloud's operator has to act",
+                what="told",
+            )
             assert any("413" in line["reason"] for line in process.events("job_again"))
             assert of_image(operator, image_id) == []
             assert admin.put(quotas, json={"quota_set": {"gigabytes": -1}}).status_code == 200
@@ -471,7 +550,10 @@ def test_killed_at_any_moment_every_upload_ends_active_with_one_clone(
         until_active(alice, image_id)
     # A second clone, if a killed worker made one, goes once the image is active
     for image_id in made:
-        until(lambda image=image_id: len(of_image(operator, image)) == 1, what=f"one clone, seed {seed}")
+        until(
+            lambda image=image_id: len(of_image(operator, image)) == 1,
+            what=f"one clone, seed {seed}",
+        )
         check_clone(operator, alice, image_id)
     process.wait_ready()
     assert process.stop() == 0
@@ -484,15 +566,21 @@ def cinders_own(devcloud_up: None) -> Iterator[None]:
         yield
 
 
-def left_half_done(alice: Person, operator: Person, sources: Iterable[str], uploaded: Queued) -> list[str]:
-    """Images that Cinder has made clones for and then could not give the locations to: Glance was away."""
+def left_half_done(
+    alice: Person, operator: Person, sources: Iterable[str], uploaded: Queued
+) -> list[str]:
+    """Images that Cinder has made clones for and then could not give the locations to: Glance was
+    away."""
     devcloud("stop", "cinder-volume")
     made = {source: uploaded(source) for source in sources}
     devcloud("stop", "glance-api")
     try:
         devcloud("start", "cinder-volume")
         for source in made:
-            until(lambda one=source: volume_status(alice, one) == "available", what="Cinder has given up")
+            until(
+                lambda one=source: volume_status(alice, one) == "available",
+                what="Cinder has given up",
+            )
     finally:
         devcloud("start", "glance-api")
     for image_id in made.values():
@@ -505,7 +593,12 @@ def left_half_done(alice: Person, operator: Person, sources: Iterable[str], uplo
 @pytest.mark.usefixtures("hashed")
 @pytest.mark.usefixtures("cinders_own")
 def test_the_upload_that_cinder_left_half_done_is_finished_or_reclaimed(
-    worker: Worker, uploaded: Queued, volumes: Volumes, images: Callable[..., str], alice: Person, operator: Person
+    worker: Worker,
+    uploaded: Queued,
+    volumes: Volumes,
+    images: Callable[..., str],
+    alice: Person,
+    operator: Person,
 ) -> None:
     finished, deleted = left_half_done(alice, operator, (volumes(), volumes()), uploaded)
     alice.delete_image(deleted)
@@ -516,8 +609,14 @@ def test_the_upload_that_cinder_left_half_done_is_finished_or_reclaimed(
         process.wait_ready()
         until_active(alice, finished)
         assert clone["id"] in locations(operator, finished)
-        until(lambda: process.metric("uploads_completed_total", path="cinder") == 1, what="it is counted")
-        until(lambda: not of_image(operator, deleted), what="the clone of a deleted image is reclaimed")
+        until(
+            lambda: process.metric("uploads_completed_total", path="cinder") == 1,
+            what="it is counted",
+        )
+        until(
+            lambda: not of_image(operator, deleted),
+            what="the clone of a deleted image is reclaimed",
+        )
         check_clone(operator, alice, finished)
         until_hashed(alice, finished)
 
@@ -546,7 +645,12 @@ def test_cinder_at_work_is_left_alone(
 @pytest.mark.usefixtures("cinders_own")
 @pytest.mark.needs_optimized_upload
 def test_a_property_that_cinder_hands_on_is_no_wish(
-    worker: Worker, queued: Queued, uploaded: Queued, volumes: Volumes, alice: Person, operator: Person
+    worker: Worker,
+    queued: Queued,
+    uploaded: Queued,
+    volumes: Volumes,
+    alice: Person,
+    operator: Person,
 ) -> None:
     with worker(groups(uploads=UPLOADS)) as process:
         process.wait_ready()
@@ -580,7 +684,11 @@ def test_a_source_deleted_at_once_leaves_nothing(
             time.sleep(0.05 * number)
             alice.delete_volume(source)
         for image_id in made:
-            until(lambda image=image_id: status(alice, image) == "active" or told(alice, image).startswith("refused"))
+            until(
+                lambda image=image_id: (
+                    status(alice, image) == "active" or told(alice, image).startswith("refused")
+                )
+            )
             if status(alice, image_id) == "queued":
                 until(lambda image=image_id: not of_image(operator, image), what="nothing stays")
 
@@ -595,23 +703,41 @@ def test_the_clone_that_cinder_left_in_the_owners_project_is_a_source(
     try:
         image_id = uploaded(source)
         name = f"image-{image_id}"
-        until(lambda: [v for v in alice.volumes() if v["name"] == name and v["status"] == "available"], what="a clone")
+        until(
+            lambda: [
+                v for v in alice.volumes() if v["name"] == name and v["status"] == "available"
+            ],
+            what="a clone",
+        )
         (stranded,) = [v["id"] for v in alice.volumes() if v["name"] == name]
         tasks = f"/images/{image_id}/tasks"
-        until(lambda: any(task["status"] == "failure" for task in operator.connection.image.get(tasks).json()["tasks"]))
+        until(
+            lambda: any(
+                task["status"] == "failure"
+                for task in operator.connection.image.get(tasks).json()["tasks"]
+            )
+        )
         assert status(alice, image_id) == "queued"
         with worker(groups(uploads=UPLOADS)) as process:
             process.wait_ready()
             until_active(alice, image_id)
             clone = check_clone(operator, alice, image_id)
             assert clone["source_volid"] == stranded
-            until(lambda: process.metric("uploads_completed_total", path="stranded") == 1, what="it is counted")
+            until(
+                lambda: process.metric("uploads_completed_total", path="stranded") == 1,
+                what="it is counted",
+            )
             # What is the owner's stays, and the log says so
             assert stranded in {v["id"] for v in alice.volumes()}
-            assert any(line["volume_id"] == stranded for line in process.events("volume_left_to_owner"))
+            assert any(
+                line["volume_id"] == stranded for line in process.events("volume_left_to_owner")
+            )
         until_hashed(alice, image_id)
         # Cinder restarted meanwhile would leave it as it is for good
-        until(lambda: volume_status(alice, source) == "available", what="Cinder is done with the source")
+        until(
+            lambda: volume_status(alice, source) == "available",
+            what="Cinder is done with the source",
+        )
         alice.delete_volume(stranded)
     finally:
         devcloud("set", "UPLOAD_CLONE=0", "UPLOAD_INTERNAL=0")
@@ -628,7 +754,9 @@ def test_the_old_location_api_does_too(
         until_active(alice, image_id)
         check_clone(operator, alice, image_id)
         assert [line["location_api"] for line in process.events("location_added")] == ["old"]
-        until(lambda: of_image(operator, image_id)[0]["status"] == "available", what="nobody reads it")
+        until(
+            lambda: of_image(operator, image_id)[0]["status"] == "available", what="nobody reads it"
+        )
 
 
 NOT_MADE = "not made from the volume: data was uploaded"
@@ -648,18 +776,29 @@ def test_data_that_is_sent_right_after_the_record_is_never_harmed(
             image_id = queued(own if number % 2 else theirs)
             # Sooner and later than the worker's first look, and than its first change
             time.sleep((0.0, 0.02, 0.1, 0.3, 0.6, 1.0, 1.5, 2.0)[number // 2])
-            made[image_id] = glance.put(f"/images/{image_id}/file", data=b"", headers=octets).status_code
+            made[image_id] = glance.put(
+                f"/images/{image_id}/file", data=b"", headers=octets
+            ).status_code
         assert set(made.values()) == {204}
         for image_id in made:
-            until(lambda image=image_id: told(alice, image) == NOT_MADE, seconds=120, what=f"{image_id} is told")
+            until(
+                lambda image=image_id: told(alice, image) == NOT_MADE,
+                seconds=120,
+                what=f"{image_id} is told",
+            )
         assert {status(alice, image_id) for image_id in made} == {"active"}
-        until(lambda: not any(of_image(operator, image_id) for image_id in made), what="nothing is left")
+        until(
+            lambda: not any(of_image(operator, image_id) for image_id in made),
+            what="nothing is left",
+        )
         assert process.events("image_changed_during_upload") == []
         assert process.stop() == 0
 
 
 @pytest.mark.usefixtures("unhashed")
-def test_an_image_that_is_saving_is_named_with_its_time(worker: Worker, queued: Queued, alice: Person) -> None:
+def test_an_image_that_is_saving_is_named_with_its_time(
+    worker: Worker, queued: Queued, alice: Person
+) -> None:
     image_id = queued(NOBODY)
     arrives = threading.Event()
 
@@ -670,7 +809,9 @@ def test_an_image_that_is_saving_is_named_with_its_time(worker: Worker, queued: 
 
     def send() -> None:
         octets = {"Content-Type": "application/octet-stream"}
-        Person("alice").connection.image.put(f"/images/{image_id}/file", data=slowly(), headers=octets)
+        Person("alice").connection.image.put(
+            f"/images/{image_id}/file", data=slowly(), headers=octets
+        )
 
     sending = threading.Thread(target=send)
     sending.start()

@@ -1,4 +1,5 @@
-"""Rules for keeping images warm: targets that can't be used, sizes that are allocated, wishes that are inherited."""
+"""Rules for keeping images warm: targets that can't be used, sizes that are allocated, wishes that
+are inherited."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ def checked(answer: Any) -> Any:
 
 @pytest.fixture
 def types(admin: Person, operator: Person) -> Iterator[Types]:
-    """Makes volume types on the backend local-1, by id and name; they go at the end of the test, with their volumes."""
+    """Makes volume types on the backend local-1, by id and name; they go at the end of the test,
+    with their volumes."""
     made: list[str] = []
     cinder = admin.connection.block_storage
 
@@ -35,12 +37,19 @@ def types(admin: Person, operator: Person) -> Iterator[Types]:
         type_id = str(checked(cinder.post("/types", json=body)).json()["volume_type"]["id"])
         made.append(type_id)
         if encrypted:
-            luks = {"provider": "luks", "control_location": "front-end", "cipher": "aes-xts-plain64", "key_size": 256}
+            luks = {
+                "provider": "luks",
+                "control_location": "front-end",
+                "cipher": "aes-xts-plain64",
+                "key_size": 256,
+            }
             checked(cinder.post(f"/types/{type_id}/encryption", json={"encryption": luks}))
         return type_id, name
 
     yield make
-    names = [checked(cinder.get(f"/types/{type_id}")).json()["volume_type"]["name"] for type_id in made]
+    names = [
+        checked(cinder.get(f"/types/{type_id}")).json()["volume_type"]["name"] for type_id in made
+    ]
 
     def left() -> list[Any]:
         return [volume for volume in operator.volumes() if volume["volume_type"] in names]
@@ -65,7 +74,9 @@ def with_target(volume_type: str, **more: Any) -> dict[str, Any]:
 
 
 def of_type(operator: Person, image_id: str, volume_type: str) -> list[Any]:
-    return [volume for volume in of_image(operator, image_id) if volume["volume_type"] == volume_type]
+    return [
+        volume for volume in of_image(operator, image_id) if volume["volume_type"] == volume_type
+    ]
 
 
 def test_a_target_of_an_encrypted_type_is_named_and_gets_nothing(
@@ -79,13 +90,17 @@ def test_a_target_of_an_encrypted_type_is_named_and_gets_nothing(
         until(lambda: process.metric("jobs_total", target="third", outcome="skip") >= 1)
         assert of_type(operator, image_id, locked) == []
         assert process.metric("target_usable", target="third") == 0
-        assert any(f"{locked} are encrypted" in line["error"] for line in process.events("target_unusable"))
+        assert any(
+            f"{locked} are encrypted" in line["error"] for line in process.events("target_unusable")
+        )
         shown = process.run("explain", image_id, "--target", "third", "-f", "value")
         assert "are encrypted" in shown.stdout
         assert process.stop() == 0
 
 
-def test_cinder_tells_of_each_volume_whether_it_is_encrypted(types: Types, operator: Person) -> None:
+def test_cinder_tells_of_each_volume_whether_it_is_encrypted(
+    types: Types, operator: Person
+) -> None:
     # What the worker goes by where its login may not ask for the encryption of types
     _, locked = types(encrypted=True)
     operator.blank(locked)
@@ -124,11 +139,17 @@ def test_a_type_that_is_renamed_is_its_own_targets_trouble(
                 until(lambda: alice.show(upload)["status"] == "active", what="an upload")
         finally:
             rename(name)
-        until(lambda: process.metric("target_usable", target="third") == 1, seconds=90, what="it is usable again")
+        until(
+            lambda: process.metric("target_usable", target="third") == 1,
+            seconds=90,
+            what="it is usable again",
+        )
         assert process.stop() == 0
 
 
-def test_max_size_bounds_what_is_allocated(worker: Worker, images: Images, types: Types, operator: Person) -> None:
+def test_max_size_bounds_what_is_allocated(
+    worker: Worker, images: Images, types: Types, operator: Person
+) -> None:
     # On local-1 Glance's store allocates 1 GiB, on the third target Cinder would allocate 16,000
     _, name = types()
     settings = with_target(name)
@@ -144,7 +165,9 @@ def test_max_size_bounds_what_is_allocated(worker: Worker, images: Images, types
         assert "min_disk" in shown.stdout
 
 
-def test_restored_and_cloned_volumes_are_no_uses(worker: Worker, images: Images, bob: Person, operator: Person) -> None:
+def test_restored_and_cloned_volumes_are_no_uses(
+    worker: Worker, images: Images, bob: Person, operator: Person
+) -> None:
     settings = dict(groups())
     settings["prewarm"] = {**settings["prewarm"], "when": "used"}
     cinder = bob.connection.block_storage
@@ -157,7 +180,9 @@ def test_restored_and_cloned_volumes_are_no_uses(worker: Worker, images: Images,
         snapshot = checked(cinder.post("/snapshots", json=body)).json()["snapshot"]["id"]
 
         def available() -> bool:
-            return bool(cinder.get(f"/snapshots/{snapshot}").json()["snapshot"]["status"] == "available")
+            return bool(
+                cinder.get(f"/snapshots/{snapshot}").json()["snapshot"]["status"] == "available"
+            )
 
         def gone() -> bool:
             return bool(cinder.get(f"/snapshots/{snapshot}").status_code == 404)

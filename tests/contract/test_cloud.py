@@ -1,4 +1,5 @@
-"""The same cases against the fake cloud and the devcloud: what the handlers' tests rest on is what the services do."""
+"""The same cases against the fake cloud and the devcloud: what the handlers' tests rest on is what
+the services do."""
 
 from __future__ import annotations
 
@@ -26,12 +27,14 @@ NOBODY = "11111111-1111-4111-8111-111111111111"
 
 @dataclass(frozen=True, slots=True)
 class Bed:
-    """A cloud under test, and how a user makes and deletes an image there, begins one, and makes a volume.
+    """A cloud under test, and how a user makes and deletes an image there, begins one, and makes a
+    volume.
 
-    `limit` leaves the internal project so much more of what a quota counts, None for no limit; `share` makes an image
-    that is shared with a project. `status` sets a volume's status as an administrator, `snapshot` makes a snapshot of a
-    volume, or takes it away again. `send` sends a queued image's data, which takes so many seconds; `restore` makes a
-    volume of a snapshot of a volume. `keep` makes a volume bootable, and Cinder keep this of an image of the volume's.
+    `limit` leaves the internal project so much more of what a quota counts, None for no limit;
+    `share` makes an image that is shared with a project. `status` sets a volume's status as an
+    administrator, `snapshot` makes a snapshot of a volume, or takes it away again. `send` sends a
+    queued image's data, which takes so many seconds; `restore` makes a volume of a snapshot of a
+    volume. `keep` makes a volume bootable, and Cinder keep this of an image of the volume's.
     """
 
     cloud: Cloud
@@ -87,7 +90,9 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
             await fake.send(image_id, size=2, seconds=seconds)
 
         async def fake_restore(volume_id: str) -> str:
-            return fake.volume_of("alice", volume_type=TYPE, snapshot_id=f"snapshot-of-{volume_id}").id
+            return fake.volume_of(
+                "alice", volume_type=TYPE, snapshot_id=f"snapshot-of-{volume_id}"
+            ).id
 
         async def fake_keep(volume_id: str, properties: dict[str, str]) -> None:
             fake.volumes[volume_id] = replace(fake.volumes[volume_id], image_properties=properties)
@@ -101,7 +106,9 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         pytest.fail("no devcloud: scripts/devcloud up")
     os.environ["OS_CLIENT_CONFIG_FILE"] = str(HOME / "clouds.yaml")
     alice, admin, operator = Person("alice"), Person("admin"), Person("operator")
-    cloud = OpenStackCloud(connection=connect(name="operator", timeout=60.0, concurrency=4), metrics=Metrics())
+    cloud = OpenStackCloud(
+        connection=connect(name="operator", timeout=60.0, concurrency=4), metrics=Metrics()
+    )
     made: list[str] = []
     volumes: list[str] = []
 
@@ -115,7 +122,9 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         await asyncio.to_thread(alice.delete_image, image_id)
 
     async def queue(**properties: str) -> str:
-        made.append(await asyncio.to_thread(alice.queued, f"contract-{uuid.uuid4().hex[:8]}", **properties))
+        made.append(
+            await asyncio.to_thread(alice.queued, f"contract-{uuid.uuid4().hex[:8]}", **properties)
+        )
         return made[-1]
 
     async def volume() -> str:
@@ -131,7 +140,9 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     async def share(project_id: str) -> str:
         made.append(await asyncio.to_thread(alice.image, "contract-shared", visibility="shared"))
         body = {"member": project_id}
-        await asyncio.to_thread(alice.connection.image.post, f"/images/{made[-1]}/members", json=body)
+        await asyncio.to_thread(
+            alice.connection.image.post, f"/images/{made[-1]}/members", json=body
+        )
         return made[-1]
 
     async def status(volume_id: str, status: str) -> None:
@@ -151,7 +162,9 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
             await until(gone)
             return
         body = {"snapshot": {"volume_id": volume_id, "force": True, "name": "contract"}}
-        answer = await asyncio.to_thread(operator.connection.block_storage.post, "/snapshots", json=body)
+        answer = await asyncio.to_thread(
+            operator.connection.block_storage.post, "/snapshots", json=body
+        )
         snapshots[volume_id] = answer.json()["snapshot"]["id"]
 
         async def made() -> bool:
@@ -168,7 +181,9 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
 
         headers = {"Content-Type": "application/octet-stream"}
         url = f"/images/{image_id}/file"
-        answer = await asyncio.to_thread(alice.connection.image.put, url, data=slowly(), headers=headers)
+        answer = await asyncio.to_thread(
+            alice.connection.image.put, url, data=slowly(), headers=headers
+        )
         assert answer.status_code == 204, answer.text
 
     async def restore(volume_id: str) -> str:
@@ -195,7 +210,9 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         await asyncio.to_thread(alice.act, volume_id, "os-set_bootable", bootable=True)
         await asyncio.to_thread(alice.act, volume_id, "os-set_image_metadata", metadata=properties)
 
-    yield Bed(cloud, upload, delete, queue, volume, limit, share, status, snapshot, send, restore, keep)
+    yield Bed(
+        cloud, upload, delete, queue, volume, limit, share, status, snapshot, send, restore, keep
+    )
     for name in limited:
         await limit(None, name)
     for image_id in tuple(made):
@@ -226,7 +243,11 @@ async def copied(bed: Bed, image_id: str, *stores: str) -> Image:
 
 def new_volume(image_id: str, name: str, *, volume_type: str = TYPE) -> NewVolume:
     return NewVolume(
-        name=name, size=1, volume_type=volume_type, image_id=image_id, metadata={"glance_image_id": image_id}
+        name=name,
+        size=1,
+        volume_type=volume_type,
+        image_id=image_id,
+        metadata={"glance_image_id": image_id},
     )
 
 
@@ -317,7 +338,9 @@ async def test_a_copy_becomes_a_location_and_a_volume_with_our_project_as_owner(
     assert image.stores == {"file", "cinder-1", "cinder-2"}
     assert image.importing == image.failed == frozenset()
     assert image.updated_at != before.updated_at
-    located = {location.store: location.volume_id for location in await bed.cloud.get_locations(image_id)}
+    located = {
+        location.store: location.volume_id for location in await bed.cloud.get_locations(image_id)
+    }
     found = {volume.id: volume for volume in await bed.cloud.find_volumes(f"image-{image_id}")}
     assert set(found) == {located["cinder-1"], located["cinder-2"]}
     volume = found[located["cinder-1"]]
@@ -326,7 +349,9 @@ async def test_a_copy_becomes_a_location_and_a_volume_with_our_project_as_owner(
     assert volume.metadata["image_size"] == str(16 << 20)
     assert volume.metadata["readonly"] == "True"
     assert volume.metadata["image_owner"] != image.owner
-    await bed.cloud.set_metadata(volume.id, {"image_owner": image.owner, "image_volume_worker": "t"})
+    await bed.cloud.set_metadata(
+        volume.id, {"image_owner": image.owner, "image_volume_worker": "t"}
+    )
     after = (await available(bed, volume.id)).metadata
     assert after["image_owner"] == image.owner
     assert after["glance_image_id"] == image_id
@@ -389,7 +414,9 @@ async def test_a_volume_of_another_project_is_a_witness(bed: Bed) -> None:
     assert witness.foreign
 
 
-async def test_cinder_refuses_to_delete_what_has_a_snapshot_or_could_not_be_deleted(bed: Bed) -> None:
+async def test_cinder_refuses_to_delete_what_has_a_snapshot_or_could_not_be_deleted(
+    bed: Bed,
+) -> None:
     volume_id = await made_of_nothing(bed, "refused")
     await available(bed, volume_id)
     await bed.status(volume_id, "error_deleting")
@@ -414,7 +441,11 @@ async def test_glance_fails_to_remove_a_location_that_cinder_keeps(bed: Bed, why
     with pytest.raises(Temporary):
         await bed.cloud.remove_from_store(image_id, STORE)
     assert (await bed.cloud.get_image(image_id)).stores == {"file", STORE}
-    await (bed.snapshot(volume.id, there=False) if why == "snapshot" else bed.status(volume.id, "available"))
+    await (
+        bed.snapshot(volume.id, there=False)
+        if why == "snapshot"
+        else bed.status(volume.id, "available")
+    )
     await bed.cloud.remove_from_store(image_id, STORE)
     await gone(bed, volume.id)
 
@@ -469,7 +500,11 @@ async def needs_new_location_api(bed: Bed) -> None:
 
 
 async def made_of_nothing(bed: Bed, name: str, **metadata: str) -> str:
-    return (await bed.cloud.create_volume(NewVolume(name=name, size=1, volume_type=TYPE, metadata=metadata))).id
+    return (
+        await bed.cloud.create_volume(
+            NewVolume(name=name, size=1, volume_type=TYPE, metadata=metadata)
+        )
+    ).id
 
 
 async def test_volumes_are_listed_by_our_tag(bed: Bed) -> None:
@@ -551,7 +586,11 @@ async def cloned(bed: Bed, image_id: str, source_id: str) -> Volume:
         name=f"image-{image_id}",
         size=source.size,
         source_volid=source_id,
-        metadata={"glance_image_id": image_id, "image_owner": source.project_id, "image_size": str(1 << 30)},
+        metadata={
+            "glance_image_id": image_id,
+            "image_owner": source.project_id,
+            "image_size": str(1 << 30),
+        },
     )
     return await available(bed, (await bed.cloud.create_volume(new)).id)
 
@@ -583,7 +622,11 @@ async def test_properties_are_set_changed_and_taken_away(bed: Bed) -> None:
     for value in ("red", "blue"):
         await bed.cloud.set_properties(image_id, {"a/state~": value, "hw_firmware_type": "uefi"})
         image = await bed.cloud.get_image(image_id)
-        assert image.properties == {"a/state~": value, "hw_firmware_type": "uefi", "colour": "green"}
+        assert image.properties == {
+            "a/state~": value,
+            "hw_firmware_type": "uefi",
+            "colour": "green",
+        }
         assert image.status == "queued"
     await bed.cloud.set_properties(image_id, {"a/state~": "", "os_type": "linux"})
     left = {"hw_firmware_type": "uefi", "colour": "green", "os_type": "linux"}
@@ -599,7 +642,9 @@ async def test_properties_are_set_changed_and_taken_away(bed: Bed) -> None:
     ],
     ids=["reserved", "not valid", "too many"],
 )
-async def test_properties_are_set_all_or_none(bed: Bed, refused: dict[str, str], error: type[Exception]) -> None:
+async def test_properties_are_set_all_or_none(
+    bed: Bed, refused: dict[str, str], error: type[Exception]
+) -> None:
     image_id = await bed.queue(colour="green")
     before = await bed.cloud.get_image(image_id)
     with pytest.raises(error):
@@ -634,7 +679,12 @@ async def test_members_of_a_shared_image(bed: Bed) -> None:
 async def test_a_users_volume_is_foreign_and_its_clone_is_ours(bed: Bed) -> None:
     image_id, source_id = await bed.queue(), await bed.volume()
     source = await bed.cloud.get_volume(source_id)
-    assert (source.status, source.foreign, source.encrypted, source.source_volid) == ("available", True, False, "")
+    assert (source.status, source.foreign, source.encrypted, source.source_volid) == (
+        "available",
+        True,
+        False,
+        "",
+    )
     assert source.project_id == (await bed.cloud.get_image(image_id)).owner
     assert source_id not in [one.id async for one in bed.cloud.list_volumes()]
     assert source_id not in [one.id for one in await bed.cloud.find_volumes(source.name)]
@@ -658,9 +708,15 @@ async def test_a_clone_becomes_the_data_of_an_image_and_goes_with_it(bed: Bed) -
         await bed.cloud.import_location(image_id, f"cinder://{STORE}/{clone.id}")
     image = await unlocked(bed, image_id)
     assert (image.status, image.size, image.stores) == ("active", 1 << 30, {STORE})
-    assert [location.volume_id for location in await bed.cloud.get_locations(image_id)] == [clone.id]
+    assert [location.volume_id for location in await bed.cloud.get_locations(image_id)] == [
+        clone.id
+    ]
     (task,) = await bed.cloud.list_tasks(image_id)
-    assert (task.type, task.status, task.url) == ("location_import", "success", f"cinder://{STORE}/{clone.id}")
+    assert (task.type, task.status, task.url) == (
+        "location_import",
+        "success",
+        f"cinder://{STORE}/{clone.id}",
+    )
     with pytest.raises(Conflict):
         await bed.cloud.import_location(image_id, f"cinder://{STORE}/{clone.id}")
     await available(bed, clone.id)
@@ -681,24 +737,35 @@ async def test_the_last_location_of_an_image_stays_with_its_volume(bed: Bed) -> 
         await bed.cloud.remove_from_store(image_id, STORE)
     image = await bed.cloud.get_image(image_id)
     assert (image.status, image.stores) == ("active", {STORE})
-    assert [location.volume_id for location in await bed.cloud.get_locations(image_id)] == [clone.id]
+    assert [location.volume_id for location in await bed.cloud.get_locations(image_id)] == [
+        clone.id
+    ]
     assert (await bed.cloud.get_volume(clone.id)).status == "available"
 
 
-async def test_a_location_that_the_stores_login_can_not_see_fails_and_only_the_task_says_so(bed: Bed) -> None:
+async def test_a_location_that_the_stores_login_can_not_see_fails_and_only_the_task_says_so(
+    bed: Bed,
+) -> None:
     await needs_new_location_api(bed)
     image_id, source_id = await bed.queue(), await bed.volume()
     await bed.cloud.import_location(image_id, f"cinder://{STORE}/{source_id}")
     assert (await unlocked(bed, image_id)).status == "queued"
     (task,) = await bed.cloud.list_tasks(image_id)
-    assert (task.type, task.status, task.url) == ("location_import", "failure", f"cinder://{STORE}/{source_id}")
+    assert (task.type, task.status, task.url) == (
+        "location_import",
+        "failure",
+        f"cinder://{STORE}/{source_id}",
+    )
     assert task.message
     # And the image can be tried again
     clone = await cloned(bed, image_id, source_id)
     await bed.cloud.import_location(image_id, f"cinder://{STORE}/{clone.id}")
     assert (await unlocked(bed, image_id)).status == "active"
     answers = {task.url: task.status for task in await bed.cloud.list_tasks(image_id)}
-    assert answers == {f"cinder://{STORE}/{source_id}": "failure", f"cinder://{STORE}/{clone.id}": "success"}
+    assert answers == {
+        f"cinder://{STORE}/{source_id}": "failure",
+        f"cinder://{STORE}/{clone.id}": "success",
+    }
     await available(bed, clone.id)
 
 

@@ -1,4 +1,5 @@
-"""Every kind of lanes keeps the same promises; `memory` loses its jobs with the object, `rabbit` with nothing."""
+"""Every kind of lanes keeps the same promises; `memory` loses its jobs with the object, `rabbit`
+with nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ def lane() -> str:
 
 @pytest.fixture(params=["memory", "rabbit"])
 def lanes(request: pytest.FixtureRequest, lane: str) -> Iterator[Callable[[], Lanes]]:
-    """Makes lanes: in memory always the same, as they are all there is; on RabbitMQ new ones, as a new process does."""
+    """Makes lanes: in memory always the same, as they are all there is; on RabbitMQ new ones, as a
+    new process does."""
     if request.param == "memory":
         memory = MemoryLanes()
         yield lambda: memory
@@ -59,7 +61,13 @@ async def opened(lanes: Callable[[], Lanes]) -> AsyncIterator[Open]:
 async def test_a_job_comes_out_as_it_went_in(opened: Open, lane: str) -> None:
     hands = Hands()
     made = await opened(hands, {f"{lane}.fast": 10, lane: 10})
-    job = Job(key=Key(lane, "image", ""), cause="imäge.activate", attempt=3, first_at=12.5, reason="Cinder: 503")
+    job = Job(
+        key=Key(lane, "image", ""),
+        cause="imäge.activate",
+        attempt=3,
+        first_at=12.5,
+        reason="Cinder: 503",
+    )
     await made.publish([job])
     await hands.have(1)
     assert hands.held[0].job == job
@@ -86,7 +94,9 @@ async def test_nothing_to_publish_is_nothing_to_wait_for(opened: Open, lane: str
     await made.bury([])
 
 
-async def test_no_more_than_prefetch_are_handed_out_until_one_is_acked(opened: Open, lane: str) -> None:
+async def test_no_more_than_prefetch_are_handed_out_until_one_is_acked(
+    opened: Open, lane: str
+) -> None:
     hands = Hands()
     made = await opened(hands, {lane: 3})
     await made.publish(jobs(lane, 10))
@@ -153,7 +163,9 @@ async def test_nothing_is_handed_out_after_close(opened: Open, lane: str) -> Non
     assert made.problem() is not None
 
 
-async def test_an_ack_after_the_lane_took_the_job_back_is_without_effect(opened: Open, lane: str) -> None:
+async def test_an_ack_after_the_lane_took_the_job_back_is_without_effect(
+    opened: Open, lane: str
+) -> None:
     first, second = Hands(), Hands()
     made = await opened(first, {lane: 10})
     await made.publish(jobs(lane, 1))
@@ -179,7 +191,9 @@ async def test_acking_twice_is_acking_once(opened: Open, lane: str) -> None:
 
 async def test_dead_letters_are_counted(opened: Open, lane: str) -> None:
     made = await opened(Hands(), {lane: 1})
-    letters = [DeadLetter(lane=lane, reason="gave up", last_at=2.0, job=job) for job in jobs(lane, 3)]
+    letters = [
+        DeadLetter(lane=lane, reason="gave up", last_at=2.0, job=job) for job in jobs(lane, 3)
+    ]
     await made.bury(letters)
     await until(lambda: made.depths().get("dead") == 3)
 
@@ -201,7 +215,9 @@ async def test_jobs_wait_for_a_lane_that_is_opened_later(opened: Open, lane: str
     assert await hands.have(2) == ["0", "1"]
 
 
-async def test_publishing_needs_no_open_lane(lanes: Callable[[], Lanes], opened: Open, lane: str) -> None:
+async def test_publishing_needs_no_open_lane(
+    lanes: Callable[[], Lanes], opened: Open, lane: str
+) -> None:
     made = lanes()
     await made.publish(jobs(lane, 1))
     await made.close()

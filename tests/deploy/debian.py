@@ -1,4 +1,5 @@
-"""What the tests of packages run on: a Debian made by mmdebstrap, booted by systemd-nspawn; and a small cloud."""
+"""What the tests of packages run on: a Debian made by mmdebstrap, booted by systemd-nspawn; and a
+small cloud."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ def needs(*programs: str) -> None:
 def needs_root(*programs: str) -> list[str]:
     """Why a machine can't be made here: programs that are not installed, or not being root."""
     missing = [program for program in programs if shutil.which(program) is None]
-    faults = [f"not installed: {', '.join(missing)} (scripts/test installs them)"] if missing else []
+    faults = (
+        [f"not installed: {', '.join(missing)} (scripts/test installs them)"] if missing else []
+    )
     if os.geteuid() != 0:
         faults.append("only root can boot a machine or build an image")
     return faults
@@ -63,11 +66,15 @@ def run(*words: str | Path, timeout: float = 600.0, **options: Any) -> str:
         **options,
     )
     printed: str = done.stdout
-    assert done.returncode == 0, f"{' '.join(map(str, words))}: {done.returncode}\n{printed[-5000:]}"
+    assert done.returncode == 0, (
+        f"{' '.join(map(str, words))}: {done.returncode}\n{printed[-5000:]}"
+    )
     return printed
 
 
-def until(check: Callable[[], object], *, what: Callable[[], object], seconds: float = PATIENCE) -> None:
+def until(
+    check: Callable[[], object], *, what: Callable[[], object], seconds: float = PATIENCE
+) -> None:
     """Return when `check` is true; `what` tells how it is instead."""
     deadline = time.monotonic() + seconds
     while not check():
@@ -94,7 +101,13 @@ def archive(suite: str = SUITE, names: Sequence[str] = PACKAGES) -> Path:
         # Another run may be making one too
         part = made.with_suffix(f".{os.getpid()}")
         try:
-            options = ("--quiet", "--variant=minbase", "--mode=root", "--format=tar", f"--include={packages}")
+            options = (
+                "--quiet",
+                "--variant=minbase",
+                "--mode=root",
+                "--format=tar",
+                f"--include={packages}",
+            )
             run("mmdebstrap", *options, suite, part)
             part.rename(made)
         finally:
@@ -103,7 +116,8 @@ def archive(suite: str = SUITE, names: Sequence[str] = PACKAGES) -> Path:
 
 
 def wheels(folder: Path) -> Path:
-    """The locked versions, what builds our wheel, and our wheel, for machines that reach no index."""
+    """The locked versions, what builds our wheel, and our wheel, for machines that reach no
+    index."""
     made = folder / "wheels"
     if not made.exists():
         part = made.with_suffix(".part")
@@ -111,7 +125,13 @@ def wheels(folder: Path) -> Path:
         # Of Debian's Python, whichever runs the tests
         ours = ["--only-binary=:all:", "--python-version=3.11", f"--dest={part}"]
         for lock in ("requirements.txt", "requirements-build.txt"):
-            run(*pip, "download", *ours, "--require-hashes", f"--requirement={ROOT / 'scripts' / lock}")
+            run(
+                *pip,
+                "download",
+                *ours,
+                "--require-hashes",
+                f"--requirement={ROOT / 'scripts' / lock}",
+            )
         run(*pip, "wheel", "--no-deps", f"--wheel-dir={part}", ROOT)
         part.rename(made)
     return made
@@ -119,7 +139,8 @@ def wheels(folder: Path) -> Path:
 
 @contextmanager
 def spawn(folder: Path) -> Iterator[list[str]]:
-    """The words that start systemd-nspawn on a folder, to which more are added; at the end what it leaves goes.
+    """The words that start systemd-nspawn on a folder, to which more are added; at the end what it
+    leaves goes.
 
     It would share control groups with any other of the same session, so this one gets its own.
     """
@@ -143,7 +164,8 @@ def spawn(folder: Path) -> Iterator[list[str]]:
 
 
 def _control_groups() -> Iterator[Path]:
-    """Our own control group: the one of version 2, and where it is there the one that systemd has in version 1."""
+    """Our own control group: the one of version 2, and where it is there the one that systemd has
+    in version 1."""
     top = Path("/sys/fs/cgroup")
     for line in Path("/proc/self/cgroup").read_text().splitlines():
         number, kind, path = line.split(":", 2)
@@ -154,7 +176,8 @@ def _control_groups() -> Iterator[Path]:
 
 
 class Machine:
-    """A Debian that runs: its files under `tree`, commands by `do`. It shares the network of its host."""
+    """A Debian that runs: its files under `tree`, commands by `do`. It shares the network of its
+    host."""
 
     def __init__(self, tree: Path, log: Path) -> None:
         self.tree = tree
@@ -165,7 +188,9 @@ class Machine:
     def running(self) -> Iterator[Machine]:
         """Booted; powered off at the end, and nothing of it left."""
         with spawn(self.tree) as words, self._log.open("wb") as log:
-            host = subprocess.Popen([*words, "--boot"], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            host = subprocess.Popen(
+                [*words, "--boot"], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
             try:
                 until(lambda: self._find_init(host), what=self._log.read_text)
                 until(self._is_up, what=self._log.read_text)
@@ -179,7 +204,9 @@ class Machine:
 
     def status(self, *words: str) -> int:
         """The exit status of a command in it."""
-        done = subprocess.run([*self._inside({}), *words], capture_output=True, timeout=300, check=False)
+        done = subprocess.run(
+            [*self._inside({}), *words], capture_output=True, timeout=300, check=False
+        )
         return done.returncode
 
     def write(self, path: str, text: str, mode: int = 0o644) -> None:
@@ -203,7 +230,10 @@ class Machine:
 
     def _is_up(self) -> bool:
         done = subprocess.run(
-            [*self._inside({}), "systemctl", "is-system-running"], capture_output=True, text=True, check=False
+            [*self._inside({}), "systemctl", "is-system-running"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return done.stdout.strip() in ("running", "degraded")
 
@@ -234,7 +264,8 @@ def booted(folder: Path) -> Iterator[Machine]:
 
 
 class SmallCloud:
-    """As much of Keystone, Glance and Cinder as a worker asks for. One image, and no room for a volume.
+    """As much of Keystone, Glance and Cinder as a worker asks for. One image, and no room for a
+    volume.
 
     `delay` is how long the image itself takes to be shown, in seconds.
     """
@@ -288,7 +319,13 @@ class SmallCloud:
         names = {"username": "worker", "password": "secret", "project_name": "internal"}
         domains = {"user_domain_name": "Default", "project_domain_name": "Default"}
         # YAML knows JSON
-        return json.dumps({"clouds": {CLOUD: {"auth": {"auth_url": f"{self.url}/identity/v3", **names, **domains}}}})
+        return json.dumps(
+            {
+                "clouds": {
+                    CLOUD: {"auth": {"auth_url": f"{self.url}/identity/v3", **names, **domains}}
+                }
+            }
+        )
 
     def token(self) -> object:
         """What Keystone says of our login."""
@@ -326,7 +363,11 @@ class SmallCloud:
             "id": "v3.0", "status": "CURRENT", "version": "3.71", "min_version": "3.0",
             "links": [{"rel": "self", "href": f"{self.url}/volume/v3/"}],
         }  # fmt: skip
-        identity = {"id": "v3.14", "status": "stable", "links": [{"rel": "self", "href": f"{self.url}/identity/v3/"}]}
+        identity = {
+            "id": "v3.14",
+            "status": "stable",
+            "links": [{"rel": "self", "href": f"{self.url}/identity/v3/"}],
+        }
         known: dict[str, object] = {
             "/identity": {"versions": {"values": [identity]}},
             "/identity/v3": {"version": identity},

@@ -1,4 +1,5 @@
-"""The unit on a real systemd, installed as docs/systemd.md says, with a real RabbitMQ and a small cloud."""
+"""The unit on a real systemd, installed as docs/systemd.md says, with a real RabbitMQ and a small
+cloud."""
 
 from __future__ import annotations
 
@@ -99,7 +100,13 @@ class Service:
     def entries(self, *matches: str) -> list[dict[str, Any]]:
         """What the journal has of this test."""
         printed = self.machine.do(
-            "journalctl", f"--unit={NAME}", f"--since=@{self._since:.6f}", "--output=json", "--quiet", "--all", *matches
+            "journalctl",
+            f"--unit={NAME}",
+            f"--since=@{self._since:.6f}",
+            "--output=json",
+            "--quiet",
+            "--all",
+            *matches,
         )
         return [json.loads(line) for line in printed.splitlines()]
 
@@ -115,7 +122,9 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def machine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+def machine(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
     """A Debian with the worker installed, and not running."""
     debian.needs("mmdebstrap", "systemd-nspawn", "setpriv", "nsenter")
     folder = debian.kept(request, tmp_path_factory)
@@ -198,7 +207,11 @@ def test_told_to_stop_it_drains_and_stays_down(service: Service) -> None:
     service.control("start")
     service.control("stop")
     state = service.state()
-    assert (state["ActiveState"], state["Result"], state["ExecMainStatus"]) == ("inactive", "success", "0")
+    assert (state["ActiveState"], state["Result"], state["ExecMainStatus"]) == (
+        "inactive",
+        "success",
+        "0",
+    )
     events = [entry.get("EVENT") for entry in service.entries()]
     assert events.index("draining") < events.index("stopped")
     assert state["NRestarts"] == "0"
@@ -220,7 +233,11 @@ def test_jobs_that_take_long_to_end_are_waited_for(service: Service, cloud: Smal
         cloud.delay = 0.0
     assert took > 5.0, service.log()
     state = service.state()
-    assert (state["ActiveState"], state["Result"], state["ExecMainStatus"]) == ("inactive", "success", "0")
+    assert (state["ActiveState"], state["Result"], state["ExecMainStatus"]) == (
+        "inactive",
+        "success",
+        "0",
+    )
     assert [entry["IN_PROGRESS"] for entry in service.entries("EVENT=draining")] == ["1"]
 
 
@@ -242,7 +259,13 @@ def test_a_reload_takes_what_works_and_refuses_what_does_not(service: Service) -
         ),
         ({"work": {"max_attempts": "many"}}, "reload refused: [work] max_attempts: "),
         (
-            {"notifications": {"transport_urls": service.url, "queue": QUEUE, "queue_max_length": 7000}},
+            {
+                "notifications": {
+                    "transport_urls": service.url,
+                    "queue": QUEUE,
+                    "queue_max_length": 7000,
+                }
+            },
             "reload refused: [notifications] transport_urls, number 1: ",
         ),
     ):
@@ -258,7 +281,11 @@ def test_wrong_configuration_is_not_tried_again(service: Service) -> None:
     service.configure(prewarm={"targets": ""})
     assert service.machine.status("systemctl", "start", NAME) != 0
     state = service.state()
-    assert (state["ActiveState"], state["Result"], state["ExecMainStatus"]) == ("failed", "exit-code", "2")
+    assert (state["ActiveState"], state["Result"], state["ExecMainStatus"]) == (
+        "failed",
+        "exit-code",
+        "2",
+    )
     # It would be activating if it were to be started again
     assert (state["SubState"], state["NRestarts"]) == ("failed", "0")
     assert "[prewarm] targets is empty" in service.log()
@@ -280,12 +307,20 @@ def test_the_journal_has_fields(service: Service) -> None:
 
 
 def test_the_journal_takes_what_no_datagram_holds(service: Service) -> None:
-    program = "import logging; from worker.observe import log; log.setup(style='journal'); logging.error('x' * 500_000)"
+    program = (
+        "import logging; from worker.observe import log; log.setup(style='journal'); "
+        "logging.error('x' * 500_000)"
+    )
     service.machine.do(f"/opt/{NAME}/bin/python", "-c", program)
     until(
         lambda: (
             service.machine.do(
-                "journalctl", "--identifier", NAME, "--output=cat", "--output-fields=EVENT", "LOGGER=root"
+                "journalctl",
+                "--identifier",
+                NAME,
+                "--output=cat",
+                "--output-fields=EVENT",
+                "LOGGER=root",
             ).count("x")
             == 500_000
         ),
@@ -296,7 +331,9 @@ def test_the_journal_takes_what_no_datagram_holds(service: Service) -> None:
 def test_secrets_that_only_root_can_read(service: Service, rabbitmq: RabbitMQ) -> None:
     follow(service.machine, "Secrets")
     folder = f"{FOLDER}/credentials"
-    service.machine.write(f"{folder}/secrets.conf", f"[notifications]\ntransport_urls = {rabbitmq.url}\n", 0o600)
+    service.machine.write(
+        f"{folder}/secrets.conf", f"[notifications]\ntransport_urls = {rabbitmq.url}\n", 0o600
+    )
     service.configure(notifications={"queue": QUEUE})
     try:
         service.control("start")
@@ -304,7 +341,9 @@ def test_secrets_that_only_root_can_read(service: Service, rabbitmq: RabbitMQ) -
             assert service.machine.do("stat", "--format=%U %a", file).split()[0] == "root"
             assert service.machine.status("runuser", "-u", NAME, "--", "test", "-r", file) != 0
         pid = service.state()["MainPID"]
-        told = service.machine.do("cat", f"/proc/{pid}/environ", f"/proc/{pid}/cmdline", f"{FOLDER}/{NAME}.conf")
+        told = service.machine.do(
+            "cat", f"/proc/{pid}/environ", f"/proc/{pid}/cmdline", f"{FOLDER}/{NAME}.conf"
+        )
         assert rabbitmq.password not in told
         # The copies are still there when they are read again
         service.configure(notifications={"queue": QUEUE}, resync={"interval": 1000})
@@ -335,6 +374,8 @@ def test_upgraded_and_removed(service: Service) -> None:
     assert service.becomes(ActiveState="active", StatusText="ready")["MainPID"] != before
     follow(service.machine, "Uninstall")
     assert service.machine.status("systemctl", "cat", NAME) != 0
-    left = service.machine.do("find", "/etc", "/opt", "/usr", "/var/lib", "/run", "-name", f"*{NAME}*")
+    left = service.machine.do(
+        "find", "/etc", "/opt", "/usr", "/var/lib", "/run", "-name", f"*{NAME}*"
+    )
     assert left == ""
     assert NAME not in service.machine.do("cat", "/etc/passwd", "/etc/group")

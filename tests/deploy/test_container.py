@@ -1,4 +1,5 @@
-"""The image: built of the Containerfile on a Debian, and run as docs/container.md says, but by systemd-nspawn."""
+"""The image: built of the Containerfile on a Debian, and run as docs/container.md says, but by
+systemd-nspawn."""
 
 from __future__ import annotations
 
@@ -68,7 +69,9 @@ class Store:
 
 
 @pytest.fixture(scope="module")
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+def built(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Built]:
     debian.needs("mmdebstrap", "systemd-nspawn", "buildah")
     folder = debian.kept(request, tmp_path_factory)
     archive, wheels = debian.archive(), debian.wheels(folder)
@@ -77,7 +80,11 @@ def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         scratch = store.do("from", "scratch")
         store.do("add", "--quiet", scratch, archive, "/")
         store.do("commit", "--quiet", "--rm", scratch, BASE)
-        offline = ["--build-arg=PIP_NO_INDEX=1", "--build-arg=PIP_FIND_LINKS=/wheels", f"--volume={wheels}:/wheels:ro"]
+        offline = [
+            "--build-arg=PIP_NO_INDEX=1",
+            "--build-arg=PIP_FIND_LINKS=/wheels",
+            f"--volume={wheels}:/wheels:ro",
+        ]
         store.do("build", "--format=docker", "--isolation=chroot", "--pull-never", f"--build-arg=BASE={BASE}", *offline,
                  f"--tag={IMAGE}", ROOT)  # fmt: skip
         config = json.loads(store.do("inspect", "--type=image", IMAGE))["Docker"]["config"]
@@ -94,7 +101,8 @@ def cloud() -> Iterator[SmallCloud]:
 
 
 class Container:
-    """Runs the image: read-only but for /tmp, as its own user, without any capability, on the network of the host."""
+    """Runs the image: read-only but for /tmp, as its own user, without any capability, on the
+    network of the host."""
 
     def __init__(self, built: Built, folder: Path, cloud: SmallCloud, url: str) -> None:
         self._built = built
@@ -128,7 +136,12 @@ class Container:
         with debian.spawn(self._built.files) as spawn:
             command = [*spawn, *self._options(), *words]
             return subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
             )
 
     @contextmanager
@@ -137,7 +150,9 @@ class Container:
         config = self._built.config
         with debian.spawn(self._built.files) as spawn, self.output.open("wb") as output:
             command = [*spawn, *self._options(), *config["Entrypoint"], *config["Cmd"]]
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
             try:
                 yield process
             finally:
@@ -158,21 +173,29 @@ class Container:
 
     def ready(self) -> bool:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.port}/readyz", timeout=5
+            ) as answer:
                 return bool(answer.status == 200)
         except OSError:
             return False
 
 
 @pytest.fixture
-def container(built: Built, tmp_path: Path, cloud: SmallCloud, rabbitmq: RabbitMQ) -> Iterator[Container]:
+def container(
+    built: Built, tmp_path: Path, cloud: SmallCloud, rabbitmq: RabbitMQ
+) -> Iterator[Container]:
     yield Container(built, tmp_path, cloud, rabbitmq.url)
     rabbitmq.delete(QUEUE)
 
 
 def names(root: Path) -> set[str]:
     """All files below a folder."""
-    return {str(Path(folder, file).relative_to(root)) for folder, _, files in os.walk(root) for file in files}
+    return {
+        str(Path(folder, file).relative_to(root))
+        for folder, _, files in os.walk(root)
+        for file in files
+    }
 
 
 def megabytes(root: Path) -> float:
@@ -186,10 +209,18 @@ def test_there_is_nothing_in_it_but_the_base_and_the_worker(built: Built) -> Non
     assert {name for name in added if not name.startswith(f"{HOME}/")} == {SAMPLE}
     assert below <= inside
     folders = ("usr/bin", "usr/local/bin", "bin", f"{HOME}/bin")
-    assert [name for name in inside if any(name == f"{folder}/{one}" for folder in folders for one in COMPILERS)] == []
-    assert not [name for name in added if "/pip/" in name or "/tests/deploy/" in name or "/.cache/" in name]
+    assert [
+        name
+        for name in inside
+        if any(name == f"{folder}/{one}" for folder in folders for one in COMPILERS)
+    ] == []
+    assert not [
+        name for name in added if "/pip/" in name or "/tests/deploy/" in name or "/.cache/" in name
+    ]
     for cache in ("root/.cache", "var/cache/apt/archives", "var/lib/apt/lists"):
-        assert not [name for name in inside if name.startswith(f"{cache}/") and not name.endswith("/lock")], cache
+        assert not [
+            name for name in inside if name.startswith(f"{cache}/") and not name.endswith("/lock")
+        ], cache
 
 
 def test_its_size(built: Built) -> None:
@@ -233,7 +264,12 @@ def test_help_and_version(container: Container) -> None:
 def test_doctor_says_what_works_and_what_does_not(container: Container) -> None:
     well = container.run("doctor", "-f", "json")
     checks = {row["Check"]: row["Result"] for row in json.loads(well.stdout)}
-    assert (well.returncode, checks["notifications 0"], checks["cinder"], checks["target fast"]) == (
+    assert (
+        well.returncode,
+        checks["notifications 0"],
+        checks["cinder"],
+        checks["target fast"],
+    ) == (
         0,
         "ok",
         "ok",
@@ -250,14 +286,20 @@ def test_it_gets_ready_is_healthy_and_drains(container: Container, built: Built)
     assert kind == "CMD"
     assert container.execute(*check).returncode != 0, "nobody is there yet"
     with container.running() as process:
-        until(lambda: container.ready() or process.poll() is not None, what=container.output.read_text)
+        until(
+            lambda: container.ready() or process.poll() is not None, what=container.output.read_text
+        )
         assert process.poll() is None, container.output.read_text()
         assert container.execute(*check).returncode == 0
         began = time.monotonic()
         process.terminate()
         assert process.wait(60) == 0
         assert time.monotonic() - began < 30
-    events = [json.loads(line)["event"] for line in container.output.read_text().splitlines() if line.startswith("{")]
+    events = [
+        json.loads(line)["event"]
+        for line in container.output.read_text().splitlines()
+        if line.startswith("{")
+    ]
     assert events[0] == "started"
     assert events[-1] == "stopped"
     assert container.execute(*check).returncode != 0, "it has gone"

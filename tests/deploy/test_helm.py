@@ -1,4 +1,5 @@
-"""The Helm chart, by Helm's own engine: it fits Kubernetes, starts the worker, and names what is wrong in values."""
+"""The Helm chart, by Helm's own engine: it fits Kubernetes, starts the worker, and names what is
+wrong in values."""
 
 from __future__ import annotations
 
@@ -57,14 +58,21 @@ FULL: Values = {
     "config": {
         "notifications": {"exchanges": ["glance", "openstack"], "queue_max_length": 1_000_000},
         "work": {"drain_timeout": 45.5},
-        "prewarm": {"min_size": 10_737_418_240, "visibilities": ["public", "community"], "when": "used"},
+        "prewarm": {
+            "min_size": 10_737_418_240,
+            "visibilities": ["public", "community"],
+            "when": "used",
+        },
         "uploads": {"status_property": ""},
         "reclaim": {"dry_run": True},
         "resync": {"interval": 600},
         "probes": {"page": True},
         "log": {"level": "debug"},
     },
-    "targets": {"fast": {"volume_type": "ssd $1"}, "archive": {"volume_type": "hdd", "strategy": "cache"}},
+    "targets": {
+        "fast": {"volume_type": "ssd $1"},
+        "archive": {"volume_type": "hdd", "strategy": "cache"},
+    },
     "secrets": {
         "transportUrls": {
             "value": [
@@ -76,7 +84,10 @@ FULL: Values = {
         "managementUrls": {"value": ["http://monitor:hush-five@127.0.0.1:1"]},
         "clouds": {"value": yaml.safe_dump({"clouds": {"image-volume-worker": {"auth": LOGIN}}})},
     },
-    "image": {"repository": "registry.example.org/image-volume-worker", "digest": f"sha256:{'a' * 64}"},
+    "image": {
+        "repository": "registry.example.org/image-volume-worker",
+        "digest": f"sha256:{'a' * 64}",
+    },
     "imagePullSecrets": [{"name": "registry"}],
     "extraEnv": [{"name": "SSL_CERT_FILE", "value": "/ca/ca.crt"}],
     "extraVolumes": [{"name": "ca", "configMap": {"name": "ca"}}],
@@ -87,13 +98,22 @@ FULL: Values = {
     "podLabels": {"team": "storage"},
     "priorityClassName": "high",
     "nodeSelector": {"openstack-control-plane": "enabled"},
-    "tolerations": [{"key": "node-role.kubernetes.io/control-plane", "operator": "Exists", "effect": "NoSchedule"}],
+    "tolerations": [
+        {
+            "key": "node-role.kubernetes.io/control-plane",
+            "operator": "Exists",
+            "effect": "NoSchedule",
+        }
+    ],
     "podAntiAffinity": "hard",
     "service": {"annotations": {"e": "f"}},
     "podDisruptionBudget": {"minAvailable": "50%"},
     "networkPolicy": {
         "ingress": {"from": [{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}]},
-        "egress": {"enabled": True, "rules": [{"to": [{"namespaceSelector": {}}], "ports": [{"port": 5672}]}]},
+        "egress": {
+            "enabled": True,
+            "rules": [{"to": [{"namespaceSelector": {}}], "ports": [{"port": 5672}]}],
+        },
     },
     "serviceMonitor": {
         "enabled": True,
@@ -107,14 +127,26 @@ FULL: Values = {
         "runbookBase": "https://runbooks.example.org/worker",
         "labels": {"release": "prometheus"},
     },
-    "dashboard": {"enabled": True, "namespace": "monitoring", "annotations": {"grafana_folder": "OpenStack"}},
+    "dashboard": {
+        "enabled": True,
+        "namespace": "monitoring",
+        "annotations": {"grafana_folder": "OpenStack"},
+    },
     "backfill": {
         "resync": {"enabled": True, "args": ["--target", "fast"]},
         "replay": {"enabled": True, "existingClaim": "captures", "args": ["--since", "2026-01-01"]},
     },
-    "cronJob": {"enabled": True, "timeZone": "Europe/Berlin", "resources": {"limits": {"memory": "256Mi"}}},
+    "cronJob": {
+        "enabled": True,
+        "timeZone": "Europe/Berlin",
+        "resources": {"limits": {"memory": "256Mi"}},
+    },
 }
-MEMORY: Values = {**MINIMAL, "replicaCount": 1, "secrets": {"transportUrls": SECRET, "clouds": SECRET}}
+MEMORY: Values = {
+    **MINIMAL,
+    "replicaCount": 1,
+    "secrets": {"transportUrls": SECRET, "clouds": SECRET},
+}
 MATRIX: dict[str, Values] = {
     "minimal": MINIMAL,
     "full": FULL,
@@ -146,7 +178,9 @@ def examples() -> dict[str, Values]:
     text = (ROOT / "docs" / "kubernetes.md").read_text()
     found = {}
     for section in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
-        blocks = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)]
+        blocks = [
+            yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", section, re.DOTALL)
+        ]
         whole = [block for block in blocks if "targets" in block]
         if whole:
             (found[section.splitlines()[0]],) = whole
@@ -171,7 +205,11 @@ def things(values: Values) -> list[Thing]:
 
 def only(values: Values, kind: str, name: str = "") -> Thing:
     """The one object of this kind."""
-    (found,) = [thing for thing in things(values) if thing["kind"] == kind and name in (thing["metadata"]["name"], "")]
+    (found,) = [
+        thing
+        for thing in things(values)
+        if thing["kind"] == kind and name in (thing["metadata"]["name"], "")
+    ]
     return found
 
 
@@ -222,13 +260,23 @@ def test_what_prometheus_operator_reads() -> None:
     monitor, rule = only(FULL, "ServiceMonitor"), only(FULL, "PrometheusRule")
     service = only(FULL, "Service")
     assert monitor["apiVersion"] == rule["apiVersion"] == "monitoring.coreos.com/v1"
-    assert monitor["metadata"]["labels"]["release"] == rule["metadata"]["labels"]["release"] == "prometheus"
-    assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    assert (
+        monitor["metadata"]["labels"]["release"]
+        == rule["metadata"]["labels"]["release"]
+        == "prometheus"
+    )
+    assert (
+        monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+    )
     assert monitor["spec"]["namespaceSelector"]["matchNames"] == [service["metadata"]["namespace"]]
     assert monitor["spec"]["jobLabel"] in service["metadata"]["labels"]
     (endpoint,) = monitor["spec"]["endpoints"]
     assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
-    assert (endpoint["path"], endpoint["interval"], endpoint["scrapeTimeout"]) == ("/metrics", "30s", "10s")
+    assert (endpoint["path"], endpoint["interval"], endpoint["scrapeTimeout"]) == (
+        "/metrics",
+        "30s",
+        "10s",
+    )
     assert endpoint["relabelings"] == FULL["serviceMonitor"]["relabelings"]
     assert endpoint["metricRelabelings"] == FULL["serviceMonitor"]["metricRelabelings"]
     # As they stand, with Prometheus' own braces, but for what other values tell
@@ -236,9 +284,13 @@ def test_what_prometheus_operator_reads() -> None:
     plain = only(changed(MINIMAL, "prometheusRule/enabled", True), "PrometheusRule")
     assert plain["spec"] == given
     text = json.dumps(given).replace("> 14400", f"> {4 * FULL['config']['resync']['interval']}")
-    text = text.replace('"docs/alerts.md#', f'"{FULL["prometheusRule"]["runbookBase"]}/docs/alerts.md#')
+    text = text.replace(
+        '"docs/alerts.md#', f'"{FULL["prometheusRule"]["runbookBase"]}/docs/alerts.md#'
+    )
     assert rule["spec"] == json.loads(text) != given
-    assert "ImageVolumeWorkerDown" in {one.get("alert") for group in rule["spec"]["groups"] for one in group["rules"]}
+    assert "ImageVolumeWorkerDown" in {
+        one.get("alert") for group in rule["spec"]["groups"] for one in group["rules"]
+    }
 
 
 def test_the_dashboard_is_what_grafanas_sidecar_looks_for() -> None:
@@ -251,12 +303,16 @@ def test_the_dashboard_is_what_grafanas_sidecar_looks_for() -> None:
 
 @pytest.mark.parametrize("path", writer.wanted(), ids=lambda path: path.name)
 def test_what_comes_from_elsewhere_is_current(path: Path) -> None:
-    assert path.read_text() == writer.wanted()[path], f"{path.name} is not current: python -m scripts.chart writes it"
+    assert path.read_text() == writer.wanted()[path], (
+        f"{path.name} is not current: python -m scripts.chart writes it"
+    )
 
 
 def test_the_chart_is_of_this_version() -> None:
     about = yaml.safe_load((CHART / "Chart.yaml").read_text())
-    (version,) = re.findall(r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    (version,) = re.findall(
+        r'^version = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
     assert about["appVersion"] == version
 
 
@@ -266,7 +322,9 @@ def test_golden(template: str) -> None:
     text = yaml.safe_dump_all(render(MINIMAL)[template], sort_keys=False)
     if os.environ.get("GOLDEN") == "write":
         golden.write_text(text)
-    assert golden.read_text() == text, "not as it was. If it should be: GOLDEN=write pytest tests/deploy/test_helm.py"
+    assert golden.read_text() == text, (
+        "not as it was. If it should be: GOLDEN=write pytest tests/deploy/test_helm.py"
+    )
 
 
 def test_no_golden_file_is_left_over() -> None:
@@ -302,34 +360,66 @@ WRONG: list[tuple[str, object, str]] = [
     ("targets/fast/strategy", "magic", "/targets/fast/strategy"),
     ("targets/fast/volume_type", "", "targets.fast.volume_type is missing"),
     ("targets", {}, "targets: name at least one"),
-    ("targets/slow", {"volume_type": "ssd"}, "targets.slow.volume_type: ssd is that of targets.fast too"),
+    (
+        "targets/slow",
+        {"volume_type": "ssd"},
+        "targets.slow.volume_type: ssd is that of targets.fast too",
+    ),
     (
         "targets/fast",
         {"volume_type": "ssd", "strategy": "store", "disk_formats": ["raw", "qcow2"]},
         "targets.fast.disk_formats: Cinder clones nothing but raw with strategy store",
     ),
     ("secrets/transportUrls", {"value": ["http://h"]}, "secrets.transportUrls.value: http"),
-    ("secrets/transportUrls", {"value": ["h:5672"]}, "secrets.transportUrls.value: each is rabbit://"),
+    (
+        "secrets/transportUrls",
+        {"value": ["h:5672"]},
+        "secrets.transportUrls.value: each is rabbit://",
+    ),
     ("tolerations", [{"key": "a", "effects": "NoSchedule"}], "'effects' not allowed"),
     ("cronJob", {"enabled": True, "args": ["run"]}, "cronJob.args: begins with one of resync"),
     ("prometheusRule/runbookBase", "docs", "/prometheusRule/runbookBase"),
     ("secrets/transportUrls", {"value": "rabbit://h"}, "/secrets/transportUrls/value"),
     ("secrets/transportUrls", {}, "secrets.transportUrls: which broker"),
-    ("secrets/transportUrls/value", ["rabbit://h"], "secrets.transportUrls: either value or existingSecret"),
+    (
+        "secrets/transportUrls/value",
+        ["rabbit://h"],
+        "secrets.transportUrls: either value or existingSecret",
+    ),
     ("secrets/password", "x", "'password' not allowed"),
-    ("secrets/clouds", {"value": "clouds: ["}, "secrets.clouds.value: not the text of a clouds.yaml"),
-    ("secrets/clouds", {"value": "clouds.yaml"}, "secrets.clouds.value: not the text of a clouds.yaml"),
+    (
+        "secrets/clouds",
+        {"value": "clouds: ["},
+        "secrets.clouds.value: not the text of a clouds.yaml",
+    ),
+    (
+        "secrets/clouds",
+        {"value": "clouds.yaml"},
+        "secrets.clouds.value: not the text of a clouds.yaml",
+    ),
     (
         "secrets/clouds",
         {"value": "clouds: {a: {}, b: {}}"},
         "no entry image-volume-worker (config.cloud.name), only a, b",
     ),
-    ("podLabels", {"app.kubernetes.io/component": "x"}, "podLabels: app.kubernetes.io/component is the chart's own"),
-    ("updateStrategy/rollingUpdate", {"maxSurge": 0, "maxUnavailable": "0%"}, "no pod can ever be replaced"),
+    (
+        "podLabels",
+        {"app.kubernetes.io/component": "x"},
+        "podLabels: app.kubernetes.io/component is the chart's own",
+    ),
+    (
+        "updateStrategy/rollingUpdate",
+        {"maxSurge": 0, "maxUnavailable": "0%"},
+        "no pod can ever be replaced",
+    ),
     ("fullnameOverride", "x" * 44, "fullnameOverride: give a name of at most 43 letters"),
     ("secrets/clouds", {}, "secrets.clouds: no login"),
     ("secrets/workUrl", {}, "replicaCount: 2 workers cannot share lanes in memory"),
-    ("secrets/workUrl", {"value": "memory://"}, "replicaCount: 2 workers cannot share lanes in memory"),
+    (
+        "secrets/workUrl",
+        {"value": "memory://"},
+        "replicaCount: 2 workers cannot share lanes in memory",
+    ),
     ("containerPort", 80, "/containerPort"),
     ("service/type", "Internal", "/service/type"),
     ("resources/limits", {"memory": "much"}, "/resources/limits/memory"),
@@ -347,7 +437,9 @@ WRONG: list[tuple[str, object, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("path", "value", "told"), WRONG, ids=[f"{path}={value}" for path, value, _ in WRONG])
+@pytest.mark.parametrize(
+    ("path", "value", "told"), WRONG, ids=[f"{path}={value}" for path, value, _ in WRONG]
+)
 def test_a_wrong_value_is_named(path: str, value: object, told: str) -> None:
     with pytest.raises(helm.HelmError) as caught:
         render(changed(MINIMAL, path, value))
@@ -385,9 +477,20 @@ def test_secrets_are_in_secrets_only() -> None:
 
 
 def test_the_schema_knows_no_option_with_a_password() -> None:
-    known = json.loads((CHART / "values.schema.json").read_text())["properties"]["config"]["properties"]
-    secret = {(group.name, option.name) for group, options in OPTIONS.items() for option in options if option.secret}
-    assert secret == {("notifications", "transport_urls"), ("notifications", "management_urls"), ("work", "url")}
+    known = json.loads((CHART / "values.schema.json").read_text())["properties"]["config"][
+        "properties"
+    ]
+    secret = {
+        (group.name, option.name)
+        for group, options in OPTIONS.items()
+        for option in options
+        if option.secret
+    }
+    assert secret == {
+        ("notifications", "transport_urls"),
+        ("notifications", "management_urls"),
+        ("work", "url"),
+    }
     assert not [(group, name) for group, name in secret if name in known[group]["properties"]]
 
 
@@ -423,7 +526,9 @@ def test_what_belongs_together_finds_each_other() -> None:
         deployment["spec"]["selector"]["matchLabels"],
         only(FULL, "Service")["spec"]["selector"],
         only(FULL, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"],
-        deployment["spec"]["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"]["matchLabels"],
+        deployment["spec"]["template"]["spec"]["topologySpreadConstraints"][0]["labelSelector"][
+            "matchLabels"
+        ],
         deployment["spec"]["template"]["spec"]["affinity"]["podAntiAffinity"][
             "requiredDuringSchedulingIgnoredDuringExecution"
         ][0]["labelSelector"]["matchLabels"],
@@ -438,7 +543,10 @@ def test_what_belongs_together_finds_each_other() -> None:
     (port,) = container["ports"]
     assert policy["ingress"][0]["ports"] == [{"port": port["containerPort"], "protocol": "TCP"}]
     assert f"bind = 0.0.0.0:{port['containerPort']}" in written(FULL)
-    paths = {name: container[name]["httpGet"] for name in ("startupProbe", "livenessProbe", "readinessProbe")}
+    paths = {
+        name: container[name]["httpGet"]
+        for name in ("startupProbe", "livenessProbe", "readinessProbe")
+    }
     assert {probe["port"] for probe in paths.values()} == {port["name"]}
     assert [probe["path"] for probe in paths.values()] == ["/healthz", "/healthz", "/readyz"]
 
@@ -454,7 +562,9 @@ def test_what_belongs_together_finds_each_other() -> None:
         ("dashboard/enabled", False, False),
     ],
 )
-def test_a_change_of_what_is_read_at_start_rolls_the_pods(path: str, value: object, rolls: bool) -> None:
+def test_a_change_of_what_is_read_at_start_rolls_the_pods(
+    path: str, value: object, rolls: bool
+) -> None:
     before, after = (
         only(values, "Deployment")["spec"]["template"]["metadata"]["annotations"]
         for values in (FULL, changed(FULL, path, value))
@@ -468,7 +578,11 @@ def test_a_job_that_changes_is_another_one() -> None:
 
     assert len(names(FULL)) == 2
     assert names(FULL) == names(changed(FULL, "replicaCount", 5))
-    for path, value in (("backfill/id", "2"), ("config/work/max_attempts", 7), ("image/digest", "")):
+    for path, value in (
+        ("backfill/id", "2"),
+        ("config/work/max_attempts", 7),
+        ("image/digest", ""),
+    ):
         assert not names(FULL) & names(changed(FULL, path, value))
 
 
@@ -477,7 +591,9 @@ def test_a_backfill_stays_so_that_no_upgrade_makes_it_again() -> None:
         assert "ttlSecondsAfterFinished" not in job["spec"]
         assert job["spec"]["backoffLimit"] == 3
     for job in (
-        thing for thing in things(changed(FULL, "backfill/ttlSecondsAfterFinished", 0)) if thing["kind"] == "Job"
+        thing
+        for thing in things(changed(FULL, "backfill/ttlSecondsAfterFinished", 0))
+        if thing["kind"] == "Job"
     ):
         assert job["spec"]["ttlSecondsAfterFinished"] == 0
     cron = only(FULL, "CronJob")["spec"]["jobTemplate"]["spec"]
@@ -492,12 +608,23 @@ def test_a_group_can_be_emptied(group: str) -> None:
 
 
 def test_a_pod_has_more_time_than_its_jobs_in_progress() -> None:
-    (drain,) = [option.default for options in OPTIONS.values() for option in options if option.name == "drain_timeout"]
-    for values, least in ((MINIMAL, drain), (FULL, 45.5), (changed(MINIMAL, "config/work/drain_timeout", 0), 0)):
+    (drain,) = [
+        option.default
+        for options in OPTIONS.values()
+        for option in options
+        if option.name == "drain_timeout"
+    ]
+    for values, least in (
+        (MINIMAL, drain),
+        (FULL, 45.5),
+        (changed(MINIMAL, "config/work/drain_timeout", 0), 0),
+    ):
         for pod in (pod for thing in things(values) for pod in pod_specs(thing)):
             assert pod["terminationGracePeriodSeconds"] >= least + 30
     given = changed(MINIMAL, "terminationGracePeriodSeconds", 31)
-    assert only(given, "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 31
+    assert (
+        only(given, "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] == 31
+    )
 
 
 def test_names_stay_short_enough() -> None:
@@ -524,7 +651,11 @@ def another(option: cfg.Opt) -> object:
             choices = getattr(option.type.item_type, "choices", None)
             return list(choices)[-2:] if choices else ["one", "a $two"]
         case _:
-            choices = [choice for choice in getattr(option.type, "choices", None) or () if choice != option.default]
+            choices = [
+                choice
+                for choice in getattr(option.type, "choices", None) or ()
+                if choice != option.default
+            ]
             return choices[-1] if choices else "of $its ${own} = # ; %s"
 
 
@@ -541,7 +672,12 @@ def test_every_option_reaches_the_program_as_it_is(tmp_path: Path) -> None:
     target = {option.name: another(option) for option in TARGET_OPTIONS} | {"disk_formats": ["raw"]}
     # Two targets are never the same place
     other = target | {"volume_type": "other", "glance_store": "other"}
-    values = {**MINIMAL, "config": config, "targets": {"b": target, "a": other}, "containerPort": 1234}
+    values = {
+        **MINIMAL,
+        "config": config,
+        "targets": {"b": target, "a": other},
+        "containerPort": 1234,
+    }
     file = tmp_path / "worker.conf"
     file.write_text(written(values))
     conf = cfg.ConfigOpts()
@@ -576,8 +712,15 @@ class Pod:
                 (place / name).write_text(text)
         self._paths = sorted(mounts.values())
         assert container["command"] == ["image-volume-worker"]
-        self.command = [sys.executable, "-m", "worker", *(self._moved(word) for word in container["args"])]
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("OS_")}
+        self.command = [
+            sys.executable,
+            "-m",
+            "worker",
+            *(self._moved(word) for word in container["args"]),
+        ]
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("OS_")
+        }
         for variable in container["env"]:
             if "value" in variable:
                 value = variable["value"]
@@ -593,7 +736,13 @@ class Pod:
     def run(self) -> subprocess.CompletedProcess[str]:
         """The command, to its end."""
         return subprocess.run(
-            self.command, env=self.environment, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
+            self.command,
+            env=self.environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
 
 
@@ -601,13 +750,20 @@ class Pod:
 STARTED: Values = {**FULL, "extraEnv": []}
 
 
-@pytest.mark.parametrize(("name", "status"), [("resync", 1), ("replay", 1), ("cron", 1), ("doctor", 3)], ids=str)
+@pytest.mark.parametrize(
+    ("name", "status"), [("resync", 1), ("replay", 1), ("cron", 1), ("doctor", 3)], ids=str
+)
 def test_the_jobs_fail_only_because_nobody_answers(tmp_path: Path, name: str, status: int) -> None:
     made = things(STARTED)
-    (spec,) = [pod for thing in made for pod in pod_specs(thing) if pod["containers"][0]["name"] == name]
+    (spec,) = [
+        pod for thing in made for pod in pod_specs(thing) if pod["containers"][0]["name"] == name
+    ]
     pod = Pod(tmp_path, made, spec)
     if name == "replay":
-        shutil.copy(ROOT / "tests/fixtures/notifications/volume-from-image-cloned.jsonl", tmp_path / "captures")
+        shutil.copy(
+            ROOT / "tests/fixtures/notifications/volume-from-image-cloned.jsonl",
+            tmp_path / "captures",
+        )
     ended = pod.run()
     # 2 would be wrong usage, or a configuration that is refused
     assert ended.returncode == status, ended.stderr
@@ -630,7 +786,9 @@ def test_the_worker_starts_answers_its_probes_and_stops(tmp_path: Path) -> None:
     pod = Pod(tmp_path, made, spec)
     log = tmp_path / "log"
     with log.open("wb") as out:
-        process = subprocess.Popen(pod.command, env=pod.environment, cwd=ROOT, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            pod.command, env=pod.environment, cwd=ROOT, stdout=out, stderr=out
+        )
     try:
         until = time.monotonic() + 60
         while answer(port, container["livenessProbe"]["httpGet"]["path"])[0] != 200:
@@ -665,7 +823,11 @@ def answer(port: int, path: str) -> tuple[int, str]:
 def test_the_notes_say_what_to_look_at() -> None:
     with helm.Chart.load(CHART) as chart:
         (full, memory) = (
-            next(text for path, text in chart.render(values, name="iv").items() if path.endswith("NOTES.txt"))
+            next(
+                text
+                for path, text in chart.render(values, name="iv").items()
+                if path.endswith("NOTES.txt")
+            )
             for values in (FULL, MEMORY)
         )
     assert "helm test iv" in full
@@ -678,7 +840,12 @@ def test_the_notes_say_what_to_look_at() -> None:
 
 def test_the_examples_of_the_documentation() -> None:
     found = examples()
-    assert list(found) == ["openstack-helm", "kolla-ansible", "A plain RabbitMQ", "One worker, lanes in memory"]
+    assert list(found) == [
+        "openstack-helm",
+        "kolla-ansible",
+        "A plain RabbitMQ",
+        "One worker, lanes in memory",
+    ]
     for values in found.values():
         for thing in things(values):
             if thing["kind"] not in BY_HAND:

@@ -38,7 +38,16 @@ def test_it_installs_into_an_empty_environment(built: Path, tmp_path: Path, kind
     (package,) = built.glob(kind)
     python = tmp_path / "venv" / "bin" / "python"
     ran(UV, "venv", "--quiet", "--python", sys.executable, tmp_path / "venv")
-    ran(UV, "pip", "install", "--quiet", "--python", python, "-r", ROOT / "scripts" / "requirements.txt")
+    ran(
+        UV,
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        python,
+        "-r",
+        ROOT / "scripts" / "requirements.txt",
+    )
     ran(UV, "pip", "install", "--quiet", "--python", python, "--no-deps", package)
     ran(UV, "pip", "check", "--python", python)
     program = python.with_name("image-volume-worker")
@@ -59,6 +68,11 @@ def test_what_is_in_them(built: Path) -> None:
     assert not [name for name in names if name.startswith(("tests/", "scripts/"))]
     with tarfile.open(sdist) as packed:
         inside = {name.partition("/")[2] for name in packed.getnames()}
-    for needed in ("README.md", "CHANGELOG.md", "LICENSE", "config/image-volume-worker.conf.sample"):
+    for needed in (
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "config/image-volume-worker.conf.sample",
+    ):
         assert needed in inside
     assert not [name for name in inside if name.startswith((".venv", ".ci"))]

@@ -1,4 +1,5 @@
-"""Alerts and dashboard: they name what a real scrape has, fire when they should, and a real Prometheus says so."""
+"""Alerts and dashboard: they name what a real scrape has, fire when they should, and a real
+Prometheus says so."""
 
 from __future__ import annotations
 
@@ -43,7 +44,9 @@ def alerts() -> list[dict[str, Any]]:
 
 def expressions() -> list[str]:
     panels = json.loads(DASHBOARD.read_text())["panels"]
-    return [alert["expr"] for alert in alerts()] + [target["expr"] for panel in panels for target in panel["targets"]]
+    return [alert["expr"] for alert in alerts()] + [
+        target["expr"] for panel in panels for target in panel["targets"]
+    ]
 
 
 @pytest.fixture
@@ -68,7 +71,13 @@ def metrics() -> Metrics:
     made.rewarm_held_back("fast")
     made.reclaimed("gone")
     image = Image(
-        id="i", status="active", owner="o", disk_format="raw", container_format="bare", visibility="public", size=1
+        id="i",
+        status="active",
+        owner="o",
+        disk_format="raw",
+        container_format="bare",
+        visibility="public",
+        size=1,
     )
     made.seen(image, {"fast": (State.WARM, "")})
     made.states()
@@ -139,12 +148,17 @@ def test_each_alert_has_a_runbook() -> None:
 
 
 def test_rules_fire_when_they_should() -> None:
-    for command in (["check", "rules", str(RULES)], ["test", "rules", str(ROOT / "tests/deploy/rules_test.yaml")]):
+    for command in (
+        ["check", "rules", str(RULES)],
+        ["test", "rules", str(ROOT / "tests/deploy/rules_test.yaml")],
+    ):
         done = subprocess.run(["promtool", *command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert "SUCCESS" in done.stdout + done.stderr
     tested = (ROOT / "tests/deploy/rules_test.yaml").read_text()
-    assert [alert["alert"] for alert in alerts() if tested.count(alert["alert"]) < 2] == [], "not tested"
+    assert [alert["alert"] for alert in alerts() if tested.count(alert["alert"]) < 2] == [], (
+        "not tested"
+    )
 
 
 def test_panels_do_not_overlap() -> None:
@@ -152,7 +166,11 @@ def test_panels_do_not_overlap() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in panels:
         at = panel["gridPos"]
-        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
+        cells = {
+            (x, y)
+            for x in range(at["x"], at["x"] + at["w"])
+            for y in range(at["y"], at["y"] + at["h"])
+        }
         assert not cells & taken, panel["title"]
         assert at["x"] + at["w"] <= 24
         taken |= cells
@@ -161,10 +179,15 @@ def test_panels_do_not_overlap() -> None:
 
 @pytest.fixture
 def prometheus(url: str, tmp_path: Path) -> Iterator[str]:
-    """A real Prometheus that scrapes it, with our rules; they wait for nothing, or the test would for minutes."""
+    """A real Prometheus that scrapes it, with our rules; they wait for nothing, or the test would
+    for minutes."""
     (tmp_path / "rules.yaml").write_text(re.sub(r"for: \d+\w", "for: 0s", RULES.read_text()))
     config = {
-        "global": {"scrape_interval": "200ms", "scrape_timeout": "200ms", "evaluation_interval": "200ms"},
+        "global": {
+            "scrape_interval": "200ms",
+            "scrape_timeout": "200ms",
+            "evaluation_interval": "200ms",
+        },
         "rule_files": [str(tmp_path / "rules.yaml")],
         "scrape_configs": [
             {"job_name": "worker", "static_configs": [{"targets": [url.removeprefix("http://")]}]},
@@ -204,13 +227,17 @@ def firing(prometheus: str) -> set[str]:
 def until(prometheus: str, *, name: str, fires: bool) -> None:
     deadline = time.monotonic() + PATIENCE
     while (name in firing(prometheus)) is not fires:
-        assert time.monotonic() < deadline, f"{name} should {'fire' if fires else 'resolve'}: {firing(prometheus)}"
+        assert time.monotonic() < deadline, (
+            f"{name} should {'fire' if fires else 'resolve'}: {firing(prometheus)}"
+        )
         time.sleep(0.2)
 
 
 def scraped(prometheus: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{prometheus}/api/v1/query?query=image_volume_worker_ready", timeout=5) as answer:
+        with urllib.request.urlopen(
+            f"{prometheus}/api/v1/query?query=image_volume_worker_ready", timeout=5
+        ) as answer:
             return bool(json.load(answer)["data"]["result"])
     except OSError:
         return False
@@ -225,7 +252,9 @@ def test_a_real_prometheus_fires_and_resolves(prometheus: str, metrics: Metrics)
     for expression in expressions():
         # As Grafana fills it in
         query = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
-        with urllib.request.urlopen(f"{prometheus}/api/v1/query?{urlencode({'query': query})}", timeout=5) as answer:
+        with urllib.request.urlopen(
+            f"{prometheus}/api/v1/query?{urlencode({'query': query})}", timeout=5
+        ) as answer:
             assert json.load(answer)["status"] == "success", expression
     metrics.ready.set(0)
     metrics.dead_letters.labels("all").set(3)

@@ -24,7 +24,9 @@ def test_it_is_hardened() -> None:
     )
     found = re.search(r"Overall exposure level for \S+: (\d+\.\d+)", done.stdout)
     assert found, done.stdout + done.stderr
-    assert float(found[1]) <= MOST_EXPOSED, f"exposure {found[1]}: systemd-analyze security {UNIT} says what is open"
+    assert float(found[1]) <= MOST_EXPOSED, (
+        f"exposure {found[1]}: systemd-analyze security {UNIT} says what is open"
+    )
 
 
 def test_systemd_understands_it(tmp_path: Path) -> None:
@@ -32,7 +34,10 @@ def test_systemd_understands_it(tmp_path: Path) -> None:
     unit = tmp_path / UNIT.name
     unit.write_text(UNIT.read_text().replace("/usr/bin/image-volume-worker", "/bin/true"))
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+        ["systemd-analyze", "verify", "--man=no", str(unit)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     about_us = [line for line in done.stderr.splitlines() if UNIT.name in line]
     assert (done.returncode, about_us) == (0, []), done.stderr
@@ -48,15 +53,23 @@ def test_times_fit() -> None:
     assert found
     drain = float(found[1])
     assert int(service["TimeoutStopSec"]) > 2 * drain, "a stop drains"
-    assert int(service["WatchdogSec"]) > 2 * drain, "a reload drains too, and feeds no watchdog meanwhile"
+    assert int(service["WatchdogSec"]) > 2 * drain, (
+        "a reload drains too, and feeds no watchdog meanwhile"
+    )
 
 
 def test_users_and_folders_are_made_as_systemd_reads_them(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
-    for program, file in (("systemd-sysusers", "sysusers.conf"), ("systemd-tmpfiles", "tmpfiles.conf")):
+    for program, file in (
+        ("systemd-sysusers", "sysusers.conf"),
+        ("systemd-tmpfiles", "tmpfiles.conf"),
+    ):
         words = ["--create"] if program == "systemd-tmpfiles" else []
         done = subprocess.run(
-            [program, *words, f"--root={tmp_path}", str(FOLDER / file)], capture_output=True, text=True, check=False
+            [program, *words, f"--root={tmp_path}", str(FOLDER / file)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr
     assert "image-volume-worker" in (tmp_path / "etc" / "passwd").read_text()
@@ -77,10 +90,17 @@ def test_systemd_understands_the_credentials(tmp_path: Path) -> None:
     unit.write_text(UNIT.read_text().replace("/usr/bin/image-volume-worker", "/bin/true"))
     folder = tmp_path / f"{UNIT.name}.d"
     folder.mkdir()
-    text = (FOLDER / "credentials.conf").read_text().replace("/usr/bin/image-volume-worker", "/bin/true")
+    text = (
+        (FOLDER / "credentials.conf")
+        .read_text()
+        .replace("/usr/bin/image-volume-worker", "/bin/true")
+    )
     (folder / "credentials.conf").write_text(text)
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+        ["systemd-analyze", "verify", "--man=no", str(unit)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     about_us = [line for line in done.stderr.splitlines() if UNIT.name in line]
     assert (done.returncode, about_us) == (0, []), done.stderr
@@ -88,7 +108,9 @@ def test_systemd_understands_the_credentials(tmp_path: Path) -> None:
 
 def test_the_environment_is_one_of_options() -> None:
     names = re.findall(
-        r"^#?OS_([A-Z]+)__([A-Z_]+)=", (FOLDER / "image-volume-worker.default").read_text(), re.MULTILINE
+        r"^#?OS_([A-Z]+)__([A-Z_]+)=",
+        (FOLDER / "image-volume-worker.default").read_text(),
+        re.MULTILINE,
     )
     known = {(group.name, option.name) for group, options in OPTIONS.items() for option in options}
     assert len(names) >= 3

@@ -1,9 +1,10 @@
-"""Runs tests in a Debian 13, which has Python 3.13 and RabbitMQ 4: a tree that mmdebstrap makes, entered by chroot.
+"""Runs tests in a Debian 13, which has Python 3.13 and RabbitMQ 4: a tree that mmdebstrap makes,
+entered by chroot.
 
 usage: python -m tests.deploy.trixie PYTEST ARGUMENTS...
 
-The tree, a copy of the checkout in it, and all that is mounted and started there live in namespaces of their own for
-mounts and processes. They end with this command, however it ends.
+The tree, a copy of the checkout in it, and all that is mounted and started there live in namespaces
+of their own for mounts and processes. They end with this command, however it ends.
 """
 
 from __future__ import annotations
@@ -38,20 +39,42 @@ chroot "$tree" /usr/bin/env --chdir={WORK} "$@"
 
 def make(tree: Path) -> None:
     """Unpack the tree, and put our locked packages, ourselves and the checkout into it."""
-    run("tar", "--extract", f"--file={archive(SUITE, PACKAGES)}", f"--directory={tree}", "--numeric-owner")
+    run(
+        "tar",
+        "--extract",
+        f"--file={archive(SUITE, PACKAGES)}",
+        f"--directory={tree}",
+        "--numeric-owner",
+    )
     run("chroot", tree, "python3", "-m", "venv", "--without-pip", VENV)
-    # From outside, where the index and its certificates are known; all of them as wheels for that Python
+    # From outside, where the index and its certificates are known; all of them as wheels for that
+    # Python
     packages = tree / VENV[1:] / "lib" / f"python{PYTHON}" / "site-packages"
-    uv = [Path(sysconfig.get_path("scripts")) / "uv", "pip", "install", "--quiet", f"--target={packages}"]
+    uv = [
+        Path(sysconfig.get_path("scripts")) / "uv",
+        "pip",
+        "install",
+        "--quiet",
+        f"--target={packages}",
+    ]
     python = [f"--python-version={PYTHON}", "--python-platform=x86_64-manylinux_2_28"]
-    run(*uv, *python, "--only-binary=:all:", "--require-hashes", "-r", ROOT / "scripts" / "requirements-dev.txt")
+    run(
+        *uv,
+        *python,
+        "--only-binary=:all:",
+        "--require-hashes",
+        "-r",
+        ROOT / "scripts" / "requirements-dev.txt",
+    )
     run(*uv, *python, "--no-deps", ROOT)
     copy(tree / WORK[1:])
 
 
 def copy(folder: Path) -> None:
     """Copy the files of the checkout as they are now, but for what git ignores."""
-    listed = run("git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard").split("\0")
+    listed = run(
+        "git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"
+    ).split("\0")
     for name in filter(None, listed):
         # One that was deleted is listed until that is committed
         if (ROOT / name).is_file():
@@ -70,7 +93,8 @@ def enter(tree: Path, *words: str) -> int:
     try:
         return host.wait()
     except BaseException:
-        # The first process of the namespace takes all others with it, and `unshare` ends once they are gone
+        # The first process of the namespace takes all others with it, and `unshare` ends once they
+        # are gone
         for child in Path(f"/proc/{host.pid}/task/{host.pid}/children").read_text().split():
             os.kill(int(child), signal.SIGKILL)
         host.wait()
@@ -83,8 +107,13 @@ def main(arguments: list[str]) -> int:
     if faults := needs_root("mmdebstrap", "unshare", "git"):
         sys.exit(f"tests.deploy.trixie: {'; '.join(faults)}")
     # Those that pytest is to write are taken out of the tree afterwards
-    report = next((word for word in arguments if word.startswith("--junit-xml=")), "").partition("=")[2]
-    inside = [f"--junit-xml={WORK}/report.xml" if word == f"--junit-xml={report}" else word for word in arguments]
+    report = next((word for word in arguments if word.startswith("--junit-xml=")), "").partition(
+        "="
+    )[2]
+    inside = [
+        f"--junit-xml={WORK}/report.xml" if word == f"--junit-xml={report}" else word
+        for word in arguments
+    ]
     with tempfile.TemporaryDirectory(prefix="image-volume-worker-trixie.") as folder:
         tree = Path(folder)
         make(tree)

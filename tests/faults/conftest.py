@@ -45,7 +45,8 @@ LOST = 120.0
 class Scene:
     """Images and uploads of alice's, made while something is broken.
 
-    `everywhere`: uploads are to be warm on the other target, too, which means a copy of a GiB by Glance.
+    `everywhere`: uploads are to be warm on the other target, too, which means a copy of a GiB by
+    Glance.
     """
 
     alice: Person
@@ -81,7 +82,8 @@ class Scene:
     def converged(self, *, cut_off: bool = False) -> None:
         """Return when everything is as if nothing had been broken; else fail with what is not.
 
-        `cut_off`: an import of Glance's may have been, in the middle of making its volume; that one stays for a while.
+        `cut_off`: an import of Glance's may have been, in the middle of making its volume; that one
+        stays for a while.
         """
         everything = (*self.images, *self.uploads)
         warm = everything if self.everywhere else self.images
@@ -100,7 +102,9 @@ class Scene:
         for one in warm:
             until(
                 lambda image=one: is_warm(self.operator, self.alice, image, unmarked=cut_off),
-                what=lambda image=one: f"{self.fault}: {self.alice.show(image)} {of_image(self.operator, image)} warm",
+                what=lambda image=one: (
+                    f"{self.fault}: {self.alice.show(image)} {of_image(self.operator, image)} warm"
+                ),
             )
         self.took = time.monotonic() - began
         lying = [volume for one in everything for volume in of_image(self.operator, one)]
@@ -120,23 +124,32 @@ class Scene:
                 made = self.alice.volume(one, target)
                 self.alice.delete_volume(made.id)
                 assert made.cloned, f"{self.fault}: Cinder copies {one} on {target}"
-        assert self.alice.sha256(self.images[-1]) == self.alice.sha256(self.images[0]) == self.content
+        assert (
+            self.alice.sha256(self.images[-1]) == self.alice.sha256(self.images[0]) == self.content
+        )
 
     def tidied(self, folder: Path) -> None:
-        """Return when what was left over is gone, by a worker that compares, after an administrator's help."""
+        """Return when what was left over is gone, by a worker that compares, after an
+        administrator's help."""
         if not self.left:
             return
         stuck = [
-            v for v in self.operator.volumes() if v["id"] in self.left and v["status"] not in ("available", "error")
+            v
+            for v in self.operator.volumes()
+            if v["id"] in self.left and v["status"] not in ("available", "error")
         ]
         with WorkerProcess(folder, groups(work=LANES), clouds=HOME / "clouds.yaml") as process:
             process.wait_ready()
             for volume in stuck:
                 until(
-                    lambda name=volume["id"]: name in {line["volume_id"] for line in process.events("volume_stuck")},
+                    lambda name=volume["id"]: (
+                        name in {line["volume_id"] for line in process.events("volume_stuck")}
+                    ),
                     what=f"{self.fault}: {volume} is told of",
                 )
-                self.admin.act(volume["id"], "os-reset_status", status="error", attach_status="detached")
+                self.admin.act(
+                    volume["id"], "os-reset_status", status="error", attach_status="detached"
+                )
             process.run("resync")
             until(
                 lambda: not self._there() & self.left,
@@ -144,14 +157,19 @@ class Scene:
             )
 
     def _free_lost(self) -> None:
-        """Do as an administrator does with a volume whose making a broker's restart has swallowed for good.
+        """Do as an administrator does with a volume whose making a broker's restart has swallowed
+        for good.
 
         Cinder lets nobody delete it, as a host is said to be at work on it.
         """
         for volume in self.operator.volumes():
             changed = volume["updated_at"] or volume["created_at"]
             still = datetime.now(UTC) - datetime.fromisoformat(changed).replace(tzinfo=UTC)
-            if volume["status"] == "creating" and volume["id"] not in self.before and still.total_seconds() > LOST:
+            if (
+                volume["status"] == "creating"
+                and volume["id"] not in self.before
+                and still.total_seconds() > LOST
+            ):
                 self.admin.act(volume["id"], "os-reset_status", status="error")
 
     def _there(self) -> set[str]:
@@ -168,10 +186,20 @@ class Scene:
 
 
 @pytest.fixture
-def scene(alice: Person, operator: Person, admin: Person, request: pytest.FixtureRequest) -> Iterator[Scene]:  # noqa: F811
+def scene(
+    alice: Person,  # noqa: F811
+    operator: Person,  # noqa: F811
+    admin: Person,  # noqa: F811
+    request: pytest.FixtureRequest,
+) -> Iterator[Scene]:
     """An empty scene with a source volume; nothing of it stays."""
     text = request.node.get_closest_marker("fault")
-    made = Scene(alice=alice, operator=operator, admin=admin, fault=text.args[0] if text else request.node.name)
+    made = Scene(
+        alice=alice,
+        operator=operator,
+        admin=admin,
+        fault=text.args[0] if text else request.node.name,
+    )
     made.everywhere = LONG or "hashed" in request.fixturenames
     if "what" in request.fixturenames:
         made.fault = made.fault.format(request.getfixturevalue("what"))

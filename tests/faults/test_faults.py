@@ -1,4 +1,5 @@
-"""What operators fear, done to real services: everything converges, once, and nothing is left over."""
+"""What operators fear, done to real services: everything converges, once, and nothing is left
+over."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ from tests.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
 Worker = Callable[..., WorkerProcess]
-# Each kind of answer and each service by itself; else all kinds in turn, and the service that does the work
+# Each kind of answer and each service by itself; else all kinds in turn, and the service that does
+# the work
 LONG = bool(os.environ.get("LONG"))
 KILLS, IMAGES, UPLOADS = (
     int(os.environ.get(name, "0")) or (many if LONG else few)
@@ -36,14 +38,23 @@ AWAY = 10.0
 REQUEST = 5.0
 # How long a token lasts where they are to expire
 TOKEN = 30.0
-ANSWERS = ["an error", "dropped", "late", "cut short", "garbage"] if LONG else ["wrong in one way or another"]
+ANSWERS = (
+    ["an error", "dropped", "late", "cut short", "garbage"]
+    if LONG
+    else ["wrong in one way or another"]
+)
 FEW = 2 if LONG else 1
-SERVICES = ["cinder-volume", *(["mariadb", "cinder-scheduler", "cinder-api", "keystone"] if LONG else [])]
+SERVICES = [
+    "cinder-volume",
+    *(["mariadb", "cinder-scheduler", "cinder-api", "keystone"] if LONG else []),
+]
 FAULTS: list[Fault] = [429, 500, 503, 504, "drop", "delay", "cut", "garbage"]
 
 
 @contextmanager
-def behind(folder: Path, *services: Proxy, environment: Mapping[str, str] | None = None) -> Iterator[WorkerProcess]:
+def behind(
+    folder: Path, *services: Proxy, environment: Mapping[str, str] | None = None
+) -> Iterator[WorkerProcess]:
     """A worker that reaches Glance and Cinder by way of proxies."""
     glance, cinder = services
     clouds = yaml.safe_load((HOME / "clouds.yaml").read_text())
@@ -75,12 +86,15 @@ def test_killed_at_any_moment(worker: Worker, scene: Scene) -> None:
             return {line["event"] for line in process.lines()[since:]}
 
         process.start()
-        # From before its first request to the middle of its work, however long this machine takes to get there
+        # From before its first request to the middle of its work, however long this machine takes
+        # to get there
         if life % 2:
             until(lambda: "started" in events(), what="it has started")
         time.sleep(moments.uniform(0.5, 4.0))
         process.kill()
-        worked += bool(events() & {"clone_creating", "location_added", "image_copy_began", "job_done"})
+        worked += bool(
+            events() & {"clone_creating", "location_added", "image_copy_began", "job_done"}
+        )
     loading.join()
     log.info("seed %s", seed)
     assert worked > KILLS / 10, "most lives were over before they had begun anything"
@@ -99,7 +113,11 @@ def test_no_answer_for_a_while(tmp_path: Path, scene: Scene, what: str) -> None:
         "garbage": ["garbage"],
     }  # fmt: skip
     kinds = itertools.cycle(faults.get(what, FAULTS))
-    with Proxy(GLANCE) as glance, Proxy(CINDER) as cinder, behind(tmp_path, glance, cinder) as process:
+    with (
+        Proxy(GLANCE) as glance,
+        Proxy(CINDER) as cinder,
+        behind(tmp_path, glance, cinder) as process,
+    ):
         for service in (glance, cinder):
             service.fault, service.delay = lambda method, path: next(kinds), 2 * REQUEST
         scene.load(2, 1)
@@ -141,7 +159,11 @@ def test_a_third_of_all_answers(tmp_path: Path, scene: Scene) -> None:
         return dice.choice(FAULTS if method == "GET" else ["lose", "lose", "lose", *FAULTS])
 
     log.info("seed %s", seed)
-    with Proxy(GLANCE) as glance, Proxy(CINDER) as cinder, behind(tmp_path, glance, cinder) as process:
+    with (
+        Proxy(GLANCE) as glance,
+        Proxy(CINDER) as cinder,
+        behind(tmp_path, glance, cinder) as process,
+    ):
         for service in (glance, cinder):
             service.fault, service.delay = fault, 0.5
         scene.load(4, FEW + 1)
@@ -169,7 +191,12 @@ def short_of_memory() -> None:
 @pytest.mark.usefixtures("unhashed")
 @pytest.mark.parametrize(
     "what",
-    ["stopped for a while", "closes all connections, five times", "loses our queues", "is short of memory for a while"],
+    [
+        "stopped for a while",
+        "closes all connections, five times",
+        "loses our queues",
+        "is short of memory for a while",
+    ],
 )
 @pytest.mark.fault("RabbitMQ {}")
 def test_rabbitmq(worker: Worker, scene: Scene, what: str, tmp_path: Path) -> None:
@@ -178,9 +205,12 @@ def test_rabbitmq(worker: Worker, scene: Scene, what: str, tmp_path: Path) -> No
     process.wait_ready()
     scene.load(FEW, FEW)
     broken = threading.Thread(
-        target={"stopped": restarted, "closes": breakage.close_connections, "loses": deleted, "is": short_of_memory}[
-            what.split(maxsplit=1)[0]
-        ]
+        target={
+            "stopped": restarted,
+            "closes": breakage.close_connections,
+            "loses": deleted,
+            "is": short_of_memory,
+        }[what.split(maxsplit=1)[0]]
     )
     broken.start()
     if what.split(maxsplit=1)[0] != "stopped":
@@ -197,7 +227,8 @@ def test_rabbitmq(worker: Worker, scene: Scene, what: str, tmp_path: Path) -> No
 
 @pytest.fixture
 def soon_dead() -> Iterator[None]:
-    """RabbitMQ takes a client for dead after some 20 seconds of silence; the long form waits for what workers ask."""
+    """RabbitMQ takes a client for dead after some 20 seconds of silence; the long form waits for
+    what workers ask."""
     if LONG:
         yield
         return
@@ -225,7 +256,10 @@ def test_two_replicas(worker: Worker, scene: Scene) -> None:
     # The broker takes it for dead when it has missed its heartbeats
     newest = scene.images[-1]
     until(
-        lambda: {line["target"] for line in third.events("job_done") if line["image_id"] == newest} == set(TARGETS),
+        lambda: (
+            {line["target"] for line in third.events("job_done") if line["image_id"] == newest}
+            == set(TARGETS)
+        ),
         what="the third has the lanes",
         seconds=300,
     )
@@ -237,7 +271,11 @@ def test_two_replicas(worker: Worker, scene: Scene) -> None:
 @pytest.mark.usefixtures("unhashed")
 @pytest.mark.fault("its token revoked in Keystone")
 def test_the_token_is_revoked(tmp_path: Path, scene: Scene) -> None:
-    with Proxy(GLANCE) as glance, Proxy(CINDER) as cinder, behind(tmp_path, glance, cinder) as process:
+    with (
+        Proxy(GLANCE) as glance,
+        Proxy(CINDER) as cinder,
+        behind(tmp_path, glance, cinder) as process,
+    ):
         scene.load(1, 1)
         until(lambda: cinder.tokens, what="it asks")
         known = (glance.tokens | cinder.tokens) - {""}
@@ -291,7 +329,11 @@ def test_what_imports_left_behind(worker: Worker, scene: Scene, tmp_path: Path) 
     process.wait_ready()
     scene.load(1, 1)
     scene.converged()
-    metadata = {"glance_image_id": scene.images[0], "image_owner": scene.operator.project_id, "image_size": "1"}
+    metadata = {
+        "glance_image_id": scene.images[0],
+        "image_owner": scene.operator.project_id,
+        "image_size": "1",
+    }
     for status in ("error", "creating", "attaching", "available"):
         made = scene.operator.blank("local-2", name=f"image-{scene.images[0]}", metadata=metadata)
         scene.admin.act(made, "os-reset_status", status=status)

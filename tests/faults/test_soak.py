@@ -1,4 +1,5 @@
-"""The short form of `scripts/soak`: everything is broken at random for five minutes, and converges."""
+"""The short form of `scripts/soak`: everything is broken at random for five minutes, and
+converges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Where something comes in from outside: each border takes any bytes, and lets through only what it promises."""
+"""Where something comes in from outside: each border takes any bytes, and lets through only what it
+promises."""
 
 from __future__ import annotations
 
@@ -47,7 +48,11 @@ WIRE = tuple(
 )
 ANSWERS: dict[str, list[Any]] = json.loads((FIXTURES / "answers.json").read_text())
 SAMPLE = (Path(__file__).parents[2] / "config" / "image-volume-worker.conf.sample").read_text()
-OPTIONS = [line.removeprefix("#").strip() for line in SAMPLE.splitlines() if " = " in line or line.startswith("[")]
+OPTIONS = [
+    line.removeprefix("#").strip()
+    for line in SAMPLE.splitlines()
+    if " = " in line or line.startswith("[")
+]
 URL_PARTS = (
     "rabbit://", "amqp://", "amqps://", "memory://", "cinder://", "u:p@", "h", ":5672", ":99999", "/", "//", "?",
     "ssl=1", "&", "[::1]", "%2f", "%zz", ",", ";", "$", "\x00", "é", "[", "]", "@", "#", "ssl_ca_file=/x", " ",
@@ -67,7 +72,11 @@ def message(dice: Dice) -> bytes:
     if dice.below(8) == 0:
         return dice.left
     body = decode(dice.pick(WIRE))
-    body = {**body, "payload": dice.mutated(body.get("payload"))} if dice.below(3) else dice.mutated(body)
+    body = (
+        {**body, "payload": dice.mutated(body.get("payload"))}
+        if dice.below(3)
+        else dice.mutated(body)
+    )
     text = json.dumps(body)
     match dice.below(4):
         case 0:
@@ -89,7 +98,9 @@ class Borders:
         self._cloud = FakeCloud(stores={"cinder-fast": "fast", "cinder-slow": "slow"})
         self._rig = self._loop.run_until_complete(self._made())
         times = VolumeTimes(metrics=self._rig.metrics)
-        self._router = Router(handlers=self._rig.handlers.values(), metrics=self._rig.metrics, times=times)
+        self._router = Router(
+            handlers=self._rig.handlers.values(), metrics=self._rig.metrics, times=times
+        )
         self._folder = tempfile.TemporaryDirectory()
 
     async def _made(self) -> Rig:
@@ -116,7 +127,8 @@ class Borders:
         }
 
     def wire(self, data: bytes) -> None:
-        """A notification becomes jobs of keys that exist, or a dead letter of bounded size; nothing else."""
+        """A notification becomes jobs of keys that exist, or a dead letter of bounded size; nothing
+        else."""
         dice = Dice(data)
         body, compression = message(dice), dice.pick(tuple(COMPRESSORS))
         # Compressed as its header says, or not
@@ -137,19 +149,37 @@ class Borders:
             assert DeadLetter.from_bytes(letter.to_bytes()) == letter
 
     def record(self, data: bytes) -> None:
-        """A notification becomes a line of JSON, without the secret planted in it; half a message keeps none."""
+        """A notification becomes a line of JSON, without the secret planted in it; half a message
+        keeps none."""
         dice = Dice(data)
         message = decode(dice.pick(WIRE))
         secret = "".join(
-            dice.pick(("S3CRET", "'", '"', "\\", ",", "@", " ", "é", "{", "]")) for _ in range(dice.below(8))
+            dice.pick(("S3CRET", "'", '"', "\\", ",", "@", " ", "é", "{", "]"))
+            for _ in range(dice.below(8))
         )
-        name = dice.pick(("password", "adminPass", "auth_token", "user_data", "_context_auth_token", "secret_key"))
-        message["payload"] = {"rest": dice.mutated(message.get("payload")), name: f"a{secret}", "size": 1}
+        name = dice.pick(
+            (
+                "password",
+                "adminPass",
+                "auth_token",
+                "user_data",
+                "_context_auth_token",
+                "secret_key",
+            )
+        )
+        message["payload"] = {
+            "rest": dice.mutated(message.get("payload")),
+            name: f"a{secret}",
+            "size": 1,
+        }
         line = line_of(message)
         assert line.count(b"\n") == 1
         assert json.loads(line)["payload"][name] == "***"
         text = json.dumps(message).encode()
-        for body in (text, json.dumps({"oslo.version": "2.0", "oslo.message": text.decode()}).encode()):
+        for body in (
+            text,
+            json.dumps({"oslo.version": "2.0", "oslo.message": text.decode()}).encode(),
+        ):
             assert b"S3CRET" not in masked_bytes(body[: dice.below(len(body) + 1)])
 
     def lane(self, data: bytes) -> None:
@@ -159,19 +189,33 @@ class Borders:
             "key": ["prewarm", "0" * 36, "fast"], "cause": "image.update", "attempt": 1, "first_at": 1.0, "due": 2.0,
             "reason": "x", "used": 0.0, "project": "p",
         }  # fmt: skip
-        letter = {"lane": "x", "reason": "y", "last_at": 1.0, "job": json.dumps(made), "body": None, "traceback": ""}
-        body = dice.left if dice.below(6) == 0 else json.dumps(dice.mutated(dice.pick((made, letter)))).encode()
+        letter = {
+            "lane": "x",
+            "reason": "y",
+            "last_at": 1.0,
+            "job": json.dumps(made),
+            "body": None,
+            "traceback": "",
+        }
+        body = (
+            dice.left
+            if dice.below(6) == 0
+            else json.dumps(dice.mutated(dice.pick((made, letter)))).encode()
+        )
         for kind in (Job, DeadLetter):
             with contextlib.suppress(Malformed):
                 value = kind.from_bytes(body)
                 assert repr(kind.from_bytes(value.to_bytes())) == repr(value)
 
     def capture(self, data: bytes) -> None:
-        """A capture gives messages, each with a body or a fault, and never more than it has bytes."""
+        """A capture gives messages, each with a body or a fault, and never more than it has
+        bytes."""
         dice = Dice(data)
         parts = [message(dice) for _ in range(dice.below(4))]
         glue = dice.pick((b"\n", b",\n", b"", b" ", b"\r\n", b"\n\n"))
-        around = dice.pick(((b"", b""), (b"[", b"]"), (b"[\n", b"\n]"), (b"{", b""), (b'{"a":[', b"]}")))
+        around = dice.pick(
+            ((b"", b""), (b"[", b"]"), (b"[\n", b"\n]"), (b"{", b""), (b'{"a":[', b"]}"))
+        )
         content = around[0] + glue.join(parts) + around[1] + dice.left
         number = count = 0
         for found in read._split(io.BufferedReader(io.BytesIO(content))):  # type: ignore[arg-type]
@@ -184,7 +228,8 @@ class Borders:
         assert count <= len(content) + 1
 
     def file(self, data: bytes) -> None:
-        """A capture in a file, packed or not, gives its messages until where it is damaged, and one fault there."""
+        """A capture in a file, packed or not, gives its messages until where it is damaged, and one
+        fault there."""
         dice = Dice(data)
         content = b"\n".join(message(dice) for _ in range(dice.below(3)))
         packed = dice.pick((bytes, gzip.compress, zstd.compress))(content)
@@ -211,12 +256,18 @@ class Borders:
         length, head = read.Source(str(source)).head(4096)
         reached = {str(source): {"number": dice.below(9), "length": length, "head": head}}
         path = Path(self._folder.name, "checkpoint")
-        path.write_bytes(dice.left if dice.below(6) == 0 else json.dumps(dice.mutated(reached)).encode())
-        with contextlib.suppress(Misconfigured), contextlib.closing(replay.Checkpoint(path)) as checkpoint:
+        path.write_bytes(
+            dice.left if dice.below(6) == 0 else json.dumps(dice.mutated(reached)).encode()
+        )
+        with (
+            contextlib.suppress(Misconfigured),
+            contextlib.closing(replay.Checkpoint(path)) as checkpoint,
+        ):
             assert checkpoint.of(read.Source(str(source))) >= 0
 
     def answer(self, data: bytes) -> None:
-        """What a service answers becomes values that handlers can plan by, or one of our own errors."""
+        """What a service answers becomes values that handlers can plan by, or one of our own
+        errors."""
         self._loop.run_until_complete(self._answer(Dice(data)))
 
     async def _answer(self, dice: Dice) -> None:
@@ -226,10 +277,21 @@ class Borders:
             with contextlib.suppress(Temporary, Blocked, NotFound):
                 kept.append(await verb(cloud))
         image = Image(
-            id="0" * 36, status="active", owner="p", disk_format="raw", container_format="bare", visibility="public"
+            id="0" * 36,
+            status="active",
+            owner="p",
+            disk_format="raw",
+            container_format="bare",
+            visibility="public",
         )
         images = [one for one in kept if isinstance(one, Image)] or [image]
-        volumes = tuple(one for some in kept if isinstance(some, tuple) for one in some if hasattr(one, "metadata"))
+        volumes = tuple(
+            one
+            for some in kept
+            if isinstance(some, tuple)
+            for one in some
+            if hasattr(one, "metadata")
+        )
         for one in images:
             for handler in self._rig.handlers.values():
                 for missing in handler.incomplete(one.id, one, volumes):
@@ -261,7 +323,9 @@ class Borders:
     def url(self, data: bytes) -> None:
         """A URL of a broker or a location is taken apart, or refused."""
         dice = Dice(data)
-        text = "".join(dice.pick(URL_PARTS) for _ in range(dice.below(16))) + dice.left[:30].decode("utf-8", "replace")
+        text = "".join(dice.pick(URL_PARTS) for _ in range(dice.below(16))) + dice.left[:30].decode(
+            "utf-8", "replace"
+        )
         with contextlib.suppress(Misconfigured):
             assert connection.parse(text).hosts
         with contextlib.suppress(ValueError):

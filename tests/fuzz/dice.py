@@ -1,4 +1,5 @@
-"""Random choices out of bytes, so that whoever makes the bytes up (hypothesis, libFuzzer) steers and shrinks them."""
+"""Random choices out of bytes, so that whoever makes the bytes up (hypothesis, libFuzzer) steers
+and shrinks them."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ class Dice:
                 return self.pick(HOSTILE)
 
     def mutated(self, document: Any) -> Any:
-        """The document with some of its parts missing, doubled, swapped, or replaced by something hostile."""
+        """The document with some of its parts missing, doubled, swapped, or replaced by something
+        hostile."""
         for _ in range(1 + self.below(4)):
             document = self._mutated(document, depth=8)
         return document
@@ -90,4 +92,8 @@ class Dice:
             case 1:
                 return document + document[: place + 1]
             case _:
-                return [*document[:place], self._mutated(document[place], depth - 1), *document[place + 1 :]]
+                return [
+                    *document[:place],
+                    self._mutated(document[place], depth - 1),
+                    *document[place + 1 :],
+                ]

@@ -1,4 +1,5 @@
-"""One border under libFuzzer, which steers its inputs by the code that they reach; see scripts/fuzz."""
+"""One border under libFuzzer, which steers its inputs by the code that they reach; see
+scripts/fuzz."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from worker.observe import log
 
 
 def main() -> None:
-    """`python -m tests.fuzz.long BORDER OPTIONS-OF-LIBFUZZER...`; what fails is shown, and ends it."""
+    """`python -m tests.fuzz.long BORDER OPTIONS-OF-LIBFUZZER...`; what fails is shown, and ends
+    it."""
     log.setup(level="critical")
     border = Borders().all[sys.argv[1]]
     atheris.Setup([sys.argv[0], *sys.argv[2:]], border)

@@ -1,6 +1,7 @@
 """Whatever comes in from outside: nothing raises past its border, nothing hangs, memory is bounded.
 
-FUZZ is how many inputs there are in all (50,000). `scripts/fuzz` looks longer, steered by what code an input reaches.
+FUZZ is how many inputs there are in all (50,000). `scripts/fuzz` looks longer, steered by what code
+an input reaches.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ SHARES = {
     "configuration": 0.02, "url": 0.05,
 }  # fmt: skip
 ROOM = 200
-"""MiB that the inputs of a border may add to the process; one that were kept would add up to more."""
+"""MiB that the inputs of a border may add to the process; one that were kept would add up to
+more."""
 HANGS = 60
 """Seconds after which one input, which takes milliseconds, hangs."""
 

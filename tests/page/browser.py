@@ -1,4 +1,5 @@
-"""A headless Chromium, talked to by its DevTools protocol through a pipe: no driver, no port, nothing left behind."""
+"""A headless Chromium, talked to by its DevTools protocol through a pipe: no driver, no port,
+nothing left behind."""
 
 from __future__ import annotations
 
@@ -14,11 +15,14 @@ from types import TracebackType
 from typing import Any
 
 PATIENCE = 60.0
-BINARY = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), "")
+BINARY = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), ""
+)
 
 
 class Browser:
-    """One tab. `requests` are the URLs that it has asked for, `errors` what its console has complained of."""
+    """One tab. `requests` are the URLs that it has asked for, `errors` what its console has
+    complained of."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -45,17 +49,23 @@ class Browser:
         # The protocol wants to read from 3 and write to 4, wherever our pipes have come to lie
         wrapped = ["bash", "-c", f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}', "bash", *arguments]
         with (self._folder / "chromium.log").open("wb") as log:
-            self._process = subprocess.Popen(wrapped, pass_fds=(theirs_in, theirs_out), stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                wrapped, pass_fds=(theirs_in, theirs_out), stdout=log, stderr=log
+            )
         os.close(theirs_in)
         os.close(theirs_out)
         self._in, self._out = ours_in, ours_out
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
+            "sessionId"
+        ]
         for domain in ("Page", "Network", "Runtime", "Log"):
             self.call(f"{domain}.enable")
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
         os.close(self._out)
         os.close(self._in)
         self._process.terminate()
@@ -82,7 +92,11 @@ class Browser:
     def open(self, url: str, *, width: int, height: int, dark: bool = False) -> None:
         """Go there, with a screen of this size."""
         self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=width < 600,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
@@ -90,7 +104,9 @@ class Browser:
 
     def value(self, expression: str) -> Any:
         """What an expression comes to in the page."""
-        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        answer = self.call(
+            "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
+        )
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 

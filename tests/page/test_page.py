@@ -1,4 +1,5 @@
-"""The page in a real browser: what it shows, how it looks on a desk and on a phone, and what it never does."""
+"""The page in a real browser: what it shows, how it looks on a desk and on a phone, and what it
+never does."""
 
 from __future__ import annotations
 
@@ -49,7 +50,10 @@ def image(number: int, **fields: Any) -> Image:
 
 def job(number: int, target: str = "fast", *, handler: str = "prewarm", attempt: int = 0) -> Job:
     return Job(
-        key=Key(handler, image_id(number), target), cause="image.activate x", attempt=attempt, first_at=time.time() - 90
+        key=Key(handler, image_id(number), target),
+        cause="image.activate x",
+        attempt=attempt,
+        first_at=time.time() - 90,
     )
 
 
@@ -64,7 +68,10 @@ def activity(images: int = 40) -> Activity:
         if number == 7:
             states["fast"] = (State.FULL, "target fast is full (20 of 20 GiB)")
         made.look(image(number), states)
-    made.look(image(images, visibility="private", name="a tenant's secret"), dict.fromkeys(TARGETS, (State.WARM, "")))
+    made.look(
+        image(images, visibility="private", name="a tenant's secret"),
+        dict.fromkeys(TARGETS, (State.WARM, "")),
+    )
     made.compared()
     made.weighed({"fast": 120 * GIB, "slow": 90 * GIB})
     for number in range(12):
@@ -93,11 +100,15 @@ class Served:
         page = Page(
             status=lambda most: {
                 "version": "1.2.3",
-                **self.activity.status(targets=PLACES, lanes=LANES, depths={"prewarm.fast": 17}, most=most),
+                **self.activity.status(
+                    targets=PLACES, lanes=LANES, depths={"prewarm.fast": 17}, most=most
+                ),
             },
             images=lambda choice: self.activity.images(TARGETS, choice),
         )
-        self._probes = Probes(registry=CollectorRegistry(), sick=dict, unready=lambda: dict(self.problems), page=page)
+        self._probes = Probes(
+            registry=CollectorRegistry(), sick=dict, unready=lambda: dict(self.problems), page=page
+        )
         self.port = self._probes.start("127.0.0.1", self.port)
 
     def stop(self) -> None:
@@ -121,11 +132,16 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield made
 
 
-def opened(browser: Browser, served: Served, *, width: int = 1280, height: int = 800, dark: bool = False) -> None:
+def opened(
+    browser: Browser, served: Served, *, width: int = 1280, height: int = 800, dark: bool = False
+) -> None:
     browser.requests.clear()
     browser.errors.clear()
     browser.open(served.url, width=width, height=height, dark=dark)
-    browser.until("document.readyState === 'complete' && document.querySelectorAll('#images tbody tr.image').length")
+    browser.until(
+        "document.readyState === 'complete' && document.querySelectorAll('#images tbody "
+        "tr.image').length"
+    )
 
 
 def text(browser: Browser, selector: str) -> str:
@@ -182,13 +198,17 @@ def test_everything_is_shown(browser: Browser, served: Served) -> None:
     assert browser.value("document.querySelectorAll('#plot-create circle').length") == 12
     # What is not warm comes first
     assert text(browser, "#images tbody tr.image") != ""
-    first = browser.value("[...document.querySelectorAll('#images tbody tr.image')].slice(0, 8).map(r => r.innerText)")
+    first = browser.value(
+        "[...document.querySelectorAll('#images tbody tr.image')].slice(0, 8).map(r => r.innerText)"
+    )
     assert all(any(letter in row for letter in ("M", "F", "C", "B", "–")) for row in first)
     assert browser.value("document.querySelectorAll('#images tbody tr.image').length") == 41
     assert browser.errors == []
 
 
-def test_what_others_write_is_text_and_tenants_names_stay_theirs(browser: Browser, served: Served) -> None:
+def test_what_others_write_is_text_and_tenants_names_stay_theirs(
+    browser: Browser, served: Served
+) -> None:
     opened(browser, served)
     browser.until("document.querySelector('#failures').innerText.includes('<script>')")
     assert browser.value("document.title") == "image-volume-worker"
@@ -199,8 +219,14 @@ def test_what_others_write_is_text_and_tenants_names_stay_theirs(browser: Browse
 
 def test_a_name_that_turns_the_text_around_is_shown_as_it_is(browser: Browser) -> None:
     shown = Activity()
-    shown.look(image(1, name="a\N{RIGHT-TO-LEFT OVERRIDE}gpj\n\x1b"), dict.fromkeys(TARGETS, (State.WARM, "")))
-    shown.look(image(2, name="\N{HEBREW LETTER ALEF}\N{HEBREW LETTER BET}"), dict.fromkeys(TARGETS, (State.WARM, "")))
+    shown.look(
+        image(1, name="a\N{RIGHT-TO-LEFT OVERRIDE}gpj\n\x1b"),
+        dict.fromkeys(TARGETS, (State.WARM, "")),
+    )
+    shown.look(
+        image(2, name="\N{HEBREW LETTER ALEF}\N{HEBREW LETTER BET}"),
+        dict.fromkeys(TARGETS, (State.WARM, "")),
+    )
     shown.began(job(1))
     shown.doing(job(1).key, "\N{RIGHT-TO-LEFT OVERRIDE}why")
     served = Served(shown)
@@ -209,12 +235,20 @@ def test_a_name_that_turns_the_text_around_is_shown_as_it_is(browser: Browser) -
         told = browser.value("document.body.innerText")
         assert "a\\u202egpj\\u000a\\u001b" in told
         assert "\\u202ewhy" in told
-        assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in browser.value("document.documentElement.outerHTML")
+        assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in browser.value(
+            "document.documentElement.outerHTML"
+        )
         # The id stands to the right of a name that is read from right to left
-        place = "document.querySelectorAll('#images tr.image')[1].querySelector('{}').getBoundingClientRect().{}"
+        place = (
+            "document.querySelectorAll('#images "
+            "tr.image')[1].querySelector('{}').getBoundingClientRect().{}"
+        )
         name, beside = place.format(".head", "right"), place.format(".mono", "left")
         assert browser.value(name) <= browser.value(beside)
-        assert browser.value("getComputedStyle(document.querySelector('#images .head')).unicodeBidi") == "isolate"
+        assert (
+            browser.value("getComputedStyle(document.querySelector('#images .head')).unicodeBidi")
+            == "isolate"
+        )
     finally:
         served.stop()
 
@@ -227,7 +261,10 @@ def test_nothing_leaves_the_host(browser: Browser, served: Served) -> None:
     blocked = "fetch('http://127.0.0.2:1/').then(() => 'sent', () => 'blocked')"
     assert browser.value(blocked) == "blocked"
     assert any("Content Security Policy" in error for error in browser.errors)
-    injected = "const s = document.createElement('script'); s.textContent = 'window.evil = 1'; document.body.append(s)"
+    injected = (
+        "const s = document.createElement('script'); s.textContent = 'window.evil = 1'; "
+        "document.body.append(s)"
+    )
     browser.value(injected)
     assert browser.value("typeof window.evil") == "undefined"
 
@@ -238,11 +275,17 @@ def test_filters(browser: Browser, served: Served) -> None:
     browser.value("$('filter').value = 'IMAGE 12'; $('filter').dispatchEvent(new Event('input'))")
     browser.until(f"{rows} === 1 && $('images').tBodies[0].innerText.includes('{image_id(12)}')")
     assert text(browser, "#rest") == "1 of 41 images"
-    browser.value("$('filter').value = ''; $('state').value = 'failed'; $('state').dispatchEvent(new Event('input'))")
+    browser.value(
+        "$('filter').value = ''; $('state').value = 'failed'; $('state').dispatchEvent(new "
+        "Event('input'))"
+    )
     browser.until(f"{rows} === 2")
     browser.value("$('filter').value = 'none such'; $('filter').dispatchEvent(new Event('input'))")
     browser.until(f"{rows} === 0")
-    browser.value("$('filter').value = ''; $('state').value = ''; $('state').dispatchEvent(new Event('input'))")
+    browser.value(
+        "$('filter').value = ''; $('state').value = ''; $('state').dispatchEvent(new "
+        "Event('input'))"
+    )
     browser.until(f"{rows} === 41")
 
 
@@ -274,7 +317,9 @@ def test_how_it_looks(
 def test_a_worker_that_goes_and_comes_back(browser: Browser, served: Served) -> None:
     opened(browser, served)
     served.stop()
-    assert "No answer since" in browser.until("document.body.classList.contains('stale') && $('away').innerText")
+    assert "No answer since" in browser.until(
+        "document.body.classList.contains('stale') && $('away').innerText"
+    )
     served.problems["cloud"] = "keystone: no answer"
     served.start()
     browser.until("!document.body.classList.contains('stale')")
@@ -288,7 +333,10 @@ def test_what_happens_is_seen(browser: Browser, served: Served) -> None:
     opened(browser, served)
     served.activity.settled(job(1, "slow"), Done(image_id(99), state=State.WARM))
     browser.until("$('now').innerText.indexOf('Have Glance copy') === -1")
-    row = f"[...document.querySelectorAll('#images tbody tr.image')].find(r => r.innerText.includes('{image_id(1)}'))"
+    row = (
+        f"[...document.querySelectorAll('#images tbody tr.image')].find(r => "
+        f"r.innerText.includes('{image_id(1)}'))"
+    )
     browser.until(f"{row}.querySelectorAll('.warm').length === 2")
 
 
@@ -296,7 +344,9 @@ def test_a_cloud_without_images(browser: Browser) -> None:
     served = Served(Activity())
     try:
         browser.open(served.url, width=1280, height=800)
-        browser.until("typeof $ === 'function' && $('rest').innerText.includes('No images seen yet')")
+        browser.until(
+            "typeof $ === 'function' && $('rest').innerText.includes('No images seen yet')"
+        )
         assert "Nothing is being made" in text(browser, "#now")
     finally:
         served.stop()
@@ -330,9 +380,13 @@ def test_ten_thousand_images(browser: Browser) -> None:
         assert browser.value("window.empty") == 0
         assert statistics.median(browser.value("window.times")) < 50, "milliseconds"
         browser.until(f"[...{rows}].at(-1).innerText.includes('image 9999')")
-        assert browser.value("rows.size") < 10_000, "only those that were looked at are in the browser"
+        assert browser.value("rows.size") < 10_000, (
+            "only those that were looked at are in the browser"
+        )
         assert browser.value(f"[...{rows}].at(-1).getAttribute('aria-rowindex')") == "10002"
-        browser.value(f"$('filter').value = '{image_id(9999)}'; $('filter').dispatchEvent(new Event('input'))")
+        browser.value(
+            f"$('filter').value = '{image_id(9999)}'; $('filter').dispatchEvent(new Event('input'))"
+        )
         browser.until(f"{rows}.length === 1")
     finally:
         served.stop()
@@ -342,7 +396,9 @@ def test_a_row_tells_all_of_its_image(browser: Browser, served: Served) -> None:
     opened(browser, served, width=375, height=812)
     browser.value("$('filter').value = 'image 6'; $('filter').dispatchEvent(new Event('input'))")
     browser.until("document.querySelectorAll('tr.image').length === 1")
-    browser.value("document.querySelector('tr.image button').focus(); document.activeElement.click()")
+    browser.value(
+        "document.querySelector('tr.image button').focus(); document.activeElement.click()"
+    )
     told = text(browser, "#detail")
     assert image_id(6) in told
     assert "slow: failed" in told
@@ -352,10 +408,13 @@ def test_a_row_tells_all_of_its_image(browser: Browser, served: Served) -> None:
     assert browser.value("$('detail').open") is False
     served.activity.settled(job(16, "slow"), Done(image_id(99), state=State.WARM))
     browser.value(
-        "window.before = document.querySelector('tr.image'); document.querySelector('tr.image button').focus()"
+        "window.before = document.querySelector('tr.image'); document.querySelector('tr.image "
+        "button').focus()"
     )
     browser.until("!window.before.isConnected")
-    assert browser.value("document.activeElement.dataset.id") == image_id(6), "what is drawn anew keeps the focus"
+    assert browser.value("document.activeElement.dataset.id") == image_id(6), (
+        "what is drawn anew keeps the focus"
+    )
 
 
 def test_a_worker_that_was_started_again_with_as_many_changes(browser: Browser) -> None:
@@ -369,7 +428,9 @@ def test_a_worker_that_was_started_again_with_as_many_changes(browser: Browser) 
             served.activity = again
             if name == "before":
                 opened(browser, served)
-            browser.until(f"document.querySelector('#images tbody tr.image').innerText.includes('{name}')")
+            browser.until(
+                f"document.querySelector('#images tbody tr.image').innerText.includes('{name}')"
+            )
     finally:
         served.stop()
 

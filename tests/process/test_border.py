@@ -1,4 +1,5 @@
-"""The border to the cloud, over real connections: whatever a service answers, and whatever a library makes of it."""
+"""The border to the cloud, over real connections: whatever a service answers, and whatever a
+library makes of it."""
 
 from __future__ import annotations
 
@@ -33,7 +34,8 @@ NEVER = "2036-01-01T00:00:00.000000Z"
 
 
 class Services:
-    """Keystone, Glance and Cinder, as far as a log-in and a question go; `strange` are paths that answer otherwise."""
+    """Keystone, Glance and Cinder, as far as a log-in and a question go; `strange` are paths that
+    answer otherwise."""
 
     def __init__(self) -> None:
         self.strange: dict[str, Answer | Callable[[BaseHTTPRequestHandler], None]] = {}
@@ -82,12 +84,27 @@ class Services:
         """Speak TLS from now on; the file to trust."""
         cert, key = folder / "cert.pem", folder / "key.pem"
         names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
-        made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-keyout", key, "-out", cert]
+        made = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "2",
+            "-keyout",
+            key,
+            "-out",
+            cert,
+        ]
         subprocess.run([*made, *names], check=True, capture_output=True)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(cert, key)
         # Each connection shakes hands on its own thread
-        self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
+        self._server.socket = context.wrap_socket(
+            self._server.socket, server_side=True, do_handshake_on_connect=False
+        )
         self.url = self.url.replace("http:", "https:")
         return cert
 
@@ -106,7 +123,11 @@ class Services:
         if path == "/image":
             return 300, {"versions": [self.version("v2.17", "/image/v2/")]}, {}
         if path == "/volume/v3":
-            return 200, {"versions": [{**self.version("v3.0", "/volume/v3/"), "version": "3.71"}]}, {}
+            return (
+                200,
+                {"versions": [{**self.version("v3.0", "/volume/v3/"), "version": "3.71"}]},
+                {},
+            )
         if path == f"/image/v2/images/{IMAGE_ID}":
             return 200, {"id": IMAGE_ID, "status": "active"}, {}
         if path == "/volume/v3/types":
@@ -114,18 +135,41 @@ class Services:
         return 404, {"message": f"no {path}"}, {}
 
     def version(self, name: str, path: str) -> dict[str, Any]:
-        return {"id": name, "status": "CURRENT", "links": [{"rel": "self", "href": self.url + path}]}
+        return {
+            "id": name,
+            "status": "CURRENT",
+            "links": [{"rel": "self", "href": self.url + path}],
+        }
 
     def token(self, **changes: object) -> dict[str, Any]:
         catalog = [
-            {"type": kind, "name": kind, "endpoints": [{"interface": "public", "region": "R", "url": self.url + path}]}
-            for kind, path in (("image", "/image"), ("block-storage", "/volume/v3"), ("identity", "/v3"))
+            {
+                "type": kind,
+                "name": kind,
+                "endpoints": [{"interface": "public", "region": "R", "url": self.url + path}],
+            }
+            for kind, path in (
+                ("image", "/image"),
+                ("block-storage", "/volume/v3"),
+                ("identity", "/v3"),
+            )
         ]
         project = {"id": "p" * 32, "name": "p", "domain": {"id": "d", "name": "d"}}
         roles = [{"id": "1", "name": "admin"}]
         user = {"id": "u", "name": "u", "domain": {"id": "d", "name": "d"}}
-        token = {"project": project, "roles": roles, "user": user, "catalog": catalog, "expires_at": NEVER}
-        return {**token, "methods": ["password"], "issued_at": "2026-01-01T00:00:00.000000Z", **changes}
+        token = {
+            "project": project,
+            "roles": roles,
+            "user": user,
+            "catalog": catalog,
+            "expires_at": NEVER,
+        }
+        return {
+            **token,
+            "methods": ["password"],
+            "issued_at": "2026-01-01T00:00:00.000000Z",
+            **changes,
+        }
 
 
 @pytest.fixture(autouse=True)
@@ -156,7 +200,12 @@ def clouds(
     made: list[OpenStackCloud] = []
 
     def make(*, cacert: str = "", timeout: float = 5.0, concurrency: int = 2) -> OpenStackCloud:
-        auth = {"auth_url": f"{services.url}/v3", "username": "u", "password": "p", "project_name": "p"}
+        auth = {
+            "auth_url": f"{services.url}/v3",
+            "username": "u",
+            "password": "p",
+            "project_name": "p",
+        }
         auth |= {"user_domain_name": "d", "project_domain_name": "d"}
         entry = {"auth": auth, "region_name": "R"} | ({"cacert": cacert} if cacert else {})
         path = tmp_path / "clouds.yaml"
@@ -164,7 +213,11 @@ def clouds(
         monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(path))
         connection = sdk.connect(name="a", timeout=timeout, concurrency=concurrency)
         cloud = OpenStackCloud(
-            connection=connection, metrics=Metrics(), concurrency=concurrency, timeout=timeout, sleep=at_once
+            connection=connection,
+            metrics=Metrics(),
+            concurrency=concurrency,
+            timeout=timeout,
+            sleep=at_once,
         )
         made.append(cloud)
         return cloud
@@ -193,22 +246,37 @@ VERSIONS: dict[str, object] = {
     "version null": {"version": None},
     "links null": {"versions": [{"id": "v3.0", "status": "CURRENT", "links": None}]},
     "id null": {"versions": [{"id": None, "status": "CURRENT", "links": []}]},
-    "id a number": {"versions": [{"id": 3, "status": "CURRENT", "links": [{"rel": "self", "href": "x"}]}]},
-    "status null": {"versions": [{"id": "v3.0", "status": None, "links": [{"rel": "self", "href": "x"}]}]},
-    "href null": {"versions": [{"id": "v2.17", "status": "CURRENT", "links": [{"rel": "self", "href": None}]}]},
+    "id a number": {
+        "versions": [{"id": 3, "status": "CURRENT", "links": [{"rel": "self", "href": "x"}]}]
+    },
+    "status null": {
+        "versions": [{"id": "v3.0", "status": None, "links": [{"rel": "self", "href": "x"}]}]
+    },
+    "href null": {
+        "versions": [{"id": "v2.17", "status": "CURRENT", "links": [{"rel": "self", "href": None}]}]
+    },
 }
 DISCOVERIES = [("/v3", "identity", 200), ("/image", "image", 300), ("/volume/v3", "volume", 200)]
 TOKENS: dict[str, tuple[object, dict[str, str]]] = {
     "a list": ([], {"X-Subject-Token": "t"}),
     "null": ({"token": None}, {"X-Subject-Token": "t"}),
     "of a list": ({"token": []}, {"X-Subject-Token": "t"}),
-    "without its header": ({"token": {"expires_at": NEVER, "roles": [], "project": {"id": "x"}}}, {}),
+    "without its header": (
+        {"token": {"expires_at": NEVER, "roles": [], "project": {"id": "x"}}},
+        {},
+    ),
     "without roles": ({"token": {"expires_at": NEVER}}, {"X-Subject-Token": "t"}),
     "that expires some time": ({"token": {"expires_at": "soon"}}, {"X-Subject-Token": "t"}),
     "that never expires": ({"token": {"expires_at": None}}, {"X-Subject-Token": "t"}),
     "that is empty": ({"token": {}}, {"X-Subject-Token": "t"}),
-    "with no catalog": ({"token": {"expires_at": NEVER, "catalog": None}}, {"X-Subject-Token": "t"}),
-    "with an empty row": ({"token": {"expires_at": NEVER, "catalog": [None]}}, {"X-Subject-Token": "t"}),
+    "with no catalog": (
+        {"token": {"expires_at": NEVER, "catalog": None}},
+        {"X-Subject-Token": "t"},
+    ),
+    "with an empty row": (
+        {"token": {"expires_at": NEVER, "catalog": [None]}},
+        {"X-Subject-Token": "t"},
+    ),
     "a page": (b"<html>", {}),
 }
 
@@ -222,7 +290,12 @@ async def ends_as_ours(question: Callable[[OpenStackCloud], Any], cloud: OpenSta
 @pytest.mark.parametrize(("path", "question", "status"), DISCOVERIES)
 @pytest.mark.parametrize("what", VERSIONS)
 async def test_any_answer_to_a_look_for_versions(
-    services: Services, clouds: Callable[..., OpenStackCloud], path: str, question: str, status: int, what: str
+    services: Services,
+    clouds: Callable[..., OpenStackCloud],
+    path: str,
+    question: str,
+    status: int,
+    what: str,
 ) -> None:
     services.strange[path] = (status, VERSIONS[what], {})
     await ends_as_ours(QUESTIONS[question], clouds())
@@ -230,7 +303,9 @@ async def test_any_answer_to_a_look_for_versions(
 
 @pytest.mark.parametrize("question", QUESTIONS)
 @pytest.mark.parametrize("what", TOKENS)
-async def test_any_token(services: Services, clouds: Callable[..., OpenStackCloud], question: str, what: str) -> None:
+async def test_any_token(
+    services: Services, clouds: Callable[..., OpenStackCloud], question: str, what: str
+) -> None:
     body, headers = TOKENS[what]
     services.strange["/v3/auth/tokens"] = (201, body, headers)
     await ends_as_ours(QUESTIONS[question], clouds())
@@ -245,7 +320,9 @@ async def test_a_bundle_of_certificates_that_is_not_there_for_a_moment(
         await cloud.identity()
 
 
-async def test_no_thread_is_to_be_had(clouds: Callable[..., OpenStackCloud], monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_thread_is_to_be_had(
+    clouds: Callable[..., OpenStackCloud], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As with a pod's limit of processes, or TasksMax of a unit."""
     cloud = clouds()
 
@@ -262,7 +339,9 @@ async def test_no_thread_is_to_be_had(clouds: Callable[..., OpenStackCloud], mon
 @pytest.mark.parametrize(
     "text", ["clouds:\n  a: {auth: [\n", "clouds:\n  a:\n\tauth: x\n", b"clouds:\n  a: \xff\xfe\n"]
 )
-def test_a_clouds_yaml_that_is_half_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | bytes) -> None:
+def test_a_clouds_yaml_that_is_half_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | bytes
+) -> None:
     path = tmp_path / "clouds.yaml"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(path))
@@ -275,11 +354,18 @@ def test_a_clouds_yaml_that_is_half_written(monkeypatch: pytest.MonkeyPatch, tmp
 
 @pytest.mark.parametrize("compressed", [False, True])
 async def test_an_answer_that_is_too_large_is_not_kept(
-    services: Services, clouds: Callable[..., OpenStackCloud], monkeypatch: pytest.MonkeyPatch, compressed: bool
+    services: Services,
+    clouds: Callable[..., OpenStackCloud],
+    monkeypatch: pytest.MonkeyPatch,
+    compressed: bool,
 ) -> None:
     monkeypatch.setattr(deadline, "LARGEST", 1 << 20)
     body = json.dumps({"volume_types": [], "more": "x" * (1 << 20)}).encode()
-    given = (gzip.compress(body), {"Content-Encoding": "gzip"}) if compressed else (body, dict[str, str]())
+    given = (
+        (gzip.compress(body), {"Content-Encoding": "gzip"})
+        if compressed
+        else (body, dict[str, str]())
+    )
     services.strange["/volume/v3/types"] = (200, *given)
     cloud = clouds()
     with pytest.raises(Temporary, match="more than 1 MiB"):
@@ -288,7 +374,9 @@ async def test_an_answer_that_is_too_large_is_not_kept(
     assert await cloud.list_volume_types() == {"t1": "fast"}
 
 
-@pytest.mark.parametrize(("path", "question"), [("/v3/auth/tokens", "identity"), ("/volume/v3/types", "volume")])
+@pytest.mark.parametrize(
+    ("path", "question"), [("/v3/auth/tokens", "identity"), ("/volume/v3/types", "volume")]
+)
 async def test_neither_password_nor_token_is_sent_where_an_answer_leads(
     services: Services, clouds: Callable[..., OpenStackCloud], path: str, question: str
 ) -> None:
@@ -307,8 +395,16 @@ async def test_neither_password_nor_token_is_sent_where_an_answer_leads(
 async def test_an_answer_may_lead_to_another_place_on_its_host(
     services: Services, clouds: Callable[..., OpenStackCloud]
 ) -> None:
-    services.strange["/volume/v3/types"] = (301, b"", {"Location": f"{services.url}/volume/v3/moved"})
-    services.strange["/volume/v3/moved"] = (200, {"volume_types": [{"id": "t1", "name": "moved"}]}, {})
+    services.strange["/volume/v3/types"] = (
+        301,
+        b"",
+        {"Location": f"{services.url}/volume/v3/moved"},
+    )
+    services.strange["/volume/v3/moved"] = (
+        200,
+        {"volume_types": [{"id": "t1", "name": "moved"}]},
+        {},
+    )
     assert await clouds().list_volume_types() == {"t1": "moved"}
 
 

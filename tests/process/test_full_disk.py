@@ -30,7 +30,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A folder with little room."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={SIZE}k", "tmpfs", str(folder)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={SIZE}k", "tmpfs", str(folder)], check=True
+    )
     yield folder
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
@@ -62,15 +64,31 @@ def worker(tmp_path: Path, rabbitmq: RabbitMQ, exchange: str) -> Iterator[Worker
 
 def make_queue(rabbitmq: RabbitMQ, exchange: str) -> None:
     """Make the queue of `record` as it does, so that what is published from now on waits for it."""
-    arguments = {"x-queue-type": "classic", "x-max-length": 100_000, "x-overflow": "drop-head", "x-expires": 300_000}
+    arguments = {
+        "x-queue-type": "classic",
+        "x-max-length": 100_000,
+        "x-overflow": "drop-head",
+        "x-expires": 300_000,
+    }
     with rabbitmq.channel() as channel:
-        channel.queue_declare(f"{exchange}-record", durable=True, auto_delete=False, arguments=arguments)
+        channel.queue_declare(
+            f"{exchange}-record", durable=True, auto_delete=False, arguments=arguments
+        )
         channel.queue_bind(f"{exchange}-record", exchange, "notifications.info")
 
 
 def notification(number: int) -> bytes:
-    payload = {"id": f"{number:08d}-0000-4000-8000-000000000000", "status": "deleted", "name": "n" * 1000}
-    content = {"message_id": str(number), "event_type": "image.delete", "priority": "INFO", "payload": payload}
+    payload = {
+        "id": f"{number:08d}-0000-4000-8000-000000000000",
+        "status": "deleted",
+        "name": "n" * 1000,
+    }
+    content = {
+        "message_id": str(number),
+        "event_type": "image.delete",
+        "priority": "INFO",
+        "payload": payload,
+    }
     return json.dumps(content).encode()
 
 
@@ -80,7 +98,11 @@ def numbers(file: Path) -> list[int]:
 
 
 def errors(done: subprocess.CompletedProcess[str]) -> list[str]:
-    return [line for line in done.stderr.splitlines() if FULL in line or "rror" in line or "Traceback" in line]
+    return [
+        line
+        for line in done.stderr.splitlines()
+        if FULL in line or "rror" in line or "Traceback" in line
+    ]
 
 
 def larger(disk: Path) -> None:
@@ -93,7 +115,9 @@ def test_a_recording_ends_with_one_clear_error_and_goes_on_where_it_was(
     file = disk / "capture.jsonl"
     make_queue(rabbitmq, exchange)
     published = list(range(1, 401))
-    rabbitmq.publish(*map(notification, published), exchange=exchange, routing_key="notifications.info")
+    rabbitmq.publish(
+        *map(notification, published), exchange=exchange, routing_key="notifications.info"
+    )
     done = worker.run("record", str(file))
     assert done.returncode == 1
     assert errors(done) == [f"image-volume-worker: {file}: {FULL}"], done.stderr
@@ -113,7 +137,8 @@ def test_setting_a_recording_aside_fails_without_leaving_half_of_it(
 ) -> None:
     file = disk / "capture.jsonl"
     content = b"".join(
-        os.urandom(2000).hex().encode().join([b'{"event_type": "x", "payload": "', b'"}\n']) for _ in range(7)
+        os.urandom(2000).hex().encode().join([b'{"event_type": "x", "payload": "', b'"}\n'])
+        for _ in range(7)
     )
     file.write_bytes(content)
     (disk / "filler").write_bytes(b"x" * (SIZE - 28 - 8) * 1024)
@@ -145,12 +170,16 @@ def test_a_replay_ends_with_one_clear_error_and_keeps_its_checkpoint(
     assert sorted(os.listdir(disk)) == ["checkpoint", "filler"]
     (disk / "filler").unlink()
     done = worker.run(*words)
-    assert (done.returncode, json.loads(done.stdout)["messages"]) == (0, 5), "those since, once more"
+    assert (done.returncode, json.loads(done.stdout)["messages"]) == (0, 5), (
+        "those since, once more"
+    )
     with closing(Checkpoint(checkpoint)) as reached:
         assert reached.of(Source(str(capture))) == 15
 
 
-def test_rejects_that_find_no_room_are_named(disk: Path, worker: WorkerProcess, tmp_path: Path) -> None:
+def test_rejects_that_find_no_room_are_named(
+    disk: Path, worker: WorkerProcess, tmp_path: Path
+) -> None:
     capture, rejects = tmp_path / "capture.jsonl", disk / "rejects"
     capture.write_bytes(b"garbage of some length, line after line\n" * 10_000)
     done = worker.run("replay", str(capture), "--rejects", str(rejects))

@@ -1,4 +1,5 @@
-"""`run` as a process, without a cloud and without a broker: signals, systemd, and what is broken under it."""
+"""`run` as a process, without a cloud and without a broker: signals, systemd, and what is broken
+under it."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Manager:
         self._socket.bind(str(path))
 
     def until(self, word: str, *, without: str = "\0") -> str:
-        """The next message that has this word in it, and not the other one; it is told something every second."""
+        """The next message that has this word in it, and not the other one; it is told something
+        every second."""
         deadline = time.monotonic() + 60.0
         while time.monotonic() < deadline:
             told = self._socket.recv(65536).decode()
@@ -68,7 +70,8 @@ def bundle(tmp_path: Path) -> Path:
 def worker(tmp_path: Path, bundle: Path, manager: Manager) -> Iterator[WorkerProcess]:
     clouds = tmp_path / "clouds.yaml"
     clouds.write_text(
-        f"clouds: {{c: {{cacert: {bundle}, auth: {{auth_url: 'https://127.0.0.1:{free_port()}/v3', username: u,"
+        f"clouds: {{c: {{cacert: {bundle}, auth: {{auth_url: "
+        f"'https://127.0.0.1:{free_port()}/v3', username: u,"
         " password: p, project_name: p, user_domain_name: d, project_domain_name: d}}}\n"
     )
     environment = {"NOTIFY_SOCKET": str(manager.path)}
@@ -98,7 +101,8 @@ def test_a_reload_that_fails_is_told_and_the_next_one_is_heard(
 def test_a_reload_that_comes_while_it_starts_does_not_end_it(tmp_path: Path, bundle: Path) -> None:
     clouds = tmp_path / "clouds.yaml"
     clouds.write_text(
-        f"clouds: {{c: {{cacert: {bundle}, auth: {{auth_url: 'https://127.0.0.1:{free_port()}/v3', username: u,"
+        f"clouds: {{c: {{cacert: {bundle}, auth: {{auth_url: "
+        f"'https://127.0.0.1:{free_port()}/v3', username: u,"
         " password: p, project_name: p, user_domain_name: d, project_domain_name: d}}}\n"
     )
     with WorkerProcess(tmp_path, GROUPS, clouds=clouds) as worker:
@@ -140,7 +144,9 @@ def _bind(worker: WorkerProcess, address: str) -> None:
     )
 
 
-def test_a_reload_to_an_address_that_is_taken_is_refused_and_told(served: WorkerProcess, manager: Manager) -> None:
+def test_a_reload_to_an_address_that_is_taken_is_refused_and_told(
+    served: WorkerProcess, manager: Manager
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         _bind(served, f"127.0.0.1:{port}")
@@ -153,7 +159,9 @@ def test_a_reload_to_an_address_that_is_taken_is_refused_and_told(served: Worker
     assert served.probe("/healthz")[0] == 200
 
 
-def test_a_reload_to_a_free_address_is_served_there(served: WorkerProcess, manager: Manager) -> None:
+def test_a_reload_to_a_free_address_is_served_there(
+    served: WorkerProcess, manager: Manager
+) -> None:
     # Which overlaps with the one that is served now
     _bind(served, f"0.0.0.0:{served.port}")
     served.signal(signal.SIGHUP)
@@ -188,7 +196,9 @@ def test_an_address_that_turns_out_to_be_taken_is_told_after_the_return_to_the_o
     manager.until("STATUS=", without="reload refused")
 
 
-def test_requests_that_never_end_cost_neither_threads_nor_descriptors_nor_health(worker: WorkerProcess) -> None:
+def test_requests_that_never_end_cost_neither_threads_nor_descriptors_nor_health(
+    worker: WorkerProcess,
+) -> None:
     worker.metric("build_info")
     resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (256, 256))
     before = worker.usage()
@@ -213,7 +223,9 @@ def test_requests_that_never_end_cost_neither_threads_nor_descriptors_nor_health
 
 @pytest.mark.parametrize("seconds", [0.2, 0.4, 0.8])
 def test_ctrl_c_is_no_traceback(tmp_path: Path, seconds: float) -> None:
-    (tmp_path / "worker.conf").write_text("[notifications]\ntransport_urls = rabbit://u:p@127.0.0.1:1/\n")
+    (tmp_path / "worker.conf").write_text(
+        "[notifications]\ntransport_urls = rabbit://u:p@127.0.0.1:1/\n"
+    )
     words = ["-X", "importtime", "-m", "worker", "--config-file", "worker.conf", "record", "-"]
     process = subprocess.Popen(
         # A shell starts what runs in its background with SIGINT ignored

@@ -52,7 +52,10 @@ def talk(client: socket.socket) -> bytes:
 
 
 def test_a_wire_passes_on_drips_delays_garbles_and_cuts(echo: int) -> None:
-    with Wire(echo) as wire, socket.create_connection(("127.0.0.1", wire.port), timeout=10) as client:
+    with (
+        Wire(echo) as wire,
+        socket.create_connection(("127.0.0.1", wire.port), timeout=10) as client,
+    ):
         assert talk(client) == SAID
         wire.fault = "garbage"
         assert talk(client) not in (SAID, b"")

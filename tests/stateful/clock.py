@@ -1,4 +1,5 @@
-"""Time that costs none: an event loop whose clock goes straight to the next timer, and which ends up the same each run.
+"""Time that costs none: an event loop whose clock goes straight to the next timer, and which ends
+up the same each run.
 
 A module that looks at the clock gets `Clock` in the place of its `time`.
 """
@@ -26,7 +27,8 @@ class Clock:
 
 
 class _Leap(selectors.BaseSelector):
-    """Nothing is ever read or written: to wait is to set the clock ahead, by `turn` seconds at least."""
+    """Nothing is ever read or written: to wait is to set the clock ahead, by `turn` seconds at
+    least."""
 
     def __init__(self, clock: Clock, turn: float) -> None:
         self._clock = clock
@@ -52,7 +54,8 @@ class _Leap(selectors.BaseSelector):
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop on such a clock. Each turn takes `turn` seconds, so that asking without a wait ends too."""
+    """An event loop on such a clock. Each turn takes `turn` seconds, so that asking without a wait
+    ends too."""
 
     def __init__(self, clock: Clock, *, turn: float = 0.0) -> None:
         super().__init__(_Leap(clock, turn))

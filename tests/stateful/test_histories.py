@@ -1,8 +1,9 @@
-"""Random histories: whatever happens to cloud and worker, nothing is lost, and in the end all is as it should be.
+"""Random histories: whatever happens to cloud and worker, nothing is lost, and in the end all is as
+it should be.
 
-HISTORIES is how many (1500). They are the same ones each time, so that a run of the tests depends on the code alone;
-`HISTORIES_SEED=new` takes others, and a failure says which seed repeats it. To make a failure small takes minutes:
-HISTORIES_SHRINK=0 does without.
+HISTORIES is how many (1500). They are the same ones each time, so that a run of the tests depends
+on the code alone; `HISTORIES_SEED=new` takes others, and a failure says which seed repeats it. To
+make a failure small takes minutes: HISTORIES_SHRINK=0 does without.
 """
 
 from __future__ import annotations
@@ -49,7 +50,13 @@ BACKOFF = Backoff(shortest=2.0, longest=120.0)
 POLICY = Policy(settle=5.0, rewarm_interval=60.0)
 UPLOADS = Uploads(grace=60.0, quiet=2.0)
 # What looks at the clock
-TIMED = ("worker.engine.runner", "worker.engine.resync", "worker.engine.router", "tests.fake_cloud", "tests.rig")
+TIMED = (
+    "worker.engine.runner",
+    "worker.engine.resync",
+    "worker.engine.router",
+    "tests.fake_cloud",
+    "tests.rig",
+)
 ROUNDS = 12
 SEED = 1
 VERBS = (
@@ -58,7 +65,8 @@ VERBS = (
     "delete_volume", "set_metadata", "set_readonly", "list_stores",
 )  # fmt: skip
 ERRORS = {"temporary": Temporary("503"), "conflict": Conflict("409"), "blocked": Blocked("403")}
-# How far the worker gets after a step: not at all, some turns of its loop, some seconds, until it has nothing to do
+# How far the worker gets after a step: not at all, some turns of its loop, some seconds, until it
+# has nothing to do
 REST = "rest"
 PACES = st.sampled_from((0, 1, 3, 6, 10, 0.03, 0.5, 4.0, REST, REST, REST, REST))
 WHICH = st.integers(0, 7)
@@ -79,7 +87,8 @@ SETUPS = st.fixed_dictionaries(
 
 
 class Histories(RuleBasedStateMachine):
-    """Users, admins and operators, Glance and Cinder with their faults, and a worker that lives through it."""
+    """Users, admins and operators, Glance and Cinder with their faults, and a worker that lives
+    through it."""
 
     clock: ClassVar[Clock]
 
@@ -100,9 +109,19 @@ class Histories(RuleBasedStateMachine):
         leave=st.booleans(),
     )
     def begin(
-        self, kind: str, setup: dict[str, object], seconds: float, latency: float, images: int, leave: bool
+        self,
+        kind: str,
+        setup: dict[str, object],
+        seconds: float,
+        latency: float,
+        images: int,
+        leave: bool,
     ) -> None:
-        kinds = {"fast": "store", "slow": "cache"} if kind == "mixed" else dict.fromkeys(("fast", "slow"), kind)
+        kinds = (
+            {"fast": "store", "slow": "cache"}
+            if kind == "mixed"
+            else dict.fromkeys(("fast", "slow"), kind)
+        )
         self.kinds = kinds
         self.cloud = FakeCloud(
             stores=STORES,
@@ -111,7 +130,8 @@ class Histories(RuleBasedStateMachine):
             seconds=seconds,
             latency=latency,
         )
-        # A copy that Glance had not ended when its image was refused is not marked as ours, and stays for ever
+        # A copy that Glance had not ended when its image was refused is not marked as ours, and
+        # stays for ever
         self.judge = Judge(cloud=self.cloud, setup=self._setup(setup))
         self.cloud.told = self.judge.hear
         self.runner.run(self._start())
@@ -130,35 +150,59 @@ class Histories(RuleBasedStateMachine):
         owner=OWNERS,
         pace=PACES,
     )
-    def upload(self, size: int, visibility: str, disk_format: str, owner: str, pace: object) -> None:
-        fields = {"size": size * GIB, "visibility": visibility, "disk_format": disk_format, "owner": owner}
+    def upload(
+        self, size: int, visibility: str, disk_format: str, owner: str, pace: object
+    ) -> None:
+        fields = {
+            "size": size * GIB,
+            "visibility": visibility,
+            "disk_format": disk_format,
+            "owner": owner,
+        }
         self.do(lambda: self.cloud.upload(**fields), pace)
 
     @rule(wish=st.sampled_from(("", "yes")), pace=PACES)
     def upload_at_once(self, wish: str, pace: object) -> None:
-        self.do(lambda: self.cloud.upload(properties={"image_volume_prewarm": wish} if wish else {}), pace)
+        self.do(
+            lambda: self.cloud.upload(properties={"image_volume_prewarm": wish} if wish else {}),
+            pace,
+        )
 
     @rule(size=st.integers(1, 3), volume_type=TYPES, owner=OWNERS, pace=PACES)
-    def upload_into_a_cinder_store(self, size: int, volume_type: str, owner: str, pace: object) -> None:
+    def upload_into_a_cinder_store(
+        self, size: int, volume_type: str, owner: str, pace: object
+    ) -> None:
         image_id, store = new_id(), f"cinder-{volume_type}"
 
         def act() -> None:
-            metadata = {"glance_image_id": image_id, "image_owner": owner, "image_size": str(size * GIB)}
+            metadata = {
+                "glance_image_id": image_id,
+                "image_owner": owner,
+                "image_size": str(size * GIB),
+            }
             metadata["readonly"] = "True"
             volume = self.cloud.volume_of(
-                PROJECT, name=f"image-{image_id}", volume_type=volume_type, size=size, metadata=metadata
+                PROJECT,
+                name=f"image-{image_id}",
+                volume_type=volume_type,
+                size=size,
+                metadata=metadata,
             )
             emit, self.cloud.emit = self.cloud.emit, lambda _: None
             self.cloud.upload(id=image_id, size=size * GIB, owner=owner, stores=frozenset({store}))
             self.cloud.emit = emit
-            location = Location(url=f"cinder://{store}/{volume.id}", store=store, volume_id=volume.id)
+            location = Location(
+                url=f"cinder://{store}/{volume.id}", store=store, volume_id=volume.id
+            )
             self.cloud.locations[image_id] = (location,)
             self.cloud.announce("image.activate", image_id)
 
         self.do(act, pace)
 
     @rule(owner=OWNERS, volume_type=TYPES, named=st.booleans(), cloned=st.booleans(), pace=PACES)
-    def upload_a_volume(self, owner: str, volume_type: str, named: bool, cloned: bool, pace: object) -> None:
+    def upload_a_volume(
+        self, owner: str, volume_type: str, named: bool, cloned: bool, pace: object
+    ) -> None:
         def act() -> None:
             kept = {"hw_firmware_type": "uefi", "os_type": "linux"} if named else {}
             source = self.cloud.volume_of(owner, volume_type=volume_type, image_properties=kept)
@@ -176,7 +220,9 @@ class Histories(RuleBasedStateMachine):
     @rule(which=WHICH, wish=st.sampled_from(("no", "no", "yes", "")), pace=PACES)
     def wish(self, which: int, wish: str, pace: object) -> None:
         image = self._image(which)
-        properties = {key: value for key, value in image.properties.items() if key != "image_volume_prewarm"}
+        properties = {
+            key: value for key, value in image.properties.items() if key != "image_volume_prewarm"
+        }
         properties |= {"image_volume_prewarm": wish} if wish else {}
         self.do(lambda: self._change(image, properties=properties), pace)
 
@@ -259,12 +305,23 @@ class Histories(RuleBasedStateMachine):
         def act() -> None:
             image = self._image(which) if self.cloud.images else None
             image_id = image.id if image else new_id()
-            metadata = {"glance_image_id": image_id, "image_owner": image.owner if image else "alice"}
-            metadata |= {"image_size": str(image.size if image else GIB), "readonly": "True", TAG: volume_type}
+            metadata = {
+                "glance_image_id": image_id,
+                "image_owner": image.owner if image else "alice",
+            }
+            metadata |= {
+                "image_size": str(image.size if image else GIB),
+                "readonly": "True",
+                TAG: volume_type,
+            }
             metadata |= {ORIGIN: "prewarm", FRESH: image.updated_at if image else ""}
             name = f"{prefix}-{image_id}"
             volume = self.cloud.volume_of(
-                "mallory", name=name, volume_type=volume_type, status=status, metadata=metadata if claims else {}
+                "mallory",
+                name=name,
+                volume_type=volume_type,
+                status=status,
+                metadata=metadata if claims else {},
             )
             self._know(volume)
             self.cloud._announce_volume("volume.create.end", volume)
@@ -285,8 +342,12 @@ class Histories(RuleBasedStateMachine):
         which=WHICH, name=st.sampled_from(("data", "image", "image", "warm", "image of none")), volume_type=TYPES,
         status=st.sampled_from(("available", "available", "error")), pace=PACES,
     )  # fmt: skip
-    def make_volume_of_operators_own(self, which: int, name: str, volume_type: str, status: str, pace: object) -> None:
-        image_id = self._image(which).id if self.cloud.images and name != "image of none" else new_id()
+    def make_volume_of_operators_own(
+        self, which: int, name: str, volume_type: str, status: str, pace: object
+    ) -> None:
+        image_id = (
+            self._image(which).id if self.cloud.images and name != "image of none" else new_id()
+        )
         name = "data" if name == "data" else f"{name.split(maxsplit=1)[0]}-{image_id}"
         volume = self.cloud.volume_of(PROJECT, name=name, volume_type=volume_type, status=status)
         self._know(volume)
@@ -386,7 +447,9 @@ class Histories(RuleBasedStateMachine):
         # One that has locations in cinder stores only, if there is one: that one is lost then
         locations = self.cloud.locations
         fragile = [
-            image_id for image_id, own in locations.items() if len(own) > 1 and all(one.volume_id for one in own)
+            image_id
+            for image_id, own in locations.items()
+            if len(own) > 1 and all(one.volume_id for one in own)
         ]
         image_id = pick(fragile or list(locations), which)
         volumes = [one for one in self._image_volumes() if one.name == f"image-{image_id}"]
@@ -554,7 +617,8 @@ class Histories(RuleBasedStateMachine):
             judge.check()
             self._check_letters()
             judge.look(quiet=not self.rig.busy)
-            # Parked jobs are looked at again only then, and what was left behind is old enough to go
+            # Parked jobs are looked at again only then, and what was left behind is old enough to
+            # go
             self.clock.now += 6.1 * HOUR
             now = (dict(cloud.volumes), dict(cloud.locations))
             if now == before:
@@ -563,7 +627,9 @@ class Histories(RuleBasedStateMachine):
         else:
             raise AssertionError(f"it does not come to rest within {ROUNDS} resyncs")
         assert not (wrong := list(judge.verdicts())), "in the end: " + "; ".join(wrong)
-        if not all(cloud.has_data(image.id) for image in cloud.images.values() if image.status == "active"):
+        if not all(
+            cloud.has_data(image.id) for image in cloud.images.values() if image.status == "active"
+        ):
             # What can't be read is tried again, as often as any job that fails
             return
         # While nothing changes nothing is downloaded
@@ -614,7 +680,11 @@ class Histories(RuleBasedStateMachine):
         for image in self.cloud.images.values():
             locations = self.cloud.locations[image.id]
             elsewhere = any(one.volume_id and self.cloud.is_whole(one) for one in locations)
-            if image.status == "active" and elsewhere and any(not one.volume_id for one in locations):
+            if (
+                image.status == "active"
+                and elsewhere
+                and any(not one.volume_id for one in locations)
+            ):
                 found.append(image)
         return found
 
@@ -629,7 +699,8 @@ class Histories(RuleBasedStateMachine):
             volume
             for volume in self.cloud.volumes.values()
             if volume.name.startswith(("image-", "warm-")) and not volume.foreign
-            if volume.id not in self.judge.operators and volume.status in ("available", "in-use", "error")
+            if volume.id not in self.judge.operators
+            and volume.status in ("available", "in-use", "error")
         ]
 
     def _know(self, volume: Volume) -> None:
@@ -655,7 +726,9 @@ def silence() -> Iterator[None]:
     structlog.configure(**before)
 
 
-def test_histories(monkeypatch: pytest.MonkeyPatch, tmp_path, request: pytest.FixtureRequest, silence: None) -> None:
+def test_histories(
+    monkeypatch: pytest.MonkeyPatch, tmp_path, request: pytest.FixtureRequest, silence: None
+) -> None:
     clock = Clock()
     for name in TIMED:
         monkeypatch.setattr(importlib.import_module(name), "time", clock)
@@ -673,7 +746,9 @@ def test_histories(monkeypatch: pytest.MonkeyPatch, tmp_path, request: pytest.Fi
         derandomize=False,
         print_blob=True,
         report_multiple_bugs=False,
-        phases=(Phase.generate, Phase.shrink) if os.environ.get("HISTORIES_SHRINK") != "0" else (Phase.generate,),
+        phases=(Phase.generate, Phase.shrink)
+        if os.environ.get("HISTORIES_SHRINK") != "0"
+        else (Phase.generate,),
         suppress_health_check=list(HealthCheck),
     )
     try:

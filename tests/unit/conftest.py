@@ -35,7 +35,11 @@ def pytest_asyncio_loop_factories(
     item: pytest.Item,
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """The event loop that a test gets."""
-    return {"leaping": lambda: Loop(CLOCK, turn=0.00001)} if leaps(item) else {"real": asyncio.new_event_loop}
+    return (
+        {"leaping": lambda: Loop(CLOCK, turn=0.00001)}
+        if leaps(item)
+        else {"real": asyncio.new_event_loop}
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +47,11 @@ def leaping_clock(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     """Our own modules see the clock of the event loop where they would look at the machine's."""
     if leaps(request.node):
         CLOCK.now = time.time()
-        ours = [module for name, module in sys.modules.items() if name.split(".")[0] in {"worker", "handlers", "tests"}]
+        ours = [
+            module
+            for name, module in sys.modules.items()
+            if name.split(".")[0] in {"worker", "handlers", "tests"}
+        ]
         for module in ours:
             if getattr(module, "time", None) is time and module is not sys.modules[__name__]:
                 monkeypatch.setattr(module, "time", CLOCK)

@@ -1,4 +1,5 @@
-"""The activity: what it is told comes out as documents, bounded, and nothing of it is older than what is known."""
+"""The activity: what it is told comes out as documents, bounded, and nothing of it is older than
+what is known."""
 
 from __future__ import annotations
 
@@ -37,18 +38,29 @@ def image(number: int = 1, **fields: Any) -> Image:
     return Image(**(defaults | fields))
 
 
-def job(number: int = 1, target: str = "fast", *, handler: str = "prewarm", attempt: int = 0, cause: str = "x") -> Job:
+def job(
+    number: int = 1,
+    target: str = "fast",
+    *,
+    handler: str = "prewarm",
+    attempt: int = 0,
+    cause: str = "x",
+) -> Job:
     return Job(key=Key(handler, f"i{number}", target), cause=cause, attempt=attempt, first_at=5.0)
 
 
 def status(activity: Activity, *, most: float = 200) -> dict[str, Any]:
-    document = activity.status(targets=(FAST, SLOW), lanes=LANES, depths={"prewarm.fast": 3}, most=most)
+    document = activity.status(
+        targets=(FAST, SLOW), lanes=LANES, depths={"prewarm.fast": 3}, most=most
+    )
     json.dumps(document)
     return document
 
 
 def cells(activity: Activity) -> dict[str, list[str]]:
-    return {row[0]: [cell[0] for cell in row[3]] for row in activity.images(("fast", "slow"))["images"]}
+    return {
+        row[0]: [cell[0] for cell in row[3]] for row in activity.images(("fast", "slow"))["images"]
+    }
 
 
 def compared(activity: Activity, **states: str) -> None:
@@ -63,11 +75,20 @@ def test_a_job_from_its_lane_to_its_end() -> None:
     compared(activity, fast="cold", slow="warm")
     activity.held(job())
     (shown,) = status(activity)["jobs"]
-    assert (shown["state"], shown["image_id"], shown["target"], shown["first_at"]) == ("held", "i1", "fast", 5.0)
+    assert (shown["state"], shown["image_id"], shown["target"], shown["first_at"]) == (
+        "held",
+        "i1",
+        "fast",
+        5.0,
+    )
     activity.began(job())
     activity.doing(job().key, "Have Glance copy it")
     (shown,) = status(activity)["jobs"]
-    assert (shown["state"], shown["doing"], shown["expected"]) == ("in progress", "Have Glance copy it", None)
+    assert (shown["state"], shown["doing"], shown["expected"]) == (
+        "in progress",
+        "Have Glance copy it",
+        None,
+    )
     assert cells(activity) == {"i1": ["making", "warm"]}
     activity.weighed({"fast": 5, "other": 7})
     assert status(activity)["targets"] == [
@@ -79,7 +100,14 @@ def test_a_job_from_its_lane_to_its_end() -> None:
             "bytes": 5,
             "unusable": "",
         },
-        {"name": "slow", "volume_type": "slow", "strategy": "auto", "states": {"warm": 1}, "bytes": 0, "unusable": ""},
+        {
+            "name": "slow",
+            "volume_type": "slow",
+            "strategy": "auto",
+            "states": {"warm": 1},
+            "bytes": 0,
+            "unusable": "",
+        },
     ]
     activity.settled(job(), Done(VOLUME, state=State.WARM))
     assert status(activity)["jobs"] == []
@@ -95,7 +123,9 @@ def test_a_job_from_its_lane_to_its_end() -> None:
         (Skip("too small"), 0, "unwanted", None, 0),
     ],
 )
-def test_outcomes(outcome: Outcome, attempt: int, cell: str, state: str | None, failures: int) -> None:
+def test_outcomes(
+    outcome: Outcome, attempt: int, cell: str, state: str | None, failures: int
+) -> None:
     activity = Activity()
     activity.began(job())
     activity.settled(job(attempt=attempt), outcome, due=4e9)
@@ -104,7 +134,11 @@ def test_outcomes(outcome: Outcome, attempt: int, cell: str, state: str | None, 
     found = status(activity)["failures"]
     assert len(found) == failures
     if found:
-        assert (found[0]["image_id"], found[0]["attempt"], found[0]["parked"]) == ("i1", attempt, state == "parked")
+        assert (found[0]["image_id"], found[0]["attempt"], found[0]["parked"]) == (
+            "i1",
+            attempt,
+            state == "parked",
+        )
 
 
 def test_a_warm_one_that_is_looked_at_stays_warm() -> None:
@@ -118,14 +152,18 @@ def test_the_image_goes() -> None:
     activity = Activity()
     compared(activity, fast="warm", slow="warm")
     activity.settled(
-        job(handler="reclaim", target="", cause="image.delete 17"), Done("2 deleted", changed=True, state=State.GONE)
+        job(handler="reclaim", target="", cause="image.delete 17"),
+        Done("2 deleted", changed=True, state=State.GONE),
     )
     assert cells(activity) == {}
     compared(activity, fast="warm")
     activity.settled(job(), Done("1 deleted", changed=True, state=State.GONE))
     assert cells(activity) == {}
     compared(activity, fast="warm")
-    activity.settled(job(handler="reclaim", target="", cause="image.update 17"), Done("was not needed", changed=True))
+    activity.settled(
+        job(handler="reclaim", target="", cause="image.update 17"),
+        Done("was not needed", changed=True),
+    )
     assert cells(activity) == {"i1": ["warm", "unknown"]}
     activity.comparing()
     activity.compared()
@@ -199,14 +237,19 @@ def test_totals_are_what_the_cells_are_whatever_happens() -> None:
                 activity.compared()
             case 2:
                 activity.settled(
-                    job(number, handler="reclaim", target="", cause="image.delete x"), Done("gone", state=State.GONE)
+                    job(number, handler="reclaim", target="", cause="image.delete x"),
+                    Done("gone", state=State.GONE),
                 )
             case 3:
                 activity.forget(dice.choice([("fast", "slow"), ("slow",)]))
             case 4:
                 activity.began(job(number, target))
             case 5 | 6:
-                found = {name: (dice.choice(states), "") for name in ("fast", "slow") if dice.random() < 0.7}
+                found = {
+                    name: (dice.choice(states), "")
+                    for name in ("fast", "slow")
+                    if dice.random() < 0.7
+                }
                 activity.look(image(number), found)
             case _:
                 outcome = dice.choice(
@@ -235,7 +278,8 @@ async def test_the_event_loop_does_not_wait_for_those_who_look() -> None:
     everything = [[row, [list(cell) for cell in warm.values()]] for row in range(30_000)]
 
     async def stands(work: Callable[[], object]) -> float:
-        """For how long the loop, which tells the activity something at each turn, stands at the most.
+        """For how long the loop, which tells the activity something at each turn, stands at the
+        most.
 
         The least of several tries: this machine has others to serve, too.
         """
@@ -299,7 +343,9 @@ def test_lanes_and_how_many_jobs() -> None:
     }  # fmt: skip
     assert (len(document["jobs"]), document["jobs_left_out"]) == (200, 100)
     states = [one["state"] for one in document["jobs"]]
-    assert states == ["in progress", "waiting", "parked"] + ["held"] * 197, "what is only queued is left out first"
+    assert states == ["in progress", "waiting", "parked"] + ["held"] * 197, (
+        "what is only queued is left out first"
+    )
     assert len(status(activity, most=math.inf)["jobs"]) == 300
 
 
@@ -348,7 +394,9 @@ def test_what_waits_for_a_user_makes_no_lane_old() -> None:
     activity = Activity()
     waiting = job(target="", handler="upload")
     activity.settled(
-        waiting, Again("the volume is in-use", counted=False, wake_on_notification=True), due=time.time() + 60.0
+        waiting,
+        Again("the volume is in-use", counted=False, wake_on_notification=True),
+        due=time.time() + 60.0,
     )
     assert activity.oldest() == {}
     activity.settled(waiting, Again("over quota"), due=time.time() + 60.0)
@@ -378,7 +426,9 @@ def test_what_another_worker_has_repaired_or_deleted_is_lost_no_more() -> None:
     # The first one is still there, and still lost
     compared(metrics.activity, fast="cold")
     metrics.census({}, {})
-    assert "image_volume_worker_images_beyond_repair 1.0" in generate_latest(metrics.registry).decode()
+    assert (
+        "image_volume_worker_images_beyond_repair 1.0" in generate_latest(metrics.registry).decode()
+    )
 
 
 async def test_a_worker_tells_its_activity() -> None:
@@ -399,14 +449,23 @@ async def test_a_worker_tells_its_activity() -> None:
         await rig.resync()
         await rig.quiet()
         assert status(activity)["failures"][0]["image_id"] == second.id
-        assert {row[0]: row for row in activity.images(("fast",))["images"]}[second.id][3][0][0] == "failed"
+        assert {row[0]: row for row in activity.images(("fast",))["images"]}[second.id][3][0][
+            0
+        ] == "failed"
 
 
 def test_no_scrape_misses_a_gauge_that_is_being_set() -> None:
     metrics = Metrics()
     for number in range(3000):
         metrics.activity.look(image(number), {"fast": (State.WARM, ""), "slow": (State.COLD, "")})
-    names = ("images{", "image_volumes{", "image_volume_bytes{", "target_usable{", "lane_depth{", "jobs_waiting{")
+    names = (
+        "images{",
+        "image_volumes{",
+        "image_volume_bytes{",
+        "target_usable{",
+        "lane_depth{",
+        "jobs_waiting{",
+    )
 
     def take_over() -> None:
         metrics.states()
@@ -451,7 +510,9 @@ async def test_the_page_and_the_metrics_notice_that_an_image_is_deactivated() ->
         rig.metrics.activity.comparing()
         await rig.resync()
         rig.metrics.activity.compared()
-        assert cells(rig.metrics.activity) == {image_id: ["unwanted", "unwanted"]}, "nor does a comparison forget it"
+        assert cells(rig.metrics.activity) == {image_id: ["unwanted", "unwanted"]}, (
+            "nor does a comparison forget it"
+        )
         assert len(cloud.of(image_id)) == 2, "it keeps its Image-Volumes"
         cloud.touch(image_id, status="active")
         cloud.announce("image.update", image_id)
@@ -460,7 +521,9 @@ async def test_the_page_and_the_metrics_notice_that_an_image_is_deactivated() ->
 
 
 @pytest.mark.parametrize("visibility", ["private", "shared"])
-async def test_the_name_of_an_image_goes_from_the_page_with_its_being_public(visibility: str) -> None:
+async def test_the_name_of_an_image_goes_from_the_page_with_its_being_public(
+    visibility: str,
+) -> None:
     cloud = FakeCloud(stores=STORES)
     async with Rig(cloud, targets=(FAST, SLOW), policy=Policy(settle=0.0)) as rig:
         cloud.emit = rig.hear

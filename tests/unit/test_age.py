@@ -13,7 +13,9 @@ from tests.fake_cloud import FakeCloud
 from tests.rig import FAST, STORES
 
 
-@pytest.mark.parametrize(("moment", "expected"), [(90.0, 10.0), (130.0, -30.0), (100.0 + SKEW + 1, math.inf)])
+@pytest.mark.parametrize(
+    ("moment", "expected"), [(90.0, 10.0), (130.0, -30.0), (100.0 + SKEW + 1, math.inf)]
+)
 def test_what_is_yet_to_come_is_old(moment: float, expected: float) -> None:
     assert age(moment, 100.0) == expected
 

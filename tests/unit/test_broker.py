@@ -104,7 +104,10 @@ def test_what_names_no_rabbitmq_is_refused_without_showing_it(url: str) -> None:
 
 
 def test_the_name_for_logs() -> None:
-    assert str(parse("rabbit://u:pw@h1,u:pw@[::1]:5673/nova?ssl=1")) == "amqps://h1:5671,[::1]:5673/nova"
+    assert (
+        str(parse("rabbit://u:pw@h1,u:pw@[::1]:5673/nova?ssl=1"))
+        == "amqps://h1:5671,[::1]:5673/nova"
+    )
     assert str(parse("rabbit://u:pw@h1//")) == "amqp://h1:5672/"
 
 
@@ -137,9 +140,18 @@ def test_other_errors_are_told_as_they_are() -> None:
 @pytest.mark.parametrize(
     ("method", "read"),
     [
-        (b"\x00\x3c\x00\x3c\x01t" + b"\xff" * 8 + b"\x00\x01e\x03k\xffk", ["t", 2**64 - 1, False, "e", "k?k"]),
-        (b"\x00\x3c\x00\x3c\x01t" + b"\xff" * 8 + b"\x00\x01e\x03k\xc3\xa4", ["t", 2**64 - 1, False, "e", "kä"]),
-        (b"\x00\x3c\x00\x3c\x01t" + b"\x00" * 8 + b"\x00\x01e\xc8" + b"\xff" * 200, ["t", 0, False, "e", "?" * 200]),
+        (
+            b"\x00\x3c\x00\x3c\x01t" + b"\xff" * 8 + b"\x00\x01e\x03k\xffk",
+            ["t", 2**64 - 1, False, "e", "k?k"],
+        ),
+        (
+            b"\x00\x3c\x00\x3c\x01t" + b"\xff" * 8 + b"\x00\x01e\x03k\xc3\xa4",
+            ["t", 2**64 - 1, False, "e", "kä"],
+        ),
+        (
+            b"\x00\x3c\x00\x3c\x01t" + b"\x00" * 8 + b"\x00\x01e\xc8" + b"\xff" * 200,
+            ["t", 0, False, "e", "?" * 200],
+        ),
     ],
 )
 def test_a_routing_key_that_is_no_text_is_made_one(method: bytes, read: list[object]) -> None:
@@ -148,10 +160,18 @@ def test_a_routing_key_that_is_no_text_is_made_one(method: bytes, read: list[obj
 
 @pytest.mark.parametrize(
     ("after", "delayed"),
-    [(math.nan, False), (-math.inf, False), (0.0, False), (0.1, True), (math.inf, True), (1e300, True)],
+    [
+        (math.nan, False),
+        (-math.inf, False),
+        (0.0, False),
+        (0.1, True),
+        (math.inf, True),
+        (1e300, True),
+    ],
 )
 def test_any_number_of_seconds_is_a_delay_or_none(after: float, delayed: bool) -> None:
-    """A handler may say what it likes: what raised in the publisher would come again with each connection."""
+    """A handler may say what it likes: what raised in the publisher would come again with each
+    connection."""
     address = Topology(prefix="p", queue_type="quorum").address("p.lane", after=after)
     assert bool(address.exchange) is delayed
     assert address.routing_key.endswith("p.lane")

@@ -41,7 +41,12 @@ def bare(body: bytes) -> dict[str, object]:
 
 def rabbitmqadmin(body: bytes, *, encoding: str = "string") -> dict[str, object]:
     payload = base64.b64encode(body).decode() if encoding == "base64" else body.decode()
-    return {"payload": payload, "payload_encoding": encoding, "routing_key": "notifications.info", "exchange": "glance"}
+    return {
+        "payload": payload,
+        "payload_encoding": encoding,
+        "routing_key": "notifications.info",
+        "exchange": "glance",
+    }
 
 
 @pytest.mark.parametrize(
@@ -100,7 +105,9 @@ def test_several_compressed_parts_one_after_the_other(tmp_path: Path) -> None:
         (b'{"payload": "x", "payload_encoding": "base64", "n": 1}', [-1]),
     ],
 )
-def test_what_is_broken_does_not_stop_what_is_whole(tmp_path: Path, content: bytes, found: list[int]) -> None:
+def test_what_is_broken_does_not_stop_what_is_whole(
+    tmp_path: Path, content: bytes, found: list[int]
+) -> None:
     file = tmp_path / "capture"
     file.write_bytes(content)
     assert read(file) == found
@@ -111,7 +118,9 @@ def test_a_file_cut_short_gives_what_it_has(tmp_path: Path) -> None:
     for name, packed in (("gzip", gzip.compress(whole)), ("zstd", zstd.compress(whole))):
         file = tmp_path / name
         file.write_bytes(packed[: len(packed) - 20])
-        assert list(Source(str(file)).messages())[-1].fault.startswith("the file can't be read any further")
+        assert list(Source(str(file)).messages())[-1].fault.startswith(
+            "the file can't be read any further"
+        )
 
 
 def test_a_damaged_file_says_so(tmp_path: Path) -> None:
@@ -119,7 +128,9 @@ def test_a_damaged_file_says_so(tmp_path: Path) -> None:
     packed = bytearray(gzip.compress(lines(*BODIES) * 100))
     packed[40:60] = bytes(20)
     file.write_bytes(packed)
-    assert list(Source(str(file)).messages())[-1].fault.startswith("the file can't be read any further")
+    assert list(Source(str(file)).messages())[-1].fault.startswith(
+        "the file can't be read any further"
+    )
 
 
 def test_an_endless_line_is_one_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +149,9 @@ def test_an_endless_item_is_one_fault(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "longer than" in messages[1].fault
 
 
-def test_folders_are_read_in_order_and_standard_input_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_are_read_in_order_and_standard_input_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "a.jsonl").write_bytes(lines(BODIES[1]))
     (tmp_path / "b.jsonl").write_bytes(lines(BODIES[0]))

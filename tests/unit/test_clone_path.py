@@ -41,7 +41,9 @@ LOCATED = (Location(url="cinder://c1/v1", store="c1", volume_id="v1"),)
 FILE = (Location(url="file:///x", store="file"),)
 
 
-def read(*volumes: Volume, locations: tuple[Location, ...] | None = LOCATED, cache_off: bool = False) -> Evidence:
+def read(
+    *volumes: Volume, locations: tuple[Location, ...] | None = LOCATED, cache_off: bool = False
+) -> Evidence:
     return Evidence(locations=locations, volumes=volumes, cache_off=cache_off)
 
 
@@ -86,7 +88,9 @@ def test_clone_path(image: Image, pool: Pool, evidence: Evidence, expected: Path
 def test_the_owner_gets_a_clone_whatever_the_volume_says() -> None:
     unmarked = replace(VOLUME, metadata={})
     assert clone_path(RAW, HERE, read(unmarked), project_id="alice") == ImageVolumeClone(unmarked)
-    assert clone_path(RAW, HERE, read(unmarked), project_id="bob") == Download((Reason.OWNER, Reason.ENTRY_MISSING))
+    assert clone_path(RAW, HERE, read(unmarked), project_id="bob") == Download(
+        (Reason.OWNER, Reason.ENTRY_MISSING)
+    )
 
 
 def test_every_reason_has_words() -> None:

@@ -1,4 +1,5 @@
-"""The plan of an upload, step by step: what is done, refused and left alone, as a table without a cloud."""
+"""The plan of an upload, step by step: what is done, refused and left alone, as a table without a
+cloud."""
 
 from __future__ import annotations
 
@@ -36,35 +37,68 @@ NOW = 1000.0
 RULES = Uploads(grace=60.0)
 STORES = (Store(id="file", type="file"), Store(id="c1", type="cinder", volume_type="ssd"))
 
-PLAIN = Image(id=IMAGE, status="queued", owner="alice", disk_format="raw", container_format="bare",
-              visibility="private", created_epoch=990.0, properties={"image_volume_source": SOURCE})  # fmt: skip
+PLAIN = Image(
+    id=IMAGE,
+    status="queued",
+    owner="alice",
+    disk_format="raw",
+    container_format="bare",
+    visibility="private",
+    created_epoch=990.0,
+    properties={"image_volume_source": SOURCE},
+)
 QUEUED = replace(PLAIN, properties={"image_volume_source": f"{SOURCE}/{IMAGE}"})
 UNNAMED = replace(QUEUED, properties={}, created_epoch=100.0)
-VOLUME = Volume(id=SOURCE, name="v", status="available", volume_type="ssd", size=2, project_id="alice", foreign=True)
+VOLUME = Volume(
+    id=SOURCE,
+    name="v",
+    status="available",
+    volume_type="ssd",
+    size=2,
+    project_id="alice",
+    foreign=True,
+)
 METADATA = {"glance_image_id": IMAGE, "image_owner": "alice", "image_size": str(2 * GIB)}
-OURS = Volume(id="clone", name=f"image-{IMAGE}", status="available", volume_type="ssd", size=2, project_id="internal",
-              source_volid=SOURCE, created_epoch=995.0, updated_epoch=996.0,
-              metadata={**METADATA, "image_volume_worker": "upload", "readonly": "True"})  # fmt: skip
+OURS = Volume(
+    id="clone",
+    name=f"image-{IMAGE}",
+    status="available",
+    volume_type="ssd",
+    size=2,
+    project_id="internal",
+    source_volid=SOURCE,
+    created_epoch=995.0,
+    updated_epoch=996.0,
+    metadata={**METADATA, "image_volume_worker": "upload", "readonly": "True"},
+)
 CINDERS = replace(OURS, created_epoch=100.0, updated_epoch=101.0,
                   metadata={"image_owner": "alice", "readonly": "True"})  # fmt: skip
 HANDED_ON = replace(UNNAMED, properties={"image_volume_source": f"{SOURCE}/{OTHER}"})
 URL = "cinder://c1/clone"
 UEFI = {"hw_firmware_type": "uefi", "os_type": "linux"}
-KNOWING = replace(VOLUME, image_properties={**UEFI, "min_disk": "1", "image_id": OTHER, "os_glance_x": "x"})
+KNOWING = replace(
+    VOLUME, image_properties={**UEFI, "min_disk": "1", "image_id": OTHER, "os_glance_x": "x"}
+)
 BIOS = {**PLAIN.properties, "HW_firmware_type": "bios"}
-FAILED = ImageTask(id="t", type="location_import", status="failure", message="it broke", url=f"cinder://{SOURCE}")
+FAILED = ImageTask(
+    id="t", type="location_import", status="failure", message="it broke", url=f"cinder://{SOURCE}"
+)
 
 
 def seen(image: Image = QUEUED, **more: object) -> Seen:
     return Seen(**({"image": image, "now": NOW, "stores": STORES} | more))  # type: ignore[arg-type]
 
 
-def sure(clone: Volume, source: Volume | None = VOLUME, image: Image = QUEUED, **more: object) -> Seen:
+def sure(
+    clone: Volume, source: Volume | None = VOLUME, image: Image = QUEUED, **more: object
+) -> Seen:
     return seen(image, clones=(clone,), source=source, sure=True, **more)
 
 
 def with_metadata(volume: Volume, **changes: str | None) -> Volume:
-    metadata = {key: value for key, value in {**volume.metadata, **changes}.items() if value is not None}
+    metadata = {
+        key: value for key, value in {**volume.metadata, **changes}.items() if value is not None
+    }
     return replace(volume, metadata=metadata)
 
 
@@ -80,14 +114,16 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
         (sure(with_metadata(OURS, image_size=None)), SetMetadata("clone", {"image_size": str(2 * GIB)})),
         (sure(with_metadata(OURS, readonly=None)), SetReadonly("clone")),
         (sure(OURS), AddLocation("cinder://c1/clone")),
-        # An image that is being changed is waited for; one that nobody has changed since it was made is not
+        # An image that is being changed is waited for; one that nobody has changed since it was
+        # made is not
         (sure(OURS, image=replace(QUEUED, updated_epoch=999.0)), AwaitImage()),
         (sure(OURS, image=replace(QUEUED, updated_epoch=997.0)), AddLocation("cinder://c1/clone")),
         (sure(OURS, image=replace(QUEUED, created_epoch=999.0, updated_epoch=999.0), changed=True), AwaitImage()),
         (sure(OURS, image=replace(QUEUED, created_epoch=999.0, updated_epoch=999.0)),
          AddLocation("cinder://c1/clone")),
         (sure(OURS, source=None), AddLocation("cinder://c1/clone")),
-        # The property is bound to the image before the image is active, and also if it was set on an active one
+        # The property is bound to the image before the image is active, and also if it was set on
+        # an active one
         (sure(OURS, image=PLAIN), Bind(f"{SOURCE}/{IMAGE}")),
         (sure(OURS, image=replace(PLAIN, properties={"image_volume_source": f" {SOURCE.upper()} "})),
          Bind(f"{SOURCE}/{IMAGE}")),
@@ -97,7 +133,8 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
         # and the change is our own
         (sure(OURS, image=replace(QUEUED, updated_epoch=999.0, updated_at="t"), bound_at="t"),
          AddLocation("cinder://c1/clone")),
-        # What the volume knows of its image is kept, in the same request; what the user has set wins
+        # What the volume knows of its image is kept, in the same request; what the user has set
+        # wins
         (sure(OURS, KNOWING, PLAIN), KeepProperties(UEFI, bind=Bind(f"{SOURCE}/{IMAGE}"))),
         (sure(OURS, KNOWING), KeepProperties(UEFI)),
         (sure(OURS, KNOWING, replace(PLAIN, properties=BIOS)),
@@ -116,7 +153,8 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
         (sure(OURS, KNOWING, offered=frozenset({"os_type"}), at_once=1),
          KeepProperties({"hw_firmware_type": "uefi"}, 1)),
         (sure(OURS, KNOWING, offered=frozenset(UEFI), refused=frozenset(UEFI)), AddLocation(URL)),
-        # Another project's volume tells nothing, and Cinder's own upload has given its image what it wants
+        # Another project's volume tells nothing, and Cinder's own upload has given its image what
+        # it wants
         (sure(OURS, replace(KNOWING, project_id="bob")),
          DeleteClone("clone", "the volume is not, or no longer, the image's project's")),
         (sure(with_metadata(CINDERS, **METADATA), KNOWING, UNNAMED), AddLocation(URL)),
@@ -142,7 +180,8 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
         (sure(OURS, image=replace(QUEUED, properties={"image_volume_source": OTHER})), DeleteClone("clone")),
         (sure(OURS, image=replace(UNNAMED, properties={})), LookAtTasks()),
         (sure(OURS, image=UNNAMED, tasks=()), DeleteClone("clone")),
-        # Cinder's own: still for the grace period, then finished; its clone in the owner's project is a source
+        # Cinder's own: still for the grace period, then finished; its clone in the owner's project
+        # is a source
         (seen(UNNAMED), LookAtClones()),
         (seen(UNNAMED, clones=(CINDERS,)), LookAgain(SOURCE)),
         (sure(CINDERS, image=UNNAMED),
@@ -165,7 +204,9 @@ def test_next_step(given: Seen, expected: completion.Action) -> None:
 
 def test_a_clone_that_takes_its_time_holds_no_slot() -> None:
     action = completion.plan(sure(replace(OURS, status="creating", created_epoch=900.0)), RULES)
-    outcome = Again("the volume is being cloned", after=30.0, counted=False, wake_on_notification=True)
+    outcome = Again(
+        "the volume is being cloned", after=30.0, counted=False, wake_on_notification=True
+    )
     assert action == Finish(outcome, tell="waiting: the volume is being cloned")
 
 
@@ -249,7 +290,9 @@ def test_left_alone(given: Seen, outcome: object) -> None:
         ("error", True, "the volume is error"),
     ],
 )
-def test_a_busy_source_is_waited_for_and_the_owner_knows(status: str, allowed: bool, reason: str) -> None:
+def test_a_busy_source_is_waited_for_and_the_owner_knows(
+    status: str, allowed: bool, reason: str
+) -> None:
     given = seen(clones=(), source=replace(VOLUME, status=status))
     action = completion.plan(given, replace(RULES, allow_in_use=allowed))
     wait = Again(reason, after=10.0, counted=False, wake_on_notification=True)
@@ -260,7 +303,9 @@ def test_a_busy_source_is_waited_for_and_the_owner_knows(status: str, allowed: b
 def test_who_waits_for_others_looks_less_and_less_often(quiet: float, after: float) -> None:
     given = seen(replace(QUEUED, created_epoch=0.0, updated_epoch=NOW - quiet, import_locked=True))
     assert completion.plan(given, RULES) == Finish(
-        Again("Glance is at work on the image", after=after, counted=False, wake_on_notification=True)
+        Again(
+            "Glance is at work on the image", after=after, counted=False, wake_on_notification=True
+        )
     )
 
 
@@ -272,7 +317,8 @@ def test_a_source_in_use_is_cloned_where_that_is_allowed() -> None:
 @pytest.mark.parametrize(
     ("clone", "source", "image"),
     [
-        # The image's owner was changed, the volume given to another project, or never was the image's
+        # The image's owner was changed, the volume given to another project, or never was the
+        # image's
         (OURS, VOLUME, replace(QUEUED, owner="bob")),
         (OURS, replace(VOLUME, project_id="bob"), QUEUED),
         (OURS, replace(VOLUME, project_id="bob"), replace(QUEUED, owner="bob")),
@@ -300,9 +346,13 @@ def test_a_clone_of_cinders_that_is_no_location_stays_until_it_is_old() -> None:
     active = replace(UNNAMED, status="active")
     locations = (Location(url="file:///x", store="file"),)
     young = replace(CINDERS, created_epoch=NOW - 3000)
-    assert completion.plan(seen(active, clones=(young,), locations=locations), RULES) == Finish(Done(""))
+    assert completion.plan(seen(active, clones=(young,), locations=locations), RULES) == Finish(
+        Done("")
+    )
     old = replace(CINDERS, created_epoch=NOW - 4000)
-    assert completion.plan(seen(active, clones=(old,), locations=locations), RULES) == DeleteClone("clone")
+    assert completion.plan(seen(active, clones=(old,), locations=locations), RULES) == DeleteClone(
+        "clone"
+    )
 
 
 def test_the_store_is_glances_word_or_the_configurations() -> None:
@@ -354,7 +404,9 @@ def test_an_owner_is_told_that_data_was_uploaded(given: Seen, tell: str) -> None
         ({"created_epoch": 999.0, "status": "active"}, 0.0),
     ],
 )
-def test_a_queued_image_is_left_alone_before_it_is_changed(changes: dict[str, object], wait: float) -> None:
+def test_a_queued_image_is_left_alone_before_it_is_changed(
+    changes: dict[str, object], wait: float
+) -> None:
     image = replace(PLAIN, **changes)  # type: ignore[arg-type]
     assert max(0.0, completion.wait_to_change(image, 3.0, NOW)) == wait
     begun = completion.plan(seen(image, clones=(), source=VOLUME), RULES)

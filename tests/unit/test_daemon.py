@@ -58,7 +58,9 @@ async def test_a_target_whose_store_is_not_certain_is_named(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("types", [set(), {"other"}])
-async def test_no_target_that_can_be_used_is_a_wrong_configuration(tmp_path: Path, types: set[str]) -> None:
+async def test_no_target_that_can_be_used_is_a_wrong_configuration(
+    tmp_path: Path, types: set[str]
+) -> None:
     with pytest.raises(Misconfigured) as raised:
         await check_cloud(Cloud(types=types), load(tmp_path, GOOD))  # type: ignore[arg-type]
     assert len(raised.value.faults) == 2
@@ -69,7 +71,8 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Those of a daemon whose cloud is to be another one."""
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(tmp_path / "clouds.yaml"))
     (tmp_path / "clouds.yaml").write_text(
-        "clouds: {c: {auth: {auth_url: http://127.0.0.1:1/v3, username: u, password: p, project_name: p,"
+        "clouds: {c: {auth: {auth_url: http://127.0.0.1:1/v3, username: u, password: p, "
+        "project_name: p,"
         " user_domain_name: d, project_domain_name: d}}}"
     )
     return load(tmp_path, {**GOOD, "probes": {"bind": ""}, "cloud": {"name": "c"}})
@@ -126,7 +129,9 @@ async def test_a_first_look_that_fails_unlike_anything_known_does_not_end_the_da
     await running
 
 
-async def test_a_cloud_that_has_not_answered_for_long_is_a_reason_to_be_unready(daemon: Daemon) -> None:
+async def test_a_cloud_that_has_not_answered_for_long_is_a_reason_to_be_unready(
+    daemon: Daemon,
+) -> None:
     """The look at it may hang, and say nothing."""
     daemon._cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
     await daemon._look_at_cloud()
@@ -159,7 +164,9 @@ async def test_a_type_that_goes_and_comes_back_leaves_the_worker_ready(settings:
     daemon._cloud = cloud  # type: ignore[assignment]
 
     def usable() -> float | None:
-        return daemon._metrics.registry.get_sample_value("image_volume_worker_target_usable", {"target": "slow"})
+        return daemon._metrics.registry.get_sample_value(
+            "image_volume_worker_target_usable", {"target": "slow"}
+        )
 
     await daemon._look_at_cloud()
     assert usable() == 1.0
@@ -219,7 +226,9 @@ async def test_what_is_made_and_deleted_between_two_resyncs_is_counted(settings:
 
 async def test_a_daemon_counts_without_being_asked_to(settings: Settings) -> None:
     metrics = Metrics()
-    daemon = Daemon(settings=replace(settings, resync_on_start=False), metrics=metrics, census_every=0.01)
+    daemon = Daemon(
+        settings=replace(settings, resync_on_start=False), metrics=metrics, census_every=0.01
+    )
     daemon._cloud = cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
     daemon._intakes = []
     leave = asyncio.Event()
@@ -253,7 +262,9 @@ async def test_a_flapping_intake_does_not_have_the_cloud_listed_each_time(
         await asyncio.sleep(0.01)
     # At once, and then after 0.05, 0.1 and 0.2 s; the last gap is not forgotten
     pauses = [later - earlier for earlier, later in pairwise(began)]
-    assert all(pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2, 0.2, 0.2), strict=False))
+    assert all(
+        pause >= least for pause, least in zip(pauses, (0.05, 0.1, 0.2, 0.2, 0.2), strict=False)
+    )
     count = len(began)
     async with asyncio.timeout(10):
         while len(began) == count:

@@ -19,7 +19,11 @@ IMAGES = [f"{number:08d}-0000-4000-8000-000000000000" for number in range(3)]
 def kept() -> list[Kept]:
     """Three jobs, a message that nobody can read, and something that is no dead letter."""
     now = time.time()
-    keys = [Key("prewarm", IMAGES[0], "fast"), Key("prewarm", IMAGES[1], "slow"), Key("reclaim", IMAGES[2])]
+    keys = [
+        Key("prewarm", IMAGES[0], "fast"),
+        Key("prewarm", IMAGES[1], "slow"),
+        Key("reclaim", IMAGES[2]),
+    ]
     letters: list[DeadLetter | None] = [
         DeadLetter(
             lane=key.lane,
@@ -29,7 +33,10 @@ def kept() -> list[Kept]:
         )
         for number, key in enumerate(keys)
     ]
-    letters += [DeadLetter(lane="intake", reason="not a notification", last_at=now, body=b"x"), None]
+    letters += [
+        DeadLetter(lane="intake", reason="not a notification", last_at=now, body=b"x"),
+        None,
+    ]
     return [Kept(str(number), b"", letter, number) for number, letter in enumerate(letters)]
 
 

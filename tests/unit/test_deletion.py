@@ -1,4 +1,5 @@
-"""The rules for deleting, against the fake cloud: unknown is not empty, gone needs proof, ours is what matches."""
+"""The rules for deleting, against the fake cloud: unknown is not empty, gone needs proof, ours is
+what matches."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ async def look(rig: Rig, image_id: str) -> Outcome:
     return await rig.reclaim.reconcile(Key("reclaim", image_id), Polls())
 
 
-async def looks(rig: Rig, cloud: FakeCloud, image_id: str, *, times: int, apart: float = LOOK) -> Outcome:
+async def looks(
+    rig: Rig, cloud: FakeCloud, image_id: str, *, times: int, apart: float = LOOK
+) -> Outcome:
     """So many looks for an image, so many seconds apart; what the last one came to."""
     outcome: Outcome = Done()
     for _ in range(times):
@@ -61,7 +64,9 @@ async def looks(rig: Rig, cloud: FakeCloud, image_id: str, *, times: int, apart:
 def snapshot(cloud: FakeCloud) -> dict[str, Volume]:
     """The volumes without what was noted of looks for their images."""
     return {
-        volume.id: replace(volume, metadata={k: v for k, v in volume.metadata.items() if k != absence.MISSING})
+        volume.id: replace(
+            volume, metadata={k: v for k, v in volume.metadata.items() if k != absence.MISSING}
+        )
         for volume in cloud.volumes.values()
     }
 
@@ -74,7 +79,9 @@ async def test_hidden_locations_change_and_delete_nothing(cloud: FakeCloud, stra
     async with rig_of(cloud, strategy) as rig:
         image = await warmed(rig, cloud)
         for volume in cloud.of(image.id):
-            cloud.volumes[volume.id] = replace(volume, metadata={**volume.metadata, "image_owner": "mallory"})
+            cloud.volumes[volume.id] = replace(
+                volume, metadata={**volume.metadata, "image_owner": "mallory"}
+            )
         before = dict(cloud.volumes)
         cloud.hides_locations = True
         cloud.set_by_user(image.id, anything="else")
@@ -82,16 +89,22 @@ async def test_hidden_locations_change_and_delete_nothing(cloud: FakeCloud, stra
         assert isinstance(outcome, Again)
         assert not outcome.counted
         assert "role service" in outcome.reason
-        assert outcome.wake_on_notification, "a comparison is reason enough to look again: they may be shown by then"
+        assert outcome.wake_on_notification, (
+            "a comparison is reason enough to look again: they may be shown by then"
+        )
         assert isinstance(await look(rig, image.id), Skip)
         assert cloud.volumes == before
         cloud.hides_locations = False
         assert isinstance(await rig.run(image.id), Done)
-        assert {v.metadata["image_owner"] for v in cloud.of(image.id) if v.volume_type == "fast"} == {"alice"}
+        assert {
+            v.metadata["image_owner"] for v in cloud.of(image.id) if v.volume_type == "fast"
+        } == {"alice"}
 
 
 @pytest.mark.parametrize("strategy", ["store", "location"])
-async def test_an_image_that_is_being_deleted_loses_nothing_to_us(cloud: FakeCloud, strategy: str) -> None:
+async def test_an_image_that_is_being_deleted_loses_nothing_to_us(
+    cloud: FakeCloud, strategy: str
+) -> None:
     """For a moment Glance answers an empty list of locations."""
     async with rig_of(cloud, strategy) as rig:
         image = await warmed(rig, cloud)
@@ -103,7 +116,9 @@ async def test_an_image_that_is_being_deleted_loses_nothing_to_us(cloud: FakeClo
 
 
 @pytest.mark.parametrize("status", ["active", "deactivated", "saving"])
-async def test_what_may_be_a_location_is_not_discarded_in_the_dark(cloud: FakeCloud, status: str) -> None:
+async def test_what_may_be_a_location_is_not_discarded_in_the_dark(
+    cloud: FakeCloud, status: str
+) -> None:
     """Of a queued image alone no location is no surprise."""
     async with rig_of(cloud, "store", FAST) as rig:
         image = await warmed(rig, cloud)
@@ -133,17 +148,23 @@ async def test_reclaim_switched_off_keeps_left_over_volumes(cloud: FakeCloud) ->
     async with rig_of(cloud, "store", FAST, reclaiming=Reclaiming(enabled=False)) as rig:
         image = await warmed(rig, cloud)
         (volume,) = cloud.of(image.id)
-        twin = cloud.volume_of(PROJECT, name=volume.name, volume_type="fast", metadata=volume.metadata)
+        twin = cloud.volume_of(
+            PROJECT, name=volume.name, volume_type="fast", metadata=volume.metadata
+        )
         cloud.ahead += image_volume.FRESH_FOR
         assert isinstance(await rig.run(image.id), Done)
         assert twin.id in cloud.volumes
 
 
-async def test_a_left_over_volume_is_deleted_once_its_image_is_certain_to_be_there(cloud: FakeCloud) -> None:
+async def test_a_left_over_volume_is_deleted_once_its_image_is_certain_to_be_there(
+    cloud: FakeCloud,
+) -> None:
     async with rig_of(cloud, "store", FAST) as rig:
         image = await warmed(rig, cloud)
         (volume,) = cloud.of(image.id)
-        twin = cloud.volume_of(PROJECT, name=volume.name, volume_type="fast", metadata=volume.metadata)
+        twin = cloud.volume_of(
+            PROJECT, name=volume.name, volume_type="fast", metadata=volume.metadata
+        )
         assert isinstance(await rig.run(image.id), Done)
         # Another worker may be about to make a location of it
         assert twin.id in cloud.volumes
@@ -157,7 +178,9 @@ async def test_a_left_over_volume_is_deleted_once_its_image_is_certain_to_be_the
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-async def test_a_policy_that_hides_private_images_deletes_nothing(cloud: FakeCloud, strategy: str) -> None:
+async def test_a_policy_that_hides_private_images_deletes_nothing(
+    cloud: FakeCloud, strategy: str
+) -> None:
     async with rig_of(cloud, strategy, reclaiming=DAY) as rig:
         private, public = await warmed(rig, cloud, visibility="private"), await warmed(rig, cloud)
         before = snapshot(cloud)
@@ -251,7 +274,9 @@ async def test_an_image_that_comes_back_counts_from_the_beginning(cloud: FakeClo
         cloud.lose(image.id)
         assert isinstance(await looks(rig, cloud, image.id, times=absence.LOOKS - 1), Skip)
         assert {
-            volume_id: volume for volume_id, volume in snapshot(cloud).items() if volume_id in before
+            volume_id: volume
+            for volume_id, volume in snapshot(cloud).items()
+            if volume_id in before
         }.keys() == before.keys()
 
 
@@ -277,7 +302,9 @@ async def test_a_deletion_that_was_heard_needs_no_day(cloud: FakeCloud) -> None:
         assert cloud.of(image.id) == []
 
 
-async def test_a_deletion_that_was_heard_of_an_image_that_is_there_deletes_nothing(cloud: FakeCloud) -> None:
+async def test_a_deletion_that_was_heard_of_an_image_that_is_there_deletes_nothing(
+    cloud: FakeCloud,
+) -> None:
     async with rig_of(cloud, "cache", reclaiming=DAY) as rig:
         image = await warmed(rig, cloud)
         before = dict(cloud.volumes)
@@ -364,7 +391,9 @@ async def test_few_missing_images_are_no_reason_to_brake(cloud: FakeCloud) -> No
 # Volumes of locations
 
 
-async def without_volumes(rig: Rig, cloud: FakeCloud, *, images: int, besides: int = 1) -> list[Image]:
+async def without_volumes(
+    rig: Rig, cloud: FakeCloud, *, images: int, besides: int = 1
+) -> list[Image]:
     """Images whose volumes Cinder does not find any more, though nobody has deleted them."""
     made = [await warmed(rig, cloud) for _ in range(images)]
     for _ in range(besides):
@@ -376,7 +405,9 @@ async def without_volumes(rig: Rig, cloud: FakeCloud, *, images: int, besides: i
 
 
 @pytest.mark.parametrize("strategy", ["store", "location"])
-async def test_a_volume_that_is_not_found_for_a_moment_keeps_its_location(cloud: FakeCloud, strategy: str) -> None:
+async def test_a_volume_that_is_not_found_for_a_moment_keeps_its_location(
+    cloud: FakeCloud, strategy: str
+) -> None:
     async with rig_of(cloud, strategy, FAST) as rig:
         (image,) = await without_volumes(rig, cloud, images=1)
         before = cloud.locations[image.id]
@@ -406,7 +437,9 @@ async def test_a_volume_that_is_not_found_for_long_is_made_again(cloud: FakeClou
         assert lost not in located(cloud, image.id)
 
 
-async def test_a_login_that_sees_no_other_projects_volumes_believes_of_none_that_it_is_gone(cloud: FakeCloud) -> None:
+async def test_a_login_that_sees_no_other_projects_volumes_believes_of_none_that_it_is_gone(
+    cloud: FakeCloud,
+) -> None:
     async with rig_of(cloud, "store", FAST) as rig:
         (image,) = await without_volumes(rig, cloud, images=1)
         before = located(cloud, image.id)
@@ -434,12 +467,15 @@ async def test_a_volume_whose_deletion_was_heard_of_is_made_again_at_once(cloud:
 
 
 async def test_a_volume_that_is_found_again_in_between_keeps_its_location(cloud: FakeCloud) -> None:
-    """The plan saw it gone; it is ours, and the image has another location, so as a whole one it could go."""
+    """The plan saw it gone; it is ours, and the image has another location, so as a whole one it
+    could go."""
     async with rig_of(cloud, "store", FAST) as rig:
         image = await warmed(rig, cloud)
         before = cloud.locations[image.id]
         with pytest.raises(NotProven, match="and then whole"):
-            await rig.prewarm._deletion.remove_location(image.id, before[-1].store, before[-1].volume_id)
+            await rig.prewarm._deletion.remove_location(
+                image.id, before[-1].store, before[-1].volume_id
+            )
         assert cloud.locations[image.id] == before
 
 
@@ -457,7 +493,9 @@ async def test_where_cinder_shows_no_image_volume_at_all_none_is_gone(cloud: Fak
         assert cloud.locations[image.id] == before
 
 
-async def test_a_lost_database_of_cinder_removes_no_location_before_an_operator_says_so(cloud: FakeCloud) -> None:
+async def test_a_lost_database_of_cinder_removes_no_location_before_an_operator_says_so(
+    cloud: FakeCloud,
+) -> None:
     async with rig_of(cloud, "store", FAST) as rig:
         images = await without_volumes(rig, cloud, images=6)
         before = dict(cloud.locations)
@@ -467,7 +505,9 @@ async def test_a_lost_database_of_cinder_removes_no_location_before_an_operator_
                     assert isinstance(await rig.run(image.id), Again)
                 cloud.ahead += 200.0
         # Once, and not each time that one of them waits
-        assert [line["missing_locations"] for line in logs if line["event"] == "reclaim_braked"] == [6]
+        assert [
+            line["missing_locations"] for line in logs if line["event"] == "reclaim_braked"
+        ] == [6]
         assert cloud.locations == before
         assert rig.count("missing_volumes") == 6
         assert rig.count("reclaim_brake") == 1
@@ -476,7 +516,9 @@ async def test_a_lost_database_of_cinder_removes_no_location_before_an_operator_
         assert "reclaim --confirm" in outcome.reason
         await rig.reclaim.prepare({})
         for image in images:
-            (bare,) = await rig.reclaim.bare_locations(cloud.images[image.id], cloud.of(image.id)[:0])
+            (bare,) = await rig.reclaim.bare_locations(
+                cloud.images[image.id], cloud.of(image.id)[:0]
+            )
             assert await rig.reclaim.confirm_location(image.id, bare) == ""
         assert all(len(cloud.locations[image.id]) == 1 for image in images)
         await rig.resync()
@@ -492,7 +534,9 @@ def test_the_brake_is_a_share_and_at_least_five(volumes: int, limit: int) -> Non
 
 
 async def test_two_stores_of_a_type_have_to_be_told_apart_by_the_operator() -> None:
-    stores = tuple(Store(id=name, type="cinder", volume_type="fast") for name in ("here", "elsewhere"))
+    stores = tuple(
+        Store(id=name, type="cinder", volume_type="fast") for name in ("here", "elsewhere")
+    )
     with pytest.raises(Blocked, match="name the one of this region as glance_store"):
         target_store.resolve(FAST, stores)
     assert target_store.resolve(replace(FAST, glance_store="here"), stores).glance_store == "here"
@@ -507,7 +551,11 @@ async def test_a_location_in_a_store_of_no_target_is_unknown(cloud: FakeCloud) -
         image = cloud.upload(stores=frozenset({"cinder-elsewhere"}))
         cloud.locations[image.id] = (
             Location(url="file:///x", store="file"),
-            Location(url=f"cinder://cinder-elsewhere/{theirs.id}", store="cinder-elsewhere", volume_id=theirs.id),
+            Location(
+                url=f"cinder://cinder-elsewhere/{theirs.id}",
+                store="cinder-elsewhere",
+                volume_id=theirs.id,
+            ),
         )
         assert isinstance(await rig.run(image.id), Done)
         (ours,) = cloud.of(image.id)
@@ -520,7 +568,8 @@ async def test_a_location_in_a_store_of_no_target_is_unknown(cloud: FakeCloud) -
 
 
 async def test_another_images_volume_is_not_made_ours(cloud: FakeCloud) -> None:
-    """With show_multiple_locations a user adds a public image's Image-Volume as a location of an own image."""
+    """With show_multiple_locations a user adds a public image's Image-Volume as a location of an
+    own image."""
     async with rig_of(cloud, "store", FAST) as rig:
         public = await warmed(rig, cloud)
         (volume,) = cloud.of(public.id)
@@ -537,7 +586,9 @@ async def test_another_images_volume_is_not_made_ours(cloud: FakeCloud) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["location", "store"])
-async def test_a_volume_older_than_its_image_is_another_images(cloud: FakeCloud, strategy: str) -> None:
+async def test_a_volume_older_than_its_image_is_another_images(
+    cloud: FakeCloud, strategy: str
+) -> None:
     """An id that is used again: OSSN-0075."""
     async with rig_of(cloud, strategy, FAST) as rig:
         image = await warmed(rig, cloud)
@@ -564,7 +615,9 @@ async def test_a_retyped_image_volume_is_not_warm_and_is_made_again(cloud: FakeC
 
 
 @pytest.mark.parametrize("strategy", ["location", "cache"])
-async def test_a_target_of_another_type_than_before_gets_volumes_of_that_type(cloud: FakeCloud, strategy: str) -> None:
+async def test_a_target_of_another_type_than_before_gets_volumes_of_that_type(
+    cloud: FakeCloud, strategy: str
+) -> None:
     async with rig_of(cloud, strategy, FAST) as rig:
         image = await warmed(rig, cloud)
         (old,) = cloud.of(image.id)
@@ -588,7 +641,9 @@ async def test_the_only_data_of_an_image_stays_though_it_was_retyped(cloud: Fake
         assert cloud.volumes[volume.id] == moved
 
 
-async def test_two_copies_of_ours_do_not_vouch_for_each_other_when_both_were_retyped(cloud: FakeCloud) -> None:
+async def test_two_copies_of_ours_do_not_vouch_for_each_other_when_both_were_retyped(
+    cloud: FakeCloud,
+) -> None:
     """Two workers would remove one each."""
     async with rig_of(cloud, "store") as rig:
         image = await warmed(rig, cloud)
@@ -632,8 +687,12 @@ async def test_a_volume_in_error_deleting_is_left_out(cloud: FakeCloud, strategy
     async with rig_of(cloud, strategy, FAST) as rig:
         image = cloud.upload()
         prefix = "image" if strategy == "location" else "warm"
-        metadata = image_volume.metadata_of(image, rig.prewarm.resolved[0] if rig.prewarm.resolved else FAST)
-        old = cloud.volume_of(PROJECT, name=f"{prefix}-{image.id}", volume_type="fast", metadata=metadata)
+        metadata = image_volume.metadata_of(
+            image, rig.prewarm.resolved[0] if rig.prewarm.resolved else FAST
+        )
+        old = cloud.volume_of(
+            PROJECT, name=f"{prefix}-{image.id}", volume_type="fast", metadata=metadata
+        )
         stuck(cloud, old)
         assert isinstance(await rig.run(image.id), Done)
         found = await rig.resync()
@@ -645,7 +704,9 @@ async def test_a_volume_in_error_deleting_is_left_out(cloud: FakeCloud, strategy
 
 
 @pytest.mark.parametrize("status", ["error_deleting", "error_backing-up", "error_extending"])
-async def test_a_located_volume_whose_data_may_be_whole_is_told_and_waited_for(cloud: FakeCloud, status: str) -> None:
+async def test_a_located_volume_whose_data_may_be_whole_is_told_and_waited_for(
+    cloud: FakeCloud, status: str
+) -> None:
     async with rig_of(cloud, "store", FAST) as rig:
         image = await warmed(rig, cloud)
         (volume,) = cloud.of(image.id)
@@ -664,8 +725,14 @@ async def test_a_clone_in_error_deleting_does_not_hold_up_an_upload(cloud: FakeC
     async with rig_of(cloud, "store", FAST) as rig:
         source = cloud.volume_of("alice")
         image = cloud.queue(properties={"image_volume_source": source.id})
-        metadata = {"image_owner": "alice", "image_volume_worker": "upload", "glance_image_id": image.id}
-        old = cloud.volume_of(PROJECT, name=f"image-{image.id}", source_volid=source.id, metadata=metadata)
+        metadata = {
+            "image_owner": "alice",
+            "image_volume_worker": "upload",
+            "glance_image_id": image.id,
+        }
+        old = cloud.volume_of(
+            PROJECT, name=f"image-{image.id}", source_volid=source.id, metadata=metadata
+        )
         stuck(cloud, old)
         assert isinstance(await rig.complete(image.id), Done)
         assert cloud.images[image.id].status == "active"
@@ -680,7 +747,8 @@ def handed_back(cloud: FakeCloud, volume: Volume) -> None:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "hold"), [("store", with_snapshot), ("cache", with_snapshot), ("cache", handed_back)]
+    ("strategy", "hold"),
+    [("store", with_snapshot), ("cache", with_snapshot), ("cache", handed_back)],
 )
 async def test_a_victim_that_can_not_be_deleted_is_not_the_only_one(
     cloud: FakeCloud, strategy: str, hold: Callable[[FakeCloud, Volume], None]
@@ -728,12 +796,25 @@ async def test_a_volume_of_a_gone_image_that_is_not_ours_stays(cloud: FakeCloud)
         marks = {"glance_image_id": image.id, "image_owner": "alice", "readonly": "True"}
         name = f"image-{image.id}"
         theirs = [
-            cloud.volume_of(PROJECT, name=name, volume_type="fast", metadata={**marks, "image_volume_worker": "other"}),
-            cloud.volume_of(PROJECT, name=name, volume_type="slow", metadata={**marks, "image_volume_worker": "fast"}),
+            cloud.volume_of(
+                PROJECT,
+                name=name,
+                volume_type="fast",
+                metadata={**marks, "image_volume_worker": "other"},
+            ),
+            cloud.volume_of(
+                PROJECT,
+                name=name,
+                volume_type="slow",
+                metadata={**marks, "image_volume_worker": "fast"},
+            ),
             cloud.volume_of(PROJECT, name=name, volume_type="fast", metadata=marks),
         ]
         ours = cloud.volume_of(
-            PROJECT, name=name, volume_type="fast", metadata={**marks, "image_volume_worker": "fast"}
+            PROJECT,
+            name=name,
+            volume_type="fast",
+            metadata={**marks, "image_volume_worker": "fast"},
         )
         cloud.lose(image.id)
         for _ in range(absence.LOOKS):

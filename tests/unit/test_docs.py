@@ -40,7 +40,9 @@ class Silent:
 
 
 async def test_the_handler_of_the_docs_works() -> None:
-    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "handlers.md").read_text(), re.DOTALL)
+    (source,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "handlers.md").read_text(), re.DOTALL
+    )
     module: dict[str, Any] = {"__name__": "label"}
     exec(compile(source, "docs/handlers.md", "exec"), module)
     cloud = FakeCloud(stores=STORES)
@@ -89,12 +91,19 @@ def options_of(command: type[Command]) -> set[str]:
     """The long options that a command adds to those which cliff gives to all of its kind."""
     app = Worker()
     kind = next(base for base in command.__mro__ if base.__module__.startswith("cliff."))
-    parsers = [made(app, None).get_parser("x") for made in (command, type("Plain", (kind,), {"take_action": None}))]
-    mine, common = ({o for action in parser._actions for o in action.option_strings} for parser in parsers)
+    parsers = [
+        made(app, None).get_parser("x")
+        for made in (command, type("Plain", (kind,), {"take_action": None}))
+    ]
+    mine, common = (
+        {o for action in parser._actions for o in action.option_strings} for parser in parsers
+    )
     return {option for option in mine - common if option.startswith("--")}
 
 
-@pytest.mark.parametrize("entry", entry_points(group="image_volume_worker.commands"), ids=lambda entry: entry.name)
+@pytest.mark.parametrize(
+    "entry", entry_points(group="image_volume_worker.commands"), ids=lambda entry: entry.name
+)
 def test_every_command_and_option_is_documented(entry: EntryPoint) -> None:
     words = entry.name.replace("_", " ").split()
     page = (ROOT / "docs" / "commands.md").read_text()

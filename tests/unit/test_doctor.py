@@ -37,14 +37,24 @@ STORES = (Store(id="file", type="file"), Store(id="cinder-fast", type="cinder", 
 TYPE = VolumeType(id="t", name="ssd", specs={"volume_backend_name": "fast"})
 POOL = Pool(name="host@fast#fast", backend_name="fast", free=50.0, total=100.0)
 SECOND = replace(POOL, name="host@fast#two", capabilities={"pool_name": "two"})
-SHOWN = Shown(id="i", status="active", owner="alice", locations=False, direct_url=False, stores=frozenset({"file"}))
+SHOWN = Shown(
+    id="i",
+    status="active",
+    owner="alice",
+    locations=False,
+    direct_url=False,
+    stores=frozenset({"file"}),
+)
 IDENTITY = Identity(project_id="internal", roles=frozenset({"admin", "service"}))
 IMAGE = "11111111-1111-4111-8111-111111111111"
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return load(tmp_path, GOOD | {"notifications": {"transport_urls": URL}, "work": {"url": "amqp://u:s3cret@one/w"}})
+    return load(
+        tmp_path,
+        GOOD | {"notifications": {"transport_urls": URL}, "work": {"url": "amqp://u:s3cret@one/w"}},
+    )
 
 
 def judged(check: Check, verdict: str, *words: str) -> None:
@@ -76,16 +86,27 @@ def test_a_configuration_without_contradictions(settings: Settings) -> None:
     ("changes", "word"),
     [
         ({"work_url": "memory://", "resync_on_start": False}, "nothing looks for the lost ones"),
-        ({"transport_urls": ("rabbit://u@one/x", "rabbit://u@two,u@one/x")}, "names a vhost twice (number 1)"),
+        (
+            {"transport_urls": ("rabbit://u@one/x", "rabbit://u@two,u@one/x")},
+            "names a vhost twice (number 1)",
+        ),
         ({"work_url": "amqp://u@two/"}, "on a vhost of the services"),
         ({"priorities": ("error",)}, "lacks info"),
-        ({"policy": Policy(projects=frozenset({"p"}), exclude_projects=frozenset({"p"}))}, "both name p"),
+        (
+            {"policy": Policy(projects=frozenset({"p"}), exclude_projects=frozenset({"p"}))},
+            "both name p",
+        ),
         ({"policy": Policy(visibilities=frozenset())}, "visibilities is empty"),
-        ({"targets": (replace(TARGET, max_count=1),), "switched_off": frozenset({"reclaim"})}, "fast: a full budget"),
+        (
+            {"targets": (replace(TARGET, max_count=1),), "switched_off": frozenset({"reclaim"})},
+            "fast: a full budget",
+        ),
         ({"reclaiming": Reclaiming(dry_run=True)}, "nothing is deleted"),
     ],
 )
-def test_options_that_contradict_each_other(settings: Settings, changes: Mapping[str, Any], word: str) -> None:
+def test_options_that_contradict_each_other(
+    settings: Settings, changes: Mapping[str, Any], word: str
+) -> None:
     _, *found = configuration.checks(replace(settings, **changes), [])
     (only,) = found
     judged(only, "warn", word)
@@ -95,9 +116,17 @@ def test_options_that_contradict_each_other(settings: Settings, changes: Mapping
 
 
 def seen(**changes: Any) -> Look:
-    queues = {QUEUE: Depth(consumers=1), "notifications.info": Depth(), "notifications.error": Depth()}
+    queues = {
+        QUEUE: Depth(consumers=1),
+        "notifications.info": Depth(),
+        "notifications.error": Depth(),
+    }
     found = Look(
-        broker=parse(URL), version="3.10.8", cluster="rabbit@one", exchanges=("glance", "openstack"), queues=queues
+        broker=parse(URL),
+        version="3.10.8",
+        cluster="rabbit@one",
+        exchanges=("glance", "openstack"),
+        queues=queues,
     )
     return replace(found, **changes)
 
@@ -106,31 +135,63 @@ def seen(**changes: Any) -> Look:
     ("look", "name", "verdict", "word"),
     [
         (seen(), "", "ok", "one:5672,two:5672/: RabbitMQ 3.10.8"),
-        (seen(away={"one:5672": "refused", "two:5672": "time-out"}), "", "fail", "one:5672: refused; two:5672: time"),
-        (seen(away={"two:5672": "time-out"}), " hosts", "warn", "1 of 2 hosts do not let us in: two:5672: time-out"),
+        (
+            seen(away={"one:5672": "refused", "two:5672": "time-out"}),
+            "",
+            "fail",
+            "one:5672: refused; two:5672: time",
+        ),
+        (
+            seen(away={"two:5672": "time-out"}),
+            " hosts",
+            "warn",
+            "1 of 2 hosts do not let us in: two:5672: time-out",
+        ),
         (seen(), " exchanges", "ok", "glance, openstack"),
         (seen(exchanges=()), " exchanges", "warn", "none of glance, openstack, cinder"),
         (seen(version="3.7.28"), " version", "fail", "no quorum queues"),
         (seen(), " queue", "ok", "0 messages, 1 consumers"),
         (seen(queues={}), " queue", "warn", "not there"),
         (seen(queues={QUEUE: Depth(messages=7)}), " queue", "warn", "7 messages, 0 consumers"),
-        (seen(queues={QUEUE: Depth(messages=20_000, consumers=1)}), " queue", "warn", "20000 messages"),
+        (
+            seen(queues={QUEUE: Depth(messages=20_000, consumers=1)}),
+            " queue",
+            "warn",
+            "20000 messages",
+        ),
         (seen(queues={QUEUE: Depth(problem="node is down")}), " queue", "fail", "node is down"),
-        (seen(refused="the queue q was declared otherwise: x-expires"), " queue", "fail", "otherwise"),
+        (
+            seen(refused="the queue q was declared otherwise: x-expires"),
+            " queue",
+            "fail",
+            "otherwise",
+        ),
         (seen(refused="access to queue refused"), " queue", "fail", "refused"),
         (seen(), " notifications.info", "ok", "0 messages"),
-        (seen(queues={"notifications.info": Depth(messages=9)}), " notifications.info", "warn", "nobody drains it"),
+        (
+            seen(queues={"notifications.info": Depth(messages=9)}),
+            " notifications.info",
+            "warn",
+            "nobody drains it",
+        ),
         (
             seen(queues={"notifications.info": Depth(messages=10_001, consumers=1)}),
             " notifications.info",
             "warn",
             "10001 messages",
         ),
-        (seen(queues={"notifications.info": Depth(problem="gone")}), " notifications.info", "warn", "gone"),
+        (
+            seen(queues={"notifications.info": Depth(problem="gone")}),
+            " notifications.info",
+            "warn",
+            "gone",
+        ),
         (seen(), " policies", "ok", "of this cluster (rabbit@one)"),
     ],
 )
-def test_a_broker_of_notifications(settings: Settings, look: Look, name: str, verdict: str, word: str) -> None:
+def test_a_broker_of_notifications(
+    settings: Settings, look: Look, name: str, verdict: str, word: str
+) -> None:
     found = named(brokers.notifications("n", look, settings, None))
     judged(found[f"n{name}"], verdict, word)
 
@@ -168,18 +229,35 @@ SERVED = {name: Depth(messages=2, consumers=1) for name in LANES}
         (seen(away={"one": "no", "two": "no"}), "lanes", "fail", "one: no"),
         (seen(version="3.9.29"), "lanes version", "fail", "can't expire"),
         (seen(queues=SERVED), "lanes rights", "ok", "configure, write, read"),
-        (seen(refused="configure access refused"), "lanes rights", "fail", "configure access refused"),
+        (
+            seen(refused="configure access refused"),
+            "lanes rights",
+            "fail",
+            "configure access refused",
+        ),
         (seen(queues=SERVED), "lanes queues", "ok", "2 lanes, each with a worker; 4 jobs wait"),
         (seen(queues={}), "lanes queues", "warn", "no worker has run yet"),
-        (seen(queues=SERVED | {LANES[1]: Depth(messages=3)}), "lanes queues", "warn", "serves prewarm.fast; 5 jobs"),
-        (seen(queues=SERVED | {LANES[0]: Depth(problem="no leader")}), "lanes queues", "fail", "no leader"),
+        (
+            seen(queues=SERVED | {LANES[1]: Depth(messages=3)}),
+            "lanes queues",
+            "warn",
+            "serves prewarm.fast; 5 jobs",
+        ),
+        (
+            seen(queues=SERVED | {LANES[0]: Depth(problem="no leader")}),
+            "lanes queues",
+            "fail",
+            "no leader",
+        ),
         (seen(queues=SERVED), "dead letters", "ok", "none"),
         (seen(queues={DEAD: Depth()}), "dead letters", "ok", "none"),
         (seen(queues={DEAD: Depth(messages=3)}), "dead letters", "warn", "3"),
         (seen(queues={DEAD: Depth(problem="no leader")}), "dead letters", "fail", "no leader"),
     ],
 )
-def test_the_broker_of_the_lanes(settings: Settings, look: Look, name: str, verdict: str, word: str) -> None:
+def test_the_broker_of_the_lanes(
+    settings: Settings, look: Look, name: str, verdict: str, word: str
+) -> None:
     judged(named(brokers.lanes(look, settings, LANES, DEAD, None))[name], verdict, word)
 
 
@@ -198,7 +276,12 @@ OURS = Rules(policies=("long",), losing={"max-length": 100_000, "expires": 86_40
         (Managed(rules={QUEUE: Rules()}), " policies", "ok", "none makes messages go away"),
         (Managed(rules={QUEUE: OURS}), " policies", "ok", "none makes messages go away"),
         (Managed(rules={QUEUE: TTL}), " policies", "warn", "message-ttl 70000 (policy ttl)"),
-        (Managed(rules={QUEUE: Rules(losing={"max-length": 10})}), " policies", "warn", "max-length 10"),
+        (
+            Managed(rules={QUEUE: Rules(losing={"max-length": 10})}),
+            " policies",
+            "warn",
+            "max-length 10",
+        ),
         (Managed(), " policies", "ok", "can't be told"),
         (Untold(reason="401"), " policies", "warn", "401"),
         (Managed(alarms=()), " alarms", "ok", "none"),
@@ -230,9 +313,17 @@ def test_a_queue_that_a_policy_bounds_needs_no_reader(settings: Settings) -> Non
 
 
 def test_policies_that_would_apply_to_a_queue_that_is_not_there() -> None:
-    def policy(name: str, pattern: str, priority: int = 0, to: str = "queues", **definition: int) -> dict[str, Any]:
+    def policy(
+        name: str, pattern: str, priority: int = 0, to: str = "queues", **definition: int
+    ) -> dict[str, Any]:
         definition = {key.replace("_", "-"): value for key, value in definition.items()}
-        return {"name": name, "pattern": pattern, "priority": priority, "apply-to": to, "definition": definition}
+        return {
+            "name": name,
+            "pattern": pattern,
+            "priority": priority,
+            "apply-to": to,
+            "definition": definition,
+        }
 
     users = [
         policy("low", ".*", 0, message_ttl=1),
@@ -262,7 +353,11 @@ def test_a_worker_that_answers(settings: Settings) -> None:
     judged(daemon.check(None, None), "ok", "bind is empty")
     judged(daemon.check(("h", 1), None), "ok", "none answers at h:1")
     judged(daemon.check(("h", 1), daemon.Heard()), "ok", "is ready")
-    judged(daemon.check(("h", 1), daemon.Heard(problems={"cloud": "away"})), "warn", "not ready: cloud: away")
+    judged(
+        daemon.check(("h", 1), daemon.Heard(problems={"cloud": "away"})),
+        "warn",
+        "not ready: cloud: away",
+    )
     assert daemon.listen(None) is None
 
 
@@ -353,7 +448,12 @@ def identity(*roles: str, project: str = "internal") -> Identity:
         ({"located": AWAY}, "rights to locations", "warn", "can't be tried"),
         ({"image_api": AWAY}, "rights to locations", "warn", "can't be tried"),
         ({"located": None}, "rights to locations", "ok", "no image to try it on"),
-        ({"image_api": (2, 15), "located": None}, "rights to locations", "ok", "no New Location API"),
+        (
+            {"image_api": (2, 15), "located": None},
+            "rights to locations",
+            "ok",
+            "no New Location API",
+        ),
         ({"identity": identity("admin")}, "rights to locations", "fail", "no upload is completed"),
         ({}, "rights in cinder", "ok", "volumes of other projects"),
         ({"volume_witness": REFUSED}, "rights in cinder", "fail", "403"),
@@ -361,19 +461,38 @@ def identity(*roles: str, project: str = "internal") -> Identity:
         ({"volume_witness": ""}, "rights in cinder", "warn", "shows no volume of another project"),
         ({}, "clock glance", "ok", "within 0.5 s"),
         ({"clocks": {}}, "clock glance", "warn", "not looked at"),
-        ({"clocks": {"glance": Clock(least=2.5, most=3.5)}}, "clock glance", "warn", "2.5 s ahead of"),
-        ({"clocks": {"glance": Clock(least=-9.0, most=-7.9)}}, "clock glance", "warn", "7.9 s behind"),
-        ({"clocks": {"glance": Clock(least=1.0, most=12.0)}}, "clock glance", "ok", "within 12.0 s"),
+        (
+            {"clocks": {"glance": Clock(least=2.5, most=3.5)}},
+            "clock glance",
+            "warn",
+            "2.5 s ahead of",
+        ),
+        (
+            {"clocks": {"glance": Clock(least=-9.0, most=-7.9)}},
+            "clock glance",
+            "warn",
+            "7.9 s behind",
+        ),
+        (
+            {"clocks": {"glance": Clock(least=1.0, most=12.0)}},
+            "clock glance",
+            "ok",
+            "within 12.0 s",
+        ),
     ],
 )
-def test_the_login(settings: Settings, changes: Mapping[str, Any], name: str, verdict: str, word: str) -> None:
+def test_the_login(
+    settings: Settings, changes: Mapping[str, Any], name: str, verdict: str, word: str
+) -> None:
     judged(named(login.checks(facts(**changes), settings))[name], verdict, word)
 
 
 def test_without_uploads_the_role_service_is_wanted_by_what_it_does(settings: Settings) -> None:
     quiet = replace(settings, switched_off=frozenset({"upload"}))
     poor = facts(identity=identity("admin"), located=None)
-    judged(named(login.checks(poor, quiet))["rights to locations"], "warn", "lacks the role service")
+    judged(
+        named(login.checks(poor, quiet))["rights to locations"], "warn", "lacks the role service"
+    )
     able = facts(identity=identity("admin"))
     judged(named(login.checks(able, quiet))["rights to locations"], "ok", "reads locations")
 
@@ -406,22 +525,44 @@ def test_another_role_than_admin_does(settings: Settings) -> None:
         ({}, "show_multiple_locations", "ok", "off"),
         ({"images": ()}, "show_multiple_locations", "ok", "without an image"),
         ({"images": AWAY}, "show_multiple_locations", "warn", "no answer"),
-        ({"images": (replace(SHOWN, locations=True),)}, "show_multiple_locations", "warn", "OSSN-0090"),
-        ({"images": (replace(SHOWN, direct_url=True),)}, "show_multiple_locations", "warn", "show_image_direct_url on"),
-        ({"image_api": (2, 15)}, "show_multiple_locations", "fail", "uploads by the old location API"),
+        (
+            {"images": (replace(SHOWN, locations=True),)},
+            "show_multiple_locations",
+            "warn",
+            "OSSN-0090",
+        ),
+        (
+            {"images": (replace(SHOWN, direct_url=True),)},
+            "show_multiple_locations",
+            "warn",
+            "show_image_direct_url on",
+        ),
+        (
+            {"image_api": (2, 15)},
+            "show_multiple_locations",
+            "fail",
+            "uploads by the old location API",
+        ),
         ({"image_api": (2, 15)}, "show_multiple_locations", "fail", "target fast (strategy store)"),
         ({"image_api": (2, 15), "images": ()}, "show_multiple_locations", "warn", "needs it"),
         ({}, "uploads", "ok", "by the New"),
         ({"image_api": (2, 15)}, "uploads", "warn", "by the old"),
         ({"image_api": AWAY}, "uploads", "warn", "can't be told"),
         ({"stores": STORES[:1]}, "uploads", "warn", "no cinder store"),
-        ({"kept": {"s": (Volume(id="v", name="", status="", volume_type="", size=1),)}}, "store s", "ok", "(1 looked"),
+        (
+            {"kept": {"s": (Volume(id="v", name="", status="", volume_type="", size=1),)}},
+            "store s",
+            "ok",
+            "(1 looked",
+        ),
         ({"kept": {"s": ()}}, "store s", "ok", "can't be told yet"),
         ({"kept": {"s": (Untold(reason="404", missing=True),)}}, "store s", "warn", "404"),
         ({"kept": {"s": (AWAY,)}}, "store s", "warn", "no answer"),
     ],
 )
-def test_glance(settings: Settings, changes: Mapping[str, Any], name: str, verdict: str, word: str) -> None:
+def test_glance(
+    settings: Settings, changes: Mapping[str, Any], name: str, verdict: str, word: str
+) -> None:
     only = replace(settings, targets=(TARGET,))
     judged(named(glance.checks(facts(**changes), only))[name], verdict, word)
 
@@ -430,7 +571,10 @@ def test_a_store_in_another_project(settings: Settings) -> None:
     ours = Volume(id="v", name="", status="", volume_type="", size=1)
     theirs = replace(ours, foreign=True, project_id="service")
     judged(
-        glance.store_project("s", (theirs,), "internal"), "fail", "1 of 1", "project service, not of ours (internal)"
+        glance.store_project("s", (theirs,), "internal"),
+        "fail",
+        "1 of 1",
+        "project service, not of ours (internal)",
     )
     judged(glance.store_project("s", (theirs, ours, AWAY), "internal"), "warn", "1 of 2")
 
@@ -440,7 +584,9 @@ def test_a_target_that_needs_the_old_locations(settings: Settings) -> None:
     need = replace(settings, targets=(target,))
     off = named(glance.checks(facts(), need))["show_multiple_locations"]
     judged(off, "fail", "off, but target fast (strategy location) needs it")
-    on = named(glance.checks(facts(images=(replace(SHOWN, locations=True),)), need))["show_multiple_locations"]
+    on = named(glance.checks(facts(images=(replace(SHOWN, locations=True),)), need))[
+        "show_multiple_locations"
+    ]
     judged(on, "warn", "OSSN-0090")
     assert "needs it" in on.advice
     assert "location_api = auto" in off.advice
@@ -456,7 +602,9 @@ def test_a_target_that_needs_the_old_locations(settings: Settings) -> None:
         ({"uploads": Uploads(location_api="old")}, True, "warn", "by the old"),
     ],
 )
-def test_uploads(settings: Settings, changes: Mapping[str, Any], imports: bool, verdict: str, word: str) -> None:
+def test_uploads(
+    settings: Settings, changes: Mapping[str, Any], imports: bool, verdict: str, word: str
+) -> None:
     judged(glance.uploads(replace(settings, **changes), STORES, imports=imports), verdict, word)
 
 
@@ -476,7 +624,9 @@ def test_uploads(settings: Settings, changes: Mapping[str, Any], imports: bool, 
         ({}, (Store(id="x"),), "fail", "set strategy"),
     ],
 )
-def test_where_a_target_is(changes: dict[str, Any], stores: tuple[Store, ...], verdict: str, word: str) -> None:
+def test_where_a_target_is(
+    changes: dict[str, Any], stores: tuple[Store, ...], verdict: str, word: str
+) -> None:
     judged(cinder.place(replace(TARGET, **changes), {"ssd"}, stores), verdict, word)
 
 
@@ -491,7 +641,12 @@ DOWN = Service(binary="cinder-volume", host="h@slow", up=False, enabled=True)
         ({"types": AWAY}, "cinder", "fail", "no answer"),
         ({}, "cinder services", "ok", "1 up"),
         ({"services": (DOWN,)}, "cinder services", "warn", "down: cinder-volume on h@slow"),
-        ({"services": (replace(DOWN, up=True, enabled=False),)}, "cinder services", "warn", "disabled"),
+        (
+            {"services": (replace(DOWN, up=True, enabled=False),)},
+            "cinder services",
+            "warn",
+            "disabled",
+        ),
         ({"services": (replace(DOWN, binary="cinder-backup"),)}, "cinder services", "ok", "0 up"),
         ({"services": REFUSED}, "cinder services", "ok", "administrator"),
         ({"services": AWAY}, "cinder services", "warn", "no answer"),
@@ -500,12 +655,32 @@ DOWN = Service(binary="cinder-volume", host="h@slow", up=False, enabled=True)
         ({"limits": REFUSED}, "quota", "warn", "403"),
         ({"limits": AWAY}, "quota", "warn", "no answer"),
         ({"limits": {"volumes": Limit(limit=100, used=50)}}, "quota", "ok", "volumes 50 of 100"),
-        ({"limits": {"volumes": Limit(limit=100, used=91)}}, "quota", "warn", "nearly used up: volumes 91 of 100"),
+        (
+            {"limits": {"volumes": Limit(limit=100, used=91)}},
+            "quota",
+            "warn",
+            "nearly used up: volumes 91 of 100",
+        ),
         ({"limits": {"volumes": Limit(limit=10, used=1)}}, "quota", "warn", "volumes 1 of 10"),
-        ({"limits": {"gigabytes": Limit(limit=100, used=91)}}, "quota", "warn", "gigabytes 91 of 100"),
-        ({"limits": {"gigabytes": Limit(limit=100, used=100)}}, "quota", "fail", "used up: gigabytes 100 of 100"),
+        (
+            {"limits": {"gigabytes": Limit(limit=100, used=91)}},
+            "quota",
+            "warn",
+            "gigabytes 91 of 100",
+        ),
+        (
+            {"limits": {"gigabytes": Limit(limit=100, used=100)}},
+            "quota",
+            "fail",
+            "used up: gigabytes 100 of 100",
+        ),
         ({"limits": {"gigabytes": Limit(limit=0, used=0)}}, "quota", "fail", "gigabytes 0 of 0"),
-        ({"limits": {"volumes_ssd": Limit(limit=5, used=6)}}, "target fast quota", "fail", "volumes_ssd 6 of 5"),
+        (
+            {"limits": {"volumes_ssd": Limit(limit=5, used=6)}},
+            "target fast quota",
+            "fail",
+            "volumes_ssd 6 of 5",
+        ),
         ({"limits": {"volumes_ssd": Limit(limit=5, used=6)}}, "quota", "ok", "no limit"),
         ({"types": AWAY}, "target fast", "warn", "Cinder does not answer"),
         ({"stores": AWAY}, "target fast", "warn", "Glance does not answer"),
@@ -514,15 +689,30 @@ DOWN = Service(binary="cinder-volume", host="h@slow", up=False, enabled=True)
         ({"pools": ()}, "target fast pools", "fail", "no pool has volume_backend_name fast"),
         ({"pools": REFUSED}, "target fast pools", "ok", "administrator"),
         ({"pools": AWAY}, "target fast pools", "warn", "no answer"),
-        ({"pools": (POOL, replace(POOL, name="two@fast#fast"))}, "target fast pools", "warn", "no way to choose"),
         (
-            {"pools": (replace(POOL, clones_across=True), replace(POOL, name="host@fast#x", clones_across=True))},
+            {"pools": (POOL, replace(POOL, name="two@fast#fast"))},
+            "target fast pools",
+            "warn",
+            "no way to choose",
+        ),
+        (
+            {
+                "pools": (
+                    replace(POOL, clones_across=True),
+                    replace(POOL, name="host@fast#x", clones_across=True),
+                )
+            },
             "target fast pools",
             "ok",
             "host@fast#fast, host@fast#x",
         ),
         (
-            {"pools": (replace(POOL, clones_across=True), replace(POOL, name="b@fast#x", clones_across=True))},
+            {
+                "pools": (
+                    replace(POOL, clones_across=True),
+                    replace(POOL, name="b@fast#x", clones_across=True),
+                )
+            },
             "arrays",
             "warn",
             "b@fast (target fast); host@fast (target fast)",
@@ -537,18 +727,37 @@ DOWN = Service(binary="cinder-volume", host="h@slow", up=False, enabled=True)
         ({"pools": (replace(POOL, free=None),)}, "target fast room", "ok", "does not tell"),
         ({"pools": (replace(POOL, free=math.inf),)}, "target fast room", "ok", "no bound"),
         ({"pools": (replace(POOL, free=0.5),)}, "target fast room", "fail", "room for 0 GiB"),
-        ({"pools": (replace(POOL, free=45.0, total=500.0),)}, "target fast room", "warn", "has 45 of 500 GiB free"),
-        ({"pools": (replace(POOL, free=30.0),)}, "target fast room", "warn", "would take 40 GiB more"),
+        (
+            {"pools": (replace(POOL, free=45.0, total=500.0),)},
+            "target fast room",
+            "warn",
+            "has 45 of 500 GiB free",
+        ),
+        (
+            {"pools": (replace(POOL, free=30.0),)},
+            "target fast room",
+            "warn",
+            "would take 40 GiB more",
+        ),
     ],
 )
-def test_cinder(settings: Settings, changes: Mapping[str, Any], name: str, verdict: str, word: str) -> None:
+def test_cinder(
+    settings: Settings, changes: Mapping[str, Any], name: str, verdict: str, word: str
+) -> None:
     only = replace(settings, targets=(replace(TARGET, max_gigabytes=40),))
     judged(named(cinder.checks(facts(**changes), only, None))[name], verdict, word)
 
 
 def test_what_is_there_already_counts_for_the_budget() -> None:
     marks = {TAG: "fast", f"{TAG}_origin": "prewarm"}
-    there = Volume(id="v", name=f"image-{IMAGE}", status="available", volume_type="ssd", size=15, metadata=marks)
+    there = Volume(
+        id="v",
+        name=f"image-{IMAGE}",
+        status="available",
+        volume_type="ssd",
+        size=15,
+        metadata=marks,
+    )
     budget = replace(TARGET, max_gigabytes=40)
     judged(cinder.room(budget, [replace(POOL, free=30.0)], ()), "warn", "40 GiB more")
     judged(cinder.room(budget, [replace(POOL, free=30.0)], (there,)), "ok", "room for 30 GiB")
@@ -567,7 +776,12 @@ def test_a_zone(zones: frozenset[str] | Untold, verdict: str, word: str) -> None
 
 
 ENTRY = Volume(
-    id="v", name=f"image-{IMAGE}", status="available", volume_type="ssd", size=1, metadata={"readonly": "True"}
+    id="v",
+    name=f"image-{IMAGE}",
+    status="available",
+    volume_type="ssd",
+    size=1,
+    metadata={"readonly": "True"},
 )
 
 
@@ -578,12 +792,20 @@ ENTRY = Volume(
         ((), None, "warn", "0 entries seen; no API tells"),
         ((replace(ENTRY, name="blank"),), None, "warn", "0 entries"),
         ((replace(ENTRY, volume_type="hdd"),), None, "warn", "0 entries"),
-        ((), {"image_volume_cache.miss": 3.0, "image_volume_cache.evict": 0.0}, "warn", "heard 3 miss"),
+        (
+            (),
+            {"image_volume_cache.miss": 3.0, "image_volume_cache.evict": 0.0},
+            "warn",
+            "heard 3 miss",
+        ),
         (AWAY, None, "warn", "no answer"),
     ],
 )
 def test_the_image_volume_cache(
-    volumes: tuple[Volume, ...] | Untold, events: Mapping[str, float] | None, verdict: str, word: str
+    volumes: tuple[Volume, ...] | Untold,
+    events: Mapping[str, float] | None,
+    verdict: str,
+    word: str,
 ) -> None:
     judged(cinder.cached(TARGET, volumes, events), verdict, word)
 
@@ -591,7 +813,11 @@ def test_the_image_volume_cache(
 def test_only_a_target_of_the_cache_is_asked_about_it(settings: Settings) -> None:
     store = named(cinder.checks(facts(), replace(settings, targets=(TARGET,)), None))
     assert "target fast cache" not in store
-    cached = named(cinder.checks(facts(), replace(settings, targets=(replace(TARGET, strategy="cache"),)), None))
+    cached = named(
+        cinder.checks(
+            facts(), replace(settings, targets=(replace(TARGET, strategy="cache"),)), None
+        )
+    )
     assert "target fast cache" in cached
 
 
@@ -667,7 +893,10 @@ async def test_an_answer_is_what_it_is() -> None:
 
 
 def test_a_management_url_is_checked_and_its_password_not_told(tmp_path: Path) -> None:
-    good = {"transport_urls": URL, "management_urls": "http://u:s3cret@one:15672, https://u:s3cret@two"}
+    good = {
+        "transport_urls": URL,
+        "management_urls": "http://u:s3cret@one:15672, https://u:s3cret@two",
+    }
     assert load(tmp_path, {**GOOD, "notifications": good}).management_urls == (
         "http://u:s3cret@one:15672",
         "https://u:s3cret@two",

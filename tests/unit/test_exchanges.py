@@ -1,4 +1,5 @@
-"""When exchanges are looked for: often while they are there, ever more rarely while they are not."""
+"""When exchanges are looked for: often while they are there, ever more rarely while they are
+not."""
 
 from __future__ import annotations
 
@@ -55,7 +56,9 @@ def test_a_connection_that_breaks_makes_no_looks_for_what_was_never_there() -> N
     # glance was missing as well, and has come back
     exchanges.found("glance", last + 1)
     exchanges.missing("cinder", "no exchange", last + LOOK_EVERY + 1)
-    (last,) = looks(exchanges, "cinder", since=last + LOOK_EVERY + 2, until=last + 4 * LOOK_EVERY)[-1:]
+    (last,) = looks(exchanges, "cinder", since=last + LOOK_EVERY + 2, until=last + 4 * LOOK_EVERY)[
+        -1:
+    ]
     for again in range(5):
         exchanges.disconnected()
         assert exchanges.unbound == ("glance", "cinder")

@@ -55,7 +55,13 @@ async def told(
 ) -> dict[str, Check]:
     cloud.calls.clear()
     explaining = explain.explain(
-        cloud, settings, Rig(cloud).prewarm, image_id, now=time.time(), target=target, project_id=project_id
+        cloud,
+        settings,
+        Rig(cloud).prewarm,
+        image_id,
+        now=time.time(),
+        target=target,
+        project_id=project_id,
     )
     checks = {check.name: check async for check in explaining}
     assert set(cloud.calls) <= READS, "it reads only"
@@ -121,12 +127,19 @@ async def test_cinders_clone_and_glances_failure(cloud: FakeCloud, settings: Set
     image = cloud.queue(created_epoch=1.0)
     clone = cloud.cinder_clones(cloud.volume_of("alice").id, image.id)
     cloud.image_tasks[image.id] = [
-        ImageTask(id="t", type="location_import", status="failure", message="it broke", url="cinder://x")
+        ImageTask(
+            id="t", type="location_import", status="failure", message="it broke", url="cinder://x"
+        )
     ]
     checks = await told(cloud, settings, image.id)
     assert checks["clone"].detail == f"{clone.id} of Cinder's is available"
-    assert (checks["location task"].verdict, checks["location task"].detail) == ("warn", "cinder://x failure it broke")
-    assert checks["next"].detail.startswith("Cinder's own upload may be at work, looked at again in ")
+    assert (checks["location task"].verdict, checks["location task"].detail) == (
+        "warn",
+        "cinder://x failure it broke",
+    )
+    assert checks["next"].detail.startswith(
+        "Cinder's own upload may be at work, looked at again in "
+    )
 
 
 async def test_an_active_image_target_by_target(cloud: FakeCloud, settings: Settings) -> None:
@@ -140,10 +153,14 @@ async def test_an_active_image_target_by_target(cloud: FakeCloud, settings: Sett
         "target slow",
     }
     small = cloud.upload(disk_format="iso")
-    assert (await told(cloud, settings, small.id))["target slow"].detail.startswith("not wanted: image is iso")
+    assert (await told(cloud, settings, small.id))["target slow"].detail.startswith(
+        "not wanted: image is iso"
+    )
 
 
-async def test_somebody_works_on_it_or_uploads_are_off(cloud: FakeCloud, settings: Settings) -> None:
+async def test_somebody_works_on_it_or_uploads_are_off(
+    cloud: FakeCloud, settings: Settings
+) -> None:
     importing = cloud.queue(status="importing")
     assert "somebody works on it" in (await told(cloud, settings, importing.id))["upload"].detail
     off = replace(settings, switched_off=frozenset({"upload"}))
@@ -167,9 +184,18 @@ def on_fast(cloud: FakeCloud, image: Image) -> Volume:
     return volume
 
 
-async def test_a_warm_image_meets_all_conditions(cloud: FakeCloud, settings: Settings, warm: Image) -> None:
+async def test_a_warm_image_meets_all_conditions(
+    cloud: FakeCloud, settings: Settings, warm: Image
+) -> None:
     checks = await told(cloud, settings, warm.id)
-    names = ["fast volume", "fast location", "fast owner", "slow volume", "slow location", "slow owner"]
+    names = [
+        "fast volume",
+        "fast location",
+        "fast owner",
+        "slow volume",
+        "slow location",
+        "slow owner",
+    ]
     assert [checks[name].verdict for name in names] == ["ok"] * 6
     assert on_fast(cloud, warm).id in checks["fast volume"].detail
     assert checks["cinder.conf"].verdict == "warn", "no API tells, and it is said so"
@@ -181,11 +207,20 @@ async def test_a_warm_image_meets_all_conditions(cloud: FakeCloud, settings: Set
         ("fast volume", {"status": "error"}, "is error"),
         ("fast volume", {"encrypted": True}, "encrypted"),
         ("fast owner", {"metadata": {"image_worker": "fast"}}, "image_owner is missing"),
-        ("fast owner", {"metadata": {"image_owner": "internal"}}, "image_owner is internal: only alice gets a clone"),
+        (
+            "fast owner",
+            {"metadata": {"image_owner": "internal"}},
+            "image_owner is internal: only alice gets a clone",
+        ),
     ],
 )
 async def test_a_condition_that_is_not_met(
-    cloud: FakeCloud, settings: Settings, warm: Image, condition: str, changes: dict[str, Any], detail: str
+    cloud: FakeCloud,
+    settings: Settings,
+    warm: Image,
+    condition: str,
+    changes: dict[str, Any],
+    detail: str,
 ) -> None:
     volume = on_fast(cloud, warm)
     cloud.volumes[volume.id] = replace(volume, **changes)
@@ -194,18 +229,28 @@ async def test_a_condition_that_is_not_met(
     assert detail in check.detail
 
 
-async def test_the_owner_needs_no_mark_of_hers(cloud: FakeCloud, settings: Settings, warm: Image) -> None:
+async def test_the_owner_needs_no_mark_of_hers(
+    cloud: FakeCloud, settings: Settings, warm: Image
+) -> None:
     volume = on_fast(cloud, warm)
     cloud.volumes[volume.id] = replace(volume, metadata={"image_owner": "internal"})
     assert (await told(cloud, settings, warm.id, project_id="alice"))["fast owner"].verdict == "ok"
     assert (await told(cloud, settings, warm.id, project_id="bob"))["fast owner"].verdict == "fail"
 
 
-async def test_a_volume_that_no_location_names(cloud: FakeCloud, settings: Settings, warm: Image) -> None:
-    cloud.locations[warm.id] = tuple(one for one in cloud.locations[warm.id] if one.store != "cinder-fast")
-    assert (await told(cloud, settings, warm.id))["fast location"].detail == "no location of the image names it"
+async def test_a_volume_that_no_location_names(
+    cloud: FakeCloud, settings: Settings, warm: Image
+) -> None:
+    cloud.locations[warm.id] = tuple(
+        one for one in cloud.locations[warm.id] if one.store != "cinder-fast"
+    )
+    assert (await told(cloud, settings, warm.id))[
+        "fast location"
+    ].detail == "no location of the image names it"
     cloud.locations[warm.id] = ()
-    assert (await told(cloud, settings, warm.id))["fast location"].detail == "Glance shows no locations"
+    assert (await told(cloud, settings, warm.id))[
+        "fast location"
+    ].detail == "Glance shows no locations"
 
 
 @pytest.mark.parametrize(
@@ -228,21 +273,28 @@ async def test_whether_a_project_may_use_it(
     assert (await told(cloud, settings, warm.id, project_id=project))["project"].verdict == verdict
 
 
-async def test_members_that_we_may_not_see(cloud: FakeCloud, settings: Settings, warm: Image) -> None:
+async def test_members_that_we_may_not_see(
+    cloud: FakeCloud, settings: Settings, warm: Image
+) -> None:
     cloud.faults["list_members"] = Fault(Blocked("403"))
     assert (await told(cloud, settings, warm.id, project_id="bob"))["project"].verdict == "warn"
 
 
 async def test_a_cache_entry_is_fresh_or_not(cloud: FakeCloud, settings: Settings) -> None:
-    entry = Volume(id="e", name="image-i", status="available", volume_type="fast", size=1, host="h@b#p")
+    entry = Volume(
+        id="e", name="image-i", status="available", volume_type="fast", size=1, host="h@b#p"
+    )
     image = cloud.upload()
     target = replace(FAST, strategy="cache")
     fresh = replace(
-        entry, name=f"image-{image.id}", metadata={"image_volume_worker_updated_at": image.updated_at, TAG: "fast"}
+        entry,
+        name=f"image-{image.id}",
+        metadata={"image_volume_worker_updated_at": image.updated_at, TAG: "fast"},
     )
     warmth = Warmth(target, State.WARM)
     verdicts = {
-        check.name: check.verdict for check in clone.target_checks(image, target, warmth, (fresh,), locations=())
+        check.name: check.verdict
+        for check in clone.target_checks(image, target, warmth, (fresh,), locations=())
     }
     assert verdicts == {"target fast": "ok", "fast volume": "ok", "fast entry": "ok"}
     changed = replace(image, updated_at="later")
@@ -250,10 +302,18 @@ async def test_a_cache_entry_is_fresh_or_not(cloud: FakeCloud, settings: Setting
     assert (stale[-1].name, stale[-1].verdict) == ("fast entry", "warn")
 
 
-async def test_what_an_upload_left_in_its_owners_project(cloud: FakeCloud, settings: Settings, warm: Image) -> None:
+async def test_what_an_upload_left_in_its_owners_project(
+    cloud: FakeCloud, settings: Settings, warm: Image
+) -> None:
     left = cloud.volume_of("alice")
     cloud.image_tasks[warm.id] = [
-        ImageTask(id="t", type="location_import", status="failure", message="x", url=f"cinder://cinder-fast/{left.id}")
+        ImageTask(
+            id="t",
+            type="location_import",
+            status="failure",
+            message="x",
+            url=f"cinder://cinder-fast/{left.id}",
+        )
     ]
     check = (await told(cloud, settings, warm.id))["left behind"]
     assert check.verdict == "warn"
@@ -268,8 +328,13 @@ async def test_the_quota_of_an_upload(cloud: FakeCloud, settings: Settings) -> N
     assert (await told(cloud, settings, image.id))["quota"].verdict == "ok"
     cloud.quota = 0
     check = (await told(cloud, settings, image.id))["quota"]
-    assert (check.verdict, check.detail) == ("fail", "the internal project has 0 GiB left, the clone needs 1 GiB")
-    assert upload.quota_check(volume, Quota(volumes=0, gigabytes=5)).detail.startswith("the internal project has 0 vol")
+    assert (check.verdict, check.detail) == (
+        "fail",
+        "the internal project has 0 GiB left, the clone needs 1 GiB",
+    )
+    assert upload.quota_check(volume, Quota(volumes=0, gigabytes=5)).detail.startswith(
+        "the internal project has 0 vol"
+    )
 
 
 @pytest.mark.parametrize(
@@ -282,9 +347,19 @@ async def test_the_quota_of_an_upload(cloud: FakeCloud, settings: Settings) -> N
         ("held", 0, "ok", "waits for a slot"),
     ],
 )
-def test_what_a_worker_is_doing_about_it(state: str, attempt: int, verdict: str, detail: str) -> None:
+def test_what_a_worker_is_doing_about_it(
+    state: str, attempt: int, verdict: str, detail: str
+) -> None:
     key = Key("prewarm", "i", "fast")
-    job = LiveJob(key=key, state=state, attempt=attempt, first_at=1.0, due=15.0, doing="CopyImage", reason="no answer")
+    job = LiveJob(
+        key=key,
+        state=state,
+        attempt=attempt,
+        first_at=1.0,
+        due=15.0,
+        doing="CopyImage",
+        reason="no answer",
+    )
     other = replace(job, key=Key("prewarm", "j", "fast"))
     (check,) = explain.work_checks("i", {key: job, other.key: other}, now=10.0)
     assert (check.name, check.verdict, check.detail) == ("job prewarm.fast", verdict, detail)
@@ -298,7 +373,15 @@ def message(event_type: str, **payload: object) -> dict[str, Any]:
 
 
 def signs(**fields: Any) -> Signs:
-    volume = Volume(id=VOLUME, name="x", status="available", volume_type="fast", size=1, host="h@b#p", project_id="p")
+    volume = Volume(
+        id=VOLUME,
+        name="x",
+        status="available",
+        volume_type="fast",
+        size=1,
+        host="h@b#p",
+        project_id="p",
+    )
     return Signs(**({"volume": volume, "seconds": 1.0, "heard": True} | fields))
 
 
@@ -307,7 +390,14 @@ IMAGE = "33333333-3333-4333-8333-333333333333"
 
 
 def test_what_notifications_tell() -> None:
-    image = Image(id=IMAGE, status="active", owner="a", disk_format="raw", container_format="bare", visibility="public")
+    image = Image(
+        id=IMAGE,
+        status="active",
+        owner="a",
+        disk_format="raw",
+        container_format="bare",
+        visibility="public",
+    )
     blank = signs(heard=False)
 
     def after(*messages: dict[str, Any]) -> Signs:
@@ -318,20 +408,39 @@ def test_what_notifications_tell() -> None:
 
     sent = message("image.send", image_id=IMAGE, bytes_sent=5, receiver_tenant_id="p")
     assert after(sent, sent).sent == 10
-    assert after(message("image.send", image_id=IMAGE, bytes_sent=5, receiver_tenant_id="else")).sent == 0
-    assert after(message("image.send", image_id=VOLUME, bytes_sent=5, receiver_tenant_id="p")).sent == 0
-    assert after(message("image.send", image_id=IMAGE, bytes_sent="x", receiver_tenant_id="p")).sent == 0
-    end = message("volume.create.end", volume_id=VOLUME, glance_metadata=[{"key": "image_id", "value": IMAGE}])
+    assert (
+        after(message("image.send", image_id=IMAGE, bytes_sent=5, receiver_tenant_id="else")).sent
+        == 0
+    )
+    assert (
+        after(message("image.send", image_id=VOLUME, bytes_sent=5, receiver_tenant_id="p")).sent
+        == 0
+    )
+    assert (
+        after(message("image.send", image_id=IMAGE, bytes_sent="x", receiver_tenant_id="p")).sent
+        == 0
+    )
+    end = message(
+        "volume.create.end", volume_id=VOLUME, glance_metadata=[{"key": "image_id", "value": IMAGE}]
+    )
     assert (after(end).heard, after(end).verified, after(end).is_clone) == (True, False, True)
     noted = message(
-        "volume.create.end", volume_id=VOLUME, glance_metadata=[{"key": "signature_verified", "value": "F"}]
+        "volume.create.end",
+        volume_id=VOLUME,
+        glance_metadata=[{"key": "signature_verified", "value": "F"}],
     )
     assert after(noted).verified
     assert not after(noted).is_clone
     assert after(message("volume.create.end", volume_id=IMAGE)) == blank
     assert after(message("image_volume_cache.hit", image_id=IMAGE, host="h@b#p")).hit
     assert not after(message("image_volume_cache.hit", image_id=IMAGE, host="else")).hit
-    assert after(message("image.update", id=IMAGE), {"event_type": "volume.create.end", "payload": "text"}) == blank
+    assert (
+        after(
+            message("image.update", id=IMAGE),
+            {"event_type": "volume.create.end", "payload": "text"},
+        )
+        == blank
+    )
 
 
 @pytest.mark.parametrize(
@@ -339,7 +448,7 @@ def test_what_notifications_tell() -> None:
     [
         (signs(), "ok", "a clone, in 1.0 s: nothing was downloaded"),
         (signs(hit=True), "ok", "a clone, in 1.0 s: Cinder's image-volume cache has served it"),
-        (signs(heard=False), "ok", "a clone, in 1.0 s: nothing was downloaded; by status only, no notification came"),
+        (signs(heard=False), "ok", ("a clone, in 1.0 s: nothing was downloaded; by status only, no notification came")),
         (signs(downloading=True), "fail", "no clone, in 1.0 s: Cinder was downloading"),
         (signs(sent=GIB), "fail", "no clone, in 1.0 s: Glance has sent 1 GiB"),
         (signs(verified=True), "fail", "no clone, in 1.0 s: Cinder has noted signature_verified"),
@@ -444,25 +553,40 @@ async def test_an_image_that_nobody_may_read(cloud: FakeCloud, warm: Image, tmp_
     cloud.touch(warm.id, status="deactivated")
     rig = Rig(cloud)
     settings = load(tmp_path, GROUPS)
-    checks = [check async for check in explain.explain(cloud, settings, rig.prewarm, warm.id, now=time.time())]
-    assert [(check.name, check.verdict) for check in checks] == [("image", "ok"), ("status", "fail")]
+    checks = [
+        check
+        async for check in explain.explain(cloud, settings, rig.prewarm, warm.id, now=time.time())
+    ]
+    assert [(check.name, check.verdict) for check in checks] == [
+        ("image", "ok"),
+        ("status", "fail"),
+    ]
 
 
-async def test_a_location_whose_volume_is_gone(cloud: FakeCloud, warm: Image, tmp_path: Path) -> None:
+async def test_a_location_whose_volume_is_gone(
+    cloud: FakeCloud, warm: Image, tmp_path: Path
+) -> None:
     rig = Rig(cloud)
     settings = load(tmp_path, GROUPS)
     (volume, *_) = cloud.of(warm.id)
     del cloud.volumes[volume.id]
-    checks = [check async for check in explain.explain(cloud, settings, rig.prewarm, warm.id, now=time.time())]
+    checks = [
+        check
+        async for check in explain.explain(cloud, settings, rig.prewarm, warm.id, now=time.time())
+    ]
     (broken,) = [check for check in checks if check.name == "location"]
     assert (broken.verdict, volume.id in broken.detail) == ("fail", True)
 
 
 @pytest.mark.parametrize(("minutes", "verdict"), [(1, "ok"), (40, "warn")])
-async def test_how_long_an_image_is_saving(cloud: FakeCloud, settings: Settings, minutes: int, verdict: str) -> None:
+async def test_how_long_an_image_is_saving(
+    cloud: FakeCloud, settings: Settings, minutes: int, verdict: str
+) -> None:
     saving = cloud.queue(status="saving")
     cloud.images[saving.id] = replace(
-        saving, created_epoch=time.time() - 60.0 * minutes, updated_epoch=time.time() - 60.0 * minutes
+        saving,
+        created_epoch=time.time() - 60.0 * minutes,
+        updated_epoch=time.time() - 60.0 * minutes,
     )
     check = (await told(cloud, settings, saving.id))["upload"]
     assert (check.verdict, f"saving for {minutes} minutes" in check.detail) == (verdict, True)

@@ -11,22 +11,46 @@ from handlers import kept_properties
     ("known", "present", "expected"),
     [
         ({}, (), {}),
-        ({"hw_firmware_type": "uefi", "os_type": "linux"}, (), {"hw_firmware_type": "uefi", "os_type": "linux"}),
+        (
+            {"hw_firmware_type": "uefi", "os_type": "linux"},
+            (),
+            {"hw_firmware_type": "uefi", "os_type": "linux"},
+        ),
         # The image's own win; MySQL takes these names for the same
         ({"os_type": "linux", "a": "b"}, ("os_type",), {"a": "b"}),
         ({"OS_type": "linux"}, ("os_type",), {}),
         ({"Colour": "green", "colour": "red"}, (), {"Colour": "green"}),
         # Glance would strip them, or its MySQL take them for others
-        ({"os_type ": "linux", " visibility": "public", "\tx": "y", "öwner": "x", "😀": "x", "": "x"}, (), {}),
+        (
+            {
+                "os_type ": "linux",
+                " visibility": "public",
+                "\tx": "y",
+                "öwner": "x",
+                "😀": "x",
+                "": "x",
+            },
+            (),
+            {},
+        ),
         ({"a/odd~name, with spaces": "kept"}, (), {"a/odd~name, with spaces": "kept"}),
         # An empty value would take the property away
         ({"a": ""}, (), {}),
         # The namespaces that the operator has reserved
-        ({"licence_x": "paid", "licenced": "kept", "image_volume_prewarm": "yes"}, (), {"licenced": "kept"}),
+        (
+            {"licence_x": "paid", "licenced": "kept", "image_volume_prewarm": "yes"},
+            (),
+            {"licenced": "kept"},
+        ),
     ],
 )
-def test_what_is_kept(known: dict[str, str], present: tuple[str, ...], expected: dict[str, str]) -> None:
-    assert kept_properties.missing(known, present, ("licence_", "image_volume_prewarm", "")) == expected
+def test_what_is_kept(
+    known: dict[str, str], present: tuple[str, ...], expected: dict[str, str]
+) -> None:
+    assert (
+        kept_properties.missing(known, present, ("licence_", "image_volume_prewarm", ""))
+        == expected
+    )
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,11 @@ class Reader:
             name, equals, value = head.partition(b"=")
             if not equals:
                 length = int.from_bytes(data[:8], "little")
-                value, end, data = data[8 : 8 + length], data[8 + length : 9 + length], data[9 + length :]
+                value, end, data = (
+                    data[8 : 8 + length],
+                    data[8 + length : 9 + length],
+                    data[9 + length :],
+                )
                 assert end == b"\n"
             assert name.decode() not in found
             found[name.decode()] = value.decode()
@@ -71,7 +75,9 @@ def test_each_field_is_one_of_the_journals(journal: Reader) -> None:
         "job_again", image_id="i-1", after=5.0, faults=["a", "b"], reason="over quota"
     )
     assert journal.entry() == {
-        "MESSAGE": 'job_again image_id=i-1 after=5.0 faults="[\\"a\\", \\"b\\"]" reason="over quota"',
+        "MESSAGE": (
+            'job_again image_id=i-1 after=5.0 faults="[\\"a\\", \\"b\\"]" reason="over quota"'
+        ),
         "PRIORITY": "4",
         "SYSLOG_IDENTIFIER": "image-volume-worker",
         "EVENT": "job_again",
@@ -83,7 +89,9 @@ def test_each_field_is_one_of_the_journals(journal: Reader) -> None:
     }
 
 
-@pytest.mark.parametrize(("level", "priority"), [("info", "6"), ("warning", "4"), ("error", "3"), ("critical", "2")])
+@pytest.mark.parametrize(
+    ("level", "priority"), [("info", "6"), ("warning", "4"), ("error", "3"), ("critical", "2")]
+)
 def test_priorities_are_those_of_syslog(journal: Reader, level: str, priority: str) -> None:
     getattr(structlog.get_logger(), level)("started")
     assert journal.entry()["PRIORITY"] == priority
@@ -115,9 +123,16 @@ def test_a_traceback_is_part_of_the_message(journal: Reader) -> None:
 
 
 def test_values_of_several_lines_and_odd_ones(journal: Reader) -> None:
-    structlog.get_logger().info("told", why="one\ntwo=2\n", path=Path("/x"), _own=None, lone="\udc80")
+    structlog.get_logger().info(
+        "told", why="one\ntwo=2\n", path=Path("/x"), _own=None, lone="\udc80"
+    )
     entry = journal.entry()
-    assert (entry["WHY"], entry["PATH"], entry["OWN"], entry["LONE"]) == ("one\ntwo=2\n", "/x", "null", "\\udc80")
+    assert (entry["WHY"], entry["PATH"], entry["OWN"], entry["LONE"]) == (
+        "one\ntwo=2\n",
+        "/x",
+        "null",
+        "\\udc80",
+    )
     assert entry["MESSAGE"].startswith('told why="one\\ntwo=2\\n" path=/x')
 
 
@@ -147,5 +162,8 @@ def test_no_journal_at_start(tmp_path: Path) -> None:
     with pytest.raises(Misconfigured) as raised:
         Journal(str(tmp_path / "none"))
     assert raised.value.faults == (
-        f"[log] format: journal: {tmp_path / 'none'}: No such file or directory; is this a systemd host?",
+        (
+            f"[log] format: journal: {tmp_path / 'none'}: No such file or directory; is this a "
+            f"systemd host?"
+        ),
     )

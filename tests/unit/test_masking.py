@@ -1,4 +1,5 @@
-"""What looks like a secret in bytes that nobody could decode; decoded notifications: test_recorder."""
+"""What looks like a secret in bytes that nobody could decode; decoded notifications:
+test_recorder."""
 
 from __future__ import annotations
 
@@ -20,7 +21,14 @@ def envelope(message: object) -> bytes:
     [
         {"_context_auth_token": "t0ken", "payload": {}},
         {"payload": {"rows": [{"connection_info": {"data": {"auth_password": "t0ken"}}}]}},
-        {"payload": {"API-Key": 1, "api_key": "t0ken", "ClientSecret": "t0ken", "X-Subject-Token": "t0ken"}},
+        {
+            "payload": {
+                "API-Key": 1,
+                "api_key": "t0ken",
+                "ClientSecret": "t0ken",
+                "X-Subject-Token": "t0ken",
+            }
+        },
         {"payload": "https://user:t0ken@host/"},
         {"payload": "Bearer gAAAAABt0kent0kent0kent0ken-_"},
     ],
@@ -36,10 +44,20 @@ def test_half_a_message_tells_no_secret(message: object) -> None:
 
 @pytest.mark.parametrize(
     "secret",
-    ["ab'cdS3CRET", 'ab"cdS3CRET', "ab\\cdS3CRET", 'ab\\"S3CRET', "S3CRET\\", "a,b:S3CRET", "S3CRET e"],
+    [
+        "ab'cdS3CRET",
+        'ab"cdS3CRET',
+        "ab\\cdS3CRET",
+        'ab\\"S3CRET',
+        "S3CRET\\",
+        "a,b:S3CRET",
+        "S3CRET e",
+    ],
     ids=["apostrophe", "quote", "backslash", "both", "at the end", "comma", "blank"],
 )
-@pytest.mark.parametrize("name", ["password", "adminPass", "auth_token", "user_data", "_context_auth_token"])
+@pytest.mark.parametrize(
+    "name", ["password", "adminPass", "auth_token", "user_data", "_context_auth_token"]
+)
 def test_no_letter_ends_a_secret(name: str, secret: str) -> None:
     message = {"event_type": "x", "payload": {name: secret, "size": 5}}
     for body in (envelope(message), json.dumps(message).encode()):
@@ -50,7 +68,10 @@ def test_no_letter_ends_a_secret(name: str, secret: str) -> None:
 
 @pytest.mark.parametrize("value", [12345678, ["12345678"], {"a": "12345678"}, -12345678.5])
 def test_a_secret_need_not_be_text(value: object) -> None:
-    for body in (envelope({"password": value, "size": 5}), json.dumps({"connection_info": value}).encode()):
+    for body in (
+        envelope({"password": value, "size": 5}),
+        json.dumps({"connection_info": value}).encode(),
+    ):
         assert b"12345678" not in masked_bytes(body)
 
 
@@ -78,7 +99,12 @@ def test_half_a_url_tells_no_password() -> None:
 
 
 def test_what_is_no_secret_stays() -> None:
-    body = envelope({"event_type": "image.update", "payload": {"id": "x", "name": "a password is no name", "size": 5}})
+    body = envelope(
+        {
+            "event_type": "image.update",
+            "payload": {"id": "x", "name": "a password is no name", "size": 5},
+        }
+    )
     assert masked_bytes(body) == body
 
 
@@ -98,4 +124,6 @@ def test_it_takes_no_longer_however_it_is_made(piece: bytes) -> None:
         masked_bytes(body)
         return time.process_time() - began
 
-    assert min(seconds(65_536) for _ in range(3)) < 64 * max(0.0005, min(seconds(4096) for _ in range(3)))
+    assert min(seconds(65_536) for _ in range(3)) < 64 * max(
+        0.0005, min(seconds(4096) for _ in range(3))
+    )

@@ -1,4 +1,5 @@
-"""Every recorded notification is read; nothing from outside gets past as anything but values or Malformed."""
+"""Every recorded notification is read; nothing from outside gets past as anything but values or
+Malformed."""
 
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ def test_the_image_volume_of_an_upload_names_its_image() -> None:
 
 
 def test_a_bare_notification_is_read_as_well() -> None:
-    body = json.dumps({"event_type": "image.update", "payload": {"id": IMAGE, "status": "active"}}).encode()
+    body = json.dumps(
+        {"event_type": "image.update", "payload": {"id": IMAGE, "status": "active"}}
+    ).encode()
     notification = Notification.from_wire(body)
     assert (notification.image_id, notification.status) == (IMAGE, "active")
 
@@ -78,20 +81,35 @@ def test_metadata_names_image_and_target() -> None:
     payload = {
         "volume_id": VOLUME,
         "display_name": "whatever",
-        "metadata": [{"key": "glance_image_id", "value": IMAGE}, {"key": "image_volume_worker", "value": "fast"}],
+        "metadata": [
+            {"key": "glance_image_id", "value": IMAGE},
+            {"key": "image_volume_worker", "value": "fast"},
+        ],
     }
-    notification = Notification.from_wire(envelope({"event_type": "volume.create.end", "payload": payload}))
-    assert (notification.image_id, notification.target, notification.volume_id) == (IMAGE, "fast", VOLUME)
+    notification = Notification.from_wire(
+        envelope({"event_type": "volume.create.end", "payload": payload})
+    )
+    assert (notification.image_id, notification.target, notification.volume_id) == (
+        IMAGE,
+        "fast",
+        VOLUME,
+    )
 
 
-@pytest.mark.parametrize("image_id", ["../../v2/tasks", "f8195267", f"{IMAGE}/file", IMAGE.upper(), 7, None, ["x"], {}])
+@pytest.mark.parametrize(
+    "image_id", ["../../v2/tasks", "f8195267", f"{IMAGE}/file", IMAGE.upper(), 7, None, ["x"], {}]
+)
 def test_what_is_no_image_id_is_none(image_id: object) -> None:
     message = {"event_type": "image.update", "payload": {"id": image_id, "status": "active"}}
     assert Notification.from_wire(envelope(message)).image_id == ""
 
 
 def test_the_token_of_the_context_is_dropped() -> None:
-    message = {"event_type": "image.update", "payload": {"id": IMAGE}, "_context_auth_token": "gAAAAAB-secret"}
+    message = {
+        "event_type": "image.update",
+        "payload": {"id": IMAGE},
+        "_context_auth_token": "gAAAAAB-secret",
+    }
     assert "gAAAAAB-secret" not in repr(Notification.from_wire(envelope(message)))
 
 
@@ -120,7 +138,9 @@ def test_anything_else_is_malformed(body: bytes) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4)
+    ),
     max_leaves=12,
 )
 fields = st.sampled_from(
@@ -145,10 +165,17 @@ fields = st.sampled_from(
     payload=st.dictionaries(fields, json_values) | json_values,
     timestamp=json_values,
 )
-def test_no_payload_gets_past_as_anything_but_text(event_type: str, payload: object, timestamp: object) -> None:
+def test_no_payload_gets_past_as_anything_but_text(
+    event_type: str, payload: object, timestamp: object
+) -> None:
     body = envelope({"event_type": event_type, "payload": payload, "timestamp": timestamp})
     notification = Notification.from_wire(body)
-    texts = (notification.status, notification.image_id, notification.volume_id, notification.target)
+    texts = (
+        notification.status,
+        notification.image_id,
+        notification.volume_id,
+        notification.target,
+    )
     assert all(isinstance(text, str) for text in texts)
 
 

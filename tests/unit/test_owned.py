@@ -54,7 +54,9 @@ def test_a_process_that_was_killed_holds_nothing(tmp_path: Path) -> None:
         "import os, sys, pathlib; from worker.capture import owned; "
         "owned.acquire(pathlib.Path(sys.argv[1])); print(1, flush=True); os.read(0, 1)"
     )
-    holder = subprocess.Popen([sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert holder.stdout is not None
     assert holder.stdin is not None
     holder.stdout.readline()

@@ -39,7 +39,11 @@ def test_one_unlike_all_others() -> None:
     packed = Packed()
     (image_id, plain), *_ = volumes(1)
     odd = replace(
-        plain, name="\ud800𝔘\x00" * 1000, size=1 << 40, encrypted=True, metadata={str(uuid.uuid4()): "x" * 255}
+        plain,
+        name="\ud800𝔘\x00" * 1000,
+        size=1 << 40,
+        encrypted=True,
+        metadata={str(uuid.uuid4()): "x" * 255},
     )
     for volume in (plain, odd, replace(plain, metadata={})):
         packed.add(image_id, volume)

@@ -31,7 +31,8 @@ def test_what_is_not_seen_is_shown(one: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "Debian 13 (trixie)", "ä é 日本 \N{PILE OF POO}", "\N{HEBREW LETTER ALEF} ok", "a\nb"]
+    "text",
+    ["", "Debian 13 (trixie)", "ä é 日本 \N{PILE OF POO}", "\N{HEBREW LETTER ALEF} ok", "a\nb"],
 )
 def test_what_is_seen_stays(text: str) -> None:
     assert plain(text) == text
@@ -41,7 +42,9 @@ def test_what_is_seen_stays(text: str) -> None:
 class Listing(Plain, Lister):
     """Lists what a stranger has written."""
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], Iterator[tuple[Any, ...]]]:
+    def take_action(
+        self, parsed_args: argparse.Namespace
+    ) -> tuple[tuple[str, ...], Iterator[tuple[Any, ...]]]:
         return ("name", "size"), iter([(TURNED, 1), ("\x1b[2J", 2)])
 
 
@@ -61,7 +64,9 @@ def test_logs_show_it_on_one_line(style: str, capsys: pytest.CaptureFixture[str]
     before = root.handlers[:], root.level
     log.setup(style=style)
     try:
-        structlog.get_logger("x").warning("image_seen", image=TURNED, why="a\nlevel=error \x1b[2J", number=7)
+        structlog.get_logger("x").warning(
+            "image_seen", image=TURNED, why="a\nlevel=error \x1b[2J", number=7
+        )
         logging.getLogger("urllib3").warning("%s", TURNED)
     finally:
         root.handlers[:], root.level = before

@@ -1,4 +1,5 @@
-"""The plans of prewarm, step by step, as tables: what was seen of an image on a target, and the next action."""
+"""The plans of prewarm, step by step, as tables: what was seen of an image on a target, and the
+next action."""
 
 from __future__ import annotations
 
@@ -60,27 +61,44 @@ FILE = (Location(url="file:///x", store="file"),)
 ANY = frozenset[str]()
 CLONED = Finish(Done(native.CLONED, state=State.WARM))
 WARM = Finish(Done("v1", state=State.WARM))
-HIDDEN = Finish(Again(image_volume.HIDDEN, after=registered.ASK_AGAIN, counted=False, wake_on_notification=True))
+HIDDEN = Finish(
+    Again(image_volume.HIDDEN, after=registered.ASK_AGAIN, counted=False, wake_on_notification=True)
+)
 
 ENTRY = replace(V1, id="e1", metadata={**MARKS, "readonly": "True", "image_volume_worker_updated_at": "then",
                 **OURS})  # fmt: skip
 BARE_ENTRY = replace(ENTRY, metadata={"readonly": "True"})
 WARMING = replace(V1, id="w1", name=f"warm-{IMAGE_ID}", metadata={**MARKS, **OURS,
                   "image_volume_worker_updated_at": "then"})  # fmt: skip
-NEW = NewVolume(name=f"image-{IMAGE_ID}", size=1, volume_type="ssd", image_id=IMAGE_ID, metadata={**MARKS, **OURS})
+NEW = NewVolume(
+    name=f"image-{IMAGE_ID}",
+    size=1,
+    volume_type="ssd",
+    image_id=IMAGE_ID,
+    metadata={**MARKS, **OURS},
+)
 
 
 def seen(image: Image = COLD, **more: Any) -> Seen:
-    return Seen(**({"image": image, "now": NOW, "stores": STORES, "settle": 5.0, "rewarm_interval": 600.0} | more))
+    return Seen(
+        **(
+            {"image": image, "now": NOW, "stores": STORES, "settle": 5.0, "rewarm_interval": 600.0}
+            | more
+        )
+    )
 
 
-def at(*volumes: Volume, image: Image = LOCATED, locations: tuple[Location, ...] = FIRST, **more: Any) -> Seen:
+def at(
+    *volumes: Volume, image: Image = LOCATED, locations: tuple[Location, ...] = FIRST, **more: Any
+) -> Seen:
     """An image with a location in the target's store."""
     return seen(image, volumes=volumes, locations=locations, **more)
 
 
 def marked(volume: Volume, **changes: str | None) -> Volume:
-    metadata = {key: value for key, value in {**volume.metadata, **changes}.items() if value is not None}
+    metadata = {
+        key: value for key, value in {**volume.metadata, **changes}.items() if value is not None
+    }
     return replace(volume, metadata=metadata)
 
 
@@ -239,7 +257,11 @@ def test_location(given: Seen, expected: Action) -> None:
     assert location.plan(given, replace(TARGET, strategy="location")) == expected
 
 
-THROW_AWAY = replace(NEW, name=f"warm-{IMAGE_ID}", metadata={**NEW.metadata, "image_volume_worker_updated_at": "then"})
+THROW_AWAY = replace(
+    NEW,
+    name=f"warm-{IMAGE_ID}",
+    metadata={**NEW.metadata, "image_volume_worker_updated_at": "then"},
+)
 CHANGED = replace(COLD, updated_at="now", updated_epoch=NOW - 100.0)
 NEWER = {"image_volume_worker_updated_at": "now"}
 BUSY = replace(WARMING, status="downloading", created_epoch=NOW - 10.0)
@@ -278,7 +300,8 @@ GLANCES = marked(V1, readonly=None)
          DeleteVolume("e1", why="it is encrypted", encrypted=True)),
         (seen(volumes=(), warming=(), failed="it broke"), LookAtLocations()),
         (seen(volumes=(), warming=(), failed="it broke", hidden=True), Finish(Again("it broke"))),
-        # The image has changed: the entry is stale, and so is a throw-away volume that was begun before
+        # The image has changed: the entry is stale, and so is a throw-away volume that was begun
+        # before
         (seen(CHANGED, volumes=(ENTRY,), warming=()), CreateVolume(
             replace(THROW_AWAY, metadata={**THROW_AWAY.metadata, **NEWER, "image_volume_worker_anew": "yes"}),
             anew=True)),
@@ -320,7 +343,11 @@ COPYING = replace(COLD, import_locked=True)
         (seen(), NATIVE, CopyImage(("rbd-b",))),
         (seen(COPYING), NATIVE, CopyImage(("rbd-b",))),
         (seen(replace(COPYING, updated_epoch=MOMENT)), NATIVE, AwaitImage()),
-        (seen(replace(COLD, updated_epoch=MOMENT)), NATIVE, again("the image was changed a moment ago", 1.0)),
+        (
+            seen(replace(COLD, updated_epoch=MOMENT)),
+            NATIVE,
+            again("the image was changed a moment ago", 1.0),
+        ),
     ],
 )
 def test_native(given: Seen, target: Target, expected: Action) -> None:

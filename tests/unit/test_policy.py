@@ -11,7 +11,13 @@ from worker.core.cloud import GIB, Image
 from worker.core.target import Policy, Strategy, Target
 
 IMAGE = Image(
-    id="i", status="active", owner="alice", disk_format="raw", container_format="bare", visibility="private", size=1000
+    id="i",
+    status="active",
+    owner="alice",
+    disk_format="raw",
+    container_format="bare",
+    visibility="private",
+    size=1000,
 )
 TARGET = Target(name="fast", volume_type="fast")
 
@@ -38,9 +44,14 @@ def asked(answer: str, **changes: object) -> Image:
         (IMAGE, Policy(min_size=1000, max_size=1000), None),
         (asked("no"), Policy(), "says no"),
         (asked("False"), Policy(), "says no"),
-        # Nova's snapshots and Cinder's uploads inherit it: it has to name the image, unless that is public
+        # Nova's snapshots and Cinder's uploads inherit it: it has to name the image, unless that is
+        # public
         (asked("yes"), Policy(visibilities=frozenset({"public"})), "sets it to yes/i"),
-        (asked("yes", visibility="shared"), Policy(min_size=5000), "below [prewarm] min_size; its property"),
+        (
+            asked("yes", visibility="shared"),
+            Policy(min_size=5000),
+            "below [prewarm] min_size; its property",
+        ),
         (asked("yes", visibility="community"), Policy(min_size=5000), "inherited"),
         (asked("yes", visibility="public"), Policy(min_size=5000), None),
         (asked("yes/i"), Policy(visibilities=frozenset({"public"}), min_size=5000), None),

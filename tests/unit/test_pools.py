@@ -30,14 +30,19 @@ def clones(cloud: FakeCloud, image: Image) -> dict[str, type]:
     image = cloud.images[image.id]
     # What the fake's Cinder made an entry for stands in its own table
     volumes = tuple(
-        replace(v, metadata={**v.metadata, "image_volume_worker_updated_at": v.metadata["_cached_for"]})
+        replace(
+            v, metadata={**v.metadata, "image_volume_worker_updated_at": v.metadata["_cached_for"]}
+        )
         if "_cached_for" in v.metadata
         else v
         for v in cloud.of(image.id)
         if v.name.startswith("image-")
     )
     evidence = Evidence(locations=cloud.locations[image.id], volumes=volumes)
-    return {host: type(clone_path(image, Pool(hosts=frozenset({host})), evidence)) for host in cloud.hosts_of("fast")}
+    return {
+        host: type(clone_path(image, Pool(hosts=frozenset({host})), evidence))
+        for host in cloud.hosts_of("fast")
+    }
 
 
 def warmth(rig: Rig, image: Image) -> tuple[State, str]:
@@ -49,7 +54,11 @@ def warmth(rig: Rig, image: Image) -> tuple[State, str]:
 def sampled(rig: Rig, name: str) -> dict[tuple[str, str], float]:
     """The values of a metric of targets and states."""
     (family,) = (one for one in rig.metrics.registry.collect() if one.name == name)
-    return {(one.labels["target"], one.labels["state"]): one.value for one in family.samples if one.value}
+    return {
+        (one.labels["target"], one.labels["state"]): one.value
+        for one in family.samples
+        if one.value
+    }
 
 
 @pytest.mark.parametrize("fmt", ["raw", "qcow2"])
@@ -116,14 +125,18 @@ async def test_of_two_arrays_that_clone_across_only_one_has_locations() -> None:
         assert cloud.images[late.id].stores == frozenset({"file"})
     cloud.pools = {"fast": 2, "slow": 2}
     # Whoever names the strategy has the say
-    async with Rig(cloud, targets=[SLOW, replace(FAST, strategy="store")], policy=Policy(settle=0.0)) as rig:
+    async with Rig(
+        cloud, targets=[SLOW, replace(FAST, strategy="store")], policy=Policy(settle=0.0)
+    ) as rig:
         image = cloud.upload()
         await rig.resync()
         await rig.quiet()
         assert cloud.images[image.id].stores == frozenset({"file", "cinder-slow", "cinder-fast"})
 
 
-@pytest.mark.parametrize(("changes", "why"), [({"named_pools": False}, "no way"), ({"makes_types": False}, "may not")])
+@pytest.mark.parametrize(
+    ("changes", "why"), [({"named_pools": False}, "no way"), ({"makes_types": False}, "may not")]
+)
 async def test_where_no_pool_can_be_chosen_it_says_so(changes: dict[str, object], why: str) -> None:
     cloud = spread(stores={"cinder-fast": "fast"}, **changes)
     async with Rig(cloud, targets=[FAST], policy=Policy(settle=0.0)) as rig:
@@ -159,7 +172,10 @@ async def test_only_the_pools_that_are_chosen() -> None:
     async with Rig(cloud, targets=[target], policy=Policy(settle=0.0)) as rig:
         image = cloud.upload()
         assert isinstance(await rig.run(image.id), Done)
-        assert {volume.host for volume in cloud.of(image.id)} == {"host@fast#fast", "host@fast#fastb"}
+        assert {volume.host for volume in cloud.of(image.id)} == {
+            "host@fast#fast",
+            "host@fast#fastb",
+        }
 
 
 async def test_an_unwanted_image_leaves_no_entry_and_no_type() -> None:
@@ -180,7 +196,9 @@ async def test_an_unwanted_image_leaves_no_entry_and_no_type() -> None:
 
 async def test_commands_that_look_delete_no_type() -> None:
     cloud = spread()
-    await cloud.create_private_type("image-volume-worker:host@fast#fast", {"volume_backend_name": "fast"})
+    await cloud.create_private_type(
+        "image-volume-worker:host@fast#fast", {"volume_backend_name": "fast"}
+    )
     rig = Rig(cloud, targets=[FAST])
     looking = Prewarm(replace(rig.parts, keeps_order=False))
     for _ in range(3):
@@ -213,16 +231,24 @@ async def test_a_deleted_image_leaves_nothing_in_any_pool() -> None:
 
 async def test_a_private_type_that_leads_elsewhere_is_named_and_nothing_is_made_there() -> None:
     cloud = spread()
-    cloud.private_types["image-volume-worker:host@fast#fastb"] = {"volume_backend_name": "fast", "pool_name": "fastc"}
+    cloud.private_types["image-volume-worker:host@fast#fastb"] = {
+        "volume_backend_name": "fast",
+        "pool_name": "fastc",
+    }
     async with Rig(cloud, targets=[FAST], policy=Policy(settle=0.0)) as rig:
         image = cloud.upload()
         outcome = await rig.run(image.id)
         assert isinstance(outcome, Skip)
-        assert "warm in 3 of 4 pools; not in host@fast#fastb: volume type image-volume-worker:" in outcome.reason
+        assert (
+            "warm in 3 of 4 pools; not in host@fast#fastb: volume type image-volume-worker:"
+            in outcome.reason
+        )
         assert cloud.calls["create_volume"] == 3
 
 
-async def test_a_volume_that_goes_astray_is_not_made_again_before_a_day(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_volume_that_goes_astray_is_not_made_again_before_a_day(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     cloud, lead = spread(), FakeCloud.hosts_of
 
     def astray(self: FakeCloud, volume_type: str) -> list[str]:
@@ -299,9 +325,13 @@ async def test_what_lies_in_a_pool_that_does_not_count_is_no_clone_in_the_one_th
 
 
 @pytest.mark.parametrize("most", [1, 2])
-async def test_a_budget_for_fewer_than_all_pools_makes_and_deletes_nothing_without_end(most: int) -> None:
+async def test_a_budget_for_fewer_than_all_pools_makes_and_deletes_nothing_without_end(
+    most: int,
+) -> None:
     cloud = spread()
-    async with Rig(cloud, targets=[replace(FAST, max_count=most)], policy=Policy(settle=0.0)) as rig:
+    async with Rig(
+        cloud, targets=[replace(FAST, max_count=most)], policy=Policy(settle=0.0)
+    ) as rig:
         image = cloud.upload()
         for _ in range(4):
             await rig.resync()
@@ -366,7 +396,10 @@ async def test_the_image_volume_of_another_target_in_the_same_pool_serves() -> N
         image = cloud.upload()
         assert isinstance(await rig.run(image.id, "fast"), Done)
         assert isinstance(await rig.run(image.id, "slow"), Done)
-        assert sorted(volume.host for volume in cloud.of(image.id)) == ["host@fast#fast", "host@slow#slow"]
+        assert sorted(volume.host for volume in cloud.of(image.id)) == [
+            "host@fast#fast",
+            "host@slow#slow",
+        ]
         assert cloud.calls["create_volume"] == 1
         assert await rig.resync() == []
 
@@ -390,7 +423,9 @@ def test_the_zones_of_a_type_and_of_a_target() -> None:
     pools = (lvm("az1"), lvm("az2"), lvm("az3"))
     limited = pool.VolumeType(id="1", name="fast", specs={"RESKEY:availability_zones": "az1, az2"})
     assert [one.zone for one in find_places(FAST, [limited], pools)] == ["az1", "az2"]
-    assert [one.zone for one in find_places(replace(FAST, availability_zone="az2"), [limited], pools)] == ["az2"]
+    assert [
+        one.zone for one in find_places(replace(FAST, availability_zone="az2"), [limited], pools)
+    ] == ["az2"]
     everywhere = pool.VolumeType(id="1", name="fast")
     assert len(find_places(FAST, [everywhere], pools)) == 3
     # Who may not see services does not know
@@ -403,7 +438,10 @@ def test_the_zones_of_a_type_and_of_a_target() -> None:
     [
         ({"volume_backend_name": "lvm"}, ["a@lvm#one", "b@lvm#two"]),
         ({"volume_backend_name": "lvm", "pool_name": "two"}, ["b@lvm#two"]),
-        ({"capabilities:volume_backend_name": "<or> nfs <or> lvm"}, ["a@lvm#one", "b@lvm#two", "c@nfs#x"]),
+        (
+            {"capabilities:volume_backend_name": "<or> nfs <or> lvm"},
+            ["a@lvm#one", "b@lvm#two", "c@nfs#x"],
+        ),
         ({"multiattach": "<is> True"}, ["c@nfs#x"]),
         ({"nobody:reports": "this"}, ["a@lvm#one", "b@lvm#two", "c@nfs#x"]),
         ({"reported_by": "nobody"}, []),
@@ -412,8 +450,16 @@ def test_the_zones_of_a_type_and_of_a_target() -> None:
 )
 def test_the_pools_that_a_type_leads_to(specs: dict[str, str], expected: list[str]) -> None:
     pools = [
-        pool.Pool(name="a@lvm#one", backend_name="lvm", capabilities={"pool_name": "one", "multiattach": False}),
-        pool.Pool(name="b@lvm#two", backend_name="lvm", capabilities={"pool_name": "two", "multiattach": False}),
+        pool.Pool(
+            name="a@lvm#one",
+            backend_name="lvm",
+            capabilities={"pool_name": "one", "multiattach": False},
+        ),
+        pool.Pool(
+            name="b@lvm#two",
+            backend_name="lvm",
+            capabilities={"pool_name": "two", "multiattach": False},
+        ),
         pool.Pool(name="c@nfs#x", backend_name="nfs", capabilities={"multiattach": True}),
     ]
     found = pool.pools_of(pool.VolumeType(id="1", name="t", specs=specs), pools)
@@ -422,7 +468,9 @@ def test_the_pools_that_a_type_leads_to(specs: dict[str, str], expected: list[st
 
 def test_only_a_pool_with_a_name_of_its_own_can_be_chosen() -> None:
     def named(host: str, name: str, *, across: bool = False) -> pool.Pool:
-        return pool.Pool(name=host, backend_name="lvm", clones_across=across, capabilities={"pool_name": name})
+        return pool.Pool(
+            name=host, backend_name="lvm", clones_across=across, capabilities={"pool_name": name}
+        )
 
     distinct = [named("a@lvm#one", "one"), named("a@lvm#two", "two")]
     assert [place.specs for place in pool.places_of(distinct, distinct)] == [
@@ -439,22 +487,41 @@ def test_only_a_pool_with_a_name_of_its_own_can_be_chosen() -> None:
     ]
     # LVM on two hosts
     hosts = [
-        replace(one, capabilities={**one.capabilities, "location_info": f"LVMVolumeDriver:{one.backend}:vg:thin:0"})
+        replace(
+            one,
+            capabilities={
+                **one.capabilities,
+                "location_info": f"LVMVolumeDriver:{one.backend}:vg:thin:0",
+            },
+        )
         for one in alike
     ]
     assert [dict(place.specs) for place in pool.places_of(hosts, hosts)] == [
-        {"volume_backend_name": "lvm", "pool_name": "vg", "location_info": f"LVMVolumeDriver:{host}@lvm:vg:thin:0"}
+        {
+            "volume_backend_name": "lvm",
+            "pool_name": "vg",
+            "location_info": f"LVMVolumeDriver:{host}@lvm:vg:thin:0",
+        }
         for host in "ab"
     ]
     # Two arrays that clone across their own pools
-    arrays = [named(f"h@{array}#{number}", f"{array}{number}", across=True) for array in "xy" for number in "12"]
-    assert [place.hosts for place in pool.places_of(arrays, arrays)] == [("h@x#1", "h@x#2"), ("h@y#1", "h@y#2")]
+    arrays = [
+        named(f"h@{array}#{number}", f"{array}{number}", across=True)
+        for array in "xy"
+        for number in "12"
+    ]
+    assert [place.hosts for place in pool.places_of(arrays, arrays)] == [
+        ("h@x#1", "h@x#2"),
+        ("h@y#1", "h@y#2"),
+    ]
 
 
 def test_patterns_choose_pools() -> None:
     assert Target(name="a", volume_type="x").takes("h@b#p")
     assert not Target(name="a", volume_type="x", pools=("h@c#*",)).takes("h@b#p")
-    assert not Target(name="a", volume_type="x", pools=("*",), exclude_pools=("*#p",)).takes("h@b#p")
+    assert not Target(name="a", volume_type="x", pools=("*",), exclude_pools=("*#p",)).takes(
+        "h@b#p"
+    )
 
 
 @pytest.mark.parametrize(
@@ -498,7 +565,9 @@ def test_extra_specs_of_other_kinds(value: object, wanted: str, expected: bool) 
 
 def test_a_list_and_a_nested_capability() -> None:
     one = pool.Pool(
-        name="h@b#p", backend_name="b", capabilities={"tiers": ["gold", "silver"], "qos": {"iops": {"max": 500}}}
+        name="h@b#p",
+        backend_name="b",
+        capabilities={"tiers": ["gold", "silver"], "qos": {"iops": {"max": 500}}},
     )
     for specs, expected in (
         ({"tiers": "silver"}, True),
@@ -507,4 +576,6 @@ def test_a_list_and_a_nested_capability() -> None:
         ({"capabilities:qos:iops:min": ">= 400"}, False),
         ({"qos:iops:max": ">= 900"}, True),
     ):
-        assert bool(pool.pools_of(pool.VolumeType(id="1", name="t", specs=specs), [one])) is expected, specs
+        assert (
+            bool(pool.pools_of(pool.VolumeType(id="1", name="t", specs=specs), [one])) is expected
+        ), specs

@@ -1,4 +1,5 @@
-"""An image is wanted by uses of it and by its owner's wish, not by what others have inherited of it."""
+"""An image is wanted by uses of it and by its owner's wish, not by what others have inherited of
+it."""
 
 from __future__ import annotations
 
@@ -23,7 +24,9 @@ INHERITED = [{"snapshot_id": "a-snapshot"}, {"source_volid": "a-volume"}]
 
 
 @pytest.mark.parametrize("fields", INHERITED, ids=["restored", "cloned"])
-async def test_restores_and_clones_make_no_image_wanted(cloud: FakeCloud, fields: dict[str, str]) -> None:
+async def test_restores_and_clones_make_no_image_wanted(
+    cloud: FakeCloud, fields: dict[str, str]
+) -> None:
     async with rig_of(cloud) as rig:
         cloud.emit = rig.hear
         image = cloud.upload()
@@ -93,10 +96,15 @@ async def test_a_yes_that_a_snapshot_has_inherited_is_no_wish(cloud: FakeCloud) 
         golden = cloud.upload(visibility="public", properties=wish)
         # Nova makes snapshots of a server with the properties of its image
         nova = {"image_type": "snapshot", "base_image_ref": golden.id}
-        snapshots = [cloud.upload(visibility="private", owner="bob", size=10, properties=wish | nova) for _ in range(3)]
+        snapshots = [
+            cloud.upload(visibility="private", owner="bob", size=10, properties=wish | nova)
+            for _ in range(3)
+        ]
         small = cloud.upload(visibility="private", size=10)
         cloud.set_by_user(small.id, image_volume_prewarm=f"yes/{small.id}")
-        cloned = cloud.upload(visibility="private", properties=dict(cloud.images[small.id].properties))
+        cloned = cloud.upload(
+            visibility="private", properties=dict(cloud.images[small.id].properties)
+        )
         await rig.resync()
         await rig.quiet()
         assert len(cloud.of(golden.id)) == len(cloud.of(small.id)) == 1

@@ -1,4 +1,5 @@
-"""Prewarm against the fake cloud: each strategy gets there, stays there, and gets over what goes wrong on the way."""
+"""Prewarm against the fake cloud: each strategy gets there, stays there, and gets over what goes
+wrong on the way."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ def caching(cloud: FakeCloud, strategy: str) -> FakeCloud:
 @pytest.fixture(params=STRATEGIES)
 async def rig(request: pytest.FixtureRequest, cloud: FakeCloud) -> AsyncIterator[Rig]:
     caching(cloud, request.param)
-    async with Rig(cloud, targets=using(request.param, FAST, SLOW), policy=Policy(settle=0.0)) as rig:
+    async with Rig(
+        cloud, targets=using(request.param, FAST, SLOW), policy=Policy(settle=0.0)
+    ) as rig:
         yield rig
         await rig.quiet()
 
@@ -49,7 +52,8 @@ async def store_rig(cloud: FakeCloud) -> AsyncIterator[Rig]:
 
 
 def serving(cloud: FakeCloud, image_id: str) -> dict[str, Volume]:
-    """The one Image-Volume that serves on each type, checked to be what Cinder needs to clone it for everyone."""
+    """The one Image-Volume that serves on each type, checked to be what Cinder needs to clone it
+    for everyone."""
     found: dict[str, Volume] = {}
     image = cloud.images[image_id]
     for volume in cloud.of(image_id):
@@ -91,7 +95,9 @@ async def test_a_resync_alone_gets_there(rig: Rig, cloud: FakeCloud) -> None:
     assert await rig.resync() == []
 
 
-async def test_the_second_run_changes_nothing_and_costs_three_calls(rig: Rig, cloud: FakeCloud) -> None:
+async def test_the_second_run_changes_nothing_and_costs_three_calls(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     image = cloud.upload()
     assert isinstance(await rig.run(image.id), Done)
     before = (dict(cloud.volumes), dict(cloud.locations), dict(cloud.images))
@@ -101,7 +107,9 @@ async def test_the_second_run_changes_nothing_and_costs_three_calls(rig: Rig, cl
     assert before == (cloud.volumes, cloud.locations, cloud.images)
 
 
-async def test_making_one_image_volume_costs_nine_calls_and_polls(rig: Rig, cloud: FakeCloud) -> None:
+async def test_making_one_image_volume_costs_nine_calls_and_polls(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     await rig.prewarm.prepare({})
     image = cloud.upload()
     cloud.seconds = 0.02
@@ -113,7 +121,9 @@ async def test_making_one_image_volume_costs_nine_calls_and_polls(rig: Rig, clou
     assert cloud.calls.total() - polls.count <= 9, cloud.calls
 
 
-async def test_notifications_doubled_late_and_reordered_make_one(rig: Rig, cloud: FakeCloud) -> None:
+async def test_notifications_doubled_late_and_reordered_make_one(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     heard: list[bytes] = []
     cloud.emit = heard.append
     cloud.seconds = 0.02
@@ -150,10 +160,20 @@ async def test_what_is_not_wanted_is_left_alone_with_the_reason(
 
 
 @pytest.mark.parametrize(
-    "verb", ["create_volume", "copy_image", "add_location", "set_metadata", "set_readonly", "delete_volume"]
+    "verb",
+    [
+        "create_volume",
+        "copy_image",
+        "add_location",
+        "set_metadata",
+        "set_readonly",
+        "delete_volume",
+    ],
 )
 @pytest.mark.parametrize("done", [False, True], ids=["not done", "done, answer lost"])
-async def test_a_write_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, verb: str, done: bool) -> None:
+async def test_a_write_that_fails_is_made_up_for(
+    rig: Rig, cloud: FakeCloud, verb: str, done: bool
+) -> None:
     cloud.emit = rig.hear
     cloud.faults[verb] = Fault(Temporary("no answer"), times=2, done=done)
     image = cloud.upload()
@@ -162,7 +182,15 @@ async def test_a_write_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, ver
 
 
 @pytest.mark.parametrize(
-    "verb", ["get_image", "find_volumes", "get_volume", "get_locations", "list_stores", "describe_volume_types"]
+    "verb",
+    [
+        "get_image",
+        "find_volumes",
+        "get_volume",
+        "get_locations",
+        "list_stores",
+        "describe_volume_types",
+    ],
 )
 async def test_a_read_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, verb: str) -> None:
     cloud.emit = rig.hear
@@ -172,7 +200,9 @@ async def test_a_read_that_fails_is_made_up_for(rig: Rig, cloud: FakeCloud, verb
     check_warm(cloud, image.id, strategy_of(rig))
 
 
-async def test_an_image_deleted_while_its_volume_is_made_leaves_nothing(rig: Rig, cloud: FakeCloud) -> None:
+async def test_an_image_deleted_while_its_volume_is_made_leaves_nothing(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     cloud.emit = rig.hear
     cloud.seconds = 0.1
     image = cloud.upload()
@@ -217,7 +247,9 @@ async def test_a_worker_that_stops_half_way_is_carried_on_by_the_next(cloud: Fak
 
 @pytest.mark.parametrize("strategy", ["location", "cache"])
 async def test_a_volume_in_error_is_replaced(cloud: FakeCloud, strategy: str) -> None:
-    async with Rig(caching(cloud, strategy), targets=using(strategy, FAST), policy=Policy(settle=0.0)) as rig:
+    async with Rig(
+        caching(cloud, strategy), targets=using(strategy, FAST), policy=Policy(settle=0.0)
+    ) as rig:
         cloud.dead_types = {"fast"}
         image = cloud.upload()
         outcome = await rig.run(image.id)
@@ -248,7 +280,9 @@ async def test_one_import_serves_all_targets(store_rig: Rig, cloud: FakeCloud) -
     assert cloud.calls["copy_image"] == 1
 
 
-async def test_a_target_that_fails_is_left_out_of_the_imports_of_others(store_rig: Rig, cloud: FakeCloud) -> None:
+async def test_a_target_that_fails_is_left_out_of_the_imports_of_others(
+    store_rig: Rig, cloud: FakeCloud
+) -> None:
     cloud.dead_types = {"slow"}
     first = cloud.upload()
     assert isinstance(await store_rig.run(first.id, "slow"), Again)
@@ -260,7 +294,12 @@ async def test_a_target_that_fails_is_left_out_of_the_imports_of_others(store_ri
 
 @pytest.mark.parametrize(
     "error",
-    [Conflict("Store for image_id not found: slow"), Blocked("403"), NotFound("404"), Temporary("500")],
+    [
+        Conflict("Store for image_id not found: slow"),
+        Blocked("403"),
+        NotFound("404"),
+        Temporary("500"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 async def test_a_store_that_glance_refuses_does_not_spoil_the_copies_of_others(
@@ -286,7 +325,9 @@ async def test_a_store_that_glance_refuses_does_not_spoil_the_copies_of_others(
     assert len(located(cloud, last.id)) == 2
 
 
-async def test_a_copy_that_one_store_spoils_for_all_is_made_one_by_one(store_rig: Rig, cloud: FakeCloud) -> None:
+async def test_a_copy_that_one_store_spoils_for_all_is_made_one_by_one(
+    store_rig: Rig, cloud: FakeCloud
+) -> None:
     cloud.spoiling_stores = {"cinder-slow"}
     image = cloud.upload()
     assert isinstance(await store_rig.run(image.id, "fast"), Again)
@@ -327,7 +368,9 @@ async def test_the_owner_of_an_image_volume_is_put_right(store_rig: Rig, cloud: 
 
 async def test_a_location_whose_volume_is_gone_is_removed_and_made_again(cloud: FakeCloud) -> None:
     for strategy in ("store", "location"):
-        async with Rig(cloud, targets=using(strategy, FAST), policy=Policy(settle=0.0, rewarm_interval=0.0)) as rig:
+        async with Rig(
+            cloud, targets=using(strategy, FAST), policy=Policy(settle=0.0, rewarm_interval=0.0)
+        ) as rig:
             image = cloud.upload()
             assert isinstance(await rig.run(image.id), Done)
             rig.lose(located(cloud, image.id)[0])
@@ -340,7 +383,9 @@ async def test_the_last_location_is_never_removed(store_rig: Rig, cloud: FakeClo
     assert isinstance(await store_rig.run(image.id), Done)
     await cloud.quiet()
     broken = located(cloud, image.id)[0]
-    cloud.locations[image.id] = (Location(url=f"cinder://cinder-fast/{broken}", store="cinder-fast", volume_id=broken),)
+    cloud.locations[image.id] = (
+        Location(url=f"cinder://cinder-fast/{broken}", store="cinder-fast", volume_id=broken),
+    )
     del cloud.volumes[broken]
     outcome = await store_rig.run(image.id)
     assert isinstance(outcome, Park)
@@ -366,7 +411,9 @@ async def test_duplicates_come_down_to_the_oldest(cloud: FakeCloud) -> None:
             cloud.volumes.update(hidden)
         await cloud.quiet()
         for volume_id in tuple(cloud.volumes):
-            cloud.volumes[volume_id] = replace(cloud.volumes[volume_id], name=f"image-{image.id}", status="available")
+            cloud.volumes[volume_id] = replace(
+                cloud.volumes[volume_id], name=f"image-{image.id}", status="available"
+            )
         oldest = min(cloud.volumes.values(), key=lambda v: v.created_at).id
         assert len(cloud.volumes) == 3
         cloud.ahead += image_volume.FRESH_FOR
@@ -376,12 +423,17 @@ async def test_duplicates_come_down_to_the_oldest(cloud: FakeCloud) -> None:
 
 @pytest.mark.parametrize("strategy", ["store", "location", "cache"])
 @pytest.mark.parametrize("apart", [0.0, 0.1, 0.3])
-async def test_two_workers_on_one_key_do_not_undo_each_other(cloud: FakeCloud, strategy: str, apart: float) -> None:
+async def test_two_workers_on_one_key_do_not_undo_each_other(
+    cloud: FakeCloud, strategy: str, apart: float
+) -> None:
     """As for a moment when the broker drops the connection of the one that had it."""
     cloud.cached = frozenset({"fast"} if strategy == "cache" else ())
     cloud.latency, cloud.seconds = 0.05, 0.3
     targets, policy = using(strategy, FAST), Policy(settle=0.0)
-    async with Rig(cloud, targets=targets, policy=policy) as one, Rig(cloud, targets=targets, policy=policy) as other:
+    async with (
+        Rig(cloud, targets=targets, policy=policy) as one,
+        Rig(cloud, targets=targets, policy=policy) as other,
+    ):
         image = cloud.upload()
         first = asyncio.create_task(one.run(image.id))
         await asyncio.sleep(apart)
@@ -402,7 +454,9 @@ async def test_two_workers_on_one_key_do_not_undo_each_other(cloud: FakeCloud, s
 async def test_a_users_volume_is_never_taken_or_touched(cloud: FakeCloud) -> None:
     async with Rig(cloud, targets=using("location", FAST)) as rig:
         image = cloud.upload()
-        other = Volume(id="other", name=f"image-{image.id}", status="error", volume_type="fast", size=1)
+        other = Volume(
+            id="other", name=f"image-{image.id}", status="error", volume_type="fast", size=1
+        )
         cloud.volumes["other"] = other
         assert isinstance(await rig.run(image.id), Done)
         assert cloud.volumes["other"] == other
@@ -421,7 +475,9 @@ async def test_a_location_comes_only_after_its_volume_is_available(cloud: FakeCl
         assert isinstance(task.result(), Done)
 
 
-async def test_a_changed_image_makes_the_cache_entry_again_once_it_is_quiet(cloud: FakeCloud) -> None:
+async def test_a_changed_image_makes_the_cache_entry_again_once_it_is_quiet(
+    cloud: FakeCloud,
+) -> None:
     policy = Policy(settle=0.5, rewarm_interval=0.0)
     async with Rig(caching(cloud, "cache"), targets=using("cache", FAST), policy=policy) as rig:
         cloud.emit = rig.hear
@@ -474,7 +530,9 @@ async def test_one_target_that_is_dead_does_not_hold_up_the_other(cloud: FakeClo
 
 
 async def test_reclaim_takes_a_cache_entry_that_cinder_would_keep(cloud: FakeCloud) -> None:
-    async with Rig(caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=0.0)) as rig:
+    async with Rig(
+        caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=0.0)
+    ) as rig:
         cloud.emit = rig.hear
         image = cloud.upload()
         await rig.quiet()
@@ -484,7 +542,9 @@ async def test_reclaim_takes_a_cache_entry_that_cinder_would_keep(cloud: FakeClo
         assert cloud.of(image.id) == []
 
 
-async def test_reclaim_leaves_everything_of_an_image_that_is_there(rig: Rig, cloud: FakeCloud) -> None:
+async def test_reclaim_leaves_everything_of_an_image_that_is_there(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     image = cloud.upload()
     await rig.resync()
     await rig.quiet()
@@ -503,7 +563,9 @@ async def test_the_size_of_a_volume_holds_the_image(cloud: FakeCloud) -> None:
 
 
 async def test_a_cache_target_that_glance_keeps_the_image_on_is_warm(cloud: FakeCloud) -> None:
-    async with Rig(caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=0.0)) as rig:
+    async with Rig(
+        caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=0.0)
+    ) as rig:
         image = cloud.upload()
         await cloud.copy_image(image.id, ["cinder-fast"])
         await cloud.quiet()
@@ -513,8 +575,12 @@ async def test_a_cache_target_that_glance_keeps_the_image_on_is_warm(cloud: Fake
         assert await rig.resync() == []
 
 
-async def test_what_glance_keeps_on_a_cache_target_is_put_right_beside_an_entry(cloud: FakeCloud) -> None:
-    async with Rig(caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=0.0)) as rig:
+async def test_what_glance_keeps_on_a_cache_target_is_put_right_beside_an_entry(
+    cloud: FakeCloud,
+) -> None:
+    async with Rig(
+        caching(cloud, "cache"), targets=using("cache", FAST), policy=Policy(settle=0.0)
+    ) as rig:
         image = cloud.upload()
         await cloud.copy_image(image.id, ["cinder-fast"])
         await cloud.quiet()
@@ -534,9 +600,18 @@ async def test_a_location_outside_of_the_internal_project_is_left_alone(cloud: F
     for strategy in ("store", "location"):
         async with Rig(cloud, targets=using(strategy, FAST)) as rig:
             image = cloud.upload(stores=frozenset({"file", "cinder-fast"}))
-            theirs = Volume(id="theirs", name="mine", status="available", volume_type="fast", size=1, foreign=True)
+            theirs = Volume(
+                id="theirs",
+                name="mine",
+                status="available",
+                volume_type="fast",
+                size=1,
+                foreign=True,
+            )
             cloud.volumes["theirs"] = theirs
-            location = Location(url="cinder://cinder-fast/theirs", store="cinder-fast", volume_id="theirs")
+            location = Location(
+                url="cinder://cinder-fast/theirs", store="cinder-fast", volume_id="theirs"
+            )
             cloud.locations[image.id] = (*cloud.locations[image.id], location)
             outcome = await rig.run(image.id)
             assert isinstance(outcome, Skip)
@@ -558,7 +633,9 @@ async def test_a_target_whose_store_glance_lacks_does_not_harm_the_others(cloud:
         assert [missing.key.target for missing in await rig.resync()] == []
 
 
-async def test_a_copy_that_is_refused_for_good_is_a_failure_not_a_wait(store_rig: Rig, cloud: FakeCloud) -> None:
+async def test_a_copy_that_is_refused_for_good_is_a_failure_not_a_wait(
+    store_rig: Rig, cloud: FakeCloud
+) -> None:
     image = cloud.upload()
     cloud.faults["copy_image"] = Fault(Conflict("Store for identifier x not found"), times=2)
     with pytest.raises(Conflict):
@@ -578,7 +655,14 @@ async def test_what_a_failed_import_left_behind_is_deleted_once_the_import_is_ov
     assert isinstance(await store_rig.run(image.id), Done)
     await cloud.quiet()
     metadata = {"glance_image_id": image.id, "image_owner": PROJECT, "image_size": "1"}
-    left = Volume(id="left", name=f"image-{image.id}", status=status, volume_type="fast", size=1, metadata=metadata)
+    left = Volume(
+        id="left",
+        name=f"image-{image.id}",
+        status=status,
+        volume_type="fast",
+        size=1,
+        metadata=metadata,
+    )
 
     async def stays() -> bool:
         await store_rig.resync()
@@ -589,7 +673,9 @@ async def test_what_a_failed_import_left_behind_is_deleted_once_the_import_is_ov
     cloud.touch(image.id, import_locked=True)
     assert await stays()
     cloud.touch(image.id, import_locked=False)
-    cloud.image_tasks[image.id] = [ImageTask(id="import", type="api_image_import", status="processing")]
+    cloud.image_tasks[image.id] = [
+        ImageTask(id="import", type="api_image_import", status="processing")
+    ]
     assert await stays()
     cloud.image_tasks.clear()
     cloud.hides_locations = True
@@ -608,7 +694,9 @@ async def test_what_a_failed_import_left_behind_is_deleted_once_the_import_is_ov
 
 
 @pytest.mark.parametrize("status", ["creating", "attaching", "in-use", "detaching", "reserved"])
-async def test_what_cinder_does_not_let_go_of_is_told(store_rig: Rig, cloud: FakeCloud, status: str) -> None:
+async def test_what_cinder_does_not_let_go_of_is_told(
+    store_rig: Rig, cloud: FakeCloud, status: str
+) -> None:
     image = cloud.upload()
     await store_rig.resync()
     await store_rig.quiet()
@@ -634,12 +722,21 @@ async def test_an_import_whose_lock_is_gone_is_over(store_rig: Rig, cloud: FakeC
     assert "cinder-fast" in (cloud.images[image.id].stores or ())
 
 
-async def test_a_throw_away_volume_that_nobody_uses_any_more_goes(store_rig: Rig, cloud: FakeCloud) -> None:
+async def test_a_throw_away_volume_that_nobody_uses_any_more_goes(
+    store_rig: Rig, cloud: FakeCloud
+) -> None:
     image = cloud.upload()
     await store_rig.resync()
     await store_rig.quiet()
     metadata = {"image_volume_worker": "fast"}
-    warm = Volume(id="warm", name=f"warm-{image.id}", status="available", volume_type="fast", size=1, metadata=metadata)
+    warm = Volume(
+        id="warm",
+        name=f"warm-{image.id}",
+        status="available",
+        volume_type="fast",
+        size=1,
+        metadata=metadata,
+    )
     cloud.volumes["warm"] = replace(warm, created_epoch=time.time() - 600)
     assert await store_rig.resync() == []
     cloud.volumes["warm"] = replace(warm, created_epoch=time.time() - 30_000)

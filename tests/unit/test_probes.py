@@ -61,7 +61,9 @@ def test_anything_else_is_not_found(url: str) -> None:
     assert get(f"{url}/admin")[0] == 404
 
 
-@pytest.mark.parametrize("path", ["/", "/status.json", "/images.json", "/metrics", "/healthz", "/readyz", "/no"])
+@pytest.mark.parametrize(
+    "path", ["/", "/status.json", "/images.json", "/metrics", "/healthz", "/readyz", "/no"]
+)
 def test_other_sites_in_a_browser_can_read_nothing(paged: str, path: str) -> None:
     host, port = paged.removeprefix("http://").split(":")
     asked = {"Origin": "http://hostile.example", "Access-Control-Request-Method": "GET"}
@@ -77,7 +79,9 @@ def test_other_sites_in_a_browser_can_read_nothing(paged: str, path: str) -> Non
 
 def test_a_port_that_is_taken_is_an_error(url: str) -> None:
     with pytest.raises(OSError, match="in use"):
-        Probes(registry=Metrics().registry, sick=dict, unready=dict).start("127.0.0.1", int(url.rpartition(":")[2]))
+        Probes(registry=Metrics().registry, sick=dict, unready=dict).start(
+            "127.0.0.1", int(url.rpartition(":")[2])
+        )
 
 
 @pytest.fixture
@@ -116,7 +120,9 @@ def test_without_a_page_the_commands_on_this_host_are_told_how_jobs_stand() -> N
         for path in ("/", "/images.json"):
             assert get(f"http://127.0.0.1:{port}{path}")[0] == 404
         # From elsewhere, as far as the address tells: any but 127.0.0.1 of the same network
-        with socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0), timeout=10) as elsewhere:
+        with socket.create_connection(
+            ("127.0.0.1", port), source_address=("127.0.0.2", 0), timeout=10
+        ) as elsewhere:
             elsewhere.sendall(b"GET /status.json HTTP/1.0\r\n\r\n")
             assert elsewhere.makefile("rb").readline().split()[1] == b"404"
     finally:
@@ -144,13 +150,17 @@ def test_how_many_jobs(paged: str, asked: list[float], problems: dict[str, str])
 
 @pytest.mark.parametrize("jobs", ["99999999999999999999", "9" * 5000, "0", "all"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
-def test_commands_are_told_of_as_many_jobs_as_they_want_on_any_address(jobs: str, host: str) -> None:
+def test_commands_are_told_of_as_many_jobs_as_they_want_on_any_address(
+    jobs: str, host: str
+) -> None:
     if ":" in host and not has_ipv6():
         pytest.skip("this machine has no IPv6")
     activity = Activity()
     activity.held(Job(key=Key("prewarm", "i1", "fast"), cause="x", first_at=5.0))
     page = Page(
-        status=lambda most: activity.status(targets=(), lanes={"prewarm.fast": 2}, depths={}, most=most),
+        status=lambda most: activity.status(
+            targets=(), lanes={"prewarm.fast": 2}, depths={}, most=most
+        ),
         images=lambda choice: {},
     )
     probes = Probes(registry=Metrics().registry, sick=dict, unready=dict, page=page, hidden=True)
@@ -173,7 +183,11 @@ def test_which_images(paged: str, chosen: list[Choice]) -> None:
         f"?from={'9' * 5000}",
     ):
         assert get(f"{paged}/images.json{query}")[0] == 200
-    assert chosen[:3] == [Choice(), Choice(start=400, count=50, text="a &b", state="held back"), Choice()]
+    assert chosen[:3] == [
+        Choice(),
+        Choice(start=400, count=50, text="a &b", state="held back"),
+        Choice(),
+    ]
     assert chosen[3].start > 10**9
 
 
@@ -192,7 +206,8 @@ def test_what_is_large_is_compressed(paged: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("accepted", "packed"), [("GZIP", True), ("br, gzip;q=0.5", True), ("gzip;q=0", False), ("br, gzip; q=0.00", False)]
+    ("accepted", "packed"),
+    [("GZIP", True), ("br, gzip;q=0.5", True), ("gzip;q=0", False), ("br, gzip; q=0.00", False)],
 )
 def test_who_refuses_compression_gets_none(paged: str, accepted: str, packed: bool) -> None:
     request = urllib.request.Request(f"{paged}/images.json", headers={"Accept-Encoding": accepted})

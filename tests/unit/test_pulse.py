@@ -70,7 +70,9 @@ def test_it_asks_when_that_is_due(node: Node, asking: Pulse, received: list[Any]
     assert node.timeouts == [PATIENCE, IO_TIMEOUT]
 
 
-def test_a_message_that_comes_as_the_answer_is_received(node: Node, asking: Pulse, received: list[Any]) -> None:
+def test_a_message_that_comes_as_the_answer_is_received(
+    node: Node, asking: Pulse, received: list[Any]
+) -> None:
     node.messages.append("a notification")
     node.now += EVERY
     asking.turn()

@@ -48,7 +48,9 @@ async def record(one: Recorder, *bodies: bytes) -> None:
 async def test_what_is_recorded_reads_the_same(tmp_path: Path, recorder: Make) -> None:
     file = tmp_path / "capture.jsonl"
     bodies = [
-        json.loads(line)["raw"].encode() for path in FIXTURES.glob("*.jsonl") for line in path.read_bytes().splitlines()
+        json.loads(line)["raw"].encode()
+        for path in FIXTURES.glob("*.jsonl")
+        for line in path.read_bytes().splitlines()
     ]
     await record(recorder(file), *bodies)
     again = [Notification.of(decoded(message.body)) for message in Source(str(file)).messages()]
@@ -66,11 +68,21 @@ async def test_what_is_recorded_reads_the_same(tmp_path: Path, recorder: Make) -
         {"message": f"failed: 'password': '{SECRET}'"},
         f"failed with password = {SECRET}",
         {"url": f"https://user:{SECRET}@host/path"},
-        {"API_KEY": SECRET, "Authorization": f"Bearer {SECRET}", "cookie": SECRET, "user_data": SECRET},
+        {
+            "API_KEY": SECRET,
+            "Authorization": f"Bearer {SECRET}",
+            "cookie": SECRET,
+            "user_data": SECRET,
+        },
     ],
 )
 def test_secrets_are_masked(payload: object) -> None:
-    message = {"event_type": "x", "_context_auth_token": SECRET, "ctxt": {"token": SECRET}, "payload": payload}
+    message = {
+        "event_type": "x",
+        "_context_auth_token": SECRET,
+        "ctxt": {"token": SECRET},
+        "payload": payload,
+    }
     line = line_of(message)
     assert SECRET.encode() not in line
     assert json.loads(line)["event_type"] == "x"
@@ -83,7 +95,9 @@ async def test_what_nobody_can_read_is_not_written(tmp_path: Path, recorder: Mak
     assert not Routed()
 
 
-async def test_it_is_rotated_compressed_and_all_of_it_is_there(tmp_path: Path, recorder: Make) -> None:
+async def test_it_is_rotated_compressed_and_all_of_it_is_there(
+    tmp_path: Path, recorder: Make
+) -> None:
     file = tmp_path / "capture.jsonl"
     one = recorder(file, size=2000)
     for number in range(40):
@@ -103,7 +117,9 @@ async def test_it_is_rotated_compressed_and_all_of_it_is_there(tmp_path: Path, r
 
 async def test_only_so_many_parts_stay(tmp_path: Path, recorder: Make) -> None:
     file = tmp_path / "capture.jsonl"
-    others = [tmp_path / f"capture-{name}-20260101T000000.000000Z.jsonl.gz" for name in ("0", "cinder")]
+    others = [
+        tmp_path / f"capture-{name}-20260101T000000.000000Z.jsonl.gz" for name in ("0", "cinder")
+    ]
     for path in others:
         path.touch()
     one = recorder(file, size=500, keep=2)
@@ -128,7 +144,10 @@ async def test_a_recording_that_was_broken_off_goes_on(tmp_path: Path, recorder:
 
 async def test_two_recordings_do_not_write_one_file(tmp_path: Path, recorder: Make) -> None:
     file = tmp_path / "capture.jsonl"
-    await record(recorder(file, size=500), *(notification("image.update", {"number": number}) for number in range(9)))
+    await record(
+        recorder(file, size=500),
+        *(notification("image.update", {"number": number}) for number in range(9)),
+    )
     with pytest.raises(OSError, match="another recording writes it"):
         Output(str(file)).open()
 
@@ -154,14 +173,18 @@ async def test_a_second_recording_waits_for_the_first_one_to_set_its_file_aside(
     await record(recorder(file, size=100), notification("image.update", {"number": 1}))
     names = os.listdir(tmp_path)
     lines = [message.body for name in names for message in Source(str(tmp_path / name)).messages()]
-    assert (len(lines), refused) == (1, ["another recording writes it"]), "each line that was written is there"
+    assert (len(lines), refused) == (1, ["another recording writes it"]), (
+        "each line that was written is there"
+    )
 
 
 async def test_no_more_than_asked_for(tmp_path: Path) -> None:
     output, wrote = Output(str(tmp_path / "capture.jsonl")), list[int]()
     one = Recorder(output, wrote=wrote.append, failed=lambda _: None, count=5)
     for _ in range(3):
-        await record(one, *(notification("image.update", {"number": number}) for number in range(3)))
+        await record(
+            one, *(notification("image.update", {"number": number}) for number in range(3))
+        )
     output.close()
     assert wrote == [3, 2, 0]
     assert len(list(Source(str(tmp_path / "capture.jsonl")).messages())) == 5
@@ -174,7 +197,9 @@ async def test_a_full_disk_is_told_and_nothing_is_acked() -> None:
     one = Recorder(output, wrote=lambda _: None, failed=faults.append)
     offer = asyncio.create_task(record(one, notification("x", {})))
     await asyncio.sleep(0.1)
-    assert not offer.done(), "what it has accepted would be acked, what it raises would be a fault of the broker"
+    assert not offer.done(), (
+        "what it has accepted would be acked, what it raises would be a fault of the broker"
+    )
     offer.cancel()
     output.close()
     assert [error.strerror for error in faults] == ["No space left on device"]

@@ -1,4 +1,5 @@
-"""Replay: what is recorded becomes the same keys as what comes in, each once, and nothing is lost on the way."""
+"""Replay: what is recorded becomes the same keys as what comes in, each once, and nothing is lost
+on the way."""
 
 from __future__ import annotations
 
@@ -59,17 +60,31 @@ class Taken:
 def replaying(taken: Taken, **fields: object) -> Replay:
     rig = Rig(FakeCloud(stores=STORES), targets=(FAST,))
     metrics = Metrics()
-    router = Router(handlers=rig.handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics))
-    defaults: dict[str, object] = {"filters": Filters(), "checkpoint": Checkpoint(None), "told": lambda _: None}
+    router = Router(
+        handlers=rig.handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics)
+    )
+    defaults: dict[str, object] = {
+        "filters": Filters(),
+        "checkpoint": Checkpoint(None),
+        "told": lambda _: None,
+    }
     return Replay(router=router, submit=taken.submit, **(defaults | fields))  # type: ignore[arg-type]
 
 
 async def test_each_key_is_asked_for_once(tmp_path: Path) -> None:
     taken = Taken()
-    file = file_of(tmp_path, deleted(1), deleted(2), deleted(1), notification("compute.instance.update", {}))
+    file = file_of(
+        tmp_path, deleted(1), deleted(2), deleted(1), notification("compute.instance.update", {})
+    )
     tally = await replaying(taken).run(sources([str(file)]))
     assert taken.keys == [Key("reclaim", image_id(1)), Key("reclaim", image_id(2))]
-    assert (tally.messages, tally.routed, tally.ignored, tally.keys, tally.malformed) == (4, 3, 1, 2, 0)
+    assert (tally.messages, tally.routed, tally.ignored, tally.keys, tally.malformed) == (
+        4,
+        3,
+        1,
+        2,
+        0,
+    )
 
 
 async def test_recorded_notifications_give_the_keys_of_live_ones() -> None:
@@ -96,7 +111,9 @@ async def test_bad_lines_are_told_with_their_number_and_kept(tmp_path: Path) -> 
 
 async def test_many_bad_lines_do_not_fill_the_screen(tmp_path: Path) -> None:
     told: list[str] = []
-    tally = await replaying(Taken(), told=told.append).run(sources([str(file_of(tmp_path, *[b"garbage"] * 500))]))
+    tally = await replaying(Taken(), told=told.append).run(
+        sources([str(file_of(tmp_path, *[b"garbage"] * 500))])
+    )
     assert tally.malformed == 500
     assert len(told) == replay.TOLD + 1
 
@@ -120,7 +137,9 @@ async def test_filters(tmp_path: Path, filters: Filters, expected: list[int]) ->
     assert tally.filtered == 3 - len(expected)
 
 
-async def test_an_interrupted_replay_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_interrupted_replay_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(replay, "BATCH", 3)
     first = file_of(tmp_path, *(deleted(number) for number in range(10)), name="a.jsonl")
     second = file_of(tmp_path, *(deleted(number) for number in range(10, 20)), name="b.jsonl")
@@ -140,7 +159,9 @@ async def test_an_interrupted_replay_goes_on_where_it_was(tmp_path: Path, monkey
         assert (await replaying(taken, checkpoint=checkpoint).run(sources(paths))).messages == 0
 
 
-async def test_told_to_stop_it_ends_after_what_it_has_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_told_to_stop_it_ends_after_what_it_has_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(replay, "BATCH", 2)
     taken = Taken()
     note = tmp_path / "checkpoint"
@@ -150,7 +171,9 @@ async def test_told_to_stop_it_ends_after_what_it_has_taken(tmp_path: Path, monk
 
     with closing(Checkpoint(note)) as checkpoint:
         one = replaying(taken, checkpoint=checkpoint, advanced=stop)
-        tally = await one.run(sources([str(file_of(tmp_path, *(deleted(number) for number in range(9))))]))
+        tally = await one.run(
+            sources([str(file_of(tmp_path, *(deleted(number) for number in range(9))))])
+        )
     assert tally.interrupted
     assert len(taken.keys) == 4
     assert [reached["number"] for reached in json.loads(note.read_text()).values()] == [4]
@@ -192,7 +215,9 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
 
 def test_one_replay_at_a_time_goes_by_a_checkpoint(tmp_path: Path) -> None:
     note = tmp_path / "checkpoint"
-    one, two = (Source(str(file_of(tmp_path, deleted(0), name=name))) for name in ("a.jsonl", "b.jsonl"))
+    one, two = (
+        Source(str(file_of(tmp_path, deleted(0), name=name))) for name in ("a.jsonl", "b.jsonl")
+    )
     with closing(Checkpoint(note)) as first:
         for number in (1, 2, 3):
             with pytest.raises(Misconfigured, match="another replay goes by it"):
@@ -214,7 +239,9 @@ def test_a_checkpoint_that_was_begun_and_never_written_is_one_of_nothing(tmp_pat
         with closing(Checkpoint(note)) as checkpoint:
             assert checkpoint.of(source) == reached
             checkpoint.reach(source, 1)
-    assert note.stat().st_mode & 0o777 == 0o600, "what an older version wrote is for its owner alone too"
+    assert note.stat().st_mode & 0o777 == 0o600, (
+        "what an older version wrote is for its owner alone too"
+    )
 
 
 async def test_no_faster_than_told(tmp_path: Path) -> None:
@@ -223,7 +250,9 @@ async def test_no_faster_than_told(tmp_path: Path) -> None:
     assert tally.seconds >= 19 / 200
 
 
-async def test_only_so_many_keys_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_so_many_keys_are_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(replay, "REMEMBERED", 2)
     taken = Taken()
     file = file_of(tmp_path, *(deleted(number) for number in (1, 2, 3, 1)))

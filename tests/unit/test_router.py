@@ -66,7 +66,9 @@ def keys(rig: Rig, event_type: str, **payload: object) -> set[Key]:
         ("compute.instance.update", {"id": IMAGE}, set()),
     ],
 )  # fmt: skip
-async def test_routes(rig: Rig, event_type: str, payload: dict[str, object], expected: set[Key]) -> None:
+async def test_routes(
+    rig: Rig, event_type: str, payload: dict[str, object], expected: set[Key]
+) -> None:
     assert keys(rig, event_type, **payload) == expected
 
 
@@ -91,13 +93,22 @@ async def test_every_routed_event_type_was_recorded_or_is_known_not_to_be() -> N
 
 def at(event_type: str, when: float, **fields: str) -> Notification:
     return Notification(
-        message_id="m", event_type=event_type, priority="info", publisher_id="p", timestamp=when, **fields
+        message_id="m",
+        event_type=event_type,
+        priority="info",
+        publisher_id="p",
+        timestamp=when,
+        **fields,
     )
 
 
 @pytest.mark.parametrize("skew", [-3600.0, -9.0, 0.0, 9.0, 3600.0])
-@pytest.mark.parametrize(("sent", "warm"), [("never", "true"), ("before", "true"), ("meanwhile", "false")])
-def test_a_volume_is_warm_unless_the_image_was_sent_meanwhile(sent: str, warm: str, skew: float) -> None:
+@pytest.mark.parametrize(
+    ("sent", "warm"), [("never", "true"), ("before", "true"), ("meanwhile", "false")]
+)
+def test_a_volume_is_warm_unless_the_image_was_sent_meanwhile(
+    sent: str, warm: str, skew: float
+) -> None:
     """Whatever the clock of Glance's host says."""
     metrics = Metrics()
     times = VolumeTimes(metrics=metrics)
@@ -108,7 +119,9 @@ def test_a_volume_is_warm_unless_the_image_was_sent_meanwhile(sent: str, warm: s
     times.see(at("volume.create.start", 11.0, volume_id=VOLUME))
     if sent == "meanwhile":
         times.see(at("image.send", 12.0 + skew, image_id=IMAGE))
-    end = at("volume.create.end", 14.0, volume_id=VOLUME, volume_type_id="type-1", source_image_id=IMAGE)
+    end = at(
+        "volume.create.end", 14.0, volume_id=VOLUME, volume_type_id="type-1", source_image_id=IMAGE
+    )
     times.see(end)
     times.see(end)
     name = "image_volume_worker_volume_create_seconds_sum"
@@ -147,9 +160,14 @@ async def test_a_copy_concerns_the_target_where_it_has_arrived(located_rig: Rig)
     for line in (RECORDED / "image-import-copy-image.jsonl").read_text().splitlines():
         body = json.loads(line)["raw"].encode()
         notification = Notification.from_wire(body)
-        if "os_glance_importing_to_stores" in notification.properties and notification.status == "active":
+        if (
+            "os_glance_importing_to_stores" in notification.properties
+            and notification.status == "active"
+        ):
             concerned = {
-                job.key.target for job in located_rig.dispatcher.route(body).jobs if job.key.handler == "prewarm"
+                job.key.target
+                for job in located_rig.dispatcher.route(body).jobs
+                if job.key.handler == "prewarm"
             }
             told.append((notification.event_type, notification.importing, concerned))
     both = {"cinder-1", "cinder-2"}
@@ -172,21 +190,37 @@ async def test_what_a_failed_import_has_left_behind_hides_no_change(located_rig:
         assert keys(located_rig, event_type, id=IMAGE, status="active", properties=left) == BOTH
 
 
-async def test_only_so_many_copies_are_remembered(located_rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_so_many_copies_are_remembered(
+    located_rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(imports, "KEEP", 2)
     running = {"os_glance_importing_to_stores": "cinder-1", "os_glance_import_task": "one"}
     for number in range(4):
-        keys(located_rig, "image.update", id=f"{number:08}{IMAGE[8:]}", status="active", properties=running)
+        keys(
+            located_rig,
+            "image.update",
+            id=f"{number:08}{IMAGE[8:]}",
+            status="active",
+            properties=running,
+        )
     assert len(located_rig.prewarm._imports._coming) == 2
 
 
 @pytest.mark.parametrize("keys", [lambda _: 1 / 0, lambda _: [("prewarm", IMAGE)], lambda _: None])
-async def test_a_handler_that_fails_on_a_notification_is_named_and_the_others_hear_it(keys: Any) -> None:
+async def test_a_handler_that_fails_on_a_notification_is_named_and_the_others_hear_it(
+    keys: Any,
+) -> None:
     rig = Rig(FakeCloud(), targets=(FAST, SLOW))
     plug_in = Scripted(answering_nothing)
     plug_in.event_types, plug_in.keys = frozenset({"image.update"}), keys  # type: ignore[method-assign]
-    router = Router(handlers=[plug_in, *rig.handlers.values()], metrics=Metrics(), times=VolumeTimes(metrics=Metrics()))
-    routed = router.route(notification("image.update", {"id": IMAGE, "status": "active", "password": "secret"}))
+    router = Router(
+        handlers=[plug_in, *rig.handlers.values()],
+        metrics=Metrics(),
+        times=VolumeTimes(metrics=Metrics()),
+    )
+    routed = router.route(
+        notification("image.update", {"id": IMAGE, "status": "active", "password": "secret"})
+    )
     assert {job.key for job in routed.jobs} == BOTH
     assert routed.letter
     assert "handler h fails" in routed.letter.reason

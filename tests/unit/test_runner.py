@@ -73,7 +73,9 @@ class Bed:
 
     def outcomes(self, outcome: str) -> float:
         labels = {"handler": "h", "target": "", "outcome": outcome}
-        return self.metrics.registry.get_sample_value("image_volume_worker_jobs_total", labels) or 0.0
+        return (
+            self.metrics.registry.get_sample_value("image_volume_worker_jobs_total", labels) or 0.0
+        )
 
 
 @asynccontextmanager
@@ -118,7 +120,13 @@ async def test_what_is_over_is_acked(outcome: Outcome) -> None:
 
 @pytest.mark.parametrize(
     "failure",
-    [Again("busy"), Temporary("503"), Conflict("409"), NotFound("404"), Temporary("429", after=0.03)],
+    [
+        Again("busy"),
+        Temporary("503"),
+        Conflict("409"),
+        NotFound("404"),
+        Temporary("429", after=0.03),
+    ],
 )
 async def test_what_failed_for_now_is_tried_again_and_counted(failure: Outcome | Exception) -> None:
     async with running(answering(failure, failure, Done())) as bed:
@@ -130,7 +138,9 @@ async def test_what_failed_for_now_is_tried_again_and_counted(failure: Outcome |
 
 
 async def test_what_an_operator_has_to_mend_waits_long() -> None:
-    async with running(answering(Blocked("403"), Done()), backoff=Backoff(shortest=0.001, longest=0.3)) as bed:
+    async with running(
+        answering(Blocked("403"), Done()), backoff=Backoff(shortest=0.001, longest=0.3)
+    ) as bed:
         await bed.give(job(ONE))
         await bed.until(lambda: bed.outcomes("again"))
         began = time.monotonic()
@@ -147,7 +157,9 @@ async def test_what_an_operator_has_to_mend_waits_long() -> None:
         (ZeroDivisionError(), 1),
     ],
 )
-async def test_what_never_works_becomes_a_dead_letter(failure: Outcome | Exception, tries: int) -> None:
+async def test_what_never_works_becomes_a_dead_letter(
+    failure: Outcome | Exception, tries: int
+) -> None:
     async with running(answering(failure), limits=Limits(max_attempts=3, drain=1.0)) as bed:
         await bed.give(job(ONE))
         await bed.until(bed.lanes.dead_letters)
@@ -284,7 +296,9 @@ async def test_a_delivery_is_not_held_for_ever() -> None:
             await watch.changed()
         return Done()
 
-    async with running(work, limits=Limits(hold=0.05, poll_min=0.01, max_attempts=2, drain=1.0)) as bed:
+    async with running(
+        work, limits=Limits(hold=0.05, poll_min=0.01, max_attempts=2, drain=1.0)
+    ) as bed:
         await bed.give(job(ONE))
         await bed.until(lambda: bed.outcomes("done"))
         assert bed.outcomes("wait") == 2
@@ -378,7 +392,14 @@ def test_backoff_grows_to_its_bound_with_jitter() -> None:
 
 
 def test_jobs_and_dead_letters_survive_the_wire() -> None:
-    one = Job(key=Key("prewarm", "i", "fast"), cause="image.update m", attempt=3, first_at=1.5, due=2.5, reason="ü")
+    one = Job(
+        key=Key("prewarm", "i", "fast"),
+        cause="image.update m",
+        attempt=3,
+        first_at=1.5,
+        due=2.5,
+        reason="ü",
+    )
     assert Job.from_bytes(one.to_bytes()) == one
     for letter in (
         DeadLetter(lane="intake", reason="r", last_at=1.0, body=b"\xff\x00"),
@@ -407,7 +428,10 @@ class Confirming(MemoryLanes):
 
 async def test_the_copy_for_the_next_try_is_not_acked_with_the_old_one() -> None:
     limits = Limits(poll_min=0.005, drain=1.0)
-    lanes, handler = Confirming(), Scripted(answering(Again("held", after=0.0, counted=False), Done()))
+    lanes, handler = (
+        Confirming(),
+        Scripted(answering(Again("held", after=0.0, counted=False), Done())),
+    )
     runner = Runner(
         lanes=lanes,
         handlers={"h": handler},
@@ -448,7 +472,9 @@ async def test_a_burst_of_one_project_does_not_starve_another() -> None:
 
     burst = [Key("h", f"burst-{number}") for number in range(500)]
     async with running(work) as bed:
-        await bed.give(*(job(key, project="a") for key in burst), job(ONE, project="b"), job(TWO, project="c"))
+        await bed.give(
+            *(job(key, project="a") for key in burst), job(ONE, project="b"), job(TWO, project="c")
+        )
         await bed.quiet()
         tries = bed.handler.tries
         assert max(tries.index(ONE), tries.index(TWO)) < 50
@@ -527,7 +553,8 @@ async def test_a_service_that_asks_for_less_patience_gets_ours(asked: float) -> 
     backoff = Backoff(shortest=0.05, longest=10.0, jitter=lambda: 1.0)
     began = time.monotonic()
     async with running(
-        answering(Temporary("503", after=asked), Temporary("503", after=asked), Done()), backoff=backoff
+        answering(Temporary("503", after=asked), Temporary("503", after=asked), Done()),
+        backoff=backoff,
     ) as bed:
         await bed.give(job(ONE))
         await bed.until(lambda: bed.outcomes("done"))
@@ -569,7 +596,12 @@ async def test_what_changes_all_the_time_does_not_keep_its_slot() -> None:
         assert bed.handler.tries == [ONE, ONE, TWO]
         # It is looked at again, and what was done is told
         await bed.until(lambda: bed.handler.tries.count(ONE) >= 4)
-        assert bed.metrics.registry.get_sample_value("image_volume_worker_images_warmed_total", {"target": ""}) >= 1
+        assert (
+            bed.metrics.registry.get_sample_value(
+                "image_volume_worker_images_warmed_total", {"target": ""}
+            )
+            >= 1
+        )
         assert bed.lanes.dead_letters() == ()
 
 
@@ -587,7 +619,8 @@ async def test_keys_that_went_to_another_worker_are_forgotten() -> None:
 
 
 async def settling(bed: Bed, outcome: Again) -> asyncio.Event:
-    """Have the copy for the next try wait for its confirm, as with a broker that is away; set what comes back."""
+    """Have the copy for the next try wait for its confirm, as with a broker that is away; set what
+    comes back."""
     confirmed = asyncio.Event()
     publish = bed.lanes.publish
 
@@ -617,7 +650,9 @@ async def test_what_comes_while_an_outcome_is_written_down_is_not_lost(news: boo
 
 
 @pytest.mark.parametrize("answer", [None, 5, Again("soon", after="x")])  # type: ignore[arg-type]
-async def test_an_answer_that_is_no_outcome_is_a_dead_letter_and_holds_up_nobody(answer: Any) -> None:
+async def test_an_answer_that_is_no_outcome_is_a_dead_letter_and_holds_up_nobody(
+    answer: Any,
+) -> None:
     async def work(key: Key, watch: Watch) -> Outcome:
         return answer if key.image_id.startswith("bad") else Done()  # type: ignore[no-any-return]
 

@@ -22,10 +22,14 @@ from worker.openstack.sdk import OpenStackCloud
 IMAGE_ID = "f8195267-dc43-443b-86bf-8a5200144f25"
 
 
-def answer(status: int, body: object = None, *, text: str = "", **headers: str) -> requests.Response:
+def answer(
+    status: int, body: object = None, *, text: str = "", **headers: str
+) -> requests.Response:
     response = requests.Response()
     response.status_code = status
-    response._content = text.encode() if text else b"" if body is None else json.dumps(body).encode()
+    response._content = (
+        text.encode() if text else b"" if body is None else json.dumps(body).encode()
+    )
     response.headers.update(headers)
     response.url = "http://glance/v2/images/x"
     return response
@@ -33,7 +37,8 @@ def answer(status: int, body: object = None, *, text: str = "", **headers: str) 
 
 @dataclass
 class Proxy:
-    """Stands for openstacksdk's proxy of one service: gives answers in order, remembers what it was asked."""
+    """Stands for openstacksdk's proxy of one service: gives answers in order, remembers what it was
+    asked."""
 
     answers: list[requests.Response | Exception]
     asked: list[tuple[str, str, str | None]] = field(default_factory=list)
@@ -63,7 +68,9 @@ class Bed:
     def __init__(self, *answers: requests.Response | Exception) -> None:
         self.proxy = Proxy(list(answers))
         self.metrics = Metrics()
-        self.cloud = OpenStackCloud(connection=Connection(self.proxy, self.proxy), metrics=self.metrics, sleep=at_once)  # type: ignore[arg-type]
+        self.cloud = OpenStackCloud(
+            connection=Connection(self.proxy, self.proxy), metrics=self.metrics, sleep=at_once
+        )  # type: ignore[arg-type]
 
     def count(self, name: str, **labels: str) -> float:
         value = self.metrics.registry.get_sample_value(f"image_volume_worker_{name}", labels)
@@ -107,7 +114,8 @@ async def test_a_failed_write_is_its_policy_and_not_tried_again(
 
 
 async def test_metadata_that_cinder_has_twice_is_written_once() -> None:
-    """Two writes at once can leave two rows of one key: Cinder writes the first one and shows the other."""
+    """Two writes at once can leave two rows of one key: Cinder writes the first one and shows the
+    other."""
     right, shown = {"metadata": {"a": "b"}}, {"metadata": {"a": "old", "c": "d", "e": "f"}}
     bed = Bed(answer(200, shown), answer(200), answer(200, right))
     await bed.cloud.set_metadata("v", {"a": "b", "c": "d"})
@@ -117,14 +125,18 @@ async def test_metadata_that_cinder_has_twice_is_written_once() -> None:
     assert bed.proxy.asked[0][2] == bed.proxy.asked[2][2]
 
 
-@pytest.mark.parametrize("body", [{"metadata": {"a": "b", "more": "c"}}, {}, {"metadata": None}, []])
+@pytest.mark.parametrize(
+    "body", [{"metadata": {"a": "b", "more": "c"}}, {}, {"metadata": None}, []]
+)
 async def test_metadata_that_is_as_written_is_not_written_again(body: object) -> None:
     bed = Bed(answer(200, body))
     await bed.cloud.set_metadata("v", {"a": "b"})
     assert len(bed.proxy.asked) == 1
 
 
-@pytest.mark.parametrize("given", [answer(503), answer(429), ksa.ConnectFailure("refused"), answer(200, text="{")])
+@pytest.mark.parametrize(
+    "given", [answer(503), answer(429), ksa.ConnectFailure("refused"), answer(200, text="{")]
+)
 async def test_a_failed_read_is_tried_again(given: requests.Response | Exception) -> None:
     bed = Bed(given, given, answer(200, {"id": IMAGE_ID, "status": "active"}))
     assert (await bed.cloud.get_image(IMAGE_ID)).status == "active"
@@ -151,7 +163,9 @@ async def test_a_404_that_is_not_glances_own_is_not_believed() -> None:
     with pytest.raises(NotFound):
         await Bed(answer(404, text=f"No image found with ID {IMAGE_ID}")).cloud.get_image(IMAGE_ID)
     with pytest.raises(Temporary):
-        await Bed(*[answer(404, text="<html>nginx: no such page</html>")] * 9).cloud.get_image(IMAGE_ID)
+        await Bed(*[answer(404, text="<html>nginx: no such page</html>")] * 9).cloud.get_image(
+            IMAGE_ID
+        )
 
 
 async def test_nor_is_one_that_is_not_cinders_own() -> None:
@@ -191,7 +205,8 @@ async def test_no_list_of_locations_is_not_an_empty_one(body: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "after"), [("7", 7.0), ("-1", 0.0), ("inf", 900.0), ("99999999999", 900.0), ("soon", None)]
+    ("said", "after"),
+    [("7", 7.0), ("-1", 0.0), ("inf", 900.0), ("99999999999", 900.0), ("soon", None)],
 )
 async def test_nobody_waits_for_ever(said: str, after: float | None) -> None:
     with pytest.raises(Temporary) as caught:
@@ -207,10 +222,17 @@ async def test_lists_are_read_page_by_page() -> None:
         answer(200, {"images": [{"id": "hidden", "status": "active"}]}),
     )
     assert [image.id async for image in bed.cloud.list_images()] == ["0", "1", "2", "hidden"]
-    assert ["os_hidden=true" in url for _, url in (asked[:2] for asked in bed.proxy.asked)] == [False, False, True]
+    assert ["os_hidden=true" in url for _, url in (asked[:2] for asked in bed.proxy.asked)] == [
+        False,
+        False,
+        True,
+    ]
     volume = {"id": "v", "status": "available", "size": 1}
     link = {"rel": "next", "href": "http://elsewhere/v3/p/volumes/detail?limit=1000&marker=v"}
-    bed = Bed(answer(200, {"volumes": [volume], "volumes_links": [link]}), answer(200, {"volumes": [volume]}))
+    bed = Bed(
+        answer(200, {"volumes": [volume], "volumes_links": [link]}),
+        answer(200, {"volumes": [volume]}),
+    )
     assert len([one async for one in bed.cloud.list_volumes()]) == 2
     assert bed.proxy.asked[1][1] == "/volumes/detail?limit=1000&marker=v"
 
@@ -226,22 +248,39 @@ async def test_lists_are_read_page_by_page() -> None:
 )
 async def test_locations(url: str, store: str, volume_id: str) -> None:
     bed = Bed(answer(200, [{"url": url, "metadata": {"store": "disk"}}]))
-    assert await bed.cloud.get_locations(IMAGE_ID) == (Location(url=url, store=store, volume_id=volume_id),)
+    assert await bed.cloud.get_locations(IMAGE_ID) == (
+        Location(url=url, store=store, volume_id=volume_id),
+    )
 
 
 async def test_a_glance_without_the_location_api_shows_them_in_the_image() -> None:
-    image = {"id": IMAGE_ID, "status": "active", "locations": [{"url": "cinder://fast/v1", "metadata": {}}]}
+    image = {
+        "id": IMAGE_ID,
+        "status": "active",
+        "locations": [{"url": "cinder://fast/v1", "metadata": {}}],
+    }
     bed = Bed(answer(404), answer(200, image))
     assert [location.volume_id for location in await bed.cloud.get_locations(IMAGE_ID)] == ["v1"]
 
 
 async def test_a_new_volume_carries_its_metadata_from_the_first_request() -> None:
     bed = Bed(answer(202, {"volume": {"id": "v", "status": "creating", "size": 2}}))
-    new = NewVolume(name="n", size=2, volume_type="t", image_id=IMAGE_ID, availability_zone="az", metadata={"a": "b"})
+    new = NewVolume(
+        name="n",
+        size=2,
+        volume_type="t",
+        image_id=IMAGE_ID,
+        availability_zone="az",
+        metadata={"a": "b"},
+    )
     assert (await bed.cloud.create_volume(new)).id == "v"
     sent = json.loads(bed.proxy.asked[0][2] or "")["volume"]
     assert sent["metadata"] == {"a": "b"}
-    assert (sent["imageRef"], sent["volume_type"], sent["availability_zone"]) == (IMAGE_ID, "t", "az")
+    assert (sent["imageRef"], sent["volume_type"], sent["availability_zone"]) == (
+        IMAGE_ID,
+        "t",
+        "az",
+    )
 
 
 def test_an_error_tells_its_innermost_reason_only() -> None:
@@ -261,7 +300,9 @@ async def test_urgent_requests_do_not_wait_behind_others() -> None:
 
     proxy = Slow([answer(200, {"id": IMAGE_ID, "status": "queued"}) for _ in range(9)])
     connection: Any = Connection(proxy, proxy)
-    common, urgent = (OpenStackCloud(connection=connection, metrics=Metrics(), concurrency=2) for _ in range(2))
+    common, urgent = (
+        OpenStackCloud(connection=connection, metrics=Metrics(), concurrency=2) for _ in range(2)
+    )
     waiting = [asyncio.create_task(common.get_image(f"slow-{n}")) for n in range(8)]
     try:
         async with asyncio.timeout(5):
@@ -272,7 +313,9 @@ async def test_urgent_requests_do_not_wait_behind_others() -> None:
         await asyncio.gather(*waiting)
 
 
-@pytest.mark.parametrize("entry", [[1, 2], {"auth": {"auth_url": 7, "username": "u", "password": "p"}}])
+@pytest.mark.parametrize(
+    "entry", [[1, 2], {"auth": {"auth_url": 7, "username": "u", "password": "p"}}]
+)
 def test_a_clouds_yaml_of_another_shape_is_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entry: object
 ) -> None:

@@ -1,4 +1,5 @@
-"""Which strategy serves an image on a target, and that nothing is made of what Cinder clones by itself."""
+"""Which strategy serves an image on a target, and that nothing is made of what Cinder clones by
+itself."""
 
 from __future__ import annotations
 
@@ -18,13 +19,18 @@ NAMED = replace(FAST, native_stores=("rbd",))
 
 
 def ceph(**more: object) -> FakeCloud:
-    """Ceph on both sides: Glance keeps images in an rbd store, and Cinder's driver clones from there."""
+    """Ceph on both sides: Glance keeps images in an rbd store, and Cinder's driver clones from
+    there."""
     return FakeCloud(rbd_stores=frozenset({"rbd"}), native=frozenset({"fast"}), **more)  # type: ignore[arg-type]
 
 
 def states(rig: Rig) -> set[State]:
     images = rig.cloud.images.values()
-    return {one.state for image in images for one in rig.prewarm.warmth(image, tuple(rig.cloud.of(image.id)))}
+    return {
+        one.state
+        for image in images
+        for one in rig.prewarm.warmth(image, tuple(rig.cloud.of(image.id)))
+    }
 
 
 async def test_nothing_is_made_where_the_operator_names_the_store() -> None:
@@ -89,7 +95,9 @@ async def test_an_image_in_another_store_is_not_taken_for_one_that_is_cloned() -
 async def test_an_image_is_copied_into_the_store_of_the_targets_cluster() -> None:
     cloud = ceph()
     cloud.rbd_stores = frozenset({"rbd", "far"})
-    async with Rig(cloud, targets=[replace(NAMED, native_stores=("far",))], policy=Policy(settle=0.0)) as rig:
+    async with Rig(
+        cloud, targets=[replace(NAMED, native_stores=("far",))], policy=Policy(settle=0.0)
+    ) as rig:
         image = cloud.upload(stores=frozenset({"rbd"}))
         await rig.resync()
         await rig.quiet()

@@ -16,7 +16,12 @@ GOOD = {
     "notifications": {"transport_urls": "rabbit://u:p@h:5672/"},
     "prewarm": {"targets": "fast,slow"},
     "target:fast": {"volume_type": "ssd"},
-    "target:slow": {"volume_type": "hdd", "strategy": "cache", "disk_formats": "raw,qcow2", "max_concurrent": 2},
+    "target:slow": {
+        "volume_type": "hdd",
+        "strategy": "cache",
+        "disk_formats": "raw,qcow2",
+        "max_concurrent": 2,
+    },
 }
 
 
@@ -38,7 +43,9 @@ ONE, TWO = "0" * 32, "1" * 32
 
 def test_titles_without_options_mean_nothing(tmp_path: Path) -> None:
     # As in the sample, which people edit in place
-    assert load_text(tmp_path, configuration(GOOD) + "\n[DEFAULT]\n[target:name]\n") == load(tmp_path, GOOD)
+    assert load_text(tmp_path, configuration(GOOD) + "\n[DEFAULT]\n[target:name]\n") == load(
+        tmp_path, GOOD
+    )
 
 
 def test_the_folder_beside_a_file_is_read_with_it(tmp_path: Path) -> None:
@@ -59,14 +66,21 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     (folder / "no.text").write_bytes(b"\xff")
     found = list(settings.unreadable([str(binary)], [str(folder), str(tmp_path / "nowhere")]))
     assert len(found) == 3
-    for said, path in zip(found, (tmp_path / "nowhere", binary, folder / "latin [1].conf"), strict=True):
+    for said, path in zip(
+        found, (tmp_path / "nowhere", binary, folder / "latin [1].conf"), strict=True
+    ):
         assert str(path) in said
 
 
 def test_a_good_one(tmp_path: Path) -> None:
     loaded = load(tmp_path, GOOD)
     fast, slow = loaded.targets
-    assert (fast.name, fast.volume_type, fast.strategy, fast.max_concurrent) == ("fast", "ssd", "auto", 4)
+    assert (fast.name, fast.volume_type, fast.strategy, fast.max_concurrent) == (
+        "fast",
+        "ssd",
+        "auto",
+        4,
+    )
     assert (slow.strategy, slow.disk_formats, slow.max_concurrent) == ("cache", {"raw", "qcow2"}, 2)
     assert loaded.work_url == "memory://"
     assert loaded.bind == ("127.0.0.1", 9417)
@@ -77,7 +91,10 @@ def test_a_good_one(tmp_path: Path) -> None:
     [
         ("rabbit://a", ["rabbit://a"]),
         ("rabbit://a:b@h1:5672,a:b@h2:5672/v", ["rabbit://a:b@h1:5672,a:b@h2:5672/v"]),
-        ("rabbit://a@h1,a@h2/g; rabbit://a@h1,a@h2/c", ["rabbit://a@h1,a@h2/g", "rabbit://a@h1,a@h2/c"]),
+        (
+            "rabbit://a@h1,a@h2/g; rabbit://a@h1,a@h2/c",
+            ["rabbit://a@h1,a@h2/g", "rabbit://a@h1,a@h2/c"],
+        ),
         ("rabbit://a@h1/g,rabbit://a@h2/c", ["rabbit://a@h1/g", "rabbit://a@h2/c"]),
         ("rabbit://a@h1/g rabbit://a@h2/c", ["rabbit://a@h1/g", "rabbit://a@h2/c"]),
     ],
@@ -112,7 +129,11 @@ def test_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("prewarm", {"targets": "fast,slow,third"}, "[target:third] volume_type is missing"),
         ("prewarm", {"targets": "fast"}, "[target:slow] is not named"),
         ("prewarm", {"targets": "fast,slow,fast"}, "fast twice"),
-        ("prewarm", {"targets": "fast,slow", "visibilties": "public"}, "visibilties: there is no such option"),
+        (
+            "prewarm",
+            {"targets": "fast,slow", "visibilties": "public"},
+            "visibilties: there is no such option",
+        ),
         ("target fast", {"volume_type": "ssd"}, "[target fast]: there is no such group"),
         ("DEFAULT", {"debug": "true"}, "[DEFAULT]: there is no such group"),
         ("prewarm", {"targets": "fast,slow,a b"}, "'a b' is no name"),
@@ -120,25 +141,45 @@ def test_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("prewarm", {"targets": "fast,slow", "min_size": 5, "max_size": 4}, "max_size is below"),
         ("target:fast", {"volume_type": "ssd", "strategy": "magic"}, "strategy"),
         ("target:fast", {"volume_type": "ssd", "strategy": "location"}, "glance_store is missing"),
-        ("target:fast", {"volume_type": "x", "strategy": "store", "disk_formats": "raw,qcow2"}, "nothing but raw"),
+        (
+            "target:fast",
+            {"volume_type": "x", "strategy": "store", "disk_formats": "raw,qcow2"},
+            "nothing but raw",
+        ),
         ("target:fast", {"volume_type": "x", "strategy": "native"}, "native_stores is missing"),
         ("probes", {"bind": "everywhere"}, "not HOST:PORT"),
         ("probes", {"bind": "h:70000"}, "not HOST:PORT"),
         ("prewarm", {"exclude_projects": "demo"}, "exclude_projects: 'demo' is no project's id"),
         ("prewarm", {"projects": ONE[:31]}, "is no project's id"),
-        ("prewarm", {"property": "image_volume_source"}, "[prewarm] property is one of [uploads] too"),
-        ("target:slow", {"volume_type": "ssd", "strategy": "cache"}, "have the same volume_type ssd"),
-        ("target:slow", {"volume_type": "x", "disk_formats": "raw,foo", "strategy": "cache"}, "foo"),
+        (
+            "prewarm",
+            {"property": "image_volume_source"},
+            "[prewarm] property is one of [uploads] too",
+        ),
+        (
+            "target:slow",
+            {"volume_type": "ssd", "strategy": "cache"},
+            "have the same volume_type ssd",
+        ),
+        (
+            "target:slow",
+            {"volume_type": "x", "disk_formats": "raw,foo", "strategy": "cache"},
+            "foo",
+        ),
     ],
 )
-def test_each_fault_is_named(tmp_path: Path, group: str, options: dict[str, object], fault: str) -> None:
+def test_each_fault_is_named(
+    tmp_path: Path, group: str, options: dict[str, object], fault: str
+) -> None:
     with pytest.raises(Misconfigured) as error:
         load(tmp_path, {**GOOD, group: options})
     assert [one for one in error.value.faults if fault in one], error.value.faults
 
 
 @pytest.mark.parametrize("group", ["oslo_messaging_rabbit", "oslo_policy", "keystone_authtoken"])
-def test_what_libraries_and_services_have_in_a_shared_file_is_left_alone(tmp_path: Path, group: str) -> None:
+def test_what_libraries_and_services_have_in_a_shared_file_is_left_alone(
+    tmp_path: Path, group: str
+) -> None:
     load(tmp_path, {**GOOD, group: {"whatever": "there is"}})
 
 
@@ -185,7 +226,9 @@ def test_no_fault_tells_a_password(tmp_path: Path) -> None:
         ("", None),
     ],
 )
-def test_where_the_probes_listen(tmp_path: Path, bind: str, address: tuple[str, int] | None) -> None:
+def test_where_the_probes_listen(
+    tmp_path: Path, bind: str, address: tuple[str, int] | None
+) -> None:
     assert load(tmp_path, {**GOOD, "probes": {"bind": bind}}).bind == address
 
 
@@ -197,6 +240,8 @@ def test_where_the_probes_listen(tmp_path: Path, bind: str, address: tuple[str, 
         "999.1.1.1:80", "1.2.3:80", "a b:80", "a/b:80", "-a:80", "a..b:80", f"{'a' * 64}:80", "http://h:80",
     ],
 )  # fmt: skip
-def test_what_no_socket_could_be_bound_to_is_a_fault_of_the_configuration(tmp_path: Path, bind: str) -> None:
+def test_what_no_socket_could_be_bound_to_is_a_fault_of_the_configuration(
+    tmp_path: Path, bind: str
+) -> None:
     with pytest.raises(Misconfigured, match=r"\[probes\] bind: .* is not HOST:PORT"):
         load(tmp_path, {**GOOD, "probes": {"bind": bind}})

@@ -43,7 +43,11 @@ class Operator:
                 "volume_type": target,
                 "created_at": ago(600),
                 "updated_at": None,
-                "metadata": {"image_owner": PROJECT, "image_volume_worker": target, "readonly": "True"},
+                "metadata": {
+                    "image_owner": PROJECT,
+                    "image_volume_worker": target,
+                    "readonly": "True",
+                },
             }
             for image_id in (IMAGE, UPLOAD)
             for target in TARGETS
@@ -67,7 +71,13 @@ class Alice:
         self.connection = SimpleNamespace(config=SimpleNamespace(name="alice"))
         stores = ",".join(f"cinder-{number}" for number, _ in enumerate(TARGETS, 1))
         self.shown: dict[str, dict[str, Any]] = {
-            one: {"id": one, "name": name, "status": "active", "owner": PROJECT, "stores": f"file,{stores}"}
+            one: {
+                "id": one,
+                "name": name,
+                "status": "active",
+                "owner": PROJECT,
+                "stores": f"file,{stores}",
+            }
             for one, name in ((IMAGE, "soak"), (UPLOAD, "soak-upload"))
         }
         self.has: dict[str, str] = {"source": "available", "volume": "available"}
@@ -110,7 +120,9 @@ class Process:
 
     def writes(self, *lines: object) -> None:
         with self.log.open("a") as log:
-            log.writelines(f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines)
+            log.writelines(
+                f"{line if isinstance(line, str) else json.dumps(line)}\n" for line in lines
+            )
 
 
 @dataclass
@@ -146,7 +158,10 @@ def scene(tmp_path: Path) -> Scene:
     log = tmp_path / "replica-1.log"
     log.touch()
     worker, faults = Worker(Process(log)), list[str]()
-    queues = {"/": {QUEUE: 0}, "worker": {f"{QUEUE}.{lane}": 0 for lane in ("upload", f"prewarm.{TARGETS[0]}", "dead")}}
+    queues = {
+        "/": {QUEUE: 0},
+        "worker": {f"{QUEUE}.{lane}": 0 for lane in ("upload", f"prewarm.{TARGETS[0]}", "dead")},
+    }
 
     def disturbed(_since: float, _until: float) -> str:
         return ", ".join(faults)
@@ -154,7 +169,11 @@ def scene(tmp_path: Path) -> Scene:
     user = User(cast("Any", alice), Random(1), disturbed, source="source")
     user.content, user.hash_of_image = "of an upload", "of an image"
     born = time.monotonic()
-    user.items = [Item(IMAGE, "image", born), Item(UPLOAD, "upload", born), Item("volume", "volume", born, IMAGE)]
+    user.items = [
+        Item(IMAGE, "image", born),
+        Item(UPLOAD, "upload", born),
+        Item("volume", "volume", born, IMAGE),
+    ]
     judge = Judge(
         cast("Any", operator), cast("Any", operator), [user], [cast("Any", worker)], disturbed,
         queues=lambda vhost, _prefix: queues[vhost], sql=lambda *_: "",
@@ -195,7 +214,9 @@ Break = Callable[[Scene], object]
         (lambda scene: setattr(scene.operator, "fails", True), "the cloud can't be looked at: connection refused"),
     ],
 )  # fmt: skip
-def test_what_is_not_as_it_should_be_is_a_problem(scene: Scene, broken: Break, problem: str) -> None:
+def test_what_is_not_as_it_should_be_is_a_problem(
+    scene: Scene, broken: Break, problem: str
+) -> None:
     broken(scene)
     (found,) = scene.judge.problems()
     assert problem in found
@@ -234,12 +255,16 @@ def lost_deletion_of_a_user(scene: Scene) -> None:
 
 def locked(scene: Scene) -> None:
     scene.alice.shown[IMAGE]["os_glance_import_task"] = "task"
-    scene.judge.sql = lambda _database, statement: "task" if f"INTERVAL {STILL:.0f} SECOND" in statement else ""
+    scene.judge.sql = lambda _database, statement: (
+        "task" if f"INTERVAL {STILL:.0f} SECOND" in statement else ""
+    )
 
 
 @pytest.mark.parametrize("broken", [stuck, lost_deletion, lost_deletion_of_a_user, locked])
 @pytest.mark.parametrize("fault", ["", "rabbitmq killed"])
-def test_what_has_to_be_freed_is_a_failure_unless_a_fault_explains_it(scene: Scene, broken: Break, fault: str) -> None:
+def test_what_has_to_be_freed_is_a_failure_unless_a_fault_explains_it(
+    scene: Scene, broken: Break, fault: str
+) -> None:
     scene.faults += [fault] if fault else []
     broken(scene)
     scene.judge.help()
@@ -259,13 +284,22 @@ def test_nothing_is_freed_where_all_is_well_or_still_going_on(scene: Scene) -> N
 @pytest.mark.parametrize(
     ("line", "bug"),
     [
-        *(({"event": event, "reason": "it broke"}, f"bug: {event}: it broke") for event in sorted(BUGS)),
-        ({"event": "anything", "exception": "Traceback\nValueError: no"}, "bug: anything: ValueError: no"),
+        *(
+            ({"event": event, "reason": "it broke"}, f"bug: {event}: it broke")
+            for event in sorted(BUGS)
+        ),
+        (
+            {"event": "anything", "exception": "Traceback\nValueError: no"},
+            "bug: anything: ValueError: no",
+        ),
         (
             {"event": "job_parked", "handler": "prewarm", "reason": f"image {IMAGE} is strange"},
             "dead letter: prewarm image ID is strange",
         ),
-        ("Traceback (most recent call last):\n  File x\nKeyError: 'a'", "in the log of replica-1: KeyError: 'a'"),
+        (
+            "Traceback (most recent call last):\n  File x\nKeyError: 'a'",
+            "in the log of replica-1: KeyError: 'a'",
+        ),
     ],
 )
 def test_a_log_line_that_tells_of_a_bug_is_one(scene: Scene, line: object, bug: str) -> None:
@@ -277,7 +311,9 @@ def test_a_log_line_that_tells_of_a_bug_is_one(scene: Scene, line: object, bug: 
 
 
 def test_a_quiet_log_tells_of_no_bug(scene: Scene) -> None:
-    scene.worker.process.writes({"event": "job_again", "reason": "Traceback of a service"}, {"event": "broker_lost"})
+    scene.worker.process.writes(
+        {"event": "job_again", "reason": "Traceback of a service"}, {"event": "broker_lost"}
+    )
     assert scene.judge.said()[1] == []
 
 
@@ -288,10 +324,23 @@ def life(last: Usage, *, seconds: float = WARM + LIVED + 600) -> list[tuple[floa
 
 
 MORE = {
-    "MiB": Usage(memory=int((200 + MORE_THAN_FRESH["MiB"] + 20) * MIB), seconds=1.0, threads=40, descriptors=60),
-    "threads": Usage(memory=200 * MIB, seconds=1.0, threads=40 + int(MORE_THAN_FRESH["threads"]) + 1, descriptors=60),
+    "MiB": Usage(
+        memory=int((200 + MORE_THAN_FRESH["MiB"] + 20) * MIB),
+        seconds=1.0,
+        threads=40,
+        descriptors=60,
+    ),
+    "threads": Usage(
+        memory=200 * MIB,
+        seconds=1.0,
+        threads=40 + int(MORE_THAN_FRESH["threads"]) + 1,
+        descriptors=60,
+    ),
     "file descriptors": Usage(
-        memory=200 * MIB, seconds=1.0, threads=40, descriptors=60 + int(MORE_THAN_FRESH["file descriptors"]) + 1
+        memory=200 * MIB,
+        seconds=1.0,
+        threads=40,
+        descriptors=60 + int(MORE_THAN_FRESH["file descriptors"]) + 1,
     ),
 }
 
@@ -323,7 +372,10 @@ def test_more_than_a_fresh_worker_at_rest_is_a_failure(scene: Scene, name: str) 
     ("broken", "problem"),
     [
         (lambda scene: scene.alice.hashes.update({IMAGE: "else"}), f"other bytes: image {IMAGE}"),
-        (lambda scene: scene.alice.hashes.update({UPLOAD: "of an image"}), f"other bytes: upload {UPLOAD}"),
+        (
+            lambda scene: scene.alice.hashes.update({UPLOAD: "of an image"}),
+            f"other bytes: upload {UPLOAD}",
+        ),
         (lambda scene: setattr(scene.alice, "clones", False), "not a clone: a volume of image"),
     ],
 )

@@ -45,13 +45,20 @@ async def test_warm_and_cold(cloud: FakeCloud) -> None:
     async with rig_of(cloud) as rig:
         image = cloud.upload(size=2 * GIB)
         before = await shown(rig)
-        assert {target: row.state for target, row in before.items()} == {"fast": "cold", "slow": "cold"}
+        assert {target: row.state for target, row in before.items()} == {
+            "fast": "cold",
+            "slow": "cold",
+        }
         assert before["fast"].why == "not in store cinder-fast"
         await rig.run(image.id)
         await rig.run(image.id, "slow")
         after = await shown(rig)
         (volume,) = [volume for volume in cloud.of(image.id) if volume.volume_type == "fast"]
-        assert (after["fast"].state, after["fast"].volume_id, after["fast"].size) == ("warm", volume.id, 2)
+        assert (after["fast"].state, after["fast"].volume_id, after["fast"].size) == (
+            "warm",
+            volume.id,
+            2,
+        )
         assert after["fast"].since > 1.7e9
         assert after["fast"].used == 0.0
 
@@ -75,10 +82,15 @@ async def test_not_wanted_full_and_unused(cloud: FakeCloud) -> None:
 async def test_lost(cloud: FakeCloud, copies: int) -> None:
     async with rig_of(cloud, FAST) as rig:
         image = cloud.upload()
-        location = Location(url=f"cinder://cinder-fast/{NOWHERE}", store="cinder-fast", volume_id=NOWHERE)
+        location = Location(
+            url=f"cinder://cinder-fast/{NOWHERE}", store="cinder-fast", volume_id=NOWHERE
+        )
         file = Location(url="file:///x", store="file")
         cloud.locations[image.id] = (location, file)[:copies]
-        cloud.touch(image.id, stores=frozenset({"cinder-fast", "file"}) if copies > 1 else frozenset({"cinder-fast"}))
+        cloud.touch(
+            image.id,
+            stores=frozenset({"cinder-fast", "file"}) if copies > 1 else frozenset({"cinder-fast"}),
+        )
         row = (await shown(rig))["fast"]
         assert row.state == ("lost" if copies == 1 else "cold")
         assert ("nobody can repair" in row.why) is (copies == 1)
@@ -93,8 +105,13 @@ async def test_what_is_left(cloud: FakeCloud) -> None:
         await rig.run(declined.id)
         del cloud.images[gone.id]
         cloud.set_by_user(declined.id, image_volume_prewarm="no")
-        assert [(row.state, row.size) for row in (await shown(rig, gone.id)).values()] == [("gone", 1)]
-        states = [row.state async for row in status.overview(cloud, rig.prewarm, (rig.reclaim, rig.upload))]
+        assert [(row.state, row.size) for row in (await shown(rig, gone.id)).values()] == [
+            ("gone", 1)
+        ]
+        states = [
+            row.state
+            async for row in status.overview(cloud, rig.prewarm, (rig.reclaim, rig.upload))
+        ]
         assert sorted(states) == ["gone", "left over", "unwanted", "upload"]
         (upload,) = (await shown(rig, queued.id)).values()
         assert "property names its source" in upload.why
@@ -124,8 +141,12 @@ async def test_it_changes_nothing(cloud: FakeCloud) -> None:
         }  # fmt: skip
 
 
-def job(row: Row, state: str, *, attempt: int = 0, due: float = 0.0, doing: str = "", reason: str = "") -> LiveJob:
-    return LiveJob(key=row.key, state=state, attempt=attempt, first_at=1.0, due=due, doing=doing, reason=reason)
+def job(
+    row: Row, state: str, *, attempt: int = 0, due: float = 0.0, doing: str = "", reason: str = ""
+) -> LiveJob:
+    return LiveJob(
+        key=row.key, state=state, attempt=attempt, first_at=1.0, due=due, doing=doing, reason=reason
+    )
 
 
 COLD = Row(image_id="a", target="fast", state=State.COLD, why="not in store x")
@@ -137,9 +158,19 @@ COLD = Row(image_id="a", target="fast", state=State.COLD, why="not in store x")
         (job(COLD, "in progress", doing="CopyImage"), "making", 0.0, "CopyImage"),
         (job(COLD, "in progress"), "making", 0.0, "not in store x"),
         (job(COLD, "held"), "cold", 0.0, "not in store x"),
-        (job(COLD, "waiting", due=9.0, reason="changed a moment ago"), "cold", 9.0, "changed a moment ago"),
+        (
+            job(COLD, "waiting", due=9.0, reason="changed a moment ago"),
+            "cold",
+            9.0,
+            "changed a moment ago",
+        ),
         (job(COLD, "waiting", due=9.0, attempt=2, reason="no answer"), "failed", 9.0, "no answer"),
-        (job(COLD, "parked", due=9.0, attempt=20, reason="no answer"), "failed", 9.0, "given up: no answer"),
+        (
+            job(COLD, "parked", due=9.0, attempt=20, reason="no answer"),
+            "failed",
+            9.0,
+            "given up: no answer",
+        ),
     ],
 )
 def test_what_a_worker_says_of_a_cold_one(live: LiveJob, state: str, due: float, why: str) -> None:
@@ -147,7 +178,9 @@ def test_what_a_worker_says_of_a_cold_one(live: LiveJob, state: str, due: float,
     assert (row.state, row.due, row.why) == (state, due, why)
 
 
-@pytest.mark.parametrize("state", [State.WARM, State.FULL, State.UNUSED, State.UNWANTED, State.LOST])
+@pytest.mark.parametrize(
+    "state", [State.WARM, State.FULL, State.UNUSED, State.UNWANTED, State.LOST]
+)
 def test_work_does_not_touch_what_is_settled(state: str) -> None:
     row = replace(COLD, state=state)
     live = job(row, "waiting", attempt=3, reason="no answer")
@@ -175,7 +208,10 @@ async def test_what_is_being_made_is_seen_in_the_cloud(cloud: FakeCloud) -> None
     async with rig_of(cloud) as rig:
         image = cloud.upload()
         cloud.touch(image.id, importing=frozenset({"cinder-fast"}), import_locked=True)
-        assert {target: row.state for target, row in (await shown(rig)).items()} == {"fast": "making", "slow": "cold"}
+        assert {target: row.state for target, row in (await shown(rig)).items()} == {
+            "fast": "making",
+            "slow": "cold",
+        }
 
 
 async def test_summary(cloud: FakeCloud) -> None:
@@ -186,10 +222,17 @@ async def test_summary(cloud: FakeCloud) -> None:
         for target in targets:
             await rig.run(first.id, target.name)
         held: dict[str, tuple[int, int]] = {}
-        rows = [row async for row in status.overview(cloud, rig.prewarm, (rig.reclaim, rig.upload), held)]
+        rows = [
+            row
+            async for row in status.overview(cloud, rig.prewarm, (rig.reclaim, rig.upload), held)
+        ]
         assert held == {"fast": (2, 1)}
         fast, slow = status.summaries(targets, rows, held)
-        assert (fast.states, fast.size, fast.budget) == ({"warm": 1, "cold": 1}, 2, "2 of 10 GiB, 1 of 4 volumes")
+        assert (fast.states, fast.size, fast.budget) == (
+            {"warm": 1, "cold": 1},
+            2,
+            "2 of 10 GiB, 1 of 4 volumes",
+        )
         assert (slow.states, slow.size, slow.budget) == ({"warm": 1, "cold": 1}, 2, "")
 
 
@@ -231,7 +274,9 @@ def test_a_worker_is_asked() -> None:
         told = live.ask(("0.0.0.0", address[1]))
     assert told
     assert told.jobs[Key("prewarm", "a", "fast")].state == "in progress"
-    assert told.lanes["prewarm.fast"] == LiveLane(in_progress=1, held=2, waiting=3, depth=4, oldest=0.0)
+    assert told.lanes["prewarm.fast"] == LiveLane(
+        in_progress=1, held=2, waiting=3, depth=4, oldest=0.0
+    )
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,9 @@ def types_of(cloud: FakeCloud, image_id: str) -> list[str]:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-async def test_nothing_is_made_on_a_target_whose_type_is_encrypted(cloud: FakeCloud, strategy: str) -> None:
+async def test_nothing_is_made_on_a_target_whose_type_is_encrypted(
+    cloud: FakeCloud, strategy: str
+) -> None:
     cloud.encrypted_types = {"fast"}
     async with rig_of(cloud, strategy) as rig:
         image = cloud.upload()
@@ -46,7 +48,9 @@ async def test_nothing_is_made_on_a_target_whose_type_is_encrypted(cloud: FakeCl
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-async def test_an_encrypted_volume_never_serves_where_cinder_does_not_tell(cloud: FakeCloud, strategy: str) -> None:
+async def test_an_encrypted_volume_never_serves_where_cinder_does_not_tell(
+    cloud: FakeCloud, strategy: str
+) -> None:
     cloud.encrypted_types, cloud.tells_encryption = {"fast"}, False
     async with rig_of(cloud, strategy) as rig:
         image = cloud.upload()
@@ -54,7 +58,9 @@ async def test_an_encrypted_volume_never_serves_where_cinder_does_not_tell(cloud
             await rig.run(image.id, "fast")
         await cloud.quiet()
         assert "fast" not in types_of(cloud, image.id)
-        assert not {cloud.volumes[volume_id].volume_type for volume_id in located(cloud, image.id)} & {"fast"}
+        assert not {
+            cloud.volumes[volume_id].volume_type for volume_id in located(cloud, image.id)
+        } & {"fast"}
         # And no second one is made to find out the same
         cloud.calls.clear()
         other = cloud.upload()
@@ -64,7 +70,9 @@ async def test_an_encrypted_volume_never_serves_where_cinder_does_not_tell(cloud
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-async def test_encrypted_copies_of_earlier_releases_are_deleted(cloud: FakeCloud, strategy: str) -> None:
+async def test_encrypted_copies_of_earlier_releases_are_deleted(
+    cloud: FakeCloud, strategy: str
+) -> None:
     async with rig_of(cloud, strategy) as rig:
         image = cloud.upload()
         await rig.resync()
@@ -81,10 +89,14 @@ async def test_encrypted_copies_of_earlier_releases_are_deleted(cloud: FakeCloud
 
 
 @pytest.mark.parametrize("strategy", ["store", "location"])
-async def test_an_encrypted_location_of_somebody_elses_is_named_and_left(cloud: FakeCloud, strategy: str) -> None:
+async def test_an_encrypted_location_of_somebody_elses_is_named_and_left(
+    cloud: FakeCloud, strategy: str
+) -> None:
     async with rig_of(cloud, strategy) as rig:
         image = cloud.upload()
-        mine = cloud.volume_of("internal-project", volume_type="fast", encrypted=True, name=f"image-{image.id}")
+        mine = cloud.volume_of(
+            "internal-project", volume_type="fast", encrypted=True, name=f"image-{image.id}"
+        )
         cloud.locate(image.id, "cinder-fast", mine.id)
         outcome = await rig.run(image.id, "fast")
         assert isinstance(outcome, Skip)
@@ -94,7 +106,9 @@ async def test_an_encrypted_location_of_somebody_elses_is_named_and_left(cloud: 
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-async def test_a_type_that_is_gone_is_its_own_targets_trouble(cloud: FakeCloud, strategy: str) -> None:
+async def test_a_type_that_is_gone_is_its_own_targets_trouble(
+    cloud: FakeCloud, strategy: str
+) -> None:
     async with rig_of(cloud, strategy) as rig:
         cloud.emit = rig.hear
         first = cloud.upload()
@@ -133,7 +147,9 @@ async def test_what_is_allocated_is_bounded(cloud: FakeCloud, strategy: str) -> 
         sizes = {volume.size for volume in cloud.of(plain.id)}
         assert sizes == ({2} if strategy == "store" else {20})
         # Glance's store makes a volume of 1 GiB for it
-        assert {volume.size for volume in cloud.of(bomb.id)} == ({1} if strategy == "store" else set())
+        assert {volume.size for volume in cloud.of(bomb.id)} == (
+            {1} if strategy == "store" else set()
+        )
         outcome = await rig.run(bomb.id)
         assert isinstance(outcome, Done if strategy == "store" else Skip)
 
@@ -159,4 +175,6 @@ async def test_a_copy_by_glance_takes_its_size_of_budget_and_quota(cloud: FakeCl
 async def test_cinder_makes_no_volume_that_is_too_small(cloud: FakeCloud) -> None:
     image = cloud.upload(size=1, min_disk=3)
     with pytest.raises(Conflict):
-        await cloud.create_volume(NewVolume(name="small", size=2, volume_type="fast", image_id=image.id))
+        await cloud.create_volume(
+            NewVolume(name="small", size=2, volume_type="fast", image_id=image.id)
+        )

@@ -20,7 +20,9 @@ AT_ONCE = Backoff(shortest=0.01, longest=0.02)
 
 
 def failures(metrics: Metrics, task: str) -> float | None:
-    return metrics.registry.get_sample_value("image_volume_worker_task_failures_total", {"task": task})
+    return metrics.registry.get_sample_value(
+        "image_volume_worker_task_failures_total", {"task": task}
+    )
 
 
 async def cancelled(task: asyncio.Task[None]) -> None:
@@ -75,7 +77,9 @@ async def test_a_failure_is_a_problem_until_the_task_has_run_for_a_while() -> No
 
 async def test_a_configuration_that_cannot_work_ends_its_task() -> None:
     metrics = Metrics()
-    task = Tasks(metrics=metrics, backoff=AT_ONCE).begin("intake-0", Flaky(Misconfigured(["no such transport"])))
+    task = Tasks(metrics=metrics, backoff=AT_ONCE).begin(
+        "intake-0", Flaky(Misconfigured(["no such transport"]))
+    )
     with pytest.raises(Misconfigured):
         await task
     assert failures(metrics, "intake-0") == 0.0
@@ -103,7 +107,9 @@ def _of_a_thread() -> Awaitable[None]:
     return asyncio.to_thread(thread.join)
 
 
-@pytest.mark.parametrize(("die", "event"), [(_of_a_task, "task_failed"), (_of_a_thread, "thread_failed")])
+@pytest.mark.parametrize(
+    ("die", "event"), [(_of_a_task, "task_failed"), (_of_a_thread, "thread_failed")]
+)
 async def test_what_nobody_supervises_does_not_die_unseen(
     hooks: object, die: Callable[[], Awaitable[None]], event: str
 ) -> None:

@@ -1,4 +1,5 @@
-"""The worker does not fight over Image-Volumes: Cinder's cache limits, and workers that disagree."""
+"""The worker does not fight over Image-Volumes: Cinder's cache limits, and workers that
+disagree."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ async def settled(rig: Rig, *, seconds: float = 0.3) -> None:
 
 @pytest.mark.parametrize("heard", [True, False], ids=["events", "no events"])
 @pytest.mark.parametrize("wanted", [3, 12])
-async def test_a_cache_that_is_full_is_not_fought_over(cloud: FakeCloud, wanted: int, heard: bool) -> None:
+async def test_a_cache_that_is_full_is_not_fought_over(
+    cloud: FakeCloud, wanted: int, heard: bool
+) -> None:
     cloud.cache_max_count = 2
     async with caching(cloud) as rig:
         if heard:
@@ -71,7 +74,9 @@ async def test_once_there_is_room_the_next_one_is_made(cloud: FakeCloud) -> None
         for _ in range(3):
             cloud.upload()
             await settled(rig)
-        (left_out,) = [image_id for image_id, state in states(rig, cloud).items() if state == "full"]
+        (left_out,) = [
+            image_id for image_id, state in states(rig, cloud).items() if state == "full"
+        ]
         assert cloud.calls["create_volume"] == 3
         cloud.delete_image(next(image_id for image_id in cloud.images if image_id != left_out))
         await settled(rig)
@@ -134,7 +139,11 @@ async def test_workers_that_disagree_do_not_fight(cloud: FakeCloud, strategy: st
     cloud.cached = frozenset({"fast"} if strategy == "cache" else ())
     policy = Policy(settle=0.0, rewarm_interval=0.3)
     wants = Rig(cloud, targets=using(strategy, FAST), policy=policy)
-    refuses = Rig(cloud, targets=using(strategy, FAST), policy=replace(policy, exclude_projects=frozenset({"alice"})))
+    refuses = Rig(
+        cloud,
+        targets=using(strategy, FAST),
+        policy=replace(policy, exclude_projects=frozenset({"alice"})),
+    )
     async with wants, refuses:
 
         def both(body: bytes) -> None:
@@ -156,7 +165,9 @@ async def test_workers_that_disagree_do_not_fight(cloud: FakeCloud, strategy: st
 
 
 @pytest.mark.parametrize("strategy", ["store", "location", "cache"])
-async def test_what_was_deleted_soon_is_made_again_once_in_rewarm_interval(cloud: FakeCloud, strategy: str) -> None:
+async def test_what_was_deleted_soon_is_made_again_once_in_rewarm_interval(
+    cloud: FakeCloud, strategy: str
+) -> None:
     cloud.cached = frozenset({"fast"} if strategy == "cache" else ())
     async with Rig(cloud, targets=using(strategy, FAST), policy=PATIENT) as rig:
         image = cloud.upload()
@@ -174,11 +185,16 @@ async def test_what_was_deleted_soon_is_made_again_once_in_rewarm_interval(cloud
         assert isinstance(outcome, Skip)
         assert outcome.state == "held back"
         # Unless an operator wants it now
-        assert isinstance(await rig.prewarm.reconcile(KEY._replace(image_id=image.id), Polls(by_operator=True)), Done)
+        assert isinstance(
+            await rig.prewarm.reconcile(KEY._replace(image_id=image.id), Polls(by_operator=True)),
+            Done,
+        )
 
 
 @pytest.mark.parametrize("strategy", ["store", "location", "cache"])
-async def test_what_was_there_for_a_day_is_made_again_at_once(cloud: FakeCloud, strategy: str) -> None:
+async def test_what_was_there_for_a_day_is_made_again_at_once(
+    cloud: FakeCloud, strategy: str
+) -> None:
     cloud.cached = frozenset({"fast"} if strategy == "cache" else ())
     async with Rig(cloud, targets=using(strategy, FAST), policy=PATIENT) as rig:
         image = cloud.upload()

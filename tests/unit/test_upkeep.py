@@ -1,4 +1,5 @@
-"""Keeping it true, against the fake cloud: repair, reclaim, eviction, budgets, uses, and what must never go."""
+"""Keeping it true, against the fake cloud: repair, reclaim, eviction, budgets, uses, and what must
+never go."""
 
 from __future__ import annotations
 
@@ -97,12 +98,15 @@ async def test_a_deactivated_image_keeps_what_it_has(rig: Rig, cloud: FakeCloud)
 
 
 async def test_data_that_lies_nowhere_else_stays(cloud: FakeCloud) -> None:
-    """An image that its owner put into the cinder store of one target: the copy on the other may go, not that one."""
+    """An image that its owner put into the cinder store of one target: the copy on the other may
+    go, not that one."""
     async with rig_of(cloud, "store") as rig:
         cloud.emit = rig.hear
         data = cloud.volume_of(PROJECT, name="data")
         image = cloud.upload(stores=frozenset({"cinder-fast"}))
-        cloud.volumes[data.id] = replace(data, name=f"image-{image.id}", metadata={"image_owner": "alice"})
+        cloud.volumes[data.id] = replace(
+            data, name=f"image-{image.id}", metadata={"image_owner": "alice"}
+        )
         cloud.locations[image.id] = (
             Location(url=f"cinder://cinder-fast/{data.id}", store="cinder-fast", volume_id=data.id),
         )
@@ -116,7 +120,8 @@ async def test_data_that_lies_nowhere_else_stays(cloud: FakeCloud) -> None:
 
 
 async def test_copies_of_ours_do_not_vouch_for_each_other(cloud: FakeCloud) -> None:
-    """Somebody took the original away: were both of our copies to go by two workers at once, nothing would be left."""
+    """Somebody took the original away: were both of our copies to go by two workers at once,
+    nothing would be left."""
     async with rig_of(cloud, "store") as rig:
         cloud.emit = rig.hear
         image = cloud.upload()
@@ -135,7 +140,9 @@ async def test_what_others_made_or_claim_stays(cloud: FakeCloud) -> None:
         image = cloud.upload(properties={"image_volume_prewarm": "no"})
         mark = {"image_volume_worker": "fast", ORIGIN: "prewarm", "glance_image_id": image.id}
         theirs = cloud.volume_of("alice", name=f"image-{image.id}", metadata=mark)
-        unmarked = cloud.volume_of(PROJECT, name=f"image-{image.id}", metadata={"image_volume_worker": "fast"})
+        unmarked = cloud.volume_of(
+            PROJECT, name=f"image-{image.id}", metadata={"image_volume_worker": "fast"}
+        )
         other = cloud.volume_of(
             PROJECT, name=f"image-{image.id}", metadata={**mark, "image_volume_worker": "elsewhere"}
         )
@@ -163,7 +170,9 @@ async def test_an_empty_list_is_no_reason_to_delete(cloud: FakeCloud, strategy: 
 
 
 @pytest.mark.parametrize("error", [Temporary("500"), Blocked("403")])
-async def test_an_error_is_no_reason_to_delete(rig: Rig, cloud: FakeCloud, error: Exception) -> None:
+async def test_an_error_is_no_reason_to_delete(
+    rig: Rig, cloud: FakeCloud, error: Exception
+) -> None:
     image = cloud.upload()
     await rig.quiet()
     before = dict(cloud.volumes)
@@ -230,7 +239,9 @@ async def test_a_volume_in_the_making_goes_as_soon_as_it_is_made(cloud: FakeClou
         cloud.delete_image(image.id)
         # The runner's polls are farther apart
         polls = Polls()
-        while not isinstance(outcome := await rig.reclaim.reconcile(Key("reclaim", image.id), polls), Done):
+        while not isinstance(
+            outcome := await rig.reclaim.reconcile(Key("reclaim", image.id), polls), Done
+        ):
             assert isinstance(outcome, Again)
             assert not outcome.counted
             await asyncio.sleep(0.01)
@@ -244,7 +255,8 @@ async def test_a_volume_in_the_making_goes_as_soon_as_it_is_made(cloud: FakeClou
 def only_location(cloud: FakeCloud, image: Image, *volume_ids: str) -> None:
     """The image's data lies in these volumes, in the store cinder-fast, and nowhere else."""
     cloud.locations[image.id] = tuple(
-        Location(url=f"cinder://cinder-fast/{one}", store="cinder-fast", volume_id=one) for one in volume_ids
+        Location(url=f"cinder://cinder-fast/{one}", store="cinder-fast", volume_id=one)
+        for one in volume_ids
     )
     cloud.touch(image.id, stores=frozenset({"cinder-fast"}))
 
@@ -273,7 +285,9 @@ async def test_two_broken_locations_are_both_left_and_named(cloud: FakeCloud) ->
 
 
 @pytest.mark.parametrize("strategy", ["store", "cache"])
-async def test_an_image_lost_elsewhere_is_named_by_other_targets_too(cloud: FakeCloud, strategy: str) -> None:
+async def test_an_image_lost_elsewhere_is_named_by_other_targets_too(
+    cloud: FakeCloud, strategy: str
+) -> None:
     async with rig_of(cloud, strategy, replace(FAST, glance_store="cinder-fast"), SLOW) as rig:
         image = cloud.upload()
         only_location(cloud, image, NOBODY)
@@ -293,7 +307,9 @@ async def test_two_whole_locations_in_a_store_come_down_to_one(cloud: FakeCloud)
         cloud.volumes[second.id] = second
         cloud.locations[image.id] = (
             *cloud.locations[image.id],
-            Location(url=f"cinder://cinder-fast/{second.id}", store="cinder-fast", volume_id=second.id),
+            Location(
+                url=f"cinder://cinder-fast/{second.id}", store="cinder-fast", volume_id=second.id
+            ),
         )
         assert isinstance(await rig.run(image.id), Done)
         # Glance removes the first, and two workers at once would remove both
@@ -330,9 +346,12 @@ async def test_a_broken_cache_entry_is_made_anew(cloud: FakeCloud) -> None:
         assert image_volume.is_usable(anew)
 
 
-# Cinder lets go of it as long as no host has taken it; one that no scheduler has heard of is lost much sooner
+# Cinder lets go of it as long as no host has taken it; one that no scheduler has heard of is lost
+# much sooner
 @pytest.mark.parametrize(("scheduled", "after"), [(True, 7 * 3600.0), (False, 301.0)])
-async def test_a_volume_that_is_made_for_too_long_is_given_up(cloud: FakeCloud, scheduled: bool, after: float) -> None:
+async def test_a_volume_that_is_made_for_too_long_is_given_up(
+    cloud: FakeCloud, scheduled: bool, after: float
+) -> None:
     async with rig_of(cloud, "location", FAST) as rig:
         image = cloud.upload()
         cloud.faults["get_volume"] = Fault(Temporary("away"))
@@ -367,7 +386,9 @@ async def test_a_busy_volume_does_not_hold_a_slot(cloud: FakeCloud) -> None:
 
 
 async def test_an_image_changed_all_day_is_not_made_warm_all_day(cloud: FakeCloud) -> None:
-    async with rig_of(cloud, "cache", FAST, policy=Policy(settle=0.0, rewarm_interval=600.0)) as rig:
+    async with rig_of(
+        cloud, "cache", FAST, policy=Policy(settle=0.0, rewarm_interval=600.0)
+    ) as rig:
         image = cloud.upload()
         assert isinstance(await rig.run(image.id), Done)
         # The first change is made up for at once
@@ -390,7 +411,9 @@ async def test_an_image_changed_all_day_is_not_made_warm_all_day(cloud: FakeClou
 
 
 @pytest.mark.parametrize("status", ["error", "gone"])
-async def test_an_image_volume_that_is_broken_under_us_is_made_anew(rig: Rig, cloud: FakeCloud, status: str) -> None:
+async def test_an_image_volume_that_is_broken_under_us_is_made_anew(
+    rig: Rig, cloud: FakeCloud, status: str
+) -> None:
     image = cloud.upload()
     await rig.quiet()
     victim = next(volume for volume in cloud.of(image.id) if volume.volume_type == "fast")
@@ -416,7 +439,9 @@ async def uploaded(rig: Rig, cloud: FakeCloud, **fields: object) -> Image:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-async def test_a_full_target_gives_up_what_was_used_least_recently(cloud: FakeCloud, strategy: str) -> None:
+async def test_a_full_target_gives_up_what_was_used_least_recently(
+    cloud: FakeCloud, strategy: str
+) -> None:
     async with rig_of(cloud, strategy, replace(FAST, max_count=2)) as rig:
         cloud.emit = rig.hear
         first, second = await uploaded(rig, cloud), await uploaded(rig, cloud)
@@ -459,7 +484,9 @@ async def test_a_use_is_written_down_once_an_hour(rig: Rig, cloud: FakeCloud) ->
     assert cloud.calls["set_metadata"] - before == 2
 
 
-async def test_an_image_that_can_not_have_room_is_skipped_and_nothing_goes(cloud: FakeCloud) -> None:
+async def test_an_image_that_can_not_have_room_is_skipped_and_nothing_goes(
+    cloud: FakeCloud,
+) -> None:
     async with rig_of(cloud, "store", replace(FAST, max_gigabytes=3)) as rig:
         cloud.emit = rig.hear
         small = await uploaded(rig, cloud, size=2 * GIB)
@@ -492,7 +519,10 @@ async def test_an_older_image_does_not_push_out_newer_ones(cloud: FakeCloud) -> 
 
 
 async def test_many_at_once_do_not_all_take_the_last_place(cloud: FakeCloud) -> None:
-    targets = (replace(FAST, max_count=3, max_concurrent=8), replace(SLOW, max_gigabytes=2, max_concurrent=8))
+    targets = (
+        replace(FAST, max_count=3, max_concurrent=8),
+        replace(SLOW, max_gigabytes=2, max_concurrent=8),
+    )
     async with rig_of(cloud, "store", *targets) as rig:
         cloud.emit = rig.hear
         cloud.seconds = 0.02
@@ -501,14 +531,17 @@ async def test_many_at_once_do_not_all_take_the_last_place(cloud: FakeCloud) -> 
         while not rig.runner.idle or cloud.tasks or not cloud.volumes:
             await asyncio.sleep(0.002)
             there = Counter(volume.volume_type for volume in cloud.volumes.values())
-            peak = {volume_type: max(most, there[volume_type]) for volume_type, most in peak.items()}
+            peak = {
+                volume_type: max(most, there[volume_type]) for volume_type, most in peak.items()
+            }
         await rig.quiet()
         assert peak == {"fast": 3, "slow": 2}
         assert sum(len(kept(cloud, image)) for image in images) == 5
 
 
 class Interrupted(FakeCloud):
-    """A cloud that is told what to wait for between looking at the volumes and answering what there are."""
+    """A cloud that is told what to wait for between looking at the volumes and answering what there
+    are."""
 
     meanwhile: Callable[[], Awaitable[None]] | None = None
 
@@ -521,7 +554,8 @@ class Interrupted(FakeCloud):
 
 
 async def test_one_that_arrives_while_the_room_is_counted_is_counted() -> None:
-    """Its volume is listed before it is marked as ours, and its place is given back before the listing ends."""
+    """Its volume is listed before it is marked as ours, and its place is given back before the
+    listing ends."""
     cloud = Interrupted(stores=STORES)
     async with rig_of(cloud, "store", replace(FAST, max_count=1)) as rig:
         older = cloud.upload()
@@ -564,7 +598,9 @@ async def test_what_can_not_go_is_no_reason_to_stop(cloud: FakeCloud) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-async def test_a_full_quota_is_found_out_before_anything_is_made(cloud: FakeCloud, strategy: str) -> None:
+async def test_a_full_quota_is_found_out_before_anything_is_made(
+    cloud: FakeCloud, strategy: str
+) -> None:
     async with rig_of(cloud, strategy, FAST) as rig:
         image = cloud.upload(size=2 * GIB)
         cloud.quota = 1
@@ -597,7 +633,9 @@ async def test_a_quota_that_we_may_not_read_is_no_obstacle(cloud: FakeCloud) -> 
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-async def test_with_used_an_image_is_made_warm_where_it_is_used_twice(cloud: FakeCloud, strategy: str) -> None:
+async def test_with_used_an_image_is_made_warm_where_it_is_used_twice(
+    cloud: FakeCloud, strategy: str
+) -> None:
     async with rig_of(cloud, strategy, policy=Policy(settle=0.0, when="used")) as rig:
         cloud.emit = rig.hear
         image = cloud.upload()
@@ -660,7 +698,10 @@ async def test_with_used_the_owners_yes_still_counts(cloud: FakeCloud) -> None:
 
 
 async def test_a_resync_with_nothing_to_do_costs_pages_only() -> None:
-    targets = tuple(Target(name=name, volume_type=name, glance_store=f"cinder-{name}") for name in ("a", "b", "c"))
+    targets = tuple(
+        Target(name=name, volume_type=name, glance_store=f"cinder-{name}")
+        for name in ("a", "b", "c")
+    )
     cloud = FakeCloud(stores={f"cinder-{target.name}": target.name for target in targets})
     rig = Rig(cloud, targets=targets)
     for _ in range(2_000):
@@ -723,7 +764,9 @@ async def test_a_copy_that_came_too_late_goes(cloud: FakeCloud) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"readonly": "False"}, {"image_owner": "somebody"}])
-async def test_a_cache_entry_that_was_meddled_with_is_put_right(cloud: FakeCloud, changes: dict[str, str]) -> None:
+async def test_a_cache_entry_that_was_meddled_with_is_put_right(
+    cloud: FakeCloud, changes: dict[str, str]
+) -> None:
     async with rig_of(cloud, "cache", FAST) as rig:
         image = cloud.upload()
         await rig.run(image.id)
@@ -734,7 +777,9 @@ async def test_a_cache_entry_that_was_meddled_with_is_put_right(cloud: FakeCloud
         assert cloud.volumes[entry.id].metadata == entry.metadata
 
 
-async def test_an_entry_in_error_that_nobody_has_marked_makes_room_for_another(cloud: FakeCloud) -> None:
+async def test_an_entry_in_error_that_nobody_has_marked_makes_room_for_another(
+    cloud: FakeCloud,
+) -> None:
     async with rig_of(cloud, "cache", FAST) as rig:
         image = cloud.upload()
         broken = cloud.volume_of(
@@ -765,7 +810,11 @@ async def test_a_cache_entry_is_no_clone_of_an_upload(cloud: FakeCloud) -> None:
         # One that Cinder has made for a user is nobody's to delete, however old
         own = cloud.upload()
         unmarked = cloud.volume_of(
-            PROJECT, name=f"image-{own.id}", volume_type="slow", metadata={"readonly": "True"}, source_volid=entry.id
+            PROJECT,
+            name=f"image-{own.id}",
+            volume_type="slow",
+            metadata={"readonly": "True"},
+            source_volid=entry.id,
         )
         cloud.ahead = 7200.0
         await rig.complete(own.id)
@@ -774,7 +823,8 @@ async def test_a_cache_entry_is_no_clone_of_an_upload(cloud: FakeCloud) -> None:
 
 
 async def test_a_location_that_came_back_without_its_volume_goes(cloud: FakeCloud) -> None:
-    """Glance writes the whole list: of two removals at once the second may undo half of the first."""
+    """Glance writes the whole list: of two removals at once the second may undo half of the
+    first."""
     async with rig_of(cloud, "store", FAST) as rig:
         image = cloud.upload(properties={"image_volume_prewarm": "no"})
         dead = Location(url="cinder://cinder-fast/x", store="cinder-fast", volume_id=NOBODY)
@@ -846,7 +896,9 @@ async def test_what_goes_is_no_time_to_warm(rig: Rig, cloud: FakeCloud) -> None:
     await rig.quiet()
     cloud.delete_image(image.id)
     await rig.quiet()
-    assert [rig.count("time_to_warm_seconds_count", target=target) for target in ("fast", "slow")] == warm
+    assert [
+        rig.count("time_to_warm_seconds_count", target=target) for target in ("fast", "slow")
+    ] == warm
 
 
 async def test_each_volume_that_goes_is_counted_once(cloud: FakeCloud) -> None:
@@ -862,7 +914,8 @@ async def test_each_volume_that_goes_is_counted_once(cloud: FakeCloud) -> None:
 
 
 async def test_a_location_without_a_store_is_left_alone(cloud: FakeCloud) -> None:
-    """As it was before multi-store: cinder://<volume>. The volume is the image's data all the same."""
+    """As it was before multi-store: cinder://<volume>. The volume is the image's data all the
+    same."""
     async with rig_of(cloud, "store", FAST) as rig:
         image = cloud.upload()
         await rig.run(image.id)
@@ -881,7 +934,8 @@ async def test_a_location_without_a_store_is_left_alone(cloud: FakeCloud) -> Non
 
 
 async def test_a_new_image_is_copied_once_it_is_left_alone(cloud: FakeCloud) -> None:
-    """Glance's import writes the whole image at its end: what the owner changes meanwhile is undone."""
+    """Glance's import writes the whole image at its end: what the owner changes meanwhile is
+    undone."""
     async with rig_of(cloud, "store", FAST, policy=Policy(settle=0.3)) as rig:
         cloud.emit = rig.hear
         image = cloud.upload()
@@ -893,18 +947,26 @@ async def test_a_new_image_is_copied_once_it_is_left_alone(cloud: FakeCloud) -> 
         assert kept(cloud, image) == ["fast"]
 
 
-async def test_what_glance_undoes_is_told(cloud: FakeCloud, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_what_glance_undoes_is_told(
+    cloud: FakeCloud, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with rig_of(cloud, "store", FAST) as rig:
         cloud.seconds = 0.2
         image = cloud.upload(properties={"kept": "as it was"})
         making = asyncio.create_task(rig.run(image.id))
         while not cloud.images[image.id].import_locked:
             await asyncio.sleep(0.005)
-        cloud.touch(image.id, visibility="private", properties={"kept": "as it was", "os_distro": "debian"})
+        cloud.touch(
+            image.id, visibility="private", properties={"kept": "as it was", "os_distro": "debian"}
+        )
         await asyncio.sleep(0.1)
         cloud.touch(image.id, visibility="public", properties={"kept": "as it was"})
         await making
-        (line,) = [line for line in capsys.readouterr().out.splitlines() if "changes_undone_by_glance" in line]
+        (line,) = [
+            line
+            for line in capsys.readouterr().out.splitlines()
+            if "changes_undone_by_glance" in line
+        ]
         assert "['visibility', 'os_distro']" in line
 
 
@@ -949,7 +1011,9 @@ async def test_a_budget_is_reached_by_what_can_go(cloud: FakeCloud) -> None:
         images = [await uploaded(rig, cloud) for _ in range(4)]
         for image in images[:2]:
             # The least recently used ones are their images' only copies by now
-            cloud.locations[image.id] = tuple(one for one in cloud.locations[image.id] if one.volume_id)
+            cloud.locations[image.id] = tuple(
+                one for one in cloud.locations[image.id] if one.volume_id
+            )
     async with rig_of(cloud, "store", replace(FAST, max_count=3)) as rig:
         await rig.resync()
         await rig.quiet()

@@ -1,4 +1,5 @@
-"""Uploads against the fake cloud: each way ends in an active image with one clone, whatever goes wrong on the way."""
+"""Uploads against the fake cloud: each way ends in an active image with one clone, whatever goes
+wrong on the way."""
 
 from __future__ import annotations
 
@@ -41,7 +42,8 @@ def asked(cloud: FakeCloud, volume: Volume, **fields: object) -> Image:
 
 
 def check_complete(cloud: FakeCloud, image_id: str) -> Volume:
-    """The image is active, and its one location is the only clone there is, in the internal project."""
+    """The image is active, and its one location is the only clone there is, in the internal
+    project."""
     image = cloud.images[image_id]
     assert image.status == "active"
     (clone,) = cloud.of(image_id)
@@ -55,7 +57,8 @@ def check_complete(cloud: FakeCloud, image_id: str) -> Volume:
 
 
 async def until_complete(cloud: FakeCloud, image_id: str) -> None:
-    """Return when the image is active and all is as it should be; a wait that nothing ends fails."""
+    """Return when the image is active and all is as it should be; a wait that nothing ends
+    fails."""
     async with asyncio.timeout(10):
         while cloud.images[image_id].status != "active":
             await asyncio.sleep(0.001)
@@ -124,7 +127,9 @@ async def test_two_images_of_one_volume_have_a_clone_each(rig: Rig, cloud: FakeC
     assert len(clones) == 2
 
 
-async def test_it_is_warm_elsewhere_afterwards_and_the_clone_serves_where_it_lies(cloud: FakeCloud) -> None:
+async def test_it_is_warm_elsewhere_afterwards_and_the_clone_serves_where_it_lies(
+    cloud: FakeCloud,
+) -> None:
     async with Rig(cloud, targets=(FAST, SLOW)) as rig:
         cloud.emit = rig.hear
         image = asked(cloud, cloud.volume_of("alice", volume_type="fast"))
@@ -137,16 +142,23 @@ async def test_it_is_warm_elsewhere_afterwards_and_the_clone_serves_where_it_lie
 
 
 @pytest.mark.parametrize("visible", [True, False], ids=["another project's", "not there"])
-async def test_anothers_volume_is_refused_as_if_it_were_not_there(rig: Rig, cloud: FakeCloud, visible: bool) -> None:
+async def test_anothers_volume_is_refused_as_if_it_were_not_there(
+    rig: Rig, cloud: FakeCloud, visible: bool
+) -> None:
     volume = cloud.volume_of("bob", encrypted=True)
     if not visible:
         del cloud.volumes[volume.id]
     image = asked(cloud, volume)
     await rig.quiet()
     assert cloud.images[image.id].status == "queued"
-    assert cloud.images[image.id].properties[STATUS] == "refused: the image's project has no volume of this id"
+    assert (
+        cloud.images[image.id].properties[STATUS]
+        == "refused: the image's project has no volume of this id"
+    )
     assert cloud.of(image.id) == []
-    assert cloud.calls["get_volume"] == 2, "the same requests for both: once, and once more for the property's update"
+    assert cloud.calls["get_volume"] == 2, (
+        "the same requests for both: once, and once more for the property's update"
+    )
 
 
 async def test_a_refusal_is_withdrawn_once_it_works(rig: Rig, cloud: FakeCloud) -> None:
@@ -161,7 +173,9 @@ async def test_a_refusal_is_withdrawn_once_it_works(rig: Rig, cloud: FakeCloud) 
     assert STATUS not in cloud.images[image.id].properties
 
 
-async def test_a_refusal_is_withdrawn_though_glance_holds_the_image_a_moment_longer(rig: Rig, cloud: FakeCloud) -> None:
+async def test_a_refusal_is_withdrawn_though_glance_holds_the_image_a_moment_longer(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     cloud.unlocked_after = 0.3
     image = asked(cloud, cloud.volume_of("alice", encrypted=True))
     await rig.quiet()
@@ -174,11 +188,19 @@ async def test_a_refusal_is_withdrawn_though_glance_holds_the_image_a_moment_lon
 UEFI = {"hw_firmware_type": "uefi", "os_type": "linux"}
 
 
-@pytest.mark.parametrize("given", [{}, {"hw_firmware_type": "bios", "colour": "green"}], ids=["nothing", "its own"])
+@pytest.mark.parametrize(
+    "given", [{}, {"hw_firmware_type": "bios", "colour": "green"}], ids=["nothing", "its own"]
+)
 async def test_the_image_keeps_what_the_volume_knows_by_one_request(
     rig: Rig, cloud: FakeCloud, given: dict[str, str]
 ) -> None:
-    core = {"min_disk": "1", "image_id": "x", "visibility": "public", "os_glance_x": "x", "image_volume_prewarm": "yes"}
+    core = {
+        "min_disk": "1",
+        "image_id": "x",
+        "visibility": "public",
+        "os_glance_x": "x",
+        "image_volume_prewarm": "yes",
+    }
     volume = cloud.volume_of("alice", image_properties={**UEFI, **core, STATUS: "x"})
     image = cloud.queue(properties={SOURCE: volume.id, **given})
     await rig.quiet()
@@ -191,7 +213,9 @@ async def test_the_image_keeps_what_the_volume_knows_by_one_request(
     assert cloud.calls["set_properties"] == before["set_properties"]
 
 
-async def test_a_volume_that_was_made_from_no_image_costs_no_request(rig: Rig, cloud: FakeCloud) -> None:
+async def test_a_volume_that_was_made_from_no_image_costs_no_request(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     volume, image = cloud.volume_of("alice"), cloud.queue()
     cloud.set_by_user(image.id, **{SOURCE: f"{volume.id}/{image.id}"})
     await rig.quiet()
@@ -218,7 +242,9 @@ async def test_properties_that_glance_refuses_are_named_and_cost_neither_the_upl
     assert cloud.calls["set_properties"] < 30
 
 
-@pytest.mark.parametrize("error", [Blocked("403"), Conflict("400"), Blocked("413")], ids=["403", "400", "413"])
+@pytest.mark.parametrize(
+    "error", [Blocked("403"), Conflict("400"), Blocked("413")], ids=["403", "400", "413"]
+)
 async def test_a_glance_that_takes_no_property_at_all_gets_the_image_all_the_same(
     rig: Rig, cloud: FakeCloud, error: Exception
 ) -> None:
@@ -234,9 +260,13 @@ async def test_a_glance_that_takes_no_property_at_all_gets_the_image_all_the_sam
     assert cloud.calls["set_properties"] < 30
 
 
-async def test_as_many_properties_are_kept_as_glance_has_room_for(rig: Rig, cloud: FakeCloud) -> None:
+async def test_as_many_properties_are_kept_as_glance_has_room_for(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     cloud.most_properties = 12
-    volume = cloud.volume_of("alice", image_properties={f"p{number:02}": "x" for number in range(20)})
+    volume = cloud.volume_of(
+        "alice", image_properties={f"p{number:02}": "x" for number in range(20)}
+    )
     image = asked(cloud, volume)
     await rig.quiet()
     check_complete(cloud, image.id)
@@ -290,7 +320,9 @@ async def test_a_glance_that_does_not_answer_is_asked_again_for_the_properties(
     assert UEFI.items() <= cloud.images[image.id].properties.items()
 
 
-async def test_a_property_that_glance_can_not_store_is_given_up_in_the_end(cloud: FakeCloud) -> None:
+async def test_a_property_that_glance_can_not_store_is_given_up_in_the_end(
+    cloud: FakeCloud,
+) -> None:
     async with Rig(cloud, targets=()) as rig:
         image = asked(cloud, cloud.volume_of("alice", image_properties=UEFI))
         cloud.set_by_user(image.id, **{SOURCE: f"{image.properties[SOURCE]}/{image.id}"})
@@ -302,9 +334,13 @@ async def test_a_property_that_glance_can_not_store_is_given_up_in_the_end(cloud
         check_complete(cloud, image.id)
 
 
-async def test_the_upload_that_cinder_left_keeps_what_cinder_has_given_it(rig: Rig, cloud: FakeCloud) -> None:
+async def test_the_upload_that_cinder_left_keeps_what_cinder_has_given_it(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     image = cloud.queue()
-    cloud.cinder_clones(cloud.volume_of("alice", image_properties=UEFI).id, image.id, image_properties=UEFI)
+    cloud.cinder_clones(
+        cloud.volume_of("alice", image_properties=UEFI).id, image.id, image_properties=UEFI
+    )
     await rig.quiet()
     check_complete(cloud, image.id)
     assert cloud.calls["set_properties"] == 0
@@ -317,14 +353,18 @@ async def test_without_a_status_property_nothing_is_written(cloud: FakeCloud) ->
         assert cloud.calls["set_properties"] == 0
 
 
-async def test_an_image_that_can_not_be_told_is_refused_all_the_same(rig: Rig, cloud: FakeCloud) -> None:
+async def test_an_image_that_can_not_be_told_is_refused_all_the_same(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     cloud.emit = lambda _: None
     cloud.faults["set_properties"] = Fault(Blocked("403"), times=9)
     image = asked(cloud, cloud.volume_of("bob"))
     assert isinstance(await rig.complete(image.id), Skip)
 
 
-@pytest.mark.parametrize("moment", ["deleted", "given away", "property", "withdrawn", "transferred", "data"])
+@pytest.mark.parametrize(
+    "moment", ["deleted", "given away", "property", "withdrawn", "transferred", "data"]
+)
 async def test_what_changes_while_the_clone_is_made(cloud: FakeCloud, moment: str) -> None:
     cloud.seconds = 0.05
     # Cinder refuses to delete a volume that it still makes: six tries have to last longer
@@ -349,7 +389,8 @@ async def test_what_changes_while_the_clone_is_made(cloud: FakeCloud, moment: st
                 cloud.touch(image.id, status="active", size=GIB, stores=frozenset({"file"}))
                 cloud.locations[image.id] = (Location(url="file:///x", store="file"),)
         await rig.quiet()
-        # The one that was uploaded to itself has its leftover collected by the next comparison at the latest
+        # The one that was uploaded to itself has its leftover collected by the next comparison at
+        # the latest
         await rig.resync()
         await rig.quiet()
         if moment == "property":
@@ -374,12 +415,21 @@ async def test_a_source_deleted_while_it_was_cloned_is_no_loss(cloud: FakeCloud)
         check_complete(cloud, image.id)
 
 
-async def test_a_users_volume_with_a_forged_name_and_metadata_is_never_registered(rig: Rig, cloud: FakeCloud) -> None:
+async def test_a_users_volume_with_a_forged_name_and_metadata_is_never_registered(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     image = cloud.queue(created_epoch=1.0)
-    forged = {"glance_image_id": image.id, "image_owner": "alice", "image_volume_worker": "upload", "readonly": "True"}
+    forged = {
+        "glance_image_id": image.id,
+        "image_owner": "alice",
+        "image_volume_worker": "upload",
+        "readonly": "True",
+    }
     name = f"image-{image.id}"
     for project in ("alice", "bob"):
-        cloud.volume_of(project, name=name, metadata=forged, source_volid=cloud.volume_of(project).id)
+        cloud.volume_of(
+            project, name=name, metadata=forged, source_volid=cloud.volume_of(project).id
+        )
     cloud.emit(notification("volume.create.end", {
         "volume_id": next(iter(cloud.volumes)), "display_name": name, "metadata": [
             {"key": key, "value": value} for key, value in forged.items()]}))  # fmt: skip
@@ -390,7 +440,9 @@ async def test_a_users_volume_with_a_forged_name_and_metadata_is_never_registere
     assert cloud.calls["import_location"] == cloud.calls["create_volume"] == 0
 
 
-async def test_the_upload_that_cinder_left_is_finished_after_the_grace(rig: Rig, cloud: FakeCloud) -> None:
+async def test_the_upload_that_cinder_left_is_finished_after_the_grace(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     image = cloud.queue()
     clone = cloud.cinder_clones(cloud.volume_of("alice").id, image.id)
     await asyncio.sleep(0.05)
@@ -421,7 +473,9 @@ async def test_cinders_clone_of_an_image_that_is_gone_is_reclaimed(cloud: FakeCl
         assert cloud.of(image.id) == []
 
 
-async def test_a_clone_stranded_in_the_owners_project_is_a_source(rig: Rig, cloud: FakeCloud) -> None:
+async def test_a_clone_stranded_in_the_owners_project_is_a_source(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     cloud.emit = lambda _: None
     image = cloud.queue(created_epoch=time.time() - 300)
     stranded = cloud.volume_of("alice", name=f"image-{image.id}")
@@ -437,7 +491,9 @@ async def test_a_clone_stranded_in_the_owners_project_is_a_source(rig: Rig, clou
     assert rig.completed == ["stranded"]
 
 
-async def test_a_stranded_volume_of_another_project_is_no_source(rig: Rig, cloud: FakeCloud) -> None:
+async def test_a_stranded_volume_of_another_project_is_no_source(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     image = cloud.queue(created_epoch=time.time() - 300)
     theirs = cloud.volume_of("bob")
     cloud.image_tasks[image.id] = [
@@ -459,7 +515,9 @@ async def test_glances_failure_is_tried_again_then_parked_with_its_reason(cloud:
         assert len(cloud.of(image.id)) == 1, "one clone, however often it was tried"
 
 
-async def test_a_volume_that_can_not_be_cloned_leaves_nothing_and_is_tried_again(cloud: FakeCloud) -> None:
+async def test_a_volume_that_can_not_be_cloned_leaves_nothing_and_is_tried_again(
+    cloud: FakeCloud,
+) -> None:
     async with Rig(cloud, targets=()) as rig:
         cloud.emit = rig.hear
         cloud.dead_types = {"fast"}
@@ -513,7 +571,15 @@ async def test_an_upload_costs_so_many_requests(rig: Rig, cloud: FakeCloud) -> N
     check_complete(cloud, image.id)
     reads = {"get_image", "get_volume", "get_locations", "find_volumes", "list_tasks"}
     assert {verb: n for verb, n in cloud.calls.items() if verb not in reads} == dict.fromkeys(
-        ("list_stores", "create_volume", "set_properties", "set_readonly", "imports_locations", "import_location"), 1
+        (
+            "list_stores",
+            "create_volume",
+            "set_properties",
+            "set_readonly",
+            "imports_locations",
+            "import_location",
+        ),
+        1,
     )
     assert sum(cloud.calls[verb] for verb in reads) <= 14
 
@@ -529,7 +595,9 @@ async def test_a_normal_upload_of_data_costs_two_looks(rig: Rig, cloud: FakeClou
 
 
 async def test_a_property_that_is_set_during_the_grace_is_news(cloud: FakeCloud) -> None:
-    async with Rig(cloud, targets=(), uploads=Uploads(grace=600.0, quiet=0.02, untouched=0.0, tell_after=0.0)) as rig:
+    async with Rig(
+        cloud, targets=(), uploads=Uploads(grace=600.0, quiet=0.02, untouched=0.0, tell_after=0.0)
+    ) as rig:
         cloud.emit = rig.hear
         image, volume = cloud.queue(), cloud.volume_of("alice")
         while not rig.runner.due():
@@ -546,14 +614,20 @@ async def test_another_volume_ends_the_wait_for_one_in_use(cloud: FakeCloud) -> 
         while not rig.runner.due():
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
-        assert cloud.images[image.id].properties[STATUS] == "waiting: the volume is in-use, detach it"
+        assert (
+            cloud.images[image.id].properties[STATUS] == "waiting: the volume is in-use, detach it"
+        )
         assert cloud.calls["set_properties"] == 1
         cloud.set_by_user(image.id, **{SOURCE: cloud.volume_of("alice").id})
         await until_complete(cloud, image.id)
 
 
-async def test_a_property_that_is_set_while_the_image_is_looked_at_is_news(cloud: FakeCloud) -> None:
-    async with Rig(cloud, targets=(), uploads=Uploads(grace=600.0, quiet=0.02, untouched=0.0, tell_after=0.0)) as rig:
+async def test_a_property_that_is_set_while_the_image_is_looked_at_is_news(
+    cloud: FakeCloud,
+) -> None:
+    async with Rig(
+        cloud, targets=(), uploads=Uploads(grace=600.0, quiet=0.02, untouched=0.0, tell_after=0.0)
+    ) as rig:
         cloud.emit = rig.hear
         image, volume = cloud.queue(), cloud.volume_of("alice")
         while not cloud.calls["get_image"]:
@@ -611,7 +685,10 @@ async def test_data_that_is_sent_right_after_the_record_is_never_harmed(
         await rig.quiet()
         for image in images:
             assert cloud.images[image.id].status == "active"
-            assert cloud.images[image.id].properties[STATUS] == "not made from the volume: data was uploaded"
+            assert (
+                cloud.images[image.id].properties[STATUS]
+                == "not made from the volume: data was uploaded"
+            )
             assert cloud.of(image.id) == []
 
 
@@ -649,7 +726,8 @@ async def test_an_operators_trouble_is_told_as_soon_as_it_may_be(cloud: FakeClou
     async with Rig(cloud, targets=(), uploads=CAREFUL) as rig:
         image = asked(cloud, cloud.volume_of("alice"))
         for _ in range(2):
-            # Not as rarely as what an operator has to mend is tried again; the first change is the property's binding
+            # Not as rarely as what an operator has to mend is tried again; the first change is the
+            # property's binding
             outcome = await rig.complete(image.id)
             assert isinstance(outcome, Again)
             assert 0.0 < (outcome.after or 0.0) <= 0.3
@@ -659,7 +737,9 @@ async def test_an_operators_trouble_is_told_as_soon_as_it_may_be(cloud: FakeClou
         assert cloud.images[image.id].properties[STATUS].startswith("waiting")
 
 
-async def test_an_image_that_saves_for_hours_is_found_by_a_resync(rig: Rig, cloud: FakeCloud) -> None:
+async def test_an_image_that_saves_for_hours_is_found_by_a_resync(
+    rig: Rig, cloud: FakeCloud
+) -> None:
     cloud.emit = lambda _: None
     stuck = asked(cloud, cloud.volume_of("alice"))
     cloud.touch(stuck.id, status="saving")

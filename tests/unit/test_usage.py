@@ -1,4 +1,5 @@
-"""The command line: what is wrong with it is said in one line, before anything is asked or written."""
+"""The command line: what is wrong with it is said in one line, before anything is asked or
+written."""
 
 from __future__ import annotations
 
@@ -43,9 +44,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("replay capture.jsonl --dry-run --rejects capture.jsonl", "--rejects capture.jsonl is one of the sources"),
+        (
+            "replay capture.jsonl --dry-run --rejects capture.jsonl",
+            "--rejects capture.jsonl is one of the sources",
+        ),
         ("replay . --dry-run --rejects link", "--rejects link is one of the sources"),
-        ("replay capture.jsonl --checkpoint capture.jsonl", "--checkpoint capture.jsonl is one of the sources"),
+        (
+            "replay capture.jsonl --checkpoint capture.jsonl",
+            "--checkpoint capture.jsonl is one of the sources",
+        ),
         ("replay missing", "missing: no such file or folder"),
         ("record missing/capture.jsonl", "missing/capture.jsonl: No such file or directory"),
         ("record --rotate-size 1M", "are for a file"),
@@ -61,7 +68,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         ("replay capture.jsonl --checkpoint missing/note", "missing/note: no such folder"),
     ],
 )
-def test_wrong_usage(folder: Path, capsys: pytest.CaptureFixture[str], words: str, said: str) -> None:
+def test_wrong_usage(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: str, said: str
+) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     try:
         status = Worker().run(["--config-file", "worker.conf", *words.split()])

@@ -24,7 +24,9 @@ def use(at: float, **payload: object) -> Notification:
         "metadata": [],
         "glance_metadata": [{"key": "image_id", "value": IMAGE}],
     }
-    return replace(Notification.from_wire(notification("volume.create.end", fields | payload)), timestamp=at)
+    return replace(
+        Notification.from_wire(notification("volume.create.end", fields | payload)), timestamp=at
+    )
 
 
 def known() -> Uses:
@@ -36,7 +38,16 @@ def known() -> Uses:
 def test_the_first_two_uses_and_then_one_an_hour_are_worth_a_job() -> None:
     uses = known()
     at = [0.0, 1.0, 2.0, 3.0, EVERY, EVERY + 2.0, EVERY + 3.0, 2 * EVERY + 3.0]
-    assert [bool(uses.heard(use(moment))) for moment in at] == [True, True, False, False, False, True, False, True]
+    assert [bool(uses.heard(use(moment))) for moment in at] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
 
 
 def test_what_is_no_use_by_a_user_on_a_target_is_none() -> None:
@@ -61,7 +72,9 @@ def test_uses_are_counted_once_whatever_their_order() -> None:
     assert uses.count(IMAGE, "slow") == 0
 
 
-def test_what_was_not_used_for_the_longest_time_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_not_used_for_the_longest_time_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(uses_module, "KEEP", 2)
     uses = known()
     for image_id in ("a", "b", "a", "c"):

@@ -124,7 +124,9 @@ def test_answers_that_take_long_do_not_keep_a_quick_one_waiting(start: Start, si
     for _ in range(LONG.threads):
         site.waiting.acquire()
     assert get(port, "/quick")[0] == 200
-    assert sum(thread.name.startswith("probes_") for thread in threading.enumerate()) == LONG.threads
+    assert (
+        sum(thread.name.startswith("probes_") for thread in threading.enumerate()) == LONG.threads
+    )
     site.go.set()
     for one in slow:
         assert one.makefile("rb").readline().split()[1] == b"200"

@@ -14,12 +14,15 @@ from worker.core.errors import Temporary
 
 @contextlib.contextmanager
 def connected(url: str, *, name: str) -> Iterator[Connection]:
-    """A connection to the first host that answers, closed afterwards; what fails on the way is Temporary. Blocks."""
+    """A connection to the first host that answers, closed afterwards; what fails on the way is
+    Temporary. Blocks."""
     broker = parse(url)
     problem = "no host"
     for host in broker.hosts:
         try:
-            connection = broker.connect(host, name=name, on_blocked=lambda _: None, on_unblocked=lambda: None)
+            connection = broker.connect(
+                host, name=name, on_blocked=lambda _: None, on_unblocked=lambda: None
+            )
         except (OSError, AMQPError) as error:
             problem = f"{host}: {str(error) or type(error).__name__}"
         else:

@@ -21,11 +21,13 @@ from worker.core.errors import Misconfigured
 HEARTBEAT = 30.0
 """Seconds; a broker that says nothing for twice as long is gone."""
 IO_TIMEOUT = 30.0
-"""Seconds that an answer, a write or the rest of a frame may take before the connection counts as lost."""
+"""Seconds that an answer, a write or the rest of a frame may take before the connection counts as
+lost."""
 CONNECT_TIMEOUT = 10.0
 LONGEST_DECLARED_OTHERWISE_PAUSE = 300.0
 CLASSIC = {"x-queue-type": "classic"}
-"""For queues that are ours alone: a vhost's default_queue_type may be one that can't be exclusive."""
+"""For queues that are ours alone: a vhost's default_queue_type may be one that can't be
+exclusive."""
 
 _SCHEMES = {"rabbit": False, "kombu": False, "amqp": False, "pyamqp": False, "amqps": True}
 _HOST = re.compile(r"(?:\[(?P<literal>[^]]+)]|(?P<name>[^:[\]]+))(?::(?P<port>\d{1,5}))?")
@@ -34,12 +36,22 @@ _INEQUIVALENT = re.compile(
     r"inequivalent arg '(?P<argument>[^']+)' for queue '(?P<queue>[^']+)' in vhost '[^']*': "
     rf"received {_VALUE.format('ours')} but current is {_VALUE.format('theirs')}"
 )
-_WORDS = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+_WORDS = {
+    "1": True,
+    "true": True,
+    "yes": True,
+    "on": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tls:
-    """How to talk TLS: paths of PEM files ("" for the system's authorities, for no certificate of our own)."""
+    """How to talk TLS: paths of PEM files ("" for the system's authorities, for no certificate of
+    our own)."""
 
     ca_file: str = ""
     cert_file: str = ""
@@ -73,7 +85,8 @@ class Host:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Broker:
-    """The nodes of one RabbitMQ, one of its virtual hosts, and TLS or None. Its `str` is fit for logs: no password."""
+    """The nodes of one RabbitMQ, one of its virtual hosts, and TLS or None. Its `str` is fit for
+    logs: no password."""
 
     hosts: tuple[Host, ...]
     virtual_host: str
@@ -84,7 +97,12 @@ class Broker:
         return f"{scheme}://{','.join(str(host) for host in self.hosts)}/{self.virtual_host.removeprefix('/')}"
 
     def connect(
-        self, host: Host, *, name: str, on_blocked: Callable[[str], None], on_unblocked: Callable[[], None]
+        self,
+        host: Host,
+        *,
+        name: str,
+        on_blocked: Callable[[str], None],
+        on_unblocked: Callable[[], None],
     ) -> Connection:
         """An open connection to `host`, of which each read and write ends within IO_TIMEOUT.
 
@@ -115,12 +133,14 @@ class Broker:
 
 
 def parse(url: str) -> Broker:
-    """The broker that `rabbit://user:password@host:port,…/vhost?options` or `amqp(s)://…` names; Misconfigured if none.
+    """The broker that `rabbit://user:password@host:port,…/vhost?options` or `amqp(s)://…` names;
+    Misconfigured if none.
 
-    Read as oslo.messaging reads a transport URL (tests compare the two), but without importing it, which takes
-    a second and brings eventlet along. Options: `ssl`, `ssl_ca_file`, `ssl_cert_file`, `ssl_key_file` as there, and
-    `ssl_check_hostname` (yes). `ssl_version` is ignored: both sides take the newest version they share, naming one
-    can only make that worse. No message has a part of the URL in it that may hold a password.
+    Read as oslo.messaging reads a transport URL (tests compare the two), but without importing it,
+    which takes a second and brings eventlet along. Options: `ssl`, `ssl_ca_file`, `ssl_cert_file`,
+    `ssl_key_file` as there, and `ssl_check_hostname` (yes). `ssl_version` is ignored: both sides
+    take the newest version they share, naming one can only make that worse. No message has a part
+    of the URL in it that may hold a password.
     """
     try:
         parts = urlsplit(url)
@@ -129,7 +149,9 @@ def parse(url: str) -> Broker:
     if parts.fragment:
         raise Misconfigured(["a # in a user or password has to be percent-encoded, as @ : / have"])
     if parts.scheme not in _SCHEMES:
-        raise Misconfigured([f"{parts.scheme or 'no'} scheme: expected one of {', '.join(_SCHEMES)}"])
+        raise Misconfigured(
+            [f"{parts.scheme or 'no'} scheme: expected one of {', '.join(_SCHEMES)}"]
+        )
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     encrypted = _flag(options, "ssl", default=_SCHEMES[parts.scheme])
     hosts = tuple(_hosts(parts.netloc, port=5671 if encrypted else 5672))
@@ -141,7 +163,9 @@ def parse(url: str) -> Broker:
         key_file=options.get("ssl_key_file", ""),
         check_hostname=_flag(options, "ssl_check_hostname", default=True),
     )
-    return Broker(hosts=hosts, virtual_host=unquote(parts.path[1:]) or "/", tls=tls if encrypted else None)
+    return Broker(
+        hosts=hosts, virtual_host=unquote(parts.path[1:]) or "/", tls=tls if encrypted else None
+    )
 
 
 def _hosts(netloc: str, *, port: int) -> Iterator[Host]:
@@ -170,7 +194,8 @@ def _flag(options: Mapping[str, str], name: str, *, default: bool) -> bool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Depth:
-    """A queue that is there: messages that wait, consumers; or the `problem` it has, say that its node is down."""
+    """A queue that is there: messages that wait, consumers; or the `problem` it has, say that its
+    node is down."""
 
     messages: int = 0
     consumers: int = 0
@@ -181,9 +206,10 @@ class Depth:
 class Look:
     """The answers of one look at a broker.
 
-    `away` has the hosts that don't answer, each with the reason; when that is all of them the rest is empty.
-    `exchanges` and `queues` are those that are there, of those that were asked for. `refused` is what the broker said
-    to the trial, "" when it let us. `cluster` and `version` are the broker's own words.
+    `away` has the hosts that don't answer, each with the reason; when that is all of them the rest
+    is empty. `exchanges` and `queues` are those that are there, of those that were asked for.
+    `refused` is what the broker said to the trial, "" when it let us. `cluster` and `version` are
+    the broker's own words.
     """
 
     broker: Broker
@@ -216,11 +242,19 @@ class Alarm(OSError):
 
 
 Trial = Callable[[Connection, Mapping[str, Depth]], object]
-"""What is tried on a connection, once it is known which queues are there; AMQPError when it is refused."""
+"""What is tried on a connection, once it is known which queues are there; AMQPError when it is
+refused."""
 
 
-def look(url: str, *, exchanges: Iterable[str] = (), queues: Iterable[str] = (), trial: Trial | None = None) -> Look:
-    """Connect to every host, and ask one that answers what is there. Blocks; changes nothing but by `trial`."""
+def look(
+    url: str,
+    *,
+    exchanges: Iterable[str] = (),
+    queues: Iterable[str] = (),
+    trial: Trial | None = None,
+) -> Look:
+    """Connect to every host, and ask one that answers what is there. Blocks; changes nothing but by
+    `trial`."""
     broker = parse(url)
     with ThreadPoolExecutor(max_workers=len(broker.hosts)) as threads:
         tried = list(threads.map(lambda host: _open(broker, host), broker.hosts))
@@ -242,10 +276,11 @@ def look(url: str, *, exchanges: Iterable[str] = (), queues: Iterable[str] = (),
 
 
 def scratch(connection: Connection, name: str) -> None:
-    """Make a queue that is ours alone, publish to it and read it again: whoever may do that may work here.
+    """Make a queue that is ours alone, publish to it and read it again: whoever may do that may
+    work here.
 
-    It is gone with the connection at the latest. Raises AMQPError where the broker refuses, OSError where it takes no
-    messages.
+    It is gone with the connection at the latest. Raises AMQPError where the broker refuses, OSError
+    where it takes no messages.
     """
     # Not closed by a `with`: a broker with an alarm would not answer to that either
     channel = connection.channel()
@@ -265,12 +300,17 @@ def _open(broker: Broker, host: Host) -> Connection | str:
 
 
 def _stop(reason: str) -> None:
-    # The broker reads nothing more from us until its alarm is over: to wait for an answer would take until then
+    # The broker reads nothing more from us until its alarm is over: to wait for an answer would
+    # take until then
     raise Alarm(f"the broker takes no messages: {reason}")
 
 
 def _ask(
-    connection: Connection, found: Look, exchanges: tuple[str, ...], queues: tuple[str, ...], trial: Trial | None
+    connection: Connection,
+    found: Look,
+    exchanges: tuple[str, ...],
+    queues: tuple[str, ...],
+    trial: Trial | None,
 ) -> Look:
     there = tuple(name for name in exchanges if _is_there(connection, name))
     depths = {name: depth for name in queues if (depth := _depth(connection, name)) is not None}
@@ -303,14 +343,16 @@ def declared_otherwise_pause(times: int) -> float:
 
 
 def words(error: BaseException) -> str:
-    """Return what went wrong in a line; of a queue that is there, but not as we declare it, what is different."""
+    """Return what went wrong in a line; of a queue that is there, but not as we declare it, what is
+    different."""
     said = str(getattr(error, "reply_text", "") or error) or type(error).__name__
     match = _INEQUIVALENT.search(said)
     if match is None:
         return said
     here, there = (match[side] or "not set" for side in ("ours", "theirs"))
     return (
-        f"the queue {match['queue']} was declared otherwise: {match['argument']} is {there} there, and {here} here "
+        f"the queue {match['queue']} was declared otherwise: {match['argument']} is {there} "
+        f"there, and {here} here "
         "(PRECONDITION_FAILED)"
     )
 
@@ -332,7 +374,11 @@ def _depth(connection: Connection, queue: str) -> Depth | None:
             answer = channel.queue_declare(queue, passive=True)
         except NotFound as error:
             # Also said of a queue that is there, on a node that is not
-            return None if "no queue" in str(error.reply_text) else Depth(problem=str(error.reply_text))
+            return (
+                None
+                if "no queue" in str(error.reply_text)
+                else Depth(problem=str(error.reply_text))
+            )
         except ChannelError as error:
             return Depth(problem=words(error))
     return Depth(messages=answer.message_count, consumers=answer.consumer_count)

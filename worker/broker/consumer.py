@@ -1,4 +1,5 @@
-"""The consuming half of the RabbitMQ lanes: a channel for each lane, acks written by the thread that consumes."""
+"""The consuming half of the RabbitMQ lanes: a channel for each lane, acks written by the thread
+that consumes."""
 
 from __future__ import annotations
 
@@ -27,16 +28,19 @@ log = structlog.get_logger(__name__)
 COUNT_EVERY = 3.0
 """Seconds between two looks at how long the queues are."""
 DEAF_AFTER = 15.0
-"""Seconds for which jobs wait in a lane and none comes, before the lane is opened again; longer each time in a row.
-When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can lose what it delivers and take it to be with
-us. To a worker that only stands by for the lane it looks the same, and does not matter."""
+"""Seconds for which jobs wait in a lane and none comes, before the lane is opened again; longer
+each time in a row. When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can lose
+what it delivers and take it to be with us. To a worker that only stands by for the lane it looks
+the same, and does not matter."""
 LONGEST_DEAF = 320.0
 STRAY_AT_ONCE = 100
 """Jobs without a lane that are brought back at once."""
 OPEN_AGAIN = 5.0
 """Seconds before the next try to open a lane that the broker refused."""
 
-_OPENING = frozenset({spec.Exchange.Declare, spec.Queue.Declare, spec.Queue.Bind, spec.Basic.Qos, spec.Basic.Consume})
+_OPENING = frozenset(
+    {spec.Exchange.Declare, spec.Queue.Declare, spec.Queue.Bind, spec.Basic.Qos, spec.Basic.Consume}
+)
 """What is asked for to open a lane, as a refusal names it."""
 
 
@@ -48,7 +52,8 @@ class RabbitDelivery:
     _ack: Callable[[], None]
 
     def ack(self) -> None:
-        """Let the broker forget the job; without effect if its connection is gone, and the job back in its queue."""
+        """Let the broker forget the job; without effect if its connection is gone, and the job back
+        in its queue."""
         self._ack()
 
 
@@ -73,7 +78,8 @@ class _Lane:
 
     @property
     def deaf_at(self) -> float:
-        """When it has to be opened again, in monotonic seconds; infinite unless jobs wait and none comes."""
+        """When it has to be opened again, in monotonic seconds; infinite unless jobs wait and none
+        comes."""
         return self.starved_since + min(LONGEST_DEAF, DEAF_AFTER * 2.0 ** min(self.starved, 16))
 
     def closed(self, problem: str, *, open_at: float) -> None:
@@ -84,7 +90,8 @@ class _Lane:
 
 
 class Consumer:
-    """Consumes every lane, each through its own channel, so that a fault of one queue is no fault of the others."""
+    """Consumes every lane, each through its own channel, so that a fault of one queue is no fault
+    of the others."""
 
     def __init__(
         self,
@@ -98,17 +105,21 @@ class Consumer:
         bring_back: Callable[[Job, Callable[[], None]], None],
         lost: Callable[[str], None],
     ) -> None:
-        """All are called on the link's thread; `bury` and `bring_back` call back once what they were given is safe.
+        """All are called on the link's thread; `bury` and `bring_back` call back once what they
+        were given is safe.
 
-        `bring_back` puts a job into its lane whose queue was not there when the job was due; `lost` is told of a lane
-        whose deliveries the broker hands out anew.
+        `bring_back` puts a job into its lane whose queue was not there when the job was due; `lost`
+        is told of a lane whose deliveries the broker hands out anew.
         """
         self._topology = topology
         self._deliver = deliver
         self._bury = bury
         self._bring_back = bring_back
         self._on_lost = lost
-        self._lanes = [_Lane(name=lane, queue=topology.queue(lane), prefetch=limit) for lane, limit in prefetch.items()]
+        self._lanes = [
+            _Lane(name=lane, queue=topology.queue(lane), prefetch=limit)
+            for lane, limit in prefetch.items()
+        ]
         self._named = {lane.name: lane for lane in self._lanes}
         self._stray = _Lane(name="stray", queue=topology.stray, prefetch=STRAY_AT_ONCE)
         self._lanes.append(self._stray)
@@ -140,7 +151,8 @@ class Consumer:
         return one.activations if one and one.active else 0
 
     def empty_at(self, lane: str) -> float:
-        """When the lane was last counted and nothing waited there, in monotonic seconds; 0 if that was never so."""
+        """When the lane was last counted and nothing waited there, in monotonic seconds; 0 if that
+        was never so."""
         one = self._named.get(lane)
         return one.empty_at if one else 0.0
 
@@ -189,8 +201,13 @@ class Consumer:
             if lane is self._opening:
                 # It may be what broke the connection: the others first, next time.
                 lane.broken += 1
-                log.warning("lane_broke_connection", lane=lane.name, queue=lane.queue, times=lane.broken)
-                lane.closed("the connection broke on it", open_at=time.monotonic() + broken_pause(lane.broken))
+                log.warning(
+                    "lane_broke_connection", lane=lane.name, queue=lane.queue, times=lane.broken
+                )
+                lane.closed(
+                    "the connection broke on it",
+                    open_at=time.monotonic() + broken_pause(lane.broken),
+                )
             elif lane.channel is not None:
                 lane.closed("not open yet", open_at=0.0)
         self._opening = None
@@ -200,14 +217,20 @@ class Consumer:
         return not self._acks
 
     def _check_deliveries(self, lane: _Lane, now: float) -> None:
-        """Close a lane through which nothing comes although jobs wait there; the next turn opens it again."""
+        """Close a lane through which nothing comes although jobs wait there; the next turn opens it
+        again."""
         if lane.channel is None or lane.unacked or not self._depths.get(lane.name):
             lane.starved_since = math.inf
             return
         lane.starved_since = min(lane.starved_since, now)
         if lane.deaf_at <= now:
             waited = round(now - lane.starved_since)
-            log.info("lane_opened_again", lane=lane.name, seconds=waited, why="jobs wait there and none was delivered")
+            log.info(
+                "lane_opened_again",
+                lane=lane.name,
+                seconds=waited,
+                why="jobs wait there and none was delivered",
+            )
             lane.starved += 1
             channel = lane.channel
             lane.closed("jobs wait there and none is delivered", open_at=0.0)
@@ -239,7 +262,8 @@ class Consumer:
             )
         except ChannelError as error:
             if error.method_sig not in _OPENING:
-                # It came in while we waited, and is about another channel: only a new connection brings that one back.
+                # It came in while we waited, and is about another channel: only a new connection
+                # brings that one back.
                 raise
             reason = words(error)
             if lane.problem != reason:
@@ -253,7 +277,8 @@ class Consumer:
         self._opening = None
 
     def _cancelled(self, lane: _Lane, channel: Any) -> None:
-        """The broker ended our consumer, most likely as the queue was deleted: declare it again, at the next turn."""
+        """The broker ended our consumer, most likely as the queue was deleted: declare it again, at
+        the next turn."""
         if lane.channel is channel:
             log.warning("lane_cancelled", lane=lane.name, queue=lane.queue)
             lane.closed("its queue was deleted", open_at=0.0)
@@ -289,7 +314,8 @@ class Consumer:
                 log.info("stray_job_brought_back", lane=job.key.lane, key=job.key)
                 self._bring_back(job, ack)
             else:
-                # Its target was taken out of the configuration; a resync would not ask for it either
+                # Its target was taken out of the configuration; a resync would not ask for it
+                # either
                 log.info("stray_job_dropped", lane=job.key.lane, key=job.key)
                 ack()
 
@@ -306,7 +332,8 @@ class Consumer:
             except NotFound:
                 counts[name] = 0
                 if queue == self._topology.dead:
-                    # Made before the first dead letter: the broker logs each question after a queue that is not there
+                    # Made before the first dead letter: the broker logs each question after a queue
+                    # that is not there
                     with self._connection.channel() as other:
                         self._topology.declare_dead(other)
             finally:

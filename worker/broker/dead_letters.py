@@ -20,7 +20,8 @@ from worker.core.errors import Malformed, Temporary
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One message in the queue: `id` is made of its bytes, so it is the same each time; `letter` None if unreadable."""
+    """One message in the queue: `id` is made of its bytes, so it is the same each time; `letter`
+    None if unreadable."""
 
     id: str
     raw: bytes
@@ -29,7 +30,8 @@ class Kept:
 
 
 class DeadQueue:
-    """The queue of the dead letters, opened as a context. What is not `take`n away is back in it afterwards."""
+    """The queue of the dead letters, opened as a context. What is not `take`n away is back in it
+    afterwards."""
 
     def __init__(self, *, url: str, queue: str) -> None:
         self._url = url
@@ -40,20 +42,26 @@ class DeadQueue:
     def __enter__(self) -> DeadQueue:
         connection = self._connected.enter_context(connected(self._url, name="dead-letters"))
         try:
-            # Whoever looks has all of them; a second one at the same time would see the rest, and take it for all
+            # Whoever looks has all of them; a second one at the same time would see the rest, and
+            # take it for all
             connection.channel().queue_declare(
                 f"{self._name}.looked-at", exclusive=True, auto_delete=True, arguments=CLASSIC
             )
         except ResourceLocked as error:
             self._connected.close()
-            raise Temporary("somebody else is looking at the dead letters: try again when that has ended") from error
+            raise Temporary(
+                "somebody else is looking at the dead letters: try again when that has ended"
+            ) from error
         self._channel = connection.channel()
         # Bytes, whatever encoding a message claims to have
         self._channel.auto_decode = False
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._connected.__exit__(kind, error, trace)
 

@@ -1,7 +1,9 @@
-"""The exchanges that an intake binds its queue to: which are missing, and when to look for them again. No IO.
+"""The exchanges that an intake binds its queue to: which are missing, and when to look for them
+again. No IO.
 
-The services' exchanges are not durable: they are there once a service has published, and gone when the broker restarts.
-RabbitMQ has no way to ask for an exchange that it does not log as an error when the answer is no.
+The services' exchanges are not durable: they are there once a service has published, and gone when
+the broker restarts. RabbitMQ has no way to ask for an exchange that it does not log as an error
+when the answer is no.
 """
 
 from __future__ import annotations
@@ -9,10 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 LOOK_EVERY = 5.0
-"""Seconds between two looks at an exchange that is there, which nobody logs; the shortest pause for one that is not."""
+"""Seconds between two looks at an exchange that is there, which nobody logs; the shortest pause for
+one that is not."""
 LONGEST_PAUSE = 3600.0
-"""Seconds between two looks for one that is not there. The pause doubles up to this, so that one which comes back is
-bound after no more than twice the time that it was away."""
+"""Seconds between two looks for one that is not there. The pause doubles up to this, so that one
+which comes back is bound after no more than twice the time that it was away."""
 
 NOT_CONNECTED = "not connected"
 NOT_LOOKED_FOR = "not looked for yet"
@@ -21,7 +24,8 @@ NOT_LOOKED_FOR = "not looked for yet"
 class Exchanges:
     """When each exchange is due to be looked for; the pause doubles while it is missing.
 
-    Written on one thread; `unbound` may be read on any. Times are of one monotonic clock, which the caller reads.
+    Written on one thread; `unbound` may be read on any. Times are of one monotonic clock, which the
+    caller reads.
     """
 
     def __init__(self, names: Iterable[str], *, every: float = LOOK_EVERY) -> None:
@@ -72,8 +76,8 @@ class Exchanges:
         return before != reason
 
     def disconnected(self) -> None:
-        """Forget what is bound. Those that were there are due at once; the others keep their pause, since a connection
-        that breaks time and again must not become a look each time."""
+        """Forget what is bound. Those that were there are due at once; the others keep their pause,
+        since a connection that breaks time and again must not become a look each time."""
         self._reasons = dict.fromkeys(self._names, NOT_CONNECTED)
         for name in self._known:
             self._pauses[name] = self._every

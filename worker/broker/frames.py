@@ -1,8 +1,10 @@
-"""Frames: what py-amqp can't decode of a message is left out of it, so that the message is no fault of the connection.
+"""Frames: what py-amqp can't decode of a message is left out of it, so that the message is no fault
+of the connection.
 
-Whoever may publish decides what the properties, headers and routing key of a message are, and RabbitMQ passes them on
-as they are: text that is no UTF-8, a time that no calendar has, tables a thousand deep. py-amqp raises on them in the
-middle of reading. The connection would be lost, the broker would deliver the message again, and so on for ever.
+Whoever may publish decides what the properties, headers and routing key of a message are, and
+RabbitMQ passes them on as they are: text that is no UTF-8, a time that no calendar has, tables a
+thousand deep. py-amqp raises on them in the middle of reading. The connection would be lost, the
+broker would deliver the message again, and so on for ever.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ def tolerant(connection: Any, callback: Callable[..., object]) -> Callable[[Fram
         try:
             return read(frame)
         except Exception:
-            # What it raises on properties may be anything; what somebody raises who is given an empty message goes on
+            # What it raises on properties may be anything; what somebody raises who is given an
+            # empty message goes on
             if has_readable_properties(content):
                 raise
             return read((kind, channel, content[:_PROPERTIES] + _NONE))
@@ -63,7 +66,8 @@ def has_readable_properties(header: bytes) -> bool:
 
 
 def readable_arguments(method: bytes) -> bytes:
-    """A method frame; of one that a message comes with, text that is no UTF-8 has ? for all that is no ASCII."""
+    """A method frame; of one that a message comes with, text that is no UTF-8 has ? for all that is
+    no ASCII."""
     layout = _LAYOUTS.get(struct.unpack_from(">HH", method))
     if layout is None or method[_ARGUMENTS:].isascii():
         return method

@@ -1,4 +1,5 @@
-"""How full the lanes on a RabbitMQ are, for a person; with or without a worker. Takes nothing away."""
+"""How full the lanes on a RabbitMQ are, for a person; with or without a worker. Takes nothing
+away."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ HEAD_TIMEOUT = 2.0
 class Depth:
     """A lane on the broker: jobs that no worker has, workers that would take them.
 
-    `oldest` is since when the job at its head is asked for, in epoch seconds; 0 if there is none, or if a worker is
-    there, which has the oldest ones itself.
+    `oldest` is since when the job at its head is asked for, in epoch seconds; 0 if there is none,
+    or if a worker is there, which has the oldest ones itself.
     """
 
     lane: str
@@ -38,7 +39,8 @@ class Depth:
 
 
 def look(url: str, *, queue: str, lanes: Iterable[str]) -> list[Depth]:
-    """The lanes, what waits for a next try, and the dead letters; Temporary if no host answers. Blocks."""
+    """The lanes, what waits for a next try, and the dead letters; Temporary if no host answers.
+    Blocks."""
     topology = Topology(prefix=queue, queue_type="")
     with connected(url, name="status") as connection:
         found = [_depth(connection, lane, topology.queue(lane)) for lane in lanes]
@@ -68,10 +70,11 @@ def _counts(connection: Any, name: str) -> Iterator[tuple[int, int]]:
 
 
 def _head(connection: Any, name: str) -> float:
-    """Since when the job at the head of a queue without consumers is asked for; 0 if that can't be told.
+    """Since when the job at the head of a queue without consumers is asked for; 0 if that can't be
+    told.
 
-    By a consumer, since RabbitMQ lets nobody get a message of a queue with a single active one; the message goes back
-    when the channel is closed.
+    By a consumer, since RabbitMQ lets nobody get a message of a queue with a single active one; the
+    message goes back when the channel is closed.
     """
     jobs: list[Job] = []
 

@@ -1,4 +1,5 @@
-"""The intake from RabbitMQ: a queue of our own, read and routed on a thread of its own, acked in groups."""
+"""The intake from RabbitMQ: a queue of our own, read and routed on a thread of its own, acked in
+groups."""
 
 from __future__ import annotations
 
@@ -21,9 +22,9 @@ log = structlog.get_logger(__name__)
 
 
 DEAF_AFTER = 3
-"""Questions in a row that found a notification while none was delivered to us, before another connection is tried.
-When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can lose what it delivers and take it to be with
-us; a question comes every few seconds."""
+"""Questions in a row that found a notification while none was delivered to us, before another
+connection is tried. When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can
+lose what it delivers and take it to be with us; a question comes every few seconds."""
 
 
 class RabbitIntake:
@@ -45,9 +46,10 @@ class RabbitIntake:
         grace: float = 5.0,
         look_every: float = LOOK_EVERY,
     ) -> None:
-        """`url`: an oslo.messaging transport URL, Misconfigured if it names no RabbitMQ; `prefetch`: messages taken at
-        once; `group`: how many of them are read before they are settled; `grace`: seconds that a cancelled `run` waits
-        for the sink; `look_every`: seconds between two looks at the exchanges that are there."""
+        """`url`: an oslo.messaging transport URL, Misconfigured if it names no RabbitMQ;
+        `prefetch`: messages taken at once; `group`: how many of them are read before they are
+        settled; `grace`: seconds that a cancelled `run` waits for the sink; `look_every`: seconds
+        between two looks at the exchanges that are there."""
         self._broker = parse(url)
         self._subscription = Subscription(
             queue=queue,
@@ -84,16 +86,19 @@ class RabbitIntake:
             await asyncio.to_thread(feed.stop, grace=self._grace)
 
     def problem(self) -> str | None:
-        """None when it is consuming, else what is wrong. An exchange that is not there is no problem: see `unbound`."""
+        """None when it is consuming, else what is wrong. An exchange that is not there is no
+        problem: see `unbound`."""
         return "the intake is not running" if self._feed is None else self._feed.problem
 
     def unbound(self) -> tuple[str, ...]:
-        """The exchanges that are not bound at the moment, most likely because no service has published to them yet."""
+        """The exchanges that are not bound at the moment, most likely because no service has
+        published to them yet."""
         return self._subscription.exchanges if self._feed is None else self._feed.unbound
 
 
 class _Feed:
-    """The session of the intake's link: routes messages, offers groups to the sink, acks once the sink has them."""
+    """The session of the intake's link: routes messages, offers groups to the sink, acks once the
+    sink has them."""
 
     def __init__(
         self,
@@ -106,7 +111,9 @@ class _Feed:
         sink: Sink,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._link = Link(broker=broker, session=self, name=f"{subscription.queue} intake", burst=group)
+        self._link = Link(
+            broker=broker, session=self, name=f"{subscription.queue} intake", burst=group
+        )
         self._subscription = subscription
         self._prefetch = prefetch
         self._sink = sink
@@ -141,7 +148,8 @@ class _Feed:
         self._link.start()
 
     def stop(self, *, grace: float) -> None:
-        """Take nothing more, wait up to `grace` seconds for the sink, let go of the broker. Blocks."""
+        """Take nothing more, wait up to `grace` seconds for the sink, let go of the broker.
+        Blocks."""
         self._ending = True
         self._link.stop(grace=grace)
 
@@ -154,17 +162,21 @@ class _Feed:
         # Bytes, whatever encoding a message claims to have
         self._channel.auto_decode = False
         self._channel.basic_qos(prefetch_size=0, prefetch_count=self._prefetch, a_global=False)
-        # Without `on_cancel` the deletion of our queue ends this session, and the next one makes the queue again.
+        # Without `on_cancel` the deletion of our queue ends this session, and the next one makes
+        # the queue again.
         self._tag = self._channel.basic_consume(self._subscription.queue, callback=self._deliver)
         self._pulse.opened(connection, self._channel)
         log.info("intake_opened", queue=self._subscription.queue, unbound=self.unbound)
         # Whatever bindings there are may be younger than what they have missed.
-        reason = "the queue was made" if created else "connected again" if self._again else "connected"
+        reason = (
+            "the queue was made" if created else "connected again" if self._again else "connected"
+        )
         self._again = True
         self._sink.gap(reason)
 
     def turn(self) -> float:
-        """Settle what the sink has accepted, offer it what has come in, look at the exchanges now and then."""
+        """Settle what the sink has accepted, offer it what has come in, look at the exchanges now
+        and then."""
         if self._offer is not None and self._offer.done():
             # What it raises ends the session, and the broker delivers again.
             self._offer.result()
@@ -181,7 +193,8 @@ class _Feed:
     def lost(self) -> None:
         """Forget what the broker delivers again."""
         if self._offer is not None:
-            # Where the sink still waits for its lanes, it would wait once more for the same messages.
+            # Where the sink still waits for its lanes, it would wait once more for the same
+            # messages.
             self._offer.cancel()
             self._offer = None
         self._connection = self._channel = self._tag = None
@@ -199,11 +212,14 @@ class _Feed:
         self._receive(message)
 
     def _found(self, message: Any) -> None:
-        """Take what was asked for; OSError if RabbitMQ has delivered nothing by itself for too long."""
+        """Take what was asked for; OSError if RabbitMQ has delivered nothing by itself for too
+        long."""
         holding = self._delivered > self._acked
         self._starved = 0 if holding else self._starved + 1
         if self._starved >= DEAF_AFTER:
-            raise OSError(f"messages wait in the queue {self._subscription.queue} and none is delivered")
+            raise OSError(
+                f"messages wait in the queue {self._subscription.queue} and none is delivered"
+            )
         self._receive(message)
 
     def _receive(self, message: Any) -> None:
@@ -213,9 +229,12 @@ class _Feed:
         self._newest = message.delivery_tag
 
     def _settle(self) -> None:
-        """Ack what came to nothing at once, hand the rest to the sink; meanwhile the next group comes in."""
+        """Ack what came to nothing at once, hand the rest to the sink; meanwhile the next group
+        comes in."""
         if self._routed:
-            self._offer = asyncio.run_coroutine_threadsafe(self._sink.accept(self._routed), self._loop)
+            self._offer = asyncio.run_coroutine_threadsafe(
+                self._sink.accept(self._routed), self._loop
+            )
             self._offer.add_done_callback(lambda _offer: self._link.wake())
             self._offered = self._newest
         else:
@@ -234,7 +253,8 @@ class _Feed:
             self._channel.basic_cancel(tag)
 
     def _bind(self, *, tell: bool) -> None:
-        """Bind what is due, also what was bound before: it may have been deleted and made again since."""
+        """Bind what is due, also what was bound before: it may have been deleted and made again
+        since."""
         for exchange in self._exchanges.due(time.monotonic()):
             reason = self._subscription.bind(self._connection, exchange)
             if reason is not None:

@@ -1,4 +1,5 @@
-"""Lanes on RabbitMQ: one queue each, one active consumer each, every job confirmed before `publish` returns."""
+"""Lanes on RabbitMQ: one queue each, one active consumer each, every job confirmed before `publish`
+returns."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ T = TypeVar("T")
 
 
 class RabbitLanes:
-    """Lanes that survive crashes and are shared by replicas; of those, one at a time is handed the jobs of a lane."""
+    """Lanes that survive crashes and are shared by replicas; of those, one at a time is handed the
+    jobs of a lane."""
 
     def __init__(
         self,
@@ -32,8 +34,9 @@ class RabbitLanes:
         grace: float = 5.0,
         name: str = "image-volume-worker",
     ) -> None:
-        """`queue` begins the name of every queue; `grace`: seconds that `close` waits for open confirms; `name`: of the
-        connections, in the broker's listings. Misconfigured if `url` names no RabbitMQ."""
+        """`queue` begins the name of every queue; `grace`: seconds that `close` waits for open
+        confirms; `name`: of the connections, in the broker's listings. Misconfigured if `url` names
+        no RabbitMQ."""
         self._broker = parse(url)
         self._topology = Topology(prefix=queue, queue_type=queue_type)
         self._grace = grace
@@ -44,14 +47,18 @@ class RabbitLanes:
         self._known: PublishedKeys | None = None
 
     async def open(
-        self, prefetch: Mapping[str, int], deliver: Callable[[Delivery], None], lost: Callable[[str], None] = ignore
+        self,
+        prefetch: Mapping[str, int],
+        deliver: Callable[[Delivery], None],
+        lost: Callable[[str], None] = ignore,
     ) -> None:
         """Begin to hand out; returns at once, also when the broker can't be reached."""
         loop = asyncio.get_running_loop()
         publisher = self._started_publisher()
 
         def arrive(delivery: RabbitDelivery) -> None:
-            # Between the thread and here the lanes may have been closed; then the job is the broker's again.
+            # Between the thread and here the lanes may have been closed; then the job is the
+            # broker's again.
             if self._consumer is consumer:
                 known.arrived(delivery.job)
                 deliver(delivery)
@@ -76,7 +83,9 @@ class RabbitLanes:
             bring_back=bring_back,
             lost=lambda lane: _call(loop, lose, lane),
         )
-        self._known = known = PublishedKeys(activation=consumer.activation, empty_at=consumer.empty_at)
+        self._known = known = PublishedKeys(
+            activation=consumer.activation, empty_at=consumer.empty_at
+        )
         consumer.start()
 
     async def publish(self, jobs: Iterable[Job], *, after: float = 0.0) -> None:
@@ -86,7 +95,9 @@ class RabbitLanes:
             # Before it is sent: it may come back sooner than its confirm
             self._known.published(jobs)
         try:
-            await self._confirmed([(self._topology.queue(job.key.lane), job) for job in jobs], after=after)
+            await self._confirmed(
+                [(self._topology.queue(job.key.lane), job) for job in jobs], after=after
+            )
         except asyncio.CancelledError:
             if self._known is not None and not after:
                 self._known.withdrawn(jobs)
@@ -97,7 +108,8 @@ class RabbitLanes:
         await self._confirmed([(self._topology.dead, letter) for letter in letters], after=0.0)
 
     async def close(self) -> None:
-        """Hand out nothing more, write the acks that were given, let go. A `publish` that still waits is Temporary."""
+        """Hand out nothing more, write the acks that were given, let go. A `publish` that still
+        waits is Temporary."""
         consumer, self._consumer, self._known = self._consumer, None, None
         publisher, self._publisher = self._publisher, None
         if consumer is not None:
@@ -106,19 +118,24 @@ class RabbitLanes:
             await asyncio.to_thread(publisher.stop, grace=self._grace)
         for pending in self._pending:
             if not pending.done():
-                pending.set_exception(Temporary("the lanes were closed before the broker confirmed"))
+                pending.set_exception(
+                    Temporary("the lanes were closed before the broker confirmed")
+                )
 
     def will_hand_out(self, key: Key) -> bool:
-        """Whether a job of the key waits that this process has published while it was the lane's active consumer."""
+        """Whether a job of the key waits that this process has published while it was the lane's
+        active consumer."""
         return self._known is not None and self._known.waits(key)
 
     def knows(self, lane: str) -> bool:
-        """Whether nothing waits in the lane but what this process has published while it was its active consumer."""
+        """Whether nothing waits in the lane but what this process has published while it was its
+        active consumer."""
         depth = self.depths().get(lane, 0)
         return not depth or (self._known is not None and self._known.count(lane) >= depth)
 
     def depths(self) -> Mapping[str, int]:
-        """Messages waiting in each open lane and in `dead`, counted a few seconds ago at most; none when closed."""
+        """Messages waiting in each open lane and in `dead`, counted a few seconds ago at most; none
+        when closed."""
         return {} if self._consumer is None else self._consumer.depths
 
     def problem(self) -> str | None:
@@ -129,7 +146,9 @@ class RabbitLanes:
 
     def _started_publisher(self) -> Publisher:
         if self._publisher is None:
-            self._publisher = Publisher(broker=self._broker, topology=self._topology, name=f"{self._name} publisher")
+            self._publisher = Publisher(
+                broker=self._broker, topology=self._topology, name=f"{self._name} publisher"
+            )
             self._publisher.start()
         return self._publisher
 
@@ -146,7 +165,8 @@ class RabbitLanes:
         try:
             await confirmed
         except asyncio.CancelledError:
-            # Who gives up publishes again: else each try would leave its messages here while the broker is away
+            # Who gives up publishes again: else each try would leave its messages here while the
+            # broker is away
             withdraw()
             raise
 

@@ -1,4 +1,5 @@
-"""A link: one thread that owns one connection to a broker and brings it back for as long as it runs."""
+"""A link: one thread that owns one connection to a broker and brings it back for as long as it
+runs."""
 
 from __future__ import annotations
 
@@ -15,19 +16,28 @@ from typing import Any, Protocol
 import structlog
 from amqp.exceptions import AMQPError, PreconditionFailed
 
-from worker.broker.connection import HEARTBEAT, IO_TIMEOUT, Broker, Host, declared_otherwise_pause, words
+from worker.broker.connection import (
+    HEARTBEAT,
+    IO_TIMEOUT,
+    Broker,
+    Host,
+    declared_otherwise_pause,
+    words,
+)
 
 log = structlog.get_logger(__name__)
 
 SHORTEST_PAUSE = 0.25
 LONGEST_PAUSE = 10.0
-"""Seconds between two rounds over all hosts; short, because nothing moves while the broker is away."""
+"""Seconds between two rounds over all hosts; short, because nothing moves while the broker is
+away."""
 SETTLING = 5.0
-"""Seconds before a lost connection is made anew. The node may have died, and for a moment the others of its cluster
-take it to be there: RabbitMQ (seen with 3.10) may then never deliver to a consumer of that moment, nor confirm, or
-take, what is published."""
+"""Seconds before a lost connection is made anew. The node may have died, and for a moment the
+others of its cluster take it to be there: RabbitMQ (seen with 3.10) may then never deliver to a
+consumer of that moment, nor confirm, or take, what is published."""
 HUNG_AFTER = 300.0
-"""Seconds without a turn after which a thread has hung: a broker that dies slowly can cost one after the other."""
+"""Seconds without a turn after which a thread has hung: a broker that dies slowly can cost one
+after the other."""
 LASTING = 30.0
 """Seconds after which a connection that breaks is a new outage, and no longer the one before."""
 GOODBYE_TIMEOUT = 5.0
@@ -41,20 +51,24 @@ class Session(Protocol):
         """There is a new connection: declare, consume."""
 
     def turn(self) -> float:
-        """Do what has become due: after each burst of frames, each `wake`, and after as many seconds as it returns."""
+        """Do what has become due: after each burst of frames, each `wake`, and after as many
+        seconds as it returns."""
 
     def lost(self) -> None:
         """The connection is gone, and what was not confirmed on it with it."""
 
     def finished(self) -> bool:
-        """Whether nothing is left to be done before an orderly close; asked after each turn once the link stops."""
+        """Whether nothing is left to be done before an orderly close; asked after each turn once
+        the link stops."""
 
 
 class Link:
-    """A thread that owns one AMQP connection, since neither kombu nor py-amqp may be shared between threads.
+    """A thread that owns one AMQP connection, since neither kombu nor py-amqp may be shared between
+    threads.
 
-    It sleeps until the socket or `wake` has something for it, keeps the heartbeats, and after an outage tries one host
-    after the other until it is back, which it logs once when it begins and once when it ends.
+    It sleeps until the socket or `wake` has something for it, keeps the heartbeats, and after an
+    outage tries one host after the other until it is back, which it logs once when it begins and
+    once when it ends.
     """
 
     def __init__(self, *, broker: Broker, session: Session, name: str, burst: int = 100) -> None:
@@ -71,7 +85,8 @@ class Link:
         self._blocked = False
         self._problem: str | None = f"{broker}: connecting"
         self._lost_since: float | None = None
-        # How often, one after the other, a queue was there that is not declared as the session declares it
+        # How often, one after the other, a queue was there that is not declared as the session
+        # declares it
         self._refused = 0
         self._socket: socket.socket | None = None
         self._turned = time.monotonic()
@@ -79,13 +94,17 @@ class Link:
 
     @property
     def hung(self) -> float:
-        """For how many seconds its thread has not turned; 0 if that is no longer than a slow broker explains."""
+        """For how many seconds its thread has not turned; 0 if that is no longer than a slow broker
+        explains."""
         late = time.monotonic() - self._turned
-        return late if self._thread.is_alive() and self._stop_by is None and late > HUNG_AFTER else 0.0
+        return (
+            late if self._thread.is_alive() and self._stop_by is None and late > HUNG_AFTER else 0.0
+        )
 
     @property
     def blocked(self) -> bool:
-        """Whether the broker has stopped reading what this connection publishes (memory or disk alarm)."""
+        """Whether the broker has stopped reading what this connection publishes (memory or disk
+        alarm)."""
         return self._blocked
 
     @property
@@ -103,7 +122,8 @@ class Link:
 
     def wake(self) -> None:
         """Make the session take a turn now. May be called on any thread."""
-        # The order matters: the thread clears the flag before it looks for work, the caller leaves work before it asks.
+        # The order matters: the thread clears the flag before it looks for work, the caller leaves
+        # work before it asks.
         if not self._awake:
             self._awake = True
             # A full buffer wakes as well as one more byte, a closed one has nobody left to wake.
@@ -111,8 +131,8 @@ class Link:
                 self._waker.send(b"\0")
 
     def stop(self, *, grace: float) -> None:
-        """Give the session `grace` seconds to finish, close the connection and end the thread. Blocks, but not for
-        ever: on a broker that does not answer it hangs up."""
+        """Give the session `grace` seconds to finish, close the connection and end the thread.
+        Blocks, but not for ever: on a broker that does not answer it hangs up."""
         self._stop_by = time.monotonic() + grace
         self.wake()
         self._thread.join(grace + GOODBYE_TIMEOUT)
@@ -149,8 +169,9 @@ class Link:
             self._refused = self._refused + 1 if isinstance(error, PreconditionFailed) else 0
             self._missed(f"{host}: {words(error)}")
         except Exception as error:
-            # The root of a thread: py-amqp raises what it likes on a connection that breaks under it, and a fault of
-            # ours must not end the intake for ever. Both are over with the next connection, or seen in the log.
+            # The root of a thread: py-amqp raises what it likes on a connection that breaks under
+            # it, and a fault of ours must not end the intake for ever. Both are over with the next
+            # connection, or seen in the log.
             if connection is None or connection.connected:
                 log.exception("broker_session_failed", link=self.name)
             self._missed(f"{host}: {error!r}")
@@ -162,7 +183,8 @@ class Link:
         return served
 
     def _serve(self, connection: Any) -> None:
-        """Read, take turns and keep the heartbeats until the link stops or the connection breaks."""
+        """Read, take turns and keep the heartbeats until the link stops or the connection
+        breaks."""
         sock = connection.sock
         # OpenSSL reads ahead: what it has already decrypted, poll does not see.
         decrypted = getattr(sock, "pending", lambda: 0)
@@ -192,7 +214,8 @@ class Link:
         self._awake = False
 
     def _pause(self, failures: int, *, shortest: float) -> None:
-        """Wait before the next try: shortly between the hosts of one round, longer after each round; a stop ends it.
+        """Wait before the next try: shortly between the hosts of one round, longer after each
+        round; a stop ends it.
 
         At least `shortest` seconds.
         """
@@ -216,7 +239,9 @@ class Link:
     def _found(self) -> None:
         self._problem = None
         if self._lost_since is not None:
-            log.info("broker_back", link=self.name, seconds=round(time.monotonic() - self._lost_since, 1))
+            log.info(
+                "broker_back", link=self.name, seconds=round(time.monotonic() - self._lost_since, 1)
+            )
             self._lost_since = None
 
     def _on_blocked(self, reason: str) -> None:
@@ -233,7 +258,11 @@ _started: weakref.WeakSet[Link] = weakref.WeakSet()
 
 def hung() -> dict[str, str]:
     """Return the links of this process whose threads have stopped turning, each with a reason."""
-    return {link.name: f"has not turned for {late:.0f} s" for link in tuple(_started) if (late := link.hung)}
+    return {
+        link.name: f"has not turned for {late:.0f} s"
+        for link in tuple(_started)
+        if (late := link.hung)
+    }
 
 
 def _drop(connection: Any, *, politely: bool) -> None:

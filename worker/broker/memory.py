@@ -32,7 +32,8 @@ class _Lane:
 
 
 class MemoryLanes:
-    """Lanes that live as long as this object. Closed and opened again they hand out anew what was not acked."""
+    """Lanes that live as long as this object. Closed and opened again they hand out anew what was
+    not acked."""
 
     def __init__(self, *, keep_dead: int = 1000) -> None:
         """`keep_dead`: how many dead letters are kept; the oldest go first."""
@@ -74,7 +75,11 @@ class MemoryLanes:
 
     def will_hand_out(self, key: Key) -> bool:
         """Whether a job of the key waits."""
-        return self._deliver is not None and key.lane in self._prefetch and key in self._lanes[key.lane].keys
+        return (
+            self._deliver is not None
+            and key.lane in self._prefetch
+            and key in self._lanes[key.lane].keys
+        )
 
     def knows(self, lane: str) -> bool:  # noqa: ARG002
         """Yes: nobody else publishes here."""
@@ -82,7 +87,9 @@ class MemoryLanes:
 
     def depths(self) -> Mapping[str, int]:
         """Jobs waiting in each lane and, as `dead`, dead letters; counted now."""
-        return {name: len(lane.waiting) for name, lane in self._lanes.items()} | {"dead": len(self._dead)}
+        return {name: len(lane.waiting) for name, lane in self._lanes.items()} | {
+            "dead": len(self._dead)
+        }
 
     def problem(self) -> str | None:
         """None once open."""
@@ -109,7 +116,8 @@ class MemoryLanes:
             lane.keys[delivery.job.key] -= 1
             if not lane.keys[delivery.job.key]:
                 del lane.keys[delivery.job.key]
-            # Never from within a publish or an ack: who calls those doesn't expect to be called back in the middle.
+            # Never from within a publish or an ack: who calls those doesn't expect to be called
+            # back in the middle.
             asyncio.get_running_loop().call_soon(self._arrive, delivery)
 
     def _arrive(self, delivery: _Delivery) -> None:

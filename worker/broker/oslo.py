@@ -1,4 +1,5 @@
-"""The intake from any transport that oslo.messaging knows: its own listener, its own queues and bindings."""
+"""The intake from any transport that oslo.messaging knows: its own listener, its own queues and
+bindings."""
 
 from __future__ import annotations
 
@@ -38,14 +39,24 @@ NOT_RUNNING = "the intake is not running"
 # Stands in place of a notification that can't be read, with the reason
 UNREADABLE = "unreadable"
 # What a notification is made of, its context left out
-FIELDS = ("message_id", "publisher_id", "event_type", "priority", "payload", "timestamp", UNREADABLE)
+FIELDS = (
+    "message_id",
+    "publisher_id",
+    "event_type",
+    "priority",
+    "payload",
+    "timestamp",
+    UNREADABLE,
+)
 
 
 class OsloIntake:
-    """Notifications by an oslo.messaging listener, which keeps its connection by itself and tells nobody about it.
+    """Notifications by an oslo.messaging listener, which keeps its connection by itself and tells
+    nobody about it.
 
-    For transports that are not RabbitMQ: it is slower than RabbitIntake, reads ahead without a bound unless the driver
-    has one (`rabbit_qos_prefetch_count`), and can't say whether it is connected or what it missed meanwhile.
+    For transports that are not RabbitMQ: it is slower than RabbitIntake, reads ahead without a
+    bound unless the driver has one (`rabbit_qos_prefetch_count`), and can't say whether it is
+    connected or what it missed meanwhile.
     """
 
     def __init__(
@@ -62,12 +73,14 @@ class OsloIntake:
         config_files: Iterable[str] = (),
         config_dirs: Iterable[str] = (),
     ) -> None:
-        """`pool`: the name under which replicas share the notifications; `group`: messages settled together, or as many
-        as come in `group_wait` seconds; `grace`: seconds a cancelled `run` waits for the sink;
-        `config_files` and `config_dirs` have the options of [oslo_messaging_*]."""
+        """`pool`: the name under which replicas share the notifications; `group`: messages settled
+        together, or as many as come in `group_wait` seconds; `grace`: seconds a cancelled `run`
+        waits for the sink; `config_files` and `config_dirs` have the options of
+        [oslo_messaging_*]."""
         self._url = url
         self._targets = [
-            oslo_messaging.Target(exchange=exchange, topic=topic) for exchange, topic in product(exchanges, topics)
+            oslo_messaging.Target(exchange=exchange, topic=topic)
+            for exchange, topic in product(exchanges, topics)
         ]
         self._priorities = tuple(priorities)
         self._pool = pool
@@ -79,7 +92,8 @@ class OsloIntake:
         self._problem: str | None = NOT_RUNNING
 
     async def run(self, sink: Sink) -> None:
-        """Consume until cancelled. Misconfigured if the URL names no transport, or its options make no sense."""
+        """Consume until cancelled. Misconfigured if the URL names no transport, or its options make
+        no sense."""
         _bound_decompression()
         conf = self._options()
         try:
@@ -99,7 +113,8 @@ class OsloIntake:
             transport.cleanup()
 
     def _options(self) -> cfg.ConfigOpts:
-        """Return what the files say; oslo.messaging makes its own options known and reads them, as in a service."""
+        """Return what the files say; oslo.messaging makes its own options known and reads them, as
+        in a service."""
         conf = cfg.ConfigOpts()
         conf(
             [],
@@ -158,11 +173,14 @@ def _faults(conf: cfg.ConfigOpts) -> Iterator[str]:
 class _Offers:
     """Offers what a listener has read to the sink, and tells the listener what to give back.
 
-    In place of oslo.messaging's own dispatcher, which gives a whole batch back when one message in it is not as it
-    expects: a batch with a notification whose priority is null would come again for ever.
+    In place of oslo.messaging's own dispatcher, which gives a whole batch back when one message in
+    it is not as it expects: a batch with a notification whose priority is null would come again for
+    ever.
     """
 
-    def __init__(self, *, sink: Sink, loop: asyncio.AbstractEventLoop, priorities: Iterable[str]) -> None:
+    def __init__(
+        self, *, sink: Sink, loop: asyncio.AbstractEventLoop, priorities: Iterable[str]
+    ) -> None:
         self.supported_priorities = tuple(priorities)
         self._sink = sink
         self._loop = loop
@@ -170,7 +188,8 @@ class _Offers:
         self._closed = threading.Event()
 
     def dispatch(self, incoming: Sequence[Any]) -> set[Any]:
-        """Route a batch and have it accepted; return the messages that have to come again. On a listener's thread."""
+        """Route a batch and have it accepted; return the messages that have to come again. On a
+        listener's thread."""
         routed = [(message, self._sink.route(wire(message.message))) for message in incoming]
         wanted = [(message, one) for message, one in routed if one]
         if not wanted or self._accepted([one for _, one in wanted]):
@@ -208,13 +227,16 @@ class _Offers:
 
 
 def wire(message: object) -> bytes:
-    """Return a notification as it was on the wire, without envelope and context, which has tokens in it.
+    """Return a notification as it was on the wire, without envelope and context, which has tokens
+    in it.
 
     Never raises: what is no notification comes out as something that the sink finds malformed.
     """
     try:
         if isinstance(message, Mapping):
-            return json.dumps({name: message[name] for name in FIELDS if name in message}, default=str).encode()
+            return json.dumps(
+                {name: message[name] for name in FIELDS if name in message}, default=str
+            ).encode()
         return json.dumps(f"a notification is an object, not {type(message).__name__}").encode()
     except (TypeError, ValueError, RecursionError) as error:
         # Transports that hand over Python's own values can hold what JSON has no words for
@@ -222,10 +244,12 @@ def wire(message: object) -> bytes:
 
 
 def _bound_decompression() -> None:
-    """Have kombu decompress like the rest of the worker: bounded, and with a letter for what can't be had.
+    """Have kombu decompress like the rest of the worker: bounded, and with a letter for what can't
+    be had.
 
-    kombu's own decoders fill the memory with what a small message may hold, and oslo.messaging throws away, acked, what
-    they raise on. So what can't be decompressed comes out as a JSON document with the reason, which becomes the letter.
+    kombu's own decoders fill the memory with what a small message may hold, and oslo.messaging
+    throws away, acked, what they raise on. So what can't be decompressed comes out as a JSON
+    document with the reason, which becomes the letter.
     """
     registry: Any = compression
     for method in registry.encoders():
@@ -242,7 +266,8 @@ def _decompressed(method: str, body: bytes | str) -> bytes:
 
 
 async def _in_thread(function: Callable[[], object]) -> None:
-    """Wait for a function that may block for ever, on a thread that doesn't keep the process alive if it does."""
+    """Wait for a function that may block for ever, on a thread that doesn't keep the process alive
+    if it does."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 

@@ -11,13 +11,14 @@ from worker.core.job import Job, Key
 MOST = 100_000
 """Keys of one lane that are remembered, about 20 MB; of more than that some wait there twice."""
 FOR = 900.0
-"""For so long at most, in seconds: nobody is told of what an operator takes out of a queue, nor that a cluster which
-fell apart and came together again hands out the lane to another worker."""
+"""For so long at most, in seconds: nobody is told of what an operator takes out of a queue, nor
+that a cluster which fell apart and came together again hands out the lane to another worker."""
 
 
 @dataclass(slots=True)
 class _Lane:
-    """How many jobs of a key wait, and since when the last one does; while the lane is handed out to us."""
+    """How many jobs of a key wait, and since when the last one does; while the lane is handed out
+    to us."""
 
     activation: int = 0
     keys: dict[Key, tuple[int, float]] = field(default_factory=dict)
@@ -26,13 +27,17 @@ class _Lane:
 class PublishedKeys:
     """Which keys wait in a lane for certain, to be handed out to this process.
 
-    That is known of what was published while the lane was handed out to us, until it arrives here: nobody else gets it
-    meanwhile. Of a job that another process has published it is not known, and nothing depends on it.
+    That is known of what was published while the lane was handed out to us, until it arrives here:
+    nobody else gets it meanwhile. Of a job that another process has published it is not known, and
+    nothing depends on it.
     """
 
-    def __init__(self, *, activation: Callable[[str], int], empty_at: Callable[[str], float]) -> None:
-        """`activation(lane)`: changes whenever we become the lane's active consumer, 0 while we are not;
-        `empty_at(lane)`: when the broker last said that nothing waits there, in monotonic seconds."""
+    def __init__(
+        self, *, activation: Callable[[str], int], empty_at: Callable[[str], float]
+    ) -> None:
+        """`activation(lane)`: changes whenever we become the lane's active consumer, 0 while we are
+        not; `empty_at(lane)`: when the broker last said that nothing waits there, in monotonic
+        seconds."""
         self._activation = activation
         self._empty_at = empty_at
         self._lanes: dict[str, _Lane] = {}

@@ -1,4 +1,5 @@
-"""The publishing half of the RabbitMQ lanes: what it takes stays here until the broker has confirmed it."""
+"""The publishing half of the RabbitMQ lanes: what it takes stays here until the broker has
+confirmed it."""
 
 from __future__ import annotations
 
@@ -23,12 +24,14 @@ from worker.broker.topology import Topology, broken_pause
 log = structlog.get_logger(__name__)
 
 WINDOW = 100
-"""Messages on their way to a queue without a confirm: enough to keep the broker busy. Where a queue has no leader,
-RabbitMQ reads no more from a connection once 400 wait in its channel (credit flow): then no other queue gets any."""
+"""Messages on their way to a queue without a confirm: enough to keep the broker busy. Where a queue
+has no leader, RabbitMQ reads no more from a connection once 400 wait in its channel (credit flow):
+then no other queue gets any."""
 PATIENCE = 15.0
-"""Seconds that a confirm may take, or that a queue may refuse; doubled each time that another connection did not help.
-When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can lose what a channel has sent to that queue.
-From then on it confirms, or takes, nothing of what the channel sends there."""
+"""Seconds that a confirm may take, or that a queue may refuse; doubled each time that another
+connection did not help. When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can
+lose what a channel has sent to that queue. From then on it confirms, or takes, nothing of what the
+channel sends there."""
 LONGEST_PATIENCE = 320.0
 REFUSED_PAUSE = 1.0
 """Seconds before what the broker refused (a full queue, no queue) is sent again."""
@@ -65,12 +68,13 @@ class _Outgoing:
 
 @dataclass(slots=True)
 class _Queue:
-    """Messages on their way to one queue, with a window of its own: a queue without a leader holds up no other.
+    """Messages on their way to one queue, with a window of its own: a queue without a leader holds
+    up no other.
 
-    Those that are delayed have one of their own as well, as RabbitMQ puts them into another queue first.
-    `in_flight` are the delivery tags of those without a confirm and when they were sent, the oldest first;
-    `refusing_since` is when the queue began to refuse, infinite while it takes messages; `unheard` is how often in a
-    row another connection did not help. Times are monotonic.
+    Those that are delayed have one of their own as well, as RabbitMQ puts them into another queue
+    first. `in_flight` are the delivery tags of those without a confirm and when they were sent, the
+    oldest first; `refusing_since` is when the queue began to refuse, infinite while it takes
+    messages; `unheard` is how often in a row another connection did not help. Times are monotonic.
     """
 
     name: str
@@ -90,9 +94,11 @@ class _Queue:
 
 
 class Publisher:
-    """Publishes persistent, mandatory messages and collects their confirms; sends again what an outage left open.
+    """Publishes persistent, mandatory messages and collects their confirms; sends again what an
+    outage left open.
 
-    A connection of its own, because a broker that is short of memory stops reading from those that publish.
+    A connection of its own, because a broker that is short of memory stops reading from those that
+    publish.
     """
 
     def __init__(self, *, broker: Broker, topology: Topology, name: str) -> None:
@@ -123,13 +129,16 @@ class Publisher:
     def submit(
         self, messages: Iterable[tuple[str, Written]], *, after: float, done: Callable[[], None]
     ) -> Callable[[], None]:
-        """Publish each item to its queue, at once or `after` seconds later. May be called on any thread.
+        """Publish each item to its queue, at once or `after` seconds later. May be called on any
+        thread.
 
-        What it returns withdraws those that are not on their way yet: nobody waits for them any more.
+        What it returns withdraws those that are not on their way yet: nobody waits for them any
+        more.
         """
         pairs = tuple(messages)
         batch = _Batch(len(pairs), done)
-        # One caller's messages stay together and in order, also when another calls at the same time.
+        # One caller's messages stay together and in order, also when another calls at the same
+        # time.
         with self._lock:
             self._submitted.extend((queue, _Outgoing(item, after, batch)) for queue, item in pairs)
         self._link.wake()
@@ -144,7 +153,8 @@ class Publisher:
         return withdraw
 
     def stop(self, *, grace: float) -> None:
-        """Wait up to `grace` seconds for the confirms that are open, then let go of the broker. Blocks."""
+        """Wait up to `grace` seconds for the confirms that are open, then let go of the broker.
+        Blocks."""
         self._link.stop(grace=grace)
 
     def opened(self, connection: Any) -> None:
@@ -169,7 +179,9 @@ class Publisher:
             submitted, self._submitted = self._submitted, deque()
             withdrawn, self._withdrawn = self._withdrawn, False
         for name, outgoing in submitted:
-            self._queues.setdefault((name, outgoing.after > 0), _Queue(name)).waiting.append(outgoing)
+            self._queues.setdefault((name, outgoing.after > 0), _Queue(name)).waiting.append(
+                outgoing
+            )
         if withdrawn:
             for queue in self._queues.values():
                 queue.waiting = deque(one for one in queue.waiting if not one.batch.withdrawn)
@@ -177,7 +189,8 @@ class Publisher:
         self._check_confirms(now)
         waiting = [queue for queue in self._queues.values() if queue.waiting]
         due = [queue for queue in waiting if queue.not_before <= now]
-        # All queues before the first message: once a broker blocks a connection, it answers nothing on it any more.
+        # All queues before the first message: once a broker blocks a connection, it answers nothing
+        # on it any more.
         if due and not self._delays_declared and not self._link.blocked:
             self._topology.declare_delays(self._connection)
             self._delays_declared = True
@@ -185,7 +198,12 @@ class Publisher:
             if not queue.declared and not self._link.blocked:
                 self._declare(queue)
         for queue in due:
-            while queue.waiting and queue.declared and len(queue.in_flight) < WINDOW and not self._link.blocked:
+            while (
+                queue.waiting
+                and queue.declared
+                and len(queue.in_flight) < WINDOW
+                and not self._link.blocked
+            ):
                 self._publish(queue, queue.waiting.popleft())
         # A broker that blocks the connection answers nothing on it
         pulse = NEVER if self._link.blocked else self._pulse.turn()
@@ -194,7 +212,8 @@ class Publisher:
         return min([pulse, *(at - now for at in (*due_at, *overdue_at))])
 
     def lost(self) -> None:
-        """Put what was not confirmed back to the front, in order: it may arrive twice, but it arrives."""
+        """Put what was not confirmed back to the front, in order: it may arrive twice, but it
+        arrives."""
         for queue, outgoing in reversed(self._unconfirmed.values()):
             if not outgoing.batch.withdrawn:
                 queue.waiting.appendleft(outgoing)
@@ -212,7 +231,8 @@ class Publisher:
         self._connection = self._channel = None
 
     def _check_confirms(self, now: float) -> None:
-        """OSError if a queue takes nothing for too long: what is open is sent again through another connection."""
+        """OSError if a queue takes nothing for too long: what is open is sent again through another
+        connection."""
         for queue in self._queues.values():
             if self._link.blocked:
                 # The broker has not read all of them
@@ -225,7 +245,11 @@ class Publisher:
 
     def finished(self) -> bool:
         """Whether everything is confirmed."""
-        return not (self._submitted or self._unconfirmed or any(queue.waiting for queue in self._queues.values()))
+        return not (
+            self._submitted
+            or self._unconfirmed
+            or any(queue.waiting for queue in self._queues.values())
+        )
 
     def _declare(self, queue: _Queue) -> None:
         self._declaring = queue
@@ -236,14 +260,16 @@ class Publisher:
                 else:
                     self._topology.declare_lane(channel, queue.name)
             except PreconditionFailed as error:
-                # It is there, if not as we want it: a message is safe in it, and who consumes it says what is wrong.
+                # It is there, if not as we want it: a message is safe in it, and who consumes it
+                # says what is wrong.
                 log.warning("queue_declared_otherwise", queue=queue.name, reason=words(error))
         self._declaring = None
         queue.declared, queue.broken = True, 0
 
     def _publish(self, queue: _Queue, outgoing: _Outgoing) -> None:
         address = self._topology.address(queue.name, after=outgoing.after)
-        # Before it is sent: sending also reads, and the confirm of this one may be among what is read.
+        # Before it is sent: sending also reads, and the confirm of this one may be among what is
+        # read.
         self._tag += 1
         self._unconfirmed[self._tag] = (queue, outgoing)
         queue.in_flight[self._tag] = time.monotonic()
@@ -277,8 +303,11 @@ class Publisher:
         for _, queue, outgoing in self._settled(tag, multiple):
             self._refused(queue, outgoing)
 
-    def _on_return(self, _error: Exception, _exchange: str, _routing_key: str, message: Any) -> None:
-        """No queue took it, as its queue was deleted. It is confirmed all the same, and then sent again."""
+    def _on_return(
+        self, _error: Exception, _exchange: str, _routing_key: str, message: Any
+    ) -> None:
+        """No queue took it, as its queue was deleted. It is confirmed all the same, and then sent
+        again."""
         self._returned.add(int(message.properties["message_id"]))
 
     def _refused(self, queue: _Queue, outgoing: _Outgoing) -> None:
@@ -291,8 +320,16 @@ class Publisher:
 
     def _settled(self, tag: int, multiple: bool) -> list[tuple[int, _Queue, _Outgoing]]:
         """The messages that a confirm is about, which are on their way no more."""
-        tags = tuple(takewhile(lambda number: number <= tag, self._unconfirmed)) if multiple else (tag,)
-        settled = [(number, *self._unconfirmed.pop(number)) for number in tags if number in self._unconfirmed]
+        tags = (
+            tuple(takewhile(lambda number: number <= tag, self._unconfirmed))
+            if multiple
+            else (tag,)
+        )
+        settled = [
+            (number, *self._unconfirmed.pop(number))
+            for number in tags
+            if number in self._unconfirmed
+        ]
         for number, queue, _ in settled:
             del queue.in_flight[number]
         return settled

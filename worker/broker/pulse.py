@@ -1,8 +1,10 @@
-"""A pulse: notices that the node we are connected to is cut off from the other nodes of its cluster.
+"""A pulse: notices that the node we are connected to is cut off from the other nodes of its
+cluster.
 
-Such a node keeps its clients and says nothing: with `cluster_partition_handling = ignore`, RabbitMQ's default, for as
-long as it is cut off; with `pause_minority` until it has noticed, which takes it a minute. So we now and then ask for
-something that takes a majority of the nodes to answer: a message of a quorum queue.
+Such a node keeps its clients and says nothing: with `cluster_partition_handling = ignore`,
+RabbitMQ's default, for as long as it is cut off; with `pause_minority` until it has noticed, which
+takes it a minute. So we now and then ask for something that takes a majority of the nodes to
+answer: a message of a quorum queue.
 """
 
 from __future__ import annotations
@@ -14,8 +16,9 @@ from typing import Any
 from worker.broker.connection import IO_TIMEOUT
 
 EVERY = 5.0
-"""Seconds between two questions. This and PATIENCE are over before the other nodes count ours as down and hand out our
-jobs to somebody else: 45 s at the earliest, as RabbitMQ's `net_ticktime` is 60 by default."""
+"""Seconds between two questions. This and PATIENCE are over before the other nodes count ours as
+down and hand out our jobs to somebody else: 45 s at the earliest, as RabbitMQ's `net_ticktime` is
+60 by default."""
 PATIENCE = 10.0
 """Seconds that an answer may take: as long as a cluster takes to elect new leaders, and more."""
 LONGEST_PAUSE = 320.0
@@ -26,7 +29,8 @@ class Pulse:
     """Asks a queue for a message through the connection of a link's session, on its thread."""
 
     def __init__(self, *, queue: str, receive: Callable[[Any], None] | None = None) -> None:
-        """`receive` is given a message, which is to be acked, if there was one; without it the message is dropped."""
+        """`receive` is given a message, which is to be acked, if there was one; without it the
+        message is dropped."""
         self._queue = queue
         self._receive = receive
         self._connection: Any = None
@@ -41,7 +45,8 @@ class Pulse:
         self._due = time.monotonic() + min(LONGEST_PAUSE, EVERY * 2.0 ** min(self._unanswered, 16))
 
     def turn(self) -> float:
-        """Ask if that is due; return the seconds to the next time. OSError if there is no answer."""
+        """Ask if that is due; return the seconds to the next time. OSError if there is no
+        answer."""
         if time.monotonic() >= self._due:
             self._ask()
             self._due = time.monotonic() + EVERY
@@ -60,7 +65,8 @@ class Pulse:
             message = self._channel.basic_get(self._queue, no_ack=self._receive is None)
         except TimeoutError as error:
             raise OSError(
-                f"no answer about the queue {self._queue} for {PATIENCE:.0f} s: the node may be cut off from the others"
+                f"no answer about the queue {self._queue} for {PATIENCE:.0f} s: the node may be "
+                f"cut off from the others"
             ) from error
         sock.settimeout(IO_TIMEOUT)
         self._asking, self._unanswered = False, 0

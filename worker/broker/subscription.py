@@ -1,4 +1,5 @@
-"""The declarations of an intake on a broker that others own: its own queue, bindings to exchanges that exist."""
+"""The declarations of an intake on a broker that others own: its own queue, bindings to exchanges
+that exist."""
 
 from __future__ import annotations
 
@@ -13,16 +14,17 @@ from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
 log = structlog.get_logger(__name__)
 
 DELIVERY_LIMIT = 1_000_000
-"""Returns after which RabbitMQ drops a notification. From RabbitMQ 4 on it would be 20, and every outage returns all
-that are read ahead."""
+"""Returns after which RabbitMQ drops a notification. From RabbitMQ 4 on it would be 20, and every
+outage returns all that are read ahead."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
     """One queue, and which notifications go into it.
 
-    `max_length`: messages; the oldest go first. `expires`: seconds without a consumer after which the broker removes
-    the queue. Both see to it that a worker that is gone for good never fills somebody else's broker.
+    `max_length`: messages; the oldest go first. `expires`: seconds without a consumer after which
+    the broker removes the queue. Both see to it that a worker that is gone for good never fills
+    somebody else's broker.
     """
 
     queue: str
@@ -34,7 +36,8 @@ class Subscription:
     priorities: tuple[str, ...]
 
     def declare(self, connection: Any) -> bool:
-        """Declare the queue; whether it had to be made. PreconditionFailed says that it is there, but not like this."""
+        """Declare the queue; whether it had to be made. PreconditionFailed says that it is there,
+        but not like this."""
         missing = False
         # A channel for the question alone, as the answer "not found" closes it
         with connection.channel() as channel:
@@ -48,7 +51,8 @@ class Subscription:
         except PreconditionFailed as error:
             if "'x-delivery-limit'" not in str(error.reply_text):
                 raise
-            # Made by an older version, and good for all but that: no reason to hear nothing until somebody deletes it
+            # Made by an older version, and good for all but that: no reason to hear nothing until
+            # somebody deletes it
             self._declare(connection, {})
             log.info("queue_without_delivery_limit", queue=self.queue)
         return missing
@@ -69,10 +73,11 @@ class Subscription:
             )
 
     def bind(self, connection: Any, exchange: str) -> str | None:
-        """Bind the queue to an exchange; None if that is done, else why it is not. Done twice it is done once.
+        """Bind the queue to an exchange; None if that is done, else why it is not. Done twice it is
+        done once.
 
-        The exchange is only ever looked for: declared with a durability that is not the services' it would be refused,
-        and declared before they do it, theirs would be.
+        The exchange is only ever looked for: declared with a durability that is not the services'
+        it would be refused, and declared before they do it, theirs would be.
         """
         with connection.channel() as channel:
             try:

@@ -1,4 +1,5 @@
-"""A tap: notifications as they come in now, for a command that watches for a while. Takes none from the daemon."""
+"""A tap: notifications as they come in now, for a command that watches for a while. Takes none from
+the daemon."""
 
 from __future__ import annotations
 
@@ -15,10 +16,16 @@ from worker.core.notification import decode
 
 
 class Tap:
-    """Queues of its own on each broker, opened as a context; they go with their connections. All methods block."""
+    """Queues of its own on each broker, opened as a context; they go with their connections. All
+    methods block."""
 
     def __init__(
-        self, urls: Iterable[str], *, exchanges: Iterable[str], topics: Iterable[str], priorities: Iterable[str]
+        self,
+        urls: Iterable[str],
+        *,
+        exchanges: Iterable[str],
+        topics: Iterable[str],
+        priorities: Iterable[str],
     ) -> None:
         self._urls = tuple(urls)
         self._exchanges = tuple(exchanges)
@@ -34,7 +41,9 @@ class Tap:
                 channel = connection.channel()
                 # Bytes, whatever encoding a message claims to have
                 channel.auto_decode = False
-                name = channel.queue_declare("", exclusive=True, auto_delete=True, arguments=CLASSIC).queue
+                name = channel.queue_declare(
+                    "", exclusive=True, auto_delete=True, arguments=CLASSIC
+                ).queue
                 subscription = Subscription(
                     queue=name,
                     queue_type="classic",
@@ -51,12 +60,16 @@ class Tap:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self._visits.__exit__(kind, error, trace)
 
     def take(self) -> Iterator[dict[str, Any]]:
-        """The notifications that have come in since the last call; what nobody can read is left out."""
+        """The notifications that have come in since the last call; what nobody can read is left
+        out."""
         for connection, channel, name in self._queues:
             # Whoever asks often enough keeps the connection alive by it
             connection.heartbeat_tick()

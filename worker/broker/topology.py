@@ -20,12 +20,14 @@ LONGEST_DELAY = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
 LONGEST_BROKEN_PAUSE = 300.0
 
 MOST_DEAD = 100_000
-"""Dead letters that are kept, the newest: where nobody looks, what fails for good is given up again every few hours."""
+"""Dead letters that are kept, the newest: where nobody looks, what fails for good is given up again
+every few hours."""
 
 
 def broken_pause(times: int) -> float:
-    """Seconds to leave a queue alone on which the connection has broken so many times: it may have no leader, and each
-    try costs the other queues a moment. Short at first, as it may as well have been the broker going down."""
+    """Seconds to leave a queue alone on which the connection has broken so many times: it may have
+    no leader, and each try costs the other queues a moment. Short at first, as it may as well have
+    been the broker going down."""
     return min(LONGEST_BROKEN_PAUSE, 2.0 ** min(times, 16))
 
 
@@ -39,11 +41,13 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """The queues whose names begin with `prefix`: `<prefix>.<lane>`, `.dead`, `.stray`, `.pulse`, and those that delay.
+    """The queues whose names begin with `prefix`: `<prefix>.<lane>`, `.dead`, `.stray`, `.pulse`,
+    and those that delay.
 
-    What has been delayed is handed to the exchange `<prefix>.due`, which the lanes are bound to. What finds no lane
-    there, as its queue was deleted, ends in `.stray`: the delays are shared by all lanes, and hold on to what they can
-    hand to nobody until nothing else gets through (RabbitMQ's at-least-once dead lettering keeps 32 on the way).
+    What has been delayed is handed to the exchange `<prefix>.due`, which the lanes are bound to.
+    What finds no lane there, as its queue was deleted, ends in `.stray`: the delays are shared by
+    all lanes, and hold on to what they can hand to nobody until nothing else gets through
+    (RabbitMQ's at-least-once dead lettering keeps 32 on the way).
 
     `queue_type` is `quorum`, or `classic` for a broker that has no quorum queues.
     """
@@ -61,7 +65,8 @@ class Topology:
         return f"{self.prefix}.{lane}"
 
     def address(self, queue: str, *, after: float) -> Address:
-        """Where to publish what is to reach `queue` in `after` seconds: whole seconds, rounded up, never too early."""
+        """Where to publish what is to reach `queue` in `after` seconds: whole seconds, rounded up,
+        never too early."""
         if not after > 0:
             # What is no number is no time to wait for
             return Address("", queue)
@@ -71,12 +76,14 @@ class Topology:
 
     @property
     def stray(self) -> str:
-        """The queue of what was delayed for a lane that has no queue, and the exchange that leads there."""
+        """The queue of what was delayed for a lane that has no queue, and the exchange that leads
+        there."""
         return f"{self.prefix}.stray"
 
     @property
     def pulse(self) -> str:
-        """The queue that is always empty, which we ask for messages to hear whether a majority of the nodes answers."""
+        """The queue that is always empty, which we ask for messages to hear whether a majority of
+        the nodes answers."""
         return f"{self.prefix}.pulse"
 
     def declare_pulse(self, channel: Any) -> None:
@@ -84,12 +91,17 @@ class Topology:
         self._declare(channel, self.pulse, {"x-max-length": 1})
 
     def declare_delays(self, connection: Any) -> None:
-        """Declare the queues and exchanges that delay: kombu's, one queue for each bit; and what follows."""
-        declare_native_delayed_delivery_exchanges_and_queues(connection, self.queue_type, self.prefix)
+        """Declare the queues and exchanges that delay: kombu's, one queue for each bit; and what
+        follows."""
+        declare_native_delayed_delivery_exchanges_and_queues(
+            connection, self.queue_type, self.prefix
+        )
         with connection.channel() as channel:
             self.declare_stray(channel)
             self._declare_due(channel)
-            channel.exchange_bind(self._due, f"{self.prefix}_{CELERY_DELAYED_DELIVERY_EXCHANGE}", routing_key="#")
+            channel.exchange_bind(
+                self._due, f"{self.prefix}_{CELERY_DELAYED_DELIVERY_EXCHANGE}", routing_key="#"
+            )
 
     def declare_stray(self, channel: Any) -> None:
         """Declare the queue of what was delayed for a lane that has no queue."""
@@ -98,7 +110,8 @@ class Topology:
         channel.queue_bind(queue=self.stray, exchange=self.stray)
 
     def declare_lane(self, channel: Any, queue: str) -> None:
-        """Declare the queue of a lane, fed directly or by the delays. A PreconditionFailed says what is in its way."""
+        """Declare the queue of a lane, fed directly or by the delays. A PreconditionFailed says
+        what is in its way."""
         self._declare_due(channel)
         self._declare(channel, queue, {"x-single-active-consumer": True})
         channel.queue_bind(
@@ -118,11 +131,14 @@ class Topology:
 
     def _declare_due(self, channel: Any) -> None:
         arguments = {"alternate-exchange": self.stray}
-        channel.exchange_declare(self._due, "topic", durable=True, auto_delete=False, arguments=arguments)
+        channel.exchange_declare(
+            self._due, "topic", durable=True, auto_delete=False, arguments=arguments
+        )
 
     def _declare(self, channel: Any, queue: str, arguments: dict[str, Any]) -> None:
         if self.queue_type == "quorum":
-            # From RabbitMQ 4 on a job that came back 20 times would be dropped; every outage gives all of them back.
+            # From RabbitMQ 4 on a job that came back 20 times would be dropped; every outage gives
+            # all of them back.
             arguments = {**arguments, "x-delivery-limit": 1_000_000}
         channel.queue_declare(
             queue=queue,

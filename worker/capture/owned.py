@@ -10,10 +10,11 @@ from pathlib import Path
 
 
 def acquire(path: Path) -> int:
-    """Return a descriptor of the file, made if it is not there, that we alone hold; BlockingIOError if others do.
+    """Return a descriptor of the file, made if it is not there, that we alone hold; BlockingIOError
+    if others do.
 
-    The lock goes by the file, not by its name: before we had it the file may have been replaced, and a lock on one that
-    has no name any more keeps nobody out.
+    The lock goes by the file, not by its name: before we had it the file may have been replaced,
+    and a lock on one that has no name any more keeps nobody out.
     """
     while True:
         # For nobody else: what is in it tells of every image and volume
@@ -29,10 +30,11 @@ def acquire(path: Path) -> int:
 
 
 def replace(path: Path, content: bytes) -> int:
-    """Put another file in the place of one that we hold, and return a descriptor of it that we hold.
+    """Put another file in the place of one that we hold, and return a descriptor of it that we
+    hold.
 
-    There is no moment at which nobody holds it, nor one at which a crash would lose both: content and name are on the
-    disk when this returns. The caller closes the old descriptor afterwards.
+    There is no moment at which nobody holds it, nor one at which a crash would lose both: content
+    and name are on the disk when this returns. The caller closes the old descriptor afterwards.
     """
     coming = path.with_name(path.name + ".part")
     descriptor = os.open(coming, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC, 0o600)

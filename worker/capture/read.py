@@ -1,7 +1,9 @@
-"""Captures: recorded notifications in files, folders or a pipe, one after the other, whatever their number.
+"""Captures: recorded notifications in files, folders or a pipe, one after the other, whatever their
+number.
 
-What is read: JSON lines, JSON arrays, objects one after the other over any number of lines; plain, gzip or zstd. Each
-message may be an oslo envelope, a bare notification, or wrapped as `record`, `rabbitmqadmin get` and tools like it do.
+What is read: JSON lines, JSON arrays, objects one after the other over any number of lines; plain,
+gzip or zstd. Each message may be an oslo envelope, a bare notification, or wrapped as `record`,
+`rabbitmqadmin get` and tools like it do.
 """
 
 from __future__ import annotations
@@ -43,9 +45,11 @@ HEAD_LINES = 20
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message of a capture: `number` is its line, or its place if it is not one on a line, from 1 on.
+    """One message of a capture: `number` is its line, or its place if it is not one on a line, from
+    1 on.
 
-    `fault` says why it is none; `unended` that it is a line without an end, as somebody may still be writing it.
+    `fault` says why it is none; `unended` that it is a line without an end, as somebody may still
+    be writing it.
     """
 
     number: int
@@ -71,7 +75,8 @@ class Source:
             return 0
 
     def head(self, length: int) -> tuple[int, str]:
-        """How many of its first `length` bytes there are, and their hash; of standard input none."""
+        """How many of its first `length` bytes there are, and their hash; of standard input
+        none."""
         if self.path == STDIN:
             return 0, ""
         with open(self.path, "rb") as file:
@@ -88,14 +93,22 @@ class Source:
                     yield message
             except (EOFError, OSError, zlib.error, zstd.ZstdError) as error:
                 # Cut short, or damaged in the middle
-                yield Message(number + 1, b"", f"the file can't be read any further: {error or type(error).__name__}")
+                yield Message(
+                    number + 1,
+                    b"",
+                    f"the file can't be read any further: {error or type(error).__name__}",
+                )
 
     @contextmanager
     def _opened(self) -> Iterator[io.BufferedReader]:
         raw = sys.stdin.buffer if self.path == STDIN else open(self.path, "rb")  # noqa: SIM115  closed below
         self._raw = cast("BinaryIO", raw)
         try:
-            buffered = raw if isinstance(raw, io.BufferedReader) else io.BufferedReader(cast("Any", raw), BUFFER)
+            buffered = (
+                raw
+                if isinstance(raw, io.BufferedReader)
+                else io.BufferedReader(cast("Any", raw), BUFFER)
+            )
             head = buffered.peek(4)[:4]
             stream: Any = buffered
             if head.startswith(GZIP):
@@ -109,7 +122,8 @@ class Source:
 
 
 def sources(paths: Iterable[str]) -> list[Source]:
-    """The sources that are named, folders as all of their files in the order of their names; Misconfigured if none."""
+    """The sources that are named, folders as all of their files in the order of their names;
+    Misconfigured if none."""
     found: list[str] = []
     faults: list[str] = []
     for path in paths:
@@ -139,7 +153,8 @@ def sources(paths: Iterable[str]) -> list[Source]:
 
 
 def decoded(body: bytes) -> dict[str, Any]:
-    """The fields of the notification in a message, taken out of what it is wrapped in; Malformed if there is none."""
+    """The fields of the notification in a message, taken out of what it is wrapped in; Malformed if
+    there is none."""
     try:
         return decode(body)
     except Malformed as error:
@@ -150,7 +165,8 @@ def decoded(body: bytes) -> dict[str, Any]:
 
 
 def _unwrapped(body: bytes) -> tuple[bytes, str] | None:
-    """Return the message that a capturing tool has wrapped, and its compression; None for no wrapping that we know."""
+    """Return the message that a capturing tool has wrapped, and its compression; None for no
+    wrapping that we know."""
     try:
         outer = json.loads(body)
     except (ValueError, RecursionError):
@@ -190,7 +206,9 @@ def _split(stream: io.BufferedReader) -> Iterator[Message]:
     head = stream.peek(BUFFER)[:BUFFER].lstrip()
     if _is_lines(head.split(b"\n", HEAD_LINES)[:HEAD_LINES]):
         return _lines(stream)
-    return _items("array" if head.startswith(b"[") else "file", stream, within=int(head.startswith(b"[")))
+    return _items(
+        "array" if head.startswith(b"[") else "file", stream, within=int(head.startswith(b"["))
+    )
 
 
 def _is_lines(head: list[bytes]) -> bool:
@@ -200,7 +218,8 @@ def _is_lines(head: list[bytes]) -> bool:
         return True
     if first.startswith(b"{") and len(head) == 1:
         return True
-    # The first line may just be broken: then a whole object stands on one of the next. In a document one is indented
+    # The first line may just be broken: then a whole object stands on one of the next. In a
+    # document one is indented
     if first == b"[" or (first.startswith(b"[") and first.endswith(b",")):
         return False
     return any(line.startswith(b"{") and _is_json(line) for line in head[1:])
@@ -226,7 +245,8 @@ def _lines(stream: io.BufferedReader) -> Iterator[Message]:
 
 
 def _items(what: str, stream: io.BufferedReader, *, within: int) -> Iterator[Message]:
-    """The items of an array, or objects one after the other. What follows a broken one can't be told apart."""
+    """The items of an array, or objects one after the other. What follows a broken one can't be
+    told apart."""
     number = 0
     try:
         for item in _values(stream, within=within):
@@ -234,11 +254,14 @@ def _items(what: str, stream: io.BufferedReader, *, within: int) -> Iterator[Mes
             yield Message(number, json.dumps(item).encode())
     except (ijson.JSONError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
-        yield Message(number + 1, b"", f"not JSON, and what follows in the {what} can't be read: {reason}")
+        yield Message(
+            number + 1, b"", f"not JSON, and what follows in the {what} can't be read: {reason}"
+        )
 
 
 def _values(stream: io.BufferedReader, *, within: int) -> Iterator[object]:
-    """The values that lie `within` so many brackets, one at a time; JSONError for one too deep or too large."""
+    """The values that lie `within` so many brackets, one at a time; JSONError for one too deep or
+    too large."""
     depth = size = 0
     builder = None
     # Not ijson.items, which limits neither: 100 kB of brackets would take all memory there is

@@ -1,4 +1,5 @@
-"""Recorder: what the intake sees as JSON lines that `replay` reads, without tokens and passwords."""
+"""Recorder: what the intake sees as JSON lines that `replay` reads, without tokens and
+passwords."""
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ class Recorder:
         self._failed = failed
 
     def route(self, body: bytes, compression: str = "") -> Routed:
-        """The notification as a line; nothing of what nobody can read, since it could hold anything."""
+        """The notification as a line; nothing of what nobody can read, since it could hold
+        anything."""
         try:
             return Recorded(line=line_of(decode(body, compression)))
         except (Malformed, RecursionError) as error:
@@ -79,7 +81,8 @@ class Recorder:
             self._output.write(lines)
         except OSError as error:
             self._failed(error)
-            # Until the intake is told to stop: what was not written is acked by nobody, and no fault of the broker
+            # Until the intake is told to stop: what was not written is acked by nobody, and no
+            # fault of the broker
             await asyncio.get_running_loop().create_future()
         self._wrote(len(lines))
 
@@ -95,9 +98,11 @@ def line_of(message: dict[str, Any]) -> bytes:
 
 
 class Output:
-    """A file `NAME.jsonl` in a folder, set aside as `NAME-<time>.jsonl.gz` once it is large or old enough; or a pipe.
+    """A file `NAME.jsonl` in a folder, set aside as `NAME-<time>.jsonl.gz` once it is large or old
+    enough; or a pipe.
 
-    `size` in bytes and `age` in seconds, 0 for no limit; `keep` is how many of those set aside stay, 0 for all.
+    `size` in bytes and `age` in seconds, 0 for no limit; `keep` is how many of those set aside
+    stay, 0 for all.
     """
 
     def __init__(self, path: str, *, size: int = 0, age: float = 0.0, keep: int = 0) -> None:
@@ -118,12 +123,14 @@ class Output:
         self._file = FileIO(descriptor, "ab")
         size = os.fstat(descriptor).st_size
         if size and os.pread(descriptor, 1, size - 1) != b"\n":
-            # One was killed, or its disk was full, in the middle of a line: the next one must not be glued to it
+            # One was killed, or its disk was full, in the middle of a line: the next one must not
+            # be glued to it
             owned.append(self._file, b"\n")
         self._began = time.time()
 
     def write(self, lines: Sequence[bytes]) -> None:
-        """Write lines; once it returns they are the operating system's. OSError if not all are: none is kept."""
+        """Write lines; once it returns they are the operating system's. OSError if not all are:
+        none is kept."""
         if self._path is None:
             sys.stdout.buffer.writelines(lines)
             sys.stdout.buffer.flush()
@@ -137,8 +144,8 @@ class Output:
             self.rotate()
 
     def rotate(self) -> None:
-        """Set aside what was written, compressed. The file stays ours all the while: a second recording that began
-        meanwhile would write lines that are deleted with it."""
+        """Set aside what was written, compressed. The file stays ours all the while: a second
+        recording that began meanwhile would write lines that are deleted with it."""
         if self._path is None or self._file is None:
             return
         stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%S.%fZ")
@@ -156,7 +163,9 @@ class Output:
         full.close()
         self._began = time.time()
         # Its own alone: beside capture.jsonl there may be those of a capture-cinder.jsonl
-        mine = re.compile(rf"{re.escape(self._path.stem)}-\d{{8}}T\d{{6}}\.\d{{6}}Z{re.escape(self._path.suffix)}\.gz")
+        mine = re.compile(
+            rf"{re.escape(self._path.stem)}-\d{{8}}T\d{{6}}\.\d{{6}}Z{re.escape(self._path.suffix)}\.gz"
+        )
         old = sorted(file for file in self._path.parent.iterdir() if mine.fullmatch(file.name))
         for file in old[: -self._keep] if self._keep else ():
             file.unlink()
@@ -164,7 +173,10 @@ class Output:
 
     @staticmethod
     def _pack(path: Path, half: Path) -> None:
-        with open(path, "rb") as source, os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as raw:
+        with (
+            open(path, "rb") as source,
+            os.fdopen(os.open(half, os.O_WRONLY | os.O_CREAT, 0o600), "wb") as raw,
+        ):
             with gzip.GzipFile(fileobj=raw, mode="wb", filename="") as packed:
                 shutil.copyfileobj(source, packed)
             raw.flush()

@@ -1,4 +1,5 @@
-"""Replay: recorded notifications go the way of new ones, through the same router into the same lanes."""
+"""Replay: recorded notifications go the way of new ones, through the same router into the same
+lanes."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ class Filters:
     def take(self, notification: Notification) -> bool:
         """Whether the notification is wanted; one without a time is, whatever the times."""
         at = notification.timestamp
-        if at is not None and ((self.since is not None and at < self.since) or (self.until and at > self.until)):
+        if at is not None and (
+            (self.since is not None and at < self.since) or (self.until and at > self.until)
+        ):
             return False
         if self.event_types and notification.event_type not in self.event_types:
             return False
@@ -93,13 +96,16 @@ class _Reached:
 
 
 class Checkpoint:
-    """How far each source has been taken into the lanes, in a file, so that the next replay goes on from there.
+    """How far each source has been taken into the lanes, in a file, so that the next replay goes on
+    from there.
 
-    One replay at a time has it, until it is closed: two would each write what the other one does not know.
+    One replay at a time has it, until it is closed: two would each write what the other one does
+    not know.
     """
 
     def __init__(self, path: Path | None) -> None:
-        """Misconfigured if the file can't be had, is something else, or belongs to a replay that runs."""
+        """Misconfigured if the file can't be had, is something else, or belongs to a replay that
+        runs."""
         self._path = path
         self._done: dict[str, _Reached] = {}
         self._held: int | None = None
@@ -126,17 +132,21 @@ class Checkpoint:
             self._held = None
 
     def of(self, source: Source) -> int:
-        """The number of the last message of the source that has been dealt with; Misconfigured if it is another now."""
+        """The number of the last message of the source that has been dealt with; Misconfigured if
+        it is another now."""
         reached = self._done.get(source.path)
         if reached is None:
             return 0
         if reached.head != source.head(reached.length)[1]:
             # As when a recording was set aside, and a new one has its name
-            raise Misconfigured([f"{source.path} is another file than the one that {self._path} tells of"])
+            raise Misconfigured(
+                [f"{source.path} is another file than the one that {self._path} tells of"]
+            )
         return reached.number
 
     def reach(self, source: Source, number: int) -> None:
-        """Note, so that a crash can't lose it, that everything up to this message has been dealt with.
+        """Note, so that a crash can't lose it, that everything up to this message has been dealt
+        with.
 
         Temporary where that can't be written; what was noted before stays.
         """
@@ -156,7 +166,8 @@ class Checkpoint:
 
 @dataclass(slots=True)
 class Replay:
-    """One replay. `submit` puts jobs into lanes; `told` hears of messages nobody can read, `rejects` keeps them.
+    """One replay. `submit` puts jobs into lanes; `told` hears of messages nobody can read,
+    `rejects` keeps them.
 
     `rate` is for how many messages a second at most, 0 for no limit.
     """
@@ -176,7 +187,8 @@ class Replay:
     _began: float = field(default_factory=time.monotonic)
 
     async def run(self, sources: Iterable[Source]) -> Tally:
-        """Read all sources to their ends, or until `stopping`; what was read is in the lanes when this returns."""
+        """Read all sources to their ends, or until `stopping`; what was read is in the lanes when
+        this returns."""
         try:
             for source in sources:
                 self.tally.sources += 1
@@ -212,7 +224,9 @@ class Replay:
             self._jobs.clear()
         self.checkpoint.reach(source, number)
         self.advanced(source, count)
-        ahead = self.tally.messages / self.rate - (time.monotonic() - self._began) if self.rate else 0.0
+        ahead = (
+            self.tally.messages / self.rate - (time.monotonic() - self._began) if self.rate else 0.0
+        )
         await asyncio.sleep(max(0.0, ahead))
 
     def _take(self, message: Message, source: Source) -> None:
@@ -238,7 +252,8 @@ class Replay:
             return
         self.tally.routed += 1
         for job in jobs:
-            # Each key once: the handler looks at the world as it is now, not as it was then. Uses are told each
+            # Each key once: the handler looks at the world as it is now, not as it was then. Uses
+            # are told each
             if job.key in self._asked and not job.used:
                 continue
             self._remember(job.key)

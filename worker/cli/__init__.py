@@ -33,7 +33,8 @@ class Worker(App):
         # What --version says is taken from there
         App.NAME = self.NAME
         super().__init__(
-            description="Keeps Glance images warm as Cinder volumes: booting from an image becomes a clone.",
+            description="Keeps Glance images warm as Cinder volumes: booting from an image "
+            "becomes a clone.",
             version=release(),
             command_manager=CommandManager("image_volume_worker.commands"),
             deferred_help=True,
@@ -45,13 +46,20 @@ class Worker(App):
         """The options that come before the command."""
         parser: argparse.ArgumentParser = super().build_option_parser(*args, **kwargs)
         parser.add_argument(
-            "--config-file", action="append", default=[], metavar="F", help="Configuration file; may be repeated."
+            "--config-file",
+            action="append",
+            default=[],
+            metavar="F",
+            help="Configuration file; may be repeated.",
         )
-        parser.add_argument("--config-dir", action="append", default=[], metavar="D", help="Folder of *.conf files.")
+        parser.add_argument(
+            "--config-dir", action="append", default=[], metavar="D", help="Folder of *.conf files."
+        )
         return parser
 
     def configure_logging(self) -> None:
-        """Warnings and worse, as text, until a command sets up its own logs; our errors as plain lines."""
+        """Warnings and worse, as text, until a command sets up its own logs; our errors as plain
+        lines."""
         log.setup(level="debug" if self.options.debug else "warning", style="text")
         handler = logging.StreamHandler()
         handler.setFormatter(_Plain("image-volume-worker: %(message)s"))
@@ -59,7 +67,8 @@ class Worker(App):
         self.LOG.handlers[:] = [handler]
         self.LOG.propagate = False
         if not self.options.debug:
-            # What these say of a service or broker that is away is in the command's own error once more
+            # What these say of a service or broker that is away is in the command's own error once
+            # more
             for name in TOLD_BY_ERRORS:
                 logging.getLogger(name).setLevel(logging.ERROR)
 
@@ -72,7 +81,12 @@ class Worker(App):
         if faults := list(settings.unreadable(files, folders)):
             raise Misconfigured(faults)
         try:
-            conf([], project="image-volume-worker", default_config_files=files, default_config_dirs=folders)
+            conf(
+                [],
+                project="image-volume-worker",
+                default_config_files=files,
+                default_config_dirs=folders,
+            )
         except (cfg.Error, OSError) as error:
             raise Misconfigured([str(error)]) from error
         loaded = settings.load(conf)
@@ -83,7 +97,9 @@ class Worker(App):
         """Logs as the configuration has them, for a command that is a daemon."""
         for name in TOLD_BY_ERRORS:
             logging.getLogger(name).setLevel(logging.NOTSET)
-        log.setup(level="debug" if self.options.debug else self.conf.log.level, style=self.conf.log.format)
+        log.setup(
+            level="debug" if self.options.debug else self.conf.log.level, style=self.conf.log.format
+        )
 
     def run(self, argv: list[str]) -> int:
         """The exit status; without a command that is wrong usage."""
@@ -103,7 +119,8 @@ class Worker(App):
         return result
 
     def prepare_to_run_command(self, cmd: Command) -> None:  # noqa: ARG002  cliff's name
-        """All that it needs is imported: from here on Ctrl-C is an exception, so that things can be put in order."""
+        """All that it needs is imported: from here on Ctrl-C is an exception, so that things can be
+        put in order."""
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -1,4 +1,5 @@
-"""The assembly: the only module that knows handlers and brokers both. Starts everything, and ends it in order."""
+"""The assembly: the only module that knows handlers and brokers both. Starts everything, and ends
+it in order."""
 
 from __future__ import annotations
 
@@ -58,7 +59,8 @@ STUCK = 30.0
 # How long systemd is asked to wait on, from each look on, while jobs in progress end
 PATIENCE = 15.0
 START = "start"
-# How soon a gap in the intake may lead to the next comparison: each lists the whole cloud, and each replica makes one
+# How soon a gap in the intake may lead to the next comparison: each lists the whole cloud, and each
+# replica makes one
 GAPS = Backoff(shortest=5.0, longest=120.0)
 # Requests at once that are kept for uploads, besides [cloud] api_concurrency
 RESERVED = 8
@@ -97,13 +99,17 @@ def build_handlers(settings: Settings, parts: Parts) -> dict[str, Handler]:
     """The handlers that are installed and not switched off, by name."""
     factories: list[HandlerFactory] = [entry.load() for entry in entry_points(group=HANDLERS)]
     handlers = (factory(parts) for factory in factories)
-    return {handler.name: handler for handler in handlers if handler.name not in settings.switched_off}
+    return {
+        handler.name: handler for handler in handlers if handler.name not in settings.switched_off
+    }
 
 
 def build_clouds(settings: Settings, metrics: Metrics) -> Clouds:
     """The cloud of the settings; nothing has been asked of it yet."""
     connection = connect(
-        name=settings.cloud_name, timeout=settings.api_timeout, concurrency=settings.api_concurrency + RESERVED
+        name=settings.cloud_name,
+        timeout=settings.api_timeout,
+        concurrency=settings.api_concurrency + RESERVED,
     )
     count_keystone(connection, metrics)
 
@@ -129,7 +135,8 @@ def build_lanes(settings: Settings) -> Lanes:
 def build_intakes(settings: Settings) -> list[Intake]:
     """One intake for each transport URL."""
     if settings.driver == "oslo":
-        # oslo.messaging takes a second and 30 MB to import, for nothing where the broker is RabbitMQ
+        # oslo.messaging takes a second and 30 MB to import, for nothing where the broker is
+        # RabbitMQ
         from worker.broker.oslo import OsloIntake  # noqa: PLC0415
 
         return [
@@ -162,7 +169,8 @@ def build_intakes(settings: Settings) -> list[Intake]:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Targets as the cloud has them: names by volume type id, and reasons why some can't be used, by name."""
+    """Targets as the cloud has them: names by volume type id, and reasons why some can't be used,
+    by name."""
 
     targets: Mapping[str, str]
     unusable: Mapping[str, str]
@@ -171,16 +179,23 @@ class Found:
 async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
     """Compare the configuration with the cloud; Misconfigured when nothing can be done with it.
 
-    A target whose volume type is gone, or encrypted, is that target's trouble: the others and uploads go on. It is a
-    fault of the configuration only if none can be used, as with a name that was mistyped in the only target.
+    A target whose volume type is gone, or encrypted, is that target's trouble: the others and
+    uploads go on. It is a fault of the configuration only if none can be used, as with a name that
+    was mistyped in the only target.
     """
     identity = await cloud.identity()
     faults = []
     if not await cloud.has_admin_role():
-        faults.append(f"[cloud] the login has no role {settings.admin_role} in project {identity.project_id}")
+        faults.append(
+            f"[cloud] the login has no role {settings.admin_role} in project {identity.project_id}"
+        )
     types = await cloud.list_volume_types()
     encryption = await read_encryption(cloud, types, settings.targets)
-    unusable = {target.name: why for target in settings.targets if (why := _unusable(target, types, encryption))}
+    unusable = {
+        target.name: why
+        for target in settings.targets
+        if (why := _unusable(target, types, encryption))
+    }
     if len(unusable) == len(settings.targets):
         faults += unusable.values()
     if faults:
@@ -198,7 +213,9 @@ async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
     return Found({ids[target.volume_type]: target.name for target in there}, unusable)
 
 
-def _unusable(target: Target, types: Mapping[str, str], encryption: Mapping[str, bool | None]) -> str:
+def _unusable(
+    target: Target, types: Mapping[str, str], encryption: Mapping[str, bool | None]
+) -> str:
     """Reason why a target can't be used; "" if it can."""
     if why := missing_type(target, types.values()):
         return why
@@ -206,7 +223,8 @@ def _unusable(target: Target, types: Mapping[str, str], encryption: Mapping[str,
 
 
 async def check_locations(cloud: OpenStackCloud, settings: Settings) -> str:
-    """Why no Image-Volume can be kept that is a location; "" if Glance shows locations, or no target needs them."""
+    """Why no Image-Volume can be kept that is a location; "" if Glance shows locations, or no
+    target needs them."""
     stores = await cloud.list_stores()
     for target in settings.targets:
         try:
@@ -215,16 +233,19 @@ async def check_locations(cloud: OpenStackCloud, settings: Settings) -> str:
             continue
         if needed and not await cloud.shows_locations():
             return (
-                "Glance does not show this login the locations of images: give it the role service, or before Glance "
+                "Glance does not show this login the locations of images: give it the role "
+                "service, or before Glance "
                 "2.17 set show_multiple_locations"
             )
     return ""
 
 
 def check_bind(settings: Settings, *, proven: Settings) -> None:
-    """Misconfigured if the address of the HTTP port can't be had. Blocks; `proven` has the address served now.
+    """Misconfigured if the address of the HTTP port can't be had. Blocks; `proven` has the address
+    served now.
 
-    Of the port served now, on other addresses, that shows only once it is let go: then the next daemon finds out.
+    Of the port served now, on other addresses, that shows only once it is let go: then the next
+    daemon finds out.
     """
     if settings.bind is None or settings.bind == proven.bind:
         return
@@ -246,7 +267,12 @@ class Daemon:
     """One running worker."""
 
     def __init__(
-        self, *, settings: Settings, metrics: Metrics, census_every: float = CENSUS, refused: str = ""
+        self,
+        *,
+        settings: Settings,
+        metrics: Metrics,
+        census_every: float = CENSUS,
+        refused: str = "",
     ) -> None:
         """`refused`: what systemd is to tell, besides, of the last reload."""
         self._settings = settings
@@ -288,7 +314,8 @@ class Daemon:
         self._lanes_opened = asyncio.Event()
 
     async def run(self, leave: asyncio.Event) -> None:
-        """Work until `leave` is set, then drain. Misconfigured if the cloud is there and says that it can't work."""
+        """Work until `leave` is set, then drain. Misconfigured if the cloud is there and says that
+        it can't work."""
         probes = Probes(
             registry=self._metrics.registry,
             sick=self._sick,
@@ -296,8 +323,8 @@ class Daemon:
             page=Page(status=self._status, images=self._images),
             hidden=not self._settings.page,
         )
-        # From the beginning to the end: a cloud that does not answer, and jobs that take long to end, are no loop that
-        # hangs
+        # From the beginning to the end: a cloud that does not answer, and jobs that take long to
+        # end, are no loop that hangs
         ticking = self._tasks.begin("tick", self._tick)
         measuring = self._tasks.begin("measure", self._measure)
         try:
@@ -320,7 +347,9 @@ class Daemon:
 
     async def _work(self, leave: asyncio.Event, ticking: asyncio.Task[None]) -> None:
         router = Router(handlers=self._handlers.values(), metrics=self._metrics, times=self._times)
-        dispatcher = Dispatcher(router=router, runner=self._runner, lanes=self._lanes, on_gap=self._want_resync)
+        dispatcher = Dispatcher(
+            router=router, runner=self._runner, lanes=self._lanes, on_gap=self._want_resync
+        )
         if self._settings.resync_on_start:
             self._want_resync(START)
         intakes = [
@@ -334,10 +363,17 @@ class Daemon:
             self._tasks.begin("census", self._keep_census),
         ]
         stop = asyncio.create_task(leave.wait())
-        log.info("started", targets=[target.name for target in self._settings.targets], lanes=list(self._runner.lanes))
+        log.info(
+            "started",
+            targets=[target.name for target in self._settings.targets],
+            lanes=list(self._runner.lanes),
+        )
         try:
-            # A task that fails begins again; one that ends has found a configuration that can't work
-            done, _ = await asyncio.wait([stop, ticking, *intakes, *others], return_when=asyncio.FIRST_COMPLETED)
+            # A task that fails begins again; one that ends has found a configuration that can't
+            # work
+            done, _ = await asyncio.wait(
+                [stop, ticking, *intakes, *others], return_when=asyncio.FIRST_COMPLETED
+            )
             for task in done - {stop}:
                 task.result()
         finally:
@@ -351,7 +387,8 @@ class Daemon:
             await self._lanes.close()
 
     async def _preflight(self, leave: asyncio.Event) -> None:
-        """Find out what the cloud makes of the configuration, if it is there; not beyond `leave`."""
+        """Find out what the cloud makes of the configuration, if it is there; not beyond
+        `leave`."""
         checking = asyncio.create_task(check_cloud(self._cloud, self._settings))
         leaving = asyncio.create_task(leave.wait())
         await asyncio.wait([checking, leaving], return_when=asyncio.FIRST_COMPLETED)
@@ -367,7 +404,8 @@ class Daemon:
         except Misconfigured:
             raise
         except Exception as error:
-            # What nobody has thought of is no reason not to start: the supervised look at the cloud asks again
+            # What nobody has thought of is no reason not to start: the supervised look at the cloud
+            # asks again
             log.exception("cloud_not_looked_at")
             self._cloud_is_away(repr(error))
 
@@ -380,14 +418,16 @@ class Daemon:
             await asyncio.sleep(TICK)
 
     async def _measure(self) -> None:
-        """Once a second take over depths; now and then, images by state. What has to look at all jobs does so on a
-        thread: the loop has others to serve."""
+        """Once a second take over depths; now and then, images by state. What has to look at all
+        jobs does so on a thread: the loop has others to serve."""
         count_at = time.monotonic() + COUNT
         while True:
             await asyncio.to_thread(self._count_jobs, self._lanes.depths())
             if free := {lane for lane in self._left_out if self._lanes.knows(lane)}:
                 self._left_out -= free
-                self._want_resync(f"nothing of another worker's waits any more in {', '.join(sorted(free))}")
+                self._want_resync(
+                    f"nothing of another worker's waits any more in {', '.join(sorted(free))}"
+                )
             if (began := time.monotonic()) > count_at:
                 await asyncio.to_thread(self._metrics.states)
                 count_at = time.monotonic() + max(COUNT, COUNT_SHARE * (time.monotonic() - began))
@@ -429,7 +469,8 @@ class Daemon:
             self._cloud_is_away(str(error))
 
     async def _look_at_locations(self) -> None:
-        """Whether Glance shows where data lies: without that, nothing may be changed or deleted that is a location."""
+        """Whether Glance shows where data lies: without that, nothing may be changed or deleted
+        that is a location."""
         blind = await check_locations(self._cloud, self._settings)
         if blind and not self._blind:
             log.warning("locations_hidden", error=blind)
@@ -450,7 +491,8 @@ class Daemon:
         self._seen_once.set()
 
     def _name_unusable(self, unusable: Mapping[str, str]) -> None:
-        """Say which targets can't be used, once each; what is missing on one that can be again is looked for."""
+        """Say which targets can't be used, once each; what is missing on one that can be again is
+        looked for."""
         before, self._unusable = self._unusable, unusable
         for target in self._settings.targets:
             why = unusable.get(target.name, "")
@@ -471,15 +513,18 @@ class Daemon:
         self._resync_wanted.set()
 
     async def _listen(self, intake: Intake, dispatcher: Dispatcher) -> None:
-        """Take in notifications once the cloud has been seen: until then their jobs would only pile up in the lanes.
+        """Take in notifications once the cloud has been seen: until then their jobs would only pile
+        up in the lanes.
 
-        What is missed until then is made up for by the comparison that follows each opening of an intake.
+        What is missed until then is made up for by the comparison that follows each opening of an
+        intake.
         """
         await self._seen_once.wait()
         await intake.run(dispatcher)
 
     async def _serve(self) -> None:
-        """Take jobs once the cloud has been seen: a worker that can't log in would only set them aside."""
+        """Take jobs once the cloud has been seen: a worker that can't log in would only set them
+        aside."""
         await self._seen_once.wait()
         await self._lanes.open(self._runner.prefetch, self._runner.deliver, self._runner.lose)
         self._lanes_opened.set()
@@ -493,7 +538,8 @@ class Daemon:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._settings.resync_interval):
                     await self._resync_wanted.wait()
-            # The intakes open at the same time as the first one begins, and what they missed until then is to be found
+            # The intakes open at the same time as the first one begins, and what they missed until
+            # then is to be found
             if self._resync_wanted.is_set() and self._resync_why != START:
                 await asyncio.sleep(self._pace.wait(time.monotonic()))
                 self._pace.began(time.monotonic())
@@ -510,7 +556,8 @@ class Daemon:
                 log.warning("resync_failed", error=str(error), after=round(wait, 1))
                 await asyncio.sleep(wait)
             finally:
-                # Also after a failure that begins this task again: what led to the comparison is still open
+                # Also after a failure that begins this task again: what led to the comparison is
+                # still open
                 if not done:
                     self._want_resync(why)
 
@@ -518,7 +565,9 @@ class Daemon:
         began = time.monotonic()
         self._metrics.activity.comparing()
         census = Census()
-        found = compare(self._cloud, self._handlers.values(), image_of=image_volume.image_of, census=census)
+        found = compare(
+            self._cloud, self._handlers.values(), image_of=image_volume.image_of, census=census
+        )
         total, left = await enqueue(found, submit=dispatcher.submit, knows=self._lanes.knows)
         self._left_out = frozenset(left)
         if left:
@@ -527,7 +576,11 @@ class Daemon:
         self._metrics.activity.compared()
         self._metrics.census(census.volumes, census.sizes)
         log.info(
-            "resynced", why=why, images=census.images, incomplete=total, seconds=round(time.monotonic() - began, 2)
+            "resynced",
+            why=why,
+            images=census.images,
+            incomplete=total,
+            seconds=round(time.monotonic() - began, 2),
         )
 
     async def _keep_census(self) -> None:
@@ -539,7 +592,8 @@ class Daemon:
             pause = await self._take_census()
 
     async def _take_census(self) -> float:
-        """Count the Image-Volumes now; the seconds until the next count. One that fails leaves what is known."""
+        """Count the Image-Volumes now; the seconds until the next count. One that fails leaves what
+        is known."""
         began = time.monotonic()
         try:
             census = await count(self._cloud, image_of=image_volume.image_of)
@@ -564,10 +618,18 @@ class Daemon:
         held_back = [one for handler in targeted for one in handler.held_back()]
         full = {name: why for handler in targeted for name, why in handler.full().items()}
         learned = {name: sets for handler in targeted for name, sets in handler.learned().items()}
-        return {"version": release(), **status, "held_back": held_back, "cache_full": full, "cloned_from": learned}
+        return {
+            "version": release(),
+            **status,
+            "held_back": held_back,
+            "cache_full": full,
+            "cloned_from": learned,
+        }
 
     def _images(self, choice: Choice) -> Mapping[str, Any]:
-        return self._metrics.activity.images((target.name for target in self._settings.targets), choice)
+        return self._metrics.activity.images(
+            (target.name for target in self._settings.targets), choice
+        )
 
     def _sick(self) -> Mapping[str, str]:
         late = time.monotonic() - self._ticked

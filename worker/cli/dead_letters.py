@@ -41,11 +41,15 @@ class _Selecting(Command):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options that select."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument("id", metavar="ID", nargs="*", help="Id of a letter, as list shows it; all if left out.")
+        parser.add_argument(
+            "id", metavar="ID", nargs="*", help="Id of a letter, as list shows it; all if left out."
+        )
         parser.add_argument("--handler", default="", metavar="H", help="Only jobs of this handler.")
         parser.add_argument("--target", default="", metavar="T", help="Only jobs on this target.")
         parser.add_argument("--image-id", default="", metavar="ID", help="Only jobs on this image.")
-        parser.add_argument("--reason", default="", metavar="TEXT", help="Only where the reason contains this text.")
+        parser.add_argument(
+            "--reason", default="", metavar="TEXT", help="Only where the reason contains this text."
+        )
         parser.add_argument(
             "--older-than",
             type=values.age,
@@ -54,14 +58,21 @@ class _Selecting(Command):
             help="Only what was given up before: 90s, 10m, 2h, 3d.",
         )
         if self.careful:
-            parser.add_argument("--all", action="store_true", help="All of them; needed if nothing else selects.")
+            parser.add_argument(
+                "--all", action="store_true", help="All of them; needed if nothing else selects."
+            )
         return parser
 
     def opened(self, settings: Settings) -> DeadQueue:
         """The queue; Misconfigured if the letters lie in the memory of another process."""
         if settings.work_url == "memory://":
             raise Misconfigured(
-                ["[work] url is memory://: dead letters are in the daemon's memory, its log tells them"]
+                [
+                    (
+                        "[work] url is memory://: dead letters are in the daemon's memory, its log "
+                        "tells them"
+                    )
+                ]
             )
         return DeadQueue(url=settings.work_url, queue=settings.queue)
 
@@ -86,23 +97,31 @@ class List(_Selecting, Plain, Lister):
 
 
 class Show(_Selecting, ShowOne):
-    """Show one dead letter with everything that is known, or with --raw write the message itself to standard output."""
+    """Show one dead letter with everything that is known, or with --raw write the message itself to
+    standard output."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser = super().get_parser(prog_name)
-        parser.add_argument("--raw", action="store_true", help="Write the bytes of messages that nobody can read.")
+        parser.add_argument(
+            "--raw", action="store_true", help="Write the bytes of messages that nobody can read."
+        )
         return parser
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    def take_action(
+        self, parsed_args: argparse.Namespace
+    ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """The fields."""
         settings = self.app.read_settings()
         if not (parsed_args.id or any(_narrows(parsed_args))):
-            raise Misconfigured(["say which: an id, as list shows it, or --handler, --target, --image-id, --reason"])
+            raise Misconfigured(
+                ["say which: an id, as list shows it, or --handler, --target, --image-id, --reason"]
+            )
         with self.opened(settings) as queue:
             for kept in self.chosen(queue, parsed_args):
                 fields = tuple(
-                    (name, plain(value) if isinstance(value, str) else value) for name, value in _fields(kept)
+                    (name, plain(value) if isinstance(value, str) else value)
+                    for name, value in _fields(kept)
                 )
                 return tuple(zip(*fields, strict=True))  # type: ignore[return-value]
         raise NotFound("no such dead letter")
@@ -129,7 +148,15 @@ class _Taking(_Selecting, Plain, Lister):
         """The letters that were dealt with."""
         settings = self.app.read_settings()
         if not (parsed_args.id or parsed_args.all or any(_narrows(parsed_args))):
-            raise Misconfigured(["say which: ids, --handler, --target, --image-id, --reason, --older-than, or --all"])
+            raise Misconfigured(
+                [
+                    (
+                        "say which: ids, --handler, --target, --image-id, --reason, "
+                        "--older-than, or "
+                        "--all"
+                    )
+                ]
+            )
         rows: list[Any] = []
         with self.opened(settings) as queue:
             batch: list[Kept] = []
@@ -166,7 +193,8 @@ class _Taking(_Selecting, Plain, Lister):
 
 
 class Replay(_Taking):
-    """Put jobs that were given up back into their lanes, as if never tried. Messages that nobody can read stay."""
+    """Put jobs that were given up back into their lanes, as if never tried. Messages that nobody
+    can read stay."""
 
     def hindrance(self, settings: Settings, kept: Kept) -> str:
         """Only jobs can be done again, and only where a worker would take them."""
@@ -174,7 +202,9 @@ class Replay(_Taking):
             return "not a job; show --raw has it, drop deletes it"
         key = kept.letter.job.key
         known = {entry.name for entry in entry_points(group=HANDLERS)} - settings.switched_off
-        if key.handler not in known or (key.target and key.target not in {one.name for one in settings.targets}):
+        if key.handler not in known or (
+            key.target and key.target not in {one.name for one in settings.targets}
+        ):
             return f"no worker with this configuration has a lane {plain(key.lane)}"
         return ""
 
@@ -213,7 +243,13 @@ async def _publish(settings: Settings, jobs: list[Job]) -> None:
 
 
 def _narrows(options: argparse.Namespace) -> Iterator[object]:
-    yield from (options.handler, options.target, options.image_id, options.reason, options.older_than)
+    yield from (
+        options.handler,
+        options.target,
+        options.image_id,
+        options.reason,
+        options.older_than,
+    )
 
 
 def _fits(kept: Kept, options: argparse.Namespace, now: float) -> bool:
@@ -255,8 +291,16 @@ def _fields(kept: Kept) -> Iterator[tuple[str, object]]:
     yield "reason", letter.reason
     yield "given up", values.moment(letter.last_at)
     if job := letter.job:
-        yield from (("handler", job.key.handler), ("image", job.key.image_id), ("target", job.key.target))
-        yield from (("tries", job.attempt), ("cause", job.cause), ("first asked for", values.moment(job.first_at)))
+        yield from (
+            ("handler", job.key.handler),
+            ("image", job.key.image_id),
+            ("target", job.key.target),
+        )
+        yield from (
+            ("tries", job.attempt),
+            ("cause", job.cause),
+            ("first asked for", values.moment(job.first_at)),
+        )
     if letter.body is not None:
         yield "message", letter.body.decode(errors="replace")
     if letter.traceback:

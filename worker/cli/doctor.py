@@ -23,7 +23,8 @@ PATIENCE = 10.0
 
 
 class Doctor(Plain, Lister):
-    """Check configuration, brokers, login, roles, Glance, Cinder and targets; exit status 3 if anything fails.
+    """Check configuration, brokers, login, roles, Glance, Cinder and targets; exit status 3 if
+    anything fails.
 
     Nothing is changed. What a `warn` and a `fail` mean, and what to do, is told in a line.
     """
@@ -47,7 +48,8 @@ class Doctor(Plain, Lister):
 
 
 async def _examine(settings: Settings, files: list[str]) -> list[Check]:
-    # Some answers wait for Cinder's own broker: a person at a terminal is told so sooner than a daemon
+    # Some answers wait for Cinder's own broker: a person at a terminal is told so sooner than a
+    # daemon
     settings = replace(settings, api_timeout=min(settings.api_timeout, PATIENCE))
     clouds = build_clouds(settings, Metrics())
     try:

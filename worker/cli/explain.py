@@ -33,10 +33,11 @@ PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{1
 class Explain(Plain, Lister):
     """Show every condition that an image has to meet, whether it does, and what to do.
 
-    For an active image those of a clone on each target: what Cinder needs to clone instead of downloading. For a queued
-    one those of an upload that is completed by a clone. What no API tells, like cinder.conf, is said so. Nothing is
-    changed, but for --probe: it makes a volume from the image on each target in the internal project, tells from the
-    times, Cinder's status and the notifications whether it was a clone, and deletes it.
+    For an active image those of a clone on each target: what Cinder needs to clone instead of
+    downloading. For a queued one those of an upload that is completed by a clone. What no API
+    tells, like cinder.conf, is said so. Nothing is changed, but for --probe: it makes a volume from
+    the image on each target in the internal project, tells from the times, Cinder's status and the
+    notifications whether it was a clone, and deletes it.
     """
 
     app: Worker
@@ -47,18 +48,31 @@ class Explain(Plain, Lister):
         parser.add_argument("image", metavar="IMAGE", type=values.image_id, help="Id of the image.")
         parser.add_argument("--target", default="", metavar="T", help="Only this target.")
         parser.add_argument(
-            "--project", default="", metavar="P", help="As this project would get it, by id or name; else as anybody."
+            "--project",
+            default="",
+            metavar="P",
+            help="As this project would get it, by id or name; else as anybody.",
         )
-        parser.add_argument("--probe", action="store_true", help="Make a volume of it on each target, and delete it.")
         parser.add_argument(
-            "--timeout", type=values.age, default=600.0, metavar="AGE", help="How long a probe may take: 90s, 10m."
+            "--probe",
+            action="store_true",
+            help="Make a volume of it on each target, and delete it.",
+        )
+        parser.add_argument(
+            "--timeout",
+            type=values.age,
+            default=600.0,
+            metavar="AGE",
+            help="How long a probe may take: 90s, 10m.",
         )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table of conditions."""
         settings = self.app.read_settings()
-        if parsed_args.target and parsed_args.target not in {target.name for target in settings.targets}:
+        if parsed_args.target and parsed_args.target not in {
+            target.name for target in settings.targets
+        }:
             raise Misconfigured([f"no target {parsed_args.target!r} is configured"])
         told = live.ask(settings.bind) if settings.bind else None
         try:
@@ -71,7 +85,9 @@ class Explain(Plain, Lister):
         return ("Condition", "Result", "Detail", "What to do"), rows
 
 
-async def _explain(settings: Settings, options: argparse.Namespace, told: live.Live | None) -> list[Check]:
+async def _explain(
+    settings: Settings, options: argparse.Namespace, told: live.Live | None
+) -> list[Check]:
     metrics = Metrics()
     clouds = build_clouds(settings, metrics)
     cloud = clouds.common
@@ -85,7 +101,13 @@ async def _explain(settings: Settings, options: argparse.Namespace, told: live.L
             parts.learned.take_over(told.cloned_from, now=parts.now())
         prewarm = Prewarm(parts)
         explaining = explain.explain(
-            cloud, settings, prewarm, options.image, now=time.time(), target=options.target, project_id=project_id
+            cloud,
+            settings,
+            prewarm,
+            options.image,
+            now=time.time(),
+            target=options.target,
+            project_id=project_id,
         )
         checks = [check async for check in explaining]
         if options.probe:
@@ -102,10 +124,13 @@ async def _explain(settings: Settings, options: argparse.Namespace, told: live.L
 async def _probes(
     settings: Settings, cloud: OpenStackCloud, prewarm: Prewarm, options: argparse.Namespace
 ) -> AsyncIterator[Check]:
-    """A probe of each target, one after the other; told to end, it deletes what it has made first."""
+    """A probe of each target, one after the other; told to end, it deletes what it has made
+    first."""
     image = await cloud.get_image(options.image)
     if image.status != "active":
-        yield Check("probe", "fail", f"the image is {image.status}: no volume can be made of it", "")
+        yield Check(
+            "probe", "fail", f"the image is {image.status}: no volume can be made of it", ""
+        )
         return
     task = asyncio.current_task()
     assert task is not None
@@ -121,10 +146,17 @@ async def _probes(
             )
             take = stack.enter_context(tap).take
         except Temporary as error:
-            yield Check("notifications", "warn", f"can't be listened to: {error}", "the probe goes by Cinder's status")
+            yield Check(
+                "notifications",
+                "warn",
+                f"can't be listened to: {error}",
+                "the probe goes by Cinder's status",
+            )
         decided = {target.name: target for target in prewarm.resolved}
         for target in (decided.get(one.name, one) for one in settings.targets):
             if options.target in ("", target.name):
                 named = await cloud.find_volumes(image_volume.name_of(image.id))
                 lying = [volume for volume in named if image_volume.is_on(volume, target)]
-                yield await probe.probe(cloud, image, target, take=take, lying=lying, within=options.timeout)
+                yield await probe.probe(
+                    cloud, image, target, take=take, lying=lying, within=options.timeout
+                )

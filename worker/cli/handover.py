@@ -26,7 +26,13 @@ class Handover:
     """Takes jobs into the lanes of the settings, or with `local` works on them itself."""
 
     def __init__(
-        self, settings: Settings, handlers: Mapping[str, Handler], *, metrics: Metrics, parts: Parts, local: bool
+        self,
+        settings: Settings,
+        handlers: Mapping[str, Handler],
+        *,
+        metrics: Metrics,
+        parts: Parts,
+        local: bool,
     ) -> None:
         self._local = MemoryLanes() if local else None
         self._settings = settings
@@ -49,13 +55,16 @@ class Handover:
             await self._local.open(self._runner.prefetch, self._runner.deliver)
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: object, trace: TracebackType | None
+    ) -> None:
         if self._local and kind is not None:
             await self._runner.drain()
         await self._lanes.close()
 
     async def submit(self, jobs: Iterable[Job]) -> None:
-        """Put jobs into their lanes, but for those that are not configured; Temporary if nobody takes them."""
+        """Put jobs into their lanes, but for those that are not configured; Temporary if nobody
+        takes them."""
         known = self._runner.lanes
         wanted = [job for job in jobs if job.key.lane in known]
         self._given |= {job.key.lane for job in wanted}
@@ -70,7 +79,9 @@ class Handover:
         """How many jobs this command has done itself, or given up."""
         samples = (sample for metric in self._metrics.jobs.collect() for sample in metric.samples)
         return sum(
-            int(one.value) for one in samples if one.labels["outcome"] in SETTLED and one.name.endswith("_total")
+            int(one.value)
+            for one in samples
+            if one.labels["outcome"] in SETTLED and one.name.endswith("_total")
         )
 
     async def warnings(self) -> list[str]:
@@ -78,15 +89,21 @@ class Handover:
         return [] if self._local else await asyncio.to_thread(unserved, self._settings, self._given)
 
     async def settled(self) -> None:
-        """Return when all jobs are done, if that is this command's task; Temporary once those left keep failing."""
+        """Return when all jobs are done, if that is this command's task; Temporary once those left
+        keep failing."""
         if self._local is None:
             return
         calm = 0
         while calm < 2:
-            # Twice in a row, as a job on its way from a lane to the runner is in neither for a moment
+            # Twice in a row, as a job on its way from a lane to the runner is in neither for a
+            # moment
             await asyncio.sleep(0.2)
             waiting = any(self._local.depths().get(lane) for lane in self._runner.lanes)
-            calm = calm + 1 if self._runner.idle and not waiting and not self._runner.due(within=PATIENCE) else 0
+            calm = (
+                calm + 1
+                if self._runner.idle and not waiting and not self._runner.due(within=PATIENCE)
+                else 0
+            )
         if failing := self._runner.due() + len(self._local.dead_letters()):
             raise Temporary(f"{failing} jobs keep failing; the warnings above say why")
 
@@ -99,4 +116,8 @@ def unserved(settings: Settings, given: Set[str]) -> list[str]:
         # The jobs are on it all the same
         return []
     idle = [depth.lane for depth in depths if depth.lane in given and not depth.workers]
-    return [f"no worker takes jobs of {', '.join(idle)} now: they wait on the broker for one"] if idle else []
+    return (
+        [f"no worker takes jobs of {', '.join(idle)} now: they wait on the broker for one"]
+        if idle
+        else []
+    )

@@ -14,12 +14,15 @@ EVERY = 0.1
 
 
 def bar(*, total: int | None, unit: str, **options: Any) -> tqdm[Any]:
-    """A progress bar on standard error, which disappears at the end; silent unless that is a terminal."""
+    """A progress bar on standard error, which disappears at the end; silent unless that is a
+    terminal."""
     return tqdm(total=total, unit=unit, disable=None, file=sys.stderr, leave=False, **options)
 
 
 @contextlib.asynccontextmanager
-async def shown(done: Callable[[], int], *, unit: str, total: int | None = None) -> AsyncIterator[None]:
+async def shown(
+    done: Callable[[], int], *, unit: str, total: int | None = None
+) -> AsyncIterator[None]:
     """Show a number that grows, for as long as the context is open."""
     with bar(total=total, unit=unit) as line:
 

@@ -1,4 +1,5 @@
-"""`reclaim`: what is kept of images that Glance does not find, and with --confirm what the brake holds is deleted."""
+"""`reclaim`: what is kept of images that Glance does not find, and with --confirm what the brake
+holds is deleted."""
 
 from __future__ import annotations
 
@@ -36,11 +37,12 @@ class Row(NamedTuple):
 
 
 class Reclaim(Plain, Lister):
-    """Show each volume of an image that Glance does not find, and each location whose volume Cinder does not find.
+    """Show each volume of an image that Glance does not find, and each location whose volume Cinder
+    does not find.
 
-    A running worker looks for them with each resync, and deletes such volumes and locations once it is proven that
-    what they belong to is gone: docs/upkeep.md has the rules. If too many are missing at once it deletes none before
-    you say --confirm.
+    A running worker looks for them with each resync, and deletes such volumes and locations once it
+    is proven that what they belong to is gone: docs/upkeep.md has the rules. If too many are
+    missing at once it deletes none before you say --confirm.
     """
 
     app: Worker
@@ -51,7 +53,8 @@ class Reclaim(Plain, Lister):
         parser.add_argument(
             "--confirm",
             action="store_true",
-            help="Delete what the brake ([reclaim] max_at_once) holds back, of images that are proven to be gone, and "
+            help="Delete what the brake ([reclaim] max_at_once) holds back, of images that are "
+            "proven to be gone, and "
             "locations without a volume.",
         )
         return parser
@@ -59,12 +62,15 @@ class Reclaim(Plain, Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table of what is kept, or was deleted."""
         settings = self.app.read_settings()
-        if parsed_args.confirm and not (settings.reclaiming.enabled and not settings.reclaiming.dry_run):
+        if parsed_args.confirm and not (
+            settings.reclaiming.enabled and not settings.reclaiming.dry_run
+        ):
             raise Blocked("[reclaim] does not let anything be deleted: see enabled and dry_run")
         rows = asyncio.run(_reclaim(settings, confirm=parsed_args.confirm))
         if not rows:
             self.app.LOG.warning(
-                "Glance finds the image of every Image-Volume, and Cinder the volume of every location"
+                "Glance finds the image of every Image-Volume, and Cinder the volume of every "
+                "location"
             )
         return COLUMNS, [row[: len(COLUMNS)] for row in rows]
 
@@ -106,14 +112,21 @@ async def _reclaim(settings: Settings, *, confirm: bool) -> list[Row]:
 
 async def _confirmed(handler: reclaim.Reclaim, row: Row) -> Row:
     """The row of a location after an operator has confirmed that its volume is gone."""
-    stays = await handler.confirm_location(row.image_id, Location(url="", store=row.store, volume_id=row.volume_id))
-    return row._replace(deleted="no", why=stays) if stays else row._replace(deleted="yes", why="confirmed")
+    stays = await handler.confirm_location(
+        row.image_id, Location(url="", store=row.store, volume_id=row.volume_id)
+    )
+    return (
+        row._replace(deleted="no", why=stays)
+        if stays
+        else row._replace(deleted="yes", why="confirmed")
+    )
 
 
 async def _missing(
     cloud: Cloud, handler: reclaim.Reclaim, volumes: Packed
 ) -> tuple[list[tuple[str, tuple[Volume, ...]]], list[Row]]:
-    """The images that Glance does not find though there are volumes of them; the locations without a volume."""
+    """The images that Glance does not find though there are volumes of them; the locations without
+    a volume."""
     listed, bare = 0, list[Row]()
     async for image in cloud.list_images():
         listed += 1

@@ -27,8 +27,9 @@ ROTATION: Mapping[str, Any] = {"rotate_size": 100 << 20, "rotate_every": 86_400.
 class Record(Command):
     """Record notifications as JSON lines, until it is told to stop.
 
-    From a queue of its own, so that the daemon misses nothing. Tokens and passwords are not written. With a file, it is
-    set aside and compressed as FILE-<time>.jsonl.gz when it is large or old enough.
+    From a queue of its own, so that the daemon misses nothing. Tokens and passwords are not
+    written. With a file, it is set aside and compressed as FILE-<time>.jsonl.gz when it is large or
+    old enough.
     """
 
     app: Worker
@@ -36,18 +37,38 @@ class Record(Command):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument("output", metavar="FILE", nargs="?", default=STDOUT, help="- or nothing: standard output.")
         parser.add_argument(
-            "--rotate-size", type=values.size, metavar="SIZE", help="10k, 100M (so if left out), 1G; 0 never."
+            "output",
+            metavar="FILE",
+            nargs="?",
+            default=STDOUT,
+            help="- or nothing: standard output.",
         )
         parser.add_argument(
-            "--rotate-every", type=values.age, metavar="AGE", help="10m, 1h, 1d (so if left out); 0 never."
+            "--rotate-size",
+            type=values.size,
+            metavar="SIZE",
+            help="10k, 100M (so if left out), 1G; 0 never.",
         )
-        parser.add_argument("--keep", type=values.count, metavar="N", help="Files set aside that stay; 0 for all.")
         parser.add_argument(
-            "--count", type=values.count, default=0, metavar="N", help="Stop after so many notifications; 0 for no end."
+            "--rotate-every",
+            type=values.age,
+            metavar="AGE",
+            help="10m, 1h, 1d (so if left out); 0 never.",
         )
-        parser.add_argument("--queue", default="", metavar="NAME", help="Its queue; else the daemon's with -record.")
+        parser.add_argument(
+            "--keep", type=values.count, metavar="N", help="Files set aside that stay; 0 for all."
+        )
+        parser.add_argument(
+            "--count",
+            type=values.count,
+            default=0,
+            metavar="N",
+            help="Stop after so many notifications; 0 for no end.",
+        )
+        parser.add_argument(
+            "--queue", default="", metavar="NAME", help="Its queue; else the daemon's with -record."
+        )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> int:
@@ -55,17 +76,35 @@ class Record(Command):
         settings = self.app.read_settings()
         self.app.setup_logs()
         if parsed_args.queue == settings.queue:
-            raise Misconfigured([f"--queue {parsed_args.queue} is the daemon's own: it would miss what is recorded"])
+            raise Misconfigured(
+                [f"--queue {parsed_args.queue} is the daemon's own: it would miss what is recorded"]
+            )
         given = {name: getattr(parsed_args, name) for name in ROTATION}
         if parsed_args.output == STDOUT and any(value is not None for value in given.values()):
-            raise Misconfigured(["--rotate-size, --rotate-every and --keep are for a file; standard output has none"])
-        rotation = {name: ROTATION[name] if value is None else value for name, value in given.items()}
+            raise Misconfigured(
+                [
+                    (
+                        "--rotate-size, --rotate-every and --keep are for a file; standard output "
+                        "has none"
+                    )
+                ]
+            )
+        rotation = {
+            name: ROTATION[name] if value is None else value for name, value in given.items()
+        }
         asyncio.run(_record(settings, parsed_args, rotation))
         return 0
 
 
-async def _record(settings: Settings, options: argparse.Namespace, rotation: Mapping[str, Any]) -> None:
-    output = Output(options.output, size=rotation["rotate_size"], age=rotation["rotate_every"], keep=rotation["keep"])
+async def _record(
+    settings: Settings, options: argparse.Namespace, rotation: Mapping[str, Any]
+) -> None:
+    output = Output(
+        options.output,
+        size=rotation["rotate_size"],
+        age=rotation["rotate_every"],
+        keep=rotation["keep"],
+    )
     try:
         output.open()
     except OSError as error:

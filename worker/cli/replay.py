@@ -30,12 +30,14 @@ from worker.settings import Settings
 
 
 class Replay(ShowOne):
-    """Replay recorded notifications: into the lanes of the workers that run, or with --local by this command itself.
+    """Replay recorded notifications: into the lanes of the workers that run, or with --local by
+    this command itself.
 
-    SOURCE is a file, a folder, or - for standard input: JSON lines or arrays of oslo envelopes or bare notifications,
-    or what `record` and `rabbitmqadmin get` write; plain, gzip or zstd. Old notifications are hints like new ones: each
-    leads to a look at the image as it is now, so a replay ends in the same state whenever and however often it is done.
-    What nobody can read is counted and told, and does not stop the rest. The summary at the end is what -f json prints.
+    SOURCE is a file, a folder, or - for standard input: JSON lines or arrays of oslo envelopes or
+    bare notifications, or what `record` and `rabbitmqadmin get` write; plain, gzip or zstd. Old
+    notifications are hints like new ones: each leads to a look at the image as it is now, so a
+    replay ends in the same state whenever and however often it is done. What nobody can read is
+    counted and told, and does not stop the rest. The summary at the end is what -f json prints.
     """
 
     app: Worker
@@ -43,11 +45,24 @@ class Replay(ShowOne):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument("source", metavar="SOURCE", nargs="+", help="File, folder, or - for standard input.")
-        parser.add_argument("--since", metavar="T", type=_time, help="Only what was sent at this time (UTC) or later.")
-        parser.add_argument("--until", metavar="T", type=_time, help="Only what was sent at this time or before.")
         parser.add_argument(
-            "--event-type", metavar="E", action="append", default=[], help="Only this event type; may be repeated."
+            "source", metavar="SOURCE", nargs="+", help="File, folder, or - for standard input."
+        )
+        parser.add_argument(
+            "--since",
+            metavar="T",
+            type=_time,
+            help="Only what was sent at this time (UTC) or later.",
+        )
+        parser.add_argument(
+            "--until", metavar="T", type=_time, help="Only what was sent at this time or before."
+        )
+        parser.add_argument(
+            "--event-type",
+            metavar="E",
+            action="append",
+            default=[],
+            help="Only this event type; may be repeated.",
         )
         parser.add_argument(
             "--image-id",
@@ -57,21 +72,41 @@ class Replay(ShowOne):
             default=[],
             help="Only this image; may be repeated.",
         )
-        parser.add_argument("--rate", metavar="N", type=_rate, default=0.0, help="Notifications a second at the most.")
-        parser.add_argument("--dry-run", action="store_true", help="Only print the keys that would be enqueued.")
-        parser.add_argument("--local", action="store_true", help="Do the work here, and end when it is done.")
         parser.add_argument(
-            "--checkpoint", metavar="FILE", type=Path, help="Remember there how far it got, and go on from there."
+            "--rate",
+            metavar="N",
+            type=_rate,
+            default=0.0,
+            help="Notifications a second at the most.",
         )
-        parser.add_argument("--rejects", metavar="FILE", type=Path, help="Keep there what nobody can read.")
+        parser.add_argument(
+            "--dry-run", action="store_true", help="Only print the keys that would be enqueued."
+        )
+        parser.add_argument(
+            "--local", action="store_true", help="Do the work here, and end when it is done."
+        )
+        parser.add_argument(
+            "--checkpoint",
+            metavar="FILE",
+            type=Path,
+            help="Remember there how far it got, and go on from there.",
+        )
+        parser.add_argument(
+            "--rejects", metavar="FILE", type=Path, help="Keep there what nobody can read."
+        )
         return parser
 
-    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    def take_action(
+        self, parsed_args: argparse.Namespace
+    ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """The summary."""
         settings = self.app.read_settings()
         faults = []
         if not parsed_args.dry_run and not parsed_args.local and settings.work_url == "memory://":
-            faults.append("[work] url is memory://, so no worker could be given the jobs: use --local or --dry-run")
+            faults.append(
+                "[work] url is memory://, so no worker could be given the jobs: use --local or "
+                "--dry-run"
+            )
         if parsed_args.dry_run and parsed_args.checkpoint:
             faults.append("--checkpoint notes what was enqueued, and --dry-run enqueues nothing")
         found = sources(parsed_args.source)
@@ -111,7 +146,9 @@ async def _replay(
         if not options.dry_run:
             parts.uses.know((await check_cloud(clouds.common, settings)).targets)
         handlers = build_handlers(settings, parts)
-        router = Router(handlers=handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics))
+        router = Router(
+            handlers=handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics)
+        )
         rejects = None
         if options.rejects:
             try:
@@ -145,7 +182,9 @@ async def _replay(
             # What a program reads of standard output is the summary alone
             out = sys.stdout if options.formatter == "table" else sys.stderr
             return await running(lambda jobs: _print(jobs, out)).run(found)
-        async with Handover(settings, handlers, metrics=metrics, parts=parts, local=options.local) as handover:
+        async with Handover(
+            settings, handlers, metrics=metrics, parts=parts, local=options.local
+        ) as handover:
             tally = await running(handover.submit).run(found)
             await handover.settled()
             for warning in await handover.warnings():
@@ -154,7 +193,8 @@ async def _replay(
 
 
 class _Rejects:
-    """The file of what nobody can read. Temporary if a line can't be written, which then is not there at all."""
+    """The file of what nobody can read. Temporary if a line can't be written, which then is not
+    there at all."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -190,7 +230,9 @@ def _time(text: str) -> float:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a time like 2026-01-31T12:00:00") from error
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time like 2026-01-31T12:00:00"
+        ) from error
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 

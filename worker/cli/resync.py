@@ -27,8 +27,9 @@ from worker.settings import Settings
 class Resync(Plain, Lister):
     """Compare Glance and Cinder once, show what is missing, and have it done.
 
-    With lanes on RabbitMQ the jobs go to the workers that run; with memory:// this command does the work itself, and
-    ends when it is done. A job that was given up, or waits for its next try, is tried at once.
+    With lanes on RabbitMQ the jobs go to the workers that run; with memory:// this command does the
+    work itself, and ends when it is done. A job that was given up, or waits for its next try, is
+    tried at once.
     """
 
     app: Worker
@@ -46,14 +47,19 @@ class Resync(Plain, Lister):
             help="Only this image, whether Glance has it or not; may be repeated.",
         )
         parser.add_argument(
-            "--target", default="", metavar="T", help="Only pre-warming on this target: no uploads, nothing reclaimed."
+            "--target",
+            default="",
+            metavar="T",
+            help="Only pre-warming on this target: no uploads, nothing reclaimed.",
         )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table of what is missing."""
         settings = self.app.read_settings()
-        if parsed_args.target and parsed_args.target not in {target.name for target in settings.targets}:
+        if parsed_args.target and parsed_args.target not in {
+            target.name for target in settings.targets
+        }:
             raise Misconfigured([f"no target {parsed_args.target!r} is configured"])
         found = asyncio.run(_resync(settings, parsed_args, self.app.LOG.warning))
         if not found:
@@ -62,7 +68,9 @@ class Resync(Plain, Lister):
         return ("Handler", "Image", "Target", "Why"), rows
 
 
-async def _resync(settings: Settings, options: argparse.Namespace, told: Callable[[str], None]) -> list[Missing]:
+async def _resync(
+    settings: Settings, options: argparse.Namespace, told: Callable[[str], None]
+) -> list[Missing]:
     metrics = Metrics()
     clouds = build_clouds(settings, metrics)
     cloud = clouds.common
@@ -75,7 +83,9 @@ async def _resync(settings: Settings, options: argparse.Namespace, told: Callabl
         found = [one for one in missing if options.target in ("", one.key.target)]
         if found and not options.dry_run:
             local = settings.work_url == "memory://"
-            async with Handover(settings, handlers, metrics=metrics, parts=parts, local=local) as handover:
+            async with Handover(
+                settings, handlers, metrics=metrics, parts=parts, local=local
+            ) as handover:
                 await handover.submit(job_of(one, cause=OPERATOR) for one in found)
                 async with progress.shown(lambda: handover.done, unit=" jobs", total=len(found)):
                     await handover.settled()

@@ -24,7 +24,8 @@ log = structlog.get_logger(__name__)
 
 
 class Run(Command):
-    """Run the worker until SIGTERM or SIGINT, which let jobs in progress end; SIGHUP reads the configuration again."""
+    """Run the worker until SIGTERM or SIGINT, which let jobs in progress end; SIGHUP reads the
+    configuration again."""
 
     app: Worker
 
@@ -39,7 +40,8 @@ class Run(Command):
         return 0
 
     async def _run(self, settings: Settings, early: Sequence[int]) -> None:
-        """Run one daemon after the other: each SIGHUP ends one, and the next one has the new configuration.
+        """Run one daemon after the other: each SIGHUP ends one, and the next one has the new
+        configuration.
 
         `early` has those that came while the first was being read.
         """
@@ -62,7 +64,9 @@ class Run(Command):
         proven: Settings | None = None
         refused = ""
         while not stop.is_set():
-            reloading = asyncio.create_task(self._reload(reload, leave, metrics, settings), name="reload")
+            reloading = asyncio.create_task(
+                self._reload(reload, leave, metrics, settings), name="reload"
+            )
             try:
                 await Daemon(settings=settings, metrics=metrics, refused=refused).run(leave)
             except Exception as error:
@@ -75,7 +79,9 @@ class Run(Command):
                     metrics.task_failures.labels("reload").inc()
                     log.exception("start_failed")
                 settings, proven = proven, None
-                refused = _refusal(error.faults if isinstance(error, Misconfigured) else (repr(error),))
+                refused = _refusal(
+                    error.faults if isinstance(error, Misconfigured) else (repr(error),)
+                )
                 continue
             finally:
                 reloading.cancel()
@@ -102,7 +108,8 @@ class Run(Command):
             except (Temporary, Blocked, NotFound, Malformed) as error:
                 faults, trace = (f"the cloud could not be asked about it: {error}",), None
             except Exception as error:
-                # The root of a task: whatever goes wrong, systemd is told how it ended, and the next SIGHUP is heard
+                # The root of a task: whatever goes wrong, systemd is told how it ended, and the
+                # next SIGHUP is heard
                 metrics.task_failures.labels("reload").inc()
                 faults, trace = (f"{type(error).__name__}: {error}",), error
             else:

@@ -59,16 +59,17 @@ class _Seen:
 
 
 class Status(Plain, Lister):
-    """Show images x targets: warm or not, the Image-Volume, its size and age, last use, next try, and why not.
+    """Show images x targets: warm or not, the Image-Volume, its size and age, last use, next try,
+    and why not.
 
-    States: warm; making, it is being made now; cold, it will be warm; failed, it is tried again or was given up; full,
-    the target's budget or Cinder's cache has no room; held back, somebody else undoes it; unused, it waits for a second
-    use; unwanted; lost, the data can be had nowhere; upload, a queued image; left over, what is to be deleted; gone,
-    Glance has no such image and volumes are left.
-    Images that are not wanted are shown only with --all or when named. A table is followed by a summary of the targets
-    and by the lanes; programs ask for these with --summary or --lanes. Glance, Cinder and the broker are read, so it
-    works without a running worker; one that serves [probes] bind here is asked for what it is doing. Nothing is
-    changed.
+    States: warm; making, it is being made now; cold, it will be warm; failed, it is tried again or
+    was given up; full, the target's budget or Cinder's cache has no room; held back, somebody else
+    undoes it; unused, it waits for a second use; unwanted; lost, the data can be had nowhere;
+    upload, a queued image; left over, what is to be deleted; gone, Glance has no such image and
+    volumes are left. Images that are not wanted are shown only with --all or when named. A table is
+    followed by a summary of the targets and by the lanes; programs ask for these with --summary or
+    --lanes. Glance, Cinder and the broker are read, so it works without a running worker; one that
+    serves [probes] bind here is asked for what it is doing. Nothing is changed.
     """
 
     app: Worker
@@ -87,21 +88,35 @@ class Status(Plain, Lister):
         parser.add_argument("--state", choices=[*State], metavar="S", help="Only this state.")
         parser.add_argument("--all", action="store_true", help="What is not wanted too.")
         which = parser.add_mutually_exclusive_group()
-        which.add_argument("--summary", action="store_true", help="Only the targets: how many of each, GiB, budget.")
-        which.add_argument("--lanes", action="store_true", help="Only the lanes: jobs, workers, the oldest job.")
+        which.add_argument(
+            "--summary",
+            action="store_true",
+            help="Only the targets: how many of each, GiB, budget.",
+        )
+        which.add_argument(
+            "--lanes", action="store_true", help="Only the lanes: jobs, workers, the oldest job."
+        )
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table that was asked for."""
         settings = self.app.read_settings()
-        image_id, target, state = parsed_args.image or "", parsed_args.target, parsed_args.state or ""
+        image_id, target, state = (
+            parsed_args.image or "",
+            parsed_args.target,
+            parsed_args.state or "",
+        )
         if target and target not in {one.name for one in settings.targets}:
             raise Misconfigured([f"no target {target!r} is configured"])
         if image_id and (parsed_args.summary or parsed_args.lanes):
             raise Misconfigured(["--summary and --lanes are about all images"])
         if (state and (parsed_args.summary or parsed_args.lanes)) or (target and parsed_args.lanes):
-            raise Misconfigured(["--state is about images, and --target about images or, with --summary, targets"])
-        self._seen = seen = _look(settings, image_id, lanes_only=parsed_args.lanes, summary_only=parsed_args.summary)
+            raise Misconfigured(
+                ["--state is about images, and --target about images or, with --summary, targets"]
+            )
+        self._seen = seen = _look(
+            settings, image_id, lanes_only=parsed_args.lanes, summary_only=parsed_args.summary
+        )
         for note in seen.notes:
             self.app.LOG.warning(note)
         self._more = not (parsed_args.summary or parsed_args.lanes or image_id or target or state)
@@ -113,10 +128,14 @@ class Status(Plain, Lister):
         shown = [
             row
             for row in seen.rows
-            if target in ("", row.target) and state in ("", row.state) and not (hidden and row.state is State.UNWANTED)
+            if target in ("", row.target)
+            and state in ("", row.state)
+            and not (hidden and row.state is State.UNWANTED)
         ]
         if not shown:
-            self.app.LOG.warning("no image is shown: %s", "none fits" if seen.rows else "Glance lists none")
+            self.app.LOG.warning(
+                "no image is shown: %s", "none fits" if seen.rows else "Glance lists none"
+            )
         return COLUMNS, [cells(row) for row in shown]
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
@@ -129,19 +148,28 @@ class Status(Plain, Lister):
 
 
 def _look(settings: Settings, image_id: str, *, lanes_only: bool, summary_only: bool) -> _Seen:
-    """Everything, as far as it can be had: without the cloud there is no status, without the rest there is."""
+    """Everything, as far as it can be had: without the cloud there is no status, without the rest
+    there is."""
     seen = _Seen()
     given_up: dict[Key, Job] = {}
     if settings.bind:
         seen.live = live.ask(settings.bind)
     if seen.live is None and not summary_only:
         where = f"at {shown(settings.bind)}" if settings.bind else "([probes] bind is empty)"
-        seen.notes.append(f"no worker tells {where} what it is doing: next tries are not known here")
+        seen.notes.append(
+            f"no worker tells {where} what it is doing: next tries are not known here"
+        )
     if settings.work_url != MEMORY:
         try:
-            seen.depths = inspection.look(settings.work_url, queue=settings.queue, lanes=settings.lanes)
+            seen.depths = inspection.look(
+                settings.work_url, queue=settings.queue, lanes=settings.lanes
+            )
             with DeadQueue(url=settings.work_url, queue=settings.queue) as queue:
-                given_up = {kept.letter.job.key: kept.letter.job for kept in queue if kept.letter and kept.letter.job}
+                given_up = {
+                    kept.letter.job.key: kept.letter.job
+                    for kept in queue
+                    if kept.letter and kept.letter.job
+                }
         except Temporary as error:
             if lanes_only:
                 raise
@@ -151,18 +179,26 @@ def _look(settings: Settings, image_id: str, *, lanes_only: bool, summary_only: 
     return seen
 
 
-async def _look_at_cloud(settings: Settings, image_id: str, seen: _Seen, given_up: dict[Key, Job]) -> None:
+async def _look_at_cloud(
+    settings: Settings, image_id: str, seen: _Seen, given_up: dict[Key, Job]
+) -> None:
     metrics = Metrics()
     clouds = build_clouds(settings, metrics)
     cloud = clouds.common
     try:
         found = await check_cloud(cloud, settings)
-        seen.notes += (f"target {name} can't be used: {why}" for name, why in found.unusable.items())
+        seen.notes += (
+            f"target {name} can't be used: {why}" for name, why in found.unusable.items()
+        )
         parts = build_parts(settings, clouds, metrics)
         if seen.live:
             parts.learned.take_over(seen.live.cloned_from, now=parts.now())
         prewarm = Prewarm(parts)
-        others = tuple(handler for handler in build_handlers(settings, parts).values() if handler.name != prewarm.name)
+        others = tuple(
+            handler
+            for handler in build_handlers(settings, parts).values()
+            if handler.name != prewarm.name
+        )
         held: dict[str, tuple[int, int]] = {}
         if image_id:
             rows = await _of_image(settings, cloud, prewarm, others, image_id)
@@ -228,7 +264,10 @@ def _lanes(seen: _Seen) -> Iterator[tuple[Any, ...]]:
     depths = {depth.lane: depth for depth in seen.depths}
     for lane in _merged(depths, told):
         depth, one = depths.get(lane), told.get(lane)
-        oldest = min((at for at in (depth.oldest if depth else 0.0, one.oldest if one else 0.0) if at), default=0.0)
+        oldest = min(
+            (at for at in (depth.oldest if depth else 0.0, one.oldest if one else 0.0) if at),
+            default=0.0,
+        )
         yield (
             lane,
             depth.ready if depth else one.depth if one else "",

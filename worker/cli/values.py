@@ -18,7 +18,8 @@ BYTES = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 class Moment(FormattableColumn[Any]):
-    """A time in epoch seconds (0 for none): how far away it is for people, ISO 8601 in UTC for programs."""
+    """A time in epoch seconds (0 for none): how far away it is for people, ISO 8601 in UTC for
+    programs."""
 
     def human_readable(self) -> str:
         """As `3 d ago` or `in 40 s`."""
@@ -41,7 +42,8 @@ def moment(epoch: float) -> str:
 
 
 def span(seconds: float) -> str:
-    """A duration in the largest unit that it fills twice, so that it is off by less than a third."""
+    """A duration in the largest unit that it fills twice, so that it is off by less than a
+    third."""
     for unit in ("d", "h", "m"):
         if seconds >= 2 * SECONDS[unit]:
             return f"{seconds / SECONDS[unit]:.0f} {'min' if unit == 'm' else unit}"
@@ -49,7 +51,8 @@ def span(seconds: float) -> str:
 
 
 def age(text: str) -> float:
-    """Seconds in a text like 90s, 10m, 2h, 3d, or a plain number of seconds; what argparse takes as a type."""
+    """Seconds in a text like 90s, 10m, 2h, 3d, or a plain number of seconds; what argparse takes as
+    a type."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not an age like 90s, 10m, 2h, 3d or 0")
@@ -65,7 +68,8 @@ def size(text: str) -> int:
 
 
 class Plain:
-    """Mixed into a command that lists: what strangers have written steers no terminal, in whatever format."""
+    """Mixed into a command that lists: what strangers have written steers no terminal, in whatever
+    format."""
 
     def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
         """The table, of plain texts."""

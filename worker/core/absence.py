@@ -1,9 +1,10 @@
 """Absence: how often Glance has not found an image, as noted on the image's volumes. Pure.
 
-A 404 can come of a policy, of a restored database or of a delayed deletion. So it counts as a deletion only after
-`LOOKS` looks that are spread over a grace period. The looks are noted on the volumes themselves: the note outlives the
-worker, and all replicas read it. The same looks are taken for the volume of a location that Cinder does not find; they
-can be noted nowhere, so they are in memory (`worker.core.deletions`).
+A 404 can come of a policy, of a restored database or of a delayed deletion. So it counts as a
+deletion only after `LOOKS` looks that are spread over a grace period. The looks are noted on the
+volumes themselves: the note outlives the worker, and all replicas read it. The same looks are taken
+for the volume of a location that Cinder does not find; they can be noted nowhere, so they are in
+memory (`worker.core.deletions`).
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from datetime import UTC, datetime
 from worker.core.cloud import Volume
 from worker.core.target import TAG
 
-# The metadata that holds the note: "<looks> <time of the last one>", or "pending_delete"; empty once the image is back
+# The metadata that holds the note: "<looks> <time of the last one>", or "pending_delete"; empty
+# once the image is back
 MISSING = f"{TAG}_missing"
 LOOKS = 5
 PENDING = "pending_delete"
-"""Glance's delayed deletion: the image is not found any more, but an administrator can restore it."""
+"""Glance's delayed deletion: the image is not found any more, but an administrator can restore
+it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Absence:
-    """Note on a volume: how many looks for its image have counted, and when the last one was (epoch seconds).
+    """Note on a volume: how many looks for its image have counted, and when the last one was (epoch
+    seconds).
 
     `pending`: the image's deletion was announced as pending_delete, so the image can be restored.
     """
@@ -43,7 +47,8 @@ class Absence:
         return self.looks >= LOOKS and not self.pending
 
     def next_look(self, grace: float) -> float:
-        """When another look counts, in epoch seconds, so that all of them are spread over `grace` seconds."""
+        """When another look counts, in epoch seconds, so that all of them are spread over `grace`
+        seconds."""
         return self.last + grace / (LOOKS - 1) if self.looks else 0.0
 
     def seen(self, now: float) -> Absence:
@@ -56,11 +61,19 @@ class Absence:
             return {MISSING: PENDING}
         if not self.looks:
             return {MISSING: ""}
-        return {MISSING: f"{self.looks} {datetime.fromtimestamp(self.last, UTC).isoformat(timespec='milliseconds')}"}
+        return {
+            MISSING: (
+                f"{self.looks} "
+                f"{datetime.fromtimestamp(self.last, UTC).isoformat(timespec='milliseconds')}"
+            )
+        }
 
     def __str__(self) -> str:
         if self.pending:
-            return "its deletion is pending: Glance deletes the data later, or an administrator restores the image"
+            return (
+                "its deletion is pending: Glance deletes the data later, or an administrator "
+                "restores the image"
+            )
         return f"not found at {self.looks} of {LOOKS} looks"
 
 

@@ -1,4 +1,5 @@
-"""The cloud as handlers see it: values, and the verbs they may use; `worker.openstack.sdk` implements them."""
+"""The cloud as handlers see it: values, and the verbs they may use; `worker.openstack.sdk`
+implements them."""
 
 from __future__ import annotations
 
@@ -11,12 +12,14 @@ from worker.core.pool import Pool, VolumeType
 
 GIB = 1 << 30
 LISTED = ("active", "queued", "saving", "deactivated")
-"""The status of images that a list of them has; of others there is nothing to do, and nothing to say."""
+"""The status of images that a list of them has; of others there is nothing to do, and nothing to
+say."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """An image of Glance. Times are epoch seconds, sizes bytes; `updated_at` is Glance's own text, to be compared.
+    """An image of Glance. Times are epoch seconds, sizes bytes; `updated_at` is Glance's own text,
+    to be compared.
 
     `stores` is None where Glance doesn't tell (no multi-store). Source: glance/api/v2/images.py.
     """
@@ -51,7 +54,8 @@ class Location:
 
     @classmethod
     def from_url(cls, url: str) -> Location:
-        """The location as its URL tells it: cinder://<store>/<volume> or, before multi-store, cinder://<volume>."""
+        """The location as its URL tells it: cinder://<store>/<volume> or, before multi-store,
+        cinder://<volume>."""
         parts = urlsplit(url)
         if parts.scheme != "cinder":
             return cls(url=url)
@@ -72,15 +76,17 @@ class ImageTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A volume. `size` in GiB, `host` is `host@backend#pool`; `foreign` if it is not the internal project's.
+    """A volume. `size` in GiB, `host` is `host@backend#pool`; `foreign` if it is not the internal
+    project's.
 
-    A foreign volume is never trusted as an Image-Volume and never touched, whatever its name and metadata claim.
-    `source_volid` is the volume that it was cloned from, `snapshot_id` the snapshot that it was restored from; Cinder
-    says so, no user can. `scheduled` is False as long as no scheduler has found a place for it, if we may see that.
-    `image_properties` is what Cinder keeps of the image that the volume was made from (`volume_image_metadata`). Users
-    may write anything there; `list_volumes` leaves it out.
-    `downloaded` tells that Cinder has noted a download of the image that it was made from; where Cinder verifies no
-    signatures (`verify_glance_signatures = disabled`) it notes none.
+    A foreign volume is never trusted as an Image-Volume and never touched, whatever its name and
+    metadata claim. `source_volid` is the volume that it was cloned from, `snapshot_id` the snapshot
+    that it was restored from; Cinder says so, no user can. `scheduled` is False as long as no
+    scheduler has found a place for it, if we may see that. `image_properties` is what Cinder keeps
+    of the image that the volume was made from (`volume_image_metadata`). Users may write anything
+    there; `list_volumes` leaves it out. `downloaded` tells that Cinder has noted a download of the
+    image that it was made from; where Cinder verifies no signatures (`verify_glance_signatures =
+    disabled`) it notes none.
     """
 
     id: str
@@ -105,7 +111,8 @@ class Volume:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVolume:
-    """A volume to create in the internal project, from an image's data or another volume's. `size` in GiB.
+    """A volume to create in the internal project, from an image's data or another volume's. `size`
+    in GiB.
 
     A clone has its source's type.
     """
@@ -139,18 +146,20 @@ class Quota:
 class Cloud(Protocol):
     """Glance and Cinder. Every verb is one request; reads are retried, writes never are.
 
-    Raises: NotFound (404), Conflict (409, or 400 because of a state), Blocked (401, 403, over quota),
-    Temporary (no answer, 429, 5xx).
+    Raises: NotFound (404), Conflict (409, or 400 because of a state), Blocked (401, 403, over
+    quota), Temporary (no answer, 429, 5xx).
     """
 
     async def get_image(self, image_id: str) -> Image:
         """The image, whoever owns it."""
 
     def list_images(self) -> AsyncIterator[Image]:
-        """All images of all projects whose status is one of LISTED, hidden ones (os_hidden) too, page by page."""
+        """All images of all projects whose status is one of LISTED, hidden ones (os_hidden) too,
+        page by page."""
 
     async def find_witness(self) -> str:
-        """The id of a private image of another project that Glance shows us; "" if it shows none."""
+        """The id of a private image of another project that Glance shows us; "" if it shows
+        none."""
 
     async def find_volume_witness(self) -> str:
         """The id of a volume of another project that Cinder shows us; "" if it shows none."""
@@ -158,18 +167,22 @@ class Cloud(Protocol):
     async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
         """Where the image's data lies; None if that cannot be read, never an empty tuple.
 
-        Glance hides locations (403, 404 of the route, option off), and while an image is being deleted it answers an
-        empty list: an active image has at least one location, so an empty answer says nothing.
+        Glance hides locations (403, 404 of the route, option off), and while an image is being
+        deleted it answers an empty list: an active image has at least one location, so an empty
+        answer says nothing.
         """
 
     async def copy_image(self, image_id: str, stores: Iterable[str]) -> None:
-        """Begin the import that copies an active image into more stores; `get_image` tells how it goes on."""
+        """Begin the import that copies an active image into more stores; `get_image` tells how it
+        goes on."""
 
     async def add_location(self, image_id: str, url: str) -> None:
-        """Add a location to an image at once (needs Glance's show_multiple_locations); a queued one becomes active."""
+        """Add a location to an image at once (needs Glance's show_multiple_locations); a queued one
+        becomes active."""
 
     async def import_location(self, image_id: str, url: str) -> None:
-        """Begin the task that makes a location the data of a queued image (needs Glance 2.17 and the role service).
+        """Begin the task that makes a location the data of a queued image (needs Glance 2.17 and
+        the role service).
 
         The image is locked until it has ended; `list_tasks` tells how.
         """
@@ -181,17 +194,19 @@ class Cloud(Protocol):
         """Return Glance's tasks on an image, newest first; Glance forgets them after two days."""
 
     async def list_members(self, image_id: str) -> Mapping[str, str]:
-        """The projects that an image is shared with, and their status: pending, accepted or rejected."""
+        """The projects that an image is shared with, and their status: pending, accepted or
+        rejected."""
 
     async def set_properties(self, image_id: str, properties: Mapping[str, str]) -> None:
         """Set these properties of an image, all or none, keep the others; with "" take one away.
 
-        Blocked if Glance reserves or protects one of them (403) or there would be too many (413), Conflict if one is
-        not valid (400).
+        Blocked if Glance reserves or protects one of them (403) or there would be too many (413),
+        Conflict if one is not valid (400).
         """
 
     async def remove_from_store(self, image_id: str, store: str) -> None:
-        """Remove the image's location in a store together with its volume; refused for the last one."""
+        """Remove the image's location in a store together with its volume; refused for the last
+        one."""
 
     async def get_volume(self, volume_id: str) -> Volume:
         """A volume, of whatever project: look at `foreign`."""
@@ -200,7 +215,8 @@ class Cloud(Protocol):
         """The volumes of the internal project that have this name, oldest first."""
 
     def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
-        """All volumes of the internal project, or those that carry our tag with this value, page by page."""
+        """All volumes of the internal project, or those that carry our tag with this value, page by
+        page."""
 
     async def get_quota(self, volume_type: str) -> Quota:
         """Return the rest of the internal project's quota for volumes of this type."""
@@ -209,7 +225,8 @@ class Cloud(Protocol):
         """Begin to make a volume; it is `creating` in the answer."""
 
     async def delete_volume(self, volume_id: str) -> None:
-        """Begin to delete a volume of the internal project; Conflict while it is in use or being made."""
+        """Begin to delete a volume of the internal project; Conflict while it is in use or being
+        made."""
 
     async def set_metadata(self, volume_id: str, metadata: Mapping[str, str]) -> None:
         """Set these keys of a volume's metadata, keep the others."""

@@ -1,7 +1,8 @@
-"""Compressed message bodies: kombu's `compression` header, decompressed without trusting how large the content is.
+"""Compressed message bodies: kombu's `compression` header, decompressed without trusting how large
+the content is.
 
-Source: kombu/compression.py, which services use when [oslo_messaging_rabbit] kombu_compression is set. Its own
-decoders have no bound: 100 kB on the wire may be 100 MB in memory.
+Source: kombu/compression.py, which services use when [oslo_messaging_rabbit] kombu_compression is
+set. Its own decoders have no bound: 100 kB on the wire may be 100 MB in memory.
 """
 
 from __future__ import annotations
@@ -27,7 +28,12 @@ _LZMA_MEMORY = 80 << 20
 # zstd's window as a power of two: enough for its level 19
 _ZSTD_WINDOW: Mapping[int, int] = {zstd.DecompressionParameter.window_log_max: 23}
 
-GZIP, BZIP2, LZMA, ZSTD = "application/x-gzip", "application/x-bz2", "application/x-lzma", "application/zstd"
+GZIP, BZIP2, LZMA, ZSTD = (
+    "application/x-gzip",
+    "application/x-bz2",
+    "application/x-lzma",
+    "application/zstd",
+)
 # "x-gzip" is zlib's format in fact; 32 has zlib take both
 _DECOMPRESSORS: Mapping[str, Callable[[], Any]] = {
     GZIP: lambda: zlib.decompressobj(32 + zlib.MAX_WBITS),
@@ -40,7 +46,8 @@ METHODS = tuple(_DECOMPRESSORS)
 
 
 def plain(body: bytes, compression: str) -> bytes:
-    """Return the body as it was before it was compressed; Malformed if that can't be had within LARGEST bytes."""
+    """Return the body as it was before it was compressed; Malformed if that can't be had within
+    LARGEST bytes."""
     if not compression:
         return body
     content, fault = _decompress(body, compression, LARGEST)
@@ -50,7 +57,8 @@ def plain(body: bytes, compression: str) -> bytes:
 
 
 def head(body: bytes, compression: str, length: int) -> bytes:
-    """Return the first `length` bytes of the decompressed body, or as many as can be had; never raises.
+    """Return the first `length` bytes of the decompressed body, or as many as can be had; never
+    raises.
 
     Bytes that stay compressed are left out: nobody could mask the secrets in them.
     """
@@ -73,7 +81,15 @@ def _decompress(body: bytes, compression: str, limit: int) -> tuple[bytes, str]:
             more = decompressor.decompress(getattr(decompressor, "unconsumed_tail", b""), 1)
             if more or not decompressor.eof:
                 return content, f"larger than {limit >> 20} MiB once decompressed ({compression})"
-    except (OSError, ValueError, EOFError, MemoryError, zlib.error, lzma.LZMAError, zstd.ZstdError) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        MemoryError,
+        zlib.error,
+        lzma.LZMAError,
+        zstd.ZstdError,
+    ) as error:
         # bz2 has only OSError and ValueError
         return b"", f"not decompressible by {compression}: {error}"[:200]
     return content, "" if decompressor.eof else f"the compressed body is cut short ({compression})"

@@ -1,4 +1,5 @@
-"""A dead letter: a job that gave up, or a message nobody could read, kept for a person to look at."""
+"""A dead letter: a job that gave up, or a message nobody could read, kept for a person to look
+at."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ from dataclasses import dataclass
 from worker.core.errors import Malformed
 from worker.core.job import Job
 
-# Bytes and characters that are kept: a broker has limits for a message (RabbitMQ 4: 16 MiB), and a person has too
+# Bytes and characters that are kept: a broker has limits for a message (RabbitMQ 4: 16 MiB), and a
+# person has too
 MOST_BODY = 65_536
 MOST_TRACEBACK = 20_000
 MOST_REASON = 4_000
@@ -18,7 +20,8 @@ MOST_REASON = 4_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """Why it was given up, when (epoch seconds), and either the job or the message's bytes. What is too long is cut."""
+    """Why it was given up, when (epoch seconds), and either the job or the message's bytes. What is
+    too long is cut."""
 
     lane: str
     reason: str
@@ -28,8 +31,12 @@ class DeadLetter:
     traceback: str = ""
 
     def __post_init__(self) -> None:
-        """Keep the first bytes of a message, and of a traceback the end: where it was raised comes last."""
-        cut: dict[str, object] = {"reason": self.reason[:MOST_REASON], "traceback": self.traceback[-MOST_TRACEBACK:]}
+        """Keep the first bytes of a message, and of a traceback the end: where it was raised comes
+        last."""
+        cut: dict[str, object] = {
+            "reason": self.reason[:MOST_REASON],
+            "traceback": self.traceback[-MOST_TRACEBACK:],
+        }
         if self.body is not None:
             cut["body"] = self.body[:MOST_BODY]
         for name, value in cut.items():

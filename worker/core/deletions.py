@@ -1,4 +1,5 @@
-"""Deletions: what Glance and Cinder have announced as deleted, and what was not found without that."""
+"""Deletions: what Glance and Cinder have announced as deleted, and what was not found without
+that."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from collections import OrderedDict
 
 from worker.core.absence import NONE, Absence
 
-# Images and volumes remembered, each; the oldest are forgotten, and their deletion is then proven by looking
+# Images and volumes remembered, each; the oldest are forgotten, and their deletion is then proven
+# by looking
 KEEP = 100_000
 # Seconds after which a volume that nobody has looked for again is not counted as missing any more
 FORGET_AFTER = 7_200.0
@@ -15,7 +17,8 @@ DELETED = "deleted"
 
 
 class Deletions:
-    """The image.delete and volume.delete.end notifications that this process was given as jobs, and its own looks."""
+    """The image.delete and volume.delete.end notifications that this process was given as jobs, and
+    its own looks."""
 
     def __init__(self) -> None:
         self._statuses: OrderedDict[str, str] = OrderedDict()
@@ -39,7 +42,8 @@ class Deletions:
         return self._statuses.get(image_id, "")
 
     def note_volume(self, volume_id: str) -> None:
-        """Remember that Cinder has announced a volume's deletion, or that we have had it deleted."""
+        """Remember that Cinder has announced a volume's deletion, or that we have had it
+        deleted."""
         with self._lock:
             self._missing.pop(volume_id, None)
             _keep(self._volumes, volume_id, DELETED)
@@ -49,7 +53,8 @@ class Deletions:
         return volume_id in self._volumes
 
     def look(self, volume_id: str, *, now: float, grace: float) -> Absence:
-        """Count one more look at which Cinder did not find a volume, if it is time for it; how often it was not found.
+        """Count one more look at which Cinder did not find a volume, if it is time for it; how
+        often it was not found.
 
         Unlike an image, it leaves nothing behind on which that could be noted.
         """
@@ -66,7 +71,8 @@ class Deletions:
                 self._missing.pop(volume_id, None)
 
     def missing_volumes(self, *, now: float) -> int:
-        """How many volumes Cinder has not found lately, though it did not announce their deletion."""
+        """How many volumes Cinder has not found lately, though it did not announce their
+        deletion."""
         with self._lock:
             for volume_id, noted in list(self._missing.items()):
                 if noted.last < now - FORGET_AFTER:

@@ -23,14 +23,17 @@ class Watch(Protocol):
     """How a handler waits without a thread."""
 
     async def changed(self) -> None:
-        """Return when something about this key may have changed: a notification came, or it is time to poll."""
+        """Return when something about this key may have changed: a notification came, or it is time
+        to poll."""
 
     @property
     def by_operator(self) -> bool:
-        """Whether an operator has asked for this now, which is done in spite of waits that spare the cloud."""
+        """Whether an operator has asked for this now, which is done in spite of waits that spare
+        the cloud."""
 
     def tell(self, step: str) -> None:
-        """Let people know what is done next, in one line; ends the try if the key may be another worker's by now."""
+        """Let people know what is done next, in one line; ends the try if the key may be another
+        worker's by now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,19 +57,25 @@ class Handler(Protocol):
         """The event types it wants to hear of."""
 
     def keys(self, notification: Notification) -> Iterable[Key]:
-        """Return the keys to look at again because of a notification. Pure, called on the intake's thread."""
+        """Return the keys to look at again because of a notification. Pure, called on the intake's
+        thread."""
 
     def lanes(self) -> Mapping[str, int]:
         """Its lanes, each with the number of keys to work on at once."""
 
     async def reconcile(self, key: Key, watch: Watch) -> Outcome:
-        """Read the world, do what is missing, say what came of it. Errors of `worker.core.errors` are outcomes too."""
+        """Read the world, do what is missing, say what came of it. Errors of `worker.core.errors`
+        are outcomes too."""
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
-        """Read what `incomplete` needs besides its arguments; `volumes` are all there are, by image."""
+        """Read what `incomplete` needs besides its arguments; `volumes` are all there are, by
+        image."""
 
-    def incomplete(self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]) -> Iterable[Missing]:
-        """Keys of an image that look incomplete in a bulk listing. Pure. `image` is None if no active one is listed."""
+    def incomplete(
+        self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]
+    ) -> Iterable[Missing]:
+        """Keys of an image that look incomplete in a bulk listing. Pure. `image` is None if no
+        active one is listed."""
 
 
 @runtime_checkable
@@ -88,7 +97,8 @@ class Targeted(Protocol):
         """Reasons why nothing more fits on a target, by name."""
 
     def learned(self) -> Mapping[str, Iterable[Iterable[str]]]:
-        """The sets of Glance's stores from which Cinder's driver was seen to clone by itself, by target."""
+        """The sets of Glance's stores from which Cinder's driver was seen to clone by itself, by
+        target."""
 
 
 class Report(Protocol):
@@ -110,25 +120,29 @@ class Report(Protocol):
         """How an image was found: a state and why, by those targets of which that is known."""
 
     def held_back(self, volumes: int, *, brake: bool) -> None:
-        """So many volumes of images that are not found are kept; `brake` if their number alone keeps them."""
+        """So many volumes of images that are not found are kept; `brake` if their number alone
+        keeps them."""
 
     def targets(self, targets: Iterable[Target]) -> None:
         """The targets as they were found, with their pools."""
 
     def missing(self, volumes: int, *, brake: bool) -> None:
-        """So many volumes of locations are not found; `brake` if their number alone keeps the locations."""
+        """So many volumes of locations are not found; `brake` if their number alone keeps the
+        locations."""
 
     def reclaimed(self, reason: str) -> None:
-        """A volume was deleted because nobody needs it: image `gone`, `unwanted`, `budget`, `left-over`."""
+        """A volume was deleted because nobody needs it: image `gone`, `unwanted`, `budget`,
+        `left-over`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
     """The parts that a handler is built from. `now` is the clock, in epoch seconds.
 
-    `urgent` is the same cloud by requests that wait behind nobody else's, for what a user sits and waits for. `locks`
-    are those of images, `undone` is what we made and others took away, `learned` what trying has shown.
-    `keeps_order` is True in the daemon alone: a command that only looks must not clear up.
+    `urgent` is the same cloud by requests that wait behind nobody else's, for what a user sits and
+    waits for. `locks` are those of images, `undone` is what we made and others took away, `learned`
+    what trying has shown. `keeps_order` is True in the daemon alone: a command that only looks must
+    not clear up.
     """
 
     cloud: Cloud

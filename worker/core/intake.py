@@ -1,4 +1,5 @@
-"""Intakes: where notifications come in. Each gives bytes to a Sink and settles once the sink has them."""
+"""Intakes: where notifications come in. Each gives bytes to a Sink and settles once the sink has
+them."""
 
 from __future__ import annotations
 
@@ -32,19 +33,20 @@ class Sink(Protocol):
         """
 
     async def accept(self, routed: Sequence[Routed]) -> None:
-        """Put the jobs into their lanes and bury the letters; once it returns the messages may be acked.
-        Waits for as long as the lanes are away. Called on the event loop."""
+        """Put the jobs into their lanes and bury the letters; once it returns the messages may be
+        acked. Waits for as long as the lanes are away. Called on the event loop."""
 
     def gap(self, reason: str) -> None:
-        """Notifications may have been missed up to now: somebody has to resync. May be called on any thread."""
+        """Notifications may have been missed up to now: somebody has to resync. May be called on
+        any thread."""
 
 
 class Intake(Protocol):
     """One place where notifications come in."""
 
     async def run(self, sink: Sink) -> None:
-        """Consume until cancelled; comes back from every outage by itself. On cancellation it stops consuming, settles
-        what the sink has accepted and lets go of the broker."""
+        """Consume until cancelled; comes back from every outage by itself. On cancellation it stops
+        consuming, settles what the sink has accepted and lets go of the broker."""
 
     def problem(self) -> str | None:
         """None when it is consuming, else what is wrong in one line."""

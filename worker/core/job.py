@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from worker.core.errors import Malformed
 
-# Causes of jobs that no notification asked for: a comparison by the daemon itself, and a person who wants it now
+# Causes of jobs that no notification asked for: a comparison by the daemon itself, and a person who
+# wants it now
 RESYNC = "resync"
 OPERATOR = "operator"
 # Characters of a text; a broker has a limit for a message
@@ -36,12 +37,14 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """A key with its history: why it was asked for, how often it was tried, since when and for when (epoch seconds).
+    """A key with its history: why it was asked for, how often it was tried, since when and for when
+    (epoch seconds).
 
-    `used` is when a volume was made of the image on the target, and `used_by` which, if that is what led to the job;
-    else 0 and "". `deleted` is the status in the image.delete that led to it, `deleted` or `pending_delete`; else "".
-    `deleted_volume` is the id in the volume.delete.end that led to it; else "".
-    `project` is whose doing it is, "" if nobody knows: projects take turns in a lane. Texts that are too long are cut.
+    `used` is when a volume was made of the image on the target, and `used_by` which, if that is
+    what led to the job; else 0 and "". `deleted` is the status in the image.delete that led to it,
+    `deleted` or `pending_delete`; else "". `deleted_volume` is the id in the volume.delete.end that
+    led to it; else "". `project` is whose doing it is, "" if nobody knows: projects take turns in a
+    lane. Texts that are too long are cut.
     """
 
     key: Key
@@ -67,7 +70,8 @@ class Job:
         return replace(self, attempt=self.attempt + counted, reason=reason)
 
     def to_bytes(self) -> bytes:
-        """The job as it lies in a lane: a JSON object with the fields of `Job`, the key as a list."""
+        """The job as it lies in a lane: a JSON object with the fields of `Job`, the key as a
+        list."""
         return json.dumps(asdict(self), separators=(",", ":")).encode()
 
     @classmethod
@@ -108,7 +112,8 @@ def _part(value: object) -> str:
 
 
 def _within(value: object, most: float, *, least: float = 0.0) -> float:
-    """Return a number in these bounds: what is not finite, say, is no time, and no JSON to a browser."""
+    """Return a number in these bounds: what is not finite, say, is no time, and no JSON to a
+    browser."""
     if not isinstance(value, int | float) or not least <= value <= most:
         raise ValueError(f"{value!r:.100} is no number between {least:g} and {most:g}")
     return float(value)

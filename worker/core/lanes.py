@@ -1,4 +1,5 @@
-"""Lanes: where jobs wait, one queue for each handler and target. Behind one Protocol: RabbitMQ or memory."""
+"""Lanes: where jobs wait, one queue for each handler and target. Behind one Protocol: RabbitMQ or
+memory."""
 
 from __future__ import annotations
 
@@ -10,14 +11,16 @@ from worker.core.job import Job, Key
 
 
 class Delivery(Protocol):
-    """A job handed out by a lane. It stays the lane's until `ack`: a process that dies gives it back."""
+    """A job handed out by a lane. It stays the lane's until `ack`: a process that dies gives it
+    back."""
 
     @property
     def job(self) -> Job:
         """The job."""
 
     def ack(self) -> None:
-        """Let the lane forget the job. Returns at once; without effect if the lane has taken it back already."""
+        """Let the lane forget the job. Returns at once; without effect if the lane has taken it
+        back already."""
 
 
 def ignore(_lane: str) -> None:
@@ -33,31 +36,37 @@ class Lanes(Protocol):
         deliver: Callable[[Delivery], None],
         lost: Callable[[str], None] = ignore,
     ) -> None:
-        """Begin to hand out the jobs of each lane to `deliver` (on the event loop), at most `prefetch[lane]` unacked.
+        """Begin to hand out the jobs of each lane to `deliver` (on the event loop), at most
+        `prefetch[lane]` unacked.
 
-        `lost(lane)` is called there when the broker hands its jobs out anew, maybe to another worker: what was
-        delivered is no longer ours.
-        Returns at once when the broker can't be reached: the lanes open as soon as it can, and again after each outage.
+        `lost(lane)` is called there when the broker hands its jobs out anew, maybe to another
+        worker: what was delivered is no longer ours. Returns at once when the broker can't be
+        reached: the lanes open as soon as it can, and again after each outage.
         """
 
     async def publish(self, jobs: Iterable[Job], *, after: float = 0.0) -> None:
-        """Put jobs into their lanes, to be handed out after `after` seconds. Once it returns they survive a crash
-        (as far as the kind of lane can). Waits for as long as the broker is away."""
+        """Put jobs into their lanes, to be handed out after `after` seconds. Once it returns they
+        survive a crash (as far as the kind of lane can). Waits for as long as the broker is
+        away."""
 
     async def bury(self, letters: Iterable[DeadLetter]) -> None:
         """Keep dead letters, as safely as `publish` keeps jobs."""
 
     async def close(self) -> None:
-        """Hand out nothing more, write the acks that were given, let go of the broker. Unacked jobs stay in a lane."""
+        """Hand out nothing more, write the acks that were given, let go of the broker. Unacked jobs
+        stay in a lane."""
 
     def will_hand_out(self, key: Key) -> bool:
-        """Whether a job of the key, without a time of its own, waits in its lane for certain, to be handed out here."""
+        """Whether a job of the key, without a time of its own, waits in its lane for certain, to be
+        handed out here."""
 
     def knows(self, lane: str) -> bool:
-        """Whether `will_hand_out` tells of everything that waits in a lane; if not, somebody else's jobs do."""
+        """Whether `will_hand_out` tells of everything that waits in a lane; if not, somebody else's
+        jobs do."""
 
     def depths(self) -> Mapping[str, int]:
-        """Jobs waiting in each lane and, as `dead`, dead letters; as last counted, a few seconds ago at the most."""
+        """Jobs waiting in each lane and, as `dead`, dead letters; as last counted, a few seconds
+        ago at the most."""
 
     def problem(self) -> str | None:
         """None when every lane is open, else what is wrong in one line."""

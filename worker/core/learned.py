@@ -1,4 +1,5 @@
-"""What trying has shown of a cloud and no API tells; one process's memory, which its handlers share."""
+"""What trying has shown of a cloud and no API tells; one process's memory, which its handlers
+share."""
 
 from __future__ import annotations
 
@@ -13,27 +14,32 @@ KEEP = 86_400.0
 
 @dataclass(slots=True)
 class Learned:
-    """From which of Glance's stores Cinder's driver clones images by itself, by target, or place of a target.
+    """From which of Glance's stores Cinder's driver clones images by itself, by target, or place of
+    a target.
 
-    A set of stores stands for the images that are in all of them; the empty one, where Glance has but one store and
-    does not name it, for all images.
+    A set of stores stands for the images that are in all of them; the empty one, where Glance has
+    but one store and does not name it, for all images.
     """
 
     _seen: dict[str, dict[Stores, tuple[bool, float]]] = field(default_factory=dict)
 
     def note(self, target: str, stores: Stores, *, native: bool, now: float) -> None:
-        """Remember whether Cinder's driver has cloned an image on a target which was in these stores."""
+        """Remember whether Cinder's driver has cloned an image on a target which was in these
+        stores."""
         self._seen.setdefault(target, {})[stores] = (native, now + KEEP)
 
     def take_over(self, told: Mapping[str, Iterable[Stores]], *, now: float) -> None:
-        """Remember what another process has seen: the sets of stores whose images are cloned, by target."""
+        """Remember what another process has seen: the sets of stores whose images are cloned, by
+        target."""
         for target, sets in told.items():
             for stores in sets:
                 self.note(target, stores, native=True, now=now)
 
     def native(self, target: str, *, now: float) -> frozenset[Stores]:
         """The sets of stores whose images Cinder's driver clones on this target."""
-        return frozenset(stores for stores, (native, until) in self._seen_on(target) if native and until > now)
+        return frozenset(
+            stores for stores, (native, until) in self._seen_on(target) if native and until > now
+        )
 
     def all_native(self, *, now: float) -> dict[str, frozenset[Stores]]:
         """The sets of stores whose images Cinder's driver clones, by target or place."""
@@ -41,7 +47,8 @@ class Learned:
         return {target: sets for target, sets in found.items() if sets}
 
     def is_known(self, target: str, stores: Stores, *, now: float) -> bool:
-        """Whether it was seen lately what Cinder does on this target with an image in these stores."""
+        """Whether it was seen lately what Cinder does on this target with an image in these
+        stores."""
         return any(stores == one and until > now for one, (_, until) in self._seen_on(target))
 
     def _seen_on(self, target: str) -> tuple[tuple[Stores, tuple[bool, float]], ...]:

@@ -1,4 +1,5 @@
-"""A notification as a frozen value: what its sender claims, reduced to what routing needs. No IO, no secrets."""
+"""A notification as a frozen value: what its sender claims, reduced to what routing needs. No IO,
+no secrets."""
 
 from __future__ import annotations
 
@@ -23,14 +24,15 @@ IMAGE_VOLUME_NAME = re.compile(rf"(?:image|warm)-({IMAGE_ID.pattern})")
 class Notification:
     """One notification of Glance or Cinder. Text that is missing is "", times are epoch seconds.
 
-    `image_id` is the image it is about: of an image event the image itself, of a volume event the image whose
-    Image-Volume the volume claims to be; `source_image_id` is the image that a volume's metadata names as its source:
-    a volume made from a snapshot (`snapshot_id`) or from another volume, which no payload names, has inherited that.
-    `project` is whose doing it is: an image's owner, who asked for a volume.
-    `visibility` is an image's own.
-    `target` is the value of our own tag in the volume's metadata, `claimed` whether the metadata names the image (else
-    the volume's name alone does), `properties` are the names of the image's own properties, `importing` the stores
-    that an import under way has still to fill. The message's context (which can hold a live token) is dropped here.
+    `image_id` is the image it is about: of an image event the image itself, of a volume event the
+    image whose Image-Volume the volume claims to be; `source_image_id` is the image that a volume's
+    metadata names as its source: a volume made from a snapshot (`snapshot_id`) or from another
+    volume, which no payload names, has inherited that. `project` is whose doing it is: an image's
+    owner, who asked for a volume. `visibility` is an image's own. `target` is the value of our own
+    tag in the volume's metadata, `claimed` whether the metadata names the image (else the volume's
+    name alone does), `properties` are the names of the image's own properties, `importing` the
+    stores that an import under way has still to fill. The message's context (which can hold a live
+    token) is dropped here.
     """
 
     message_id: str
@@ -53,16 +55,20 @@ class Notification:
 
     @property
     def is_use(self) -> bool:
-        """Whether a user may have made a volume of an image: `source_image_id`, on the type `volume_type_id`.
+        """Whether a user may have made a volume of an image: `source_image_id`, on the type
+        `volume_type_id`.
 
         A clone of another volume looks the same here: only Cinder's API tells.
         """
-        made = self.event_type == "volume.create.end" and self.source_image_id and not self.snapshot_id
+        made = (
+            self.event_type == "volume.create.end" and self.source_image_id and not self.snapshot_id
+        )
         return bool(made and not self.image_id and not self.target)
 
     @classmethod
     def from_wire(cls, body: bytes) -> Notification:
-        """The notification in a message, as `decode` and `of` read it; Malformed if there is none."""
+        """The notification in a message, as `decode` and `of` read it; Malformed if there is
+        none."""
         return cls.of(decode(body))
 
     @classmethod
@@ -80,7 +86,8 @@ class Notification:
 
 
 def decode(body: bytes, compression: str = "") -> dict[str, Any]:
-    """Return the fields of a message, whose `event_type` is text: envelope 2.0 or bare; Malformed if it is neither.
+    """Return the fields of a message, whose `event_type` is text: envelope 2.0 or bare; Malformed
+    if it is neither.
 
     `compression` is the message's header of that name, "" if it has none.
     Source: oslo_messaging/notify/messaging.py, oslo_messaging/_drivers/common.py (serialize_msg).
@@ -102,7 +109,8 @@ def decode(body: bytes, compression: str = "") -> dict[str, Any]:
 
 
 def _loads(text: bytes | str) -> Any:
-    """Parse JSON. Python's own parser is slow, but takes NaN and lone surrogates, as oslo may write them."""
+    """Parse JSON. Python's own parser is slow, but takes NaN and lone surrogates, as oslo may write
+    them."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
@@ -138,7 +146,11 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
         }
     properties = _pairs(payload.get("properties"))
     # One that has failed leaves its list behind, but not its task
-    coming = properties.get("os_glance_importing_to_stores", "") if properties.get("os_glance_import_task") else ""
+    coming = (
+        properties.get("os_glance_importing_to_stores", "")
+        if properties.get("os_glance_import_task")
+        else ""
+    )
     return {
         "status": _text(payload, "status"),
         "image_id": _uuid(payload.get("image_id") or payload.get("id")),
@@ -160,7 +172,8 @@ def _uuid(value: object) -> str:
 
 
 def _pairs(rows: object) -> dict[str, str]:
-    """Metadata as Cinder spells it in payloads, a list of key and value rows or an object, as a dict of text."""
+    """Metadata as Cinder spells it in payloads, a list of key and value rows or an object, as a
+    dict of text."""
     if isinstance(rows, list):
         rows = {
             row.get("key"): row.get("value")
@@ -169,7 +182,9 @@ def _pairs(rows: object) -> dict[str, str]:
         }
     if not isinstance(rows, dict):
         return {}
-    return {key: value for key, value in rows.items() if isinstance(key, str) and isinstance(value, str)}
+    return {
+        key: value for key, value in rows.items() if isinstance(key, str) and isinstance(value, str)
+    }
 
 
 def _time(value: object) -> float | None:

@@ -1,10 +1,12 @@
-"""Plain text: what strangers write, so that it neither steers a terminal nor turns around what stands beside it."""
+"""Plain text: what strangers write, so that it neither steers a terminal nor turns around what
+stands beside it."""
 
 from __future__ import annotations
 
 
 def plain(text: str, *, keep: str = "\n") -> str:
-    """The text with all that is not seen made visible, as in `\\u202e`: control, direction and format characters.
+    """The text with all that is not seen made visible, as in `\\u202e`: control, direction and
+    format characters.
 
     `keep` are those that stay.
     """

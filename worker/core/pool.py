@@ -22,7 +22,9 @@ OPERATORS: Mapping[str, Callable[[Any, str], bool]] = {
     ">=": lambda value, wanted: float(value) >= float(wanted),
     "<=": lambda value, wanted: float(value) <= float(wanted),
     "<in>": lambda value, wanted: wanted in value,
-    "<is>": lambda value, wanted: strutils.bool_from_string(value) is strutils.bool_from_string(wanted),
+    "<is>": lambda value, wanted: (
+        strutils.bool_from_string(value) is strutils.bool_from_string(wanted)
+    ),
     "s==": operator.eq,
     "s!=": operator.ne,
     "s<": operator.lt,
@@ -30,7 +32,8 @@ OPERATORS: Mapping[str, Callable[[Any, str], bool]] = {
     "s>": operator.gt,
     "s>=": operator.ge,
 }
-# By which a pool can be told from all others. LVM reports `pool_name` alike on all hosts, the other one not
+# By which a pool can be told from all others. LVM reports `pool_name` alike on all hosts, the other
+# one not
 TELLING = ("pool_name", "location_info")
 
 
@@ -44,20 +47,26 @@ class VolumeType:
 
     @property
     def zones(self) -> frozenset[str]:
-        """The availability zones that the type is limited to; empty for all (availability_zone_filter.py)."""
+        """The availability zones that the type is limited to; empty for all
+        (availability_zone_filter.py)."""
         return frozenset(name.strip() for name in self.specs.get(ZONES, "").split(",")) - {""}
 
     @classmethod
     def from_api(cls, fields: Mapping[str, Any]) -> VolumeType:
         """The type of an entry of GET /types."""
         specs = fields.get("extra_specs") or {}
-        return cls(id=fields["id"], name=fields["name"], specs={key: str(value) for key, value in specs.items()})
+        return cls(
+            id=fields["id"],
+            name=fields["name"],
+            specs={key: str(value) for key, value in specs.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pool:
-    """A pool of a backend; `name` is host@backend#pool. GiB; None where the driver does not know, infinite where it
-    says so. `capabilities` is all that the driver reports, `zone` its availability zone, "" if we may not see that.
+    """A pool of a backend; `name` is host@backend#pool. GiB; None where the driver does not know,
+    infinite where it says so. `capabilities` is all that the driver reports, `zone` its
+    availability zone, "" if we may not see that.
 
     Source: cinder/scheduler/filters/capacity_filter.py for `room`.
     """
@@ -90,7 +99,9 @@ class Pool:
             total=_gigabytes(told.get("total_capacity_gb")),
             thin=told.get("thin_provisioning_support") is True,
             ratio=_gigabytes(told.get("max_over_subscription_ratio")) or 1.0,
-            provisioned=_gigabytes(told.get("provisioned_capacity_gb", told.get("allocated_capacity_gb"))),
+            provisioned=_gigabytes(
+                told.get("provisioned_capacity_gb", told.get("allocated_capacity_gb"))
+            ),
             reserved=_gigabytes(told.get("reserved_percentage")) or 0.0,
             clones_across=told.get("clone_across_pools") is True,
             capabilities=told,
@@ -99,7 +110,12 @@ class Pool:
     @property
     def room(self) -> float | None:
         """GiB of volumes that Cinder's scheduler would still put there."""
-        if self.free is None or math.isinf(self.free) or self.total is None or math.isinf(self.total):
+        if (
+            self.free is None
+            or math.isinf(self.free)
+            or self.total is None
+            or math.isinf(self.total)
+        ):
             return self.free
         free = self.free - self.total * self.reserved / 100
         if not self.thin:
@@ -110,10 +126,11 @@ class Pool:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Pools that one Image-Volume serves: `hosts` is one host@backend#pool, or several of an array that clones across.
+    """Pools that one Image-Volume serves: `hosts` is one host@backend#pool, or several of an array
+    that clones across.
 
-    `specs` are extra specs of a volume type that leads there and nowhere else; empty where there are none such.
-    `array` is the backend that clones across its pools, "" for a pool that does not.
+    `specs` are extra specs of a volume type that leads there and nowhere else; empty where there
+    are none such. `array` is the backend that clones across its pools, "" for a pool that does not.
     """
 
     hosts: tuple[str, ...]
@@ -130,7 +147,8 @@ class Place:
 def places_of(found: Iterable[Pool], pools: Iterable[Pool]) -> tuple[Place, ...]:
     """The places that these pools make up, of all `pools` there are.
 
-    Pools of a backend that clones across them are one place; those of two backends never are, even if both do so.
+    Pools of a backend that clones across them are one place; those of two backends never are, even
+    if both do so.
     """
     everywhere = tuple(pools)
     groups: dict[str, list[Pool]] = {}
@@ -151,7 +169,11 @@ def _only(pool: Pool, pools: tuple[Pool, ...]) -> tuple[tuple[str, str], ...]:
     """Extra specs that lead to this pool and to no other one; empty if there are none."""
     told = {BACKEND: pool.backend_name, **{name: pool.capabilities.get(name) for name in TELLING}}
     # All of them: hosts may come that are called alike
-    specs = {name: value for name, value in told.items() if isinstance(value, str) and 0 < len(value) <= LONGEST}
+    specs = {
+        name: value
+        for name, value in told.items()
+        if isinstance(value, str) and 0 < len(value) <= LONGEST
+    }
     only = pools_of(VolumeType(id="", name="", specs=specs), pools) == (pool,) if specs else False
     return tuple(specs.items()) if only else ()
 
@@ -159,9 +181,14 @@ def _only(pool: Pool, pools: tuple[Pool, ...]) -> tuple[tuple[str, str], ...]:
 def pools_of(volume_type: VolumeType, pools: Iterable[Pool]) -> tuple[Pool, ...]:
     """The pools in which Cinder's scheduler puts volumes of the type, by name.
 
-    Source: cinder/scheduler/filters/capabilities_filter.py. An extra spec of another scope says nothing to it.
+    Source: cinder/scheduler/filters/capabilities_filter.py. An extra spec of another scope says
+    nothing to it.
     """
-    wanted = {name: value for name, value in volume_type.specs.items() if ":" not in name or name.startswith(SCOPE)}
+    wanted = {
+        name: value
+        for name, value in volume_type.specs.items()
+        if ":" not in name or name.startswith(SCOPE)
+    }
     found = (one for one in pools if all(_has(one, name, value) for name, value in wanted.items()))
     return tuple(sorted(found, key=lambda pool: pool.name))
 
@@ -176,7 +203,8 @@ def _has(pool: Pool, name: str, wanted: str) -> bool:
 
 
 def matches(value: Any, wanted: str) -> bool:
-    """Whether a pool's value is the one that an extra spec wants (cinder/scheduler/filters/extra_specs_ops.py)."""
+    """Whether a pool's value is the one that an extra spec wants
+    (cinder/scheduler/filters/extra_specs_ops.py)."""
     words = wanted.split()
     compare = OPERATORS.get(words[0]) if words else None
     if words and words[0] == "<or>":

@@ -1,4 +1,5 @@
-"""The state of an image on a target: one list, which handlers, status, explain, the page and the metrics share."""
+"""The state of an image on a target: one list, which handlers, status, explain, the page and the
+metrics share."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from enum import StrEnum
 
 
 class State(StrEnum):
-    """An image on a target, or what is left of an image. In the order in which people have to see them."""
+    """An image on a target, or what is left of an image. In the order in which people have to see
+    them."""
 
     FAILED = "failed"
     """The last try failed. It is tried again, or was given up."""
@@ -21,7 +23,8 @@ class State(StrEnum):
     FULL = "full"
     """The target's budget, or Cinder's cache, has no room for it."""
     PARTLY_WARM = "partly warm"
-    """Cinder clones it in some pools of the target, and the others can't be chosen or have no room for it."""
+    """Cinder clones it in some pools of the target, and the others can't be chosen or have no room
+    for it."""
     UNKNOWN = "unknown"
     """No resync has seen it yet."""
     UNUSED = "unused"

@@ -1,4 +1,5 @@
-"""Targets and rules: what the operator wants to be warm, and which uploads to be completed, as values."""
+"""Targets and rules: what the operator wants to be warm, and which uploads to be completed, as
+values."""
 
 from __future__ import annotations
 
@@ -28,15 +29,16 @@ CACHED_FORMATS = frozenset({"raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "ploop
 class Target:
     """One place to keep images warm: a volume type that leads to one backend pool.
 
-    `glance_store` is the cinder store of Glance on that backend ("" when there is none or it is to be found out).
-    `max_gigabytes` and `max_count` bound what is put there in advance; 0 for no limit. `encrypted` is no option: it is
-    found out from Cinder whether volumes of the type are encrypted.
-    Of the pools that the type leads to those count whose names match one of `pools` (all if empty) and none of
-    `exclude_pools`; `places` are what was found, empty if Cinder does not tell. With `pool` it is that one place alone,
-    and `volume_type` is then a private type that leads there; `whole` is all of it.
-    `native_stores` are stores of Glance from which Cinder's driver clones raw images by itself, the one to copy into
-    first. With no `disk_formats` those are kept warm that the strategy can serve. `automatic` is no option either: it
-    tells that the strategy was `auto`, and may be another one for an image of another format.
+    `glance_store` is the cinder store of Glance on that backend ("" when there is none or it is to
+    be found out). `max_gigabytes` and `max_count` bound what is put there in advance; 0 for no
+    limit. `encrypted` is no option: it is found out from Cinder whether volumes of the type are
+    encrypted. Of the pools that the type leads to those count whose names match one of `pools` (all
+    if empty) and none of `exclude_pools`; `places` are what was found, empty if Cinder does not
+    tell. With `pool` it is that one place alone, and `volume_type` is then a private type that
+    leads there; `whole` is all of it. `native_stores` are stores of Glance from which Cinder's
+    driver clones raw images by itself, the one to copy into first. With no `disk_formats` those are
+    kept warm that the strategy can serve. `automatic` is no option either: it tells that the
+    strategy was `auto`, and may be another one for an image of another format.
     """
 
     name: str
@@ -67,7 +69,11 @@ class Target:
         """The disk formats of the images that are kept warm there."""
         if self.disk_formats:
             return self.disk_formats
-        return CACHED_FORMATS if self.automatic or self.strategy in ("auto", "cache") else frozenset({"raw"})
+        return (
+            CACHED_FORMATS
+            if self.automatic or self.strategy in ("auto", "cache")
+            else frozenset({"raw"})
+        )
 
     def takes(self, pool: str) -> bool:
         """Whether the pool of this name, host@backend#pool, is one to keep images warm in."""
@@ -77,7 +83,8 @@ class Target:
 
     @property
     def is_spread(self) -> bool:
-        """Whether its volumes come to lie in several places, so that one Image-Volume does not serve all of them."""
+        """Whether its volumes come to lie in several places, so that one Image-Volume does not
+        serve all of them."""
         return len(self.places) > 1
 
     @property
@@ -95,9 +102,10 @@ class Target:
 class Policy:
     """Which images are wanted. Sizes in bytes, 0 for no limit; empty `projects` means all of them.
 
-    `settle` is for how many seconds an image must have been left unchanged before an entry of Cinder's image-volume
-    cache is made again, since every change makes it stale; `rewarm_interval` how long ago the last one must have been
-    made. With `when` "used" an image is made warm on a target once it has been used there twice.
+    `settle` is for how many seconds an image must have been left unchanged before an entry of
+    Cinder's image-volume cache is made again, since every change makes it stale; `rewarm_interval`
+    how long ago the last one must have been made. With `when` "used" an image is made warm on a
+    target once it has been used there twice.
     """
 
     visibilities: frozenset[str] = frozenset({"public", "community", "shared", "private"})
@@ -113,11 +121,13 @@ class Policy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reclaiming:
-    """Limits of deleting: nothing unless `enabled`; with `dry_run` the log only says what would be deleted.
+    """Limits of deleting: nothing unless `enabled`; with `dry_run` the log only says what would be
+    deleted.
 
-    `grace` is for how many seconds an image must have been not found before it counts as deleted, if its deletion was
-    not heard of. `max_at_once` is how many volumes of such images may be there: more of them look like a fault of
-    Glance, and none is deleted then. With `max_share` it is that share of all Image-Volumes, if that is more.
+    `grace` is for how many seconds an image must have been not found before it counts as deleted,
+    if its deletion was not heard of. `max_at_once` is how many volumes of such images may be there:
+    more of them look like a fault of Glance, and none is deleted then. With `max_share` it is that
+    share of all Image-Volumes, if that is more.
     """
 
     enabled: bool = True
@@ -127,7 +137,8 @@ class Reclaiming:
     max_share: float = 0.05
 
     def limit(self, volumes: int) -> int:
-        """How many volumes of images that are not found may be deleted where there are so many Image-Volumes."""
+        """How many volumes of images that are not found may be deleted where there are so many
+        Image-Volumes."""
         return max(self.max_at_once, int(self.max_share * volumes))
 
 
@@ -135,12 +146,14 @@ class Reclaiming:
 class Uploads:
     """How uploads are completed.
 
-    `source_property` is the image property that names the source volume, `status_property` the one that tells the
-    image's owner what is in the way ("" for none). `grace` is for how many seconds Cinder's own upload must have been
-    still before it counts as stuck, `quiet` for how many an image that was changed must have been left alone before a
-    location is added. `untouched` and `tell_after` are for how many a queued image must have been left alone before the
-    worker changes its source property, or its status property. `reserved_image_namespaces` are beginnings of names: no
-    such property of the image that a volume was made from is given to the image made of the volume.
+    `source_property` is the image property that names the source volume, `status_property` the one
+    that tells the image's owner what is in the way ("" for none). `grace` is for how many seconds
+    Cinder's own upload must have been still before it counts as stuck, `quiet` for how many an
+    image that was changed must have been left alone before a location is added. `untouched` and
+    `tell_after` are for how many a queued image must have been left alone before the worker changes
+    its source property, or its status property. `reserved_image_namespaces` are beginnings of
+    names: no such property of the image that a volume was made from is given to the image made of
+    the volume.
     """
 
     source_property: str = "image_volume_source"

@@ -1,4 +1,5 @@
-"""Undone: Image-Volumes that we made and somebody else deleted since, so that we do not make them without end."""
+"""Undone: Image-Volumes that we made and somebody else deleted since, so that we do not make them
+without end."""
 
 from __future__ import annotations
 
@@ -22,8 +23,9 @@ IN_A_ROW = 3
 class Past:
     """Fate of an Image-Volume that we made at `at`, in epoch seconds.
 
-    `state` is of the image as it was then. `times` is how often it was undone or came to nothing, `gone_at` when that
-    was found out of the last one, 0 while it stands, `refused` whether Cinder made none at all.
+    `state` is of the image as it was then. `times` is how often it was undone or came to nothing,
+    `gone_at` when that was found out of the last one, 0 while it stands, `refused` whether Cinder
+    made none at all.
     """
 
     at: float
@@ -70,7 +72,8 @@ class Undone:
             return past
 
     def look(self, image_id: str, target: str, *, state: str, now: float) -> Past | None:
-        """Count that the last one is gone, and return its fate; None if that is no reason to wait."""
+        """Count that the last one is gone, and return its fate; None if that is no reason to
+        wait."""
         with self._lock:
             past = self._pasts.get((image_id, target))
             if past is None:
@@ -84,18 +87,28 @@ class Undone:
                 self._pasts[image_id, target] = replace(past, times=TIMES - 1)
                 return None
             if not past.gone_at:
-                past = self._pasts[image_id, target] = replace(past, gone_at=now, times=past.times + 1)
+                past = self._pasts[image_id, target] = replace(
+                    past, gone_at=now, times=past.times + 1
+                )
             return past
 
     def held(self, image_id: str, target: str, *, state: str, now: float) -> Past | None:
         """Return the fate of one that is not made again for now, else None; changes nothing."""
         past = self._pasts.get((image_id, target))
-        return past if past and past.is_held and past.state == state and now - past.at <= HOLD_FOR else None
+        return (
+            past
+            if past and past.is_held and past.state == state and now - past.at <= HOLD_FOR
+            else None
+        )
 
     def all_held(self, *, now: float) -> dict[tuple[str, str], Past]:
         """Those that are not made again for now, by image and target."""
         with self._lock:
-            return {pair: past for pair, past in self._pasts.items() if past.is_held and now - past.at <= HOLD_FOR}
+            return {
+                pair: past
+                for pair, past in self._pasts.items()
+                if past.is_held and now - past.at <= HOLD_FOR
+            }
 
     def standing(self, target: str, *, since: float) -> dict[str, Past]:
         """Those that stood on a target at a moment, in epoch seconds, by image."""
@@ -130,7 +143,9 @@ class Undone:
 
     def full_places(self, target: str, *, now: float) -> tuple[str, ...]:
         """Reasons why nothing more fits in a place of the target, or on all of it."""
-        return tuple(why for name, (until, why) in self._full.items() if _is_at(name, target) and now < until)
+        return tuple(
+            why for name, (until, why) in self._full.items() if _is_at(name, target) and now < until
+        )
 
     def _keep(self, image_id: str, target: str, past: Past) -> None:
         self._pasts[image_id, target] = past

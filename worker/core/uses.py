@@ -1,4 +1,5 @@
-"""Uses: when volumes were last made of an image on a target, and how often; what budgets and popularity go by."""
+"""Uses: when volumes were last made of an image on a target, and how often; what budgets and
+popularity go by."""
 
 from __future__ import annotations
 
@@ -12,10 +13,12 @@ from worker.core.notification import Notification
 
 # (image, target) pairs remembered; those that were not used for the longest time are forgotten
 KEEP = 100_000
-# A use is worth a job when it is one of the first, or when so much time has gone since the last that was, in seconds
+# A use is worth a job when it is one of the first, or when so much time has gone since the last
+# that was, in seconds
 FIRST = 2
 EVERY = 3600.0
-# Claims of an image on a target that are kept, and notifications that were none and may be made up for
+# Claims of an image on a target that are kept, and notifications that were none and may be made up
+# for
 CLAIMS = 8
 REFUNDS = 20
 
@@ -39,19 +42,21 @@ class _Noted:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A use as a notification tells it: at this time, in epoch seconds, this volume was made of the image."""
+    """A use as a notification tells it: at this time, in epoch seconds, this volume was made of the
+    image."""
 
     at: float
     volume_id: str
 
 
 class Uses:
-    """Uses of images that this process has heard of. The last one is written on the Image-Volume, once in `EVERY`.
+    """Uses of images that this process has heard of. The last one is written on the Image-Volume,
+    once in `EVERY`.
 
-    Three memories, since the intakes of several processes share the notifications, and one process works on a lane:
-    what was `heard` of notifications decides which become jobs; what a job `claim`s waits for a handler to ask Cinder
-    about the volume, as notifications do not tell a clone of another volume from a volume of the image; what a handler
-    has `note`d is what counts.
+    Three memories, since the intakes of several processes share the notifications, and one process
+    works on a lane: what was `heard` of notifications decides which become jobs; what a job
+    `claim`s waits for a handler to ask Cinder about the volume, as notifications do not tell a
+    clone of another volume from a volume of the image; what a handler has `note`d is what counts.
     """
 
     def __init__(self) -> None:
@@ -93,7 +98,8 @@ class Uses:
         return tuple(self._claims.get((image_id, target), ()))
 
     def settle(self, image_id: str, target: str, claim: Claim, *, true: bool) -> None:
-        """Count a claim if it is true, and forget it; in the place of a false one the next use is worth a job."""
+        """Count a claim if it is true, and forget it; in the place of a false one the next use is
+        worth a job."""
         if true:
             self.note(image_id, target, claim.at)
         with self._lock:

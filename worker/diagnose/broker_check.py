@@ -1,4 +1,5 @@
-"""Trials: what brokers say to what a worker would declare there. Blocks; changes nothing that is there."""
+"""Trials: what brokers say to what a worker would declare there. Blocks; changes nothing that is
+there."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from worker.settings import Settings
 
 
 def of_notifications(url: str, settings: Settings, *, besides: Iterable[str] = ()) -> Look:
-    """Look at a broker that services publish to, and dry-run our queue if it exists; `besides` are more queues."""
+    """Look at a broker that services publish to, and dry-run our queue if it exists; `besides` are
+    more queues."""
     subscription = Subscription(
         queue=settings.queue,
         queue_type=settings.queue_type,
@@ -26,7 +28,8 @@ def of_notifications(url: str, settings: Settings, *, besides: Iterable[str] = (
     )
 
     def declare(connection: Any, there: Mapping[str, Depth]) -> None:
-        # Declared again as it is, it stays as it is; else the broker says what is different, as it would to the daemon
+        # Declared again as it is, it stays as it is; else the broker says what is different, as it
+        # would to the daemon
         if settings.queue in there:
             subscription.declare(connection)
 
@@ -51,7 +54,8 @@ def of_lanes(settings: Settings) -> Look:
 def check(settings: Settings, *, proven: Settings) -> None:
     """Misconfigured if brokers would not have a worker with these settings.
 
-    One that does not answer is no fault, if the worker with the `proven` settings waits for it already.
+    One that does not answer is no fault, if the worker with the `proven` settings waits for it
+    already.
     """
     if faults := list(_faults(settings, proven)):
         raise Misconfigured(faults)
@@ -64,7 +68,10 @@ def _faults(settings: Settings, proven: Settings) -> Iterator[str]:
             unknown = proven.driver != "rabbit" or url not in proven.transport_urls
             for reason in (found.refused, unknown and found.problem):
                 if reason:
-                    yield f"[notifications] transport_urls, number {number + 1}: {found.broker}: {reason}"
+                    yield (
+                        f"[notifications] transport_urls, number {number + 1}: {found.broker}: "
+                        f"{reason}"
+                    )
     if settings.work_url != "memory://":
         found = of_lanes(settings)
         for reason in (found.refused, settings.work_url != proven.work_url and found.problem):

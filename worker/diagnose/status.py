@@ -1,4 +1,5 @@
-"""Status: how it is with every image on every target, as one listing of Glance and Cinder shows it. Reads only."""
+"""Status: how it is with every image on every target, as one listing of Glance and Cinder shows it.
+Reads only."""
 
 from __future__ import annotations
 
@@ -25,9 +26,11 @@ HANDLERS = {State.UPLOAD: "upload", State.LEFT_OVER: "reclaim", State.GONE: "rec
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """An image on a target. `size` in GiB; `since` is when the Image-Volume was made, `used` when it last served.
+    """An image on a target. `size` in GiB; `since` is when the Image-Volume was made, `used` when
+    it last served.
 
-    `due` is when the worker tries next, as far as one tells; all times are epoch seconds, 0 for unknown.
+    `due` is when the worker tries next, as far as one tells; all times are epoch seconds, 0 for
+    unknown.
     """
 
     image_id: str
@@ -50,7 +53,8 @@ class Row:
 
 @dataclass(slots=True)
 class Summary:
-    """A target: its images by state, GiB of its Image-Volumes; of its budget what `held` takes, as GiB and number."""
+    """A target: its images by state, GiB of its Image-Volumes; of its budget what `held` takes, as
+    GiB and number."""
 
     target: Target
     states: Counter[str] = field(default_factory=Counter)
@@ -60,14 +64,23 @@ class Summary:
     @property
     def budget(self) -> str:
         """The used part of the budget, as `3 of 100 GiB, 2 of 10 volumes`; "" without one."""
-        held = zip(self.held, (self.target.max_gigabytes, self.target.max_count), ("GiB", "volumes"), strict=True)
+        held = zip(
+            self.held,
+            (self.target.max_gigabytes, self.target.max_count),
+            ("GiB", "volumes"),
+            strict=True,
+        )
         return ", ".join(f"{taken} of {most} {unit}" for taken, most, unit in held if most)
 
 
 async def overview(
-    cloud: Cloud, prewarm: Prewarm, others: tuple[Handler, ...], held: dict[str, tuple[int, int]] | None = None
+    cloud: Cloud,
+    prewarm: Prewarm,
+    others: tuple[Handler, ...],
+    held: dict[str, tuple[int, int]] | None = None,
 ) -> AsyncIterator[Row]:
-    """A row for each active image and target, and for what is left of images that are gone. Two listings.
+    """A row for each active image and target, and for what is left of images that are gone. Two
+    listings.
 
     `held` is filled with what each target's budget counts, as GiB and number.
     """
@@ -85,7 +98,11 @@ async def overview(
 
 
 async def of_image(
-    cloud: Cloud, prewarm: Prewarm, others: tuple[Handler, ...], image: Image, volumes: tuple[Volume, ...]
+    cloud: Cloud,
+    prewarm: Prewarm,
+    others: tuple[Handler, ...],
+    image: Image,
+    volumes: tuple[Volume, ...],
 ) -> AsyncIterator[Row]:
     """The rows of one image with these volumes; the handlers are prepared."""
     if image.status != "queued":
@@ -115,23 +132,36 @@ def with_work(row: Row, jobs: Mapping[Key, LiveJob], given_up: Mapping[Key, Job]
     job, cold = jobs.get(row.key), row.state is State.COLD
     if job is None:
         if cold and (letter := given_up.get(row.key)):
-            return replace(row, state=State.FAILED, why=f"given up after {letter.attempt} tries: {letter.reason}")
+            return replace(
+                row,
+                state=State.FAILED,
+                why=f"given up after {letter.attempt} tries: {letter.reason}",
+            )
         return row
     match job.state:
         case "in progress":
             return replace(row, state=State.MAKING if cold else row.state, why=job.doing or row.why)
         case "waiting":
             return replace(
-                row, state=State.FAILED if cold and job.attempt else row.state, due=job.due, why=job.reason or row.why
+                row,
+                state=State.FAILED if cold and job.attempt else row.state,
+                due=job.due,
+                why=job.reason or row.why,
             )
         case "parked":
-            return replace(row, state=State.FAILED if cold else row.state, due=job.due, why=f"given up: {job.reason}")
+            return replace(
+                row,
+                state=State.FAILED if cold else row.state,
+                due=job.due,
+                why=f"given up: {job.reason}",
+            )
         case _:
             return row
 
 
 def with_holds(row: Row, held_back: Mapping[Key, str], cache_full: Mapping[str, str]) -> Row:
-    """The row, with what a running worker says of images that it does not make warm for now. Pure."""
+    """The row, with what a running worker says of images that it does not make warm for now.
+    Pure."""
     if row.state is not State.COLD:
         return row
     if why := held_back.get(row.key):
@@ -140,7 +170,9 @@ def with_holds(row: Row, held_back: Mapping[Key, str], cache_full: Mapping[str, 
     return replace(row, state=State.FULL, why=why) if why and not row.volume_id else row
 
 
-def summaries(targets: Iterable[Target], rows: Iterable[Row], held: Mapping[str, tuple[int, int]]) -> list[Summary]:
+def summaries(
+    targets: Iterable[Target], rows: Iterable[Row], held: Mapping[str, tuple[int, int]]
+) -> list[Summary]:
     """One for each of the targets, by the rows of all images. Pure."""
     found = {target.name: Summary(target, held=held.get(target.name, (0, 0))) for target in targets}
     for row in rows:
@@ -152,11 +184,19 @@ def summaries(targets: Iterable[Target], rows: Iterable[Row], held: Mapping[str,
 
 def _of_target(image: Image, one: Warmth, volumes: tuple[Volume, ...]) -> Row:
     row = Row(
-        image_id=image.id, target=one.target.name, state=one.state, strategy=str(one.target.strategy), why=one.why
+        image_id=image.id,
+        target=one.target.name,
+        state=one.state,
+        strategy=str(one.target.strategy),
+        why=one.why,
     )
     here = [volume for volume in volumes if image_volume.is_on(volume, one.target)]
     if row.state is State.COLD:
-        copying = one.target.strategy == "store" and one.target.glance_store in image.importing and image.import_locked
+        copying = (
+            one.target.strategy == "store"
+            and one.target.glance_store in image.importing
+            and image.import_locked
+        )
         if copying or any(volume.status in image_volume.MAKING for volume in here):
             row = replace(row, state=State.MAKING)
     # The one that serves; if none does, the one that should
@@ -174,8 +214,11 @@ def _with(row: Row, volume: Volume) -> Row:
     )
 
 
-async def _if_lost(cloud: Cloud, row: Row, image: Image, volumes: tuple[Volume, ...], stores: frozenset[str]) -> Row:
-    """The row, or one that says that the data is lost; asks about the locations of an image that looks broken."""
+async def _if_lost(
+    cloud: Cloud, row: Row, image: Image, volumes: tuple[Volume, ...], stores: frozenset[str]
+) -> Row:
+    """The row, or one that says that the data is lost; asks about the locations of an image that
+    looks broken."""
     seen = Seen(image=image, now=0.0, volumes=volumes, stores=stores)
     try:
         locations = await cloud.get_locations(image.id)
@@ -184,7 +227,11 @@ async def _if_lost(cloud: Cloud, row: Row, image: Image, volumes: tuple[Volume, 
     if locations is None:
         return row
     known = [volume for location in locations if (volume := await _volume(cloud, location))]
-    gone = frozenset(location.volume_id for location in locations) - {volume.id for volume in known} - {""}
+    gone = (
+        frozenset(location.volume_id for location in locations)
+        - {volume.id for volume in known}
+        - {""}
+    )
     verdict = registered.lost(replace(seen, locations=locations, volumes=tuple(known), gone=gone))
     if isinstance(verdict, Finish) and isinstance(verdict.outcome, Park):
         return replace(row, state=State.LOST, why=verdict.outcome.reason)

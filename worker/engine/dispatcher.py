@@ -18,9 +18,12 @@ log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
-    """`worker.core.intake.Sink`; `on_gap` is told on the event loop that notifications may have been missed."""
+    """`worker.core.intake.Sink`; `on_gap` is told on the event loop that notifications may have
+    been missed."""
 
-    def __init__(self, *, router: Router, runner: Runner, lanes: Lanes, on_gap: Callable[[str], None]) -> None:
+    def __init__(
+        self, *, router: Router, runner: Runner, lanes: Lanes, on_gap: Callable[[str], None]
+    ) -> None:
         self._router = router
         self._runner = runner
         self._lanes = lanes
@@ -41,10 +44,16 @@ class Dispatcher:
             await self._lanes.bury(letters)
 
     async def submit(self, jobs: Iterable[Job]) -> None:
-        """Have these jobs done: at once if their key is here already, else by way of their lanes."""
+        """Have these jobs done: at once if their key is here already, else by way of their
+        lanes."""
         known = self._runner.lanes
-        # Two uses are counted as two, and a deletion is not lost in a comparison that found the same
-        distinct = {(job.key, job.used, job.deleted, job.deleted_volume): job for job in jobs if job.key.lane in known}
+        # Two uses are counted as two, and a deletion is not lost in a comparison that found the
+        # same
+        distinct = {
+            (job.key, job.used, job.deleted, job.deleted_volume): job
+            for job in jobs
+            if job.key.lane in known
+        }
         if new := [job for job in distinct.values() if not self._runner.poke(job)]:
             await self._lanes.publish(new)
 

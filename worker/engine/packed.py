@@ -1,4 +1,5 @@
-"""Volumes by their image, packed: of millions, a fraction of the memory that their values would take."""
+"""Volumes by their image, packed: of millions, a fraction of the memory that their values would
+take."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _values = attrgetter(*FIELDS)
 # Of zlib: raw, a window of a KiB (it is set up anew for each volume), little memory
 _RAW, _MEMORY, _EFFORT = -10, 2, 6
 _MARSHAL = 2
-"""The last version that does not refer back by number: what is like another volume has to look like it."""
+"""The last version that does not refer back by number: what is like another volume has to look like
+it."""
 
 
 class Packed(Mapping[str, tuple[Volume, ...]]):
@@ -30,7 +32,9 @@ class Packed(Mapping[str, tuple[Volume, ...]]):
         """Keep one volume."""
         raw = marshal.dumps(_values(volume), _MARSHAL)
         self._like = self._like or raw
-        packer = zlib.compressobj(_EFFORT, zlib.DEFLATED, _RAW, _MEMORY, zlib.Z_DEFAULT_STRATEGY, self._like)
+        packer = zlib.compressobj(
+            _EFFORT, zlib.DEFLATED, _RAW, _MEMORY, zlib.Z_DEFAULT_STRATEGY, self._like
+        )
         self._packed.setdefault(image_id, []).append(packer.compress(raw) + packer.flush())
 
     def take(self, image_id: str) -> tuple[Volume, ...]:

@@ -26,7 +26,8 @@ BATCH = 500
 
 @dataclass(slots=True)
 class Census:
-    """Counts of a comparison: images, and Image-Volumes by (target, status) with their bytes by target."""
+    """Counts of a comparison: images, and Image-Volumes by (target, status) with their bytes by
+    target."""
 
     images: int = 0
     volumes: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -60,10 +61,11 @@ async def count(cloud: Cloud, *, image_of: Callable[[Volume], str]) -> Census:
 async def compare(
     cloud: Cloud, handlers: Iterable[Handler], *, image_of: Callable[[Volume], str], census: Census
 ) -> AsyncIterator[Missing]:
-    """Everything that looks incomplete. Two listings, page by page; volumes are held in memory, images are not.
+    """Everything that looks incomplete. Two listings, page by page; volumes are held in memory,
+    images are not.
 
-    `image_of` tells which image a volume of the internal project was made for, "" if none. Volumes are read before
-    images: what is made in between is looked at once too often, never too seldom.
+    `image_of` tells which image a volume of the internal project was made for, "" if none. Volumes
+    are read before images: what is made in between is looked at once too often, never too seldom.
     """
 
     async def counted() -> AsyncIterator[Volume]:
@@ -83,8 +85,11 @@ async def compare(
             for missing in handler.incomplete(image.id, image, own):
                 yield replace(missing, project=image.owner)
     if volumes and not census.images:
-        # An empty list is no proof that everything was deleted: it may be a database that was just set up anew
-        log.warning("nothing_reclaimed", why="Glance lists no image at all", images_missing=len(volumes))
+        # An empty list is no proof that everything was deleted: it may be a database that was just
+        # set up anew
+        log.warning(
+            "nothing_reclaimed", why="Glance lists no image at all", images_missing=len(volumes)
+        )
         return
     for image_id, left in volumes.items():
         for handler in handlers:
@@ -102,7 +107,8 @@ async def compare_images(
 ) -> AsyncIterator[Missing]:
     """Everything that looks incomplete of these images, asked for one by one.
 
-    `volumes_of` finds the volumes that were made for an image; `lying` is what targets with a budget hold.
+    `volumes_of` finds the volumes that were made for an image; `lying` is what targets with a
+    budget hold.
     """
     handlers = tuple(handlers)
     for handler in handlers:
@@ -121,12 +127,16 @@ async def compare_images(
 
 
 async def enqueue(
-    found: AsyncIterator[Missing], *, submit: Callable[[list[Job]], Awaitable[None]], knows: Callable[[str], bool]
+    found: AsyncIterator[Missing],
+    *,
+    submit: Callable[[list[Job]], Awaitable[None]],
+    knows: Callable[[str], bool],
 ) -> tuple[int, Counter[str]]:
     """How many keys a comparison has found, and how many of each lane were left out.
 
-    A lane where jobs of somebody else's wait is left out: most likely those are the same, and each comparison of each
-    replica would add them once more. Once nothing waits there it can be compared again.
+    A lane where jobs of somebody else's wait is left out: most likely those are the same, and each
+    comparison of each replica would add them once more. Once nothing waits there it can be compared
+    again.
     """
     total, left, asked, jobs = 0, Counter[str](), dict[str, bool](), list[Job]()
     async for missing in found:
@@ -148,4 +158,10 @@ async def enqueue(
 
 def job_of(missing: Missing, *, cause: str = RESYNC) -> Job:
     """The job for something that a resync found missing."""
-    return Job(key=missing.key, cause=cause, first_at=time.time(), reason=missing.why, project=missing.project)
+    return Job(
+        key=missing.key,
+        cause=cause,
+        first_at=time.time(),
+        reason=missing.why,
+        project=missing.project,
+    )

@@ -14,21 +14,24 @@ from worker.core.errors import Conflict, Temporary
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backoff:
-    """Exponential waits between the tries of a job, in seconds, with jitter so that a herd spreads out."""
+    """Exponential waits between the tries of a job, in seconds, with jitter so that a herd spreads
+    out."""
 
     shortest: float = 5.0
     longest: float = 900.0
     jitter: Callable[[], float] = field(default=random.random)
 
     def after(self, attempt: int) -> float:
-        """The wait before the try that follows `attempt` failed ones: between half and all of its exponential bound."""
+        """The wait before the try that follows `attempt` failed ones: between half and all of its
+        exponential bound."""
         bound = min(self.longest, self.shortest * 2.0 ** min(attempt, 32))
         return bound * (0.5 + 0.5 * self.jitter())
 
 
 @dataclass(slots=True)
 class Pace:
-    """When a thing may begin again that others ask for as often as they like: at once, then with growing pauses.
+    """When a thing may begin again that others ask for as often as they like: at once, then with
+    growing pauses.
 
     Times are of a monotonic clock, in seconds.
     """
@@ -50,7 +53,8 @@ class Pace:
 def reading(
     on_retry: Callable[[str], None], *, sleep: Callable[[float], Awaitable[None]], tries: int = 4
 ) -> tenacity.AsyncRetrying:
-    """Retries for one call that only reads: a few tries within seconds, longer if the answer's Retry-After says so."""
+    """Retries for one call that only reads: a few tries within seconds, longer if the answer's
+    Retry-After says so."""
 
     def wait(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
@@ -62,8 +66,13 @@ def reading(
         on_retry(type(error).__name__)
 
     def again(error: BaseException) -> bool:
-        # A conflict is an answer, and a service that asks for minutes gets a job that waits, not a held slot
-        return isinstance(error, Temporary) and not isinstance(error, Conflict) and (error.after or 0.0) <= 10.0
+        # A conflict is an answer, and a service that asks for minutes gets a job that waits, not a
+        # held slot
+        return (
+            isinstance(error, Temporary)
+            and not isinstance(error, Conflict)
+            and (error.after or 0.0) <= 10.0
+        )
 
     return tenacity.AsyncRetrying(
         sleep=sleep,

@@ -1,4 +1,5 @@
-"""Notification → jobs, by the handlers' route table. Pure but for the counting; safe on any thread."""
+"""Notification → jobs, by the handlers' route table. Pure but for the counting; safe on any
+thread."""
 
 from __future__ import annotations
 
@@ -24,7 +25,9 @@ log = structlog.get_logger(__name__)
 class Router:
     """Routes what an intake reads to the handlers that want to hear of it."""
 
-    def __init__(self, *, handlers: Iterable[Handler], metrics: Metrics, times: VolumeTimes) -> None:
+    def __init__(
+        self, *, handlers: Iterable[Handler], metrics: Metrics, times: VolumeTimes
+    ) -> None:
         routes: dict[str, tuple[Handler, ...]] = {}
         for handler in handlers:
             for event_type in handler.event_types:
@@ -34,7 +37,8 @@ class Router:
         self._times = times
 
     def route(self, body: bytes, compression: str = "") -> Routed:
-        """The jobs that come of one message; a dead letter if nobody can read it; nothing if nobody wants it."""
+        """The jobs that come of one message; a dead letter if nobody can read it; nothing if nobody
+        wants it."""
         now = time.time()
         try:
             message = decode(body, compression)
@@ -49,7 +53,10 @@ class Router:
         notification = Notification.of(message)
         self._times.see(notification)
         jobs, fault = self._jobs(notification, now=now)
-        return Routed(jobs=jobs, letter=_letter(head(body, compression, MOST_BODY), fault, now=now) if fault else None)
+        return Routed(
+            jobs=jobs,
+            letter=_letter(head(body, compression, MOST_BODY), fault, now=now) if fault else None,
+        )
 
     def routes(self, event_type: str) -> bool:
         """Whether any handler wants to hear of such notifications."""
@@ -60,7 +67,8 @@ class Router:
         return self._jobs(notification, now=now)[0]
 
     def _jobs(self, notification: Notification, *, now: float) -> tuple[tuple[Job, ...], str]:
-        """The jobs that come of one notification, and what is wrong with a handler that failed on it."""
+        """The jobs that come of one notification, and what is wrong with a handler that failed on
+        it."""
         handlers = self._routes.get(notification.event_type)
         if handlers is None:
             self._metrics.notification(notification.event_type, "ignored", known=False)
@@ -73,13 +81,20 @@ class Router:
                 keys += map(_checked, handler.keys(notification))
             except Exception as error:
                 # A plug-in's bug: the others hear of the notification all the same
-                fault = f"handler {handler.name} fails on a notification: {type(error).__name__}: {error}"
-                log.exception("handler_failed", handler=handler.name, event_type=notification.event_type)
+                fault = (
+                    f"handler {handler.name} fails on a notification: "
+                    f"{type(error).__name__}: {error}"
+                )
+                log.exception(
+                    "handler_failed", handler=handler.name, event_type=notification.event_type
+                )
         cause = f"{notification.event_type} {notification.message_id}"[:200]
         used = (notification.timestamp or now) if notification.is_use else 0.0
         used_by = notification.volume_id if used else ""
         deleted = notification.status if notification.event_type == "image.delete" else ""
-        deleted_volume = notification.volume_id if notification.event_type == "volume.delete.end" else ""
+        deleted_volume = (
+            notification.volume_id if notification.event_type == "volume.delete.end" else ""
+        )
         jobs = tuple(
             Job(
                 key=key,
@@ -100,7 +115,9 @@ class Router:
 
 
 def _letter(body: bytes, reason: str, *, now: float) -> DeadLetter:
-    return DeadLetter(lane="intake", reason=reason, last_at=now, body=masked_bytes(body)[:MOST_BODY])
+    return DeadLetter(
+        lane="intake", reason=reason, last_at=now, body=masked_bytes(body)[:MOST_BODY]
+    )
 
 
 def _checked(key: object) -> Key:

@@ -1,4 +1,5 @@
-"""The runner: one job a key at a time, as many at once as a lane allows, and the only place that settles."""
+"""The runner: one job a key at a time, as many at once as a lane allows, and the only place that
+settles."""
 
 from __future__ import annotations
 
@@ -35,10 +36,11 @@ log = structlog.get_logger(__name__)
 class Limits:
     """How long things may take and how often they may fail; times in seconds.
 
-    `job` bounds one try of a job; `hold` is for how long a job in progress holds its delivery before that goes back
-    into its lane, a third of it for how long one that waits for a slot does: a broker allows 30 minutes for both.
-    `poll_min` and `poll_max` bound the polls of a job that waits; `drain` is what jobs in progress have left when the
-    process is told to stop; `park_retry_after` for how long a parked key is left alone.
+    `job` bounds one try of a job; `hold` is for how long a job in progress holds its delivery
+    before that goes back into its lane, a third of it for how long one that waits for a slot does:
+    a broker allows 30 minutes for both. `poll_min` and `poll_max` bound the polls of a job that
+    waits; `drain` is what jobs in progress have left when the process is told to stop;
+    `park_retry_after` for how long a parked key is left alone.
     """
 
     max_attempts: int = 20
@@ -55,8 +57,9 @@ TIDY_EVERY = 60.0
 LOOK_FOR_LATE_EVERY = 10.0
 """Seconds between two looks for tries that were due and did not come."""
 LATE = 20.0
-"""Seconds after which a try that was due, and waits in no lane, is stuck in the broker: once the leader of a lane's
-queue has been killed, RabbitMQ (seen with 3.10) may forward nothing that has expired to that queue any more."""
+"""Seconds after which a try that was due, and waits in no lane, is stuck in the broker: once the
+leader of a lane's queue has been killed, RabbitMQ (seen with 3.10) may forward nothing that has
+expired to that queue any more."""
 OVERDUE = 3600.0
 """Seconds after which a try that was due here has gone to another worker for certain."""
 OUTCOMES = ("done", "skip", "again", "wait", "park")
@@ -71,9 +74,10 @@ class Held(Exception):
 class _Entry:
     """A key that is waiting for its turn or being worked on, with the delivery that keeps it safe.
 
-    `deliveries` are more than that one while it is `settling`: the copy for the next try may be among them. `since` is
-    when it came, in monotonic seconds. `notified` tells that something was heard of it since it last looked; `awake` is
-    what its waits listen to. `lost`: the broker has taken the delivery back, and another worker may have the key now.
+    `deliveries` are more than that one while it is `settling`: the copy for the next try may be
+    among them. `since` is when it came, in monotonic seconds. `notified` tells that something was
+    heard of it since it last looked; `awake` is what its waits listen to. `lost`: the broker has
+    taken the delivery back, and another worker may have the key now.
     """
 
     job: Job
@@ -85,7 +89,8 @@ class _Entry:
     awake: asyncio.Event = field(default_factory=asyncio.Event)
 
     def join(self, delivery: Delivery) -> None:
-        """One more delivery of the key. The newest one keeps it safe: those before may be of a lost connection."""
+        """One more delivery of the key. The newest one keeps it safe: those before may be of a lost
+        connection."""
         before, self.deliveries = self.deliveries, [delivery]
         self.lost = False
         if self.settling:
@@ -107,10 +112,17 @@ class _Entry:
 
 
 class _Watch:
-    """Waits on behalf of one try: for a poke, with polls that back off; Held at `until`, in monotonic seconds."""
+    """Waits on behalf of one try: for a poke, with polls that back off; Held at `until`, in
+    monotonic seconds."""
 
     def __init__(
-        self, *, entry: _Entry, limits: Limits, leaving: asyncio.Event, activity: Activity, until: float
+        self,
+        *,
+        entry: _Entry,
+        limits: Limits,
+        leaving: asyncio.Event,
+        activity: Activity,
+        until: float,
     ) -> None:
         self._entry = entry
         self._activity = activity
@@ -163,7 +175,9 @@ class Runner:
         self._metrics = metrics
         self._uses = uses
         self._deletions = deletions
-        self._width = {lane: n for handler in handlers.values() for lane, n in handler.lanes().items()}
+        self._width = {
+            lane: n for handler in handlers.values() for lane, n in handler.lanes().items()
+        }
         self._turns: dict[str, Turns[_Entry]] = {lane: Turns() for lane in self._width}
         self._sweeps = {lane: Sweep() for lane in self._width}
         self._sweeping: dict[str, asyncio.Task[None]] = {}
@@ -193,7 +207,8 @@ class Runner:
     def prefetch(self) -> Mapping[str, int]:
         """How many deliveries of each lane to hand it at once.
 
-        Enough that a freed slot never waits for the broker, and that what belongs together can join.
+        Enough that a freed slot never waits for the broker, and that what belongs together can
+        join.
         """
         return {lane: 2 * width + 16 for lane, width in self._width.items()}
 
@@ -249,7 +264,8 @@ class Runner:
     def lose(self, lane: str) -> None:
         """Let go of a lane's jobs: the broker hands them out anew, maybe to another worker.
 
-        Those in progress end before their next step, unless they are delivered here again until then.
+        Those in progress end before their next step, unless they are delivered here again until
+        then.
         """
         for entry in self._turns[lane].take(lambda _: True):
             del self._entries[entry.job.key]
@@ -260,7 +276,8 @@ class Runner:
                 entry.awake.set()
 
     def poke(self, job: Job) -> bool:
-        """Whether the key is looked at again here anyway; if not, the job has to go into its lane."""
+        """Whether the key is looked at again here anyway; if not, the job has to go into its
+        lane."""
         entry = self._entries.get(job.key)
         if entry and not entry.settling:
             entry.hear()
@@ -271,7 +288,8 @@ class Runner:
         return True
 
     def tidy(self) -> None:
-        """Now and then: what has waited for a slot for too long goes back into its lane, what is past is forgotten."""
+        """Now and then: what has waited for a slot for too long goes back into its lane, what is
+        past is forgotten."""
         if self._leaving.is_set():
             return
         now = time.monotonic()
@@ -279,7 +297,9 @@ class Runner:
             if turns and lane not in self._sweeping:
                 late = turns.take(lambda entry: now - entry.since > self._limits.hold / 3)
                 if late:
-                    self._sweeping[lane] = asyncio.create_task(self._put_back(lane, late), name=f"return to {lane}")
+                    self._sweeping[lane] = asyncio.create_task(
+                        self._put_back(lane, late), name=f"return to {lane}"
+                    )
         if now - self._looked > LOOK_FOR_LATE_EVERY:
             self._looked = now
             if missing := self._take_late():
@@ -289,11 +309,14 @@ class Runner:
         if now - self._tidied > TIDY_EVERY:
             self._tidied, clock = now, time.time()
             self._parked = {key: due for key, due in self._parked.items() if due > clock}
-            self._appointments = {key: due for key, due in self._appointments.items() if due > clock - OVERDUE}
+            self._appointments = {
+                key: due for key, due in self._appointments.items() if due > clock - OVERDUE
+            }
             self._waking &= self._appointments.keys()
 
     def _take_late(self) -> dict[Key, float]:
-        """Keys whose next try was due a while ago, and is neither here nor in a lane, and when; each is named once."""
+        """Keys whose next try was due a while ago, and is neither here nor in a lane, and when;
+        each is named once."""
         clock, depths = time.time(), self._lanes.depths()
         late = {
             key: due
@@ -306,20 +329,25 @@ class Runner:
         return late
 
     async def _bring(self, late: Mapping[Key, float]) -> None:
-        """Put new jobs for these keys into their lanes. If the stuck ones come after all, they find nothing to do.
+        """Put new jobs for these keys into their lanes. If the stuck ones come after all, they find
+        nothing to do.
 
-        A lane that has gone to another worker, and what was due with it, can't be told from one that is stuck. So the
-        job says when it was due: who has looked at the key and waits since does not look again for this.
+        A lane that has gone to another worker, and what was due with it, can't be told from one
+        that is stuck. So the job says when it was due: who has looked at the key and waits since
+        does not look again for this.
         """
         for lane, count in Counter(key.lane for key in late).items():
             log.warning("late_tries_brought", lane=lane, jobs=count)
         with contextlib.suppress(Temporary):
             # The lanes were closed otherwise, and what is stuck there is still theirs
             now = time.time()
-            await self._lanes.publish([Job(key=key, cause="late", first_at=now, due=due) for key, due in late.items()])
+            await self._lanes.publish(
+                [Job(key=key, cause="late", first_at=now, due=due) for key, due in late.items()]
+            )
 
     async def drain(self) -> None:
-        """Start nothing more; give jobs in progress their time to end; what has not ended stays in its lane."""
+        """Start nothing more; give jobs in progress their time to end; what has not ended stays in
+        its lane."""
         self._leaving.set()
         for turns in self._turns.values():
             turns.clear()
@@ -337,7 +365,8 @@ class Runner:
                 await asyncio.wait(late)
 
     def _note(self, job: Job) -> None:
-        """Remember uses and deletions here, where the lane is worked on: other processes hear other notifications."""
+        """Remember uses and deletions here, where the lane is worked on: other processes hear other
+        notifications."""
         if job.used:
             self._uses.claim(job.key.image_id, job.key.target, job.used, job.used_by)
         if job.deleted:
@@ -346,10 +375,11 @@ class Runner:
             self._deletions.note_volume(job.deleted_volume)
 
     def _is_superseded(self, job: Job) -> bool:
-        """Whether a look at the key is due later, and that one is enough; or it was given up for now.
+        """Whether a look at the key is due later, and that one is enough; or it was given up for
+        now.
 
-        What a failing job does makes notifications too (its broken volume goes, its import ends): if these made it look
-        again at once, it would fail in a hot loop.
+        What a failing job does makes notifications too (its broken volume goes, its import ends):
+        if these made it look again at once, it would fail in a hot loop.
         """
         if job.cause == OPERATOR:
             return False
@@ -377,7 +407,9 @@ class Runner:
         if lane in self._sweeping or not self._sweeps[lane].due(depth, now=time.monotonic()):
             return
         if surplus := self._turns[lane].surplus(self._width[lane]):
-            self._sweeping[lane] = asyncio.create_task(self._pass_on(lane, surplus), name=f"sweep of {lane}")
+            self._sweeping[lane] = asyncio.create_task(
+                self._pass_on(lane, surplus), name=f"sweep of {lane}"
+            )
 
     async def _pass_on(self, lane: str, surplus: list[_Entry]) -> None:
         try:
@@ -416,13 +448,15 @@ class Runner:
             self._turns[lane].end(project)
             self._metrics.jobs_in_progress.labels(lane).set(self._busy[lane])
             if not self._leaving.is_set():
-                # What came in while the outcome was written down: the copy for the next try may be among it
+                # What came in while the outcome was written down: the copy for the next try may be
+                # among it
                 for delivery in entry.deliveries:
                     self.deliver(delivery)
                 self._start(lane)
 
     async def _guarded(self, entry: _Entry) -> None:
-        """Work on a key; whatever is wrong with its job or its outcome, it holds up no other one."""
+        """Work on a key; whatever is wrong with its job or its outcome, it holds up no other
+        one."""
         try:
             await self._work_until_quiet(entry)
         except Temporary:
@@ -431,10 +465,13 @@ class Runner:
         except Exception as error:
             log.exception("outcome_not_written")
             with contextlib.suppress(Temporary):
-                await self._settle(entry, Park(f"{type(error).__name__}: {error}", traceback.format_exc()))
+                await self._settle(
+                    entry, Park(f"{type(error).__name__}: {error}", traceback.format_exc())
+                )
 
     async def _work_until_quiet(self, entry: _Entry) -> None:
-        """Try, and once again if something came in meanwhile that the outcome is no answer to; then settle."""
+        """Try, and once again if something came in meanwhile that the outcome is no answer to; then
+        settle."""
         changed = warmed = again = False
         key, until = entry.job.key, time.monotonic() + self._limits.hold
         while True:
@@ -446,26 +483,43 @@ class Runner:
                 log.info("job_lost", reason="the broker hands the lane out anew")
                 entry.deliveries.clear()
                 return
-            self._metrics.job_seconds.labels(key.handler, key.target).observe(time.monotonic() - began)
+            self._metrics.job_seconds.labels(key.handler, key.target).observe(
+                time.monotonic() - began
+            )
             self._metrics.jobs.labels(key.handler, key.target, _counted_as(outcome)).inc()
             if isinstance(outcome, Done):
                 changed, warmed = changed or outcome.changed, warmed or outcome.warmed
                 outcome = replace(outcome, changed=changed, warmed=warmed)
-            over = not outcome.wake_on_notification if isinstance(outcome, Again) else isinstance(outcome, Park)
+            over = (
+                not outcome.wake_on_notification
+                if isinstance(outcome, Again)
+                else isinstance(outcome, Park)
+            )
             if over or not entry.notified:
                 break
             if again or self._leaving.is_set():
                 # What changes all the time must not keep a slot for it
-                await self._settle(entry, outcome, look_again=0.0 if self._leaving.is_set() else self._limits.poll_min)
+                await self._settle(
+                    entry,
+                    outcome,
+                    look_again=0.0 if self._leaving.is_set() else self._limits.poll_min,
+                )
                 return
-            # The first time it is most likely what the job itself has done: not worth a trip through the lane
+            # The first time it is most likely what the job itself has done: not worth a trip
+            # through the lane
             again = True
         await self._settle(entry, outcome)
 
     async def _try(self, entry: _Entry, until: float) -> Outcome:
         """One try, which may wait `until` then; every error becomes an outcome here."""
         job = entry.job
-        watch = _Watch(entry=entry, limits=self._limits, leaving=self._leaving, activity=self._activity, until=until)
+        watch = _Watch(
+            entry=entry,
+            limits=self._limits,
+            leaving=self._leaving,
+            activity=self._activity,
+            until=until,
+        )
         try:
             async with asyncio.timeout(self._limits.job):
                 outcome: object = await self._handlers[job.key.handler].reconcile(job.key, watch)
@@ -475,8 +529,11 @@ class Runner:
         except Held:
             return Again("held for long enough, or leaving", after=0.0, counted=False)
         except Temporary as error:
-            # A service may ask for more patience, not for less: some answer Retry-After: 0 for an hour
-            asked = None if error.after is None else max(error.after, self._backoff.after(job.attempt))
+            # A service may ask for more patience, not for less: some answer Retry-After: 0 for an
+            # hour
+            asked = (
+                None if error.after is None else max(error.after, self._backoff.after(job.attempt))
+            )
             return Again(str(error), after=asked)
         except NotFound as error:
             return Again(f"gone while it was looked at: {error}")
@@ -490,8 +547,11 @@ class Runner:
             # The root of a job's task: a bug in a handler must not end the daemon, nor be silent
             return Park(f"{type(error).__name__}: {error}", traceback.format_exc())
 
-    async def _settle(self, entry: _Entry, outcome: Outcome, *, look_again: float | None = None) -> None:
-        """Tell the lane what came of it. Whatever must survive is in a lane before the delivery is let go.
+    async def _settle(
+        self, entry: _Entry, outcome: Outcome, *, look_again: float | None = None
+    ) -> None:
+        """Tell the lane what came of it. Whatever must survive is in a lane before the delivery is
+        let go.
 
         `look_again`: in so many seconds the key is to be looked at once more, whatever the outcome.
         """
@@ -533,14 +593,20 @@ class Runner:
                     await self._park(job, reason, "")
                 else:
                     after = self._backoff.after(job.attempt - 1) if after is None else after
-                    self._activity.settled(job, replace(outcome, after=after), due=time.time() + after)
-                    await self._again(job, after, wake_on_notification=wake, quietly=known and not counted)
+                    self._activity.settled(
+                        job, replace(outcome, after=after), due=time.time() + after
+                    )
+                    await self._again(
+                        job, after, wake_on_notification=wake, quietly=known and not counted
+                    )
             case Park(reason, trace):
                 await self._park(job.tried(reason), reason, trace)
             case never:
                 assert_never(never)
 
-    async def _again(self, job: Job, after: float, *, wake_on_notification: bool, quietly: bool) -> None:
+    async def _again(
+        self, job: Job, after: float, *, wake_on_notification: bool, quietly: bool
+    ) -> None:
         # A wait that is no failure is worth a line when it begins, not each time it goes on
         level = log.debug if quietly else log.info if job.attempt == 0 else log.warning
         level("job_again", reason=job.reason, after=round(after, 1), attempt=job.attempt)
@@ -555,7 +621,9 @@ class Runner:
         log.error("job_parked", reason=reason, attempt=job.attempt, traceback=trace)
         self._parked[job.key] = due = time.time() + self._limits.park_retry_after
         self._activity.settled(job, Park(reason, trace), due=due)
-        letter = DeadLetter(lane=job.key.lane, reason=reason, last_at=time.time(), job=job, traceback=trace)
+        letter = DeadLetter(
+            lane=job.key.lane, reason=reason, last_at=time.time(), job=job, traceback=trace
+        )
         await self._lanes.bury([letter])
 
 

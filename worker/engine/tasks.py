@@ -17,7 +17,8 @@ from worker.observe.metrics import Metrics
 log = structlog.get_logger(__name__)
 
 LASTING = 90.0
-"""Seconds that a task has to run until its last failure is over. Longer than the rarest loop takes for one round."""
+"""Seconds that a task has to run until its last failure is over. Longer than the rarest loop takes
+for one round."""
 OTHER = "other"
 """Failures of tasks and threads that are not supervised are counted under this name."""
 
@@ -25,12 +26,17 @@ OTHER = "other"
 class Tasks:
     """Begins tasks that run until they are cancelled, and begins those again that fail.
 
-    A failure is logged with its traceback, counted, and a problem until the task has run for `LASTING` seconds.
-    Misconfigured is no failure: it ends the task, and whoever waits for the task ends the process.
+    A failure is logged with its traceback, counted, and a problem until the task has run for
+    `LASTING` seconds. Misconfigured is no failure: it ends the task, and whoever waits for the task
+    ends the process.
     """
 
     def __init__(
-        self, *, metrics: Metrics, backoff: Backoff | None = None, now: Callable[[], float] = time.monotonic
+        self,
+        *,
+        metrics: Metrics,
+        backoff: Backoff | None = None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics = metrics
         self._backoff = backoff or Backoff(shortest=1.0, longest=30.0)
@@ -64,7 +70,10 @@ class Tasks:
             wait = self._backoff.after(failures)
             failures += 1
             self._metrics.task_failures.labels(name).inc()
-            self._failed[name] = self._now() + wait, f"failed and began again: {type(error).__name__}: {error}"
+            self._failed[name] = (
+                self._now() + wait,
+                f"failed and began again: {type(error).__name__}: {error}",
+            )
             log.error("task_failed", task=name, after=round(wait, 1), exc_info=error)
             await asyncio.sleep(wait)
 
@@ -77,11 +86,17 @@ def watch_others(metrics: Metrics) -> None:
         metrics.task_failures.labels(OTHER).inc()
         task = context.get("task") or context.get("future")
         name = task.get_name() if isinstance(task, asyncio.Task) else ""
-        log.error("task_failed", task=name, what=context.get("message"), exc_info=context.get("exception"))
+        log.error(
+            "task_failed", task=name, what=context.get("message"), exc_info=context.get("exception")
+        )
 
     def of_thread(failure: threading.ExceptHookArgs) -> None:
         metrics.task_failures.labels(OTHER).inc()
-        log.error("thread_failed", thread=failure.thread and failure.thread.name, exc_info=failure.exc_value)
+        log.error(
+            "thread_failed",
+            thread=failure.thread and failure.thread.name,
+            exc_info=failure.exc_value,
+        )
 
     asyncio.get_running_loop().set_exception_handler(of_loop)
     threading.excepthook = of_thread

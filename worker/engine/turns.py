@@ -1,4 +1,5 @@
-"""Whose turn it is in a lane: projects take turns, so that a burst of one does not starve the others. Pure."""
+"""Whose turn it is in a lane: projects take turns, so that a burst of one does not starve the
+others. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ PROJECTS = 10_000
 PAUSE = 10.0
 """Seconds between two sweeps of a lane, at least."""
 SHARE = 20
-"""A sweep is followed by a pause of this many times its length: it may cost the broker a twentieth of its time."""
+"""A sweep is followed by a pause of this many times its length: it may cost the broker a twentieth
+of its time."""
 
 
 class Turns(Generic[T]):
@@ -38,7 +40,9 @@ class Turns(Generic[T]):
 
     def begin(self) -> T:
         """Whose turn it is; it is in progress from now on. LookupError if nothing waits."""
-        project = min(self._waiting, key=lambda one: (self._busy[one], self._served.get(one, 0)), default=None)
+        project = min(
+            self._waiting, key=lambda one: (self._busy[one], self._served.get(one, 0)), default=None
+        )
         if project is None:
             raise LookupError("nothing waits")
         item = self._waiting[project].popleft()
@@ -63,7 +67,9 @@ class Turns(Generic[T]):
         kept: Counter[str] = Counter()
         for _ in range(min(keep, len(self))):
             left = (one for one, waiting in self._waiting.items() if kept[one] < len(waiting))
-            kept[min(left, key=lambda one: (self._busy[one] + kept[one], self._served.get(one, 0)))] += 1
+            kept[
+                min(left, key=lambda one: (self._busy[one] + kept[one], self._served.get(one, 0)))
+            ] += 1
         taken: list[T] = []
         for project, waiting in list(self._waiting.items()):
             taken += [waiting.pop() for _ in range(len(waiting) - kept[project])][::-1]
@@ -90,7 +96,8 @@ class Turns(Generic[T]):
 
 
 class Sweep:
-    """When to look through a lane for other projects' jobs: once through all that waits in it, then a pause."""
+    """When to look through a lane for other projects' jobs: once through all that waits in it, then
+    a pause."""
 
     def __init__(self) -> None:
         self._left = 0

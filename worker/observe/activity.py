@@ -1,4 +1,5 @@
-"""Activity: an in-memory model of the images, lanes and jobs of one worker at this moment. Asks nobody.
+"""Activity: an in-memory model of the images, lanes and jobs of one worker at this moment. Asks
+nobody.
 
 It is told on the event loop and read by the threads of the probes.
 """
@@ -70,7 +71,8 @@ class _Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Record:
-    """A job and how it stands; `since` when that began, `due` when it is tried again, epoch seconds.
+    """A job and how it stands; `since` when that began, `due` when it is tried again, epoch
+    seconds.
 
     `patient` tells that it waits for what a user may do or not.
     """
@@ -88,7 +90,8 @@ class _Record:
 class Choice:
     """Which images a document is to have: `count` from number `start` on, of those that match.
 
-    They match by a part of their id or name, without regard to case, and by their state on any target; "" for all.
+    They match by a part of their id or name, without regard to case, and by their state on any
+    target; "" for all.
     """
 
     start: int = 0
@@ -115,8 +118,8 @@ class _Order:
 class Activity:
     """Told of everything that happens to jobs and images; gives it back as JSON-able documents.
 
-    The event loop waits for the lock as well. So nobody holds it for longer than it takes to copy a list: what has to
-    look at all jobs or images looks at a copy.
+    The event loop waits for the lock as well. So nobody holds it for longer than it takes to copy a
+    list: what has to look at all jobs or images looks at a copy.
     """
 
     def __init__(self) -> None:
@@ -137,15 +140,20 @@ class Activity:
     # Jobs
 
     def forget(self, targets: Iterable[str]) -> None:
-        """No job is here any more, and there are no other targets than these: the daemon begins anew."""
+        """No job is here any more, and there are no other targets than these: the daemon begins
+        anew."""
         targets = frozenset(targets)
         with self._lock:
             self._jobs.clear()
             self._rows = {
-                image_id: replace(row, cells={name: cell for name, cell in row.cells.items() if name in targets})
+                image_id: replace(
+                    row, cells={name: cell for name, cell in row.cells.items() if name in targets}
+                )
                 for image_id, row in self._rows.items()
             }
-            self._totals = Counter({key: count for key, count in self._totals.items() if key[0] in targets})
+            self._totals = Counter(
+                {key: count for key, count in self._totals.items() if key[0] in targets}
+            )
             self._revision += 1
 
     def held(self, job: Job) -> None:
@@ -185,7 +193,13 @@ class Activity:
                 )
                 if parked or outcome.counted:  # type: ignore[union-attr]
                     self._failures.appendleft(
-                        {"at": now, **_named(key), "reason": outcome.reason, "attempt": job.attempt, "parked": parked}
+                        {
+                            "at": now,
+                            **_named(key),
+                            "reason": outcome.reason,
+                            "attempt": job.attempt,
+                            "parked": parked,
+                        }
                     )
             if key.handler == PREWARM and not (isinstance(outcome, Again) and outcome.after == 0.0):
                 self._found(key, _cell(outcome, now), now)
@@ -196,12 +210,15 @@ class Activity:
     # Images
 
     def look(self, image: Image, states: Mapping[str, tuple[State, str]]) -> None:
-        """An image was seen: its state and why, by target. What a job has found during a comparison is newer."""
+        """An image was seen: its state and why, by target. What a job has found during a comparison
+        is newer."""
         with self._lock:
             cells = {target: _as_listed(state, why) for target, (state, why) in states.items()}
             old = self._rows.get(image.id)
             if old:
-                newer = {name: cell for name, cell in old.cells.items() if cell.at > self._comparing > 0}
+                newer = {
+                    name: cell for name, cell in old.cells.items() if cell.at > self._comparing > 0
+                }
                 cells = {**old.cells, **cells, **newer}
             name = image.name if image.visibility in OPEN else ""
             if old is None or (old.name, old.size, old.cells) != (name, image.size, cells):
@@ -210,7 +227,8 @@ class Activity:
             self._rows[image.id] = _Row(name, image.size, cells, time.time())
 
     def heard(self, image_id: str, visibility: str) -> None:
-        """An image's notification tells its visibility: what is not everybody's business any more is not told on.
+        """An image's notification tells its visibility: what is not everybody's business any more
+        is not told on.
 
         The job that comes of it may be another worker's, or wait. May be called on any thread.
         """
@@ -270,15 +288,22 @@ class Activity:
     ) -> dict[str, Any]:
         """Targets, lanes, jobs, failures and times.
 
-        `lanes` gives their widths, `depths` what lies on the broker, `unusable` why targets can't be used.
+        `lanes` gives their widths, `depths` what lies on the broker, `unusable` why targets can't
+        be used.
         """
         now = time.time()
         records = self._current(now)
         states = self._states(records)
         with self._lock:
-            failures, warmed, created = list(self._failures), list(self._warmed), list(self._created)
+            failures, warmed, created = (
+                list(self._failures),
+                list(self._warmed),
+                list(self._created),
+            )
             revision, resynced, volumes = self._revision, self._resynced, self._sizes
-        records = list(_sorted_in_runs(records, lambda one: (STATES.index(one.state), one.due, one.since)))
+        records = list(
+            _sorted_in_runs(records, lambda one: (STATES.index(one.state), one.due, one.since))
+        )
         found: dict[str, list[_Record]] = {lane: [] for lane in lanes}
         for record in records:
             found.setdefault(record.job.key.lane, []).append(record)
@@ -298,7 +323,10 @@ class Activity:
                 }
                 for target in targets
             ],
-            "lanes": [_lane(lane, width, depths.get(lane, 0), found[lane]) for lane, width in lanes.items()],
+            "lanes": [
+                _lane(lane, width, depths.get(lane, 0), found[lane])
+                for lane, width in lanes.items()
+            ],
             "jobs": [self._shown(one, warmed) for one in shown_jobs],
             "jobs_left_out": len(records) - len(shown_jobs),
             "failures": [{**one, "name": self._name(one["image_id"])} for one in failures],
@@ -333,9 +361,11 @@ class Activity:
             return image_id in self._rows
 
     def images(self, targets: Iterable[str], choice: Choice | None = None) -> dict[str, Any]:
-        """Some of the images with their cells; what failed comes first, what is warm on every target last.
+        """Some of the images with their cells; what failed comes first, what is warm on every
+        target last.
 
-        `total` counts all images, `found` those that match the choice; their order is that of `revision`.
+        `total` counts all images, `found` those that match the choice; their order is that of
+        `revision`.
         """
         targets, choice = tuple(targets), choice or Choice()
         with self._sorting:
@@ -361,7 +391,10 @@ class Activity:
                     image_id,
                     row.name,
                     row.size,
-                    [[cell.state, cell.why] for cell in self._cells(image_id, row, targets, overlay)],
+                    [
+                        [cell.state, cell.why]
+                        for cell in self._cells(image_id, row, targets, overlay)
+                    ],
                 ]
                 for image_id, row in rows
             ],
@@ -380,8 +413,8 @@ class Activity:
             everything, records = list(self._rows), list(self._jobs.values())
         overlay = self._overlay(records)
         concerned = {image_id for image_id, _ in overlay}
-        # What has the lowest bit in common is shown together. Texts and numbers only: a hundred thousand tuples would
-        # make the garbage collector look at the whole process, in one go
+        # What has the lowest bit in common is shown together. Texts and numbers only: a hundred
+        # thousand tuples would make the garbage collector look at the whole process, in one go
         groups: dict[int, list[str]] = {}
         found: dict[str, int] = {}
         unknown = BITS[UNKNOWN.state]
@@ -397,10 +430,16 @@ class Activity:
                     bits |= BITS.get(cell.state, 1) if cell else unknown
             groups.setdefault(bits & -bits, []).append(f"{row.name}\0{image_id}")
             found[image_id] = bits
-        ids = [key.rpartition("\0")[2] for _, keys in sorted(groups.items()) for key in _sorted_in_runs(keys, str)]
+        ids = [
+            key.rpartition("\0")[2]
+            for _, keys in sorted(groups.items())
+            for key in _sorted_in_runs(keys, str)
+        ]
         bits_of = [found[image_id] for image_id in ids]
         now = time.monotonic()
-        self._order = _Order(revision=revision, targets=targets, ids=ids, bits=bits_of, at=now, seconds=now - began)
+        self._order = _Order(
+            revision=revision, targets=targets, ids=ids, bits=bits_of, at=now, seconds=now - began
+        )
         return self._order
 
     def _matching(self, order: _Order, choice: Choice) -> list[str]:
@@ -410,7 +449,11 @@ class Activity:
             bit = BITS.get(choice.state, 0)
             ids = [image_id for image_id, bits in zip(ids, order.bits, strict=True) if bits & bit]
         if text:
-            ids = [image_id for image_id in ids if text in image_id or text in self._name(image_id).lower()]
+            ids = [
+                image_id
+                for image_id in ids
+                if text in image_id or text in self._name(image_id).lower()
+            ]
         return ids
 
     def _name(self, image_id: str) -> str:
@@ -463,7 +506,8 @@ class Activity:
             self._revision += 1
 
     def _states(self, records: Iterable[_Record]) -> dict[str, dict[str, int]]:
-        """How many images are in each state, by target: as they were found, and what jobs say of some put right."""
+        """How many images are in each state, by target: as they were found, and what jobs say of
+        some put right."""
         overlay = self._overlay(records)
         with self._lock:
             found = self._totals.copy()
@@ -478,7 +522,9 @@ class Activity:
                 counts.setdefault(target, {})[state] = count
         return counts
 
-    def _shown(self, record: _Record, warmed: Iterable[tuple[float, str, float, int]]) -> dict[str, Any]:
+    def _shown(
+        self, record: _Record, warmed: Iterable[tuple[float, str, float, int]]
+    ) -> dict[str, Any]:
         job, row = record.job, self._rows.get(record.job.key.image_id)
         return {
             **_named(job.key),
@@ -509,7 +555,11 @@ class Activity:
         return found
 
     def _cells(
-        self, image_id: str, row: _Row, targets: Iterable[str], overlay: Mapping[tuple[str, str], Cell]
+        self,
+        image_id: str,
+        row: _Row,
+        targets: Iterable[str],
+        overlay: Mapping[tuple[str, str], Cell],
     ) -> Iterator[Cell]:
         return (self._at(image_id, row, target, overlay) for target in targets)
 
@@ -525,12 +575,14 @@ UNKNOWN = Cell(State.UNKNOWN, "no resync has seen it yet")
 
 @lru_cache(maxsize=1024)
 def _as_listed(state: State, why: str) -> Cell:
-    """The one object for all cells that a listing finds like this: most of a large cloud is warm."""
+    """The one object for all cells that a listing finds like this: most of a large cloud is
+    warm."""
     return Cell(state, why)
 
 
 def _cell(outcome: Outcome, now: float) -> Cell | None:
-    """Return the cell of an outcome of pre-warming; None if the image has none on that target any more."""
+    """Return the cell of an outcome of pre-warming; None if the image has none on that target any
+    more."""
     match outcome:
         case Done(detail, state=state):
             if state is None or state is State.GONE:
@@ -554,7 +606,9 @@ def _named(key: Key) -> dict[str, str]:
 
 def _sorted_in_runs(items: list[T], key: Callable[[T], Any]) -> Iterator[T]:
     """The items in the order of their keys, sorted in runs, between which others get their turn."""
-    return heapq.merge(*(sorted(items[at : at + RUN], key=key) for at in range(0, len(items), RUN)), key=key)
+    return heapq.merge(
+        *(sorted(items[at : at + RUN], key=key) for at in range(0, len(items), RUN)), key=key
+    )
 
 
 def _lane(lane: str, width: int, depth: int, records: list[_Record]) -> dict[str, Any]:
@@ -566,14 +620,23 @@ def _lane(lane: str, width: int, depth: int, records: list[_Record]) -> dict[str
         "held": count[HELD],
         "waiting": count[WAITING],
         "depth": depth,
-        "oldest": min((record.job.first_at for record in records if record.state != PARKED), default=None),
+        "oldest": min(
+            (record.job.first_at for record in records if record.state != PARKED), default=None
+        ),
     }
 
 
-def _expected(record: _Record, size: int, warmed: Iterable[tuple[float, str, float, int]]) -> float | None:
-    """Seconds that a job in progress may take, by how long others of its target took; None if nothing tells."""
+def _expected(
+    record: _Record, size: int, warmed: Iterable[tuple[float, str, float, int]]
+) -> float | None:
+    """Seconds that a job in progress may take, by how long others of its target took; None if
+    nothing tells."""
     key = record.job.key
     if record.state != IN_PROGRESS or key.handler != PREWARM or not size:
         return None
-    rates = [seconds / (other / GIB) for _, target, seconds, other in warmed if target == key.target and other]
+    rates = [
+        seconds / (other / GIB)
+        for _, target, seconds, other in warmed
+        if target == key.target and other
+    ]
     return statistics.median(rates) * size / GIB if rates else None

@@ -31,7 +31,8 @@ LOOPBACK = ("127.0.0.1", "::1")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Where the page for people gets what it shows: lanes and (at most so many) jobs; some of the images."""
+    """Where the page for people gets what it shows: lanes and (at most so many) jobs; some of the
+    images."""
 
     status: Callable[[float], Mapping[str, Any]]
     images: Callable[[Choice], Mapping[str, Any]]
@@ -39,17 +40,20 @@ class Page:
 
 @cache
 def document() -> tuple[bytes, str]:
-    """The page, and the policy that allows a browser its style and script and nothing else but asking us."""
+    """The page, and the policy that allows a browser its style and script and nothing else but
+    asking us."""
     text = files("worker.observe").joinpath("page.html").read_text(encoding="utf-8")
 
     def allowed(tag: str) -> str:
         parts = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
         return " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'" for part in parts
+            f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"
+            for part in parts
         )
 
     policy = (
-        f"default-src 'none'; script-src {allowed('script')}; style-src {allowed('style')}; connect-src 'self'; "
+        f"default-src 'none'; script-src {allowed('script')}; style-src {allowed('style')}; "
+        f"connect-src 'self'; "
         "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return text.encode(), policy
@@ -58,8 +62,8 @@ def document() -> tuple[bytes, str]:
 class Probes:
     """The answers. `sick` and `unready` tell what is wrong, by part; nothing when all is well.
 
-    Without `page` there is nothing for people. With `hidden` there is no page either, but the commands on this host are
-    told how jobs stand.
+    Without `page` there is nothing for people. With `hidden` there is no page either, but the
+    commands on this host are told how jobs stand.
     """
 
     def __init__(
@@ -79,7 +83,8 @@ class Probes:
         self._server = Server(quick=self._quick, handle=self._handle, bounds=bounds)
 
     def start(self, host: str, port: int) -> int:
-        """Begin to serve; the port, chosen by the system if 0. OSError when the address can't be had. Blocks."""
+        """Begin to serve; the port, chosen by the system if 0. OSError when the address can't be
+        had. Blocks."""
         return self._server.start(host, port)
 
     def stop(self) -> None:
@@ -87,7 +92,8 @@ class Probes:
         self._server.stop()
 
     def _quick(self, request: Request) -> Answer | None:
-        """Answer what the life of the process hangs on: it must not wait behind somebody's large page."""
+        """Answer what the life of the process hangs on: it must not wait behind somebody's large
+        page."""
         if request.path not in self._problems:
             return None
         problems = dict(self._problems[request.path]())
@@ -100,7 +106,9 @@ class Probes:
         match request.path, None if self._hidden and not told else self._page:
             case "/", Page():
                 text, policy = document()
-                return Answer(body=text, headers=(("Content-Type", HTML), ("Content-Security-Policy", policy)))
+                return Answer(
+                    body=text, headers=(("Content-Type", HTML), ("Content-Security-Policy", policy))
+                )
             case "/status.json", Page() as page:
                 asked = _most(_parameter(request, "jobs"))
                 return _json({**page.status(asked), "problems": self._problems["/readyz"]()})
@@ -112,7 +120,8 @@ class Probes:
         try:
             encode, kind = choose_encoder(request.headers.get("accept", ""))
         except (TypeError, ValueError):
-            # It stumbles over a version that is no number; who asks like that gets what everybody understands
+            # It stumbles over a version that is no number; who asks like that gets what everybody
+            # understands
             encode, kind = choose_encoder("")
         names = request.parameters().get("name[]")
         registry = self._registry.restricted_registry(names) if names else self._registry

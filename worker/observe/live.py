@@ -1,4 +1,5 @@
-"""Live: what a running worker says of its jobs, asked of its /status.json. Reads only, and does without it."""
+"""Live: what a running worker says of its jobs, asked of its /status.json. Reads only, and does
+without it."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ NOBODY = (OSError, http.client.HTTPException)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveJob:
-    """A job that a worker knows of. `state` is in progress, held, waiting or parked; `due` in epoch seconds, or 0.
+    """A job that a worker knows of. `state` is in progress, held, waiting or parked; `due` in epoch
+    seconds, or 0.
 
     `doing` is its last step, `reason` why it waits.
     """
@@ -35,9 +37,11 @@ class LiveJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveLane:
-    """A lane as a worker sees it: jobs being worked on, held for a slot, and waiting for another try.
+    """A lane as a worker sees it: jobs being worked on, held for a slot, and waiting for another
+    try.
 
-    `depth` is what lies on the broker; `oldest` is since when its oldest job is asked for, epoch seconds, 0 for none.
+    `depth` is what lies on the broker; `oldest` is since when its oldest job is asked for, epoch
+    seconds, 0 for none.
     """
 
     in_progress: int
@@ -51,8 +55,9 @@ class LiveLane:
 class Live:
     """All that a worker says.
 
-    `held_back` tells why keys are not made warm again for now, `cache_full` why targets take nothing more into
-    Cinder's cache, `cloned_from` from which sets of Glance's stores Cinder's driver clones by itself, by target.
+    `held_back` tells why keys are not made warm again for now, `cache_full` why targets take
+    nothing more into Cinder's cache, `cloned_from` from which sets of Glance's stores Cinder's
+    driver clones by itself, by target.
     """
 
     jobs: Mapping[Key, LiveJob]
@@ -101,7 +106,9 @@ def _live(document: Mapping[str, Any]) -> Live:
             Key("prewarm", str(image_id), str(target)): str(why)
             for image_id, target, why in document.get("held_back", ())
         },
-        cache_full={str(target): str(why) for target, why in document.get("cache_full", {}).items()},
+        cache_full={
+            str(target): str(why) for target, why in document.get("cache_full", {}).items()
+        },
         cloned_from={
             str(target): frozenset(frozenset(str(store) for store in stores) for stores in sets)
             for target, sets in document.get("cloned_from", {}).items()

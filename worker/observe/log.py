@@ -19,7 +19,17 @@ from worker.core.errors import Misconfigured
 from worker.core.plain import plain
 
 # Chatty at info, and of no use to an operator there
-QUIET = ("amqp", "kombu", "keystoneauth", "openstack", "oslo", "oslo_messaging", "stevedore", "urllib3", "requests")
+QUIET = (
+    "amqp",
+    "kombu",
+    "keystoneauth",
+    "openstack",
+    "oslo",
+    "oslo_messaging",
+    "stevedore",
+    "urllib3",
+    "requests",
+)
 JOURNAL = "/run/systemd/journal/socket"
 PRIORITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 # The journal knows the time, and the traceback is part of the message
@@ -47,7 +57,8 @@ class Journal(logging.Handler):
             ) from error
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send one line, which the formatter gives as JSON; what cannot be sent goes to standard error."""
+        """Send one line, which the formatter gives as JSON; what cannot be sent goes to standard
+        error."""
         try:
             line = self.format(record)
             entry = b"".join(_fields(json.loads(line)))
@@ -77,7 +88,8 @@ class Journal(logging.Handler):
             self._send_file(entry)
 
     def _send_file(self, entry: bytes) -> None:
-        """Send what is too large for a datagram as a file in memory, sealed: the journal takes no other."""
+        """Send what is too large for a datagram as a file in memory, sealed: the journal takes no
+        other."""
         descriptor = os.memfd_create("entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         with open(descriptor, "wb") as file:
             file.write(entry)
@@ -88,13 +100,19 @@ class Journal(logging.Handler):
 
 
 def _fields(line: Mapping[str, Any]) -> Iterator[bytes]:
-    """The fields of an entry: what is for people in MESSAGE, and each key of the line by itself, in upper case."""
+    """The fields of an entry: what is for people in MESSAGE, and each key of the line by itself, in
+    upper case."""
     texts = {
-        key: value if isinstance(value, str) else json.dumps(value) for key, value in line.items() if key not in UNTOLD
+        key: value if isinstance(value, str) else json.dumps(value)
+        for key, value in line.items()
+        if key not in UNTOLD
     }
     told = [f"{key}={_quoted(text)}" for key, text in texts.items() if key != "logger"]
     event = str(line.get("event", ""))
-    lines = [" ".join([event, *told]), *(str(line[key]) for key in ("stack", "exception") if key in line)]
+    lines = [
+        " ".join([event, *told]),
+        *(str(line[key]) for key in ("stack", "exception") if key in line),
+    ]
     yield _field("MESSAGE", "\n".join(lines))
     yield _field("PRIORITY", str(PRIORITIES.get(line.get("level", ""), 6)))
     yield _field("SYSLOG_IDENTIFIER", "image-volume-worker")
@@ -105,7 +123,11 @@ def _fields(line: Mapping[str, Any]) -> Iterator[bytes]:
 
 
 def _quoted(text: str) -> str:
-    return text if text.isprintable() and " " not in text else plain(json.dumps(text, ensure_ascii=False))
+    return (
+        text
+        if text.isprintable() and " " not in text
+        else plain(json.dumps(text, ensure_ascii=False))
+    )
 
 
 def _field(name: str, text: str) -> bytes:
@@ -116,15 +138,19 @@ def _field(name: str, text: str) -> bytes:
 
 
 def _show_hidden(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Make each text one line that steers no terminal, whoever has written it. JSON does that by itself."""
+    """Make each text one line that steers no terminal, whoever has written it. JSON does that by
+    itself."""
     return {
-        key: value if key in ("exception", "stack") or not isinstance(value, str) else plain(value, keep="")
+        key: value
+        if key in ("exception", "stack") or not isinstance(value, str)
+        else plain(value, keep="")
         for key, value in line.items()
     }
 
 
 def setup(*, level: str = "info", style: str = "auto") -> None:
-    """Send every log line of this process to standard error, as JSON or text (`auto`: text on a terminal).
+    """Send every log line of this process to standard error, as JSON or text (`auto`: text on a
+    terminal).
 
     `journal`: to systemd's, with fields; Misconfigured if there is none.
     """

@@ -35,7 +35,8 @@ def release() -> str:
 
 
 class Metrics:
-    """All metrics of one process, in a registry of its own; and its activity, for what is no number."""
+    """All metrics of one process, in a registry of its own; and its activity, for what is no
+    number."""
 
     def __init__(self) -> None:
         self.activity = Activity()
@@ -48,7 +49,9 @@ class Metrics:
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"{PREFIX}_{name}", text, labels, registry=r)
 
-        def seconds(name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
+        def seconds(
+            name: str, text: str, *labels: str, buckets: tuple[float, ...] = SECONDS
+        ) -> Histogram:
             return Histogram(f"{PREFIX}_{name}", text, labels, registry=r, buckets=buckets)
 
         self.notifications = counter("notifications", "Notifications seen", "event_type", "outcome")
@@ -59,36 +62,62 @@ class Metrics:
         )
         self._heard = dict.fromkeys(ANNOUNCERS.values(), time.time())
         for service in self._heard:
-            last_notification.labels(service).set_function(partial(self._heard.__getitem__, service))
+            last_notification.labels(service).set_function(
+                partial(self._heard.__getitem__, service)
+            )
         # For each notification, and finding a child takes longer than counting with it
         self._notifications = cache(self.notifications.labels)
-        self.notification_lag = seconds("notification_lag_seconds", "From a notification's timestamp to its routing")
+        self.notification_lag = seconds(
+            "notification_lag_seconds", "From a notification's timestamp to its routing"
+        )
         self.jobs = counter("jobs", "Settled tries of jobs", "handler", "target", "outcome")
-        self.job_seconds = seconds("job_seconds", "Duration of one try of a job", "handler", "target")
+        self.job_seconds = seconds(
+            "job_seconds", "Duration of one try of a job", "handler", "target"
+        )
         self.jobs_in_progress = gauge("jobs_in_progress", "Jobs being worked on", "lane")
         self.jobs_waiting = gauge("jobs_waiting", "Jobs that wait for another try", "lane")
         self.lane_depth = gauge("lane_depth", "Jobs that wait in a lane", "lane")
         self.lane_oldest = gauge(
-            "lane_oldest_timestamp_seconds", "Since when the oldest job of a lane is asked for; 0 without one", "lane"
+            "lane_oldest_timestamp_seconds",
+            "Since when the oldest job of a lane is asked for; 0 without one",
+            "lane",
         )
         self.images = gauge(
-            "images", "Images by state on a target, as of the last resync and jobs since", "target", "state"
+            "images",
+            "Images by state on a target, as of the last resync and jobs since",
+            "target",
+            "state",
         )
         self.pools = gauge(
-            "pools", "Pools that a target leads to, by whether the worker can choose them", "target", "state"
+            "pools",
+            "Pools that a target leads to, by whether the worker can choose them",
+            "target",
+            "state",
         )
         self.target_usable = gauge(
             "target_usable", "1 while the target's volume type is there and not encrypted", "target"
         )
-        self.ready = gauge("ready", "1 while every intake consumes, the lanes are open and the cloud is there")
-        self.dead_letters = gauge("dead_letters", "Dead letters kept", "lane")
-        self.image_volumes = gauge("image_volumes", "Image-Volumes, as last listed", "target", "state")
-        self.image_volume_bytes = gauge("image_volume_bytes", "Size of the Image-Volumes, as last listed", "target")
-        self.time_to_warm = seconds(
-            "time_to_warm_seconds", "From the notification of an image to its Image-Volume being usable", "target"
+        self.ready = gauge(
+            "ready", "1 while every intake consumes, the lanes are open and the cloud is there"
         )
-        self.images_warmed = counter("images_warmed", "Image-Volumes made or made anew, and now usable", "target")
-        self.uploads_completed = counter("uploads_completed", "Uploads that became active images", "path")
+        self.dead_letters = gauge("dead_letters", "Dead letters kept", "lane")
+        self.image_volumes = gauge(
+            "image_volumes", "Image-Volumes, as last listed", "target", "state"
+        )
+        self.image_volume_bytes = gauge(
+            "image_volume_bytes", "Size of the Image-Volumes, as last listed", "target"
+        )
+        self.time_to_warm = seconds(
+            "time_to_warm_seconds",
+            "From the notification of an image to its Image-Volume being usable",
+            "target",
+        )
+        self.images_warmed = counter(
+            "images_warmed", "Image-Volumes made or made anew, and now usable", "target"
+        )
+        self.uploads_completed = counter(
+            "uploads_completed", "Uploads that became active images", "path"
+        )
         self.volume_create = seconds(
             "volume_create_seconds", "What users wait for a volume of an image", "target", "warm"
         )
@@ -98,41 +127,67 @@ class Metrics:
         self.api_seconds = seconds(
             "api_request_seconds", "Duration of a request", "service", "method", buckets=API_SECONDS
         )
-        self.api_retries = counter("api_retries", "Requests that were tried again", "service", "reason")
-        self.rewarms = counter("rewarms", "Image-Volumes made anew, because changed or broken", "target", "reason")
-        self.rewarms_held_back = counter("rewarms_held_back", "Changes too soon after the last re-warm", "target")
-        self.beyond_repair = gauge("images_beyond_repair", "Images whose data cannot be had anywhere any more")
-        self.reclaimed_volumes = counter("reclaimed_volumes", "Volumes deleted since nobody needs them", "reason")
+        self.api_retries = counter(
+            "api_retries", "Requests that were tried again", "service", "reason"
+        )
+        self.rewarms = counter(
+            "rewarms", "Image-Volumes made anew, because changed or broken", "target", "reason"
+        )
+        self.rewarms_held_back = counter(
+            "rewarms_held_back", "Changes too soon after the last re-warm", "target"
+        )
+        self.beyond_repair = gauge(
+            "images_beyond_repair", "Images whose data cannot be had anywhere any more"
+        )
+        self.reclaimed_volumes = counter(
+            "reclaimed_volumes", "Volumes deleted since nobody needs them", "reason"
+        )
         self.reclaim_held_back = gauge(
             "reclaim_held_back",
             "Volumes that the grace or the brake keeps, of images that Glance does not find",
         )
         self.missing_volumes = gauge(
-            "missing_volumes", "Volumes of locations that Cinder does not find and whose deletion it did not announce"
+            "missing_volumes",
+            "Volumes of locations that Cinder does not find and whose deletion it did not announce",
         )
         self.reclaim_brake = gauge(
-            "reclaim_brake", "1 while so many images, or volumes of locations, are not found that nothing is deleted"
+            "reclaim_brake",
+            "1 while so many images, or volumes of locations, are not found that nothing is "
+            "deleted",
         )
         self._brakes = frozenset[str]()
-        self.task_failures = counter("task_failures", "Failures of the process's own tasks, which begin again", "task")
+        self.task_failures = counter(
+            "task_failures", "Failures of the process's own tasks, which begin again", "task"
+        )
         self._lost: set[tuple[str, str]] = set()
         self.last_resync = gauge(
-            "last_resync_timestamp_seconds", "When the last resync ended; until the first, the start"
+            "last_resync_timestamp_seconds",
+            "When the last resync ended; until the first, the start",
         )
         self.last_resync.set_to_current_time()
         gauge("build_info", "What this is; always 1", "version").labels(release()).set(1)
 
     def begin(self, targets: Iterable[str]) -> None:
-        """A daemon begins, with these targets: the last one may have had others, and what it saw is over."""
+        """A daemon begins, with these targets: the last one may have had others, and what it saw is
+        over."""
         targets = frozenset(targets)
         self.activity.forget(targets)
         self._lost.clear()
         self.beyond_repair.set(0)
         for gauge in (self.images, self.image_volumes, self.image_volume_bytes, self.target_usable):
-            _remove(gauge, [labels for labels in _labels(gauge) if labels[0] not in {*targets, OTHER}])
+            _remove(
+                gauge, [labels for labels in _labels(gauge) if labels[0] not in {*targets, OTHER}]
+            )
         for gauge in (self.jobs_in_progress, self.jobs_waiting, self.lane_depth, self.lane_oldest):
             # The part after the dot is a target
-            _remove(gauge, [labels for labels in _labels(gauge) if labels[0].partition(".")[2] not in {*targets, ""}])
+            _remove(
+                gauge,
+                [
+                    labels
+                    for labels in _labels(gauge)
+                    if labels[0].partition(".")[2] not in {*targets, ""}
+                ],
+            )
         for labels in _labels(self.jobs_in_progress):
             self.jobs_in_progress.labels(*labels).set(0)
 
@@ -159,7 +214,9 @@ class Metrics:
         if not possible:
             self._lost.add((image_id, target))
         elif self._lost:
-            self._lost = {one for one in self._lost if one[0] != image_id or target not in ("", one[1])}
+            self._lost = {
+                one for one in self._lost if one[0] != image_id or target not in ("", one[1])
+            }
         self.beyond_repair.set(len({lost for lost, _ in self._lost}))
 
     def seen(self, image: Image, states: Mapping[str, tuple[State, str]]) -> None:
@@ -174,7 +231,10 @@ class Metrics:
     def targets(self, targets: Iterable[Target]) -> None:
         """The targets as they were found, with their pools."""
         counts = collections.Counter(
-            (target.name, "selectable" if len(target.places) == 1 or place.specs else "not_selectable")
+            (
+                target.name,
+                "selectable" if len(target.places) == 1 or place.specs else "not_selectable",
+            )
             for target in targets
             for place in target.places
         )
@@ -194,7 +254,8 @@ class Metrics:
         self.reclaimed_volumes.labels(reason).inc()
 
     def census(self, volumes: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> None:
-        """Take over how many Image-Volumes there are by (target, status), and their bytes by target."""
+        """Take over how many Image-Volumes there are by (target, status), and their bytes by
+        target."""
         _renew(self.image_volumes, volumes.items())
         _renew(self.image_volume_bytes, (((target,), size) for target, size in sizes.items()))
         self.activity.weighed(sizes)
@@ -205,11 +266,16 @@ class Metrics:
     def states(self) -> None:
         """Take over from the activity how many images are in which state."""
         states = self.activity.states()
-        counted = ((target, state, n) for target, counts in states.items() for state, n in counts.items())
-        _renew(self.images, (((target, LABELS.get(state, state)), n) for target, state, n in counted))
+        counted = (
+            (target, state, n) for target, counts in states.items() for state, n in counts.items()
+        )
+        _renew(
+            self.images, (((target, LABELS.get(state, state)), n) for target, state, n in counted)
+        )
 
     def depths(self, depths: Mapping[str, int], waiting: Mapping[str, int]) -> None:
-        """Take over how many jobs are in each lane (`dead` are the dead letters), and wait for another try."""
+        """Take over how many jobs are in each lane (`dead` are the dead letters), and wait for
+        another try."""
         oldest = self.activity.oldest()
         for lane in depths:
             if lane != "dead":
@@ -224,7 +290,9 @@ class Metrics:
 
 def _labels(gauge: Gauge) -> set[tuple[str, ...]]:
     """The labels of each series of a gauge."""
-    return {tuple(sample.labels.values()) for family in gauge.collect() for sample in family.samples}
+    return {
+        tuple(sample.labels.values()) for family in gauge.collect() for sample in family.samples
+    }
 
 
 def _remove(gauge: Gauge, labels: Iterable[tuple[str, ...]]) -> None:
@@ -233,7 +301,8 @@ def _remove(gauge: Gauge, labels: Iterable[tuple[str, ...]]) -> None:
 
 
 def _renew(gauge: Gauge, values: Iterable[tuple[tuple[str, ...], float]]) -> None:
-    """Set each series of a gauge, then remove the others: a scrape may come at any moment, and must not find none."""
+    """Set each series of a gauge, then remove the others: a scrape may come at any moment, and must
+    not find none."""
     current = set()
     for labels, value in values:
         gauge.labels(*labels).set(value)

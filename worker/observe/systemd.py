@@ -1,4 +1,5 @@
-"""The service manager: what systemd is told of the daemon's state, by its own protocol; nothing without one.
+"""The service manager: what systemd is told of the daemon's state, by its own protocol; nothing
+without one.
 
 Source: sd_notify(3), systemd.service(5).
 """
@@ -16,12 +17,14 @@ WATCHDOG = "WATCHDOG=1"
 
 
 def extend(seconds: float) -> str:
-    """Return the message that asks systemd for so many more seconds before a start or a stop counts as failed."""
+    """Return the message that asks systemd for so many more seconds before a start or a stop counts
+    as failed."""
     return f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}"
 
 
 def status(text: str) -> str:
-    """Return the message that has systemd show this text, in one line: a line of its own would be a command to it."""
+    """Return the message that has systemd show this text, in one line: a line of its own would be a
+    command to it."""
     return f"STATUS={' '.join(text.split())}"
 
 
@@ -32,6 +35,9 @@ def notify(state: str) -> None:
         return
     # A leading @ stands for the zero byte of an abstract socket
     path = "\0" + address[1:] if address.startswith("@") else address
-    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+    with (
+        contextlib.suppress(OSError),
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock,
+    ):
         sock.setblocking(False)
         sock.sendto(state.encode(), path)

@@ -1,4 +1,5 @@
-"""Seconds that users wait for volumes made from an image, and whether those were cloned or downloaded."""
+"""Seconds that users wait for volumes made from an image, and whether those were cloned or
+downloaded."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ TIMED = frozenset({"volume.create.start", "image.send", "volume.create.end"})
 
 
 class VolumeTimes:
-    """Pairs volume.create.start with .end; an image.send in between means that the image was downloaded.
+    """Pairs volume.create.start with .end; an image.send in between means that the image was
+    downloaded.
 
-    In between is by the order in which they come in: Glance and Cinder look at clocks of their own. Only how long it
-    took is told by timestamps, which are both Cinder's.
+    In between is by the order in which they come in: Glance and Cinder look at clocks of their own.
+    Only how long it took is told by timestamps, which are both Cinder's.
     """
 
     def __init__(self, *, metrics: Metrics) -> None:
@@ -43,7 +45,8 @@ class VolumeTimes:
             return
         match notification.event_type:
             case "volume.create.start":
-                # A create that is tried on another backend starts again: users wait since the first time
+                # A create that is tried on another backend starts again: users wait since the first
+                # time
                 self._note(self._started, notification.volume_id, when, first=True)
             case "image.send":
                 self._note(self._sent, notification.image_id, when)
@@ -63,7 +66,14 @@ class VolumeTimes:
         self._metrics.volume_create.labels(target, warm).observe(seconds)
         self._metrics.activity.created(target, seconds, warm=warm == "true")
 
-    def _note(self, times: OrderedDict[str, tuple[int, float]], key: str, when: float, *, first: bool = False) -> None:
+    def _note(
+        self,
+        times: OrderedDict[str, tuple[int, float]],
+        key: str,
+        when: float,
+        *,
+        first: bool = False,
+    ) -> None:
         with self._lock:
             if not (first and key in times):
                 times[key] = (next(self._order), when)

@@ -1,8 +1,10 @@
-"""A small HTTP server that a hostile network can neither stop nor use up: GET and HEAD, one request a connection.
+"""A small HTTP server that a hostile network can neither stop nor use up: GET and HEAD, one request
+a connection.
 
-Neither the standard library's server nor waitress bounds how long a request may take to come: one byte now and then
-keeps its connection, and with enough of these nobody else gets one. Here every connection has a deadline, and when too
-many are open the oldest one of the address that has the most is dropped for the new one.
+Neither the standard library's server nor waitress bounds how long a request may take to come: one
+byte now and then keeps its connection, and with enough of these nobody else gets one. Here every
+connection has a deadline, and when too many are open the oldest one of the address that has the
+most is dropped for the new one.
 """
 
 from __future__ import annotations
@@ -39,7 +41,8 @@ ALLOW = ", ".join(METHODS)
 HEAD = 16_384
 # An answer of fewer bytes is not worth to be compressed
 LARGE = 4096
-# Connections that wait to be accepted (the system may allow fewer), and how many of them are accepted at once
+# Connections that wait to be accepted (the system may allow fewer), and how many of them are
+# accepted at once
 BACKLOG = 512
 BURST = 16
 # Seconds that a client has to take note of the answer, before the connection is closed under it
@@ -52,7 +55,8 @@ RESET, KEEP = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
-    """Limits for all clients together, and the seconds that a client has to ask and to take its answer."""
+    """Limits for all clients together, and the seconds that a client has to ask and to take its
+    answer."""
 
     connections: int = 64
     threads: int = 2
@@ -62,7 +66,8 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A request: `path` without its query, `client` the address that it comes from, header names in lower case."""
+    """A request: `path` without its query, `client` the address that it comes from, header names in
+    lower case."""
 
     method: str
     path: str
@@ -89,8 +94,8 @@ Handle = Callable[[Request], Answer]
 
 
 class Server:
-    """Serves on a thread of its own. `quick` answers there what takes no time, so that it never waits for a thread;
-    what it answers by None is for `handle`, on one of a few other threads."""
+    """Serves on a thread of its own. `quick` answers there what takes no time, so that it never
+    waits for a thread; what it answers by None is for `handle`, on one of a few other threads."""
 
     def __init__(self, *, quick: Quick, handle: Handle, bounds: Bounds | None = None) -> None:
         self._quick = quick
@@ -104,8 +109,8 @@ class Server:
         self._servers: list[asyncio.Server] = []
 
     def start(self, host: str, port: int) -> int:
-        """Begin to serve; the port, chosen by the system if 0. OSError if the address can't be had. Blocks: a name is
-        looked up."""
+        """Begin to serve; the port, chosen by the system if 0. OSError if the address can't be had.
+        Blocks: a name is looked up."""
         sockets = listen(host, port)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="probes", daemon=True)
@@ -127,13 +132,17 @@ class Server:
 
     async def _serve(self, sockets: list[socket.socket]) -> None:
         for one in sockets:
-            self._servers.append(await asyncio.start_server(self._connected, sock=one, backlog=BURST, limit=HEAD))
-            # asyncio accepts as many at once as its backlog, which would be more than we want to have open
+            self._servers.append(
+                await asyncio.start_server(self._connected, sock=one, backlog=BURST, limit=HEAD)
+            )
+            # asyncio accepts as many at once as its backlog, which would be more than we want to
+            # have open
             one.listen(BACKLOG)
 
     async def _close(self) -> None:
-        # A connection that was accepted a moment ago takes some turns until its task runs. If its server is closed or
-        # its task is cancelled before that, it stays open for ever: so accept no more, and wait for them
+        # A connection that was accepted a moment ago takes some turns until its task runs. If its
+        # server is closed or its task is cancelled before that, it stays open for ever: so accept
+        # no more, and wait for them
         for server in self._servers:
             for sock in server.sockets:
                 asyncio.get_running_loop().remove_reader(sock.fileno())
@@ -162,14 +171,16 @@ class Server:
             await self._exchange(reader, writer, client)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, KEEP)
         except (OSError, EOFError, TimeoutError, asyncio.CancelledError):
-            # The client is gone, or too slow, or was dropped: nobody waits for this task, and asyncio before 3.11.7
-            # takes one that is cancelled for a bug
+            # The client is gone, or too slow, or was dropped: nobody waits for this task, and
+            # asyncio before 3.11.7 takes one that is cancelled for a bug
             pass
         finally:
             self._open.pop(task, None)
             writer.transport.abort()
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: str) -> None:
+    async def _exchange(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: str
+    ) -> None:
         """Read the request, answer it; TimeoutError if the client takes too long."""
         async with asyncio.timeout(self._bounds.asking):
             try:
@@ -199,7 +210,9 @@ class Server:
         try:
             if answer := self._quick(request):
                 return answer
-            return await asyncio.get_running_loop().run_in_executor(self._pool, self._handled, request)
+            return await asyncio.get_running_loop().run_in_executor(
+                self._pool, self._handled, request
+            )
         except Exception:
             # The root of a request: a bug in an answer ends nothing else
             log.exception("request_failed", path=request.path)
@@ -209,7 +222,11 @@ class Server:
         answer = self._handle(request)
         if len(answer.body) > LARGE and _takes_gzip(request.headers.get("accept-encoding", "")):
             headers = (*answer.headers, ("Content-Encoding", "gzip"), ("Vary", "Accept-Encoding"))
-            return Answer(status=answer.status, body=gzip.compress(answer.body, compresslevel=1), headers=headers)
+            return Answer(
+                status=answer.status,
+                body=gzip.compress(answer.body, compresslevel=1),
+                headers=headers,
+            )
         return answer
 
 
@@ -226,7 +243,10 @@ def _head(answer: Answer) -> bytes:
         ("Content-Length", str(len(answer.body))),
         ("Connection", "close"),
     )
-    lines = (f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}", *(f"{k}: {v}" for k, v in headers))
+    lines = (
+        f"HTTP/1.1 {answer.status} {HTTPStatus(answer.status).phrase}",
+        *(f"{k}: {v}" for k, v in headers),
+    )
     return "\r\n".join((*lines, "", "")).encode("latin-1")
 
 
@@ -256,16 +276,22 @@ def _request(head: bytes, client: str) -> Request | Answer:
         return BAD
     if words[0] not in METHODS:
         return NOT_ALLOWED
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    headers = {
+        name.strip().lower(): value.strip()
+        for name, _, value in (line.partition(":") for line in lines)
+    }
     path, _, query = words[1].partition("?")
     return Request(method=words[0], path=path, query=query, client=client, headers=headers)
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen on each address of a host that this machine has; OSError if there is none. Blocks."""
+    """Sockets that listen on each address of a host that this machine has; OSError if there is
+    none. Blocks."""
     found = dict.fromkeys(
         (family, address)
-        for family, _, _, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        for family, _, _, _, address in socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
     )
     sockets: list[socket.socket] = []
     last: OSError | None = None
@@ -274,7 +300,9 @@ def listen(host: str, port: int) -> list[socket.socket]:
             # As other servers do: [::] is every address, of IPv4 too
             both = family == socket.AF_INET6 and address[0] == "::" and socket.has_dualstack_ipv6()
             sockets.append(
-                socket.create_server(address, family=family, backlog=BACKLOG, dualstack_ipv6=both, reuse_port=False)
+                socket.create_server(
+                    address, family=family, backlog=BACKLOG, dualstack_ipv6=both, reuse_port=False
+                )
             )
         except OSError as error:
             last = error
@@ -289,7 +317,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def address_of(text: str) -> tuple[str, int] | None:
-    """The address of HOST:PORT, with one of IPv6 in brackets as in a URL; None if there can be none. Asks nobody."""
+    """The address of HOST:PORT, with one of IPv6 in brackets as in a URL; None if there can be
+    none. Asks nobody."""
     host, _, port = text.rpartition(":")
     if not NUMBER.fullmatch(port) or int(port) > 65_535:
         return None
@@ -303,7 +332,11 @@ def address_of(text: str) -> tuple[str, int] | None:
             return host, int(port)
     except ValueError:
         return None
-    return (host, int(port)) if len(host) < 254 and all(map(LABEL.fullmatch, host.split("."))) else None
+    return (
+        (host, int(port))
+        if len(host) < 254 and all(map(LABEL.fullmatch, host.split(".")))
+        else None
+    )
 
 
 def shown(address: tuple[str, int]) -> str:

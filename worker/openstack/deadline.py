@@ -1,4 +1,5 @@
-"""Bounds of a call: how long it may take in all, how large its answer may be, and to whom it may lead.
+"""Bounds of a call: how long it may take in all, how large its answer may be, and to whom it may
+lead.
 
 requests bounds no more than the time between two bytes of an answer.
 """
@@ -27,7 +28,8 @@ _CURRENT: contextvars.ContextVar[Deadline | None] = contextvars.ContextVar("dead
 
 
 class Deadline:
-    """Cuts the connections that a thread uses in its `with` block once somebody says that the time is over.
+    """Cuts the connections that a thread uses in its `with` block once somebody says that the time
+    is over.
 
     The thread sits in a read of the kernel's then, which only the end of the connection ends.
     """
@@ -41,7 +43,12 @@ class Deadline:
         self._token = _CURRENT.set(self)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         _CURRENT.reset(self._token)
         with self._lock:
             for one in self._sockets:
@@ -49,7 +56,8 @@ class Deadline:
             self._sockets.clear()
 
     def cut(self) -> None:
-        """The time is over: whatever the thread reads or writes ends, now and later. From any thread."""
+        """The time is over: whatever the thread reads or writes ends, now and later. From any
+        thread."""
         with self._lock:
             self.over = True
             for one in self._sockets:
@@ -57,7 +65,8 @@ class Deadline:
                     one.shutdown(socket.SHUT_RDWR)
 
     def watch(self, connection: socket.socket) -> None:
-        """The thread uses this connection from now on; TimeoutError, and it is closed, if the time is over."""
+        """The thread uses this connection from now on; TimeoutError, and it is closed, if the time
+        is over."""
         with self._lock:
             if not self.over:
                 # A handle of our own: TLS takes the socket's away from it
@@ -103,7 +112,9 @@ def _content(response: requests.Response) -> bytes:
     for piece in response.iter_content(_PIECE):
         content += piece
         if len(content) > LARGEST:
-            raise requests.exceptions.RequestException(f"an answer of more than {LARGEST >> 20} MiB")
+            raise requests.exceptions.RequestException(
+                f"an answer of more than {LARGEST >> 20} MiB"
+            )
     return bytes(content)
 
 
@@ -118,14 +129,17 @@ def _stay(url: str, response: requests.Response) -> None:
     here, there = urlsplit(url), urlsplit(urljoin(url, location))
     if here.hostname != there.hostname or there.scheme not in (here.scheme, "https"):
         where = f"{there.scheme}://{there.hostname}"
-        raise requests.exceptions.RequestException(f"the answer leads to {where}, where our login is not sent")
+        raise requests.exceptions.RequestException(
+            f"the answer leads to {where}, where our login is not sent"
+        )
 
 
 _POOLS = {"http": _Pool, "https": _TlsPool}
 
 
 class Adapter(requests.adapters.HTTPAdapter):
-    """requests' adapter, with connections that a `Deadline` can cut, and answers that are whole and not too large."""
+    """requests' adapter, with connections that a `Deadline` can cut, and answers that are whole and
+    not too large."""
 
     def send(
         self,

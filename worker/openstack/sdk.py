@@ -1,4 +1,5 @@
-"""The cloud by openstacksdk: the only module that imports it. Requests in, values and our own errors out."""
+"""The cloud by openstacksdk: the only module that imports it. Requests in, values and our own
+errors out."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ LOCATION_API = (2, 17)
 KEYSTONES = re.compile(r"(?:/\w+)*/v3/(?:auth|projects)\b")
 """Paths of Keystone's, of which no other service has any."""
 PATCH_TYPE = "application/openstack-images-v2.1-json-patch"
-# Fields of every image that are no properties of its own; a hash and two links a listed image would be a third of it
+# Fields of every image that are no properties of its own; a hash and two links a listed image would
+# be a third of it
 BASE = frozenset({
     "id", "name", "status", "owner", "disk_format", "container_format", "visibility", "created_at", "updated_at",
     "checksum", "os_hash_algo", "os_hash_value", "self", "file", "schema", "stores", "direct_url",
@@ -75,13 +77,17 @@ class Identity:
 
 
 def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection:
-    """A connection that has not asked anything yet. `name` is an entry of clouds.yaml; else OS_CLOUD, else OS_*.
+    """A connection that has not asked anything yet. `name` is an entry of clouds.yaml; else
+    OS_CLOUD, else OS_*.
 
-    Raises Misconfigured if there are no credentials to be found. `timeout` in seconds, for each request.
+    Raises Misconfigured if there are no credentials to be found. `timeout` in seconds, for each
+    request.
     """
     try:
         region = openstack.config.OpenStackConfig(
-            app_name="image-volume-worker", app_version=release(), config_files=[*CONFIG_FILES, OWN_CLOUDS]
+            app_name="image-volume-worker",
+            app_version=release(),
+            config_files=[*CONFIG_FILES, OWN_CLOUDS],
         ).get_one(cloud=name or None, api_timeout=timeout)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -90,20 +96,36 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
     except (openstack.exceptions.SDKException, ksa.ClientException) as error:
         named = os.environ.get("OS_CLIENT_CONFIG_FILE", "")
         hidden = [
-            file for file in (named, *CONFIG_FILES, OWN_CLOUDS) if os.path.exists(file) and not os.access(file, os.R_OK)
+            file
+            for file in (named, *CONFIG_FILES, OWN_CLOUDS)
+            if os.path.exists(file) and not os.access(file, os.R_OK)
         ]
-        looked = "looked in OS_CLIENT_CONFIG_FILE, ., ~/.config/openstack, /etc/openstack and /etc/image-volume-worker"
+        looked = (
+            "looked in OS_CLIENT_CONFIG_FILE, ., ~/.config/openstack, /etc/openstack and "
+            "/etc/image-volume-worker"
+        )
         if hidden:
             looked = f"may not read {', '.join(hidden)}"
-        raise Misconfigured([f"[cloud]: no usable credentials: {error} ({looked} for clouds.yaml)"]) from error
+        raise Misconfigured(
+            [f"[cloud]: no usable credentials: {error} ({looked} for clouds.yaml)"]
+        ) from error
     except Exception as error:
-        # What is not where it belongs in a clouds.yaml, or no YAML, surprises openstacksdk in many ways
-        raise Misconfigured([f"[cloud]: clouds.yaml or OS_* variables make no sense: {_line(error)}"]) from error
+        # What is not where it belongs in a clouds.yaml, or no YAML, surprises openstacksdk in many
+        # ways
+        raise Misconfigured(
+            [f"[cloud]: clouds.yaml or OS_* variables make no sense: {_line(error)}"]
+        ) from error
     if not session.auth or not hasattr(session.auth, "get_access"):
         raise Misconfigured(
-            ["[cloud]: no credentials: set name, OS_CLOUD or OS_* (password or application credential)"]
+            [
+                (
+                    "[cloud]: no credentials: set name, OS_CLOUD or OS_* (password or application "
+                    "credential)"
+                )
+            ]
         )
-    # requests keeps 10 connections a host otherwise, and opens and closes the rest for every request
+    # requests keeps 10 connections a host otherwise, and opens and closes the rest for every
+    # request
     pool = Adapter(pool_connections=8, pool_maxsize=concurrency)
     session.session.mount("http://", pool)
     session.session.mount("https://", pool)
@@ -118,16 +140,20 @@ def count_keystone(connection: Connection, metrics: Metrics) -> None:
 
     def heard(response: requests.Response, *_: object, **__: object) -> None:
         if KEYSTONES.match(urlsplit(response.url).path):
-            metrics.api_requests.labels("keystone", response.request.method or "", str(response.status_code)).inc()
+            metrics.api_requests.labels(
+                "keystone", response.request.method or "", str(response.status_code)
+            ).inc()
 
     connection.session.session.hooks["response"].append(heard)
 
 
 class OpenStackCloud:
-    """`worker.core.cloud.Cloud` on a real one. Threads carry the requests, `concurrency` of them at once.
+    """`worker.core.cloud.Cloud` on a real one. Threads carry the requests, `concurrency` of them at
+    once.
 
-    `admin_role` is the role that makes Glance and Cinder show what belongs to others, `timeout` how many seconds a
-    request may take in all, with the token and the versions that it may have to ask for first.
+    `admin_role` is the role that makes Glance and Cinder show what belongs to others, `timeout` how
+    many seconds a request may take in all, with the token and the versions that it may have to ask
+    for first.
     """
 
     def __init__(
@@ -164,12 +190,15 @@ class OpenStackCloud:
             session = self._connection.session
             # connect() has made sure that it is a plugin of Keystone's
             access = cast("BaseIdentityPlugin", session.auth).get_access(session)
-            return Identity(project_id=access.project_id or "", roles=frozenset(access.role_names or ()))
+            return Identity(
+                project_id=access.project_id or "", roles=frozenset(access.role_names or ())
+            )
 
         return await self._retried("keystone", lambda: self._guarded("keystone", "POST", ask))
 
     async def find_project(self, name: str) -> str:
-        """The id of the project that has this name or id; NotFound if there is none, Blocked if we may not look."""
+        """The id of the project that has this name or id; NotFound if there is none, Blocked if we
+        may not look."""
 
         def ask() -> str:
             try:
@@ -181,7 +210,9 @@ class OpenStackCloud:
             except openstack.exceptions.NotFoundException as error:
                 raise NotFound(f"keystone: no project {name}") from error
             except openstack.exceptions.DuplicateResource as error:
-                raise Blocked(f"keystone: several projects are named {name}: give the id") from error
+                raise Blocked(
+                    f"keystone: several projects are named {name}: give the id"
+                ) from error
 
         return await self._retried("keystone", lambda: self._guarded("keystone", "GET", ask))
 
@@ -204,12 +235,14 @@ class OpenStackCloud:
 
     async def find_volume_witness(self) -> str:
         project_id = await self._own_project()
-        # Without the right to see all, Cinder passes `all_tenants` over in silence. Some hundred of the newest may all
-        # be ours, and then some of the oldest are not
+        # Without the right to see all, Cinder passes `all_tenants` over in silence. Some hundred of
+        # the newest may all be ours, and then some of the oldest are not
         for order in ("desc", "asc"):
             query = urlencode({"all_tenants": 1, "limit": 100, "sort": f"created_at:{order}"})
             rows = await self._read(
-                "block-storage", f"/volumes/detail?{query}", lambda answer: [_volume(row) for row in answer["volumes"]]
+                "block-storage",
+                f"/volumes/detail?{query}",
+                lambda answer: [_volume(row) for row in answer["volumes"]],
             )
             for volume in rows:
                 if volume.project_id and volume.project_id != project_id:
@@ -220,12 +253,16 @@ class OpenStackCloud:
         try:
             return await self.read_locations(image_id) or None
         except (NotFound, Blocked):
-            # Glance before 2.17, or we lack the role service: the image itself shows them if the operator lets it
-            shown = await self._read("image", f"/v2/images/{image_id}", _shown_locations, certain=image_id)
+            # Glance before 2.17, or we lack the role service: the image itself shows them if the
+            # operator lets it
+            shown = await self._read(
+                "image", f"/v2/images/{image_id}", _shown_locations, certain=image_id
+            )
             return shown or None
 
     async def shows_locations(self) -> bool:
-        """Whether Glance lets us read where the data of images lies; True while there is no image to ask about."""
+        """Whether Glance lets us read where the data of images lies; True while there is no image
+        to ask about."""
         for image in await self.newest_images(limit=5, status="active"):
             with contextlib.suppress(NotFound):
                 if await self.get_locations(image.id) is not None:
@@ -236,22 +273,32 @@ class OpenStackCloud:
         return True
 
     async def copy_image(self, image_id: str, stores: Iterable[str]) -> None:
-        body = {"method": {"name": "copy-image"}, "stores": list(stores), "all_stores_must_succeed": False}
+        body = {
+            "method": {"name": "copy-image"},
+            "stores": list(stores),
+            "all_stores_must_succeed": False,
+        }
         await self._write("image", "POST", f"/v2/images/{image_id}/import", body)
 
     async def add_location(self, image_id: str, url: str) -> None:
         patch = [{"op": "add", "path": "/locations/-", "value": {"url": url, "metadata": {}}}]
-        await self._write("image", "PATCH", f"/v2/images/{image_id}", patch, content_type=PATCH_TYPE)
+        await self._write(
+            "image", "PATCH", f"/v2/images/{image_id}", patch, content_type=PATCH_TYPE
+        )
 
     async def import_location(self, image_id: str, url: str) -> None:
-        await self._write("image", "POST", f"/v2/images/{image_id}/locations", {"url": url, "validation_data": {}})
+        await self._write(
+            "image", "POST", f"/v2/images/{image_id}/locations", {"url": url, "validation_data": {}}
+        )
 
     async def imports_locations(self) -> bool:
         return await self.image_api_version() >= LOCATION_API
 
     async def list_tasks(self, image_id: str) -> tuple[ImageTask, ...]:
         def newest_first(answer: Any) -> tuple[ImageTask, ...]:
-            rows = sorted(_rows(answer, "tasks"), key=lambda row: str(row.get("created_at")), reverse=True)
+            rows = sorted(
+                _rows(answer, "tasks"), key=lambda row: str(row.get("created_at")), reverse=True
+            )
             return tuple(_task(row) for row in rows)
 
         return await self._read("image", f"/v2/images/{image_id}/tasks", newest_first)
@@ -260,18 +307,23 @@ class OpenStackCloud:
         return await self._read(
             "image",
             f"/v2/images/{image_id}/members",
-            lambda answer: {str(row["member_id"]): str(row["status"]) for row in _rows(answer, "members")},
+            lambda answer: {
+                str(row["member_id"]): str(row["status"]) for row in _rows(answer, "members")
+            },
         )
 
     async def set_properties(self, image_id: str, properties: Mapping[str, str]) -> None:
         patch = [_change(name, value) for name, value in properties.items()]
-        await self._write("image", "PATCH", f"/v2/images/{image_id}", patch, content_type=PATCH_TYPE)
+        await self._write(
+            "image", "PATCH", f"/v2/images/{image_id}", patch, content_type=PATCH_TYPE
+        )
 
     async def remove_from_store(self, image_id: str, store: str) -> None:
         await self._write("image", "DELETE", f"/v2/stores/{store}/{image_id}")
 
     async def has_admin_role(self) -> bool:
-        """Whether our token carries the role that is configured to show what belongs to others. No proof that it does.
+        """Whether our token carries the role that is configured to show what belongs to others. No
+        proof that it does.
 
         Glance's policy decides what the role is worth: see `find_witness`.
         """
@@ -289,7 +341,9 @@ class OpenStackCloud:
         return await self._read(
             "image",
             "/v2/info/import",
-            lambda answer: frozenset(str(method) for method in answer.get("import-methods", {}).get("value", ())),
+            lambda answer: frozenset(
+                str(method) for method in answer.get("import-methods", {}).get("value", ())
+            ),
         )
 
     async def list_volume_types(self) -> Mapping[str, str]:
@@ -297,12 +351,17 @@ class OpenStackCloud:
         return await self._read(
             "block-storage",
             "/types?is_public=None",
-            lambda answer: {str(row["id"]): str(row["name"]) for row in _rows(answer, "volume_types")},
+            lambda answer: {
+                str(row["id"]): str(row["name"]) for row in _rows(answer, "volume_types")
+            },
         )
 
     async def get_volume(self, volume_id: str) -> Volume:
         volume = await self._read(
-            "block-storage", f"/volumes/{volume_id}", lambda answer: _whole_volume(answer["volume"]), certain=volume_id
+            "block-storage",
+            f"/volumes/{volume_id}",
+            lambda answer: _whole_volume(answer["volume"]),
+            certain=volume_id,
         )
         # The role admin sees the volumes of all projects here
         return replace(volume, foreign=volume.project_id != await self._own_project())
@@ -345,7 +404,8 @@ class OpenStackCloud:
         shown = answer.get("metadata") if isinstance(answer, dict) else None
         if not isinstance(shown, dict):
             return
-        # Two writes at once can leave two rows of one key. From then on Cinder writes the first and shows the other.
+        # Two writes at once can leave two rows of one key. From then on Cinder writes the first and
+        # shows the other.
         if doubled := [name for name, value in metadata.items() if shown.get(name, value) != value]:
             log.info("metadata_doubled", volume_id=volume_id, names=doubled)
             for name in doubled:
@@ -372,7 +432,8 @@ class OpenStackCloud:
         return await self._guarded("keystone", "POST", ask)
 
     async def clock(self, service: str) -> Clock:
-        """How far the clock of `keystone`, `image` or `block-storage` is ahead of ours; Malformed if it won't say.
+        """How far the clock of `keystone`, `image` or `block-storage` is ahead of ours; Malformed
+        if it won't say.
 
         Needs no rights there, as it asks for no more than the versions.
         """
@@ -382,10 +443,14 @@ class OpenStackCloud:
             if service == "keystone":
                 url = str(cast("Any", session.auth).auth_url)
             else:
-                proxy = self._connection.image if service == "image" else self._connection.block_storage
+                proxy = (
+                    self._connection.image if service == "image" else self._connection.block_storage
+                )
                 url = f"{'{0.scheme}://{0.netloc}'.format(urlsplit(proxy.get_endpoint() or ''))}/"
             asked = time.time()
-            response = session.get(url, authenticated=False, raise_exc=False, redirect=False, connect_retries=0)
+            response = session.get(
+                url, authenticated=False, raise_exc=False, redirect=False, connect_retries=0
+            )
             answered = time.time()
             try:
                 second = parsedate_to_datetime(response.headers["Date"]).timestamp()
@@ -398,7 +463,9 @@ class OpenStackCloud:
     async def image_api_version(self) -> tuple[int, ...]:
         """The newest version of the image API, as (2, 17)."""
         return await self._read(
-            "image", "/versions", lambda answer: max(_each("versions", _version)(answer), default=())
+            "image",
+            "/versions",
+            lambda answer: max(_each("versions", _version)(answer), default=()),
         )
 
     async def volume_api_version(self) -> tuple[int, ...]:
@@ -413,14 +480,19 @@ class OpenStackCloud:
     async def newest_images(self, *, limit: int = 100, status: str = "") -> tuple[Shown, ...]:
         """Some images, the newest first, of whatever project; with `status` only those in it."""
         query = {"limit": limit, "visibility": "all"} | ({"status": status} if status else {})
-        return await self._read("image", f"/v2/images?{urlencode(query)}", _each("images", Shown.from_api))
+        return await self._read(
+            "image", f"/v2/images?{urlencode(query)}", _each("images", Shown.from_api)
+        )
 
     async def read_locations(self, image_id: str) -> tuple[Location, ...]:
-        """Where an image's data lies, by the New Location API alone; Blocked without the role service."""
+        """Where an image's data lies, by the New Location API alone; Blocked without the role
+        service."""
         return await self._read("image", f"/v2/images/{image_id}/locations", _locations)
 
     async def describe_volume_types(self) -> tuple[VolumeType, ...]:
-        return await self._read("block-storage", "/types?is_public=None", _each("volume_types", VolumeType.from_api))
+        return await self._read(
+            "block-storage", "/types?is_public=None", _each("volume_types", VolumeType.from_api)
+        )
 
     async def encrypts(self, type_id: str) -> bool:
         """Whether volumes of a type are encrypted; an administrator's call."""
@@ -429,7 +501,9 @@ class OpenStackCloud:
 
     async def list_pools(self) -> tuple[Pool, ...]:
         path = "/scheduler-stats/get_pools?detail=true"
-        pools: tuple[Pool, ...] = await self._read("block-storage", path, _each("pools", Pool.from_api))
+        pools: tuple[Pool, ...] = await self._read(
+            "block-storage", path, _each("pools", Pool.from_api)
+        )
         try:
             zones = await self._read("block-storage", "/os-services?binary=cinder-volume", _zones)
         except Blocked:
@@ -439,7 +513,10 @@ class OpenStackCloud:
     async def create_private_type(self, name: str, specs: Mapping[str, str]) -> None:
         body = {
             "name": name,
-            "description": "Leads to one pool, for Image-Volumes there. Made and deleted by image-volume-worker.",
+            "description": (
+                "Leads to one pool, for Image-Volumes there. Made and deleted by "
+                "image-volume-worker."
+            ),
             "os-volume-type-access:is_public": False,
             "extra_specs": dict(specs),
         }
@@ -450,7 +527,9 @@ class OpenStackCloud:
 
     async def list_services(self) -> tuple[Service, ...]:
         """Cinder's services; an administrator's call."""
-        return await self._read("block-storage", "/os-services", _each("services", Service.from_api))
+        return await self._read(
+            "block-storage", "/os-services", _each("services", Service.from_api)
+        )
 
     async def list_zones(self) -> frozenset[str]:
         """The availability zones for volumes that are available."""
@@ -482,19 +561,36 @@ class OpenStackCloud:
     def _volumes(
         self, query: Mapping[str, str], parse: Callable[[Mapping[str, Any]], Volume] | None = None
     ) -> AsyncIterator[Volume]:
-        """The volumes of our own project; even with the role admin Cinder lists no others unless asked to."""
+        """The volumes of our own project; even with the role admin Cinder lists no others unless
+        asked to."""
 
         def following(page: Any) -> str | None:
-            links = [link["href"] for link in page.get("volumes_links", ()) if link.get("rel") == "next"]
-            # Cinder's link may name an endpoint that only it knows (public_endpoint): keep ours, take its query
-            return f"/volumes/detail?{urlencode(parse_qsl(urlsplit(links[0]).query))}" if links else None
+            links = [
+                link["href"] for link in page.get("volumes_links", ()) if link.get("rel") == "next"
+            ]
+            # Cinder's link may name an endpoint that only it knows (public_endpoint): keep ours,
+            # take its query
+            return (
+                f"/volumes/detail?{urlencode(parse_qsl(urlsplit(links[0]).query))}"
+                if links
+                else None
+            )
 
         return self._pages(
-            "block-storage", f"/volumes/detail?{urlencode(query)}", "volumes", parse or _volume, following
+            "block-storage",
+            f"/volumes/detail?{urlencode(query)}",
+            "volumes",
+            parse or _volume,
+            following,
         )
 
     async def _pages(
-        self, service: str, url: str, name: str, parse: Callable[[Any], T], following: Callable[[Any], str | None]
+        self,
+        service: str,
+        url: str,
+        name: str,
+        parse: Callable[[Any], T],
+        following: Callable[[Any], str | None],
     ) -> AsyncIterator[T]:
         """The rows of a listing, page by page; `following` is where the next page is."""
         next_url: str | None = url
@@ -509,22 +605,35 @@ class OpenStackCloud:
             for row in rows:
                 yield row
 
-    async def _read(self, service: str, url: str, parse: Callable[[Any], T], *, certain: str = "") -> T:
-        """Return the answer as `parse` reads it. One that makes no sense is asked for again, as if it was cut short."""
+    async def _read(
+        self, service: str, url: str, parse: Callable[[Any], T], *, certain: str = ""
+    ) -> T:
+        """Return the answer as `parse` reads it. One that makes no sense is asked for again, as if
+        it was cut short."""
 
         async def ask() -> T:
-            return _parsed(service, parse, await self._request(service, "GET", url, certain=certain))
+            return _parsed(
+                service, parse, await self._request(service, "GET", url, certain=certain)
+            )
 
         return await self._retried(service, ask)
 
     async def _write(
-        self, service: str, method: str, url: str, body: object = None, *, content_type: str = "application/json"
+        self,
+        service: str,
+        method: str,
+        url: str,
+        body: object = None,
+        *,
+        content_type: str = "application/json",
     ) -> Any:
         return await self._request(service, method, url, body=body, content_type=content_type)
 
     async def _retried(self, service: str, call: Callable[[], Awaitable[T]]) -> T:
         counted = self._metrics.api_retries
-        async for attempt in reading(lambda reason: counted.labels(service, reason).inc(), sleep=self._sleep):
+        async for attempt in reading(
+            lambda reason: counted.labels(service, reason).inc(), sleep=self._sleep
+        ):
             with attempt:
                 return await call()
         raise AssertionError("tenacity raises the last error instead")
@@ -539,7 +648,8 @@ class OpenStackCloud:
         content_type: str = "application/json",
         certain: str = "",
     ) -> Any:
-        """The answer's JSON. `certain` is text that a 404 must hold to be believed: a proxy has its own."""
+        """The answer's JSON. `certain` is text that a 404 must hold to be believed: a proxy has its
+        own."""
 
         def ask() -> Any:
             proxy = self._connection.image if service == "image" else self._connection.block_storage
@@ -547,16 +657,20 @@ class OpenStackCloud:
             where: dict[str, Any] = {}
             if service == "image":
                 # The catalog's endpoint may or may not end in /v2; ours are absolute below it
-                where["endpoint_override"] = (proxy.get_endpoint() or "").rstrip("/").removesuffix("/v2")
+                where["endpoint_override"] = (
+                    (proxy.get_endpoint() or "").rstrip("/").removesuffix("/v2")
+                )
             response = proxy.request(
                 url,
                 method,
                 raise_exc=False,
                 connect_retries=0,
-                # keystoneauth's own makes each request wait until the clock has caught up, if it was set back
+                # keystoneauth's own makes each request wait until the clock has caught up, if it
+                # was set back
                 rate_semaphore=contextlib.nullcontext(),
                 **where,
-                headers={"Accept": "application/json"} | ({"Content-Type": content_type} if body is not None else {}),
+                headers={"Accept": "application/json"}
+                | ({"Content-Type": content_type} if body is not None else {}),
                 data=None if body is None else json.dumps(body),
             )
             return self._answer(service, method, response, certain)
@@ -566,8 +680,8 @@ class OpenStackCloud:
     async def _guarded(self, service: str, method: str, ask: Callable[[], T]) -> T:
         """Run a request on a thread; what libraries raise becomes one of our errors, here only.
 
-        What is not known to be something else is Temporary: a file that is replaced just now, an answer that a library
-        stumbles over, no thread to be had.
+        What is not known to be something else is Temporary: a file that is replaced just now, an
+        answer that a library stumbles over, no thread to be had.
         """
         began = time.monotonic()
         context, deadline = contextvars.copy_context(), Deadline()
@@ -579,7 +693,11 @@ class OpenStackCloud:
             raise
         except (ksa.Unauthorized, ksa.Forbidden) as error:
             raise Blocked(f"{service}: Keystone refuses our credentials: {_line(error)}") from error
-        except (ksa.MissingRequiredOptions, ksa.NoMatchingPlugin, openstack.exceptions.ConfigException) as error:
+        except (
+            ksa.MissingRequiredOptions,
+            ksa.NoMatchingPlugin,
+            openstack.exceptions.ConfigException,
+        ) as error:
             raise Blocked(f"{service}: credentials are incomplete: {_line(error)}") from error
         except Exception as error:
             self._metrics.api_requests.labels(service, method, "none").inc()
@@ -587,15 +705,21 @@ class OpenStackCloud:
                 raise Temporary(f"{service}: no whole answer within {self._timeout:g} s") from error
             if isinstance(error, openstack.exceptions.NotSupported):
                 # It looks for the service's versions first, and has found none
-                raise Temporary(f"{service}: no answer: its endpoint tells no API version, is it there?") from error
+                raise Temporary(
+                    f"{service}: no answer: its endpoint tells no API version, is it there?"
+                ) from error
             if not isinstance(error, UNANSWERED) and self._strange != (strange := _line(error)):
                 self._strange = strange
-                log.warning("request_failed_strangely", service=service, error=strange, exc_info=error)
+                log.warning(
+                    "request_failed_strangely", service=service, error=strange, exc_info=error
+                )
             raise Temporary(f"{service}: no answer: {_line(error)}") from error
         finally:
             self._metrics.api_seconds.labels(service, method).observe(time.monotonic() - began)
 
-    def _within(self, deadline: Deadline, loop: asyncio.AbstractEventLoop, ask: Callable[[], T]) -> T:
+    def _within(
+        self, deadline: Deadline, loop: asyncio.AbstractEventLoop, ask: Callable[[], T]
+    ) -> T:
         """Call `ask` on this thread; cut its connections once it has taken `timeout` seconds."""
         with deadline:
             self._under_way.add(deadline)
@@ -616,7 +740,9 @@ class OpenStackCloud:
                 return response.json()
             except ValueError as error:
                 # A proxy's page or a body cut short; asking again is all that can help
-                raise Temporary(f"{service}: an answer that is no JSON: {response.text[:100]!r}") from error
+                raise Temporary(
+                    f"{service}: an answer that is no JSON: {response.text[:100]!r}"
+                ) from error
         text = f"{service}: {method} {urlsplit(response.url).path}: {status} {_message(response)}"
         match status:
             case 404 if certain and certain not in response.text:
@@ -636,7 +762,8 @@ class OpenStackCloud:
 
 
 def _line(error: BaseException) -> str:
-    """The innermost reason in one line: what wraps it says the same again, with URLs and object ids."""
+    """The innermost reason in one line: what wraps it says the same again, with URLs and object
+    ids."""
     while inner := error.__cause__ or error.__context__:
         error = inner
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200].removesuffix(": ")
@@ -654,7 +781,8 @@ def _message(response: requests.Response) -> str:
 
 
 def _retry_after(response: requests.Response) -> float | None:
-    """Seconds that the service asks us to wait, if it says so in seconds; never longer than a sane one would."""
+    """Seconds that the service asks us to wait, if it says so in seconds; never longer than a sane
+    one would."""
     try:
         return min(max(0.0, float(response.headers.get("Retry-After", ""))), LONGEST_WAIT)
     except ValueError:
@@ -744,7 +872,11 @@ def _image(fields: Mapping[str, Any]) -> Image:
         importing=_names(_text(fields, "os_glance_importing_to_stores")),
         failed=_names(_text(fields, "os_glance_failed_import")),
         import_locked="os_glance_import_task" in fields,
-        properties={key: value for key, value in fields.items() if isinstance(value, str) and key not in BASE},
+        properties={
+            key: value
+            for key, value in fields.items()
+            if isinstance(value, str) and key not in BASE
+        },
     )
 
 
@@ -756,7 +888,11 @@ def _location(fields: Mapping[str, Any]) -> Location:
 
 def _store(fields: Mapping[str, Any]) -> Store:
     properties = fields.get("properties") or {}
-    return Store(id=_word(fields, "id"), type=_text(fields, "type"), volume_type=_text(properties, "volume_type"))
+    return Store(
+        id=_word(fields, "id"),
+        type=_text(fields, "type"),
+        volume_type=_text(properties, "volume_type"),
+    )
 
 
 def _task(fields: Mapping[str, Any]) -> ImageTask:
@@ -783,7 +919,10 @@ def _quota(answer: Mapping[str, Any], volume_type: str) -> Quota:
         # A type has limits of its own besides those of the project; -1 is none
         given = [quotas[one] for one in (name, f"{name}_{volume_type}") if one in quotas]
         limited = [row for row in given if int(row["limit"]) >= 0]
-        return min((int(row["limit"]) - int(row["in_use"]) - int(row["reserved"]) for row in limited), default=None)
+        return min(
+            (int(row["limit"]) - int(row["in_use"]) - int(row["reserved"]) for row in limited),
+            default=None,
+        )
 
     return Quota(volumes=left("volumes"), gigabytes=left("gigabytes"))
 
@@ -791,7 +930,11 @@ def _quota(answer: Mapping[str, Any], volume_type: str) -> Quota:
 def _version(fields: Mapping[str, Any]) -> tuple[int, ...]:
     """(2, 17) of an entry `v2.17`; empty if it is none."""
     numbers = str(fields.get("id", "")).removeprefix("v").split(".")
-    return tuple(int(number) for number in numbers) if all(number.isdecimal() for number in numbers) else ()
+    return (
+        tuple(int(number) for number in numbers)
+        if all(number.isdecimal() for number in numbers)
+        else ()
+    )
 
 
 def _volume(fields: Mapping[str, Any]) -> Volume:
@@ -812,14 +955,16 @@ def _volume(fields: Mapping[str, Any]) -> Volume:
         # Who may not see it is told nothing; null is no place
         scheduled=fields.get("os-vol-host-attr:host", "") is not None,
         encrypted=bool(fields.get("encrypted")),
-        # Written when the image's data has come (_create_from_image_cache_or_download), not when it was cloned
+        # Written when the image's data has come (_create_from_image_cache_or_download), not when it
+        # was cloned
         downloaded="signature_verified" in (fields.get("volume_image_metadata") or {}),
         metadata={name: _text(metadata, name) for name in metadata},
     )
 
 
 def _whole_volume(fields: Mapping[str, Any]) -> Volume:
-    """A volume with what Cinder keeps of its image, which only some readers need and which may be large."""
+    """A volume with what Cinder keeps of its image, which only some readers need and which may be
+    large."""
     kept = fields.get("volume_image_metadata") or {}
     return replace(_volume(fields), image_properties={name: _text(kept, name) for name in kept})
 

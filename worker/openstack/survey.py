@@ -1,4 +1,5 @@
-"""Values that `doctor` reads of a cloud besides those of the handlers. No handler may rest on these."""
+"""Values that `doctor` reads of a cloud besides those of the handlers. No handler may rest on
+these."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Login:
 class Clock:
     """How far a service's clock is ahead of ours, in seconds: somewhere from `least` to `most`.
 
-    An answer tells the whole second in which it was made, and was made at some time between question and answer.
+    An answer tells the whole second in which it was made, and was made at some time between
+    question and answer.
     """
 
     least: float
@@ -37,7 +39,8 @@ class Clock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """An image in a listing: whether Glance shows where its data lies (`locations`, `direct_url`), and its stores."""
+    """An image in a listing: whether Glance shows where its data lies (`locations`, `direct_url`),
+    and its stores."""
 
     id: str
     status: str

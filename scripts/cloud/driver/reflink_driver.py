@@ -1,10 +1,10 @@
 """A small Cinder volume driver for one machine: volumes are sparse files on a file
 system that can share extents (XFS, Btrfs), so a clone is one FICLONE.
 
-A volume of pool P is the file <reflink_base>/P/volume-<id>. A backend's first pool has its name; with reflink_pools = 3
-the others are called <name>b and <name>c, all of them as large as the file system. A connection is a loop
-device on this machine, handed out with os-brick's "local" protocol, so that Cinder and
-Glance's cinder store read and write a real block device.
+A volume of pool P is the file <reflink_base>/P/volume-<id>. A backend's first pool has its name;
+with reflink_pools = 3 the others are called <name>b and <name>c, all of them as large as the file
+system. A connection is a loop device on this machine, handed out with os-brick's "local" protocol,
+so that Cinder and Glance's cinder store read and write a real block device.
 """
 # ruff: noqa: ARG002 - Cinder passes arguments that this driver has no use for.
 
@@ -25,19 +25,22 @@ FICLONE = 0x40049409
 OPTIONS = [
     cfg.StrOpt(
         "reflink_base",
-        help="Directory, on a file system with reflinks, that holds one directory for each backend.",
+        help="Directory, on a file system with reflinks, that holds one directory for each "
+        "backend.",
     ),
     cfg.BoolOpt(
         "reflink_clone_across_pools",
         default=False,
-        help="Report the capability clone_across_pools: backends under one reflink_base can clone each other.",
+        help="Report the capability clone_across_pools: backends under one reflink_base can "
+        "clone each other.",
     ),
     cfg.IntOpt(
         "reflink_pools",
         default=1,
         min=1,
         max=26,
-        help="Pools to report. A volume is cloned inside its pool only, unless reflink_clone_across_pools is set.",
+        help="Pools to report. A volume is cloned inside its pool only, unless "
+        "reflink_clone_across_pools is set.",
     ),
 ]
 cfg.CONF.register_opts(OPTIONS, group=configuration.SHARED_CONF_GROUP)
@@ -61,9 +64,12 @@ class ReflinkDriver(driver.VolumeDriver):
     # ---- files -----------------------------------------------------------
 
     def _directory(self, host: str) -> str:
-        # "host@backend#pool": a clone may come from another backend than ours. The host of a service has no pool.
+        # "host@backend#pool": a clone may come from another backend than ours. The host of a
+        # service has no pool.
         pool = volume_utils.extract_host(host, "pool")
-        return os.path.join(self.base, pool or volume_utils.extract_host(host, "backend").split("@")[1])
+        return os.path.join(
+            self.base, pool or volume_utils.extract_host(host, "backend").split("@")[1]
+        )
 
     @property
     def _pools(self) -> list[str]:
@@ -91,7 +97,9 @@ class ReflinkDriver(driver.VolumeDriver):
         except OSError as error:
             self._remove(target)
             # One of Cinder's own, for only on those it falls back to a download.
-            raise exception.VolumeBackendAPIException(data=f"cannot clone {source}: {error}") from error
+            raise exception.VolumeBackendAPIException(
+                data=f"cannot clone {source}: {error}"
+            ) from error
 
     @staticmethod
     def _remove(path: str) -> None:
@@ -146,7 +154,8 @@ class ReflinkDriver(driver.VolumeDriver):
         across = self.configuration.reflink_clone_across_pools
         if not across and self._directory(volume.host) != self._directory(src_vref.host):
             raise exception.VolumeBackendAPIException(
-                data=f"cannot clone {src_vref.id} from {src_vref.host} to {volume.host}: another pool"
+                data=f"cannot clone {src_vref.id} from {src_vref.host} to {volume.host}: another "
+                f"pool"
             )
         self._clone(self._path(src_vref), self._path(volume), volume.size)
 
@@ -168,7 +177,12 @@ class ReflinkDriver(driver.VolumeDriver):
     # ---- images ----------------------------------------------------------
 
     def copy_image_to_volume(
-        self, context: Any, volume: Any, image_service: Any, image_id: str, disable_sparse: bool = False
+        self,
+        context: Any,
+        volume: Any,
+        image_service: Any,
+        image_id: str,
+        disable_sparse: bool = False,
     ) -> None:
         image_utils.fetch_to_raw(
             context,
@@ -181,11 +195,18 @@ class ReflinkDriver(driver.VolumeDriver):
         )
         self._grow(self._path(volume), volume.size)
 
-    def copy_volume_to_image(self, context: Any, volume: Any, image_service: Any, image_meta: dict[str, Any]) -> None:
+    def copy_volume_to_image(
+        self, context: Any, volume: Any, image_service: Any, image_meta: dict[str, Any]
+    ) -> None:
         volume_utils.upload_volume(context, image_service, image_meta, self._path(volume), volume)
 
     def clone_image(
-        self, context: Any, volume: Any, image_location: Any, image_meta: dict[str, Any], image_service: Any
+        self,
+        context: Any,
+        volume: Any,
+        image_location: Any,
+        image_meta: dict[str, Any],
+        image_service: Any,
     ) -> tuple[dict[str, Any], bool]:
         return {}, False  # Cinder's own way over the image's volume is what we are here to see
 
@@ -195,7 +216,9 @@ class ReflinkDriver(driver.VolumeDriver):
     def _loops(path: str) -> list[str]:
         if not os.path.exists(path):
             return []
-        names: str = utils.execute("losetup", "-l", "-n", "-O", "NAME", "-j", path, run_as_root=True)[0]
+        names: str = utils.execute(
+            "losetup", "-l", "-n", "-O", "NAME", "-j", path, run_as_root=True
+        )[0]
         return names.split()
 
     def _detach(self, path: str) -> None:
@@ -203,15 +226,21 @@ class ReflinkDriver(driver.VolumeDriver):
             utils.execute("losetup", "-d", device, run_as_root=True)
 
     @coordination.synchronized("reflink-{volume.id}")
-    def initialize_connection(self, volume: Any, connector: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+    def initialize_connection(
+        self, volume: Any, connector: dict[str, Any], **kwargs: Any
+    ) -> dict[str, Any]:
         devices = self._loops(self._path(volume))
         if not devices:
-            output: str = utils.execute("losetup", "--find", "--show", self._path(volume), run_as_root=True)[0]
+            output: str = utils.execute(
+                "losetup", "--find", "--show", self._path(volume), run_as_root=True
+            )[0]
             devices = [output.strip()]
         return {"driver_volume_type": "local", "data": {"device_path": devices[0]}}
 
     @coordination.synchronized("reflink-{volume.id}")
-    def terminate_connection(self, volume: Any, connector: dict[str, Any] | None, **kwargs: Any) -> bool:
+    def terminate_connection(
+        self, volume: Any, connector: dict[str, Any] | None, **kwargs: Any
+    ) -> bool:
         others = len(volume.volume_attachment or []) > 1
         if connector is None or not others:  # without a connector: all of them
             self._detach(self._path(volume))

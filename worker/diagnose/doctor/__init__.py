@@ -1,7 +1,8 @@
 """Doctor: does everything that a worker needs work? It reads, and leaves nothing behind.
 
-It asks everything first, each question on its own (`facts`, `broker_check`, `management`, `daemon`). Pure functions
-judge the answers, so a question that fails is one line of the result and hides nothing else.
+It asks everything first, each question on its own (`facts`, `broker_check`, `management`,
+`daemon`). Pure functions judge the answers, so a question that fails is one line of the result and
+hides nothing else.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ async def examine(settings: Settings, cloud: OpenStackCloud, files: Iterable[str
         ask(partial(gather, cloud, settings)),
         asyncio.to_thread(daemon.listen, settings.bind),
     )
-    found = [*configuration.checks(settings, files), daemon.check(settings.bind, heard), *of_brokers]
+    found = [
+        *configuration.checks(settings, files),
+        daemon.check(settings.bind, heard),
+        *of_brokers,
+    ]
     if isinstance(facts, Untold):
         return [*found, untold("cloud", facts, "run it again with --debug", verdict="fail")]
     return [
@@ -52,7 +57,9 @@ def look_at_brokers(settings: Settings) -> list[Check]:
     managements = [Management(url) for url in settings.management_urls]
     clusters = {api: tell(api.cluster) for api in managements}
     found = [
-        untold(f"management {api.name}", name, "check management_urls: host, port, user and password")
+        untold(
+            f"management {api.name}", name, "check management_urls: host, port, user and password"
+        )
         for api, name in clusters.items()
         if isinstance(name, Untold)
     ]
@@ -60,7 +67,12 @@ def look_at_brokers(settings: Settings) -> list[Check]:
         name = f"notifications {number}"
         if settings.driver != "rabbit":
             found.append(
-                Check(name, "warn", f"driver {settings.driver}", "only RabbitMQ can be looked at; see /readyz")
+                Check(
+                    name,
+                    "warn",
+                    f"driver {settings.driver}",
+                    "only RabbitMQ can be looked at; see /readyz",
+                )
             )
             continue
         found += _notifications(name, url, settings, clusters)
@@ -73,7 +85,9 @@ def _notifications(
     undrained = brokers.undrained_names(settings)
     queues = [settings.queue, *undrained]
     seen = broker_check.of_notifications(url, settings, besides=undrained)
-    managed = _managed(seen, clusters, queues, bound_to=settings.queue if settings.queue in seen.queues else "")
+    managed = _managed(
+        seen, clusters, queues, bound_to=settings.queue if settings.queue in seen.queues else ""
+    )
     yield from brokers.notifications(name, seen, settings, managed)
 
 
@@ -90,7 +104,11 @@ def _lanes(settings: Settings, clusters: Mapping[Management, str | Untold]) -> I
 
 
 def _managed(
-    seen: Look, clusters: Mapping[Management, str | Untold], queues: Iterable[str], *, bound_to: str = ""
+    seen: Look,
+    clusters: Mapping[Management, str | Untold],
+    queues: Iterable[str],
+    *,
+    bound_to: str = "",
 ) -> Managed | Untold | None:
     """Ask the management API of the broker's own cluster; None if none is configured."""
     if seen.problem:

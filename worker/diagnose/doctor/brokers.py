@@ -15,17 +15,23 @@ PILE = 10_000
 """Messages that wait although somebody takes them: more come in than are taken."""
 QUORUM = (3, 8)
 DELAYS = (3, 10)
-"""The RabbitMQ that first had quorum queues, and the one that let their messages expire, as delays need."""
+"""The RabbitMQ that first had quorum queues, and the one that let their messages expire, as delays
+need."""
 LANES = "lanes"
 
 
 def undrained_names(settings: Settings) -> tuple[str, ...]:
     """The queues that oslo.messaging makes for publishers, whether or not anybody reads them."""
-    return tuple(f"{topic}.{priority}" for topic in settings.topics for priority in settings.priorities)
+    return tuple(
+        f"{topic}.{priority}" for topic in settings.topics for priority in settings.priorities
+    )
 
 
-def notifications(name: str, look: Look, settings: Settings, management: Managed | Untold | None) -> Iterator[Check]:
-    """A broker that the services publish to; `management` is None if no management API is its cluster's."""
+def notifications(
+    name: str, look: Look, settings: Settings, management: Managed | Untold | None
+) -> Iterator[Check]:
+    """A broker that the services publish to; `management` is None if no management API is its
+    cluster's."""
     yield from _reachable(name, look, "check the URL, the user's rights on the vhost, the network")
     if look.problem:
         return
@@ -34,7 +40,8 @@ def notifications(name: str, look: Look, settings: Settings, management: Managed
             f"{name} exchanges",
             "warn",
             f"none of {', '.join(settings.exchanges)} is there",
-            "set driver = messagingv2 in [oslo_messaging_notifications] of Glance and Cinder, and exchanges to their "
+            "set driver = messagingv2 in [oslo_messaging_notifications] of Glance and Cinder, "
+            "and exchanges to their "
             "control_exchange; an exchange appears with the first notification",
         )
     else:
@@ -75,25 +82,52 @@ def _own_queue(name: str, look: Look, settings: Settings) -> Check:
         return Check(
             name,
             "warn",
-            f"{settings.queue} is not there: no worker has run for {settings.queue_expires} s, or ever",
+            f"{settings.queue} is not there: no worker has run for {settings.queue_expires} s, "
+            f"or ever",
             "start image-volume-worker run; its first resync makes up for what was missed",
         )
     if look.refused:
-        return Check(name, "fail", f"{settings.queue}: {look.refused}", _refusal(look.refused, "[notifications]"))
+        return Check(
+            name,
+            "fail",
+            f"{settings.queue}: {look.refused}",
+            _refusal(look.refused, "[notifications]"),
+        )
     if queue.problem:
-        return Check(name, "fail", queue.problem, "bring back the node that holds the queue: rabbitmq-queues status")
+        return Check(
+            name,
+            "fail",
+            queue.problem,
+            "bring back the node that holds the queue: rabbitmq-queues status",
+        )
     detail = f"{settings.queue}: {queue.messages} messages, {queue.consumers} consumers"
     if not queue.consumers:
-        return Check(name, "warn", detail, "no worker consumes: start image-volume-worker run, or see its log")
+        return Check(
+            name,
+            "warn",
+            detail,
+            "no worker consumes: start image-volume-worker run, or see its log",
+        )
     if queue.messages > PILE:
-        return Check(name, "warn", detail, "notifications come in faster than they are read: see the worker's log, CPU")
+        return Check(
+            name,
+            "warn",
+            detail,
+            "notifications come in faster than they are read: see the worker's log, CPU",
+        )
     return Check(name, "ok", detail)
 
 
 def drained(name: str, queue: Depth, rules: Rules | None = None) -> Check:
-    """A queue that publishers make by themselves: it grows for ever where nobody reads it, and no policy bounds it."""
+    """A queue that publishers make by themselves: it grows for ever where nobody reads it, and no
+    policy bounds it."""
     if queue.problem:
-        return Check(name, "warn", queue.problem, "bring back the node that holds the queue: rabbitmq-queues status")
+        return Check(
+            name,
+            "warn",
+            queue.problem,
+            "bring back the node that holds the queue: rabbitmq-queues status",
+        )
     detail = f"{queue.messages} messages, {queue.consumers} consumers"
     if rules and rules.losing:
         return Check(name, "ok", f"{detail}, bounded by policy {', '.join(rules.policies)}")
@@ -103,25 +137,39 @@ def drained(name: str, queue: Depth, rules: Rules | None = None) -> Check:
             "warn",
             f"{detail}: nobody drains it",
             f"give it a policy: rabbitmqctl set_policy -p VHOST --apply-to queues notifications "
-            f"'^{re.escape(name.rpartition(' ')[2])}$' '{{\"max-length\": 10000}}'; or a consumer (Ceilometer)",
+            f"'^{re.escape(name.rpartition(' ')[2])}$' '{{\"max-length\": 10000}}'; or a "
+            f"consumer (Ceilometer)",
         )
     if queue.messages > PILE:
-        return Check(name, "warn", detail, "its consumers don't keep up: look at them, or bound it by a policy")
+        return Check(
+            name,
+            "warn",
+            detail,
+            "its consumers don't keep up: look at them, or bound it by a policy",
+        )
     return Check(name, "ok", detail)
 
 
 def lanes(
-    look: Look, settings: Settings, names: Sequence[str], dead: str, management: Managed | Untold | None
+    look: Look,
+    settings: Settings,
+    names: Sequence[str],
+    dead: str,
+    management: Managed | Untold | None,
 ) -> Iterator[Check]:
-    """The broker that jobs wait on; `names` are the queues of the lanes, `dead` is that of the dead letters."""
-    yield from _reachable(LANES, look, "check [work] url, that the vhost is there, and the user's rights on it")
+    """The broker that jobs wait on; `names` are the queues of the lanes, `dead` is that of the dead
+    letters."""
+    yield from _reachable(
+        LANES, look, "check [work] url, that the vhost is there, and the user's rights on it"
+    )
     if look.problem:
         return
     if _older(look.version, DELAYS):
         yield Check(
             "lanes version",
             "fail",
-            f"RabbitMQ {look.version}: messages of its quorum queues can't expire, so jobs can't wait for a next try",
+            f"RabbitMQ {look.version}: messages of its quorum queues can't expire, so jobs can't "
+            f"wait for a next try",
             "upgrade RabbitMQ to 3.10 or newer, or set [work] url = memory:// with a single worker",
         )
     if look.refused:
@@ -131,7 +179,11 @@ def lanes(
     there = {name: look.queues[name] for name in names if name in look.queues}
     prefix = f"{settings.queue}."
     sick = {name: queue.problem for name, queue in there.items() if queue.problem}
-    idle = [name.removeprefix(prefix) for name, queue in there.items() if not queue.consumers and not queue.problem]
+    idle = [
+        name.removeprefix(prefix)
+        for name, queue in there.items()
+        if not queue.consumers and not queue.problem
+    ]
     waiting = sum(queue.messages for queue in there.values())
     if sick:
         yield Check(
@@ -141,7 +193,12 @@ def lanes(
             "bring back the nodes that hold them: rabbitmq-queues quorum_status NAME",
         )
     elif not there:
-        yield Check("lanes queues", "warn", "none is there: no worker has run yet", "start image-volume-worker run")
+        yield Check(
+            "lanes queues",
+            "warn",
+            "none is there: no worker has run yet",
+            "start image-volume-worker run",
+        )
     elif idle:
         yield Check(
             "lanes queues",
@@ -150,7 +207,9 @@ def lanes(
             "start image-volume-worker run, or see the log of the one that runs",
         )
     else:
-        yield Check("lanes queues", "ok", f"{len(there)} lanes, each with a worker; {waiting} jobs wait")
+        yield Check(
+            "lanes queues", "ok", f"{len(there)} lanes, each with a worker; {waiting} jobs wait"
+        )
     yield dead_letters(look.queues.get(dead))
     yield from managed(LANES, management, look, settings, [*names, dead])
 
@@ -161,18 +220,31 @@ def dead_letters(queue: Depth | None) -> Check:
     if queue is None:
         return Check(name, "ok", "none")
     if queue.problem:
-        return Check(name, "fail", queue.problem, "bring back the node that holds the queue: rabbitmq-queues status")
+        return Check(
+            name,
+            "fail",
+            queue.problem,
+            "bring back the node that holds the queue: rabbitmq-queues status",
+        )
     if queue.messages:
         return Check(
-            name, "warn", f"{queue.messages}", "image-volume-worker dead-letters list shows them; then replay or drop"
+            name,
+            "warn",
+            f"{queue.messages}",
+            "image-volume-worker dead-letters list shows them; then replay or drop",
         )
     return Check(name, "ok", "none")
 
 
 def managed(
-    name: str, answer: Managed | Untold | None, look: Look, settings: Settings, queues: Iterable[str]
+    name: str,
+    answer: Managed | Untold | None,
+    look: Look,
+    settings: Settings,
+    queues: Iterable[str],
 ) -> Iterator[Check]:
-    """Check what the management API tells of a vhost; None if none is configured for its cluster."""
+    """Check what the management API tells of a vhost; None if none is configured for its
+    cluster."""
     if answer is None:
         yield Check(
             f"{name} policies",
@@ -182,10 +254,15 @@ def managed(
         )
         return
     if isinstance(answer, Untold):
-        advice = "check management_urls: host, port, password, and the user's tags (monitoring, policymaker)"
+        advice = (
+            "check management_urls: host, port, password, and the user's tags (monitoring, "
+            "policymaker)"
+        )
         yield untold(f"{name} policies", answer, advice)
         return
-    yield policies(f"{name} policies", answer.rules, {queue: _own_limits(queue, settings) for queue in queues})
+    yield policies(
+        f"{name} policies", answer.rules, {queue: _own_limits(queue, settings) for queue in queues}
+    )
     yield alarms(f"{name} alarms", answer.alarms)
     if name != LANES and settings.queue in look.queues:
         yield bindings(f"{name} bindings", answer.bound, look.exchanges)
@@ -198,12 +275,19 @@ def _own_limits(queue: str, settings: Settings) -> Mapping[str, int]:
     return {"max-length": settings.queue_max_length, "expires": settings.queue_expires * 1000}
 
 
-def policies(name: str, rules: Mapping[str, Rules], queues: Mapping[str, Mapping[str, int]]) -> Check:
-    """Whether policies make messages of our queues go away; `queues` with the bounds that we have set ourselves."""
+def policies(
+    name: str, rules: Mapping[str, Rules], queues: Mapping[str, Mapping[str, int]]
+) -> Check:
+    """Whether policies make messages of our queues go away; `queues` with the bounds that we have
+    set ourselves."""
     told = {queue: rules[queue] for queue in queues if queue in rules}
     found = []
     for queue, rule in told.items():
-        tight = {key: value for key, value in rule.losing.items() if value < queues[queue].get(key, value + 1)}
+        tight = {
+            key: value
+            for key, value in rule.losing.items()
+            if value < queues[queue].get(key, value + 1)
+        }
         if tight:
             what = ", ".join(f"{key} {value}" for key, value in tight.items())
             found.append(f"{queue}: {what} (policy {', '.join(rule.policies)})")
@@ -214,12 +298,17 @@ def policies(name: str, rules: Mapping[str, Rules], queues: Mapping[str, Mapping
             name,
             "fail" if jobs else "warn",
             f"{what} thrown away: {'; '.join(found)}",
-            "exclude our queues from the policy's pattern, or give them one of their own with a higher --priority"
+            "exclude our queues from the policy's pattern, or give them one of their own with a "
+            "higher --priority"
             if not jobs
             else "put the lanes on a vhost without such a policy",
         )
     if len(told) < len(queues):
-        return Check(name, "ok", f"nothing against {len(told)} of {len(queues)} queues; the others can't be told")
+        return Check(
+            name,
+            "ok",
+            f"nothing against {len(told)} of {len(queues)} queues; the others can't be told",
+        )
     return Check(name, "ok", "none makes messages go away")
 
 
@@ -232,7 +321,8 @@ def alarms(name: str, found: tuple[str, ...] | None) -> Check:
             name,
             "fail",
             "; ".join(found),
-            "publishers are stopped until then: free memory or disk on that node, drain queues that nobody reads, "
+            "publishers are stopped until then: free memory or disk on that node, drain queues "
+            "that nobody reads, "
             "start nodes that are down",
         )
     return Check(name, "ok", "none")
@@ -247,7 +337,8 @@ def bindings(name: str, bound: frozenset[str] | None, exchanges: Iterable[str]) 
             name,
             "warn",
             f"not bound to {', '.join(loose)}: nothing of it is heard",
-            "a running worker binds its queue within 5 minutes, to a new exchange within an hour, after a SIGHUP at "
+            "a running worker binds its queue within 5 minutes, to a new exchange within an "
+            "hour, after a SIGHUP at "
             "once; if it does not, see exchange_not_bound in its log",
         )
     return Check(name, "ok", f"bound to {', '.join(sorted(bound))}")
@@ -257,12 +348,16 @@ def _refusal(said: str, group: str) -> str:
     """Return the advice for a refusal of the broker."""
     if "declared otherwise" in said:
         return (
-            f"the queue was made with other options: stop the workers and rabbitmqctl delete_queue it, or set {group} "
+            f"the queue was made with other options: stop the workers and rabbitmqctl "
+            f"delete_queue it, or set {group} "
             "as it was"
         )
     if "takes no messages" in said:
         return "the broker is short of memory or disk: rabbitmq-diagnostics alarms"
-    return "grant the user configure, write and read: rabbitmqctl set_permissions -p VHOST USER '.*' '.*' '.*'"
+    return (
+        "grant the user configure, write and read: rabbitmqctl set_permissions -p VHOST USER "
+        "'.*' '.*' '.*'"
+    )
 
 
 def _older(version: str, least: tuple[int, ...]) -> bool:

@@ -25,7 +25,8 @@ ADMINS = "only an administrator may see this"
 
 
 def checks(facts: Facts, settings: Settings, events: Mapping[str, float] | None) -> Iterator[Check]:
-    """Cinder, and each target; `events` are those of the image-volume cache that a running worker has counted."""
+    """Cinder, and each target; `events` are those of the image-volume cache that a running worker
+    has counted."""
     yield api(facts.volume_api, facts.types)
     yield services(facts.services)
     yield cloning()
@@ -40,7 +41,9 @@ def api(version: tuple[int, ...] | Untold, types: tuple[VolumeType, ...] | Untol
     advice = "check the catalog's block-storage endpoint, that cinder-api runs, and its log"
     if isinstance(types, Untold):
         return untold("cinder", types, advice, verdict="fail")
-    told = "" if isinstance(version, Untold) or not version else f"API {'.'.join(map(str, version))}, "
+    told = (
+        "" if isinstance(version, Untold) or not version else f"API {'.'.join(map(str, version))}, "
+    )
     return Check("cinder", "ok", f"{told}{len(types)} volume types")
 
 
@@ -49,14 +52,26 @@ def services(answer: tuple[Service, ...] | Untold) -> Check:
     name = "cinder services"
     if isinstance(answer, Untold):
         # A login with few rights needs no more
-        return Check(name, "ok", f"not told: {ADMINS}") if answer.refused else untold(name, answer, SEE)
+        return (
+            Check(name, "ok", f"not told: {ADMINS}")
+            if answer.refused
+            else untold(name, answer, SEE)
+        )
     ours = [one for one in answer if one.binary in ("cinder-volume", "cinder-scheduler")]
     down = [f"{one.binary} on {one.host}" for one in ours if not one.up]
     disabled = [f"{one.binary} on {one.host}" for one in ours if one.up and not one.enabled]
     if down:
-        return Check(name, "warn", f"down: {', '.join(down)}", "start them, or see their logs: nothing is made there")
+        return Check(
+            name,
+            "warn",
+            f"down: {', '.join(down)}",
+            "start them, or see their logs: nothing is made there",
+        )
     if disabled:
-        advice = "openstack volume service set --enable HOST cinder-volume, once what it was disabled for is over"
+        advice = (
+            "openstack volume service set --enable HOST cinder-volume, once what it was "
+            "disabled for is over"
+        )
         return Check(name, "warn", f"disabled: {', '.join(disabled)}", advice)
     return Check(name, "ok", f"{len(ours)} up")
 
@@ -66,8 +81,10 @@ def cloning() -> Check:
     return Check(
         "cloning",
         "ok",
-        "no API tells whether cinder.conf has allowed_direct_url_schemes = cinder, without which nothing is cloned",
-        "image-volume-worker explain --probe IMAGE tries it; the metric volume_create_seconds shows it",
+        "no API tells whether cinder.conf has allowed_direct_url_schemes = cinder, without which "
+        "nothing is cloned",
+        "image-volume-worker explain --probe IMAGE tries it; the metric volume_create_seconds "
+        "shows it",
     )
 
 
@@ -76,14 +93,19 @@ def quota(name: str, answer: Mapping[str, Limit] | Untold, volume_type: str) -> 
     if isinstance(answer, Untold):
         # The worker goes by it only where a target has a budget
         if answer.refused:
-            return untold(name, answer, "allow limits of quotas to the role: volume_extension:quotas:show")
+            return untold(
+                name, answer, "allow limits of quotas to the role: volume_extension:quotas:show"
+            )
         return untold(name, answer, SEE)
     kinds = [f"{kind}_{volume_type}" if volume_type else kind for kind in ("volumes", "gigabytes")]
     limited = {kind: answer[kind] for kind in kinds if kind in answer and answer[kind].limit >= 0}
     if not limited:
         return Check(name, "ok", "no limit")
     told = ", ".join(f"{kind} {limit.used} of {limit.limit}" for kind, limit in limited.items())
-    advice = "openstack quota set --volumes N --gigabytes N PROJECT, or bound the targets by max_gigabytes, max_count"
+    advice = (
+        "openstack quota set --volumes N --gigabytes N PROJECT, or bound the targets by "
+        "max_gigabytes, max_count"
+    )
     if volume_type:
         advice = advice.replace("PROJECT", f"--volume-type {volume_type} PROJECT")
     if any(limit.left <= 0 for limit in limited.values()):
@@ -91,7 +113,8 @@ def quota(name: str, answer: Mapping[str, Limit] | Untold, volume_type: str) -> 
     scarce = [
         kind
         for kind, limit in limited.items()
-        if limit.left < limit.limit * LITTLE or (kind.startswith("volumes") and limit.left < FEW_VOLUMES)
+        if limit.left < limit.limit * LITTLE
+        or (kind.startswith("volumes") and limit.left < FEW_VOLUMES)
     ]
     if scarce:
         return Check(name, "warn", f"nearly used up: {told}", advice)
@@ -115,7 +138,8 @@ def of_target(target: Target, facts: Facts, events: Mapping[str, float] | None) 
         yield Check(
             f"{name} encryption",
             "fail",
-            f"volumes of type {found.name} are encrypted, and Cinder clones no image into such a volume",
+            f"volumes of type {found.name} are encrypted, and Cinder clones no image into such a "
+            f"volume",
             "name a volume type without encryption, or leave this target out",
         )
     if target.availability_zone:
@@ -132,12 +156,20 @@ def place(target: Target, types: set[str], stores: tuple[Store, ...]) -> Check:
     name = f"target {target.name}"
     if target.volume_type not in types:
         return Check(
-            name, "fail", f"no volume type {target.volume_type}", "openstack volume type list shows what there is"
+            name,
+            "fail",
+            f"no volume type {target.volume_type}",
+            "openstack volume type list shows what there is",
         )
     answer = decided(target, stores)
     if isinstance(answer, str):
         names = ", ".join(sorted(store.id for store in stores)) or "(none)"
-        return Check(name, "fail", answer, f"Glance has {names}; name one in glance_store, or use strategy cache")
+        return Check(
+            name,
+            "fail",
+            answer,
+            f"Glance has {names}; name one in glance_store, or use strategy cache",
+        )
     if answer.strategy == "location":
         return Check(
             name,
@@ -147,7 +179,9 @@ def place(target: Target, types: set[str], stores: tuple[Store, ...]) -> Check:
         )
     if answer.strategy == "cache":
         return Check(name, "ok", f"type {target.volume_type}, strategy cache")
-    return Check(name, "ok", f"type {target.volume_type}, strategy store in store {answer.glance_store}")
+    return Check(
+        name, "ok", f"type {target.volume_type}, strategy store in store {answer.glance_store}"
+    )
 
 
 def zone(target: Target, answer: frozenset[str] | Untold) -> Check:
@@ -163,9 +197,13 @@ def zone(target: Target, answer: frozenset[str] | Untold) -> Check:
 
 
 def pools(
-    target: Target, volume_type: VolumeType, answer: tuple[Pool, ...] | Untold, volumes: tuple[Volume, ...] | Untold
+    target: Target,
+    volume_type: VolumeType,
+    answer: tuple[Pool, ...] | Untold,
+    volumes: tuple[Volume, ...] | Untold,
 ) -> Iterator[Check]:
-    """The pools that the target's type leads to, how an image gets into each of them, and their room."""
+    """The pools that the target's type leads to, how an image gets into each of them, and their
+    room."""
     name = f"target {target.name} pools"
     if isinstance(answer, Untold):
         told = f"not told: {ADMINS}; where the type leads to several, the worker knows of one"
@@ -178,44 +216,59 @@ def pools(
             name,
             "fail",
             f"no pool has {wanted or BACKEND}, which type {volume_type.name} wants",
-            "correct the type's extra specs, or start that backend: openstack volume backend pool list --long",
+            "correct the type's extra specs, or start that backend: openstack volume backend "
+            "pool list --long",
         )
         return
     found = [pool for pool in leading if target.takes(pool.name)]
     if not found:
-        told = f"type {volume_type.name} leads to {_names(leading)}, and pools and exclude_pools leave none of them"
+        told = (
+            f"type {volume_type.name} leads to {_names(leading)}, and pools and exclude_pools "
+            f"leave none of them"
+        )
         yield Check(name, "fail", told, f"correct pools or exclude_pools in [target:{target.name}]")
         return
     yield _placed(name, volume_type, found, answer)
     yield room(target, found, volumes)
 
 
-def _placed(name: str, volume_type: VolumeType, found: list[Pool], answer: tuple[Pool, ...]) -> Check:
+def _placed(
+    name: str, volume_type: VolumeType, found: list[Pool], answer: tuple[Pool, ...]
+) -> Check:
     """Whether the worker can choose each pool, where there are several."""
     places = places_of(found, answer)
     if len(places) == 1:
         return Check(name, "ok", _names(found))
     closed = [place.name for place in places if not place.specs]
-    told = f"type {volume_type.name} leads to {len(places)} pools that do not clone from each other: {_names(found)}"
+    told = (
+        f"type {volume_type.name} leads to {len(places)} pools that do not clone from each "
+        f"other: {_names(found)}"
+    )
     if closed:
         return Check(
             name,
             "warn",
             f"{told}. {NO_WAY}: {', '.join(closed)}",
-            f"have the driver report a pool_name, or give each backend a {BACKEND} of its own and use <or> in the type",
+            f"have the driver report a pool_name, or give each backend a {BACKEND} of its own "
+            f"and use <or> in the type",
         )
     return Check(name, "ok", f"{told}. The worker chooses each by a private volume type of its own")
 
 
 def arrays(targets: tuple[Target, ...], facts: Facts) -> Iterator[Check]:
-    """Which targets lead to several arrays that clone across their pools: Cinder does not tell those apart."""
+    """Which targets lead to several arrays that clone across their pools: Cinder does not tell
+    those apart."""
     if isinstance(facts.pools, Untold) or isinstance(facts.types, Untold):
         return
     named = {one.name: one for one in facts.types}
     found: dict[str, list[str]] = {}
     for target in targets:
-        leading = pools_of(named[target.volume_type], facts.pools) if target.volume_type in named else ()
-        for array in sorted({pool.backend for pool in leading if pool.clones_across and target.takes(pool.name)}):
+        leading = (
+            pools_of(named[target.volume_type], facts.pools) if target.volume_type in named else ()
+        )
+        for array in sorted(
+            {pool.backend for pool in leading if pool.clones_across and target.takes(pool.name)}
+        ):
             found.setdefault(array, []).append(target.name)
     if len(found) > 1:
         told = "; ".join(f"{array} (target {', '.join(names)})" for array, names in found.items())
@@ -223,7 +276,8 @@ def arrays(targets: tuple[Target, ...], facts: Facts) -> Iterator[Check]:
             "arrays",
             "warn",
             f"these report clone_across_pools: {told}. Cinder may try to clone from one to another",
-            "with strategy auto the worker has Glance keep images on the first of them only, and uses Cinder's "
+            "with strategy auto the worker has Glance keep images on the first of them only, and "
+            "uses Cinder's "
             "image-volume cache on the others",
         )
 
@@ -240,31 +294,54 @@ def room(target: Target, matching: list[Pool], volumes: tuple[Volume, ...] | Unt
         return Check(name, "ok", "the driver does not tell")
     most = max((one for one in rooms if one is not None), default=0.0)
     told = "no bound" if math.isinf(most) else f"room for {most:.0f} GiB of volumes"
-    advice = "make room on the backend, or lower max_gigabytes, so that images are evicted before it is full"
+    advice = (
+        "make room on the backend, or lower max_gigabytes, so that images are evicted "
+        "before it is full"
+    )
     if most < 1:
         return Check(name, "fail", told, advice)
-    held = () if isinstance(volumes, Untold) else [one for one in volumes if image_volume.is_prewarmed(one, target)]
+    held = (
+        ()
+        if isinstance(volumes, Untold)
+        else [one for one in volumes if image_volume.is_prewarmed(one, target)]
+    )
     more = target.max_gigabytes - sum(volume.size for volume in held)
     if target.max_gigabytes and more > most:
         return Check(name, "warn", f"{told}, the budget would take {more} GiB more", advice)
-    tight = [pool for pool in matching if pool.free is not None and pool.total and pool.free < pool.total * LITTLE]
+    tight = [
+        pool
+        for pool in matching
+        if pool.free is not None and pool.total and pool.free < pool.total * LITTLE
+    ]
     if tight:
-        told = ", ".join(f"{pool.name} has {pool.free:.0f} of {pool.total:.0f} GiB free" for pool in tight)
-        return Check(name, "warn", told, "make room on the backend, or bound the target by max_gigabytes")
+        told = ", ".join(
+            f"{pool.name} has {pool.free:.0f} of {pool.total:.0f} GiB free" for pool in tight
+        )
+        return Check(
+            name, "warn", told, "make room on the backend, or bound the target by max_gigabytes"
+        )
     return Check(name, "ok", told)
 
 
-def cached(target: Target, volumes: tuple[Volume, ...] | Untold, events: Mapping[str, float] | None) -> Check:
-    """Whether Cinder's image-volume cache is on, by what it leaves behind: entries, and events that a worker heard."""
+def cached(
+    target: Target, volumes: tuple[Volume, ...] | Untold, events: Mapping[str, float] | None
+) -> Check:
+    """Whether Cinder's image-volume cache is on, by what it leaves behind: entries, and events that
+    a worker heard."""
     name = f"target {target.name} cache"
     if isinstance(volumes, Untold):
         return untold(name, volumes, SEE)
-    entries = sum(cache.entry_of((volume,), target) is not None for volume in volumes if image_volume.image_of(volume))
+    entries = sum(
+        cache.entry_of((volume,), target) is not None
+        for volume in volumes
+        if image_volume.image_of(volume)
+    )
     heard = {event.rpartition(".")[2]: count for event, count in (events or {}).items() if count}
     told = f"{entries} entries seen"
     if heard:
         told += (
-            f"; a worker heard {', '.join(f'{count:.0f} {word}' for word, count in heard.items())} (of all backends)"
+            f"; a worker heard "
+            f"{', '.join(f'{count:.0f} {word}' for word, count in heard.items())} (of all backends)"
         )
     if entries:
         return Check(name, "ok", told)
@@ -272,6 +349,7 @@ def cached(target: Target, volumes: tuple[Volume, ...] | Untold, events: Mapping
         name,
         "warn",
         f"{told}; no API tells whether image_volume_cache_enabled is set on this backend",
-        "set image_volume_cache_enabled = true in its section of cinder.conf, and in [DEFAULT] the two options "
+        "set image_volume_cache_enabled = true in its section of cinder.conf, and in [DEFAULT] "
+        "the two options "
         "cinder_internal_tenant_project_id and _user_id; the first image made warm leaves an entry",
     )

@@ -28,10 +28,17 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     if settings.driver == "rabbit":
         places = [(parse(url).hosts, parse(url).virtual_host) for url in settings.transport_urls]
         seen = [({host.name for host in hosts}, vhost) for hosts, vhost in places]
-        twice = [n for n, (hosts, vhost) in enumerate(seen) if any(vhost == v and hosts & h for h, v in seen[:n])]
+        twice = [
+            n
+            for n, (hosts, vhost) in enumerate(seen)
+            if any(vhost == v and hosts & h for h, v in seen[:n])
+        ]
         if twice:
             yield (
-                f"[notifications] transport_urls names a vhost twice (number {', '.join(map(str, twice))})",
+                (
+                    f"[notifications] transport_urls names a vhost twice (number "
+                    f"{', '.join(map(str, twice))})"
+                ),
                 "name each vhost once, with all of its hosts in one URL",
             )
         if not memory:
@@ -39,8 +46,14 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
             hosts = {host.name for host in work.hosts}
             if any(work.virtual_host == vhost and hosts & others for others, vhost in seen):
                 yield (
-                    "[work] url is on a vhost of the services, where policies of theirs may throw jobs away",
-                    "give the lanes a vhost of their own: rabbitmqctl add_vhost image-volume-worker",
+                    (
+                        "[work] url is on a vhost of the services, where policies of theirs may "
+                        "throw jobs away"
+                    ),
+                    (
+                        "give the lanes a vhost of their own: rabbitmqctl add_vhost "
+                        "image-volume-worker"
+                    ),
                 )
     if "info" not in settings.priorities:
         yield (
@@ -49,11 +62,17 @@ def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
         )
     if both := settings.policy.projects & settings.policy.exclude_projects:
         yield (
-            f"[prewarm] projects and exclude_projects both name {', '.join(sorted(both))}: excluded",
+            (
+                f"[prewarm] projects and exclude_projects both name {', '.join(sorted(both))}: "
+                f"excluded"
+            ),
             "take it out of one of them",
         )
     if not settings.policy.visibilities:
-        yield "[prewarm] visibilities is empty: no image is kept warm", "name some, or leave the default"
+        yield (
+            "[prewarm] visibilities is empty: no image is kept warm",
+            "name some, or leave the default",
+        )
     bounded = ", ".join(target.name for target in settings.targets if target.has_budget)
     if bounded and "reclaim" in settings.switched_off:
         yield (

@@ -18,7 +18,8 @@ CACHE = "image_volume_cache."
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heard:
-    """A worker that answers: why it is not ready, and how often it was told of Cinder's image-volume cache."""
+    """A worker that answers: why it is not ready, and how often it was told of Cinder's
+    image-volume cache."""
 
     problems: Mapping[str, str] = field(default_factory=dict)
     events: Mapping[str, float] = field(default_factory=dict)
@@ -46,7 +47,12 @@ def check(bind: tuple[str, int] | None, heard: Heard | None) -> Check:
         return Check(name, "ok", f"none answers at {where}; it may run elsewhere")
     if heard.problems:
         told = "; ".join(f"{part}: {problem}" for part, problem in heard.problems.items())
-        return Check(name, "warn", f"the one at {where} is not ready: {told}", "see its log, and what fails here")
+        return Check(
+            name,
+            "warn",
+            f"the one at {where} is not ready: {told}",
+            "see its log, and what fails here",
+        )
     return Check(name, "ok", f"the one at {where} is ready")
 
 

@@ -1,4 +1,5 @@
-"""Ask a cloud everything at once. Each answer stands on its own, so that a failure hides no other. Reads only."""
+"""Ask a cloud everything at once. Each answer stands on its own, so that a failure hides no other.
+Reads only."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ NO_LOGIN = Untold(reason="not looked at without a login", skipped=True)
 class Facts:
     """The answers, each as it is or why there is none.
 
-    `located` has where the data of an image lies by the New Location API, None if there is no image to ask about;
-    `kept` for each store some volumes that it keeps images in; `encrypted` and `volumes` are of targets.
+    `located` has where the data of an image lies by the New Location API, None if there is no image
+    to ask about; `kept` for each store some volumes that it keeps images in; `encrypted` and
+    `volumes` are of targets.
     """
 
     identity: Identity | Untold
@@ -61,7 +63,9 @@ ask = partial(untold.ask, within=PATIENCE)
 
 async def gather(cloud: OpenStackCloud, settings: Settings) -> Facts:
     """Ask for everything; without a login only for the time of day at Keystone."""
-    identity, keystone = await asyncio.gather(ask(cloud.identity), ask(lambda: cloud.clock("keystone")))
+    identity, keystone = await asyncio.gather(
+        ask(cloud.identity), ask(lambda: cloud.clock("keystone"))
+    )
     if isinstance(identity, Untold):
         return Facts(identity=identity, clocks={"keystone": keystone})
 
@@ -75,11 +79,17 @@ async def gather(cloud: OpenStackCloud, settings: Settings) -> Facts:
         if isinstance(images, Untold):
             return images, stores, images, {}
         located = await _located(cloud, images)
-        cinders = () if isinstance(stores, Untold) else [store.id for store in stores if store.type == "cinder"]
+        cinders = (
+            ()
+            if isinstance(stores, Untold)
+            else [store.id for store in stores if store.type == "cinder"]
+        )
         found = await asyncio.gather(*(_kept(cloud, images, store) for store in cinders))
         return images, stores, located, dict(zip(cinders, found, strict=True))
 
-    async def types_and_encrypted() -> tuple[tuple[VolumeType, ...] | Untold, Mapping[str, bool | Untold]]:
+    async def types_and_encrypted() -> tuple[
+        tuple[VolumeType, ...] | Untold, Mapping[str, bool | Untold]
+    ]:
         types = await ask(cloud.describe_volume_types)
         if isinstance(types, Untold):
             return types, {}
@@ -101,12 +111,19 @@ async def gather(cloud: OpenStackCloud, settings: Settings) -> Facts:
     ) = await asyncio.gather(
         kept_and_located(),
         types_and_encrypted(),
-        asyncio.gather(ask(lambda: cloud.clock("image")), ask(lambda: cloud.clock("block-storage"))),
         asyncio.gather(
-            ask(cloud.login), ask(cloud.image_api_version), ask(cloud.import_methods), ask(cloud.volume_api_version)
+            ask(lambda: cloud.clock("image")), ask(lambda: cloud.clock("block-storage"))
+        ),
+        asyncio.gather(
+            ask(cloud.login),
+            ask(cloud.image_api_version),
+            ask(cloud.import_methods),
+            ask(cloud.volume_api_version),
         ),
         asyncio.gather(ask(cloud.list_pools), ask(cloud.list_services), ask(cloud.list_zones)),
-        asyncio.gather(ask(cloud.limits), ask(cloud.find_volume_witness), ask(volumes), ask(cloud.find_witness)),
+        asyncio.gather(
+            ask(cloud.limits), ask(cloud.find_volume_witness), ask(volumes), ask(cloud.find_witness)
+        ),
     )
     return Facts(
         identity=identity,
@@ -131,7 +148,9 @@ async def gather(cloud: OpenStackCloud, settings: Settings) -> Facts:
     )
 
 
-async def _located(cloud: OpenStackCloud, images: tuple[Shown, ...]) -> tuple[Location, ...] | Untold | None:
+async def _located(
+    cloud: OpenStackCloud, images: tuple[Shown, ...]
+) -> tuple[Location, ...] | Untold | None:
     """Where an image's data lies; None if there is no image that could be asked about."""
     for image in [image for image in images if image.status == "active"][:FOLLOWED]:
         answer = await ask(partial(cloud.read_locations, image.id))
@@ -141,15 +160,23 @@ async def _located(cloud: OpenStackCloud, images: tuple[Shown, ...]) -> tuple[Lo
     return None
 
 
-async def _kept(cloud: OpenStackCloud, images: tuple[Shown, ...], store: str) -> tuple[Volume | Untold, ...]:
+async def _kept(
+    cloud: OpenStackCloud, images: tuple[Shown, ...], store: str
+) -> tuple[Volume | Untold, ...]:
     """Volumes that a store keeps the newest images in."""
     found: list[Volume | Untold] = []
-    for image in [image for image in images if store in image.stores and image.status == "active"][:FOLLOWED]:
+    for image in [image for image in images if store in image.stores and image.status == "active"][
+        :FOLLOWED
+    ]:
         locations = await ask(partial(cloud.get_locations, image.id))
         if isinstance(locations, Untold):
             found.append(locations)
             continue
-        ids = [location.volume_id for location in locations or () if location.store == store and location.volume_id]
+        ids = [
+            location.volume_id
+            for location in locations or ()
+            if location.store == store and location.volume_id
+        ]
         found += [await ask(partial(cloud.get_volume, volume_id)) for volume_id in ids]
     return tuple(found)
 

@@ -21,9 +21,15 @@ def checks(facts: Facts, settings: Settings) -> Iterator[Check]:
     """Glance, its stores, and what it lets others see."""
     yield version(facts.image_api)
     yield stores(facts.stores, facts.types)
-    targets = [one for one in (decided(target, facts.stores) for target in settings.targets) if isinstance(one, Target)]
+    targets = [
+        one
+        for one in (decided(target, facts.stores) for target in settings.targets)
+        if isinstance(one, Target)
+    ]
     yield copy_image(facts.methods, targets)
-    yield locations_shown(facts.images, needed=_old_locations(facts, settings, targets), api=facts.image_api)
+    yield locations_shown(
+        facts.images, needed=_old_locations(facts, settings, targets), api=facts.image_api
+    )
     if isinstance(facts.stores, Untold) or isinstance(facts.image_api, Untold):
         yield Check("uploads", "warn", "can't be told without Glance's answers", SEE)
     else:
@@ -48,7 +54,10 @@ def stores(answer: tuple[Store, ...] | Untold, types: tuple[VolumeType, ...] | U
         return untold("stores", answer, "see rights in glance" if answer.refused else SEE)
     if not answer:
         return Check(
-            "stores", "warn", "Glance has no multi-store", "use strategy cache, or set enabled_backends in Glance"
+            "stores",
+            "warn",
+            "Glance has no multi-store",
+            "use strategy cache, or set enabled_backends in Glance",
         )
     told = ", ".join(f"{store.id} ({_described(store)})" for store in answer)
     if not isinstance(types, Untold):
@@ -56,7 +65,12 @@ def stores(answer: tuple[Store, ...] | Untold, types: tuple[VolumeType, ...] | U
         lost = [store for store in answer if store.volume_type and store.volume_type not in names]
         if lost:
             which = ", ".join(f"{store.id} wants volume type {store.volume_type}" for store in lost)
-            return Check("stores", "warn", f"{which}, which Cinder has not", "correct cinder_volume_type of the store")
+            return Check(
+                "stores",
+                "warn",
+                f"{which}, which Cinder has not",
+                "correct cinder_volume_type of the store",
+            )
     return Check("stores", "ok", told)
 
 
@@ -88,16 +102,24 @@ def _old_locations(facts: Facts, settings: Settings, targets: list[Target]) -> l
     lacks_new = not isinstance(facts.image_api, Untold) and facts.image_api < LOCATION_API
     # Without the new API neither Cinder nor the worker finds an Image-Volume in a store another way
     kinds = ("location", "store") if lacks_new else ("location",)
-    need = [f"target {target.name} (strategy {target.strategy})" for target in targets if target.strategy in kinds]
+    need = [
+        f"target {target.name} (strategy {target.strategy})"
+        for target in targets
+        if target.strategy in kinds
+    ]
     old = settings.uploads.location_api == "old" or lacks_new
     # Where there is no cinder store no upload is completed, whatever the API
-    some = not isinstance(facts.stores, Untold) and any(store.type == "cinder" for store in facts.stores)
+    some = not isinstance(facts.stores, Untold) and any(
+        store.type == "cinder" for store in facts.stores
+    )
     if old and some and "upload" not in settings.switched_off:
         need.append("uploads by the old location API")
     return need
 
 
-def locations_shown(answer: tuple[Shown, ...] | Untold, *, needed: list[str], api: tuple[int, ...] | Untold) -> Check:
+def locations_shown(
+    answer: tuple[Shown, ...] | Untold, *, needed: list[str], api: tuple[int, ...] | Untold
+) -> Check:
     """Whether Glance shows readers of an image where its data lies (OSSN-0065, OSSN-0090)."""
     name = "show_multiple_locations"
     if isinstance(answer, Untold):
@@ -117,23 +139,32 @@ def locations_shown(answer: tuple[Shown, ...] | Untold, *, needed: list[str], ap
             name,
             "fail",
             f"off, but {', '.join(needed)} needs it",
-            "this Glance has nothing else: switch it on, or use strategy cache and no uploads (OSSN-0090)"
+            "this Glance has nothing else: switch it on, or use strategy cache and no uploads "
+            "(OSSN-0090)"
             if not isinstance(api, Untold) and api < LOCATION_API
-            else "use strategy store or cache and [uploads] location_api = auto, rather than switch it on (OSSN-0090)",
+            else "use strategy store or cache and [uploads] location_api = auto, rather than "
+            "switch it on (OSSN-0090)",
         )
     if not on:
         return Check(
-            name, "ok", "off, and show_image_direct_url too; Cinder before 2025.2 clones nothing of a store then"
+            name,
+            "ok",
+            "off, and show_image_direct_url too; Cinder before 2025.2 clones nothing of a store "
+            "then",
         )
     return Check(
         name,
         "warn",
-        f"{' and '.join(on)} on: readers of an image learn where its data lies, some can change that (OSSN-0065, "
+        f"{' and '.join(on)} on: readers of an image learn where its data lies, some can change "
+        f"that (OSSN-0065, "
         "OSSN-0090)",
-        f"{', '.join(needed)} needs it: keep set_image_location and delete_image_location of Glance's policy to admin; "
-        "get_image_location too, but for Cinder before 2025.2, which reads locations in the user's name"
+        f"{', '.join(needed)} needs it: keep set_image_location and delete_image_location of "
+        f"Glance's policy to admin; "
+        "get_image_location too, but for Cinder before 2025.2, which reads locations in the "
+        "user's name"
         if needed
-        else "set them to false in glance-api.conf, once Cinder is 2025.2 or newer and has a [glance] login with the "
+        else "set them to false in glance-api.conf, once Cinder is 2025.2 or newer and has a "
+        "[glance] login with the "
         "role service; another one needs them to clone",
     )
 
@@ -152,19 +183,23 @@ def uploads(settings: Settings, stores: tuple[Store, ...], *, imports: bool) -> 
         )
     api = settings.uploads.location_api
     if api == "new" and not imports:
-        return Check("uploads", "fail", "Glance is older than 2.17", "set location_api = auto in [uploads]")
+        return Check(
+            "uploads", "fail", "Glance is older than 2.17", "set location_api = auto in [uploads]"
+        )
     if api == "old" or not imports:
         return Check(
             "uploads",
             "warn",
             "by the old location API",
-            "it needs show_multiple_locations, which shows every reader where data lies (OSSN-0065, OSSN-0090)",
+            "it needs show_multiple_locations, which shows every reader where data lies "
+            "(OSSN-0065, OSSN-0090)",
         )
     return Check("uploads", "ok", "by the New Location API")
 
 
 def store_project(store: str, volumes: tuple[Volume | Untold, ...], project_id: str) -> Check:
-    """Whether a store keeps its images in volumes of the internal project, as only those count as Image-Volumes."""
+    """Whether a store keeps its images in volumes of the internal project, as only those count as
+    Image-Volumes."""
     name = f"store {store}"
     seen = [volume for volume in volumes if isinstance(volume, Volume)]
     foreign = [volume for volume in seen if volume.foreign]
@@ -173,8 +208,10 @@ def store_project(store: str, volumes: tuple[Volume | Untold, ...], project_id: 
         return Check(
             name,
             "fail" if len(foreign) == len(seen) else "warn",
-            f"{len(foreign)} of {len(seen)} images lie in volumes of project {whose}, not of ours ({project_id})",
-            "set cinder_store_project_name, cinder_store_user_name and so on of that store to our project, or log the "
+            f"{len(foreign)} of {len(seen)} images lie in volumes of project {whose}, not of "
+            f"ours ({project_id})",
+            "set cinder_store_project_name, cinder_store_user_name and so on of that store to "
+            "our project, or log the "
             "worker in to the project that it uses",
         )
     if seen:
@@ -183,11 +220,16 @@ def store_project(store: str, volumes: tuple[Volume | Untold, ...], project_id: 
         return untold(
             name,
             gone[0],
-            "the image's volume can't be seen: is it gone (explain IMAGE), or does Cinder hide it from us?"
+            "the image's volume can't be seen: is it gone (explain IMAGE), or does Cinder hide "
+            "it from us?"
             if gone[0].missing
             else "see rights to locations, cinder",
         )
-    return Check(name, "ok", "none of the newest images lies in it, so whose volumes it makes can't be told yet")
+    return Check(
+        name,
+        "ok",
+        "none of the newest images lies in it, so whose volumes it makes can't be told yet",
+    )
 
 
 def _dotted(numbers: tuple[int, ...]) -> str:

@@ -1,4 +1,5 @@
-"""RabbitMQ's management API: what no AMQP client is told. Reads only; a password is in no message of it."""
+"""RabbitMQ's management API: what no AMQP client is told. Reads only; a password is in no message
+of it."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ LOSING = ("message-ttl", "max-length", "max-length-bytes", "expires")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """The policies that apply to a queue: their names, and those parts that drop messages or the queue."""
+    """The policies that apply to a queue: their names, and those parts that drop messages or the
+    queue."""
 
     policies: tuple[str, ...] = ()
     losing: Mapping[str, int] = field(default_factory=dict)
@@ -32,8 +34,9 @@ class Rules:
 class Managed:
     """A vhost by the management API.
 
-    `alarms` are resources that the nodes are short of. `rules` are told of queues that are there, and of others where
-    we may read policies; `bound` has the exchanges that a queue gets messages of. None: the user may not see it.
+    `alarms` are resources that the nodes are short of. `rules` are told of queues that are there,
+    and of others where we may read policies; `bound` has the exchanges that a queue gets messages
+    of. None: the user may not see it.
     """
 
     alarms: tuple[str, ...] | None = None
@@ -60,7 +63,8 @@ class Management:
         return str(self._get("/overview").get("cluster_name") or "")
 
     def look(self, vhost: str, queues: Iterable[str], *, bound_to: str = "") -> Managed:
-        """A vhost, its alarms, what policies say of `queues`, and the exchanges that `bound_to` is bound to. Blocks."""
+        """A vhost, its alarms, what policies say of `queues`, and the exchanges that `bound_to` is
+        bound to. Blocks."""
         place = quote(vhost, safe="")
         policies = self._policies(place)
         rules = {}
@@ -93,7 +97,12 @@ class Management:
         except (Blocked, NotFound):
             return None
         alarms = {"mem_alarm": "memory", "disk_free_alarm": "disk"}
-        found = [f"{node['name']}: {what}" for node in nodes for key, what in alarms.items() if node.get(key) is True]
+        found = [
+            f"{node['name']}: {what}"
+            for node in nodes
+            for key, what in alarms.items()
+            if node.get(key) is True
+        ]
         gone = [f"{node['name']}: not running" for node in nodes if node.get("running") is False]
         parted = [f"{node['name']}: network partition" for node in nodes if node.get("partitions")]
         return (*found, *gone, *parted)
@@ -109,7 +118,9 @@ class Management:
                 if error.code == http.HTTPStatus.NOT_FOUND:
                     raise NotFound(text) from None
                 if error.code in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
-                    raise Blocked(f"{text}, its user lacks rights or its password is wrong") from None
+                    raise Blocked(
+                        f"{text}, its user lacks rights or its password is wrong"
+                    ) from None
                 raise Temporary(text) from None
         except urllib.error.URLError as error:
             raise Temporary(f"{self.name}: {error.reason}") from None
@@ -125,10 +136,15 @@ def _applied(queue: Mapping[str, Any]) -> Rules:
 
 
 def _would_apply(name: str, kinds: Iterable[Iterable[Mapping[str, Any]]]) -> Rules:
-    """Return the policies that would apply to a queue that does not exist yet: the highest of each kind, merged."""
+    """Return the policies that would apply to a queue that does not exist yet: the highest of each
+    kind, merged."""
     applied = []
     for policies in kinds:
-        matching = [one for one in policies if one["apply-to"] != "exchanges" and _matches(str(one["pattern"]), name)]
+        matching = [
+            one
+            for one in policies
+            if one["apply-to"] != "exchanges" and _matches(str(one["pattern"]), name)
+        ]
         applied += sorted(matching, key=lambda policy: int(policy.get("priority") or 0))[-1:]
     losing: dict[str, int] = {}
     for policy in applied:

@@ -1,4 +1,5 @@
-"""An answer that could not be had, as a value: a service that fails must not hide what others say."""
+"""An answer that could not be had, as a value: a service that fails must not hide what others
+say."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Untold:
-    """Why there is no answer: `refused` to us, `missing` as there is no such thing, `skipped` as nobody asked."""
+    """Why there is no answer: `refused` to us, `missing` as there is no such thing, `skipped` as
+    nobody asked."""
 
     reason: str
     refused: bool = False
@@ -30,7 +32,9 @@ async def ask(call: Callable[[], Awaitable[T]], *, within: float | None = None) 
             return await call()
     except TimeoutError:
         return Untold(reason=f"no answer in {within:.0f} s")
-    except Exception as error:  # the root of a question: not even a bug in one may hide the answers to the others
+    except (
+        Exception
+    ) as error:  # the root of a question: not even a bug in one may hide the answers to the others
         return _why(error)
 
 

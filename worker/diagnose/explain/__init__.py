@@ -1,4 +1,5 @@
-"""Explain: what stands between an image and what it waits for, and what to do about it. Reads only."""
+"""Explain: what stands between an image and what it waits for, and what to do about it. Reads
+only."""
 
 from __future__ import annotations
 
@@ -29,12 +30,18 @@ async def explain(
     target: str = "",
     project_id: str = "",
 ) -> AsyncIterator[Check]:
-    """Each condition for the image, met or not; of all targets, or of one. NotFound if there is no such image.
+    """Each condition for the image, met or not; of all targets, or of one. NotFound if there is no
+    such image.
 
-    For an active image those of a clone, as the project would get it; for a queued one those of its upload.
+    For an active image those of a clone, as the project would get it; for a queued one those of its
+    upload.
     """
     image = await cloud.get_image(image_id)
-    yield Check("image", "ok", f"{image.status}, {completion.kind_of(image)}, {image.visibility}, owner {image.owner}")
+    yield Check(
+        "image",
+        "ok",
+        f"{image.status}, {completion.kind_of(image)}, {image.visibility}, owner {image.owner}",
+    )
     if image.status == "active":
         await prewarm.prepare(await lying(cloud, settings.targets))
         volumes = await volumes_of(cloud, image.id)
@@ -65,7 +72,9 @@ async def explain(
             yield check
     elif image.status == "deactivated":
         advice = "an administrator reactivates it; what is warm of it stays until then"
-        yield Check("status", "fail", "deactivated: nobody but an administrator may read it", advice)
+        yield Check(
+            "status", "fail", "deactivated: nobody but an administrator may read it", advice
+        )
     elif image.status in ("killed", "deleted", "pending_delete"):
         yield Check("status", "fail", f"{image.status}: it will never have data", "upload it anew")
     elif image.status == "saving":
@@ -93,11 +102,21 @@ def work_checks(image_id: str, jobs: Mapping[Key, LiveJob], *, now: float) -> It
             case "in progress":
                 yield Check(name, "ok", job.doing or "is being worked on")
             case "waiting":
-                text = f"{job.reason}; next try in {max(0.0, job.due - now):.0f} s, {job.attempt} tries failed"
-                yield Check(name, "warn" if job.attempt else "ok", text, "resync tries at once" if job.attempt else "")
+                text = (
+                    f"{job.reason}; next try in {max(0.0, job.due - now):.0f} s, "
+                    f"{job.attempt} tries failed"
+                )
+                yield Check(
+                    name,
+                    "warn" if job.attempt else "ok",
+                    text,
+                    "resync tries at once" if job.attempt else "",
+                )
             case "parked":
                 advice = "once the reason is mended: resync or dead-letters replay, with --image-id"
-                yield Check(name, "fail", f"given up after {job.attempt} tries: {job.reason}", advice)
+                yield Check(
+                    name, "fail", f"given up after {job.attempt} tries: {job.reason}", advice
+                )
             case _:
                 yield Check(name, "ok", "waits for a slot")
 
@@ -123,7 +142,8 @@ async def lying(cloud: Cloud, targets: Iterable[Target]) -> Mapping[str, tuple[V
 
 
 async def _members(cloud: Cloud, image_id: str) -> Mapping[str, str] | None:
-    """The projects that an image is shared with and what they said to it; None if we may not know."""
+    """The projects that an image is shared with and what they said to it; None if we may not
+    know."""
     try:
         return await cloud.list_members(image_id)
     except Blocked:

@@ -1,4 +1,5 @@
-"""The clone path: each condition for Cinder to clone an Image-Volume instead of downloading the image.
+"""The clone path: each condition for Cinder to clone an Image-Volume instead of downloading the
+image.
 
 Source: cinder/volume/flows/manager/create_volume.py, _clone_image_volume.
 """
@@ -35,10 +36,20 @@ def image_checks(image: Image) -> Iterator[Check]:
     if image_volume.is_raw(image):
         yield Check("format", "ok", "raw/bare")
     else:
-        advice = "upload it as raw/bare; strategy cache takes other formats too, as Cinder keeps the converted volume"
-        yield Check("format", "warn", f"{completion.kind_of(image)}: Cinder converts it each time", advice)
+        advice = (
+            "upload it as raw/bare; strategy cache takes other formats too, as Cinder keeps "
+            "the converted volume"
+        )
+        yield Check(
+            "format", "warn", f"{completion.kind_of(image)}: Cinder converts it each time", advice
+        )
     if "cinder_encryption_key_id" in image.properties:
-        yield Check("encryption", "fail", "it holds an encrypted volume", "Cinder never clones such an image")
+        yield Check(
+            "encryption",
+            "fail",
+            "it holds an encrypted volume",
+            "Cinder never clones such an image",
+        )
     yield Check(
         CINDER_CONF,
         "warn",
@@ -54,12 +65,24 @@ def project_check(image: Image, project_id: str, members: Mapping[str, str] | No
     if image.visibility in EVERYBODYS:
         return Check("project", "ok", f"a {image.visibility} image is everybody's")
     if image.visibility == "private":
-        return Check("project", "fail", "the image is private", f"its owner {image.owner} shares or publishes it")
+        return Check(
+            "project",
+            "fail",
+            "the image is private",
+            f"its owner {image.owner} shares or publishes it",
+        )
     if members is None:
-        return Check("project", "warn", "the image is shared, and we may not see with whom", "ask its owner")
+        return Check(
+            "project", "warn", "the image is shared, and we may not see with whom", "ask its owner"
+        )
     if project_id in members:
         return Check("project", "ok", f"the image is shared with it ({members[project_id]})")
-    return Check("project", "fail", "the image is not shared with it", f"its owner {image.owner} adds it as a member")
+    return Check(
+        "project",
+        "fail",
+        "the image is not shared with it",
+        f"its owner {image.owner} adds it as a member",
+    )
 
 
 def target_checks(
@@ -73,13 +96,20 @@ def target_checks(
     project_id: str = "",
     unusable: str = "",
 ) -> Iterator[Check]:
-    """Whether a volume of the image on the target would be a clone. `warmth` is None if the target is `unusable`. Pure.
+    """Whether a volume of the image on the target would be a clone. `warmth` is None if the target
+    is `unusable`. Pure.
 
-    `volumes` are the image's in the internal project; `paths` what Cinder would do in each pool, and why the worker
-    cannot mend it, of a target that has several; `project_id` is who would ask, "" for anybody.
+    `volumes` are the image's in the internal project; `paths` what Cinder would do in each pool,
+    and why the worker cannot mend it, of a target that has several; `project_id` is who would ask,
+    "" for anybody.
     """
     if warmth is None:
-        yield Check(f"target {target.name}", "fail", unusable or "Glance lacks what it needs", "doctor tells more")
+        yield Check(
+            f"target {target.name}",
+            "fail",
+            unusable or "Glance lacks what it needs",
+            "doctor tells more",
+        )
         return
     yield _warm(warmth)
     decided = warmth.target
@@ -87,23 +117,41 @@ def target_checks(
         return
     for pool, path, obstacle in paths:
         yield _in_pool(decided.name, pool, path, obstacle)
-    here = [one for one in volumes if image_volume.is_on(one, decided) and one.name == image_volume.name_of(image.id)]
+    here = [
+        one
+        for one in volumes
+        if image_volume.is_on(one, decided) and one.name == image_volume.name_of(image.id)
+    ]
     cached = decided.strategy == "cache"
     if cached and (entry := cache.entry_of(tuple(here), decided)):
         here = [entry]
-    copying = decided.strategy == "store" and decided.glance_store in image.importing and image.import_locked
+    copying = (
+        decided.strategy == "store"
+        and decided.glance_store in image.importing
+        and image.import_locked
+    )
     for volume in here:
         named = any(location.volume_id == volume.id for location in locations or ())
         if copying and not named:
-            text = f"{volume.id} of {volume.size} GiB is being made: Glance copies the image into it"
+            text = (
+                f"{volume.id} of {volume.size} GiB is being made: Glance copies the image into it"
+            )
             yield Check(f"{target.name} volume", "warn", text, "wait until Glance has finished")
             continue
         yield _serves(target.name, volume)
         if cached:
             yield _fresh(target.name, volume, image)
         elif not named and TAG not in volume.metadata:
-            text = "no location of the image names it: Cinder may keep it as an entry of its own image-volume cache"
-            yield Check(f"{target.name} location", "warn", text, "such an entry is cloned all the same; --probe tells")
+            text = (
+                "no location of the image names it: Cinder may keep it as an entry of its own "
+                "image-volume cache"
+            )
+            yield Check(
+                f"{target.name} location",
+                "warn",
+                text,
+                "such an entry is cloned all the same; --probe tells",
+            )
         else:
             yield _located(target.name, volume, locations)
             yield _owned(target.name, volume, image, project_id)
@@ -119,12 +167,21 @@ async def dangling(
             try:
                 await cloud.get_volume(location.volume_id)
             except NotFound:
-                text = f"{location.url} is a volume that is gone: volumes made of the image may end in error"
-                yield Check("location", "fail", text, "the next resync has it removed, if there is other data")
+                text = (
+                    f"{location.url} is a volume that is gone: volumes made of the image may "
+                    f"end in error"
+                )
+                yield Check(
+                    "location",
+                    "fail",
+                    text,
+                    "the next resync has it removed, if there is other data",
+                )
 
 
 async def left_behind(cloud: Cloud, image: Image) -> AsyncIterator[Check]:
-    """Clones that Cinder made in the owner's project for an upload that Glance did not take from there."""
+    """Clones that Cinder made in the owner's project for an upload that Glance did not take from
+    there."""
     try:
         tasks = await cloud.list_tasks(image.id)
     except (Blocked, NotFound):
@@ -135,7 +192,10 @@ async def left_behind(cloud: Cloud, image: Image) -> AsyncIterator[Check]:
         except NotFound:
             continue
         if volume.foreign:
-            text = f"clone {volume_id} of Cinder's, {volume.size} GiB, is left in project {volume.project_id}"
+            text = (
+                f"clone {volume_id} of Cinder's, {volume.size} GiB, is left in project "
+                f"{volume.project_id}"
+            )
             yield Check("left behind", "warn", text, "nobody needs it; it is the owner's to delete")
 
 
@@ -144,7 +204,9 @@ def _warm(one: Warmth) -> Check:
     if one.state is State.WARM:
         return Check(name, "ok", f"warm, by strategy {one.target.strategy}")
     found = "not wanted" if one.state is State.UNWANTED else "not warm"
-    return Check(name, "warn", f"{found}: {one.why}", ADVICE[one.state].format(target=one.target.name))
+    return Check(
+        name, "warn", f"{found}: {one.why}", ADVICE[one.state].format(target=one.target.name)
+    )
 
 
 def _in_pool(target: str, pool: str, path: Path, obstacle: str) -> Check:
@@ -152,18 +214,29 @@ def _in_pool(target: str, pool: str, path: Path, obstacle: str) -> Check:
     name = f"{target} pool"
     match path:
         case ImageVolumeClone(volume):
-            return Check(name, "ok", f"{pool}: Cinder clones Image-Volume {volume.id}, by its location")
+            return Check(
+                name, "ok", f"{pool}: Cinder clones Image-Volume {volume.id}, by its location"
+            )
         case CacheClone(volume):
-            return Check(name, "ok", f"{pool}: Cinder clones {volume.id}, an entry of its image-volume cache")
+            return Check(
+                name, "ok", f"{pool}: Cinder clones {volume.id}, an entry of its image-volume cache"
+            )
         case Download(reasons):
-            return Check(name, "warn", f"{pool}: Cinder downloads: {path}", obstacle or WORDS[reasons[-1]].advice)
+            return Check(
+                name,
+                "warn",
+                f"{pool}: Cinder downloads: {path}",
+                obstacle or WORDS[reasons[-1]].advice,
+            )
         case _:
             return Check(name, "ok", f"{pool}: Cinder's driver clones the image itself")
 
 
 def _serves(target: str, volume: Volume) -> Check:
     name = f"{target} volume"
-    text = f"{volume.id} of {volume.size} GiB on {volume.host or 'an unknown host'} is {volume.status}"
+    text = (
+        f"{volume.id} of {volume.size} GiB on {volume.host or 'an unknown host'} is {volume.status}"
+    )
     if image_volume.needs_administrator(volume):
         return Check(name, "fail", text, image_volume.stuck_advice(volume, located=True))
     if image_volume.is_broken(volume):
@@ -171,7 +244,12 @@ def _serves(target: str, volume: Volume) -> Check:
     if not image_volume.is_usable(volume):
         return Check(name, "warn", text, "wait until it is available")
     if volume.encrypted:
-        return Check(name, "fail", f"{text}, encrypted", "Cinder clones to no encrypted volume: take another type")
+        return Check(
+            name,
+            "fail",
+            f"{text}, encrypted",
+            "Cinder clones to no encrypted volume: take another type",
+        )
     return Check(name, "ok", f"{text}; it serves volumes in that pool, of at least that size")
 
 
@@ -180,17 +258,29 @@ def _located(target: str, volume: Volume, locations: tuple[Location, ...] | None
     if any(location.volume_id == volume.id for location in locations or ()):
         return Check(name, "ok", "a location of the image names it")
     if locations is None:
-        return Check(name, "fail", "Glance shows no locations", "grant the role service; doctor tells more")
-    return Check(name, "fail", "no location of the image names it", "Cinder can't know of it; resync has it added")
+        return Check(
+            name, "fail", "Glance shows no locations", "grant the role service; doctor tells more"
+        )
+    return Check(
+        name,
+        "fail",
+        "no location of the image names it",
+        "Cinder can't know of it; resync has it added",
+    )
 
 
 def _owned(target: str, volume: Volume, image: Image, project_id: str) -> Check:
     name, owner = f"{target} owner", volume.metadata.get("image_owner", "")
     if owner == image.owner:
-        return Check(name, "ok", "marked with the image's owner: whoever may use the image gets a clone")
+        return Check(
+            name, "ok", "marked with the image's owner: whoever may use the image gets a clone"
+        )
     if project_id == image.owner:
         return Check(name, "ok", f"marked as {owner or 'nobody'}'s, which its owner does not need")
-    text = f"image_owner is {owner or 'missing'}: only {image.owner} gets a clone, Cinder downloads for everybody else"
+    text = (
+        f"image_owner is {owner or 'missing'}: only {image.owner} gets a clone, Cinder "
+        f"downloads for everybody else"
+    )
     return Check(name, "fail", text, "resync has it set")
 
 
@@ -199,4 +289,9 @@ def _fresh(target: str, entry: Volume, image: Image) -> Check:
     if cache.is_fresh(entry, image.updated_at):
         return Check(name, "ok", "made for the image as it is")
     text = "the image was changed after it was made, or it is not marked yet"
-    return Check(name, "warn", text, "Cinder downloads once more; the worker makes a new one once the image is quiet")
+    return Check(
+        name,
+        "warn",
+        text,
+        "Cinder downloads once more; the worker makes a new one once the image is quiet",
+    )

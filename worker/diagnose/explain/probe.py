@@ -1,4 +1,5 @@
-"""Probe: makes a volume from an image as a user would, and tells by the signs whether Cinder has cloned it."""
+"""Probe: makes a volume from an image as a user would, and tells by the signs whether Cinder has
+cloned it."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ EVERY = 0.2
 LATE = 5.0
 # Seconds that a volume has for going away
 LEAVE = 60.0
-# Seconds after which a volume that Cinder has not confirmed, and does not show, counts as never made
+# Seconds after which a volume that Cinder has not confirmed, and does not show, counts as never
+# made
 LOST = 15.0
 # Cinder writes this when it has downloaded an image (cinder/volume/flows/manager/create_volume.py)
 DOWNLOADED = "signature_verified"
@@ -42,11 +44,13 @@ Take = Callable[[], Iterable[Mapping[str, Any]]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signs:
-    """Observations of a volume being made: how it ended, how long it took, and what tells a download from a clone.
+    """Observations of a volume being made: how it ended, how long it took, and what tells a
+    download from a clone.
 
-    `downloading` is that status, `sent` the bytes that Glance says it has sent, `verified` whether Cinder has noted
-    what it notes of a download, `hit` whether its image-volume cache says that it served. `heard` tells whether Cinder
-    announced the end, without which the last three are no news. Times in seconds.
+    `downloading` is that status, `sent` the bytes that Glance says it has sent, `verified` whether
+    Cinder has noted what it notes of a download, `hit` whether its image-volume cache says that it
+    served. `heard` tells whether Cinder announced the end, without which the last three are no
+    news. Times in seconds.
     """
 
     volume: Volume
@@ -64,11 +68,19 @@ class Signs:
 
 
 async def probe(
-    cloud: Cloud, image: Image, target: Target, *, take: Take | None, lying: Iterable[Volume], within: float
+    cloud: Cloud,
+    image: Image,
+    target: Target,
+    *,
+    take: Take | None,
+    lying: Iterable[Volume],
+    within: float,
 ) -> Check:
-    """Make a volume of the image on the target, delete it, and tell what it was. `lying` are its Image-Volumes there.
+    """Make a volume of the image on the target, delete it, and tell what it was. `lying` are its
+    Image-Volumes there.
 
-    `take` gives the notifications that came in since it was last called, blocks, and may be missing.
+    `take` gives the notifications that came in since it was last called, blocks, and may be
+    missing.
     """
     name = f"probe {target.name}"
     new = NewVolume(
@@ -84,11 +96,18 @@ async def probe(
         async with _volume(cloud, new) as made:
             signs = await _watched(cloud, made, image, take, within)
     except (Blocked, Conflict) as error:
-        return Check(name, "fail", f"Cinder makes no volume: {error}", "a user would be told the same; often a quota")
+        return Check(
+            name,
+            "fail",
+            f"Cinder makes no volume: {error}",
+            "a user would be told the same; often a quota",
+        )
     except NotFound:
         return Check(name, "fail", "somebody has deleted the volume meanwhile", "ask again")
     except Temporary as error:
-        return Check(name, "fail", f"Cinder did not answer: {error}", "doctor tells what is wrong with it")
+        return Check(
+            name, "fail", f"Cinder did not answer: {error}", "doctor tells what is wrong with it"
+        )
     except TimeoutError:
         advice = "cinder-scheduler's and cinder-volume's logs say what became of it"
         return Check(name, "fail", f"no volume after {within:.0f} s", advice)
@@ -99,7 +118,9 @@ def judged(name: str, image: Image, signs: Signs, lying: tuple[Volume, ...]) -> 
     """Judge the signs. Pure."""
     volume = signs.volume
     if image_volume.is_broken(volume):
-        advice = "cinder-volume's log has the reason; a location whose volume is gone is one, see resync"
+        advice = (
+            "cinder-volume's log has the reason; a location whose volume is gone is one, see resync"
+        )
         return Check(name, "fail", f"the volume is in status {volume.status}", advice)
     taken = f"in {signs.seconds:.1f} s"
     if signs.is_clone:
@@ -115,22 +136,29 @@ def judged(name: str, image: Image, signs: Signs, lying: tuple[Volume, ...]) -> 
         )
         if seen
     ]
-    return Check(name, "fail", f"no clone, {taken}: {', '.join(saw)}", _advice(image, volume, lying))
+    return Check(
+        name, "fail", f"no clone, {taken}: {', '.join(saw)}", _advice(image, volume, lying)
+    )
 
 
 def _advice(image: Image, volume: Volume, lying: tuple[Volume, ...]) -> str:
     if not image_volume.is_raw(image):
-        return f"Cinder converts {completion.kind_of(image)} each time, unless its image-volume cache serves"
+        return (
+            f"Cinder converts {completion.kind_of(image)} each time, unless its image-volume "
+            f"cache serves"
+        )
     usable = [one for one in lying if image_volume.is_usable(one)]
     if not usable:
         return "there is no Image-Volume here yet, see above"
     hosts = sorted({one.host for one in usable if one.host})
     if volume.host and hosts and volume.host not in hosts:
         return (
-            f"it came to lie on {volume.host}, the Image-Volume on {', '.join(hosts)}: Cinder clones in one pool only"
+            f"it came to lie on {volume.host}, the Image-Volume on {', '.join(hosts)}: Cinder "
+            f"clones in one pool only"
         )
     return (
-        "no API tells: is allowed_direct_url_schemes = cinder set in cinder.conf there, and may Cinder read locations "
+        "no API tells: is allowed_direct_url_schemes = cinder set in cinder.conf there, and may "
+        "Cinder read locations "
         "(role service)? cinder-volume's log at debug says why it did not clone"
     )
 
@@ -142,13 +170,17 @@ async def _volume(cloud: Cloud, new: NewVolume) -> AsyncIterator[Volume]:
         if image_volume.is_usable(left) or image_volume.is_broken(left):
             with contextlib.suppress(NotFound, Conflict):
                 await cloud.delete_volume(left.id)
-    # Cinder may have heard of it although its answer was not waited for, or got lost: its token finds it then
+    # Cinder may have heard of it although its answer was not waited for, or got lost: its token
+    # finds it then
     token = uuid.uuid4().hex
-    creating = asyncio.create_task(cloud.create_volume(replace(new, metadata={**(new.metadata or {}), TOKEN: token})))
+    creating = asyncio.create_task(
+        cloud.create_volume(replace(new, metadata={**(new.metadata or {}), TOKEN: token}))
+    )
     try:
         yield await asyncio.shield(creating)
     finally:
-        # Somebody who has enough of waiting must not leave it behind either, however often he says so
+        # Somebody who has enough of waiting must not leave it behind either, however often he says
+        # so
         removing = asyncio.create_task(_removed(cloud, creating, token))
         while not removing.done():
             with contextlib.suppress(asyncio.CancelledError):
@@ -168,7 +200,11 @@ async def _removed(cloud: Cloud, creating: asyncio.Task[Volume], token: str) -> 
     while time.monotonic() < until:
         try:
             if not volume_id:
-                ours = [one for one in await cloud.find_volumes(NAME) if one.metadata.get(TOKEN) == token]
+                ours = [
+                    one
+                    for one in await cloud.find_volumes(NAME)
+                    if one.metadata.get(TOKEN) == token
+                ]
                 volume_id = ours[0].id if ours else ""
                 until = time.monotonic() + LEAVE if volume_id else until
             else:
@@ -184,11 +220,16 @@ async def _removed(cloud: Cloud, creating: asyncio.Task[Volume], token: str) -> 
         why = "Cinder does not let it be deleted; the next probe tries"
         log.warning("probe_left_behind", volume_id=volume_id, why=why)
     else:
-        why = f"Cinder did not say whether it makes a volume {NAME}, and shows none; the next probe looks again"
+        why = (
+            f"Cinder did not say whether it makes a volume {NAME}, and shows none; the next "
+            f"probe looks again"
+        )
         log.warning("probe_maybe_left_behind", why=why)
 
 
-async def _watched(cloud: Cloud, made: Volume, image: Image, take: Take | None, within: float) -> Signs:
+async def _watched(
+    cloud: Cloud, made: Volume, image: Image, take: Take | None, within: float
+) -> Signs:
     """The signs of its being made, until it is there and its end was announced."""
     began = time.monotonic()
     signs = Signs(volume=made, seconds=0.0)
@@ -230,9 +271,15 @@ def with_message(signs: Signs, message: Mapping[str, Any], image: Image) -> Sign
             receiver = payload.get("receiver_tenant_id")
             ours = said.image_id == image.id and receiver in (None, "", volume.project_id)
             sent = payload.get("bytes_sent")
-            return replace(signs, sent=signs.sent + sent) if ours and isinstance(sent, int) else signs
+            return (
+                replace(signs, sent=signs.sent + sent) if ours and isinstance(sent, int) else signs
+            )
         case "image_volume_cache.hit":
-            ours = image.id in str(payload.get("image_id", "")) and payload.get("host") in (None, "", volume.host)
+            ours = image.id in str(payload.get("image_id", "")) and payload.get("host") in (
+                None,
+                "",
+                volume.host,
+            )
             return replace(signs, hit=True) if ours else signs
         case "volume.create.end" if said.volume_id == volume.id:
             rows = payload.get("glance_metadata") or ()

@@ -25,10 +25,16 @@ async def look(cloud: Cloud, rules: Uploads, image: Image, *, now: float) -> See
     named = completion.source_named(image, rules)
     clones = clones_of(image, await cloud.find_volumes(image_volume.name_of(image.id)))
     seen = Seen(
-        image=image, now=now, stores=await cloud.list_stores(), clones=clones, tasks=await cloud.list_tasks(image.id)
+        image=image,
+        now=now,
+        stores=await cloud.list_stores(),
+        clones=clones,
+        tasks=await cloud.list_tasks(image.id),
     )
     stranded = completion.stranded_volumes(seen.tasks or ())
-    source_id = named or next((clone.source_volid for clone in clones), "") or next(iter(stranded), "")
+    source_id = (
+        named or next((clone.source_volid for clone in clones), "") or next(iter(stranded), "")
+    )
     if not IMAGE_ID.fullmatch(source_id):
         return replace(seen, missing=frozenset({source_id} - {""}))
     try:
@@ -42,7 +48,12 @@ def upload_checks(seen: Seen, settings: Settings) -> Iterator[Check]:
     image, rules = seen.image, settings.uploads
     yield _format(image)
     if image.import_locked:
-        yield Check("lock", "warn", "Glance is at work on the image", "wait; a lock that stays an hour is given away")
+        yield Check(
+            "lock",
+            "warn",
+            "Glance is at work on the image",
+            "wait; a lock that stays an hour is given away",
+        )
     else:
         yield Check("lock", "ok", "nobody works on the image")
     yield _named(seen, rules)
@@ -50,7 +61,8 @@ def upload_checks(seen: Seen, settings: Settings) -> Iterator[Check]:
         yield Check(
             "cinder.conf",
             "warn",
-            "image_upload_use_cinder_backend and _internal_tenant decide how Cinder's own upload goes; no API tells",
+            "image_upload_use_cinder_backend and _internal_tenant decide how Cinder's own upload "
+            "goes; no API tells",
             f"property {rules.source_property} on a queued image needs neither",
         )
     if seen.source or seen.missing:
@@ -60,7 +72,10 @@ def upload_checks(seen: Seen, settings: Settings) -> Iterator[Check]:
     for task in seen.tasks or ():
         if task.type == completion.LOCATION_IMPORT:
             failed = task.status == "failure"
-            advice = "Glance's log has more; often its cinder store logs in to another project than the volume's"
+            advice = (
+                "Glance's log has more; often its cinder store logs in to another project "
+                "than the volume's"
+            )
             text = f"{task.url} {task.status} {task.message}".strip()
             yield Check("location task", "warn" if failed else "ok", text, advice if failed else "")
     yield _next(seen, settings)
@@ -69,7 +84,12 @@ def upload_checks(seen: Seen, settings: Settings) -> Iterator[Check]:
 def api_check(rules: Uploads, *, imports: bool) -> Check:
     """Which way a location is added. Pure."""
     if rules.location_api == "new" and not imports:
-        return Check("location api", "fail", "Glance is older than 2.17", "set location_api = auto in [uploads]")
+        return Check(
+            "location api",
+            "fail",
+            "Glance is older than 2.17",
+            "set location_api = auto in [uploads]",
+        )
     if rules.location_api == "old" or not imports:
         text = "the old one, which needs show_multiple_locations (OSSN-0065, OSSN-0090)"
         return Check("location api", "warn", text, "Glance 2.17 and later have a safe one")
@@ -81,7 +101,10 @@ def quota_check(source: Volume, quota: Quota) -> Check:
     left = (("volumes", quota.volumes, 1), ("GiB", quota.gigabytes, source.size))
     short = [f"{room} {unit}" for unit, room, need in left if room is not None and room < need]
     if short:
-        text = f"the internal project has {' and '.join(short)} left, the clone needs {source.size} GiB"
+        text = (
+            f"the internal project has {' and '.join(short)} left, the clone needs "
+            f"{source.size} GiB"
+        )
         return Check("quota", "fail", text, "raise its quota; the upload is tried again by itself")
     return Check("quota", "ok", "the internal project has room for the clone")
 
@@ -93,7 +116,8 @@ def saving_check(image: Image, *, now: float) -> Check:
     if minutes < SENDING:
         return Check("upload", "ok", text)
     advice = (
-        "ask its owner; if nobody sends anything, a change of the image met the end of the upload (Glance writes whole "
+        "ask its owner; if nobody sends anything, a change of the image met the end of the "
+        "upload (Glance writes whole "
         "images): no request repairs that, the owner deletes it and makes it anew"
     )
     return Check("upload", "warn", text, advice)
@@ -103,20 +127,32 @@ def _format(image: Image) -> Check:
     if image_volume.is_raw(image):
         return Check("format", "ok", "raw/bare")
     return Check(
-        "format", "fail", completion.kind_of(image), "only raw/bare can be a volume as it is: the owner changes that"
+        "format",
+        "fail",
+        completion.kind_of(image),
+        "only raw/bare can be a volume as it is: the owner changes that",
     )
 
 
 def _named(seen: Seen, rules: Uploads) -> Check:
-    given, named = seen.image.properties.get(rules.source_property), completion.source_named(seen.image, rules)
+    given, named = (
+        seen.image.properties.get(rules.source_property),
+        completion.source_named(seen.image, rules),
+    )
     if given and not named:
-        return Check("source", "ok", f"property {rules.source_property} was meant for another image: {given}")
+        return Check(
+            "source", "ok", f"property {rules.source_property} was meant for another image: {given}"
+        )
     if named:
         return Check("source", "ok", f"property {rules.source_property} names {named}")
     if seen.clones:
         return Check("source", "ok", "Cinder has made a clone for the image")
     if completion.stranded_volumes(seen.tasks or ()):
-        return Check("source", "ok", "Cinder has made a clone in the owner's project, which Glance could not take")
+        return Check(
+            "source",
+            "ok",
+            "Cinder has made a clone in the owner's project, which Glance could not take",
+        )
     return Check(
         "source",
         "fail",
@@ -128,24 +164,40 @@ def _named(seen: Seen, rules: Uploads) -> Check:
 def _source(seen: Seen, settings: Settings) -> Iterator[Check]:
     source, image = seen.source, seen.image
     if source is None:
-        yield Check("source volume", "fail", "there is no such volume", "the owner corrects the property")
+        yield Check(
+            "source volume", "fail", "there is no such volume", "the owner corrects the property"
+        )
         return
     if source.project_id != image.owner:
         yield Check(
             "source volume",
             "fail",
             f"belongs to project {source.project_id}, the image to {image.owner}",
-            "the owner is told only that its project has no such volume; transfer the volume, or make the image there",
+            "the owner is told only that its project has no such volume; transfer the volume, or "
+            "make the image there",
         )
         return
     store = completion.store_of(source.volume_type, seen.stores, settings.targets)
     if reason := completion.refusal(source, image, store):
-        advice = "use Cinder's own upload" if source.encrypted else "retype the volume, or give Glance a store for it"
+        advice = (
+            "use Cinder's own upload"
+            if source.encrypted
+            else "retype the volume, or give Glance a store for it"
+        )
         yield Check("source volume", "fail", reason, advice)
         return
-    yield Check("source volume", "ok", f"{source.size} GiB of type {source.volume_type}, served by store {store}")
+    yield Check(
+        "source volume",
+        "ok",
+        f"{source.size} GiB of type {source.volume_type}, served by store {store}",
+    )
     if reason := completion.hindrance(source, settings.uploads):
-        yield Check("source status", "warn", reason, "it is tried again; [uploads] allow_in_use for attached ones")
+        yield Check(
+            "source status",
+            "warn",
+            reason,
+            "it is tried again; [uploads] allow_in_use for attached ones",
+        )
     else:
         yield Check("source status", "ok", source.status)
 
@@ -154,7 +206,12 @@ def _clone(clone: Volume) -> Check:
     maker = "of ours" if completion.is_ours(clone) else "of Cinder's"
     text = f"{clone.id} {maker} is {clone.status}"
     if image_volume.is_broken(clone):
-        return Check("clone", "fail", text, "cinder-volume's log has the reason; it is deleted and made again")
+        return Check(
+            "clone",
+            "fail",
+            text,
+            "cinder-volume's log has the reason; it is deleted and made again",
+        )
     return Check("clone", "ok", text)
 
 
@@ -172,6 +229,8 @@ def _next(seen: Seen, settings: Settings) -> Check:
                 "see what fails above; once that is mended, resync asks again",
             )
         case Again(reason, after=after):
-            return Check("next", "warn", reason + (f", looked at again in {after:.0f} s" if after else ""))
+            return Check(
+                "next", "warn", reason + (f", looked at again in {after:.0f} s" if after else "")
+            )
         case _:
             return Check("next", "ok", "nothing is left to do")
