@@ -29,7 +29,7 @@ from worker.engine.retry import Backoff
 from worker.engine.router import Router
 from worker.engine.runner import Limits, Runner
 from worker.observe.metrics import Metrics
-from worker.observe.volume_times import VolumeTimes
+from worker.observe.creations import Creations
 
 FAST = Target(name="fast", volume_type="fast")
 SLOW = Target(name="slow", volume_type="slow")
@@ -89,7 +89,7 @@ class Rig:
         router = Router(
             handlers=self.handlers.values(),
             metrics=self.metrics,
-            times=VolumeTimes(metrics=self.metrics),
+            creations=Creations(metrics=self.metrics),
         )
         self.dispatcher = Dispatcher(
             router=router, runner=self.runner, lanes=self.lanes, on_gap=self.gaps.append

@@ -18,7 +18,7 @@ from worker.core.notification import Notification
 from worker.core.outcome import Done, Outcome
 from worker.engine.router import Router
 from worker.observe.metrics import Metrics
-from worker.observe.volume_times import VolumeTimes
+from worker.observe.creations import Creations
 
 IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
 VOLUME = "38adcc12-ea51-4d39-adea-b5a4c4162d30"
@@ -111,7 +111,7 @@ def test_a_volume_is_warm_unless_the_image_was_sent_meanwhile(
 ) -> None:
     """Whatever the clock of Glance's host says."""
     metrics = Metrics()
-    times = VolumeTimes(metrics=metrics)
+    times = Creations(metrics=metrics)
     times.know({"type-1": "fast"})
     if sent == "before":
         times.see(at("image.send", 5.0 + skew, image_id=IMAGE))
@@ -130,7 +130,7 @@ def test_a_volume_is_warm_unless_the_image_was_sent_meanwhile(
 
 def test_our_own_volumes_are_no_users_volumes() -> None:
     metrics = Metrics()
-    times = VolumeTimes(metrics=metrics)
+    times = Creations(metrics=metrics)
     times.know({"type-1": "fast"})
     times.see(at("volume.create.start", 10.0, volume_id=VOLUME))
     fields = {"volume_type_id": "type-1", "source_image_id": IMAGE, "image_id": IMAGE}
@@ -140,7 +140,7 @@ def test_our_own_volumes_are_no_users_volumes() -> None:
 
 
 def test_what_never_ends_is_forgotten() -> None:
-    times = VolumeTimes(metrics=Metrics())
+    times = Creations(metrics=Metrics())
     for number in range(20_000):
         times.see(at("volume.create.start", 1.0, volume_id=str(number)))
     assert len(times._started) == 10_000
@@ -216,7 +216,7 @@ async def test_a_handler_that_fails_on_a_notification_is_named_and_the_others_he
     router = Router(
         handlers=[plug_in, *rig.handlers.values()],
         metrics=Metrics(),
-        times=VolumeTimes(metrics=Metrics()),
+        creations=Creations(metrics=Metrics()),
     )
     routed = router.route(
         notification("image.update", {"id": IMAGE, "status": "active", "password": "secret"})

@@ -37,7 +37,7 @@ from worker.observe.activity import Choice
 from worker.observe.http import Page, Probes
 from worker.observe.metrics import Metrics, release
 from worker.observe.systemd import READY, WATCHDOG, extend, notify, status
-from worker.observe.volume_times import VolumeTimes
+from worker.observe.creations import Creations
 from worker.observe.web import listen, shown
 from worker.openstack.sdk import OpenStackCloud, connect, count_keystone
 from worker.settings import Settings
@@ -286,7 +286,7 @@ class Daemon:
         self._handlers = build_handlers(settings, parts)
         self._lanes = build_lanes(settings)
         self._intakes = build_intakes(settings)
-        self._times = VolumeTimes(metrics=metrics)
+        self._times = Creations(metrics=metrics)
         self._runner = Runner(
             lanes=self._lanes,
             handlers=self._handlers,
