@@ -322,7 +322,7 @@ async def ours_into_lanes(url: str, queue: str, count: int) -> float:
         handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics)
     )
     dispatcher = Dispatcher(
-        router=router, runner=rig.runner, lanes=rig.lanes, on_gap=lambda _: None
+        router=router, queue=rig.runner.queue, lanes=rig.lanes, on_gap=lambda _: None
     )
     rate = await taken(url, queue, count, Counting(router, count, dispatcher))
     await rig.lanes.close()
@@ -497,12 +497,12 @@ async def hear(url: str, queue: str, count: int, load: int) -> list[float]:
     rig = Rig(cloud)
     subject = RabbitIntake(url=url, exchanges=(EXCHANGE,), queue=queue, queue_expires=3600)
     rig.lanes = RabbitLanes(url=url, queue=queue)  # type: ignore[assignment]
-    rig.runner._lanes = rig.lanes
+    rig.runner.queue._lanes = rig.lanes
     router = Router(
         handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics)
     )
     dispatcher = Dispatcher(
-        router=router, runner=rig.runner, lanes=rig.lanes, on_gap=lambda _: None
+        router=router, queue=rig.runner.queue, lanes=rig.lanes, on_gap=lambda _: None
     )
     with kombu.Connection(url) as connection:
         connection.default_channel.exchange_declare(

@@ -135,7 +135,7 @@ class Borders:
         if dice.below(4):
             body = COMPRESSORS[compression](body)
         routed = self._router.route(body, compression)
-        lanes = self._rig.runner.lanes
+        lanes = self._rig.runner.queue.lanes
         for job in routed.jobs:
             assert IMAGE_ID.fullmatch(job.key.image_id), job
             assert job.key.lane in lanes, job

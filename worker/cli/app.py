@@ -348,7 +348,7 @@ class Daemon:
     async def _work(self, leave: asyncio.Event, ticking: asyncio.Task[None]) -> None:
         router = Router(handlers=self._handlers.values(), metrics=self._metrics, times=self._times)
         dispatcher = Dispatcher(
-            router=router, runner=self._runner, lanes=self._lanes, on_gap=self._want_resync
+            router=router, queue=self._runner.queue, lanes=self._lanes, on_gap=self._want_resync
         )
         if self._settings.resync_on_start:
             self._want_resync(START)
@@ -366,7 +366,7 @@ class Daemon:
         log.info(
             "started",
             targets=[target.name for target in self._settings.targets],
-            lanes=list(self._runner.lanes),
+            lanes=list(self._runner.queue.lanes),
         )
         try:
             # A task that fails begins again; one that ends has found a configuration that can't
@@ -378,7 +378,7 @@ class Daemon:
                 task.result()
         finally:
             self._draining = True
-            log.info("draining", in_progress=self._runner.in_progress)
+            log.info("draining", in_progress=self._runner.queue.in_progress)
             for tasks in (intakes, [*others, stop]):
                 for task in tasks:
                     task.cancel()
@@ -414,7 +414,7 @@ class Daemon:
         while True:
             self._ticked = time.monotonic()
             self._tell_manager()
-            self._runner.tidy()
+            self._runner.queue.tidy()
             await asyncio.sleep(TICK)
 
     async def _measure(self) -> None:
@@ -434,7 +434,7 @@ class Daemon:
             await asyncio.sleep(TICK)
 
     def _count_jobs(self, depths: Mapping[str, int]) -> None:
-        self._metrics.depths(depths, self._runner.waiting())
+        self._metrics.depths(depths, self._runner.queue.waiting())
 
     async def _watch_cloud(self) -> None:
         """Is the cloud there? Now and then, sooner while it is away."""
@@ -526,7 +526,9 @@ class Daemon:
         """Take jobs once the cloud has been seen: a worker that can't log in would only set them
         aside."""
         await self._seen_once.wait()
-        await self._lanes.open(self._runner.prefetch, self._runner.deliver, self._runner.lose)
+        await self._lanes.open(
+            self._runner.queue.prefetch, self._runner.queue.deliver, self._runner.queue.lose
+        )
         self._lanes_opened.set()
         await asyncio.get_running_loop().create_future()
 
@@ -610,7 +612,7 @@ class Daemon:
         unusable = {name: why for handler in targeted for name, why in handler.unusable.items()}
         status = self._metrics.activity.status(
             targets=targets,
-            lanes=self._runner.lanes,
+            lanes=self._runner.queue.lanes,
             depths=self._lanes.depths(),
             most=most,
             unusable={**unusable, **self._unusable},
