@@ -19,7 +19,8 @@ from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.pool import places_of, pools_of
 from worker.core.target import TAG
 from worker.observe.metrics import Metrics
-from worker.openstack.sdk import OpenStackCloud, connect
+from worker.openstack.cloud import OpenStackCloud
+from worker.openstack.login import connect
 
 STORE, TYPE = "cinder-1", "local-1"
 NOBODY = "11111111-1111-4111-8111-111111111111"

@@ -38,7 +38,7 @@ from worker.core.notification import IMAGE_ID, decode
 from worker.core.target import TAG, Uploads
 from worker.engine.router import Router
 from worker.observe.volume_times import VolumeTimes
-from worker.openstack.sdk import OpenStackCloud
+from worker.openstack.cloud import OpenStackCloud
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 WIRE = tuple(

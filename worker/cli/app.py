@@ -39,7 +39,8 @@ from worker.observe.metrics import Metrics, release
 from worker.observe.systemd import READY, WATCHDOG, extend, notify, status
 from worker.observe.volume_times import VolumeTimes
 from worker.observe.web import listen, shown
-from worker.openstack.sdk import OpenStackCloud, connect, count_keystone
+from worker.openstack.cloud import OpenStackCloud
+from worker.openstack.login import connect, count_keystone
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
