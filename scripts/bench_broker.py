@@ -29,10 +29,10 @@ import kombu
 import orjson
 
 from scripts.generate import notifications
+from tests.broker.intakes import rabbit_intake
 from tests.broker.rabbitmq import RabbitMQ, installed
 from tests.fake_cloud import FakeCloud
 from tests.rig import STORES, Rig
-from worker.broker.intake import RabbitIntake
 from worker.broker.lanes import RabbitLanes
 from worker.core.cloud import Image
 from worker.core.intake import Routed
@@ -295,7 +295,7 @@ async def ours(url: str, queue: str, count: int) -> float:
 
 async def taken(url: str, queue: str, count: int, sink: Counting) -> float:
     """How many a second the intake takes."""
-    subject = RabbitIntake(
+    subject = rabbit_intake(
         url=url,
         exchanges=(),
         queue=queue,
@@ -495,7 +495,7 @@ async def hear(url: str, queue: str, count: int, load: int) -> list[float]:
     """Intake, router, lanes on RabbitMQ and runner in this process; another one publishes."""
     cloud = Noting()
     rig = Rig(cloud)
-    subject = RabbitIntake(url=url, exchanges=(EXCHANGE,), queue=queue, queue_expires=3600)
+    subject = rabbit_intake(url=url, exchanges=(EXCHANGE,), queue=queue, queue_expires=3600)
     rig.lanes = RabbitLanes(url=url, queue=queue)  # type: ignore[assignment]
     rig.runner.queue._lanes = rig.lanes
     router = Router(

@@ -185,7 +185,7 @@ async def test_a_lane_that_went_to_another_replica_is_worked_on_by_that_one_alon
             rabbitmq.ctl, "close_connection", connection_of(active), "the test says so"
         )
         await until(lambda: {key for name, key in steps if name == waiting} == keys)
-        await until(lambda: replicas[active][1].idle)
+        await until(lambda: replicas[active][1].queue.idle)
         steps.clear()
         await until(lambda: len(steps) > 50)
         assert {name for name, _ in steps} == {waiting}
@@ -239,7 +239,7 @@ async def test_a_backlog_is_not_put_into_its_lane_again(rabbitmq: RabbitMQ) -> N
         # One that starts now finds a backlog that it knows nothing of
         late = replica()
         replicas.append(late)
-        await late[0].open(late[1].prefetch, late[1].deliver)
+        await late[0].open(late[1].queue.prefetch, late[1].queue.deliver)
         await until(lambda: late[0].depths().get("h"))
         _, left = await enqueue(missing(), submit=late[2].submit, knows=late[0].knows)
         assert left == {"h": 500}

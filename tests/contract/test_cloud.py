@@ -108,7 +108,11 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     os.environ["OS_CLIENT_CONFIG_FILE"] = str(HOME / "clouds.yaml")
     alice, admin, operator = Person("alice"), Person("admin"), Person("operator")
     cloud = OpenStackCloud(
-        connection=connect(name="operator", timeout=60.0, concurrency=4), metrics=Metrics()
+        connection=connect(name="operator", timeout=60.0, concurrency=4),
+        metrics=Metrics(),
+        concurrency=16,
+        admin_role="admin",
+        timeout=60.0,
     )
     made: list[str] = []
     volumes: list[str] = []

@@ -216,6 +216,7 @@ def clouds(
             connection=connection,
             metrics=Metrics(),
             concurrency=concurrency,
+            admin_role="admin",
             timeout=timeout,
             sleep=at_once,
         )

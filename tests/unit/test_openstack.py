@@ -69,7 +69,12 @@ class Bed:
         self.proxy = Proxy(list(answers))
         self.metrics = Metrics()
         self.cloud = OpenStackCloud(
-            connection=Connection(self.proxy, self.proxy), metrics=self.metrics, sleep=at_once
+            connection=Connection(self.proxy, self.proxy),
+            metrics=self.metrics,
+            concurrency=4,
+            admin_role="admin",
+            timeout=30.0,
+            sleep=at_once,
         )  # type: ignore[arg-type]
 
     def count(self, name: str, **labels: str) -> float:
@@ -301,7 +306,14 @@ async def test_urgent_requests_do_not_wait_behind_others() -> None:
     proxy = Slow([answer(200, {"id": IMAGE_ID, "status": "queued"}) for _ in range(9)])
     connection: Any = Connection(proxy, proxy)
     common, urgent = (
-        OpenStackCloud(connection=connection, metrics=Metrics(), concurrency=2) for _ in range(2)
+        OpenStackCloud(
+            connection=connection,
+            metrics=Metrics(),
+            concurrency=2,
+            admin_role="admin",
+            timeout=30.0,
+        )
+        for _ in range(2)
     )
     waiting = [asyncio.create_task(common.get_image(f"slow-{n}")) for n in range(8)]
     try:

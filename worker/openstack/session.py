@@ -58,9 +58,9 @@ class Session:
         *,
         connection: Connection,
         metrics: Metrics,
-        concurrency: int = 16,
-        admin_role: str = "admin",
-        timeout: float = 30.0,
+        concurrency: int,
+        admin_role: str,
+        timeout: float,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._connection = connection
