@@ -181,9 +181,7 @@ def made(
     return Made(way)
 
 
-def _downloaded(
-    creation: Creation, path: Path, looks: tuple[Look, ...], refusal: str
-) -> Made:
+def _downloaded(creation: Creation, path: Path, looks: tuple[Look, ...], refusal: str) -> Made:
     """Why Cinder has downloaded the image: by the last look before, else by the first one since,
     else by now."""
     before = [look for look in looks if look.at <= creation.began]

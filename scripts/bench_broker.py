@@ -29,10 +29,10 @@ import kombu
 import orjson
 
 from scripts.generate import notifications
+from tests.broker.intakes import rabbit_intake
 from tests.broker.rabbitmq import RabbitMQ, installed
 from tests.fake_cloud import FakeCloud
 from tests.rig import STORES, Rig
-from worker.broker.intake import RabbitIntake
 from worker.broker.lanes import RabbitLanes
 from worker.core.cloud import Image
 from worker.core.intake import Routed
@@ -288,14 +288,16 @@ async def ours(url: str, queue: str, count: int) -> float:
     """The worker's intake and router."""
     rig = Rig(FakeCloud(stores=STORES))
     router = Router(
-        handlers=rig.handlers.values(), metrics=rig.metrics, creations=Creations(metrics=rig.metrics)
+        handlers=rig.handlers.values(),
+        metrics=rig.metrics,
+        creations=Creations(metrics=rig.metrics),
     )
     return await taken(url, queue, count, Counting(router, count))
 
 
 async def taken(url: str, queue: str, count: int, sink: Counting) -> float:
     """How many a second the intake takes."""
-    subject = RabbitIntake(
+    subject = rabbit_intake(
         url=url,
         exchanges=(),
         queue=queue,
@@ -319,10 +321,12 @@ async def ours_into_lanes(url: str, queue: str, count: int) -> float:
     rig = Rig(FakeCloud(stores=STORES))
     rig.lanes = RabbitLanes(url=url, queue=queue)  # type: ignore[assignment]
     router = Router(
-        handlers=rig.handlers.values(), metrics=rig.metrics, creations=Creations(metrics=rig.metrics)
+        handlers=rig.handlers.values(),
+        metrics=rig.metrics,
+        creations=Creations(metrics=rig.metrics),
     )
     dispatcher = Dispatcher(
-        router=router, runner=rig.runner, lanes=rig.lanes, on_gap=lambda _: None
+        router=router, queue=rig.runner.queue, lanes=rig.lanes, on_gap=lambda _: None
     )
     rate = await taken(url, queue, count, Counting(router, count, dispatcher))
     await rig.lanes.close()
@@ -495,14 +499,16 @@ async def hear(url: str, queue: str, count: int, load: int) -> list[float]:
     """Intake, router, lanes on RabbitMQ and runner in this process; another one publishes."""
     cloud = Noting()
     rig = Rig(cloud)
-    subject = RabbitIntake(url=url, exchanges=(EXCHANGE,), queue=queue, queue_expires=3600)
+    subject = rabbit_intake(url=url, exchanges=(EXCHANGE,), queue=queue, queue_expires=3600)
     rig.lanes = RabbitLanes(url=url, queue=queue)  # type: ignore[assignment]
-    rig.runner._lanes = rig.lanes
+    rig.runner.queue._lanes = rig.lanes
     router = Router(
-        handlers=rig.handlers.values(), metrics=rig.metrics, creations=Creations(metrics=rig.metrics)
+        handlers=rig.handlers.values(),
+        metrics=rig.metrics,
+        creations=Creations(metrics=rig.metrics),
     )
     dispatcher = Dispatcher(
-        router=router, runner=rig.runner, lanes=rig.lanes, on_gap=lambda _: None
+        router=router, queue=rig.runner.queue, lanes=rig.lanes, on_gap=lambda _: None
     )
     with kombu.Connection(url) as connection:
         connection.default_channel.exchange_declare(

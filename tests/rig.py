@@ -28,8 +28,8 @@ from worker.engine.resync import Census, compare, job_of
 from worker.engine.retry import Backoff
 from worker.engine.router import Router
 from worker.engine.runner import Limits, Runner
-from worker.observe.metrics import Metrics
 from worker.observe.creations import Creations
+from worker.observe.metrics import Metrics
 
 FAST = Target(name="fast", volume_type="fast")
 SLOW = Target(name="slow", volume_type="slow")
@@ -92,12 +92,12 @@ class Rig:
             creations=Creations(metrics=self.metrics),
         )
         self.dispatcher = Dispatcher(
-            router=router, runner=self.runner, lanes=self.lanes, on_gap=self.gaps.append
+            router=router, queue=self.runner.queue, lanes=self.lanes, on_gap=self.gaps.append
         )
         self._hearing: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Rig:
-        await self.lanes.open(self.runner.prefetch, self.runner.deliver)
+        await self.lanes.open(self.runner.queue.prefetch, self.runner.queue.deliver)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -108,11 +108,12 @@ class Rig:
         """The process is gone in the middle of whatever it did: no answer reaches it, nothing is
         settled."""
         await self.lanes.close()
-        ending = [*self._hearing, *self.runner._tasks, *self.runner._sweeping.values()]
+        queue = self.runner.queue
+        ending = [*self._hearing, *self.runner._tasks, *queue._bringing, *queue._returning.values()]
         for task in ending:
             task.cancel()
         # A task that ends would start the next one
-        self.runner._leaving.set()
+        queue._closed = True
         await asyncio.gather(*ending, return_exceptions=True)
 
     def lose(self, volume_id: str) -> None:
@@ -157,7 +158,10 @@ class Rig:
             while calm < 3:
                 await asyncio.sleep(0.003)
                 busy = (
-                    self._hearing or self.cloud.tasks or not self.runner.idle or self.runner.due()
+                    self._hearing
+                    or self.cloud.tasks
+                    or not self.runner.queue.idle
+                    or self.runner.queue.due()
                 )
                 depths = self.lanes.depths()
                 calm = 0 if busy or sum(depths.values()) - depths["dead"] else calm + 1
@@ -177,14 +181,14 @@ class Rig:
                 or self.cloud.tasks
                 or waiting
                 or self.busy
-                or self.runner.due(within=due)
+                or self.runner.queue.due(within=due)
             ):
                 return
 
     @property
     def busy(self) -> bool:
         """Whether any job is being worked on: only such a job goes by what it has read before."""
-        return not self.runner.idle
+        return not self.runner.queue.idle
 
     async def run(self, image_id: str, target: str = "fast") -> Outcome:
         """One try of one key, with a watch that polls at once."""

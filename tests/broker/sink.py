@@ -12,8 +12,8 @@ from worker.core.dead_letter import DeadLetter
 from worker.core.intake import Routed
 from worker.core.job import Job, Key
 from worker.engine.router import Router
-from worker.observe.metrics import Metrics
 from worker.observe.creations import Creations
+from worker.observe.metrics import Metrics
 
 
 class RecordingSink:

@@ -15,11 +15,10 @@ import amqp
 import pytest
 
 from tests.broker.hands import until
+from tests.broker.intakes import oslo_intake, rabbit_intake
 from tests.broker.rabbitmq import RabbitMQ
 from tests.broker.sink import RoutingSink
 from tests.broker.test_oslo_intake import Service
-from worker.broker.intake import RabbitIntake
-from worker.broker.oslo import OsloIntake
 from worker.broker.tap import Tap
 from worker.capture.read import decoded
 from worker.capture.record import Output, Recorder
@@ -48,10 +47,10 @@ async def sink(
     """Fed by each of the intakes."""
     intake: Intake
     if request.param == "rabbit":
-        intake = RabbitIntake(url=rabbitmq.url, exchanges=[exchange], queue=exchange)
+        intake = rabbit_intake(url=rabbitmq.url, exchanges=[exchange], queue=exchange)
     else:
         url = rabbitmq.url.replace("amqp://", "rabbit://")
-        intake = OsloIntake(url=url, exchanges=[exchange], pool=exchange)
+        intake = oslo_intake(url=url, exchanges=[exchange], pool=exchange)
     sink = RoutingSink()
     task = asyncio.create_task(intake.run(sink))
     await until(lambda: intake.problem() is None)
@@ -121,7 +120,7 @@ async def test_a_recording_has_compressed_notifications(
     written: list[int] = []
     output = Output(str(tmp_path / "capture.jsonl"))
     recorder = Recorder(output, wrote=written.append, failed=lambda _: None)
-    intake = RabbitIntake(url=rabbitmq.url, exchanges=[exchange], queue=exchange)
+    intake = rabbit_intake(url=rabbitmq.url, exchanges=[exchange], queue=exchange)
     task = asyncio.create_task(intake.run(recorder))
     await until(lambda: intake.problem() is None)
     await asyncio.to_thread(publish, rabbitmq, exchange, zlib.compress(BODY), "application/x-gzip")

@@ -43,7 +43,7 @@ def test_the_doctor_may_work_there(url: str) -> None:
 
 
 async def test_dead_letters_are_looked_at(url: str) -> None:
-    lanes = RabbitLanes(url=url)
+    lanes = RabbitLanes(url=url, queue="image-volume-worker")
     await lanes.bury([DeadLetter(lane="intake", reason="no JSON", last_at=1.0, body=b"{")])
     await lanes.close()
     with DeadQueue(url=url, queue="image-volume-worker") as queue:

@@ -17,6 +17,7 @@ import structlog
 
 from tests.broker import hostile
 from tests.broker.hands import until
+from tests.broker.intakes import rabbit_intake
 from tests.broker.rabbitmq import RabbitMQ
 from tests.broker.sink import RecordingSink
 from worker.broker import pulse
@@ -77,7 +78,9 @@ async def run(rabbitmq: RabbitMQ, queue: str, exchange: str) -> AsyncIterator[Ru
         *, ready: bool = True, exchanges: tuple[str, ...] = (exchange,), **options: Any
     ) -> Running:
         made = Running(
-            RabbitIntake(**{"url": rabbitmq.url, "queue": queue, "exchanges": exchanges, **options})
+            rabbit_intake(
+                **{"url": rabbitmq.url, "queue": queue, "exchanges": exchanges, **options}
+            )
         )
         started.append(made)
         if ready:
@@ -435,7 +438,9 @@ async def test_a_host_that_is_dead_is_passed_over(
 
 async def test_a_broker_that_is_not_there_is_a_problem_and_can_be_stopped() -> None:
     running = Running(
-        RabbitIntake(url="rabbit://worker:secret@127.0.0.1:1/", queue="none", exchanges=("glance",))
+        rabbit_intake(
+            url="rabbit://worker:secret@127.0.0.1:1/", queue="none", exchanges=("glance",)
+        )
     )
     await until(lambda: "refused" in (running.intake.problem() or ""))
     assert "secret" not in str(running.intake.problem())

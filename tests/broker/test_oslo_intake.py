@@ -17,6 +17,7 @@ import pytest
 from oslo_config import cfg
 
 from tests.broker.hands import until
+from tests.broker.intakes import oslo_intake
 from tests.broker.rabbitmq import RabbitMQ
 from tests.broker.sink import RecordingSink, RoutingSink
 from tests.unit.test_settings import GOOD, load
@@ -105,7 +106,7 @@ async def running(intake: OsloIntake, sink: RecordingSink | RoutingSink) -> Any:
 
 async def test_notifications_arrive_without_their_context(url: str, exchange: str) -> None:
     sink = PayloadSink()
-    intake = OsloIntake(url=url, exchanges=[exchange], pool=f"pool-{exchange}", group=5)
+    intake = oslo_intake(url=url, exchanges=[exchange], pool=f"pool-{exchange}", group=5)
     async with running(intake, sink):
         service = Service(url=url, exchange=exchange)
         for number in range(12):
@@ -132,7 +133,7 @@ async def test_notifications_arrive_without_their_context(url: str, exchange: st
 async def test_what_the_sink_refuses_comes_again(url: str, exchange: str) -> None:
     sink = PayloadSink()
     sink.failures = 1
-    async with running(OsloIntake(url=url, exchanges=[exchange], pool=f"pool-{exchange}"), sink):
+    async with running(oslo_intake(url=url, exchanges=[exchange], pool=f"pool-{exchange}"), sink):
         service = Service(url=url, exchange=exchange)
         await asyncio.to_thread(service.notify, {"id": "1"})
         await until(lambda: sink.ids == ["1"])
@@ -143,7 +144,7 @@ async def test_what_the_sink_refuses_comes_again(url: str, exchange: str) -> Non
 async def test_it_does_not_wait_for_ever_for_the_sink(exchange: str) -> None:
     sink = PayloadSink()
     sink.open.clear()
-    async with running(OsloIntake(url="fake://", exchanges=[exchange], grace=0.1), sink):
+    async with running(oslo_intake(url="fake://", exchanges=[exchange], grace=0.1), sink):
         service = Service(url="fake://", exchange=exchange)
         service.notify({"id": "1"})
         await until(lambda: sink.waiting == 1)
@@ -151,7 +152,7 @@ async def test_it_does_not_wait_for_ever_for_the_sink(exchange: str) -> None:
 
 
 async def test_a_broker_that_is_not_there_can_be_stopped() -> None:
-    intake = OsloIntake(url="rabbit://worker:hidden@127.0.0.1:1/", exchanges=["glance"])
+    intake = oslo_intake(url="rabbit://worker:hidden@127.0.0.1:1/", exchanges=["glance"])
     task = asyncio.create_task(intake.run(PayloadSink()))
     await until(lambda: intake.problem() == "connecting")
     task.cancel()
@@ -161,7 +162,7 @@ async def test_a_broker_that_is_not_there_can_be_stopped() -> None:
 
 async def test_a_url_without_a_transport_is_refused_without_showing_it() -> None:
     with pytest.raises(Misconfigured) as refused:
-        await OsloIntake(url="carrier://pigeon:hidden@roof/", exchanges=["glance"]).run(
+        await oslo_intake(url="carrier://pigeon:hidden@roof/", exchanges=["glance"]).run(
             PayloadSink()
         )
     assert "hidden" not in str(refused.value)
@@ -190,7 +191,7 @@ async def test_a_bad_notification_keeps_none_of_its_batch_back(
         for image in images
     ]
     url = rabbitmq.url.replace("amqp://", "rabbit://")
-    async with running(OsloIntake(url=url, exchanges=[exchange], pool=pool), sink):
+    async with running(oslo_intake(url=url, exchanges=[exchange], pool=pool), sink):
         with rabbitmq.channel() as channel:
             for message in [*good[:50], *BAD, *good[50:]]:
                 body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)})
@@ -232,7 +233,7 @@ async def test_the_options_of_oslo_messaging_are_read_from_our_file(
 async def test_an_option_of_oslo_messaging_that_makes_no_sense_is_named(tmp_path: Path) -> None:
     file = tmp_path / "worker.conf"
     file.write_text("[oslo_messaging_rabbit]\nssl = perhaps\n")
-    intake = OsloIntake(
+    intake = oslo_intake(
         url="rabbit://worker:hidden@127.0.0.1:1/", exchanges=["glance"], config_files=[str(file)]
     )
     with pytest.raises(Misconfigured, match=r"ssl.*perhaps") as refused:
@@ -260,7 +261,7 @@ async def test_one_that_the_sink_refuses_keeps_no_other_back(
 
     sink, pool = Choosy(), f"pool-{exchange}"
     url = rabbitmq.url.replace("amqp://", "rabbit://")
-    async with running(OsloIntake(url=url, exchanges=[exchange], pool=pool, group_wait=1.0), sink):
+    async with running(oslo_intake(url=url, exchanges=[exchange], pool=pool, group_wait=1.0), sink):
         service = Service(url=url, exchange=exchange)
         for number in range(12):
             await asyncio.to_thread(service.notify, {"id": str(number)})

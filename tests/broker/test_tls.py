@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.broker.hands import Hands, jobs, until
+from tests.broker.intakes import oslo_intake
 from tests.broker.rabbitmq import RabbitMQ, free_ports, installed
 from tests.broker.sink import RecordingSink
 from worker.broker.lanes import RabbitLanes
-from worker.broker.oslo import OsloIntake
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ async def test_the_oslo_driver_takes_tls_from_its_options(
     file = tmp_path / "worker.conf"
     file.write_text(f"[oslo_messaging_rabbit]\nssl = true\nssl_ca_file = {certificate}\n")
     url = f"rabbit://{address.format(host='localhost')}"
-    intake = OsloIntake(url=url, exchanges=["tls"], pool="tls", config_files=[str(file)])
+    intake = oslo_intake(url=url, exchanges=["tls"], pool="tls", config_files=[str(file)])
     sink = RecordingSink()
     task = asyncio.create_task(intake.run(sink))
     await until(lambda: intake.problem() is None)

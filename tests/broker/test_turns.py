@@ -23,8 +23,8 @@ from worker.engine.resync import enqueue
 from worker.engine.retry import Backoff
 from worker.engine.router import Router
 from worker.engine.runner import Limits, Runner
-from worker.observe.metrics import Metrics
 from worker.observe.creations import Creations
+from worker.observe.metrics import Metrics
 
 
 @pytest.mark.parametrize("projects", [1, 6, 30])
@@ -53,11 +53,11 @@ async def test_a_thousand_images_of_others_do_not_starve_a_project(
             job(key, project=f"a{number % projects}") for number, key in enumerate(burst)
         )
         await lanes.publish([job(other, project="b")])
-        await lanes.open(runner.prefetch, runner.deliver)
+        await lanes.open(runner.queue.prefetch, runner.queue.deliver)
         await until(lambda: other in handler.tries)
         # As the queue has it, a thousand come first
         assert handler.tries.index(other) < 500
-        await until(lambda: {*handler.tries} == {*burst, other} and runner.idle)
+        await until(lambda: {*handler.tries} == {*burst, other} and runner.queue.idle)
         assert len(handler.tries) == 1001
     finally:
         await runner.drain()
@@ -78,10 +78,10 @@ async def test_what_is_heard_again_and_again_does_not_pile_up(rabbitmq: RabbitMQ
         uses=Uses(), deletions=Deletions(),
     )  # fmt: skip
     router = Router(handlers=[handler], metrics=Metrics(), creations=Creations(metrics=Metrics()))
-    dispatcher = Dispatcher(router=router, runner=runner, lanes=lanes, on_gap=lambda _: None)
+    dispatcher = Dispatcher(router=router, queue=runner.queue, lanes=lanes, on_gap=lambda _: None)
     keys = [Key("h", str(number)) for number in range(200)]
     try:
-        await lanes.open(runner.prefetch, runner.deliver)
+        await lanes.open(runner.queue.prefetch, runner.queue.deliver)
         await until(lambda: lanes.problem() is None)
         await dispatcher.submit([job(keys[0])])
         await until(lambda: handler.tries)
@@ -92,7 +92,7 @@ async def test_what_is_heard_again_and_again_does_not_pile_up(rabbitmq: RabbitMQ
         await asyncio.sleep(2 * COUNT_EVERY)
         assert lanes.depths()["h"] < len(keys)
         free.set()
-        await until(lambda: {*handler.tries} == {*keys} and runner.idle)
+        await until(lambda: {*handler.tries} == {*keys} and runner.queue.idle)
     finally:
         free.set()
         await runner.drain()
@@ -118,15 +118,15 @@ async def test_what_waits_for_a_slot_goes_back_and_what_joins_takes_no_room(
 
     def deliver(delivery: Delivery) -> None:
         handed_out.append(delivery.job.key)
-        runner.deliver(delivery)
+        runner.queue.deliver(delivery)
 
     first, *others = keys = [Key("h", str(number)) for number in range(5)]
     try:
-        await lanes.open(runner.prefetch, deliver)
+        await lanes.open(runner.queue.prefetch, deliver)
         await lanes.publish(job(key) for key in keys)
         await until(lambda: len(handed_out) == 5)
         await asyncio.sleep(0.3)
-        runner.tidy()
+        runner.queue.tidy()
         # Published anew, the old ones let go: all that waited come again, and none of them twice
         await until(lambda: len(handed_out) == 9)
         assert sorted(handed_out[5:]) == others
@@ -136,7 +136,7 @@ async def test_what_waits_for_a_slot_goes_back_and_what_joins_takes_no_room(
         await lanes.publish([*(job(first) for _ in range(60)), job(last)])
         await until(lambda: last in handed_out)
         free.set()
-        await until(lambda: {*handler.tries} == {*keys, last} and runner.idle)
+        await until(lambda: {*handler.tries} == {*keys, last} and runner.queue.idle)
         await until(lambda: not lanes.depths().get("h"))
         assert sorted(handler.tries) == sorted([first, *keys, last])
     finally:
@@ -175,7 +175,7 @@ async def test_a_lane_that_went_to_another_replica_is_worked_on_by_that_one_alon
     keys = {str(number) for number in range(4)}
     try:
         for lanes, runner in replicas.values():
-            await lanes.open(runner.prefetch, runner.deliver, runner.lose)
+            await lanes.open(runner.queue.prefetch, runner.queue.deliver, runner.queue.lose)
             await until(lambda lanes=lanes: lanes.problem() is None)
         await replicas["one"][0].publish(job(Key("h", number)) for number in sorted(keys))
         await until(lambda: {key for _, key in steps} == keys)
@@ -185,12 +185,12 @@ async def test_a_lane_that_went_to_another_replica_is_worked_on_by_that_one_alon
             rabbitmq.ctl, "close_connection", connection_of(active), "the test says so"
         )
         await until(lambda: {key for name, key in steps if name == waiting} == keys)
-        await until(lambda: replicas[active][1].idle)
+        await until(lambda: replicas[active][1].queue.idle)
         steps.clear()
         await until(lambda: len(steps) > 50)
         assert {name for name, _ in steps} == {waiting}
         stop.set()
-        await until(lambda: all(runner.idle for _, runner in replicas.values()))
+        await until(lambda: all(runner.queue.idle for _, runner in replicas.values()))
         await until(lambda: rabbitmq.depth("fence.h") == 0)
     finally:
         stop.set()
@@ -214,11 +214,13 @@ async def test_a_backlog_is_not_put_into_its_lane_again(rabbitmq: RabbitMQ) -> N
             lanes=lanes, handlers={"h": handler}, limits=Limits(drain=1.0), backoff=Backoff(), metrics=Metrics(),
             uses=Uses(), deletions=Deletions(),
         )  # fmt: skip
-        router = Router(handlers=[handler], metrics=Metrics(), creations=Creations(metrics=Metrics()))
+        router = Router(
+            handlers=[handler], metrics=Metrics(), creations=Creations(metrics=Metrics())
+        )
         return (
             lanes,
             runner,
-            Dispatcher(router=router, runner=runner, lanes=lanes, on_gap=lambda _: None),
+            Dispatcher(router=router, queue=runner.queue, lanes=lanes, on_gap=lambda _: None),
         )
 
     async def missing() -> AsyncIterator[Missing]:
@@ -228,7 +230,7 @@ async def test_a_backlog_is_not_put_into_its_lane_again(rabbitmq: RabbitMQ) -> N
     replicas = [replica() for _ in range(3)]
     try:
         for lanes, runner, _ in replicas:
-            await lanes.open(runner.prefetch, runner.deliver)
+            await lanes.open(runner.queue.prefetch, runner.queue.deliver)
             await until(lambda lanes=lanes: lanes.problem() is None)
         for number in range(3):
             for lanes, _, dispatcher in replicas:
@@ -239,7 +241,7 @@ async def test_a_backlog_is_not_put_into_its_lane_again(rabbitmq: RabbitMQ) -> N
         # One that starts now finds a backlog that it knows nothing of
         late = replica()
         replicas.append(late)
-        await late[0].open(late[1].prefetch, late[1].deliver)
+        await late[0].open(late[1].queue.prefetch, late[1].queue.deliver)
         await until(lambda: late[0].depths().get("h"))
         _, left = await enqueue(missing(), submit=late[2].submit, knows=late[0].knows)
         assert left == {"h": 500}

@@ -19,7 +19,8 @@ from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.pool import places_of, pools_of
 from worker.core.target import TAG
 from worker.observe.metrics import Metrics
-from worker.openstack.sdk import OpenStackCloud, connect
+from worker.openstack.cloud import OpenStackCloud
+from worker.openstack.login import connect
 
 STORE, TYPE = "cinder-1", "local-1"
 NOBODY = "11111111-1111-4111-8111-111111111111"
@@ -107,7 +108,11 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     os.environ["OS_CLIENT_CONFIG_FILE"] = str(HOME / "clouds.yaml")
     alice, admin, operator = Person("alice"), Person("admin"), Person("operator")
     cloud = OpenStackCloud(
-        connection=connect(name="operator", timeout=60.0, concurrency=4), metrics=Metrics()
+        connection=connect(name="operator", timeout=60.0, concurrency=4),
+        metrics=Metrics(),
+        concurrency=16,
+        admin_role="admin",
+        timeout=60.0,
     )
     made: list[str] = []
     volumes: list[str] = []

@@ -38,7 +38,7 @@ from worker.core.notification import IMAGE_ID, decode
 from worker.core.target import TAG, Uploads
 from worker.engine.router import Router
 from worker.observe.creations import Creations
-from worker.openstack.sdk import OpenStackCloud
+from worker.openstack.cloud import OpenStackCloud
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 WIRE = tuple(
@@ -135,7 +135,7 @@ class Borders:
         if dice.below(4):
             body = COMPRESSORS[compression](body)
         routed = self._router.route(body, compression)
-        lanes = self._rig.runner.lanes
+        lanes = self._rig.runner.queue.lanes
         for job in routed.jobs:
             assert IMAGE_ID.fullmatch(job.key.image_id), job
             assert job.key.lane in lanes, job

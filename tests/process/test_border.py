@@ -24,8 +24,8 @@ import structlog
 
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.observe.metrics import Metrics
-from worker.openstack import deadline, sdk
-from worker.openstack.sdk import OpenStackCloud
+from worker.openstack import deadline, login, session
+from worker.openstack.cloud import OpenStackCloud
 
 IMAGE_ID = "f8195267-dc43-443b-86bf-8a5200144f25"
 OURS = (Temporary, Blocked, NotFound, Malformed)
@@ -211,11 +211,12 @@ def clouds(
         path = tmp_path / "clouds.yaml"
         path.write_text(json.dumps({"clouds": {"a": entry}}))
         monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(path))
-        connection = sdk.connect(name="a", timeout=timeout, concurrency=concurrency)
+        connection = login.connect(name="a", timeout=timeout, concurrency=concurrency)
         cloud = OpenStackCloud(
             connection=connection,
             metrics=Metrics(),
             concurrency=concurrency,
+            admin_role="admin",
             timeout=timeout,
             sleep=at_once,
         )
@@ -346,7 +347,7 @@ def test_a_clouds_yaml_that_is_half_written(
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     monkeypatch.setenv("OS_CLIENT_CONFIG_FILE", str(path))
     with pytest.raises(Misconfigured, match=r"clouds\.yaml"):
-        sdk.connect(name="a", timeout=1.0, concurrency=1)
+        login.connect(name="a", timeout=1.0, concurrency=1)
 
 
 # What leads astray, or never ends
@@ -411,7 +412,7 @@ async def test_an_answer_may_lead_to_another_place_on_its_host(
 async def test_pages_that_never_end(
     services: Services, clouds: Callable[..., OpenStackCloud], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sdk, "MOST_PAGES", 5)
+    monkeypatch.setattr(session, "MOST_PAGES", 5)
     numbers = itertools.count()
 
     def answer(handler: BaseHTTPRequestHandler) -> None:

@@ -51,6 +51,8 @@ POLICY = Policy(settle=5.0, rewarm_interval=60.0)
 UPLOADS = Uploads(grace=60.0, quiet=2.0)
 # What looks at the clock
 TIMED = (
+    "worker.engine.appointments",
+    "worker.engine.queue",
     "worker.engine.runner",
     "worker.engine.resync",
     "worker.engine.router",

@@ -24,7 +24,7 @@ from worker.diagnose.doctor import brokers, cinder, configuration, daemon, glanc
 from worker.diagnose.doctor.facts import Facts
 from worker.diagnose.doctor.management import Managed, Management, Rules, _would_apply
 from worker.diagnose.doctor.untold import Untold, ask, tell
-from worker.openstack.sdk import Identity
+from worker.openstack.login import Identity
 from worker.openstack.survey import Clock, Limit, Service, Shown
 from worker.settings import Settings
 

@@ -19,8 +19,8 @@ from worker.capture.replay import Checkpoint, Filters, Replay, Tally
 from worker.core.errors import Misconfigured, Temporary
 from worker.core.job import Job, Key
 from worker.engine.router import Router
-from worker.observe.metrics import Metrics
 from worker.observe.creations import Creations
+from worker.observe.metrics import Metrics
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "notifications"
 

@@ -17,8 +17,8 @@ from worker.core.job import Key
 from worker.core.notification import Notification
 from worker.core.outcome import Done, Outcome
 from worker.engine.router import Router
-from worker.observe.metrics import Metrics
 from worker.observe.creations import Creations
+from worker.observe.metrics import Metrics
 
 IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
 VOLUME = "38adcc12-ea51-4d39-adea-b5a4c4162d30"

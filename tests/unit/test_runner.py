@@ -23,8 +23,10 @@ from worker.core.handler import Watch
 from worker.core.job import OPERATOR, Job, Key
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.uses import Uses
+from worker.engine.appointments import LATE
+from worker.engine.queue import LOOK_FOR_LATE_EVERY
 from worker.engine.retry import Backoff
-from worker.engine.runner import LATE, LOOK_FOR_LATE_EVERY, Limits, Runner
+from worker.engine.runner import Limits, Runner
 from worker.observe.metrics import Metrics
 
 ONE, TWO = Key("h", "one"), Key("h", "two")
@@ -58,6 +60,7 @@ class Bed:
             uses=Uses(),
             deletions=Deletions(),
         )
+        self.queue = self.runner.queue
 
     async def give(self, *jobs: Job) -> None:
         await self.lanes.publish(jobs)
@@ -69,7 +72,7 @@ class Bed:
 
     async def quiet(self) -> None:
         await asyncio.sleep(0.01)
-        await self.until(lambda: self.runner.idle and not self.lanes.depths()["h"])
+        await self.until(lambda: self.queue.idle and not self.lanes.depths()["h"])
 
     def outcomes(self, outcome: str) -> float:
         labels = {"handler": "h", "target": "", "outcome": outcome}
@@ -88,7 +91,7 @@ async def running(
         backoff=backoff or Backoff(shortest=0.02, longest=0.05),
         width=width,
     )
-    await bed.lanes.open({"h": 100}, bed.runner.deliver)
+    await bed.lanes.open({"h": 100}, bed.queue.deliver)
     yield bed
     await bed.runner.drain()
     await bed.lanes.close()
@@ -233,8 +236,8 @@ async def test_a_poke_wakes_a_job_that_waits() -> None:
     async with running(work, limits=limits) as bed:
         await bed.give(job(ONE))
         await bed.until(lambda: bed.handler.tries)
-        assert bed.runner.poke(job(ONE))
-        assert not bed.runner.poke(job(TWO))
+        assert bed.queue.poke(job(ONE))
+        assert not bed.queue.poke(job(TWO))
         await bed.until(lambda: bed.outcomes("done"))
 
 
@@ -258,12 +261,12 @@ async def test_while_a_failed_key_waits_notifications_of_it_do_not_start_it() ->
     async with running(answering(Again("busy", after=5.0), Done())) as bed:
         await bed.give(job(ONE))
         await bed.until(lambda: bed.outcomes("again"))
-        assert bed.runner.poke(job(ONE))
+        assert bed.queue.poke(job(ONE))
         await bed.give(job(ONE), job(ONE, attempt=2))
         await asyncio.sleep(0.05)
         assert len(bed.handler.tries) == 1
         # But a person who wants it now gets it now
-        assert not bed.runner.poke(job(ONE, cause=OPERATOR))
+        assert not bed.queue.poke(job(ONE, cause=OPERATOR))
         await bed.give(job(ONE, cause=OPERATOR))
         await bed.until(lambda: bed.outcomes("done"))
 
@@ -273,9 +276,9 @@ async def test_a_parked_key_is_left_alone_for_a_while() -> None:
     async with running(answering(Again("no"), Done()), limits=limits) as bed:
         await bed.give(job(ONE))
         await bed.until(bed.lanes.dead_letters)
-        assert bed.runner.poke(job(ONE, cause="resync"))
+        assert bed.queue.poke(job(ONE, cause="resync"))
         await asyncio.sleep(1.1)
-        assert not bed.runner.poke(job(ONE, cause="resync"))
+        assert not bed.queue.poke(job(ONE, cause="resync"))
 
 
 async def test_a_job_that_hangs_is_ended() -> None:
@@ -345,7 +348,7 @@ async def test_draining_does_not_wait_for_ever() -> None:
 
 async def test_a_job_of_a_lane_that_is_no_more_is_dropped() -> None:
     async with running(answering(Done())) as bed:
-        await bed.lanes.open({"h": 100, "old.target": 10}, bed.runner.deliver)
+        await bed.lanes.open({"h": 100, "old.target": 10}, bed.queue.deliver)
         await bed.give(job(Key("old", "i", "target")))
         await asyncio.sleep(0.02)
         assert bed.handler.tries == []
@@ -441,7 +444,7 @@ async def test_the_copy_for_the_next_try_is_not_acked_with_the_old_one() -> None
         uses=Uses(),
         deletions=Deletions(),
     )
-    await lanes.open({"h": 100}, runner.deliver)
+    await lanes.open({"h": 100}, runner.queue.deliver)
     await lanes.publish([job(ONE)])
     async with asyncio.timeout(5):
         while len(handler.tries) < 2:
@@ -459,7 +462,7 @@ async def test_what_is_heard_while_leaving_is_kept_for_the_next_start() -> None:
     async with running(work) as bed:
         await bed.give(job(ONE))
         await bed.until(lambda: bed.handler.tries)
-        bed.runner.poke(job(ONE))
+        bed.queue.poke(job(ONE))
         await bed.runner.drain()
         await bed.lanes.close()
         assert bed.lanes.depths()["h"] == 1
@@ -515,14 +518,14 @@ async def test_what_waits_in_a_lane_is_not_put_there_again() -> None:
         # As many as it takes at once, and one that is left in the lane
         await bed.give(*(job(Key("h", str(number))) for number in range(100)), job(ONE))
         await bed.until(lambda: bed.lanes.depths()["h"] == 1)
-        assert bed.runner.poke(job(ONE))
-        assert not bed.runner.poke(job(TWO))
+        assert bed.queue.poke(job(ONE))
+        assert not bed.queue.poke(job(TWO))
         # A person's goes through: a job that waits may turn out to be put off when its turn comes
-        assert not bed.runner.poke(replace(job(ONE), cause=OPERATOR))
+        assert not bed.queue.poke(replace(job(ONE), cause=OPERATOR))
         free.set()
         await bed.until(lambda: ONE in bed.handler.tries)
         await bed.quiet()
-        assert not bed.runner.poke(job(ONE))
+        assert not bed.queue.poke(job(ONE))
 
 
 async def test_what_waits_for_a_slot_for_too_long_goes_back_into_its_lane() -> None:
@@ -536,10 +539,10 @@ async def test_what_waits_for_a_slot_for_too_long_goes_back_into_its_lane() -> N
     async with running(work, width=1, limits=Limits(hold=0.3, drain=1.0)) as bed:
         await bed.give(*(job(key) for key in keys))
         await bed.until(lambda: bed.handler.tries)
-        bed.runner.tidy()
+        bed.queue.tidy()
         assert sum(bed.lanes.acked.values()) == 0
         await asyncio.sleep(0.15)
-        bed.runner.tidy()
+        bed.queue.tidy()
         # All but the one in progress were published anew before their old deliveries were let go
         await bed.until(lambda: len(bed.lanes.acked) == 4)
         free.set()
@@ -587,7 +590,7 @@ async def test_deliveries_of_a_key_in_progress_take_no_room() -> None:
 async def test_what_changes_all_the_time_does_not_keep_its_slot() -> None:
     async def work(key: Key, watch: Watch) -> Outcome:
         if key == ONE:
-            bed.runner.poke(job(ONE))
+            bed.queue.poke(job(ONE))
         return Done(changed=key == ONE, warmed=key == ONE)
 
     async with running(work, width=1, limits=Limits(poll_min=0.02, drain=1.0)) as bed:
@@ -609,13 +612,14 @@ async def test_keys_that_went_to_another_worker_are_forgotten() -> None:
     async with running(answering(Again("busy", after=1000.0, wake_on_notification=True))) as bed:
         await bed.give(job(ONE))
         await bed.until(lambda: bed.outcomes("again"))
-        bed.runner._parked[TWO] = time.time() - 1.0
-        bed.runner._appointments[ONE] -= 10_000.0
-        bed.runner._tidied -= 1000.0
-        bed.runner.tidy()
-        assert not bed.runner._parked
-        assert not bed.runner._appointments
-        assert not bed.runner._waking
+        appointments = bed.queue._appointments
+        appointments._parked[TWO] = time.time() - 1.0
+        appointments._due[ONE] -= 10_000.0
+        bed.queue._tidied -= 1000.0
+        bed.queue.tidy()
+        assert not appointments._parked
+        assert not appointments._due
+        assert not appointments._waking
 
 
 async def settling(bed: Bed, outcome: Again) -> asyncio.Event:
@@ -631,7 +635,7 @@ async def settling(bed: Bed, outcome: Again) -> asyncio.Event:
 
     bed.lanes.publish = slowly  # type: ignore[method-assign]
     await bed.give(job(ONE))
-    await bed.until(lambda: bed.runner._entries.get(ONE) and bed.runner._entries[ONE].settling)
+    await bed.until(lambda: bed.queue._entries.get(ONE) and bed.queue._entries[ONE].settling)
     return confirmed
 
 
@@ -640,7 +644,7 @@ async def test_what_comes_while_an_outcome_is_written_down_is_not_lost(news: boo
     outcome = Again("a volume in use", after=600.0, counted=False, wake_on_notification=news)
     async with running(answering(outcome)) as bed:
         confirmed = await settling(bed, outcome)
-        if not bed.runner.poke(job(ONE)):
+        if not bed.queue.poke(job(ONE)):
             await bed.give(job(ONE))
         confirmed.set()
         await bed.quiet()
@@ -678,8 +682,8 @@ async def test_a_lost_job_makes_no_further_step_and_settles_nothing() -> None:
     async with running(work, width=1) as bed:
         await bed.give(job(ONE), job(TWO))
         await bed.until(lambda: len(steps) > 3)
-        bed.runner.lose("h")
-        await bed.until(lambda: bed.runner.idle)
+        bed.queue.lose("h")
+        await bed.until(lambda: bed.queue.idle)
         assert set(steps) == {"one"}
         # Nothing is acked, or published again: whoever has the lane now has both
         assert not bed.lanes.acked
@@ -700,7 +704,7 @@ async def test_a_lost_job_that_is_delivered_here_again_goes_on() -> None:
     async with running(work) as bed:
         await bed.give(job(ONE))
         await began.wait()
-        bed.runner.lose("h")
+        bed.queue.lose("h")
         await bed.give(job(ONE))
         await bed.until(lambda: not bed.lanes.depths()["h"])
         go_on.set()
@@ -716,8 +720,8 @@ async def test_a_lost_job_that_waits_ends_at_once() -> None:
     async with running(work, limits=Limits(poll_min=30.0, poll_max=60.0, drain=2.0)) as bed:
         await bed.give(job(ONE))
         await bed.until(lambda: bed.handler.tries)
-        bed.runner.lose("h")
-        await bed.until(lambda: bed.runner.idle)
+        bed.queue.lose("h")
+        await bed.until(lambda: bed.queue.idle)
         assert not bed.lanes.acked
 
 
@@ -729,15 +733,15 @@ async def test_a_try_that_is_due_and_does_not_come_is_brought_once() -> None:
         await bed.until(lambda: bed.outcomes("again"))
         # Nothing is late yet
         await asyncio.sleep(1.0 + LATE / 2)
-        bed.runner.tidy()
+        bed.queue.tidy()
         await asyncio.sleep(0.1)
         assert bed.handler.tries == [ONE]
         bed.lanes._add = add  # type: ignore[method-assign]
         await asyncio.sleep(LATE)
-        bed.runner.tidy()
+        bed.queue.tidy()
         await bed.until(lambda: bed.outcomes("done"))
         await asyncio.sleep(LATE)
-        bed.runner.tidy()
+        bed.queue.tidy()
         await bed.quiet()
         assert bed.handler.tries == [ONE, ONE]
         # What was stuck comes after all: one more look, which finds nothing to do
@@ -755,7 +759,7 @@ async def test_a_late_try_is_no_second_look_where_another_worker_has_looked_and_
         add([job(ONE)])
         await standby.until(lambda: standby.outcomes("again"))
         await asyncio.sleep(1.0 + LATE + LOOK_FOR_LATE_EVERY)
-        standby.runner.tidy()
+        standby.runner.queue.tidy()
         await standby.until(lambda: len(brought) == 2)
     waits = Again("a volume is being made", after=600.0, counted=False, wake_on_notification=True)
     async with running(answering(waits, Done())) as active:
@@ -784,7 +788,7 @@ async def test_a_try_that_waits_in_a_long_lane_is_not_brought() -> None:
         await bed.until(lambda: bed.outcomes("again"))
         await bed.give(*(job(Key("h", str(number))) for number in range(110)))
         await asyncio.sleep(1.0 + 2 * LATE)
-        bed.runner.tidy()
+        bed.queue.tidy()
         free.set()
         await bed.until(lambda: bed.outcomes("done") == 111)
         await bed.quiet()

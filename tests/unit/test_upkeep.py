@@ -528,7 +528,7 @@ async def test_many_at_once_do_not_all_take_the_last_place(cloud: FakeCloud) -> 
         cloud.seconds = 0.02
         images = [cloud.upload() for _ in range(8)]
         peak = {"fast": 0, "slow": 0}
-        while not rig.runner.idle or cloud.tasks or not cloud.volumes:
+        while not rig.runner.queue.idle or cloud.tasks or not cloud.volumes:
             await asyncio.sleep(0.002)
             there = Counter(volume.volume_type for volume in cloud.volumes.values())
             peak = {

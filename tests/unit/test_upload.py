@@ -600,7 +600,7 @@ async def test_a_property_that_is_set_during_the_grace_is_news(cloud: FakeCloud)
     ) as rig:
         cloud.emit = rig.hear
         image, volume = cloud.queue(), cloud.volume_of("alice")
-        while not rig.runner.due():
+        while not rig.runner.queue.due():
             await asyncio.sleep(0.001)
         cloud.set_by_user(image.id, **{SOURCE: volume.id})
         await until_complete(cloud, image.id)
@@ -611,7 +611,7 @@ async def test_another_volume_ends_the_wait_for_one_in_use(cloud: FakeCloud) -> 
         rig.runner._backoff = replace(rig.runner._backoff, shortest=600.0, longest=600.0)
         cloud.emit = rig.hear
         image = asked(cloud, cloud.volume_of("alice", status="in-use"))
-        while not rig.runner.due():
+        while not rig.runner.queue.due():
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.05)
         assert (

@@ -29,7 +29,7 @@ class RabbitLanes:
         self,
         *,
         url: str,
-        queue: str = "image-volume-worker",
+        queue: str,
         queue_type: str = "quorum",
         grace: float = 5.0,
         name: str = "image-volume-worker",

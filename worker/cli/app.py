@@ -34,12 +34,13 @@ from worker.engine.router import Router
 from worker.engine.runner import Runner
 from worker.engine.tasks import Tasks
 from worker.observe.activity import Choice
+from worker.observe.creations import Creations
 from worker.observe.http import Page, Probes
 from worker.observe.metrics import Metrics, release
 from worker.observe.systemd import READY, WATCHDOG, extend, notify, status
-from worker.observe.creations import Creations
 from worker.observe.web import listen, shown
-from worker.openstack.sdk import OpenStackCloud, connect, count_keystone
+from worker.openstack.cloud import OpenStackCloud
+from worker.openstack.login import connect, count_keystone
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -286,7 +287,7 @@ class Daemon:
         self._handlers = build_handlers(settings, parts)
         self._lanes = build_lanes(settings)
         self._intakes = build_intakes(settings)
-        self._times = Creations(metrics=metrics)
+        self._creations = Creations(metrics=metrics)
         self._runner = Runner(
             lanes=self._lanes,
             handlers=self._handlers,
@@ -346,9 +347,11 @@ class Daemon:
             log.info("stopped")
 
     async def _work(self, leave: asyncio.Event, ticking: asyncio.Task[None]) -> None:
-        router = Router(handlers=self._handlers.values(), metrics=self._metrics, times=self._times)
+        router = Router(
+            handlers=self._handlers.values(), metrics=self._metrics, creations=self._creations
+        )
         dispatcher = Dispatcher(
-            router=router, runner=self._runner, lanes=self._lanes, on_gap=self._want_resync
+            router=router, queue=self._runner.queue, lanes=self._lanes, on_gap=self._want_resync
         )
         if self._settings.resync_on_start:
             self._want_resync(START)
@@ -366,7 +369,7 @@ class Daemon:
         log.info(
             "started",
             targets=[target.name for target in self._settings.targets],
-            lanes=list(self._runner.lanes),
+            lanes=list(self._runner.queue.lanes),
         )
         try:
             # A task that fails begins again; one that ends has found a configuration that can't
@@ -378,7 +381,7 @@ class Daemon:
                 task.result()
         finally:
             self._draining = True
-            log.info("draining", in_progress=self._runner.in_progress)
+            log.info("draining", in_progress=self._runner.queue.in_progress)
             for tasks in (intakes, [*others, stop]):
                 for task in tasks:
                     task.cancel()
@@ -414,7 +417,7 @@ class Daemon:
         while True:
             self._ticked = time.monotonic()
             self._tell_manager()
-            self._runner.tidy()
+            self._runner.queue.tidy()
             await asyncio.sleep(TICK)
 
     async def _measure(self) -> None:
@@ -434,7 +437,7 @@ class Daemon:
             await asyncio.sleep(TICK)
 
     def _count_jobs(self, depths: Mapping[str, int]) -> None:
-        self._metrics.depths(depths, self._runner.waiting())
+        self._metrics.depths(depths, self._runner.queue.waiting())
 
     async def _watch_cloud(self) -> None:
         """Is the cloud there? Now and then, sooner while it is away."""
@@ -483,7 +486,7 @@ class Daemon:
     def _cloud_is_there(self, found: Found) -> None:
         if not self._known and self._fault:
             log.info("cloud_back")
-        self._times.know(found.targets)
+        self._creations.know(found.targets)
         self._uses.know(found.targets)
         self._name_unusable(found.unusable)
         self._known, self._fault = True, ""
@@ -526,7 +529,9 @@ class Daemon:
         """Take jobs once the cloud has been seen: a worker that can't log in would only set them
         aside."""
         await self._seen_once.wait()
-        await self._lanes.open(self._runner.prefetch, self._runner.deliver, self._runner.lose)
+        await self._lanes.open(
+            self._runner.queue.prefetch, self._runner.queue.deliver, self._runner.queue.lose
+        )
         self._lanes_opened.set()
         await asyncio.get_running_loop().create_future()
 
@@ -610,7 +615,7 @@ class Daemon:
         unusable = {name: why for handler in targeted for name, why in handler.unusable.items()}
         status = self._metrics.activity.status(
             targets=targets,
-            lanes=self._runner.lanes,
+            lanes=self._runner.queue.lanes,
             depths=self._lanes.depths(),
             most=most,
             unusable={**unusable, **self._unusable},

@@ -24,7 +24,7 @@ from worker.diagnose.check import Check
 from worker.diagnose.explain import probe
 from worker.observe import live
 from worker.observe.metrics import Metrics
-from worker.openstack.sdk import OpenStackCloud
+from worker.openstack.cloud import OpenStackCloud
 from worker.settings import Settings
 
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

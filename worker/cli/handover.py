@@ -52,7 +52,7 @@ class Handover:
 
     async def __aenter__(self) -> Handover:
         if self._local:
-            await self._local.open(self._runner.prefetch, self._runner.deliver)
+            await self._local.open(self._runner.queue.prefetch, self._runner.queue.deliver)
         return self
 
     async def __aexit__(
@@ -65,7 +65,7 @@ class Handover:
     async def submit(self, jobs: Iterable[Job]) -> None:
         """Put jobs into their lanes, but for those that are not configured; Temporary if nobody
         takes them."""
-        known = self._runner.lanes
+        known = self._runner.queue.lanes
         wanted = [job for job in jobs if job.key.lane in known]
         self._given |= {job.key.lane for job in wanted}
         try:
@@ -98,13 +98,15 @@ class Handover:
             # Twice in a row, as a job on its way from a lane to the runner is in neither for a
             # moment
             await asyncio.sleep(0.2)
-            waiting = any(self._local.depths().get(lane) for lane in self._runner.lanes)
+            waiting = any(self._local.depths().get(lane) for lane in self._runner.queue.lanes)
             calm = (
                 calm + 1
-                if self._runner.idle and not waiting and not self._runner.due(within=PATIENCE)
+                if self._runner.queue.idle
+                and not waiting
+                and not self._runner.queue.due(within=PATIENCE)
                 else 0
             )
-        if failing := self._runner.due() + len(self._local.dead_letters()):
+        if failing := self._runner.queue.due() + len(self._local.dead_letters()):
             raise Temporary(f"{failing} jobs keep failing; the warnings above say why")
 
 

@@ -24,8 +24,8 @@ from worker.cli.handover import Handover
 from worker.core.errors import Misconfigured, Temporary
 from worker.core.job import Job
 from worker.engine.router import Router
-from worker.observe.metrics import Metrics
 from worker.observe.creations import Creations
+from worker.observe.metrics import Metrics
 from worker.settings import Settings
 
 

@@ -20,7 +20,7 @@ from worker.core.job import OPERATOR
 from worker.diagnose import explain
 from worker.engine.resync import Census, compare, compare_images, job_of
 from worker.observe.metrics import Metrics
-from worker.openstack.sdk import OpenStackCloud
+from worker.openstack.cloud import OpenStackCloud
 from worker.settings import Settings
 
 

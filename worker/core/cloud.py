@@ -1,4 +1,4 @@
-"""The cloud as handlers see it: values, and the verbs they may use; `worker.openstack.sdk`
+"""The cloud as handlers see it: values, and the verbs they may use; `worker.openstack`
 implements them."""
 
 from __future__ import annotations

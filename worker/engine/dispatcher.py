@@ -11,8 +11,8 @@ from worker.core.dead_letter import DeadLetter
 from worker.core.intake import Routed
 from worker.core.job import Job
 from worker.core.lanes import Lanes
+from worker.engine.queue import Queue
 from worker.engine.router import Router
-from worker.engine.runner import Runner
 
 log = structlog.get_logger(__name__)
 
@@ -22,10 +22,10 @@ class Dispatcher:
     been missed."""
 
     def __init__(
-        self, *, router: Router, runner: Runner, lanes: Lanes, on_gap: Callable[[str], None]
+        self, *, router: Router, queue: Queue, lanes: Lanes, on_gap: Callable[[str], None]
     ) -> None:
         self._router = router
-        self._runner = runner
+        self._queue = queue
         self._lanes = lanes
         self._on_gap = on_gap
         self._loop = asyncio.get_running_loop()
@@ -46,7 +46,7 @@ class Dispatcher:
     async def submit(self, jobs: Iterable[Job]) -> None:
         """Have these jobs done: at once if their key is here already, else by way of their
         lanes."""
-        known = self._runner.lanes
+        known = self._queue.lanes
         # Two uses are counted as two, and a deletion is not lost in a comparison that found the
         # same
         distinct = {
@@ -54,7 +54,7 @@ class Dispatcher:
             for job in jobs
             if job.key.lane in known
         }
-        if new := [job for job in distinct.values() if not self._runner.poke(job)]:
+        if new := [job for job in distinct.values() if not self._queue.poke(job)]:
             await self._lanes.publish(new)
 
     def gap(self, reason: str) -> None:

@@ -16,8 +16,8 @@ from worker.core.intake import Routed
 from worker.core.job import Job, Key
 from worker.core.masking import masked_bytes
 from worker.core.notification import Notification, decode
-from worker.observe.metrics import Metrics
 from worker.observe.creations import TIMED, Creations
+from worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 

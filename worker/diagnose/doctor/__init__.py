@@ -19,7 +19,7 @@ from worker.diagnose.doctor import brokers, cinder, configuration, daemon, glanc
 from worker.diagnose.doctor.facts import gather
 from worker.diagnose.doctor.management import Managed, Management
 from worker.diagnose.doctor.untold import Untold, ask, tell, untold
-from worker.openstack.sdk import OpenStackCloud
+from worker.openstack.cloud import OpenStackCloud
 from worker.settings import Settings
 
 MEMORY = Check(

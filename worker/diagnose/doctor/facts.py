@@ -15,7 +15,8 @@ from worker.core.pool import Pool, VolumeType
 from worker.core.target import Target
 from worker.diagnose.doctor import untold
 from worker.diagnose.doctor.untold import Untold
-from worker.openstack.sdk import Identity, OpenStackCloud
+from worker.openstack.cloud import OpenStackCloud
+from worker.openstack.login import Identity
 from worker.openstack.survey import Clock, Limit, Login, Service, Shown
 from worker.settings import Settings
 

@@ -16,8 +16,8 @@ import requests
 from worker.core.cloud import Location, NewVolume
 from worker.core.errors import Blocked, Conflict, Misconfigured, NotFound, Temporary
 from worker.observe.metrics import Metrics
-from worker.openstack import sdk
-from worker.openstack.sdk import OpenStackCloud
+from worker.openstack import answers, login
+from worker.openstack.cloud import OpenStackCloud
 
 IMAGE_ID = "f8195267-dc43-443b-86bf-8a5200144f25"
 
@@ -69,7 +69,12 @@ class Bed:
         self.proxy = Proxy(list(answers))
         self.metrics = Metrics()
         self.cloud = OpenStackCloud(
-            connection=Connection(self.proxy, self.proxy), metrics=self.metrics, sleep=at_once
+            connection=Connection(self.proxy, self.proxy),
+            metrics=self.metrics,
+            concurrency=4,
+            admin_role="admin",
+            timeout=30.0,
+            sleep=at_once,
         )  # type: ignore[arg-type]
 
     def count(self, name: str, **labels: str) -> float:
@@ -286,7 +291,7 @@ async def test_a_new_volume_carries_its_metadata_from_the_first_request() -> Non
 def test_an_error_tells_its_innermost_reason_only() -> None:
     wrapped = ksa.ConnectFailure("http://host/: <object at 0x7f>")
     wrapped.__cause__ = OSError("[Errno 111] Connection refused")
-    assert sdk._line(wrapped) == "OSError: [Errno 111] Connection refused"
+    assert answers.one_line(wrapped) == "OSError: [Errno 111] Connection refused"
 
 
 async def test_urgent_requests_do_not_wait_behind_others() -> None:
@@ -301,7 +306,14 @@ async def test_urgent_requests_do_not_wait_behind_others() -> None:
     proxy = Slow([answer(200, {"id": IMAGE_ID, "status": "queued"}) for _ in range(9)])
     connection: Any = Connection(proxy, proxy)
     common, urgent = (
-        OpenStackCloud(connection=connection, metrics=Metrics(), concurrency=2) for _ in range(2)
+        OpenStackCloud(
+            connection=connection,
+            metrics=Metrics(),
+            concurrency=2,
+            admin_role="admin",
+            timeout=30.0,
+        )
+        for _ in range(2)
     )
     waiting = [asyncio.create_task(common.get_image(f"slow-{n}")) for n in range(8)]
     try:
@@ -321,6 +333,6 @@ def test_a_clouds_yaml_of_another_shape_is_one_message(
 ) -> None:
     file = tmp_path / "clouds.yaml"
     file.write_text(json.dumps({"clouds": {"odd": entry}}))
-    monkeypatch.setattr(sdk, "CONFIG_FILES", [str(file)])
+    monkeypatch.setattr(login, "CONFIG_FILES", [str(file)])
     with pytest.raises(Misconfigured, match=r"\[cloud\]"):
-        sdk.connect(name="odd", timeout=1.0, concurrency=1)
+        login.connect(name="odd", timeout=1.0, concurrency=1)

@@ -1,0 +1,364 @@
+"""The queue: which job is next, and the only place that acks.
+
+Between the lanes and the runner. Deliveries of one key join; projects take turns; a key that has
+an appointment is left alone until then.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
+
+import structlog
+
+from worker.core.dead_letter import DeadLetter
+from worker.core.deletions import Deletions
+from worker.core.errors import Temporary
+from worker.core.job import OPERATOR, Job, Key
+from worker.core.lanes import Delivery, Lanes
+from worker.core.uses import Uses
+from worker.engine.appointments import Appointments
+from worker.engine.turns import Sweep, Turns
+from worker.observe.metrics import Metrics
+
+log = structlog.get_logger(__name__)
+
+TIDY_EVERY = 60.0
+"""Seconds between two looks for appointments of keys that went to another worker."""
+LOOK_FOR_LATE_EVERY = 10.0
+"""Seconds between two looks for tries that were due and did not come."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """A key that waits for its turn or is worked on, with the delivery that keeps its job safe.
+
+    While it is `settling` there are several deliveries: the copy for the next try may be among
+    them. `since` is when it came, in monotonic seconds. `notified` says that we heard of the key
+    after its last look; `awake` wakes its waits. `lost`: the broker has taken the delivery back,
+    and another worker may have the key now.
+    """
+
+    job: Job
+    deliveries: list[Delivery]
+    since: float = field(default_factory=time.monotonic)
+    settling: bool = False
+    lost: bool = False
+    notified: bool = False
+    awake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def join(self, delivery: Delivery) -> None:
+        """Add a delivery of the key. The newest one keeps the job safe: those before may be of a
+        lost connection."""
+        before, self.deliveries = self.deliveries, [delivery]
+        self.lost = False
+        if self.settling:
+            self.deliveries = [*before, delivery]
+        else:
+            for one in before:
+                one.ack()
+        self.notify()
+
+    def notify(self) -> None:
+        """Wake the job: something has happened that concerns its key."""
+        self.notified = True
+        self.awake.set()
+
+    def look(self) -> None:
+        """Note that a look begins, which answers all notifications until now."""
+        self.notified = False
+        self.awake.clear()
+
+
+class Queue:
+    """Jobs of all lanes that wait here or are worked on, one for each key.
+
+    `lanes` are where jobs come from and go back to, `widths` how many keys of each lane to work on
+    at once. `ready(lane)` is called whenever `begin` may have a job. A job that waits here for
+    longer than `patience` seconds goes back into its lane.
+    """
+
+    def __init__(
+        self,
+        *,
+        lanes: Lanes,
+        widths: Mapping[str, int],
+        ready: Callable[[str], None],
+        patience: float,
+        metrics: Metrics,
+        uses: Uses,
+        deletions: Deletions,
+    ) -> None:
+        self._lanes = lanes
+        self._widths = widths
+        self._ready = ready
+        self._patience = patience
+        self._metrics = metrics
+        self._activity = metrics.activity
+        self._uses = uses
+        self._deletions = deletions
+        self._turns: dict[str, Turns[Entry]] = {lane: Turns() for lane in widths}
+        self._sweeps = {lane: Sweep() for lane in widths}
+        self._returning: dict[str, asyncio.Task[None]] = {}
+        self._bringing: set[asyncio.Task[None]] = set()
+        self._busy = dict.fromkeys(widths, 0)
+        self._entries: dict[Key, Entry] = {}
+        self._appointments = Appointments()
+        self._closed = False
+        self._tidied = self._looked = time.monotonic()
+
+    @property
+    def lanes(self) -> Mapping[str, int]:
+        """The lanes that jobs come from, and how many keys of each to work on at once."""
+        return self._widths
+
+    @property
+    def prefetch(self) -> Mapping[str, int]:
+        """Number of deliveries of each lane to hand us at once.
+
+        Enough that a freed slot never waits for the broker, and that deliveries of one key can
+        join.
+        """
+        return {lane: 2 * width + 16 for lane, width in self._widths.items()}
+
+    @property
+    def in_progress(self) -> int:
+        """Number of jobs that are being worked on."""
+        return sum(self._busy.values())
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits here or is being worked on."""
+        return not self._entries
+
+    @property
+    def closed(self) -> bool:
+        """Whether the process is leaving: nothing more is begun, and waits are over."""
+        return self._closed
+
+    def waiting(self) -> Mapping[str, int]:
+        """Keys of each lane that wait for another try. May be called on any thread."""
+        return self._appointments.waiting()
+
+    def due(self, *, within: float = float("inf")) -> int:
+        """Number of keys that are due for another look within `within` seconds from now."""
+        return self._appointments.due(within=within)
+
+    # What the lanes and the intake call
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Take a job from its lane; it joins a job of the same key that is here already."""
+        if self._closed:
+            return
+        job = delivery.job
+        self._note(job)
+        if self._appointments.answer(job):
+            delivery.ack()
+            return
+        if entry := self._entries.get(job.key):
+            entry.join(delivery)
+            return
+        lane = job.key.lane
+        if lane not in self._turns:
+            # Its target was taken out of the configuration; resync would not ask for it either
+            log.info("job_dropped", key=job.key, why="no such lane is configured any more")
+            delivery.ack()
+            return
+        self._appointments.keep(job.key)
+        entry = Entry(job=job, deliveries=[delivery])
+        self._entries[job.key] = entry
+        self._turns[lane].add(job.project, entry)
+        self._activity.held(job)
+        self._ready(lane)
+        self._sweep(lane)
+
+    def lose(self, lane: str) -> None:
+        """Let go of a lane's jobs: the broker hands them out anew, maybe to another worker.
+
+        Those in progress end before their next step, unless they are delivered here again before
+        that.
+        """
+        for entry in self._turns[lane].take(lambda _: True):
+            self._remove(entry)
+        for key, entry in self._entries.items():
+            if key.lane == lane and not entry.settling:
+                entry.lost = True
+                entry.awake.set()
+
+    def poke(self, job: Job) -> bool:
+        """Whether the key is looked at again here anyway; if not, the job has to go into its
+        lane."""
+        entry = self._entries.get(job.key)
+        if entry and not entry.settling:
+            entry.notify()
+        elif not self._appointments.answer(job) and not self._waits(job):
+            # An outcome that is being written down answers nothing that comes in now
+            return False
+        self._note(job)
+        return True
+
+    def _note(self, job: Job) -> None:
+        """Remember uses and deletions in the process that works on the lane: others hear other
+        notifications."""
+        if job.used:
+            self._uses.claim(job.key.image_id, job.key.target, job.used, job.used_by)
+        if job.deleted:
+            self._deletions.note(job.key.image_id, job.deleted)
+        if job.deleted_volume:
+            self._deletions.note_volume(job.deleted_volume)
+
+    def _waits(self, job: Job) -> bool:
+        """Whether a job of the key that waits in the lane answers this one: its look is later than
+        now."""
+        return job.cause != OPERATOR and self._lanes.will_hand_out(job.key)
+
+    # What the runner calls
+
+    def begin(self, lane: str) -> Entry | None:
+        """Return the job of the lane whose turn it is; it is in progress until `end`. None if
+        nothing waits, or enough is in progress."""
+        turns = self._turns[lane]
+        if not turns or self._busy[lane] >= self._widths[lane]:
+            return None
+        entry = turns.begin()
+        self._count(lane, 1)
+        return entry
+
+    def end(self, entry: Entry) -> None:
+        """Free the job's slot. Deliveries that were not settled are delivered again: the copy for
+        the next try may have come while the outcome was written down."""
+        key, lane = entry.job.key, entry.job.key.lane
+        self._entries.pop(key, None)
+        self._count(lane, -1)
+        self._turns[lane].end(entry.job.project)
+        if self._closed:
+            return
+        # Deliveries of a lost lane are for whoever has the key now
+        for delivery in [] if entry.lost else entry.deliveries:
+            self.deliver(delivery)
+        self._ready(lane)
+
+    @contextlib.contextmanager
+    def settling(self, entry: Entry) -> Iterator[None]:
+        """Ack the job once the block has put whatever must survive into a lane; not if it
+        raises."""
+        entry.settling = True
+        deliveries, entry.deliveries = entry.deliveries, []
+        try:
+            yield
+        except BaseException:
+            entry.deliveries = [*deliveries, *entry.deliveries]
+            raise
+        for delivery in deliveries:
+            delivery.ack()
+
+    async def add_after(self, job: Job, after: float, *, wake_on_notification: bool) -> None:
+        """Put the job into its lane, to be looked at in `after` seconds; see `Again` for
+        `wake_on_notification`."""
+        due = time.time() + after
+        if after > 0:
+            self._appointments.make(job.key, due, wake_on_notification=wake_on_notification)
+        await self._lanes.publish([replace(job, due=due)], after=after)
+
+    async def park(self, letter: DeadLetter, *, key: Key, until: float) -> None:
+        """Keep the dead letter, and leave the key alone until then (epoch seconds)."""
+        self._appointments.park(key, until)
+        await self._lanes.bury([letter])
+
+    def close(self) -> Set[asyncio.Task[None]]:
+        """Begin nothing more and end all waits. Returns publications that should be waited for."""
+        self._closed = True
+        for turns in self._turns.values():
+            turns.clear()
+        # What they took out is still the lane's, too
+        for task in self._returning.values():
+            task.cancel()
+        for entry in self._entries.values():
+            entry.awake.set()
+        return self._bringing
+
+    def _count(self, lane: str, change: int) -> None:
+        self._busy[lane] += change
+        self._metrics.jobs_in_progress.labels(lane).set(self._busy[lane])
+
+    # Upkeep
+
+    def tidy(self) -> None:
+        """Return jobs that have waited for a slot too long to their lane, bring tries that are
+        late, and forget what is past. Called every second or so."""
+        if self._closed:
+            return
+        now = time.monotonic()
+        for lane, turns in self._turns.items():
+            if turns and lane not in self._returning:
+                late = turns.take(lambda entry: now - entry.since > self._patience)
+                if late:
+                    self._returning[lane] = asyncio.create_task(
+                        self._put_back(lane, late), name=f"return to {lane}"
+                    )
+        if now - self._looked > LOOK_FOR_LATE_EVERY:
+            self._looked = now
+            if missing := self._appointments.take_late(self._entries, self._lanes.depths()):
+                task = asyncio.create_task(self._bring(missing), name="bring late tries")
+                self._bringing.add(task)
+                task.add_done_callback(self._bringing.discard)
+        if now - self._tidied > TIDY_EVERY:
+            self._tidied = now
+            self._appointments.tidy()
+
+    async def _bring(self, late: Mapping[Key, float]) -> None:
+        """Put new jobs for these keys into their lanes. If the stuck ones come after all, they find
+        nothing to do.
+
+        We cannot tell a stuck lane from one that has gone to another worker together with what was
+        due. So the job says when it was due: a worker that has looked at the key and waits since
+        does not look again for this.
+        """
+        for lane, count in Counter(key.lane for key in late).items():
+            log.warning("late_tries_brought", lane=lane, jobs=count)
+        with contextlib.suppress(Temporary):
+            # The lanes were closed otherwise, and what is stuck there is still theirs
+            now = time.time()
+            await self._lanes.publish(
+                [Job(key=key, cause="late", first_at=now, due=due) for key, due in late.items()]
+            )
+
+    def _sweep(self, lane: str) -> None:
+        """Look behind what was handed out for the jobs of projects whose turn comes sooner."""
+        depth = self._lanes.depths().get(lane, 0)
+        if lane in self._returning or not self._sweeps[lane].due(depth, now=time.monotonic()):
+            return
+        if surplus := self._turns[lane].surplus(self._widths[lane]):
+            self._returning[lane] = asyncio.create_task(
+                self._pass_on(lane, surplus), name=f"sweep of {lane}"
+            )
+
+    async def _pass_on(self, lane: str, surplus: list[Entry]) -> None:
+        try:
+            await self._put_back(lane, surplus)
+        finally:
+            self._sweeps[lane].passed(len(surplus), now=time.monotonic())
+
+    async def _put_back(self, lane: str, entries: list[Entry]) -> None:
+        """Put jobs that nobody has begun at the end of their lane, and take the next."""
+        for entry in entries:
+            self._remove(entry)
+        try:
+            # Without the time when it was due: a copy of the key may have another appointment now
+            await self._lanes.publish([replace(entry.job, due=0.0) for entry in entries])
+        except Temporary:
+            # The lanes were closed: the deliveries, which nobody has acked, are theirs again
+            return
+        finally:
+            del self._returning[lane]
+        for entry in entries:
+            for delivery in entry.deliveries:
+                delivery.ack()
+
+    def _remove(self, entry: Entry) -> None:
+        del self._entries[entry.job.key]
+        self._activity.put_back(entry.job.key)

@@ -1,0 +1,211 @@
+"""Answers of Glance and Cinder to values. Pure; nonsense raises, and is asked for again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from worker.core.cloud import Image, ImageTask, Location, Quota, Store, Volume
+from worker.core.errors import Temporary
+
+# Fields of every image that are no properties of its own; a hash and two links a listed image would
+# be a third of it
+BASE = frozenset({
+    "id", "name", "status", "owner", "disk_format", "container_format", "visibility", "created_at", "updated_at",
+    "checksum", "os_hash_algo", "os_hash_value", "self", "file", "schema", "stores", "direct_url",
+})  # fmt: skip
+T = TypeVar("T")
+
+
+def rows(page: Any, name: str) -> list[Any]:
+    """Return the rows that an answer has under `name`; Temporary if it has none."""
+    rows = page.get(name) if isinstance(page, dict) else None
+    if not isinstance(rows, list):
+        # An empty list would read as "nothing there", and things get deleted for not being there
+        raise Temporary(f"an answer without {name}")
+    return rows
+
+
+def parsed(service: str, parse: Callable[[Any], T], answer: Any) -> T:
+    """Return the answer as `parse` reads it; Temporary if it makes no sense."""
+    try:
+        return parse(answer)
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        # Most likely it is not the service's own: a proxy's, or cut short where it is still JSON
+        raise Temporary(f"{service}: an answer that makes no sense: {error!r}"[:300]) from error
+
+
+def each(name: str, parse: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
+    """Return a function that parses an answer with its rows under `name`."""
+    return lambda answer: tuple(parse(row) for row in rows(answer, name))
+
+
+def link(url: object) -> str | None:
+    """Return the link to the next page, None on the last one."""
+    if not isinstance(url, str | None):
+        raise TypeError(f"no link: {url!r}")
+    return url or None
+
+
+def _text(fields: Mapping[str, Any], name: str) -> str:
+    """Text that may be missing or null, not something else."""
+    value = fields.get(name)
+    if not isinstance(value, str | None):
+        raise TypeError(f"{name} is no text: {value!r}")
+    return value or ""
+
+
+def _word(fields: Mapping[str, Any], name: str) -> str:
+    """Text that must be there."""
+    if not (value := _text(fields, name)):
+        raise ValueError(f"no {name}")
+    return value
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split(",")) - {""}
+
+
+def locations(rows: Any) -> tuple[Location, ...]:
+    """Return the locations of a list of Glance's."""
+    # No list would read as "no locations", and things are made and deleted for there being none
+    if not isinstance(rows, list):
+        raise TypeError(f"no list: {rows!r}")
+    return tuple(location(row) for row in rows)
+
+
+def shown_locations(image: Any) -> tuple[Location, ...]:
+    """Return the locations in an image's own fields; none where Glance does not show them."""
+    return locations(image.get("locations") or []) if _word(image, "id") else ()
+
+
+def image(fields: Mapping[str, Any]) -> Image:
+    """Return the image of an entry of GET /v2/images."""
+    updated_at = _text(fields, "updated_at")
+    return Image(
+        id=_word(fields, "id"),
+        status=_word(fields, "status"),
+        owner=_text(fields, "owner"),
+        disk_format=_text(fields, "disk_format"),
+        container_format=_text(fields, "container_format"),
+        visibility=_text(fields, "visibility"),
+        name=_text(fields, "name"),
+        size=int(fields.get("size") or 0),
+        virtual_size=int(fields.get("virtual_size") or 0),
+        min_disk=int(fields.get("min_disk") or 0),
+        created_epoch=_epoch(_text(fields, "created_at")),
+        updated_at=updated_at,
+        updated_epoch=_epoch(updated_at),
+        stores=_names(_text(fields, "stores")) if "stores" in fields else None,
+        importing=_names(_text(fields, "os_glance_importing_to_stores")),
+        failed=_names(_text(fields, "os_glance_failed_import")),
+        import_locked="os_glance_import_task" in fields,
+        properties={
+            key: value
+            for key, value in fields.items()
+            if isinstance(value, str) and key not in BASE
+        },
+    )
+
+
+def location(fields: Mapping[str, Any]) -> Location:
+    """Return the location of an image, with the store that its URL or its metadata names."""
+    location = Location.from_url(_word(fields, "url"))
+    store = location.store or str((fields.get("metadata") or {}).get("store", ""))
+    return replace(location, store=store)
+
+
+def store(fields: Mapping[str, Any]) -> Store:
+    """Return the store of an entry of GET /v2/info/stores."""
+    properties = fields.get("properties") or {}
+    return Store(
+        id=_word(fields, "id"),
+        type=_text(fields, "type"),
+        volume_type=_text(properties, "volume_type"),
+    )
+
+
+def task(fields: Mapping[str, Any]) -> ImageTask:
+    """Return the task of an entry of GET /v2/images/{id}/tasks."""
+    given = fields.get("input") or {}
+    return ImageTask(
+        id=_word(fields, "id"),
+        type=_word(fields, "type"),
+        status=_word(fields, "status"),
+        message=_text(fields, "message"),
+        url=_text(given, "loc_url") if isinstance(given, dict) else "",
+    )
+
+
+def volume(fields: Mapping[str, Any]) -> Volume:
+    """Return the volume of an entry of GET /volumes/detail."""
+    metadata = fields.get("metadata") or {}
+    return Volume(
+        id=_word(fields, "id"),
+        name=_text(fields, "name"),
+        status=_word(fields, "status"),
+        volume_type=_text(fields, "volume_type"),
+        size=int(fields["size"]),
+        created_at=_text(fields, "created_at"),
+        created_epoch=_epoch(_text(fields, "created_at")),
+        updated_epoch=_epoch(_text(fields, "updated_at")),
+        host=_text(fields, "os-vol-host-attr:host"),
+        project_id=_text(fields, "os-vol-tenant-attr:tenant_id"),
+        source_volid=_text(fields, "source_volid"),
+        snapshot_id=_text(fields, "snapshot_id"),
+        # Who may not see it is told nothing; null is no place
+        scheduled=fields.get("os-vol-host-attr:host", "") is not None,
+        encrypted=bool(fields.get("encrypted")),
+        # Written when the image's data has come (_create_from_image_cache_or_download), not when it
+        # was cloned
+        downloaded="signature_verified" in (fields.get("volume_image_metadata") or {}),
+        metadata={name: _text(metadata, name) for name in metadata},
+    )
+
+
+def whole_volume(fields: Mapping[str, Any]) -> Volume:
+    """A volume with what Cinder keeps of its image, which only some readers need and which may be
+    large."""
+    kept = fields.get("volume_image_metadata") or {}
+    return replace(volume(fields), image_properties={name: _text(kept, name) for name in kept})
+
+
+def quota(answer: Mapping[str, Any], volume_type: str) -> Quota:
+    """Return the rest of a quota for a volume type: the smaller one of project and type."""
+    quotas = answer["quota_set"]
+
+    def left(name: str) -> int | None:
+        # A type has limits of its own besides those of the project; -1 is none
+        given = [quotas[one] for one in (name, f"{name}_{volume_type}") if one in quotas]
+        limited = [row for row in given if int(row["limit"]) >= 0]
+        return min(
+            (int(row["limit"]) - int(row["in_use"]) - int(row["reserved"]) for row in limited),
+            default=None,
+        )
+
+    return Quota(volumes=left("volumes"), gigabytes=left("gigabytes"))
+
+
+def zones(answer: Any) -> dict[str, str]:
+    """Return the availability zones of the backends, by host@backend."""
+    return {str(row["host"]): str(row.get("zone") or "") for row in rows(answer, "services")}
+
+
+def version(fields: Mapping[str, Any]) -> tuple[int, ...]:
+    """Return (2, 17) of an entry `v2.17`; empty if it is no version."""
+    numbers = str(fields.get("id", "")).removeprefix("v").split(".")
+    return (
+        tuple(int(number) for number in numbers)
+        if all(number.isdecimal() for number in numbers)
+        else ()
+    )
+
+
+def _epoch(text: str) -> float:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return 0.0
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

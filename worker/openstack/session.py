@@ -1,0 +1,320 @@
+"""The session: requests on threads, with deadlines and retries; libraries' errors become ours."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import json
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
+
+import keystoneauth1.exceptions as ksa
+import openstack.exceptions
+import requests
+import structlog
+from keystoneauth1.access import AccessInfo
+from keystoneauth1.identity.base import BaseIdentityPlugin
+from openstack.connection import Connection
+
+from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
+from worker.engine.retry import reading
+from worker.observe.metrics import Metrics
+from worker.openstack.answers import one_line, read
+from worker.openstack.deadline import Deadline
+from worker.openstack.login import Identity
+from worker.openstack.parse import each, link, parsed
+from worker.openstack.survey import Clock, Login
+
+# Of a listing: ten million rows. One with more never ends
+MOST_PAGES = 10_000
+UNANSWERED = (
+    ksa.ClientException,
+    ksa.RetriableConnectionFailure,
+    openstack.exceptions.SDKException,
+    requests.RequestException,
+)
+OURS = (Temporary, Blocked, NotFound, Malformed, Misconfigured)
+T = TypeVar("T")
+Sleep = Callable[[float], Awaitable[None]]
+
+log = structlog.get_logger(__name__)
+
+
+class Session:
+    """Requests to one cloud. Threads carry them, `concurrency` at once.
+
+    A request may take `timeout` seconds in all, with the token and the versions that it may have to
+    ask for first. `admin_role` is the role that makes Glance and Cinder show what belongs to
+    others.
+    """
+
+    def __init__(
+        self,
+        *,
+        connection: Connection,
+        metrics: Metrics,
+        concurrency: int,
+        admin_role: str,
+        timeout: float,
+        sleep: Sleep = asyncio.sleep,
+    ) -> None:
+        self._connection = connection
+        self._metrics = metrics
+        self._admin_role = admin_role
+        self._threads = ThreadPoolExecutor(max_workers=concurrency, thread_name_prefix="api")
+        self._project_id = ""
+        self._timeout = timeout
+        self._under_way: set[Deadline] = set()
+        self._sleep = sleep
+        self._strange = ""
+
+    def close(self) -> None:
+        """Let go of threads and connections; requests under way end with an error."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for deadline in tuple(self._under_way):
+            deadline.cut()
+        self._connection.session.session.close()
+
+    async def identity(self) -> Identity:
+        """Return our project and roles, by a token that is fetched if there is none."""
+
+        def ask() -> Identity:
+            access = self._access()
+            return Identity(
+                project_id=access.project_id or "", roles=frozenset(access.role_names or ())
+            )
+
+        return await self._retried("keystone", lambda: self._guarded("keystone", "POST", ask))
+
+    async def has_admin_role(self) -> bool:
+        """Whether our token carries the configured admin role.
+
+        No proof that we see what belongs to others: Glance's policy decides that, see
+        `find_witness`.
+        """
+        return self._admin_role in (await self.identity()).roles
+
+    async def find_project(self, name: str) -> str:
+        """Return the id of the project with this name or id; NotFound if there is none, Blocked if
+        we may not look."""
+
+        def ask() -> str:
+            try:
+                # The type of the connection allows for Keystone v2, which has been gone for years
+                identity: Any = self._connection.identity
+                return str(identity.find_project(name, ignore_missing=False).id)
+            except openstack.exceptions.ForbiddenException as error:
+                raise Blocked(f"keystone: may not look for projects: {one_line(error)}") from error
+            except openstack.exceptions.NotFoundException as error:
+                raise NotFound(f"keystone: no project {name}") from error
+            except openstack.exceptions.DuplicateResource as error:
+                raise Blocked(
+                    f"keystone: several projects are named {name}: give the id"
+                ) from error
+
+        return await self._retried("keystone", lambda: self._guarded("keystone", "GET", ask))
+
+    async def login(self) -> Login:
+        """Return the names of our user and project; for `doctor`, as are the following reads."""
+
+        def ask() -> Login:
+            access = self._access()
+            return Login(
+                user=access.username or "",
+                project=access.project_name or "",
+                project_domain=access.project_domain_name or "",
+            )
+
+        return await self._guarded("keystone", "POST", ask)
+
+    async def clock(self, service: str) -> Clock:
+        """Return how far the clock of `keystone`, `image` or `block-storage` is ahead of ours;
+        Malformed if it won't say.
+
+        Needs no rights there: it asks for the versions only.
+        """
+
+        def ask() -> Clock:
+            session = self._connection.session
+            if service == "keystone":
+                url = str(cast("Any", session.auth).auth_url)
+            else:
+                proxy = (
+                    self._connection.image if service == "image" else self._connection.block_storage
+                )
+                url = f"{'{0.scheme}://{0.netloc}'.format(urlsplit(proxy.get_endpoint() or ''))}/"
+            asked = time.time()
+            response = session.get(
+                url, authenticated=False, raise_exc=False, redirect=False, connect_retries=0
+            )
+            answered = time.time()
+            try:
+                second = parsedate_to_datetime(response.headers["Date"]).timestamp()
+            except (KeyError, ValueError) as error:
+                raise Malformed(f"{service}: an answer without a date") from error
+            return Clock(least=second - answered, most=second + 1 - asked)
+
+        return await self._guarded(service, "GET", ask)
+
+    def _access(self) -> AccessInfo:
+        session = self._connection.session
+        # connect() has made sure that it is a plugin of Keystone's
+        return cast("BaseIdentityPlugin", session.auth).get_access(session)
+
+    async def _own_project(self) -> str:
+        self._project_id = self._project_id or (await self.identity()).project_id
+        return self._project_id
+
+    async def _pages(
+        self,
+        service: str,
+        url: str,
+        name: str,
+        parse: Callable[[Any], T],
+        following: Callable[[Any], str | None],
+    ) -> AsyncIterator[T]:
+        """Yield the rows of a listing, page by page; `following` finds the next page."""
+        next_url: str | None = url
+        seen = set[str]()
+        while next_url:
+            if next_url in seen or len(seen) == MOST_PAGES:
+                raise Temporary(f"{service}: the pages of {name} go round in circles")
+            seen.add(next_url)
+            rows, next_url = await self._read(
+                service,
+                next_url,
+                lambda page: (each(name, parse)(page), link(following(page))),
+            )
+            for row in rows:
+                yield row
+
+    async def _read(
+        self, service: str, url: str, parse: Callable[[Any], T], *, certain: str = ""
+    ) -> T:
+        """Return the answer as `parse` reads it. One that makes no sense may have been cut short,
+        and is asked for again."""
+
+        async def ask() -> T:
+            return parsed(service, parse, await self._request(service, "GET", url, certain=certain))
+
+        return await self._retried(service, ask)
+
+    async def _write(
+        self,
+        service: str,
+        method: str,
+        url: str,
+        body: object = None,
+        *,
+        content_type: str = "application/json",
+    ) -> Any:
+        """Return the answer's JSON. Never asked again: it may have happened."""
+        return await self._request(service, method, url, body=body, content_type=content_type)
+
+    async def _retried(self, service: str, call: Callable[[], Awaitable[T]]) -> T:
+        counted = self._metrics.api_retries
+        async for attempt in reading(
+            lambda reason: counted.labels(service, reason).inc(), sleep=self._sleep
+        ):
+            with attempt:
+                return await call()
+        raise AssertionError("tenacity raises the last error instead")
+
+    async def _request(
+        self,
+        service: str,
+        method: str,
+        url: str,
+        *,
+        body: object = None,
+        content_type: str = "application/json",
+        certain: str = "",
+    ) -> Any:
+        """Return the answer's JSON; see `read` for `certain`."""
+
+        def ask() -> Any:
+            proxy = self._connection.image if service == "image" else self._connection.block_storage
+            # Given as None it would hide what clouds.yaml overrides
+            where: dict[str, Any] = {}
+            if service == "image":
+                # The catalog's endpoint may or may not end in /v2; ours are absolute below it
+                where["endpoint_override"] = (
+                    (proxy.get_endpoint() or "").rstrip("/").removesuffix("/v2")
+                )
+            response = proxy.request(
+                url,
+                method,
+                raise_exc=False,
+                connect_retries=0,
+                # keystoneauth's own makes each request wait until the clock has caught up, if it
+                # was set back
+                rate_semaphore=contextlib.nullcontext(),
+                **where,
+                headers={"Accept": "application/json"}
+                | ({"Content-Type": content_type} if body is not None else {}),
+                data=None if body is None else json.dumps(body),
+            )
+            self._metrics.api_requests.labels(service, method, str(response.status_code)).inc()
+            return read(service, method, response, certain)
+
+        return await self._guarded(service, method, ask)
+
+    async def _guarded(self, service: str, method: str, ask: Callable[[], T]) -> T:
+        """Run a request on a thread, and translate libraries' errors into ours; nothing else does.
+
+        An error that we do not know is Temporary: a file that is being replaced, an answer that a
+        library stumbles over, no free thread.
+        """
+        began = time.monotonic()
+        context, deadline = contextvars.copy_context(), Deadline()
+        try:
+            return await asyncio.get_running_loop().run_in_executor(
+                self._threads, context.run, self._within, deadline, asyncio.get_running_loop(), ask
+            )
+        except OURS:
+            raise
+        except (ksa.Unauthorized, ksa.Forbidden) as error:
+            raise Blocked(
+                f"{service}: Keystone refuses our credentials: {one_line(error)}"
+            ) from error
+        except (
+            ksa.MissingRequiredOptions,
+            ksa.NoMatchingPlugin,
+            openstack.exceptions.ConfigException,
+        ) as error:
+            raise Blocked(f"{service}: credentials are incomplete: {one_line(error)}") from error
+        except Exception as error:
+            self._metrics.api_requests.labels(service, method, "none").inc()
+            if deadline.over:
+                raise Temporary(f"{service}: no whole answer within {self._timeout:g} s") from error
+            if isinstance(error, openstack.exceptions.NotSupported):
+                # It looks for the service's versions first, and has found none
+                raise Temporary(
+                    f"{service}: no answer: its endpoint tells no API version, is it there?"
+                ) from error
+            if not isinstance(error, UNANSWERED) and self._strange != (strange := one_line(error)):
+                self._strange = strange
+                log.warning(
+                    "request_failed_strangely", service=service, error=strange, exc_info=error
+                )
+            raise Temporary(f"{service}: no answer: {one_line(error)}") from error
+        finally:
+            self._metrics.api_seconds.labels(service, method).observe(time.monotonic() - began)
+
+    def _within(
+        self, deadline: Deadline, loop: asyncio.AbstractEventLoop, ask: Callable[[], T]
+    ) -> T:
+        """Call `ask` on this thread; cut its connections once it has taken `timeout` seconds."""
+        with deadline:
+            self._under_way.add(deadline)
+            # Counted from now: it may have waited for its turn
+            loop.call_soon_threadsafe(loop.call_later, self._timeout, deadline.cut)
+            try:
+                return ask()
+            finally:
+                self._under_way.discard(deadline)

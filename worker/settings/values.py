@@ -1,0 +1,54 @@
+"""The settings as values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from worker.core.target import Policy, Reclaiming, Target, Uploads
+from worker.engine.retry import Backoff
+from worker.engine.runner import Limits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """The configuration as values, checked. Times in seconds.
+
+    `config_files` and `config_dirs` were read, and hold the options of oslo.messaging too, which
+    only oslo.messaging knows.
+    """
+
+    transport_urls: tuple[str, ...]
+    exchanges: tuple[str, ...]
+    topics: tuple[str, ...]
+    priorities: tuple[str, ...]
+    queue: str
+    queue_type: str
+    queue_max_length: int
+    queue_expires: int
+    prefetch: int
+    driver: str
+    management_urls: tuple[str, ...]
+    work_url: str
+    limits: Limits
+    backoff: Backoff
+    cloud_name: str
+    admin_role: str
+    api_concurrency: int
+    api_timeout: float
+    targets: tuple[Target, ...]
+    policy: Policy
+    uploads: Uploads
+    reclaiming: Reclaiming
+    switched_off: frozenset[str]
+    resync_interval: float
+    resync_on_start: bool
+    bind: tuple[str, int] | None
+    page: bool
+    config_files: tuple[str, ...] = ()
+    config_dirs: tuple[str, ...] = ()
+
+    @property
+    def lanes(self) -> list[str]:
+        """The lanes that a worker with these settings opens."""
+        others = [name for name in ("upload", "reclaim") if name not in self.switched_off]
+        return [*others, *(f"prewarm.{target.name}" for target in self.targets)]
