@@ -128,6 +128,7 @@ class Creations:
             path=self._path(reading, pool, here, creation.project),
             looks=sorted(set(looks)),
             refusal=policy.refusal(image, target, self._policy) or "",
+            by_cache=here.strategy == "cache",
             notes_downloads=self._notes_downloads,
         )
 
@@ -161,16 +162,18 @@ def made(
     path: Path,
     looks: Iterable[Look] = (),
     refusal: str = "",
+    by_cache: bool = False,
     notes_downloads: bool = True,
 ) -> Made:
     """How Cinder made a volume. Pure.
 
     `path` is what Cinder would do now for another volume of the same project, `looks` are what it
     would have done earlier, the oldest first. `refusal` tells why policy does not want the image on
-    the target. `notes_downloads` tells that Cinder is known to note downloads.
+    the target. `by_cache` tells that Cinder's image-volume cache is to serve the image there: then
+    the reason why it did not is the decisive one. `notes_downloads` tells that Cinder is known to note downloads.
     """
     if creation.downloaded:
-        return _downloaded(creation, path, tuple(looks), refusal)
+        return _downloaded(creation, path, tuple(looks), refusal, by_cache=by_cache)
     if creation.read and not notes_downloads:
         return Made(Way.UNKNOWN, why=NO_SIGN)
     way = next((way for kind, way in WAYS if isinstance(path, kind)), Way.UNKNOWN)
@@ -181,7 +184,9 @@ def made(
     return Made(way)
 
 
-def _downloaded(creation: Creation, path: Path, looks: tuple[Look, ...], refusal: str) -> Made:
+def _downloaded(
+    creation: Creation, path: Path, looks: tuple[Look, ...], refusal: str, *, by_cache: bool
+) -> Made:
     """Why Cinder has downloaded the image: by the last look before, else by the first one since,
     else by now."""
     before = [look for look in looks if look.at <= creation.began]
@@ -190,6 +195,9 @@ def _downloaded(creation: Creation, path: Path, looks: tuple[Look, ...], refusal
     if isinstance(path, Download):
         candidates.append(path.reasons)
     reasons = next((one for one in candidates if one), ())
+    if by_cache:
+        # Those of the clone path stand in the order in which Cinder tries, the cache at last
+        reasons = reasons[::-1]
     if refusal:
         reasons = (Reason.NOT_WANTED, *reasons)
     told = [refusal] if refusal else []

@@ -53,6 +53,7 @@ class Rig:
     ) -> None:
         self.cloud = cloud
         self.metrics = Metrics()
+        self.creations = Creations(metrics=self.metrics)
         self.gaps: list[str] = []
         self.uses = Uses()
         self.deletions = Deletions()
@@ -89,7 +90,7 @@ class Rig:
         router = Router(
             handlers=self.handlers.values(),
             metrics=self.metrics,
-            creations=Creations(metrics=self.metrics),
+            creations=self.creations,
         )
         self.dispatcher = Dispatcher(
             router=router, queue=self.runner.queue, lanes=self.lanes, on_gap=self.gaps.append

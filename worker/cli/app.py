@@ -27,6 +27,7 @@ from worker.core.intake import Intake
 from worker.core.lanes import Lanes
 from worker.core.target import Target
 from worker.core.uses import Uses
+from worker.engine.creations import find_ways
 from worker.engine.dispatcher import Dispatcher
 from worker.engine.resync import Census, compare, count, enqueue
 from worker.engine.retry import Backoff, Pace
@@ -321,7 +322,7 @@ class Daemon:
             registry=self._metrics.registry,
             sick=self._sick,
             unready=self._unready,
-            page=Page(status=self._status, images=self._images),
+            page=Page(status=self._status, images=self._images, volume=self._creations.document),
             hidden=not self._settings.page,
         )
         # From the beginning to the end: a cloud that does not answer, and jobs that take long to
@@ -364,6 +365,7 @@ class Daemon:
             self._tasks.begin("lanes", self._serve),
             self._tasks.begin("resync", partial(self._resync_when_wanted, dispatcher)),
             self._tasks.begin("census", self._keep_census),
+            self._tasks.begin("creations", partial(find_ways, self._creations, self._targeted())),
         ]
         stop = asyncio.create_task(leave.wait())
         log.info(
@@ -609,7 +611,7 @@ class Daemon:
         return max(self._census_every, COUNT_SHARE * (time.monotonic() - began))
 
     def _status(self, most: float) -> Mapping[str, Any]:
-        targeted = [handler for handler in self._handlers.values() if isinstance(handler, Targeted)]
+        targeted = self._targeted()
         decided = {target.name: target for handler in targeted for target in handler.resolved}
         targets = (decided.get(one.name, one) for one in self._settings.targets)
         unusable = {name: why for handler in targeted for name, why in handler.unusable.items()}
@@ -630,6 +632,9 @@ class Daemon:
             "cache_full": full,
             "cloned_from": learned,
         }
+
+    def _targeted(self) -> list[Targeted]:
+        return [handler for handler in self._handlers.values() if isinstance(handler, Targeted)]
 
     def _images(self, choice: Choice) -> Mapping[str, Any]:
         return self._metrics.activity.images(

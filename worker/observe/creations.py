@@ -55,6 +55,7 @@ class Creations:
         self._hits: OrderedDict[tuple[str, str], _Heard] = OrderedDict()
         self._waiting: deque[Creation] = deque()
         self._made: OrderedDict[str, tuple[Creation, Made]] = OrderedDict()
+        self._ended: OrderedDict[str, None] = OrderedDict()
         self._order = itertools.count(1)
         # Several intakes feed this, each on its own thread
         self._lock = threading.Lock()
@@ -128,8 +129,12 @@ class Creations:
         target = self._targets.get(notification.volume_type_id)
         with self._lock:
             began = self._started.pop(notification.volume_id, None)
-            if target is None or not notification.is_use:
+            # A notification may be delivered twice
+            if target is None or not notification.is_use or notification.volume_id in self._ended:
                 return
+            self._ended[notification.volume_id] = None
+            if len(self._ended) > KEEP:
+                self._ended.popitem(last=False)
             read = self._read.get(image_id)
             hit = self._hits.get((image_id, notification.host))
             seconds = max(0.0, when - began.when) if began else None
