@@ -118,7 +118,7 @@ class Creations:
         image = reading.image
         target = served(image, await self._stores.resolve(target), self._learned, now=self._now())
         place = next((one for one in target.places if creation.host in one.hosts), None)
-        here = at(target, place) if place else target
+        here = at(target, place) if place and target.is_spread else target
         pool = pool_of(target, self._learned, place, now=self._now())
         if place is None and creation.host:
             pool = replace(pool, hosts=frozenset({creation.host}))

@@ -25,7 +25,7 @@ from worker.broker import oslo
 
 # oslo_messaging from there, as it is imported there without its warnings
 from worker.broker.oslo import OsloIntake, oslo_messaging, wire
-from worker.cli.app import build_intakes
+from worker.cli.assembly import build_intakes
 from worker.core.errors import Misconfigured
 from worker.core.intake import Routed
 from worker.core.job import Job, Key

@@ -12,7 +12,10 @@ import pytest
 
 from tests.fake_cloud import FakeCloud, Fault
 from tests.unit.test_settings import GOOD, load
-from worker.cli.app import CENSUS, PING, Daemon, check_cloud, check_locations
+from worker.cli.cloud_watch import PING
+from worker.cli.comparisons import CENSUS
+from worker.cli.daemon import Daemon
+from worker.cli.preflight import check_cloud, check_locations
 from worker.core.cloud import GIB
 from worker.core.errors import Misconfigured, Temporary
 from worker.engine.retry import Backoff, Pace
@@ -83,6 +86,11 @@ def daemon(settings: Settings) -> Daemon:
     return Daemon(settings=settings, metrics=Metrics())
 
 
+def let_see(daemon: Daemon, cloud: Cloud) -> None:
+    """Have the daemon look at this cloud."""
+    daemon._watch._cloud = daemon._comparisons._cloud = cloud  # type: ignore[assignment]
+
+
 class Flaky:
     """An intake that raises the first time."""
 
@@ -103,7 +111,7 @@ class Flaky:
 
 async def test_a_task_that_fails_does_not_end_the_daemon(settings: Settings) -> None:
     daemon = Daemon(settings=settings, metrics=Metrics())
-    daemon._cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
+    let_see(daemon, Cloud(types={"ssd", "hdd"}))
     intake = Flaky()
     daemon._intakes = [intake]
     leave = asyncio.Event()
@@ -119,7 +127,8 @@ async def test_a_first_look_that_fails_unlike_anything_known_does_not_end_the_da
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     daemon = Daemon(settings=settings, metrics=Metrics())
-    daemon._cloud = cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
+    cloud = Cloud(types={"ssd", "hdd"})
+    let_see(daemon, cloud)
     monkeypatch.setattr(cloud, "list_volume_types", Mock(side_effect=KeyError("of a library")))
     leave = asyncio.Event()
     running = asyncio.create_task(daemon.run(leave))
@@ -133,55 +142,55 @@ async def test_a_cloud_that_has_not_answered_for_long_is_a_reason_to_be_unready(
     daemon: Daemon,
 ) -> None:
     """The look at it may hang, and say nothing."""
-    daemon._cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
-    await daemon._look_at_cloud()
+    let_see(daemon, Cloud(types={"ssd", "hdd"}))
+    await daemon._watch.look()
     assert "cloud" not in daemon._unready()
     ahead = PING + 2 * daemon._settings.api_timeout + 1
-    daemon._answered -= ahead
+    daemon._watch._answered -= ahead
     assert f"not answered for {ahead:.0f} s" in daemon._unready()["cloud"]
-    await daemon._look_at_cloud()
+    await daemon._watch.look()
     assert "cloud" not in daemon._unready()
 
 
 async def test_locations_that_are_shown_again_are_a_reason_to_compare(daemon: Daemon) -> None:
     cloud = Cloud(types={"ssd", "hdd"}, stores={"cinder-ssd": "ssd"})
-    daemon._cloud = cloud  # type: ignore[assignment]
-    await daemon._look_at_cloud()
+    let_see(daemon, cloud)
+    await daemon._watch.look()
     cloud.hides_locations = True
-    await daemon._look_at_cloud()
+    await daemon._watch.look()
     assert "role service" in daemon._unready()["locations"]
-    assert not daemon._resync_wanted.is_set()
+    assert not daemon._comparisons.wanted
     cloud.hides_locations = False
-    await daemon._look_at_cloud()
+    await daemon._watch.look()
     assert "locations" not in daemon._unready()
-    assert daemon._resync_wanted.is_set()
+    assert daemon._comparisons.wanted
 
 
 async def test_a_type_that_goes_and_comes_back_leaves_the_worker_ready(settings: Settings) -> None:
     metrics = Metrics()
     daemon = Daemon(settings=settings, metrics=metrics)
     cloud = Cloud(types={"ssd", "hdd"})
-    daemon._cloud = cloud  # type: ignore[assignment]
+    let_see(daemon, cloud)
 
     def usable() -> float | None:
         return daemon._metrics.registry.get_sample_value(
             "image_volume_worker_target_usable", {"target": "slow"}
         )
 
-    await daemon._look_at_cloud()
+    await daemon._watch.look()
     assert usable() == 1.0
     cloud.types.remove("hdd")
-    await daemon._look_at_cloud()
+    await daemon._watch.look()
     assert usable() == 0.0
     assert "cloud" not in daemon._unready()
     named = {one["name"]: one["unusable"] for one in daemon._status(0)["targets"]}
     assert "no type 'hdd'" in named["slow"]
     assert named["fast"] == ""
-    assert not daemon._resync_wanted.is_set()
+    assert not daemon._comparisons.wanted
     cloud.types.add("hdd")
-    await daemon._look_at_cloud()
+    await daemon._watch.look()
     assert usable() == 1.0
-    assert daemon._resync_wanted.is_set()
+    assert daemon._comparisons.wanted
 
 
 async def test_hidden_locations_are_a_reason_to_be_unready(tmp_path: Path) -> None:
@@ -208,19 +217,19 @@ async def test_what_is_made_and_deleted_between_two_resyncs_is_counted(settings:
     metrics = Metrics()
     daemon = Daemon(settings=settings, metrics=metrics)
     cloud = Cloud(types={"ssd", "hdd"})
-    daemon._cloud = cloud  # type: ignore[assignment]
+    let_see(daemon, cloud)
     for _ in range(9):
         cloud.fill(settings.targets[:1])
     assert held(metrics, "fast") == (None, None)
-    await daemon._take_census()
+    await daemon._comparisons.take_census()
     assert held(metrics, "fast") == (9.0, 9.0 * GIB)
     assert daemon._status(0)["targets"][0]["bytes"] == 9 * GIB
     cloud.faults["list_volumes"] = Fault(Temporary("no answer"))
-    assert await daemon._take_census() >= CENSUS
+    assert await daemon._comparisons.take_census() >= CENSUS
     assert held(metrics, "fast") == (9.0, 9.0 * GIB), "what cannot be counted is not nothing"
     cloud.faults.clear()
     cloud.volumes.clear()
-    await daemon._take_census()
+    await daemon._comparisons.take_census()
     assert held(metrics, "fast") == (None, None)
 
 
@@ -229,7 +238,8 @@ async def test_a_daemon_counts_without_being_asked_to(settings: Settings) -> Non
     daemon = Daemon(
         settings=replace(settings, resync_on_start=False), metrics=metrics, census_every=0.01
     )
-    daemon._cloud = cloud = Cloud(types={"ssd", "hdd"})  # type: ignore[assignment]
+    cloud = Cloud(types={"ssd", "hdd"})
+    let_see(daemon, cloud)
     daemon._intakes = []
     leave = asyncio.Event()
     running = asyncio.create_task(daemon.run(leave))
@@ -252,13 +262,13 @@ async def test_a_flapping_intake_does_not_have_the_cloud_listed_each_time(
     def clock() -> float:
         return asyncio.get_running_loop().time()
 
-    monkeypatch.setattr(daemon, "_resync", resync)
-    daemon._pace = Pace(Backoff(shortest=0.05, longest=0.2, jitter=lambda: 1.0))
-    daemon._lanes_opened.set()
-    watching = asyncio.create_task(daemon._resync_when_wanted(None))  # type: ignore[arg-type]
+    comparisons = daemon._comparisons
+    monkeypatch.setattr(comparisons, "_compare", resync)
+    comparisons._pace = Pace(Backoff(shortest=0.05, longest=0.2, jitter=lambda: 1.0))
+    watching = asyncio.create_task(comparisons.run(None))  # type: ignore[arg-type]
     started = clock()
     while clock() < started + 0.8:
-        daemon._want_resync("connected again")
+        comparisons.want("connected again")
         await asyncio.sleep(0.01)
     # At once, and then after 0.05, 0.1 and 0.2 s; the last gap is not forgotten
     pauses = [later - earlier for earlier, later in pairwise(began)]

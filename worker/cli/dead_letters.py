@@ -19,7 +19,7 @@ from cliff.show import ShowOne
 from worker.broker.dead_letters import DeadQueue, Kept
 from worker.broker.lanes import RabbitLanes
 from worker.cli import Worker, values
-from worker.cli.app import HANDLERS
+from worker.cli.assembly import HANDLERS
 from worker.cli.handover import unserved
 from worker.cli.values import Plain
 from worker.core.errors import Misconfigured, NotFound

@@ -10,7 +10,7 @@ from typing import Any
 from cliff.lister import Lister
 
 from worker.cli import Worker
-from worker.cli.app import build_clouds
+from worker.cli.assembly import build_clouds
 from worker.cli.values import Plain
 from worker.diagnose import doctor
 from worker.diagnose.check import Check

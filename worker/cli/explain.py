@@ -16,7 +16,8 @@ from handlers import image_volume
 from handlers.prewarm import Prewarm
 from worker.broker.tap import Tap
 from worker.cli import Worker, ending, values
-from worker.cli.app import build_clouds, build_parts, check_cloud
+from worker.cli.assembly import build_clouds, build_parts
+from worker.cli.preflight import check_cloud
 from worker.cli.values import Plain
 from worker.core.errors import Misconfigured, Temporary
 from worker.diagnose import explain

@@ -8,7 +8,7 @@ from types import TracebackType
 
 from worker.broker.inspection import look
 from worker.broker.memory import MemoryLanes
-from worker.cli.app import build_lanes
+from worker.cli.assembly import build_lanes
 from worker.core.errors import Temporary
 from worker.core.handler import Handler, Parts
 from worker.core.job import Job

@@ -11,7 +11,8 @@ from cliff.lister import Lister
 
 from handlers import image_volume, reclaim
 from worker.cli import Worker
-from worker.cli.app import build_clouds, build_parts, check_cloud
+from worker.cli.assembly import build_clouds, build_parts
+from worker.cli.preflight import check_cloud
 from worker.cli.values import Plain
 from worker.core.cloud import Cloud, Location, Volume
 from worker.core.errors import Blocked, NotFound

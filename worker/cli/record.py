@@ -14,7 +14,7 @@ from cliff.command import Command
 
 from worker.capture.record import STDOUT, Output, Recorder
 from worker.cli import Worker, ending, values
-from worker.cli.app import build_intakes
+from worker.cli.assembly import build_intakes
 from worker.core.errors import Misconfigured, Temporary
 from worker.settings import Settings
 

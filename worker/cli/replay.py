@@ -19,8 +19,9 @@ from worker.capture import owned, replay
 from worker.capture.read import STDIN, Source, sources
 from worker.capture.replay import Checkpoint, Filters, Tally
 from worker.cli import Worker, ending, progress, values
-from worker.cli.app import build_clouds, build_handlers, build_parts, check_cloud
+from worker.cli.assembly import build_clouds, build_handlers, build_parts
 from worker.cli.handover import Handover
+from worker.cli.preflight import check_cloud
 from worker.core.errors import Misconfigured, Temporary
 from worker.core.job import Job
 from worker.engine.router import Router

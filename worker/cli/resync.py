@@ -11,8 +11,9 @@ from cliff.lister import Lister
 
 from handlers import image_volume
 from worker.cli import Worker, progress, values
-from worker.cli.app import build_clouds, build_handlers, build_parts, check_cloud
+from worker.cli.assembly import build_clouds, build_handlers, build_parts
 from worker.cli.handover import Handover
+from worker.cli.preflight import check_cloud
 from worker.cli.values import Plain
 from worker.core.errors import Misconfigured
 from worker.core.handler import Handler, Missing

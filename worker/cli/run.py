@@ -12,7 +12,9 @@ import structlog
 from cliff.command import Command
 
 from worker.cli import Worker
-from worker.cli.app import Daemon, build_clouds, check_bind, check_cloud
+from worker.cli.assembly import build_clouds
+from worker.cli.daemon import Daemon
+from worker.cli.preflight import check_bind, check_cloud
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.diagnose import broker_check
 from worker.engine.tasks import watch_others
@@ -95,7 +97,7 @@ class Run(Command):
     async def _reload(
         self, reload: asyncio.Event, leave: asyncio.Event, metrics: Metrics, proven: Settings
     ) -> Settings:
-        """The new settings after a SIGHUP, with `leave` set; those that can't work are refused."""
+        """Return the new settings after a SIGHUP, with `leave` set; refuse those that can't work."""
         metrics.task_failures.labels("reload")
         while True:
             await reload.wait()
@@ -120,7 +122,7 @@ class Run(Command):
             notify(f"{READY}\n{status(_refusal(faults))}")
 
     async def _checked(self, metrics: Metrics, proven: Settings) -> Settings:
-        """The configuration as it is now, after the cloud and the brokers were asked about it."""
+        """Return the configuration as it is now, once the cloud and the brokers were asked about it."""
         settings = self.app.read_settings()
         clouds = build_clouds(settings, metrics)
         try:

@@ -15,7 +15,8 @@ from worker.broker import inspection
 from worker.broker.dead_letters import DeadQueue
 from worker.broker.inspection import DEAD, Depth
 from worker.cli import Worker, values
-from worker.cli.app import build_clouds, build_handlers, build_parts, check_cloud
+from worker.cli.assembly import build_clouds, build_handlers, build_parts
+from worker.cli.preflight import check_cloud
 from worker.cli.values import Moment, Plain
 from worker.core.errors import Misconfigured, NotFound, Temporary
 from worker.core.job import Job, Key

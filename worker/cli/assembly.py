@@ -1,0 +1,129 @@
+"""The assembly: settings to parts, handlers, clouds, lanes and intakes.
+
+The only module that knows which handlers and which kinds of broker there are.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+
+from worker.broker.intake import RabbitIntake
+from worker.broker.lanes import RabbitLanes
+from worker.broker.memory import MemoryLanes
+from worker.core.deletions import Deletions
+from worker.core.handler import Handler, HandlerFactory, Parts
+from worker.core.intake import Intake
+from worker.core.lanes import Lanes
+from worker.core.uses import Uses
+from worker.observe.metrics import Metrics
+from worker.openstack.cloud import OpenStackCloud
+from worker.openstack.login import connect, count_keystone
+from worker.settings import Settings
+
+HANDLERS = "image_volume_worker.handlers"
+"""The group of entry points that names the installed handlers."""
+RESERVED = 8
+"""Requests at once that are kept for uploads, besides [cloud] api_concurrency."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clouds:
+    """The cloud, and the same one with threads of its own for requests that users wait for."""
+
+    common: OpenStackCloud
+    urgent: OpenStackCloud
+
+    def close(self) -> None:
+        """Let go of threads and connections."""
+        self.common.close()
+        self.urgent.close()
+
+
+def build_parts(settings: Settings, clouds: Clouds, metrics: Metrics) -> Parts:
+    """Return the parts that handlers are built from; nothing has been heard yet."""
+    return Parts(
+        cloud=clouds.common,
+        urgent=clouds.urgent,
+        targets=settings.targets,
+        policy=settings.policy,
+        uploads=settings.uploads,
+        reclaiming=settings.reclaiming,
+        uses=Uses(),
+        deletions=Deletions(),
+        now=time.time,
+        report=metrics,
+    )
+
+
+def build_handlers(settings: Settings, parts: Parts) -> dict[str, Handler]:
+    """Return the handlers that are installed and not switched off, by name."""
+    factories: list[HandlerFactory] = [entry.load() for entry in entry_points(group=HANDLERS)]
+    handlers = (factory(parts) for factory in factories)
+    return {
+        handler.name: handler for handler in handlers if handler.name not in settings.switched_off
+    }
+
+
+def build_clouds(settings: Settings, metrics: Metrics) -> Clouds:
+    """Return the cloud of the settings; nothing has been asked of it yet."""
+    connection = connect(
+        name=settings.cloud_name,
+        timeout=settings.api_timeout,
+        concurrency=settings.api_concurrency + RESERVED,
+    )
+    count_keystone(connection, metrics)
+
+    def cloud(concurrency: int) -> OpenStackCloud:
+        return OpenStackCloud(
+            connection=connection,
+            metrics=metrics,
+            concurrency=concurrency,
+            admin_role=settings.admin_role,
+            timeout=settings.api_timeout,
+        )
+
+    return Clouds(cloud(settings.api_concurrency), cloud(RESERVED))
+
+
+def build_lanes(settings: Settings) -> Lanes:
+    """Return the lanes of the settings, not open yet."""
+    if settings.work_url == "memory://":
+        return MemoryLanes()
+    return RabbitLanes(url=settings.work_url, queue=settings.queue)
+
+
+def build_intakes(settings: Settings) -> list[Intake]:
+    """Return one intake for each transport URL."""
+    if settings.driver == "oslo":
+        # oslo.messaging takes a second and 30 MB to import, for nothing where the broker is
+        # RabbitMQ
+        from worker.broker.oslo import OsloIntake  # noqa: PLC0415
+
+        return [
+            OsloIntake(
+                url=url,
+                exchanges=settings.exchanges,
+                topics=settings.topics,
+                priorities=settings.priorities,
+                pool=settings.queue,
+                config_files=settings.config_files,
+                config_dirs=settings.config_dirs,
+            )
+            for url in settings.transport_urls
+        ]
+    return [
+        RabbitIntake(
+            url=url,
+            exchanges=settings.exchanges,
+            topics=settings.topics,
+            priorities=settings.priorities,
+            queue=settings.queue,
+            queue_type=settings.queue_type,
+            queue_max_length=settings.queue_max_length,
+            queue_expires=settings.queue_expires,
+            prefetch=settings.prefetch,
+        )
+        for url in settings.transport_urls
+    ]

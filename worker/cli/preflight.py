@@ -1,0 +1,110 @@
+"""The preflight: whether the configuration can work, as the cloud and this machine say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from handlers import policy, target_store
+from handlers.target_store import missing_type, read_encryption
+from worker.core.errors import Blocked, Misconfigured
+from worker.core.target import Target
+from worker.observe.web import listen, shown
+from worker.openstack.cloud import OpenStackCloud
+from worker.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """Targets as the cloud has them: their names by volume type id, and reasons why some can't be
+    used, by name."""
+
+    targets: Mapping[str, str]
+    unusable: Mapping[str, str]
+
+
+async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
+    """Compare the configuration with the cloud; Misconfigured when nothing can be done with it.
+
+    A target whose volume type is gone, or encrypted, leaves the others and uploads alone. It is a
+    fault of the configuration only if no target can be used, as with a mistyped name in the only
+    one.
+    """
+    identity = await cloud.identity()
+    faults = []
+    if not await cloud.has_admin_role():
+        faults.append(
+            f"[cloud] the login has no role {settings.admin_role} in project {identity.project_id}"
+        )
+    types = await cloud.list_volume_types()
+    encryption = await read_encryption(cloud, types, settings.targets)
+    unusable = {
+        target.name: why
+        for target in settings.targets
+        if (why := _unusable(target, types, encryption))
+    }
+    if len(unusable) == len(settings.targets):
+        faults += unusable.values()
+    if faults:
+        raise Misconfigured(faults)
+    # A store that Glance lacks today may be there tomorrow: we name it, and start
+    stores = await cloud.list_stores()
+    for target in settings.targets:
+        if target.name not in unusable:
+            try:
+                target_store.resolve(target, stores)
+            except Blocked as error:
+                unusable[target.name] = str(error)
+    ids = {name: type_id for type_id, name in types.items()}
+    there = (target for target in settings.targets if target.volume_type in ids)
+    return Found({ids[target.volume_type]: target.name for target in there}, unusable)
+
+
+def _unusable(
+    target: Target, types: Mapping[str, str], encryption: Mapping[str, bool | None]
+) -> str:
+    """Reason why a target can't be used; "" if it can."""
+    if why := missing_type(target, types.values()):
+        return why
+    return policy.encrypted_type(target) if encryption.get(target.volume_type) else ""
+
+
+async def check_locations(cloud: OpenStackCloud, settings: Settings) -> str:
+    """Return why no Image-Volume that is a location can be kept; "" if Glance shows locations, or no
+    target needs them."""
+    stores = await cloud.list_stores()
+    for target in settings.targets:
+        try:
+            needed = target_store.resolve(target, stores).strategy != "cache"
+        except Blocked:
+            continue
+        if needed and not await cloud.shows_locations():
+            return (
+                "Glance does not show this login the locations of images: give it the role "
+                "service, or before Glance "
+                "2.17 set show_multiple_locations"
+            )
+    return ""
+
+
+def check_bind(settings: Settings, *, proven: Settings) -> None:
+    """Raise Misconfigured if the address of the HTTP port can't be served. Blocks.
+
+    `proven` has the address that is served now. Whether its port is free on other addresses shows
+    only once we let go of it: then the next daemon finds out.
+    """
+    if settings.bind is None or settings.bind == proven.bind:
+        return
+    try:
+        sockets = listen(*settings.bind)
+    except OSError as error:
+        if proven.bind is not None and proven.bind[1] == settings.bind[1]:
+            return
+        raise not_bound(settings.bind, error) from error
+    for one in sockets:
+        one.close()
+
+
+def not_bound(address: tuple[str, int], error: OSError) -> Misconfigured:
+    """Return the fault of a port that cannot be served."""
+    return Misconfigured([f"[probes] bind: {shown(address)}: {error.strerror or error}"])
