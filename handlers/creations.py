@@ -34,6 +34,8 @@ LOOKS = 4
 FRESH = 15.0
 """Seconds for which what was read of an image serves for other volumes of it, too."""
 READINGS = 500
+ASK_AGAIN = 600.0
+"""Seconds between two questions whether Cinder notes downloads, while it was not seen to."""
 WAYS: tuple[tuple[type, Way], ...] = (
     (NativeClone, Way.NATIVE),
     (ImageVolumeClone, Way.IMAGE_VOLUME),
@@ -97,10 +99,15 @@ class Creations:
         self._readings: OrderedDict[str, Reading] = OrderedDict()
         # Cinder has been seen to note a download, so that a volume without that note was cloned
         self._notes_downloads = False
+        self._asked_at = -ASK_AGAIN
 
     async def how_made(self, creation: Creation, targets: Iterable[Target]) -> Made | None:
         """How Cinder made the volume; None if it was not made of the image but of another volume."""
-        self._notes_downloads = self._notes_downloads or creation.downloaded
+        if creation.downloaded:
+            self._notes_downloads = True
+        elif creation.read and not self._notes_downloads:
+            # Only then it matters
+            self._notes_downloads = await self._ask()
         try:
             volume = await self._cloud.get_volume(creation.volume_id)
         except (NotFound, Blocked):
@@ -131,6 +138,13 @@ class Creations:
             by_cache=here.strategy == "cache",
             notes_downloads=self._notes_downloads,
         )
+
+    async def _ask(self) -> bool:
+        """Whether Cinder is seen to note downloads; asked now and then."""
+        if self._now() - self._asked_at < ASK_AGAIN:
+            return False
+        self._asked_at = self._now()
+        return await self._cloud.notes_downloads()
 
     def _path(self, reading: Reading, pool: Pool, target: Target, project_id: str) -> Path:
         full = target.strategy == "cache" and self._undone.full(target.place, now=self._now())

@@ -378,6 +378,10 @@ class FakeCloud:
                 else ""
             )
 
+    async def notes_downloads(self) -> bool:
+        async with self._call("notes_downloads"):
+            return any(volume.downloaded for volume in self.volumes.values())
+
     async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
         async with self._call("get_locations"):
             self._image(image_id)

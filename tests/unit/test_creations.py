@@ -349,6 +349,26 @@ async def test_an_owner_that_was_wrong_when_it_was_made() -> None:
         assert await ways.found(made) == ("download", "owner")
 
 
+@pytest.mark.parametrize("noted", [False, True])
+async def test_cinder_is_asked_whether_it_notes_downloads_where_that_decides(noted: bool) -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        ways = Ways(rig)
+        await rig.prewarm.prepare({})
+        image = cloud.upload()
+        cloud.announce("image.activate", image.id)
+        await rig.quiet()
+        if noted:
+            other = cloud.volume_of("carol")
+            cloud.volumes[other.id] = replace(other, downloaded=True)
+        calls = cloud.calls["notes_downloads"]
+        for _ in range(3):
+            rig.creations._read[image.id] = observe._Heard(10**9, 0.0, 0.0)
+            found = await ways.found(cloud.use(image.id, "fast"))
+            assert found == ("image_volume" if noted else "unknown", "")
+        assert cloud.calls["notes_downloads"] - calls == 1
+
+
 async def test_what_is_not_wanted() -> None:
     cloud = FakeCloud(stores=dict(STORES))
     policy = Policy(visibilities=frozenset({"public"}))
