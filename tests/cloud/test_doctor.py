@@ -36,8 +36,10 @@ from tests.cloud.conftest import (
 )
 from tests.cloud.proxy import Proxy
 from tests.worker_process import WorkerProcess
-from worker.broker.connection import look, parse
+from worker.broker.connection import connect
+from worker.broker.inspect import look
 from worker.broker.topology import Topology
+from worker.broker.url import parse
 
 CINDER, KEYSTONE = "http://127.0.0.1:8776", "http://127.0.0.1:5000"
 MANAGEMENT = f"http://openstack:{PASSWORD}@127.0.0.1:15672"
@@ -274,9 +276,7 @@ def remove(queue: str) -> None:
     ]
     for url in (URL, URL + "worker"):
         broker = parse(url)
-        connection = broker.connect(
-            broker.hosts[0], name="test", on_blocked=print, on_unblocked=lambda: None
-        )
+        connection = connect(broker, broker.hosts[0], name="test", on_blocked=print)
         for name in names:
             connection.channel().queue_delete(name)
         for name in exchanges:

@@ -25,7 +25,7 @@ from tests.fake_cloud import FakeCloud
 from tests.fuzz.dice import Dice
 from tests.rig import Rig
 from worker import settings
-from worker.broker import connection
+from worker.broker import url as broker_url
 from worker.capture import read, replay
 from worker.capture.record import line_of
 from worker.core.cloud import Image, Location
@@ -327,7 +327,7 @@ class Borders:
             "utf-8", "replace"
         )
         with contextlib.suppress(Misconfigured):
-            assert connection.parse(text).hosts
+            assert broker_url.parse(text).hosts
         with contextlib.suppress(ValueError):
             assert Location.from_url(text).url == text
 
