@@ -21,9 +21,7 @@ from backports import zstd
 from oslo_config import cfg
 
 from handlers import completion
-from tests.fake_cloud import FakeCloud
 from tests.fuzz.dice import Dice
-from tests.rig import Rig
 from worker import settings
 from worker.broker import url as broker_url
 from worker.capture import read, replay
@@ -39,6 +37,8 @@ from worker.core.target import TAG, Uploads
 from worker.engine.router import Router
 from worker.observe.volume_times import VolumeTimes
 from worker.openstack.cloud import OpenStackCloud
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import Rig
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 WIRE = tuple(

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from tests.fake_cloud import FakeCloud
-from tests.rig import FAST, SLOW, STORES, Rig, located, using
 from worker.core.cloud import GIB, NewVolume
 from worker.core.errors import Blocked, Conflict
 from worker.core.outcome import Done, Skip
 from worker.core.target import Policy
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, SLOW, STORES, Rig, located, using
 
 STRATEGIES = ["store", "location", "cache"]
 

@@ -11,13 +11,13 @@ from dataclasses import replace
 import pytest
 
 from handlers import image_volume
-from tests.fake_cloud import PROJECT, FakeCloud, Fault
-from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 from worker.core.cloud import GIB, Image, Location, Volume
 from worker.core.errors import Blocked, Temporary
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Park, Skip
 from worker.core.target import Policy, Reclaiming, Target
+from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault
+from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 
 STRATEGIES = ["store", "location", "cache"]
 ORIGIN = "image_volume_worker_origin"
