@@ -18,7 +18,7 @@ import pytest
 from amqp import Message
 
 from tests.broker.rabbitmq import RabbitMQ, free_ports, installed
-from tests.unit.test_settings import GOOD, load
+from tests.configurations import GOOD, load
 from worker.broker.connection import connect
 from worker.broker.inspect import look
 from worker.broker.subscription import Subscription

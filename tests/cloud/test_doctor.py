@@ -21,20 +21,11 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from scripts.cloud.operate import GLANCE, PASSWORD, TARGETS, URL, devcloud, groups, switched, until
 from scripts.cloud.people import HOME, Person
 from tests.broker.rabbitmq import free_ports
-from tests.cloud.conftest import (
-    GLANCE,
-    PASSWORD,
-    TARGETS,
-    URL,
-    devcloud,
-    groups,
-    has_new_location_api,
-    switched,
-    until,
-)
 from tests.cloud.proxy import Proxy
+from tests.devcloud import has_new_location_api
 from tests.worker_process import WorkerProcess
 from worker.broker.connection import connect
 from worker.broker.inspect import look

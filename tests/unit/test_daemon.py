@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from tests.unit.test_settings import GOOD, load
+from tests.configurations import GOOD, load
 from worker.cli.cloud_watch import PING
 from worker.cli.comparisons import CENSUS
 from worker.cli.daemon import Daemon

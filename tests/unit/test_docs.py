@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from cliff.command import Command
 
-from tests.unit.test_settings import load_text
+from tests.configurations import load_text
 from worker.cli import Worker
 from worker.core.deletions import Deletions
 from worker.core.handler import Handler, Parts

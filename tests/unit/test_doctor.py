@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_settings import GOOD, load
+from tests.configurations import GOOD, load
 from worker.broker.inspect import Depth, Look
 from worker.broker.url import parse
 from worker.core.cloud import Location, Store, Volume

@@ -12,7 +12,7 @@ import pytest
 
 from handlers import completion
 from handlers.prewarm import Warmth
-from tests.unit.test_settings import load
+from tests.configurations import load
 from worker.core.cloud import GIB, Image, ImageTask, NewVolume, Quota, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.job import Key
