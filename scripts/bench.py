@@ -32,8 +32,6 @@ from scripts import bench_broker, bench_growth, bench_shapes
 from scripts.cloud.operate import PASSWORD, URL, devcloud, groups, of_image
 from scripts.cloud.people import HOME, Person, data
 from scripts.generate import notifications
-from tests.fake_cloud import FakeCloud
-from tests.rig import STORES, Rig
 from tests.worker_process import WorkerProcess, configuration
 from worker.cli.status import cells
 from worker.cli.values import Moment
@@ -47,6 +45,8 @@ from worker.diagnose.status import overview, summaries
 from worker.engine.runner import Limits
 from worker.observe import log
 from worker.observe.activity import Activity
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import STORES, Rig
 
 PAGE = 1000
 TARGETS = {"local-1": "cinder-1", "local-2": "cinder-2"}

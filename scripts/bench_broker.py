@@ -31,8 +31,6 @@ import orjson
 from scripts.generate import notifications
 from tests.broker.intakes import rabbit_intake
 from tests.broker.rabbitmq import RabbitMQ, installed
-from tests.fake_cloud import FakeCloud
-from tests.rig import STORES, Rig
 from worker.broker.lanes import RabbitLanes
 from worker.core.cloud import Image
 from worker.core.intake import Routed
@@ -42,6 +40,8 @@ from worker.engine.dispatcher import Dispatcher
 from worker.engine.router import Router
 from worker.observe import log
 from worker.observe.creations import Creations
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import STORES, Rig
 
 Row = dict[str, Any]
 GROUP, PREFETCH = 100, 500

@@ -18,8 +18,8 @@ from types import FrameType
 
 import structlog
 
-from tests.fake_cloud import FakeCloud
-from tests.rig import FAST, STORES, Rig
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, STORES, Rig
 
 ROOT = Path(__file__).parents[1]
 PRODUCT = ("worker", "handlers")

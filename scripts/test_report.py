@@ -89,7 +89,7 @@ def faults(logs: Path, lanes: Sequence[str]) -> Iterator[str]:
 
 def told(log: str) -> Iterator[str]:
     """Yield the newest lines of a test's log, and of its workers' logs, which
-    tests/cloud/conftest.py turns around."""
+    tests/devcloud.py turns around."""
     own, *workers = re.split(r"^(?=worker-\d+\.log, )", log, flags=re.MULTILINE)
     yield from last(own, LOG_LINES)
     for worker in workers:

@@ -6,14 +6,14 @@ import asyncio
 import json
 from collections.abc import Sequence
 
-from tests.fake_cloud import FakeCloud
-from tests.rig import FAST, STORES, Rig
 from worker.core.dead_letter import DeadLetter
 from worker.core.intake import Routed
 from worker.core.job import Job, Key
 from worker.engine.router import Router
 from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, STORES, Rig
 
 
 class RecordingSink:

@@ -11,8 +11,8 @@ import amqp
 import pytest
 
 from tests.broker.rabbitmq import RabbitMQ
-from worker.broker.connection import look, scratch
 from worker.broker.dead_letters import DeadQueue
+from worker.broker.inspect import look, scratch
 from worker.broker.lanes import RabbitLanes
 from worker.broker.tap import Tap
 from worker.core.dead_letter import DeadLetter

@@ -18,10 +18,12 @@ import pytest
 from amqp import Message
 
 from tests.broker.rabbitmq import RabbitMQ, free_ports, installed
-from tests.unit.test_settings import GOOD, load
-from worker.broker.connection import look, parse
+from tests.configurations import GOOD, load
+from worker.broker.connection import connect
+from worker.broker.inspect import look
 from worker.broker.subscription import Subscription
 from worker.broker.topology import Topology
+from worker.broker.url import parse
 from worker.diagnose.check import Check
 from worker.diagnose.doctor import look_at_brokers
 from worker.diagnose.doctor.management import Management
@@ -113,9 +115,7 @@ def checks(settings: Settings) -> dict[str, Check]:
 @contextmanager
 def connected(url: str) -> Iterator[Any]:
     broker = parse(url)
-    connection = broker.connect(
-        broker.hosts[0], name="test", on_blocked=lambda _: None, on_unblocked=lambda: None
-    )
+    connection = connect(broker, broker.hosts[0], name="test")
     try:
         yield connection
     finally:

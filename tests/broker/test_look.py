@@ -14,7 +14,7 @@ import pytest
 
 from tests.broker.hands import PATIENCE, Hands, jobs, until
 from tests.broker.rabbitmq import RabbitMQ, free_ports
-from worker.broker.inspection import DEAD, DELAYED, Depth, look
+from worker.broker.inspect import DEAD, DELAYED, Depth, look_at_lanes
 from worker.broker.lanes import RabbitLanes
 from worker.broker.tap import Tap
 from worker.core.dead_letter import DeadLetter
@@ -30,13 +30,11 @@ def queue(rabbitmq: RabbitMQ) -> Iterator[str]:
 
 
 def seen(rabbitmq: RabbitMQ, queue: str) -> dict[str, Depth]:
-    return {depth.lane: depth for depth in look(rabbitmq.url, queue=queue, lanes=("fast", "slow"))}
+    return look_at_lanes(rabbitmq.url, queue=queue, lanes=("fast", "slow"))
 
 
 def test_lanes_that_were_never_needed(rabbitmq: RabbitMQ, queue: str) -> None:
-    assert seen(rabbitmq, queue) == {
-        lane: Depth(lane=lane, ready=0, workers=0) for lane in ("fast", "slow", DELAYED, DEAD)
-    }
+    assert seen(rabbitmq, queue) == {lane: Depth() for lane in ("fast", "slow", DELAYED, DEAD)}
     assert rabbitmq.depth(f"{queue}.fast") is None, "looking declares nothing"
 
 
@@ -50,9 +48,9 @@ async def test_jobs_without_a_worker(rabbitmq: RabbitMQ, queue: str) -> None:
     await lanes.bury([DeadLetter(lane="fast", reason="x", last_at=1.0, job=older)])
     for _ in range(2):
         found = await asyncio.to_thread(seen, rabbitmq, queue)
-        assert found["fast"] == Depth(lane="fast", ready=2, workers=0, oldest=100.0)
-        assert found["slow"] == Depth(lane="slow", ready=0, workers=0)
-        assert (found[DELAYED].ready, found[DEAD].ready) == (3, 1)
+        assert found["fast"] == Depth(messages=2, consumers=0, oldest=100.0)
+        assert found["slow"] == Depth(messages=0, consumers=0)
+        assert (found[DELAYED].messages, found[DEAD].messages) == (3, 1)
         await until(lambda: rabbitmq.depth(f"{queue}.fast") == 2)
     await lanes.close()
 
@@ -64,7 +62,7 @@ async def test_lanes_with_a_worker(rabbitmq: RabbitMQ, queue: str) -> None:
     await hands.have(1)
     await until(lambda: rabbitmq.depth(f"{queue}.fast") == 2)
     found = await asyncio.to_thread(seen, rabbitmq, queue)
-    assert found["fast"] == Depth(lane="fast", ready=2, workers=1), "the oldest one is the worker's"
+    assert found["fast"] == Depth(messages=2, consumers=1), "the oldest one is the worker's"
     hands.ack()
     assert await hands.have(1) == ["1"]
     await lanes.close()
@@ -77,19 +75,19 @@ async def test_what_lies_there_and_is_no_job(rabbitmq: RabbitMQ, queue: str) -> 
     rabbitmq.ctl("purge_queue", f"{queue}.fast")
     rabbitmq.publish(b"\xff no job", routing_key=f"{queue}.fast")
     assert (await asyncio.to_thread(seen, rabbitmq, queue))["fast"] == Depth(
-        lane="fast", ready=1, workers=0
+        messages=1, consumers=0
     )
 
 
 def test_nobody_is_there() -> None:
     (port,) = free_ports(1)
     with pytest.raises(Temporary, match="Connection refused"):
-        look(f"amqp://u:secret@127.0.0.1:{port}/", queue="x", lanes=("fast",))
+        look_at_lanes(f"amqp://u:secret@127.0.0.1:{port}/", queue="x", lanes=("fast",))
 
 
 def test_a_refused_login_shows_no_password(rabbitmq: RabbitMQ) -> None:
     with pytest.raises(Temporary) as caught:
-        look(f"amqp://u:secret@127.0.0.1:{rabbitmq.port}/", queue="x", lanes=("fast",))
+        look_at_lanes(f"amqp://u:secret@127.0.0.1:{rabbitmq.port}/", queue="x", lanes=("fast",))
     assert "ACCESS_REFUSED" in str(caught.value)
     assert "secret" not in str(caught.value)
 

@@ -20,7 +20,7 @@ from tests.broker.hands import until
 from tests.broker.intakes import oslo_intake
 from tests.broker.rabbitmq import RabbitMQ
 from tests.broker.sink import RecordingSink, RoutingSink
-from tests.unit.test_settings import GOOD, load
+from tests.configurations import GOOD, load
 from worker.broker import oslo
 
 # oslo_messaging from there, as it is imported there without its warnings

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.broker.rabbitmq import RabbitMQ, free_ports
-from tests.unit.test_settings import GOOD, load
+from tests.configurations import GOOD, load
 from worker.core.errors import Misconfigured
 from worker.diagnose import broker_check
 from worker.settings import Settings

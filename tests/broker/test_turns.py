@@ -9,7 +9,6 @@ import pytest
 
 from tests.broker.hands import until
 from tests.broker.rabbitmq import RabbitMQ
-from tests.rig import Scripted, job
 from worker.broker.consumer import COUNT_EVERY
 from worker.broker.lanes import RabbitLanes
 from worker.core.deletions import Deletions
@@ -25,6 +24,7 @@ from worker.engine.router import Router
 from worker.engine.runner import Limits, Runner
 from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
+from worker.testing.rig import Scripted, job
 
 
 @pytest.mark.parametrize("projects", [1, 6, 30])

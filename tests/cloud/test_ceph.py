@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import pytest
 
+from scripts.cloud.operate import TARGETS, groups, of_image, switched, switches, until
 from scripts.cloud.people import Person
-from tests.cloud.conftest import TARGETS, groups, of_image, switched, switches, until
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -11,15 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from scripts.cloud.operate import TARGETS, groups, of_image, switched, until
 from scripts.cloud.people import Person
-from tests.cloud.conftest import LONG, TARGETS, groups, of_image, switched, until
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]
 Worker = Callable[..., WorkerProcess]
 TYPE = "local-1"
 # Creates of each kind, mixed
-EACH = 10 if LONG else 2
+EACH = 10 if os.environ.get("LONG") else 2
 AT_ONCE = 4
 
 

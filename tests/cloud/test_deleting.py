@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from scripts.cloud.operate import of_image, sql, switched
 from scripts.cloud.people import Person
-from tests.cloud.conftest import of_image, sql, switched
 from tests.cloud.test_upkeep import (  # noqa: F401  fixtures
     ORIGIN,
     RESYNC,

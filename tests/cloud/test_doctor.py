@@ -21,23 +21,16 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
+from scripts.cloud.operate import GLANCE, PASSWORD, TARGETS, URL, devcloud, groups, switched, until
 from scripts.cloud.people import HOME, Person
 from tests.broker.rabbitmq import free_ports
-from tests.cloud.conftest import (
-    GLANCE,
-    PASSWORD,
-    TARGETS,
-    URL,
-    devcloud,
-    groups,
-    has_new_location_api,
-    switched,
-    until,
-)
 from tests.cloud.proxy import Proxy
+from tests.devcloud import has_new_location_api
 from tests.worker_process import WorkerProcess
-from worker.broker.connection import look, parse
+from worker.broker.connection import connect
+from worker.broker.inspect import look
 from worker.broker.topology import Topology
+from worker.broker.url import parse
 
 CINDER, KEYSTONE = "http://127.0.0.1:8776", "http://127.0.0.1:5000"
 MANAGEMENT = f"http://openstack:{PASSWORD}@127.0.0.1:15672"
@@ -274,9 +267,7 @@ def remove(queue: str) -> None:
     ]
     for url in (URL, URL + "worker"):
         broker = parse(url)
-        connection = broker.connect(
-            broker.hosts[0], name="test", on_blocked=print, on_unblocked=lambda: None
-        )
+        connection = connect(broker, broker.hosts[0], name="test", on_blocked=print)
         for name in names:
             connection.channel().queue_delete(name)
         for name in exchanges:

@@ -21,9 +21,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from scripts.cloud.operate import PATIENCE
+from scripts.cloud.operate import PASSWORD, PATIENCE, TARGETS, groups, is_warm, rabbitmqctl, until
 from scripts.cloud.people import HOME, Person
-from tests.cloud.conftest import PASSWORD, TARGETS, groups, is_warm, rabbitmqctl, until
 from tests.cloud.test_replay import Recording
 from tests.worker_process import WorkerProcess
 

@@ -11,18 +11,10 @@ from typing import Any
 
 import pytest
 
-from scripts.cloud.operate import ROOT
+from scripts.cloud.operate import ROOT, groups, is_warm, of_image, switched, until
 from scripts.cloud.people import HOME, Person
-from tests.cloud.conftest import (
-    groups,
-    has_new_location_api,
-    is_warm,
-    of_image,
-    release,
-    switched,
-    until,
-)
 from tests.cloud.test_doctor import Doctor, doctor  # noqa: F401  a fixture
+from tests.devcloud import has_new_location_api, release
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]

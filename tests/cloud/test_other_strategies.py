@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+from scripts.cloud.operate import TARGETS, groups, is_warm, of_image, switched, until
 from scripts.cloud.people import Person
-from tests.cloud.conftest import TARGETS, groups, is_warm, of_image, switched, until
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]

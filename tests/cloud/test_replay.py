@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from scripts.cloud.operate import PASSWORD, URL, groups, is_warm, of_image, until
 from scripts.cloud.people import HOME, Person
-from tests.cloud.conftest import PASSWORD, URL, groups, is_warm, of_image, until
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]

@@ -12,8 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from scripts.cloud.people import HOME, Person
-from tests.cloud.conftest import (
+from scripts.cloud.operate import (
     PASSWORD,
     TARGETS,
     devcloud,
@@ -23,6 +22,7 @@ from tests.cloud.conftest import (
     switches,
     until,
 )
+from scripts.cloud.people import HOME, Person
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from scripts.cloud.operate import groups, of_image, switched, switches, until
 from scripts.cloud.people import Person
-from tests.cloud.conftest import groups, of_image, switched, switches, until
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]

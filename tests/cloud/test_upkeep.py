@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from scripts.cloud.operate import TARGETS, Groups, groups, is_warm, of_image, sql, switched, until
 from scripts.cloud.people import HOME, Person, data
-from tests.cloud.conftest import TARGETS, Groups, groups, is_warm, of_image, sql, switched, until
 from tests.cloud.proxy import Proxy
 from tests.worker_process import WorkerProcess, configuration
 

@@ -14,18 +14,9 @@ from typing import Any
 
 import pytest
 
+from scripts.cloud.operate import devcloud, groups, is_warm, of_image, switched, switches, until
 from scripts.cloud.people import MIB, Person, data
-from tests.cloud.conftest import (
-    cinder_uses_new_location_api,
-    devcloud,
-    groups,
-    has_new_location_api,
-    is_warm,
-    of_image,
-    switched,
-    switches,
-    until,
-)
+from tests.devcloud import cinder_uses_new_location_api, has_new_location_api
 from tests.worker_process import WorkerProcess
 
 Worker = Callable[..., WorkerProcess]

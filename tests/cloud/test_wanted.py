@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from scripts.cloud.operate import TARGETS, groups, is_warm, of_image, until
 from scripts.cloud.people import Person
-from tests.cloud.conftest import TARGETS, groups, is_warm, of_image, until
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]

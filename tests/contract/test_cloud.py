@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import pytest
 
 from scripts.cloud.people import HOME, Person
-from tests.fake_cloud import FakeCloud
 from worker.core.cloud import Cloud, Image, NewVolume, Quota, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.pool import places_of, pools_of
@@ -21,6 +20,7 @@ from worker.core.target import TAG
 from worker.observe.metrics import Metrics
 from worker.openstack.cloud import OpenStackCloud
 from worker.openstack.login import connect
+from worker.testing.fake_cloud import FakeCloud
 
 STORE, TYPE = "cinder-1", "local-1"
 NOBODY = "11111111-1111-4111-8111-111111111111"

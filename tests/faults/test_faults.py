@@ -18,10 +18,10 @@ import pytest
 import yaml
 
 from scripts.cloud import breakage
+from scripts.cloud.operate import CINDER, GLANCE, TARGETS, devcloud, groups, until
 from scripts.cloud.people import HOME, Person
-from tests.cloud.conftest import CINDER, GLANCE, TARGETS, devcloud, groups, until
 from tests.cloud.proxy import Fault, Proxy
-from tests.faults.conftest import HOUR, LANES, Scene
+from tests.faults.scene import HOUR, LANES, Scene
 from tests.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)

@@ -21,11 +21,9 @@ from backports import zstd
 from oslo_config import cfg
 
 from handlers import completion
-from tests.fake_cloud import FakeCloud
 from tests.fuzz.dice import Dice
-from tests.rig import Rig
 from worker import settings
-from worker.broker import connection
+from worker.broker import url as broker_url
 from worker.capture import read, replay
 from worker.capture.record import line_of
 from worker.core.cloud import Image, Location
@@ -39,6 +37,8 @@ from worker.core.target import TAG, Uploads
 from worker.engine.router import Router
 from worker.observe.creations import Creations
 from worker.openstack.cloud import OpenStackCloud
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import Rig
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 WIRE = tuple(
@@ -327,7 +327,7 @@ class Borders:
             "utf-8", "replace"
         )
         with contextlib.suppress(Misconfigured):
-            assert connection.parse(text).hosts
+            assert broker_url.parse(text).hosts
         with contextlib.suppress(ValueError):
             assert Location.from_url(text).url == text
 

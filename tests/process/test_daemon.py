@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.test_settings import GOOD, load
+from tests.configurations import GOOD, load
 from worker.cli.daemon import Daemon
 from worker.observe.metrics import Metrics
 from worker.observe.systemd import WATCHDOG

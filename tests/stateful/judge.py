@@ -12,9 +12,9 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from tests.fake_cloud import PROJECT, FakeCloud
 from worker.core.cloud import GIB, Image, Location, Volume
 from worker.core.target import Policy, Reclaiming, Target
+from worker.testing.fake_cloud import PROJECT, FakeCloud
 
 # Spelled out here: these names are what other people's tools and clouds of today hold
 TAG, ORIGIN, FRESH = (

@@ -33,8 +33,6 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.fake_cloud import PROJECT, FakeCloud, Fault, new_id
-from tests.rig import FAST, SLOW, STORES, Rig
 from tests.stateful.clock import START, Clock, Loop
 from tests.stateful.judge import FRESH, ORIGIN, TAG, Judge, Setup
 from worker.core.cloud import GIB, Image, Location, Volume
@@ -42,6 +40,8 @@ from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.target import Policy, Reclaiming, Uploads
 from worker.engine.retry import Backoff
 from worker.engine.runner import Limits
+from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault, new_id
+from worker.testing.rig import FAST, SLOW, STORES, Rig
 
 HOUR = 3600.0
 # As long as a real worker's, but for how long a parked job is left alone: nothing costs time here
@@ -56,8 +56,8 @@ TIMED = (
     "worker.engine.runner",
     "worker.engine.resync",
     "worker.engine.router",
-    "tests.fake_cloud",
-    "tests.rig",
+    "worker.testing.fake_cloud",
+    "worker.testing.rig",
 )
 ROUNDS = 12
 SEED = 1

@@ -16,15 +16,17 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
-from tests.fake_cloud import FakeCloud
-from tests.rig import FAST, SLOW, STORES, Rig
 from worker.core.cloud import GIB, Image
 from worker.core.job import Job, Key
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.state import State
 from worker.core.target import Policy
-from worker.observe.activity import FAILURES, MOST_IMAGES, OVERDUE, TIMES, Activity, Choice
+from worker.observe.activity import FAILURES, TIMES, Activity
+from worker.observe.job_records import OVERDUE
 from worker.observe.metrics import Metrics
+from worker.observe.order import MOST_IMAGES, Choice
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, SLOW, STORES, Rig
 
 LANES = {"upload": 8, "reclaim": 4, "prewarm.fast": 2, "prewarm.slow": 2}
 VOLUME = "11111111-1111-4111-8111-111111111111"

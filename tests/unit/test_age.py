@@ -9,8 +9,8 @@ import pytest
 
 from handlers.age import SKEW, age
 from handlers.strategies import CopyImage, Seen, store
-from tests.fake_cloud import FakeCloud
-from tests.rig import FAST, STORES
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, STORES
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,13 @@ from amqp.exceptions import PreconditionFailed
 from amqp.serialization import loads
 from oslo_config import cfg
 
-from worker.broker.connection import Tls, parse, words
+from worker.broker.connection import words
 from worker.broker.frames import readable_arguments
 
 # From there, as it is imported there without its warnings
 from worker.broker.oslo import oslo_messaging
 from worker.broker.topology import Topology
+from worker.broker.url import Tls, parse
 from worker.core.errors import Misconfigured
 
 URLS = [

@@ -8,10 +8,10 @@ import pytest
 
 from handlers import budget
 from handlers.budget import NoRoom, Shelf
-from tests.fake_cloud import PROJECT
-from tests.rig import FAST
 from worker.core.cloud import Volume
 from worker.core.uses import Uses
+from worker.testing.fake_cloud import PROJECT
+from worker.testing.rig import FAST
 
 
 def lying(*sizes_and_uses: tuple[int, float], **fields: object) -> list[budget.Held]:

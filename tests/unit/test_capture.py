@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from tests.fake_cloud import notification
 from worker.capture.read import Source, decoded, sources
 from worker.core.errors import Malformed, Misconfigured
+from worker.testing.fake_cloud import notification
 
 BODIES = [notification("image.update", {"id": "x", "number": number}) for number in range(3)]
 

@@ -11,8 +11,6 @@ import pytest
 from handlers.clone_path import CacheClone, Download, ImageVolumeClone, NativeClone, Path
 from handlers.creations import Look, Looks, made
 from handlers.reasons import Reason
-from tests.fake_cloud import FakeCloud
-from tests.rig import FAST, SLOW, STORES, Rig
 from worker.core.cloud import Volume
 from worker.core.creation import Creation, Made, Way
 from worker.core.errors import Temporary
@@ -23,6 +21,8 @@ from worker.engine.creations import find_ways
 from worker.observe import creations as observe
 from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, SLOW, STORES, Rig
 
 IMAGE = "11111111-1111-1111-1111-111111111111"
 VOLUME = "22222222-2222-2222-2222-222222222222"

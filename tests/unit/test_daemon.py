@@ -10,8 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from tests.fake_cloud import FakeCloud, Fault
-from tests.unit.test_settings import GOOD, load
+from tests.configurations import GOOD, load
 from worker.cli.cloud_watch import PING
 from worker.cli.comparisons import CENSUS
 from worker.cli.daemon import Daemon
@@ -22,6 +21,7 @@ from worker.engine.retry import Backoff, Pace
 from worker.observe.metrics import Metrics
 from worker.openstack.login import Identity
 from worker.settings import Settings
+from worker.testing.fake_cloud import FakeCloud, Fault
 
 
 class Cloud(FakeCloud):

@@ -11,14 +11,14 @@ import structlog
 
 from handlers import image_volume, target_store
 from handlers.deletion import NotProven
-from tests.fake_cloud import PROJECT, FakeCloud
-from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 from worker.core import absence
 from worker.core.cloud import Image, Location, Store, Volume
 from worker.core.errors import Blocked, Conflict
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Outcome, Skip
 from worker.core.target import Policy, Reclaiming, Target
+from worker.testing.fake_cloud import PROJECT, FakeCloud
+from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 
 STRATEGIES = ["store", "location", "cache"]
 GRACE = 86_400.0

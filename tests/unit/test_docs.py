@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 from cliff.command import Command
 
-from tests.fake_cloud import PROJECT, FakeCloud
-from tests.rig import FAST, STORES
-from tests.unit.test_settings import load_text
+from tests.configurations import load_text
 from worker.cli import Worker
 from worker.core.deletions import Deletions
 from worker.core.handler import Handler, Parts
@@ -23,6 +21,8 @@ from worker.core.outcome import Done, Skip
 from worker.core.target import Policy, Reclaiming, Uploads
 from worker.core.uses import Uses
 from worker.observe.metrics import Metrics
+from worker.testing.fake_cloud import PROJECT, FakeCloud
+from worker.testing.rig import FAST, STORES
 
 ROOT = Path(__file__).parents[2]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -39,12 +39,24 @@ class Silent:
         assert step
 
 
-async def test_the_handler_of_the_docs_works() -> None:
-    (source,) = re.findall(
+def handler_of_the_docs() -> dict[str, Any]:
+    """All that the page on handlers shows, as one module: a handler, and its test."""
+    shown = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "handlers.md").read_text(), re.DOTALL
     )
+    assert len(shown) == 2
     module: dict[str, Any] = {"__name__": "label"}
-    exec(compile(source, "docs/handlers.md", "exec"), module)
+    for source in shown:
+        exec(compile(source, "docs/handlers.md", "exec"), module)
+    return module
+
+
+async def test_the_test_of_the_docs_passes() -> None:
+    await handler_of_the_docs()["test_a_label_is_written"]()
+
+
+async def test_the_handler_of_the_docs_works() -> None:
+    module = handler_of_the_docs()
     cloud = FakeCloud(stores=STORES)
     parts = Parts(
         cloud=cloud,

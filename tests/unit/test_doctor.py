@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.unit.test_settings import GOOD, load
-from worker.broker.connection import Depth, Look, parse
+from tests.configurations import GOOD, load
+from worker.broker.inspect import Depth, Look
+from worker.broker.url import parse
 from worker.core.cloud import Location, Store, Volume
 from worker.core.errors import Blocked, Misconfigured, NotFound, Temporary
 from worker.core.pool import Pool, VolumeType

@@ -12,9 +12,7 @@ import pytest
 
 from handlers import completion
 from handlers.prewarm import Warmth
-from tests.fake_cloud import PROJECT, FakeCloud, Fault
-from tests.rig import FAST, SLOW, STORES, Rig
-from tests.unit.test_settings import load
+from tests.configurations import load
 from worker.core.cloud import GIB, Image, ImageTask, NewVolume, Quota, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.job import Key
@@ -26,6 +24,8 @@ from worker.diagnose.explain import clone, probe, upload
 from worker.diagnose.explain.probe import Signs
 from worker.observe.live import LiveJob
 from worker.settings import Settings
+from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault
+from worker.testing.rig import FAST, SLOW, STORES, Rig
 
 GROUPS = {
     "notifications": {"transport_urls": "rabbit://u:p@h:5672/"},

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from worker.broker import link
-from worker.broker.connection import parse
 from worker.broker.link import HUNG_AFTER, Link
+from worker.broker.url import parse
 from worker.observe.systemd import READY, extend, notify
 
 

@@ -6,10 +6,10 @@ import tracemalloc
 import uuid
 from dataclasses import replace
 
-from tests.fake_cloud import FakeCloud
-from tests.rig import FAST, SLOW, STORES
 from worker.core.cloud import Volume
 from worker.engine.packed import Packed
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, SLOW, STORES
 
 
 def volumes(images: int) -> list[tuple[str, Volume]]:

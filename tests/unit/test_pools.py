@@ -10,14 +10,14 @@ from handlers.clone_path import CacheClone, Evidence, ImageVolumeClone, Pool, cl
 from handlers.deletion import Deletion
 from handlers.prewarm import Prewarm
 from handlers.target_store import find_places
-from tests.fake_cloud import FakeCloud
-from tests.rig import FAST, SLOW, STORES, Rig
 from worker.core import pool
 from worker.core.cloud import Image
 from worker.core.errors import Temporary
 from worker.core.outcome import Again, Done, Skip
 from worker.core.state import State
 from worker.core.target import Policy, Target
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, SLOW, STORES, Rig
 
 
 def spread(**more: object) -> FakeCloud:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.fake_cloud import FakeCloud, Fault
-from tests.rig import FAST, STORES, Rig, using
 from worker.core.errors import Blocked
 from worker.core.target import Policy
+from worker.testing.fake_cloud import FakeCloud, Fault
+from worker.testing.rig import FAST, STORES, Rig, using
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import pytest
 import structlog
 
 from handlers import image_volume, target_store
-from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
-from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 from worker.core.cloud import GIB, ImageTask, Location, Store, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Park, Skip
 from worker.core.target import Policy, Target
+from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault, notification
+from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 
 STRATEGIES = ["store", "location", "cache"]
 

@@ -16,9 +16,10 @@ import pytest
 from tests.unit.test_web import has_ipv6
 from worker.core.job import Job, Key
 from worker.observe import live
-from worker.observe.activity import Activity, Choice
+from worker.observe.activity import Activity
 from worker.observe.http import Page, Probes
 from worker.observe.metrics import Metrics
+from worker.observe.order import Choice
 
 
 @pytest.fixture

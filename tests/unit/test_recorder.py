@@ -13,12 +13,12 @@ from typing import BinaryIO
 
 import pytest
 
-from tests.fake_cloud import notification
 from worker.capture.read import Source, decoded
 from worker.capture.record import Output, Recorder, line_of
 from worker.core.errors import Malformed
 from worker.core.intake import Routed
 from worker.core.notification import Notification
+from worker.testing.fake_cloud import notification
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "notifications"
 SECRET = "s3cr3t-that-nobody-may-see"

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_cloud import FakeCloud, notification
-from tests.rig import FAST, STORES, Rig
 from worker.capture import replay
 from worker.capture.read import Source, sources
 from worker.capture.replay import Checkpoint, Filters, Replay, Tally
@@ -21,6 +19,8 @@ from worker.core.job import Job, Key
 from worker.engine.router import Router
 from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
+from worker.testing.fake_cloud import FakeCloud, notification
+from worker.testing.rig import FAST, STORES, Rig
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "notifications"
 

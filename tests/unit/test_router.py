@@ -10,8 +10,6 @@ import pytest
 
 import handlers
 from handlers import imports
-from tests.fake_cloud import FakeCloud, notification
-from tests.rig import FAST, SLOW, Rig, Scripted
 from worker.core.handler import Watch
 from worker.core.job import Key
 from worker.core.notification import Notification
@@ -19,6 +17,8 @@ from worker.core.outcome import Done, Outcome
 from worker.engine.router import Router
 from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
+from worker.testing.fake_cloud import FakeCloud, notification
+from worker.testing.rig import FAST, SLOW, Rig, Scripted
 
 IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
 VOLUME = "38adcc12-ea51-4d39-adea-b5a4c4162d30"

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from tests.rig import Scripted, Work, job
 from worker.broker.memory import MemoryLanes
 from worker.core.dead_letter import DeadLetter
 from worker.core.deletions import Deletions
@@ -28,6 +27,7 @@ from worker.engine.queue import LOOK_FOR_LATE_EVERY
 from worker.engine.retry import Backoff
 from worker.engine.runner import Limits, Runner
 from worker.observe.metrics import Metrics
+from worker.testing.rig import Scripted, Work, job
 
 ONE, TWO = Key("h", "one"), Key("h", "two")
 

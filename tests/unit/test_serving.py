@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-from tests.fake_cloud import FakeCloud
-from tests.rig import FAST, Rig
 from worker.core.cloud import Volume
 from worker.core.outcome import Done, Skip
 from worker.core.state import State
 from worker.core.target import Policy, Target
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, Rig
 
 NAMED = replace(FAST, native_stores=("rbd",))
 

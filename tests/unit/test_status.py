@@ -12,8 +12,6 @@ from typing import Any
 
 import pytest
 
-from tests.fake_cloud import PROJECT, FakeCloud
-from tests.rig import FAST, SLOW, STORES, Rig
 from worker.core.cloud import GIB, Location
 from worker.core.job import Job, Key
 from worker.core.state import State
@@ -22,6 +20,8 @@ from worker.diagnose import status
 from worker.diagnose.status import Row
 from worker.observe import live
 from worker.observe.live import LiveJob, LiveLane
+from worker.testing.fake_cloud import PROJECT, FakeCloud
+from worker.testing.rig import FAST, SLOW, STORES, Rig
 
 NOWHERE = "00000009-0000-4000-8000-000000000000"
 

@@ -6,24 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from tests.fake_cloud import FakeCloud
-from tests.rig import FAST, SLOW, STORES, Rig, located, using
+from tests.unit.rigs import rig_of
 from worker.core.cloud import GIB, NewVolume
 from worker.core.errors import Blocked, Conflict
 from worker.core.outcome import Done, Skip
 from worker.core.target import Policy
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, STORES, Rig, located, using
 
 STRATEGIES = ["store", "location", "cache"]
+
+
+POLICY = Policy(settle=0.0)
 
 
 @pytest.fixture
 def cloud() -> FakeCloud:
     return FakeCloud(stores=STORES, multiple_locations=True)
-
-
-def rig_of(cloud: FakeCloud, strategy: str) -> Rig:
-    cloud.cached = frozenset({"fast", "slow"} if strategy == "cache" else ())
-    return Rig(cloud, targets=using(strategy, FAST, SLOW), policy=Policy(settle=0.0))
 
 
 def types_of(cloud: FakeCloud, image_id: str) -> list[str]:
@@ -35,7 +34,7 @@ async def test_nothing_is_made_on_a_target_whose_type_is_encrypted(
     cloud: FakeCloud, strategy: str
 ) -> None:
     cloud.encrypted_types = {"fast"}
-    async with rig_of(cloud, strategy) as rig:
+    async with rig_of(cloud, strategy, policy=POLICY) as rig:
         image = cloud.upload()
         found = await rig.resync()
         assert [missing.key.target for missing in found] == ["slow"]
@@ -52,7 +51,7 @@ async def test_an_encrypted_volume_never_serves_where_cinder_does_not_tell(
     cloud: FakeCloud, strategy: str
 ) -> None:
     cloud.encrypted_types, cloud.tells_encryption = {"fast"}, False
-    async with rig_of(cloud, strategy) as rig:
+    async with rig_of(cloud, strategy, policy=POLICY) as rig:
         image = cloud.upload()
         with pytest.raises(Blocked, match="encrypted"):
             await rig.run(image.id, "fast")
@@ -73,7 +72,7 @@ async def test_an_encrypted_volume_never_serves_where_cinder_does_not_tell(
 async def test_encrypted_copies_of_earlier_releases_are_deleted(
     cloud: FakeCloud, strategy: str
 ) -> None:
-    async with rig_of(cloud, strategy) as rig:
+    async with rig_of(cloud, strategy, policy=POLICY) as rig:
         image = cloud.upload()
         await rig.resync()
         await rig.quiet()
@@ -81,7 +80,7 @@ async def test_encrypted_copies_of_earlier_releases_are_deleted(
     cloud.encrypted_types = {"fast"}
     for volume in cloud.of(image.id):
         cloud.volumes[volume.id] = replace(volume, encrypted=volume.volume_type == "fast")
-    async with rig_of(cloud, strategy) as rig:
+    async with rig_of(cloud, strategy, policy=POLICY) as rig:
         await rig.resync()
         await rig.quiet()
         assert types_of(cloud, image.id) == ["slow"]
@@ -92,7 +91,7 @@ async def test_encrypted_copies_of_earlier_releases_are_deleted(
 async def test_an_encrypted_location_of_somebody_elses_is_named_and_left(
     cloud: FakeCloud, strategy: str
 ) -> None:
-    async with rig_of(cloud, strategy) as rig:
+    async with rig_of(cloud, strategy, policy=POLICY) as rig:
         image = cloud.upload()
         mine = cloud.volume_of(
             "internal-project", volume_type="fast", encrypted=True, name=f"image-{image.id}"
@@ -109,7 +108,7 @@ async def test_an_encrypted_location_of_somebody_elses_is_named_and_left(
 async def test_a_type_that_is_gone_is_its_own_targets_trouble(
     cloud: FakeCloud, strategy: str
 ) -> None:
-    async with rig_of(cloud, strategy) as rig:
+    async with rig_of(cloud, strategy, policy=POLICY) as rig:
         cloud.emit = rig.hear
         first = cloud.upload()
         await rig.quiet()

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from tests.fake_cloud import FakeCloud
-from tests.rig import FAST, STORES, Polls, Rig, using
 from worker.core.cloud import GIB
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Skip
 from worker.core.target import Policy
 from worker.core.undone import HOLD_FOR, Undone
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, STORES, Polls, Rig, using
 
 PATIENT = Policy(settle=0.0, rewarm_interval=600.0)
 KEY = Key("prewarm", "", "fast")

@@ -11,13 +11,14 @@ from dataclasses import replace
 import pytest
 
 from handlers import image_volume
-from tests.fake_cloud import PROJECT, FakeCloud, Fault
-from tests.rig import FAST, SLOW, STORES, Polls, Rig, located, using
+from tests.unit.rigs import rig_of
 from worker.core.cloud import GIB, Image, Location, Volume
 from worker.core.errors import Blocked, Temporary
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Park, Skip
 from worker.core.target import Policy, Reclaiming, Target
+from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault
+from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located
 
 STRATEGIES = ["store", "location", "cache"]
 ORIGIN = "image_volume_worker_origin"
@@ -27,14 +28,6 @@ NOBODY = "00000009-0000-4000-8000-000000000000"
 @pytest.fixture
 def cloud() -> FakeCloud:
     return FakeCloud(stores=STORES, multiple_locations=True)
-
-
-def rig_of(cloud: FakeCloud, strategy: str, *targets: Target, **parts: object) -> Rig:
-    """A worker with these targets by this strategy; nothing is heard of unless the test says so."""
-    if strategy == "cache":
-        cloud.cached = frozenset({"fast", "slow"})
-    policy = parts.pop("policy", Policy(settle=0.0, rewarm_interval=0.0))
-    return Rig(cloud, targets=using(strategy, *(targets or (FAST, SLOW))), policy=policy, **parts)  # type: ignore[arg-type]
 
 
 @pytest.fixture(params=STRATEGIES)

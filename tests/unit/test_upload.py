@@ -11,14 +11,14 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from tests.fake_cloud import PROJECT, FakeCloud, Fault, notification
-from tests.rig import FAST, LIMITS, SLOW, STORES, Rig, located
 from worker.core import absence
 from worker.core.cloud import GIB, Image, ImageTask, Location, Volume
 from worker.core.errors import Blocked, Conflict, Temporary
 from worker.core.outcome import Again, Done, Skip
 from worker.core.target import Reclaiming, Uploads
 from worker.engine.retry import Backoff
+from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault, notification
+from worker.testing.rig import FAST, LIMITS, SLOW, STORES, Rig, located
 
 SOURCE = "image_volume_source"
 STATUS = "image_volume_status"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.fake_cloud import notification
 from worker.core import uses as uses_module
 from worker.core.notification import Notification
 from worker.core.uses import EVERY, Uses
+from worker.testing.fake_cloud import notification
 
 CASES = Path(__file__).parents[1] / "fixtures" / "cases"
 IMAGE = "00000001-0000-4000-8000-000000000000"

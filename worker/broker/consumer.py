@@ -12,12 +12,14 @@ from typing import Any
 
 import structlog
 from amqp import spec
-from amqp.exceptions import ChannelError, NotFound, PreconditionFailed
+from amqp.exceptions import ChannelError, PreconditionFailed
 
-from worker.broker.connection import Broker, declared_otherwise_pause, words
+from worker.broker.connection import content, declared_otherwise_pause, words
+from worker.broker.inspect import queue_depth
 from worker.broker.link import Link
 from worker.broker.pulse import Pulse
 from worker.broker.topology import Topology, broken_pause
+from worker.broker.url import Broker
 from worker.core.dead_letter import MOST_BODY, DeadLetter
 from worker.core.errors import Malformed
 from worker.core.job import Job
@@ -298,8 +300,7 @@ class Consumer:
             self._acks.append((lane, channel, tag))
             self._link.wake()
 
-        # py-amqp has "" for an empty body
-        body: bytes = message.body or b""
+        body, _ = content(message)
         try:
             job = Job.from_bytes(body)
         except Malformed as error:
@@ -325,19 +326,13 @@ class Consumer:
         counts = {}
         for name, queue in names.items():
             now = time.monotonic()
-            # A channel for each, as a queue that is missing closes it
-            channel = self._connection.channel()
-            try:
-                counts[name] = channel.queue_declare(queue, passive=True).message_count
-            except NotFound:
-                counts[name] = 0
-                if queue == self._topology.dead:
-                    # Made before the first dead letter: the broker logs each question after a queue
-                    # that is not there
-                    with self._connection.channel() as other:
-                        self._topology.declare_dead(other)
-            finally:
-                channel.close()
+            depth = queue_depth(self._connection, queue)
+            counts[name] = depth.messages if depth else 0
+            if depth is None and queue == self._topology.dead:
+                # Made before the first dead letter: the broker logs each question about a queue
+                # that is not there
+                with self._connection.channel() as channel:
+                    self._topology.declare_dead(channel)
             if name in self._named and not counts[name]:
                 self._named[name].empty_at = now
         return counts

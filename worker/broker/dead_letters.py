@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from amqp.exceptions import NotFound, ResourceLocked
+from amqp.exceptions import ResourceLocked
 
-from worker.broker.connect import connected
-from worker.broker.connection import CLASSIC, content
+from worker.broker.connection import CLASSIC, connected, content
+from worker.broker.inspect import queue_depth
 from worker.broker.topology import Topology
 from worker.core.dead_letter import DeadLetter
 from worker.core.errors import Malformed, Temporary
@@ -37,6 +37,7 @@ class DeadQueue:
         self._url = url
         self._name = Topology(prefix=queue, queue_type="").dead
         self._connected = ExitStack()
+        self._connection: Any = None
         self._channel: Any = None
 
     def __enter__(self) -> DeadQueue:
@@ -52,7 +53,7 @@ class DeadQueue:
             raise Temporary(
                 "somebody else is looking at the dead letters: try again when that has ended"
             ) from error
-        self._channel = connection.channel()
+        self._connection, self._channel = connection, connection.channel()
         # Bytes, whatever encoding a message claims to have
         self._channel.auto_decode = False
         return self
@@ -66,12 +67,9 @@ class DeadQueue:
         self._connected.__exit__(kind, error, trace)
 
     def __iter__(self) -> Iterator[Kept]:
-        """Those that are there now, oldest first; none if the queue was never needed."""
-        try:
-            count = self._channel.queue_declare(self._name, passive=True).message_count
-        except NotFound:
-            return
-        for _ in range(count):
+        """Yield the letters that are there now, oldest first; none if the queue was never needed."""
+        depth = queue_depth(self._connection, self._name)
+        for _ in range(depth.messages if depth else 0):
             message = self._channel.basic_get(self._name, no_ack=False)
             if message is None:
                 return

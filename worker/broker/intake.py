@@ -11,11 +11,12 @@ from typing import Any
 
 import structlog
 
-from worker.broker.connection import Broker, content, parse
+from worker.broker.connection import content
 from worker.broker.exchanges import LOOK_EVERY, Exchanges
 from worker.broker.link import Link
 from worker.broker.pulse import Pulse
 from worker.broker.subscription import Subscription
+from worker.broker.url import Broker, parse
 from worker.core.intake import Routed, Sink
 
 log = structlog.get_logger(__name__)

@@ -8,11 +8,11 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from worker.broker.connection import parse
 from worker.broker.consumer import Consumer, RabbitDelivery
 from worker.broker.published_keys import PublishedKeys
 from worker.broker.publisher import Publisher, Written
 from worker.broker.topology import Topology
+from worker.broker.url import parse
 from worker.core.dead_letter import DeadLetter
 from worker.core.errors import Temporary
 from worker.core.job import Job, Key

@@ -19,11 +19,11 @@ from amqp.exceptions import AMQPError, PreconditionFailed
 from worker.broker.connection import (
     HEARTBEAT,
     IO_TIMEOUT,
-    Broker,
-    Host,
+    connect,
     declared_otherwise_pause,
     words,
 )
+from worker.broker.url import Broker, Host
 
 log = structlog.get_logger(__name__)
 
@@ -157,8 +157,12 @@ class Link:
         """Serve one connection until it is over; whether there was one that could be used."""
         connection, served = None, False
         try:
-            connection = self._broker.connect(
-                host, name=self.name, on_blocked=self._on_blocked, on_unblocked=self._on_unblocked
+            connection = connect(
+                self._broker,
+                host,
+                name=self.name,
+                on_blocked=self._on_blocked,
+                on_unblocked=self._on_unblocked,
             )
             self._socket = connection.sock
             self._session.opened(connection)

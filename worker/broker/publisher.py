@@ -16,10 +16,11 @@ import structlog
 from amqp import Message
 from amqp.exceptions import PreconditionFailed
 
-from worker.broker.connection import Broker, words
+from worker.broker.connection import words
 from worker.broker.link import Link
 from worker.broker.pulse import Pulse
 from worker.broker.topology import Topology, broken_pause
+from worker.broker.url import Broker
 
 log = structlog.get_logger(__name__)
 

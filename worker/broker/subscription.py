@@ -11,6 +11,8 @@ import structlog
 from amqp import spec
 from amqp.exceptions import AccessRefused, NotFound, PreconditionFailed
 
+from worker.broker.inspect import queue_depth
+
 log = structlog.get_logger(__name__)
 
 DELIVERY_LIMIT = 1_000_000
@@ -20,11 +22,11 @@ outage returns all that are read ahead."""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subscription:
-    """One queue, and which notifications go into it.
+    """One queue, and the notifications that go into it.
 
-    `max_length`: messages; the oldest go first. `expires`: seconds without a consumer after which
-    the broker removes the queue. Both see to it that a worker that is gone for good never fills
-    somebody else's broker.
+    `max_length`: messages; the broker drops the oldest first. `expires`: seconds without a consumer
+    after which the broker removes the queue. Because of both, a worker that is gone for good never
+    fills somebody else's broker.
     """
 
     queue: str
@@ -36,15 +38,9 @@ class Subscription:
     priorities: tuple[str, ...]
 
     def declare(self, connection: Any) -> bool:
-        """Declare the queue; whether it had to be made. PreconditionFailed says that it is there,
-        but not like this."""
-        missing = False
-        # A channel for the question alone, as the answer "not found" closes it
-        with connection.channel() as channel:
-            try:
-                channel.queue_declare(self.queue, passive=True)
-            except NotFound:
-                missing = True
+        """Declare the queue; return whether it had to be made. PreconditionFailed if it exists with
+        other arguments."""
+        missing = queue_depth(connection, self.queue) is None
         limit = {"x-delivery-limit": DELIVERY_LIMIT} if self.queue_type == "quorum" else {}
         try:
             self._declare(connection, limit)

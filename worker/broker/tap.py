@@ -8,8 +8,7 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any
 
-from worker.broker.connect import connected
-from worker.broker.connection import CLASSIC, content
+from worker.broker.connection import CLASSIC, connected, content
 from worker.broker.subscription import Subscription
 from worker.core.errors import Malformed
 from worker.core.notification import decode

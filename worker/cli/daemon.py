@@ -28,10 +28,10 @@ from worker.engine.dispatcher import Dispatcher
 from worker.engine.router import Router
 from worker.engine.runner import Runner
 from worker.engine.tasks import Tasks
-from worker.observe.activity import Choice
 from worker.observe.creations import Creations
 from worker.observe.http import Page, Probes
 from worker.observe.metrics import Metrics, release
+from worker.observe.order import Choice
 from worker.observe.systemd import READY, WATCHDOG, extend, notify, status
 from worker.settings import Settings
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Set
 from types import TracebackType
 
-from worker.broker.inspection import look
+from worker.broker.inspect import look_at_lanes
 from worker.broker.memory import MemoryLanes
 from worker.cli.assembly import build_lanes
 from worker.core.errors import Temporary
@@ -113,11 +113,15 @@ class Handover:
 def unserved(settings: Settings, given: Set[str]) -> list[str]:
     """Return warnings about lanes with jobs that no worker serves now. Blocks."""
     try:
-        depths = look(settings.work_url, queue=settings.queue, lanes=sorted(given)) if given else []
+        depths = (
+            look_at_lanes(settings.work_url, queue=settings.queue, lanes=sorted(given))
+            if given
+            else {}
+        )
     except Temporary:
         # The jobs are on it all the same
         return []
-    idle = [depth.lane for depth in depths if depth.lane in given and not depth.workers]
+    idle = [lane for lane, depth in depths.items() if lane in given and not depth.consumers]
     return (
         [f"no worker takes jobs of {', '.join(idle)} now: they wait on the broker for one"]
         if idle

@@ -11,9 +11,8 @@ from typing import Any
 from cliff.lister import Lister
 
 from handlers.prewarm import Prewarm
-from worker.broker import inspection
 from worker.broker.dead_letters import DeadQueue
-from worker.broker.inspection import DEAD, Depth
+from worker.broker.inspect import DEAD, DELAYED, Depth, look_at_lanes
 from worker.cli import Worker, names
 from worker.cli.assembly import build_clouds, build_handlers, build_parts
 from worker.cli.preflight import check_cloud
@@ -54,7 +53,7 @@ class _Seen:
 
     rows: list[Row] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
-    depths: list[Depth] = field(default_factory=list)
+    depths: dict[str, Depth] = field(default_factory=dict)
     live: Live | None = None
     notes: list[str] = field(default_factory=list)
 
@@ -161,7 +160,7 @@ def _look(settings: Settings, image_id: str, *, lanes_only: bool, summary_only: 
         )
     if settings.work_url != MEMORY:
         try:
-            seen.depths = inspection.look(
+            seen.depths = look_at_lanes(
                 settings.work_url, queue=settings.queue, lanes=settings.lanes
             )
             with DeadQueue(url=settings.work_url, queue=settings.queue) as queue:
@@ -262,17 +261,16 @@ def _summary(seen: _Seen, target: str) -> Iterator[tuple[Any, ...]]:
 def _lanes(seen: _Seen) -> Iterator[tuple[Any, ...]]:
     """A line a lane; what nobody tells is left blank."""
     told = seen.live.lanes if seen.live else {}
-    depths = {depth.lane: depth for depth in seen.depths}
-    for lane in _merged(depths, told):
-        depth, one = depths.get(lane), told.get(lane)
+    for lane in _merged(seen.depths, told):
+        depth, one = seen.depths.get(lane), told.get(lane)
         oldest = min(
             (at for at in (depth.oldest if depth else 0.0, one.oldest if one else 0.0) if at),
             default=0.0,
         )
         yield (
             lane,
-            depth.ready if depth else one.depth if one else "",
-            depth.workers if depth and lane not in (DEAD, inspection.DELAYED) else "",
+            depth.messages if depth else one.depth if one else "",
+            depth.consumers if depth and lane not in (DEAD, DELAYED) else "",
             one.in_progress if one else "",
             one.held if one else "",
             one.waiting if one else "",

@@ -1,5 +1,5 @@
-"""Trials: what brokers say to what a worker would declare there. Blocks; changes nothing that is
-there."""
+"""Dry runs of our declarations, and what brokers refuse of them. Blocks; changes nothing that
+exists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from worker.broker.connection import Depth, Look, look, scratch
+from worker.broker.inspect import Depth, Look, look, scratch
 from worker.broker.subscription import Subscription
 from worker.broker.topology import Topology
 from worker.core.errors import Misconfigured
@@ -52,9 +52,9 @@ def of_lanes(settings: Settings) -> Look:
 
 
 def check(settings: Settings, *, proven: Settings) -> None:
-    """Misconfigured if brokers would not have a worker with these settings.
+    """Raise Misconfigured if brokers refuse a worker with these settings.
 
-    One that does not answer is no fault, if the worker with the `proven` settings waits for it
+    A broker that does not answer is no fault if the worker with the `proven` settings waits for it
     already.
     """
     if faults := list(_faults(settings, proven)):

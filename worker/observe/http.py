@@ -17,7 +17,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from worker.observe.activity import IMAGES, Choice
+from worker.observe.order import IMAGES, Choice
 from worker.observe.web import Answer, Bounds, Request, Server
 
 Problems = Callable[[], Mapping[str, str]]

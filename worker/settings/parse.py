@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from oslo_config import cfg
 
-from worker.broker.connection import parse
+from worker.broker.url import parse
 from worker.core.errors import Misconfigured
 from worker.core.target import UPLOAD, Policy, Reclaiming, Target, Uploads
 from worker.engine.retry import Backoff

@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 
-from worker.broker.connection import Look
+from worker.broker.inspect import Look
 from worker.broker.topology import Topology
 from worker.diagnose import broker_check
 from worker.diagnose.check import Check

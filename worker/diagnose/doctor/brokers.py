@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from worker.broker.connection import Depth, Look
+from worker.broker.inspect import Depth, Look
 from worker.diagnose.check import Check
 from worker.diagnose.doctor.management import Managed, Rules
 from worker.diagnose.doctor.untold import Untold, untold

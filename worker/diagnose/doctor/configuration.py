@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from worker.broker.connection import parse
+from worker.broker.url import parse
 from worker.diagnose.check import Check
 from worker.settings import Settings
 

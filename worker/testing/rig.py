@@ -1,5 +1,4 @@
-"""A whole worker around the fake cloud: router, lanes in memory, runner, handlers; only the broker
-is left out."""
+"""The rig: a whole worker around the fake cloud, with lanes in memory; only the broker is left out."""
 
 from __future__ import annotations
 
@@ -12,16 +11,15 @@ from handlers import image_volume
 from handlers.prewarm import Prewarm
 from handlers.reclaim import Reclaim
 from handlers.upload import Upload
-from tests.fake_cloud import FakeCloud
 from worker.broker.memory import MemoryLanes
 from worker.core.cloud import Image, Volume
 from worker.core.deletions import Deletions
-from worker.core.handler import Handler, Missing, Parts, Watch
+from worker.core.handler import Handler, HandlerFactory, Missing, Parts, Watch
 from worker.core.intake import Routed
 from worker.core.job import Job, Key
 from worker.core.notification import Notification
 from worker.core.outcome import Outcome
-from worker.core.target import Policy, Reclaiming, Target, Uploads
+from worker.core.target import Policy, Reclaiming, Strategy, Target, Uploads
 from worker.core.uses import Uses
 from worker.engine.dispatcher import Dispatcher
 from worker.engine.resync import Census, compare, job_of
@@ -30,6 +28,7 @@ from worker.engine.router import Router
 from worker.engine.runner import Limits, Runner
 from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
+from worker.testing.fake_cloud import FakeCloud
 
 FAST = Target(name="fast", volume_type="fast")
 SLOW = Target(name="slow", volume_type="slow")
@@ -38,7 +37,10 @@ LIMITS = Limits(max_attempts=6, poll_min=0.01, poll_max=0.05, drain=5.0)
 
 
 class Rig:
-    """One worker process on a cloud. `hear` decides what of the notifications reaches it."""
+    """One worker process on a cloud. It gets the notifications that `hear` is given.
+
+    `plugins` are handlers besides those of this package.
+    """
 
     def __init__(
         self,
@@ -50,6 +52,7 @@ class Rig:
         reclaiming: Reclaiming | None = None,
         limits: Limits = LIMITS,
         backoff: Backoff | None = None,
+        plugins: Iterable[HandlerFactory] = (),
     ) -> None:
         self.cloud = cloud
         self.metrics = Metrics()
@@ -74,9 +77,9 @@ class Rig:
         self.prewarm = Prewarm(parts)
         self.reclaim = Reclaim(parts)
         self.upload = Upload(parts)
-        self.handlers: dict[str, Handler] = {
-            h.name: h for h in (self.prewarm, self.reclaim, self.upload)
-        }
+        own: list[Handler] = [self.prewarm, self.reclaim, self.upload]
+        others = [plugin(parts) for plugin in plugins]
+        self.handlers = {handler.name: handler for handler in [*own, *others]}
         self.lanes = MemoryLanes()
         self.runner = Runner(
             lanes=self.lanes,
@@ -131,7 +134,7 @@ class Rig:
     @property
     def completed(self) -> list[str]:
         """By which paths uploads were completed."""
-        samples = self.metrics.uploads_completed.collect()[0].samples
+        samples = next(iter(self.metrics.uploads_completed.collect())).samples
         return [
             one.labels["path"]
             for one in samples
@@ -265,7 +268,7 @@ def located(cloud: FakeCloud, image_id: str) -> list[str]:
     return [location.volume_id for location in cloud.locations[image_id] if location.volume_id]
 
 
-def using(strategy: str, *targets: Target) -> tuple[Target, ...]:
+def using(strategy: Strategy, *targets: Target) -> tuple[Target, ...]:
     """The targets with this strategy."""
     stores = {volume_type: store for store, volume_type in STORES.items()}
     return tuple(
@@ -273,6 +276,6 @@ def using(strategy: str, *targets: Target) -> tuple[Target, ...]:
             target,
             strategy=strategy,
             glance_store="" if strategy == "cache" else stores[target.volume_type],
-        )  # type: ignore[arg-type]
+        )
         for target in targets
     )

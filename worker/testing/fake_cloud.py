@@ -1,5 +1,7 @@
-"""Glance and Cinder in memory, as handlers see them; tests/contract/test_cloud.py holds it against
-the real ones."""
+"""The fake cloud: Glance and Cinder in memory, as handlers see them.
+
+The contract suite of this project runs the same cases against it and against real services.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +12,10 @@ import random
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from handlers import image_volume
 from worker.core.cloud import (
@@ -52,34 +54,34 @@ class Fault:
 
 @dataclass(slots=True, kw_only=True)
 class FakeCloud:
-    """`stores` maps Glance's cinder stores to volume types; `cached` are types with Cinder's
-    image-volume cache.
+    """Glance and Cinder. Verbs of `worker.core.cloud.Cloud`, and what users and services do.
 
-    `blind` are the logins of these stores if they see no volume of ours; `new_locations` is Glance
-    2.17 or newer. `seconds` is how long a volume is `creating`. `emit` gets notifications as bytes.
-    `calls` counts verbs. `ahead` is by how many seconds its clock is wrong, `quota` the GiB that
-    the internal project may have. `amnesiac`: Glance lists no images; without `sees_all` it shows
-    private ones to nobody but their owner, whatever role asks (Glance's policy context_is_admin).
-    `hides_locations`: Glance shows none to us. `delayed`: a deleted image can be restored, its data
-    stays (delayed_delete). `held_by_backend` are volumes whose deletion comes to nothing;
-    `depended_on` those that Cinder does not delete (a snapshot, an attachment, a group);
-    `elsewhere` the ids of volumes in another region; `torn` those that were deleted although they
-    were a location of an image. `latency` is how long a request takes, half of it before its
-    effect. `told` hears of each of our writes right before its effect: the verb, and what it is
-    about. `asked_by` is who asked for a volume that the services made: a project, or `cinder`
-    itself for its cache. `types` are the volume types, `encrypted_types` those whose volumes are
-    encrypted; only with `tells_encryption` the login may ask which. A copy into one of
-    `refused_stores` is refused as a whole, one into `spoiling_stores` ends without any store having
-    got it. `cache_max_count` and `cache_max_gigabytes` bound the entries of Cinder's cache on each
-    type; 0 for no limit. `patching` is for how many seconds Glance's PATCH holds what it has read,
-    before it writes the whole image back. `protected` are properties that Glance does not let us
-    set (property protections), `most_properties` is how many an image may have. it has read, before
-    it writes the whole image back. `rbd_stores` are stores of Glance whose raw images Cinder's
-    driver clones by itself on the types in `native`. `pools` are the numbers of pools that types
-    lead to, one if not said otherwise: volumes go round them, those of a private type into the one
-    that it names; `across` are the types whose pools clone across, `loose` those without a backend
-    name, which lead to all pools. Without `tells_pools` the login may not see pools, without
-    `makes_types` not make types.
+    Sizes in GiB, times in seconds. What a test may set, or read:
+
+    - The requests: `calls` counts verbs, `faults` has the next ones fail, `latency` is how long one
+      takes, half of it before its effect. `told` hears of each of our writes right before its
+      effect. `emit` gets notifications as bytes. `ahead`: how far the clock is wrong.
+    - Our login: without `sees_all` Glance shows private images to their owners alone, whatever role
+      asks (Glance's policy context_is_admin). `hides_locations`: Glance shows us none. `protected`
+      are properties that we may not set. Without `tells_pools` we see no pools, without
+      `tells_encryption` not which types are encrypted, and without `makes_types` we make no types.
+    - Glance: `stores` maps its cinder stores to volume types, `blind`: their logins see no volume of
+      ours. `rbd_stores` are stores whose raw images Cinder's driver clones by itself, on the types
+      in `native`. `new_locations`: Glance 2.17 or newer. `amnesiac`: it lists no images. `delayed`:
+      a deleted image can be restored, its data stays (delayed_delete). `patching`: how long a PATCH
+      holds what it has read, before it writes the whole image back. `most_properties` of an image.
+      A copy into one of `refused_stores` is refused as a whole, one into `spoiling_stores` ends
+      without any store having got it. `torn` are volumes that were deleted although they were a
+      location of an image.
+    - Cinder: `types`, and `encrypted_types` of them. `cached` are types with its image-volume cache,
+      whose entries on a type `cache_max_count` and `cache_max_gigabytes` bound, 0 for no limit. A
+      volume is `creating` for `seconds`. `quota`: of the internal project. `held_by_backend` are
+      volumes whose deletion comes to nothing, `depended_on` those that Cinder does not delete (a
+      snapshot, an attachment, a group), `elsewhere` ids of volumes in another region. `asked_by`
+      is who asked for a volume that the services made: a project, or `cinder` for its cache.
+    - Pools: `pools` is how many each type leads to, one if it is not named; volumes go round them,
+      those of a private type into the pool that it names. Pools of types in `across` clone across.
+      Types in `loose` have no backend name, and lead to all pools.
     """
 
     stores: Mapping[str, str] = field(default_factory=dict)
@@ -254,13 +256,13 @@ class FakeCloud:
             self._locate(image.id, target.glance_store, volume.id)
         return image
 
-    def touch(self, image_id: str, **changes: object) -> None:
+    def touch(self, image_id: str, **changes: Any) -> None:
         """Change an image; its updated_at moves on, each time to another value."""
         now = self.now()
         stamp = f"{now:.0f}.{next(iter(self._tick))}"
         self.images[image_id] = replace(
             self.images[image_id], updated_at=stamp, updated_epoch=now, **changes
-        )  # type: ignore[arg-type]
+        )
 
     def delete_image(self, image_id: str) -> None:
         """A user deletes an image; Glance deletes the volumes that are its locations, at once or
@@ -730,8 +732,8 @@ class FakeCloud:
         used = Counter(volume.host for volume in self.volumes.values())
         return min(self.hosts_of(volume_type), key=lambda host: used[host])
 
-    def _spawn(self, work: object) -> None:
-        task = asyncio.create_task(work)  # type: ignore[arg-type]
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
@@ -891,13 +893,13 @@ class FakeCloud:
             self.touch(image_id, importing=image.importing - {store})
             self.announce("image.update", image_id)
         if image_id in self.images:
-            # What has failed as a whole leaves its list behind
-            left = (
+            # An import that has failed as a whole leaves its list behind
+            unfinished = (
                 self.images[image_id].importing
                 if self.spoiling_stores & set(stores)
                 else frozenset()
             )
-            self.touch(image_id, import_locked=False, importing=left)
+            self.touch(image_id, import_locked=False, importing=unfinished)
             self.announce("image.update", image_id)
 
     async def _import_location(self, image_id: str, task: ImageTask) -> None:

@@ -1,0 +1,15 @@
+"""Workers whose targets all have one strategy."""
+
+from __future__ import annotations
+
+from worker.core.target import Policy, Strategy, Target
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, SLOW, Rig, using
+
+
+def rig_of(cloud: FakeCloud, strategy: Strategy, *targets: Target, **parts: object) -> Rig:
+    """A worker with these targets by this strategy; nothing is heard of unless the test says so."""
+    if strategy == "cache":
+        cloud.cached = frozenset({"fast", "slow"})
+    policy = parts.pop("policy", Policy(settle=0.0, rewarm_interval=0.0))
+    return Rig(cloud, targets=using(strategy, *(targets or (FAST, SLOW))), policy=policy, **parts)  # type: ignore[arg-type]
