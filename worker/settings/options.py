@@ -99,7 +99,11 @@ class Option:
         return [one for one in self.choices if one in initial] if self.choices else sorted(initial)
 
 
+SHARED_GROUP = "DEFAULT"
+"""The group that services which share a file have in common: oslo.config has it by no name."""
+
 TITLES = {
+    SHARED_GROUP: "Logs, by the options that every OpenStack service has",
     "notifications": "Where notifications come from",
     "work": "Where jobs wait, and how often they are tried",
     "cloud": "The cloud and our login",
@@ -114,6 +118,15 @@ TITLES = {
 # One option, one row: with each argument on a line of its own it would be six hundred lines
 # fmt: off
 TABLE: tuple[Option, ...] = (
+    Option("DEFAULT", "debug", field="", default=False,
+           help="Log at level debug, whatever [log] level says."),
+    Option("DEFAULT", "log_file", field="", default="",
+           help="File to log to instead of standard error. The worker opens it again when logrotate has moved it."),
+    Option("DEFAULT", "log_dir", field="", default="",
+           help="Folder of log_file, if that is no absolute path. Without log_file the file is "
+                "image-volume-worker.log."),
+    Option("DEFAULT", "use_journal", field="", default=False,
+           help="Log to systemd's journal: the same as [log] format = journal."),
     Option("notifications", "transport_urls", field="", default=(), secret=True,
            sample="rabbit://openstack:PASSWORD@rabbit-1:5672/",
            help="Brokers that Glance and Cinder publish to, as oslo.messaging URLs. Separate URLs by spaces "
@@ -317,10 +330,22 @@ TARGET_OPTIONS: list[cfg.Opt] = [option.to_oslo() for option in TABLE if option.
 def register(conf: cfg.ConfigOpts) -> None:
     """Make the options known, but not those of targets: these need the names first."""
     for group, options in OPTIONS.items():
+        if group.name == SHARED_GROUP:
+            conf.register_opts(options)
+            continue
         conf.register_group(group)
         conf.register_opts(options, group=group)
 
 
-def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
+def read(conf: cfg.ConfigOpts, group: str, name: str) -> Any:
+    """Return an option's value; an error of oslo.config if it can't be read."""
+    return conf[name] if group == SHARED_GROUP else conf[group][name]
+
+
+def list_opts() -> list[tuple[cfg.OptGroup | None, list[cfg.Opt]]]:
     """All options, for oslo-config-generator."""
-    return [*OPTIONS.items(), (cfg.OptGroup("target:NAME", title="One target"), TARGET_OPTIONS)]
+    named = [
+        (None if group.name == SHARED_GROUP else group, options)
+        for group, options in OPTIONS.items()
+    ]
+    return [*named, (cfg.OptGroup("target:NAME", title="One target"), TARGET_OPTIONS)]
