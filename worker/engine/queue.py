@@ -244,7 +244,7 @@ class Queue:
 
     @contextlib.contextmanager
     def settling(self, entry: Entry) -> Iterator[None]:
-        """Ack the job once the block has put whatever must survive into a lane; not if it
+        """Ack the job once the block has put into a lane all that must survive; not if the block
         raises."""
         entry.settling = True
         deliveries, entry.deliveries = entry.deliveries, []
