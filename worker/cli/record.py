@@ -1,4 +1,4 @@
-"""`record`: what comes in, as a file that `replay` reads."""
+"""`record`: writes incoming notifications to a file that `replay` reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs: one event a line, a fixed word with fields, also for what libraries log."""
+"""Logs: one event a line, a fixed word with fields; also for log lines of libraries."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class Journal(logging.Handler):
             ) from error
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send one line, which the formatter gives as JSON; what cannot be sent goes to standard
-        error."""
+        """Send one line, which the formatter gives as JSON; print it to standard error if the
+        journal does not take it."""
         try:
             line = self.format(record)
             entry = b"".join(_fields(json.loads(line)))
@@ -71,7 +71,7 @@ class Journal(logging.Handler):
             self.handleError(record)
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()
         super().close()
 
@@ -88,8 +88,8 @@ class Journal(logging.Handler):
             self._send_file(entry)
 
     def _send_file(self, entry: bytes) -> None:
-        """Send what is too large for a datagram as a file in memory, sealed: the journal takes no
-        other."""
+        """Send an entry that is too large for a datagram as a sealed file in memory: the journal
+        takes no other."""
         descriptor = os.memfd_create("entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         with open(descriptor, "wb") as file:
             file.write(entry)
@@ -100,8 +100,8 @@ class Journal(logging.Handler):
 
 
 def _fields(line: Mapping[str, Any]) -> Iterator[bytes]:
-    """The fields of an entry: what is for people in MESSAGE, and each key of the line by itself, in
-    upper case."""
+    """Yield the fields of an entry: the text for people in MESSAGE, and each key of the line on
+    its own, in upper case."""
     texts = {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in line.items()
@@ -152,7 +152,7 @@ def setup(*, level: str = "info", style: str = "auto") -> None:
     """Send every log line of this process to standard error, as JSON or text (`auto`: text on a
     terminal).
 
-    `journal`: to systemd's, with fields; Misconfigured if there is none.
+    `journal`: to systemd's journal, with fields; Misconfigured if there is none.
     """
     text = style == "text" or (style == "auto" and sys.stderr.isatty())
     handler = Journal(JOURNAL) if style == "journal" else logging.StreamHandler()

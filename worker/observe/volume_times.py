@@ -1,5 +1,5 @@
-"""Seconds that users wait for volumes made from an image, and whether those were cloned or
-downloaded."""
+"""Seconds that users wait for volumes made from an image, and whether Cinder cloned or
+downloaded it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class VolumeTimes:
     """Pairs volume.create.start with .end; an image.send in between means that the image was
     downloaded.
 
-    In between is by the order in which they come in: Glance and Cinder look at clocks of their own.
-    Only how long it took is told by timestamps, which are both Cinder's.
+    "In between" goes by the order in which notifications come in, because Glance and Cinder have
+    clocks of their own. The duration goes by timestamps, which are both Cinder's.
     """
 
     def __init__(self, *, metrics: Metrics) -> None:
@@ -39,7 +39,7 @@ class VolumeTimes:
         self._targets = targets
 
     def see(self, notification: Notification) -> None:
-        """Take note of one notification; those of other kinds are ignored."""
+        """Note one notification; other kinds are ignored."""
         when = notification.timestamp
         if when is None:
             return

@@ -1,4 +1,4 @@
-"""Options to settings, with every fault that there is."""
+"""Options to settings, with every fault of theirs."""
 
 from __future__ import annotations
 
