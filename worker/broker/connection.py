@@ -95,7 +95,7 @@ def content(message: Any) -> tuple[bytes, str]:
     """Return the bytes of a delivered message and its `compression` header, "" if it has none."""
     body = message.body
     compression = (message.headers or {}).get("compression")
-    # Text where the channel decodes what claims to be text, and for an empty body
+    # py-amqp gives text for an empty body, and where the channel decodes text
     raw = body.encode() if isinstance(body, str) else bytes(body)
     return raw, compression if isinstance(compression, str) else ""
 

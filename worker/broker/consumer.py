@@ -201,7 +201,7 @@ class Consumer:
             if lane.unacked and lane is not self._stray:
                 self._on_lost(lane.name)
             if lane is self._opening:
-                # It may be what broke the connection: the others first, next time.
+                # It may have broken the connection: next time the others come first
                 lane.broken += 1
                 log.warning(
                     "lane_broke_connection", lane=lane.name, queue=lane.queue, times=lane.broken

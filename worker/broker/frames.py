@@ -48,8 +48,8 @@ def tolerant(connection: Any, callback: Callable[..., object]) -> Callable[[Fram
         try:
             return read(frame)
         except Exception:
-            # What it raises on properties may be anything; what somebody raises who is given an
-            # empty message goes on
+            # py-amqp may raise anything on properties. If these are readable, the error comes from
+            # whoever got the message
             if has_readable_properties(content):
                 raise
             return read((kind, channel, content[:_PROPERTIES] + _NONE))

@@ -168,7 +168,7 @@ class _Feed:
         self._tag = self._channel.basic_consume(self._subscription.queue, callback=self._deliver)
         self._pulse.opened(connection, self._channel)
         log.info("intake_opened", queue=self._subscription.queue, unbound=self.unbound)
-        # Whatever bindings there are may be younger than what they have missed.
+        # The bindings may be younger than the notifications that they have missed
         reason = (
             "the queue was made" if created else "connected again" if self._again else "connected"
         )
@@ -179,7 +179,7 @@ class _Feed:
         """Settle groups that the sink has accepted, offer it the next one, and look for
         exchanges now and then."""
         if self._offer is not None and self._offer.done():
-            # What it raises ends the session, and the broker delivers again.
+            # Its error ends the session, and the broker delivers again
             self._offer.result()
             self._offer = None
             self._ack(self._offered)

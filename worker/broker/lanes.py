@@ -165,20 +165,20 @@ class RabbitLanes:
         try:
             await confirmed
         except asyncio.CancelledError:
-            # Who gives up publishes again: else each try would leave its messages here while the
-            # broker is away
+            # The caller will publish again: otherwise each try would leave its messages here while
+            # the broker is away
             withdraw()
             raise
 
 
 def _resolve(confirmed: asyncio.Future[None]) -> None:
-    # Its caller may have been cancelled meanwhile
+    # The caller may have been cancelled
     if not confirmed.done():
         confirmed.set_result(None)
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[[T], None], argument: T) -> None:
     """Call `function` on the event loop from a link's thread."""
-    # A loop that is closed has nobody left who waits
+    # Nobody waits on a closed loop
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(function, argument)

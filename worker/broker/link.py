@@ -172,9 +172,9 @@ class Link:
             self._refused = self._refused + 1 if isinstance(error, PreconditionFailed) else 0
             self._missed(f"{host}: {words(error)}")
         except Exception as error:
-            # The root of a thread: py-amqp raises what it likes on a connection that breaks under
-            # it, and a fault of ours must not end the intake for ever. Both are over with the next
-            # connection, or seen in the log.
+            # The root of a thread: py-amqp may raise anything when a connection breaks, and a fault
+            # of ours must not end the intake for ever. The next connection ends both, or the log
+            # shows them
             if connection is None or connection.connected:
                 log.exception("broker_session_failed", link=self.name)
             self._missed(f"{host}: {error!r}")
@@ -189,7 +189,7 @@ class Link:
         """Read, take turns and keep the heartbeats until the link stops or the connection
         breaks."""
         sock = connection.sock
-        # OpenSSL reads ahead: what it has already decrypted, poll does not see.
+        # OpenSSL reads ahead: poll does not see bytes that it has already decrypted
         decrypted = getattr(sock, "pending", lambda: 0)
         frames, wakes = select.poll(), select.poll()
         frames.register(sock, select.POLLIN)

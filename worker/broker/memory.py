@@ -116,8 +116,8 @@ class MemoryLanes:
             lane.keys[delivery.job.key] -= 1
             if not lane.keys[delivery.job.key]:
                 del lane.keys[delivery.job.key]
-            # Never from within a publish or an ack: who calls those doesn't expect to be called
-            # back in the middle.
+            # Never from within a publish or an ack: their caller doesn't expect to be called back
+            # in the middle
             asyncio.get_running_loop().call_soon(self._arrive, delivery)
 
     def _arrive(self, delivery: _Delivery) -> None:

@@ -36,9 +36,9 @@ REFUSED_PAUSE = 5.0
 THREADS = 2
 """Groups that are settled side by side."""
 NOT_RUNNING = "the intake is not running"
-# Stands in place of a notification that can't be read, with the reason
+# The field that replaces a notification we can't read; it has the reason
 UNREADABLE = "unreadable"
-# What a notification is made of, its context left out
+# The fields of a notification, without its context
 FIELDS = (
     "message_id",
     "publisher_id",
@@ -141,7 +141,7 @@ class OsloIntake:
         )
         self._problem = "connecting"
         try:
-            # Drivers wait here for as long as their broker is away, and can't be told to stop.
+            # Drivers wait here for as long as their broker is away, and nothing can stop them
             await _in_thread(partial(listener.start, override_pool_size=THREADS))
         except Exception as error:
             # Every driver has errors of its own; none of them is a reason not to try again.
@@ -209,7 +209,7 @@ class _Offers:
         try:
             offer.result()
         except Exception as error:
-            # The root of a listener's thread: whatever went wrong, the messages are still wanted.
+            # The root of a listener's thread: after any error we still want the messages
             log.warning("notifications_not_accepted", messages=len(routed), reason=repr(error))
             return False
         finally:
@@ -238,7 +238,7 @@ def wire(message: object) -> bytes:
             ).encode()
         return json.dumps(f"a notification is an object, not {type(message).__name__}").encode()
     except (TypeError, ValueError, RecursionError) as error:
-        # Transports that hand over Python's own values can hold what JSON has no words for
+        # Transports that hand over Python's own values can hold some that JSON does not have
         return json.dumps({UNREADABLE: f"{type(error).__name__}: {error}"}).encode()
 
 
@@ -258,7 +258,7 @@ def _bound_decompression() -> None:
 
 def _decompressed(method: str, body: bytes | str) -> bytes:
     try:
-        # kombu makes text of what claims to be text
+        # kombu decodes a message that claims to be text
         return plain(body.encode() if isinstance(body, str) else body, method)
     except Malformed as error:
         return json.dumps({UNREADABLE: str(error)}).encode()

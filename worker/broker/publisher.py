@@ -224,7 +224,7 @@ class Publisher:
             queue.declared, queue.refusing_since = False, math.inf
             queue.in_flight.clear()
         if self._declaring is not None:
-            # It may be what broke the connection: the others first, next time.
+            # It may have broken the connection: next time the others come first
             self._declaring.broken += 1
             self._declaring.not_before = time.monotonic() + broken_pause(self._declaring.broken)
             self._declaring = None
@@ -261,16 +261,15 @@ class Publisher:
                 else:
                     self._topology.declare_lane(channel, queue.name)
             except PreconditionFailed as error:
-                # It is there, if not as we want it: a message is safe in it, and who consumes it
-                # says what is wrong.
+                # The queue exists with other arguments: a message is safe in it, and its consumer
+                # reports the difference
                 log.warning("queue_declared_otherwise", queue=queue.name, reason=words(error))
         self._declaring = None
         queue.declared, queue.broken = True, 0
 
     def _publish(self, queue: _Queue, outgoing: _Outgoing) -> None:
         address = self._topology.address(queue.name, after=outgoing.after)
-        # Before it is sent: sending also reads, and the confirm of this one may be among what is
-        # read.
+        # Before it is sent: sending also reads, maybe the confirm of this message
         self._tag += 1
         self._unconfirmed[self._tag] = (queue, outgoing)
         queue.in_flight[self._tag] = time.monotonic()
@@ -293,7 +292,7 @@ class Publisher:
                 self._returned.discard(number)
                 queue.declared = False
                 if outgoing.after > 0:
-                    # What was deleted may as well be one of the queues that delay it.
+                    # The deleted queue may be one that delays it
                     self._delays_declared = False
                 self._refused(queue, outgoing)
             else:

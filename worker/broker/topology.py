@@ -70,7 +70,7 @@ class Topology:
         """Return the address of a message that is to reach `queue` in `after` seconds: whole
         seconds, rounded up, never too early."""
         if not after > 0:
-            # What is no number is no time to wait for
+            # NaN is no time to wait for
             return Address("", queue)
         delay = math.ceil(min(after, LONGEST_DELAY))
         longest_level = level_name(MAX_NUMBER_OF_BITS_TO_USE - 1, self.prefix)

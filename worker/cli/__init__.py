@@ -30,7 +30,7 @@ class Worker(App):
     LOG = logging.getLogger(NAME)
 
     def __init__(self) -> None:
-        # What --version says is taken from there
+        # --version prints it
         App.NAME = self.NAME
         super().__init__(
             description="Keeps Glance images warm as Cinder volumes: booting from an image "
@@ -67,8 +67,7 @@ class Worker(App):
         self.LOG.handlers[:] = [handler]
         self.LOG.propagate = False
         if not self.options.debug:
-            # What these say of a service or broker that is away is in the command's own error once
-            # more
+            # The command's own error says the same of a service or broker that is away
             for name in TOLD_BY_ERRORS:
                 logging.getLogger(name).setLevel(logging.ERROR)
 

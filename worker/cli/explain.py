@@ -114,7 +114,7 @@ async def _explain(
         if options.probe:
             probed = [check async for check in _probes(settings, cloud, prewarm, options)]
             if probed:
-                # Whether it is as it must be is told below, whatever an API tells
+                # The probe shows whether cinder.conf is right, which no API tells
                 checks = [check for check in checks if check.name != explain.CINDER_CONF]
             checks += probed
         return checks

@@ -25,7 +25,7 @@ class Packed(Mapping[str, tuple[Volume, ...]]):
 
     def __init__(self) -> None:
         self._packed: dict[str, list[bytes]] = {}
-        # Most of a volume is as in any other one: the first tells zlib what to expect
+        # Volumes are much alike: the first one is zlib's dictionary for the others
         self._like = b""
 
     def add(self, image_id: str, volume: Volume) -> None:

@@ -45,7 +45,7 @@ class Router:
         except Malformed as error:
             self._metrics.notification("", "malformed", known=False)
             return Routed(letter=_letter(head(body, compression, MOST_BODY), str(error), now=now))
-        # Most of what services announce concerns nobody here
+        # Most notifications concern nobody here
         event_type = message["event_type"]
         if not self.routes(event_type) and event_type not in TIMED:
             self._metrics.notification(event_type, "ignored", known=False)

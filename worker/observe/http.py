@@ -119,8 +119,8 @@ class Probes:
         try:
             encode, kind = choose_encoder(request.headers.get("accept", ""))
         except (TypeError, ValueError):
-            # It stumbles over a version that is no number; who asks like that gets what everybody
-            # understands
+            # It stumbles over a version that is not a number. Such a client gets the format that
+            # everybody understands
             encode, kind = choose_encoder("")
         names = request.parameters().get("name[]")
         registry = self._registry.restricted_registry(names) if names else self._registry

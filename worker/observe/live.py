@@ -72,7 +72,7 @@ def ask(address: tuple[str, int]) -> Live | None:
         status, body = get(address, "/status.json?jobs=all")
         return _live(json.loads(body)) if status == http.HTTPStatus.OK else None
     except (*NOBODY, ValueError, KeyError, TypeError):
-        # Nobody is there, or somebody else: what status shows without it is true all the same
+        # Nobody serves there, or somebody else does: status is right without it
         return None
 
 
@@ -117,7 +117,7 @@ def _live(document: Mapping[str, Any]) -> Live:
 
 
 def _jobs(rows: list[Mapping[str, Any]]) -> Iterator[LiveJob]:
-    # Those in progress come first, and there they are what counts
+    # Jobs in progress come first, and must win over other jobs of the same key
     for row in reversed(rows):
         yield LiveJob(
             key=Key(row["handler"], row["image_id"], row["target"]),

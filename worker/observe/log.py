@@ -67,7 +67,7 @@ class Journal(logging.Handler):
             except OSError:
                 print(line, file=sys.stderr)  # noqa: T201  there is nowhere else to tell it
         except Exception:
-            # As in logging's own handlers: a line that can't be told ends nothing
+            # As in logging's own handlers: a line that can't be sent ends nothing
             self.handleError(record)
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ def _fields(line: Mapping[str, Any]) -> Iterator[bytes]:
     yield _field("SYSLOG_IDENTIFIER", "image-volume-worker")
     yield _field("EVENT", event)
     for key, value in texts.items():
-        # Names that begin with _ are the journal's own, and it drops what it can't read
+        # Names that begin with _ are the journal's own, and it drops names that it can't read
         yield _field(re.sub(r"[^A-Z0-9]+", "_", key.upper()).strip("_")[:NAME], value)
 
 

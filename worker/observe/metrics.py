@@ -257,7 +257,7 @@ class Metrics:
         _renew(self.image_volumes, volumes.items())
         _renew(self.image_volume_bytes, (((target,), size) for target, size in sizes.items()))
         self.activity.weighed(sizes)
-        # Who has repaired or deleted it may have been another worker
+        # Another worker may have repaired or deleted it
         self._lost = {one for one in self._lost if self.activity.has(one[0])}
         self.beyond_repair.set(len({lost for lost, _ in self._lost}))
 

@@ -49,7 +49,7 @@ BURST = 16
 LINGER = 1.0
 # Turns of the event loop from a connection to its task, at the most
 TURNS = 8
-# struct linger: what becomes of unsent bytes when a socket is closed
+# struct linger: whether unsent bytes are dropped when a socket is closed
 RESET, KEEP = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 
@@ -164,7 +164,7 @@ class Server:
         if len(self._open) >= self._bounds.connections:
             self._drop_one()
         self._open[task] = client
-        # Cut off with a reset: else the kernel would keep for minutes what the client does not take
+        # Cut off with a reset: else the kernel would keep bytes for minutes that the client does not take
         sock = writer.get_extra_info("socket")
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)

@@ -153,7 +153,7 @@ class Adapter(requests.adapters.HTTPAdapter):
             _stay(request.url or "", response)
             response._content = _content(response)
         except BaseException:
-            # With what is still to come
+            # With the rest of the answer
             response.close()
             raise
         return response

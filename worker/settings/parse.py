@@ -249,7 +249,7 @@ def _unknown(conf: cfg.ConfigOpts) -> Iterator[str]:
     would notice."""
     known = {group.name: options for group, options in OPTIONS.items()}
     known |= {f"target:{name}": TARGET_OPTIONS for name in _get(conf, "prewarm", "targets")}
-    # oslo.config tells what is in its files no other way
+    # oslo.config has no other way to read the content of its files
     parsed = [] if conf._namespace is None else conf._namespace._parsed
     for section, given in ((section, given) for file in parsed for section, given in file.items()):
         if section.startswith("oslo_") or section == "keystone_authtoken":
