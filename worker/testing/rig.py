@@ -252,9 +252,13 @@ class Polls:
         """Ignore the step."""
 
 
-def job(key: Key, *, attempt: int = 0, cause: str = "test", project: str = "") -> Job:
+def job(
+    key: Key, *, attempt: int = 0, cause: str = "test", project: str = "", due: float = 0.0
+) -> Job:
     """Return a job as a notification would make it."""
-    return Job(key=key, cause=cause, attempt=attempt, first_at=time.time(), project=project)
+    return Job(
+        key=key, cause=cause, attempt=attempt, first_at=time.time(), project=project, due=due
+    )
 
 
 def routed(*jobs: Job) -> list[Routed]:
