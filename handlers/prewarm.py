@@ -10,6 +10,7 @@ import structlog
 
 from handlers import ROUTES, actions, budget, image_volume, policy, strategies
 from handlers.clone_path import Download, Evidence, Path, clone_path
+from handlers.creations import Creations, Looks
 from handlers.deletion import Deletion, NotProven
 from handlers.imports import Imports
 from handlers.placing import CannotPlace, Placing
@@ -29,6 +30,7 @@ from handlers.strategies import (
 )
 from handlers.target_store import TargetStores
 from worker.core.cloud import Image, Location, Volume
+from worker.core.creation import Creation, Made
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.handler import Missing, Parts, Watch
 from worker.core.job import Key
@@ -115,6 +117,8 @@ class Prewarm:
         self._copied: dict[str, frozenset[str]] = {}
         self._shelves: dict[str, budget.Shelf] = {}
         self._imports = Imports()
+        self._looks = Looks()
+        self._creations = Creations(parts, self._stores, self._looks)
 
     def keys(self, notification: Notification) -> Iterable[Key]:
         """The image on every target; on one if the notification tells of nothing but that one."""
@@ -205,11 +209,11 @@ class Prewarm:
             seen = await self._act(actions.LookAtLocations(), seen, target, watch)
         missing: dict[str, tuple[State, str]] = {}
         for place in target.places:
-            if not isinstance(
-                self._path(seen.image, target, place, seen.volumes or (), seen.locations), Download
-            ):
-                continue
+            path = self._path(seen.image, target, place, seen.volumes or (), seen.locations)
             one = at(target, place)
+            self._looks.note(seen.image.id, one.place, path, at=self._now())
+            if not isinstance(path, Download):
+                continue
             seen = replace(
                 await self._anew(seen, one), volumes=seen.volumes, locations=seen.locations
             )
@@ -258,6 +262,23 @@ class Prewarm:
             image, pool, Evidence(locations=locations, volumes=volumes, cache_off=bool(full))
         )
 
+    def _note_look(self, seen: Seen, target: Target) -> None:
+        """Remember what Cinder would do now, if enough was read to tell."""
+        image, locations = seen.image, seen.locations
+        if locations is None and not seen.hidden:
+            if seen.stores & (image.stores or frozenset()):
+                return
+            locations = ()
+        if seen.volumes is None and target.strategy == "cache":
+            return
+        place = target.places[0] if target.pool else None
+        path = self._path(image, target, place, seen.volumes or (), locations)
+        self._looks.note(image.id, target.place, path, at=self._now())
+
+    async def how_made(self, creation: Creation) -> Made | None:
+        """See `worker.core.handler.Targeted`."""
+        return await self._creations.how_made(creation, self._targets.values())
+
     def paths(
         self,
         image: Image,
@@ -301,6 +322,8 @@ class Prewarm:
         try:
             while not isinstance(action := self._plan(seen, target, watch), Finish):
                 watch.tell(actions.words(action))
+                if not made and not isinstance(action, READING):
+                    self._note_look(seen, target)
                 before, seen = seen, await self._act(action, seen, target, watch)
                 if isinstance(action, strategies.CreateVolume):
                     unlocated |= _ids(seen) - _ids(before)
@@ -319,6 +342,7 @@ class Prewarm:
     ) -> Outcome:
         """Note what came of a try; `began` is when it began to make something, None if nothing was
         made."""
+        self._note_look(seen, target)
         # Not when it was interrupted: what Glance is copying is still on its way then
         self._reservations.release(image_id, target.name)
         self._forget(image_id, target.glance_store)

@@ -11,6 +11,7 @@ class Reason(StrEnum):
     """A condition for a clone that is not met. The value is what commands, logs and metrics name it
     by."""
 
+    NOT_WANTED = "not_wanted"
     IMAGE_INACTIVE = "image_inactive"
     ENCRYPTED = "encrypted"
     FORMAT = "format"
@@ -32,6 +33,10 @@ class Words(NamedTuple):
 
 
 WORDS = {
+    Reason.NOT_WANTED: Words(
+        "the policy does not want the image on this target",
+        "see [prewarm] and the image's property; explain IMAGE names the rule",
+    ),
     Reason.IMAGE_INACTIVE: Words(
         "the image is not active", "Cinder makes no volume of it before it is"
     ),

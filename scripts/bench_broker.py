@@ -39,7 +39,7 @@ from worker.core.lanes import Delivery
 from worker.engine.dispatcher import Dispatcher
 from worker.engine.router import Router
 from worker.observe import log
-from worker.observe.volume_times import VolumeTimes
+from worker.observe.creations import Creations
 from worker.testing.fake_cloud import FakeCloud
 from worker.testing.rig import STORES, Rig
 
@@ -288,7 +288,9 @@ async def ours(url: str, queue: str, count: int) -> float:
     """The worker's intake and router."""
     rig = Rig(FakeCloud(stores=STORES))
     router = Router(
-        handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics)
+        handlers=rig.handlers.values(),
+        metrics=rig.metrics,
+        creations=Creations(metrics=rig.metrics),
     )
     return await taken(url, queue, count, Counting(router, count))
 
@@ -319,7 +321,9 @@ async def ours_into_lanes(url: str, queue: str, count: int) -> float:
     rig = Rig(FakeCloud(stores=STORES))
     rig.lanes = RabbitLanes(url=url, queue=queue)  # type: ignore[assignment]
     router = Router(
-        handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics)
+        handlers=rig.handlers.values(),
+        metrics=rig.metrics,
+        creations=Creations(metrics=rig.metrics),
     )
     dispatcher = Dispatcher(
         router=router, queue=rig.runner.queue, lanes=rig.lanes, on_gap=lambda _: None
@@ -499,7 +503,9 @@ async def hear(url: str, queue: str, count: int, load: int) -> list[float]:
     rig.lanes = RabbitLanes(url=url, queue=queue)  # type: ignore[assignment]
     rig.runner.queue._lanes = rig.lanes
     router = Router(
-        handlers=rig.handlers.values(), metrics=rig.metrics, times=VolumeTimes(metrics=rig.metrics)
+        handlers=rig.handlers.values(),
+        metrics=rig.metrics,
+        creations=Creations(metrics=rig.metrics),
     )
     dispatcher = Dispatcher(
         router=router, queue=rig.runner.queue, lanes=rig.lanes, on_gap=lambda _: None

@@ -10,8 +10,8 @@ from worker.core.dead_letter import DeadLetter
 from worker.core.intake import Routed
 from worker.core.job import Job, Key
 from worker.engine.router import Router
+from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
-from worker.observe.volume_times import VolumeTimes
 from worker.testing.fake_cloud import FakeCloud
 from worker.testing.rig import FAST, STORES, Rig
 
@@ -72,7 +72,7 @@ class RoutingSink:
     def __init__(self) -> None:
         rig, metrics = Rig(FakeCloud(stores=STORES), targets=(FAST,)), Metrics()
         self._router = Router(
-            handlers=rig.handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics)
+            handlers=rig.handlers.values(), metrics=metrics, creations=Creations(metrics=metrics)
         )
         self.accepted: list[Routed] = []
 

@@ -22,8 +22,8 @@ from worker.engine.resync import enqueue
 from worker.engine.retry import Backoff
 from worker.engine.router import Router
 from worker.engine.runner import Limits, Runner
+from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
-from worker.observe.volume_times import VolumeTimes
 from worker.testing.rig import Scripted, job
 
 
@@ -77,7 +77,7 @@ async def test_what_is_heard_again_and_again_does_not_pile_up(rabbitmq: RabbitMQ
         lanes=lanes, handlers={"h": handler}, limits=Limits(drain=1.0), backoff=Backoff(), metrics=Metrics(),
         uses=Uses(), deletions=Deletions(),
     )  # fmt: skip
-    router = Router(handlers=[handler], metrics=Metrics(), times=VolumeTimes(metrics=Metrics()))
+    router = Router(handlers=[handler], metrics=Metrics(), creations=Creations(metrics=Metrics()))
     dispatcher = Dispatcher(router=router, queue=runner.queue, lanes=lanes, on_gap=lambda _: None)
     keys = [Key("h", str(number)) for number in range(200)]
     try:
@@ -214,7 +214,9 @@ async def test_a_backlog_is_not_put_into_its_lane_again(rabbitmq: RabbitMQ) -> N
             lanes=lanes, handlers={"h": handler}, limits=Limits(drain=1.0), backoff=Backoff(), metrics=Metrics(),
             uses=Uses(), deletions=Deletions(),
         )  # fmt: skip
-        router = Router(handlers=[handler], metrics=Metrics(), times=VolumeTimes(metrics=Metrics()))
+        router = Router(
+            handlers=[handler], metrics=Metrics(), creations=Creations(metrics=Metrics())
+        )
         return (
             lanes,
             runner,

@@ -26,6 +26,7 @@ from scripts import chart as writer
 from tests.worker_process import free_port
 from worker import settings
 from worker.settings import OPTIONS, TARGET_OPTIONS
+from worker.settings.options import read
 
 # There is none for every platform
 helm = pytest.importorskip("helm_python")
@@ -686,7 +687,7 @@ def test_every_option_reaches_the_program_as_it_is(tmp_path: Path) -> None:
         conf.register_opts(TARGET_OPTIONS, group=cfg.OptGroup(f"target:{name}"))
     conf([], default_config_files=[str(file)], default_config_dirs=[])
     for group, options in {**config, "target:a": other, "target:b": target}.items():
-        assert {name: conf[group][name] for name in options} == options
+        assert {name: read(conf, group, name) for name in options} == options
     assert conf.prewarm.targets == ["a", "b"]
     assert conf.probes.bind == "0.0.0.0:1234"
 

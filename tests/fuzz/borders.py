@@ -35,7 +35,7 @@ from worker.core.masking import masked_bytes
 from worker.core.notification import IMAGE_ID, decode
 from worker.core.target import TAG, Uploads
 from worker.engine.router import Router
-from worker.observe.volume_times import VolumeTimes
+from worker.observe.creations import Creations
 from worker.openstack.cloud import OpenStackCloud
 from worker.testing.fake_cloud import FakeCloud
 from worker.testing.rig import Rig
@@ -97,7 +97,7 @@ class Borders:
         self._loop = asyncio.new_event_loop()
         self._cloud = FakeCloud(stores={"cinder-fast": "fast", "cinder-slow": "slow"})
         self._rig = self._loop.run_until_complete(self._made())
-        times = VolumeTimes(metrics=self._rig.metrics)
+        times = Creations(metrics=self._rig.metrics)
         self._router = Router(
             handlers=self._rig.handlers.values(), metrics=self._rig.metrics, times=times
         )

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -248,3 +248,39 @@ def test_ctrl_c_is_no_traceback(tmp_path: Path, seconds: float) -> None:
         process.kill()
     assert "Traceback" not in said
     assert process.returncode in (-signal.SIGINT, 0, 130)
+
+
+def test_it_logs_to_a_file_that_logrotate_may_move(tmp_path: Path) -> None:
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    shared = {"DEFAULT": {"debug": "true", "log_dir": str(folder)}}
+    file = folder / "image-volume-worker.log"
+    clouds = tmp_path / "clouds.yaml"
+    clouds.write_text(
+        f"clouds: {{c: {{auth: {{auth_url: 'http://127.0.0.1:{free_port()}/v3', username: u,"
+        " password: p, project_name: p, user_domain_name: d, project_domain_name: d}}}\n"
+    )
+    with WorkerProcess(tmp_path, GROUPS | shared, clouds=clouds) as worker:
+        until(lambda: file.exists() and b"cloud_away" in file.read_bytes(), told=worker.log)
+        file.rename(folder / "old")
+        # Each reload that is refused is a line
+        worker.signal(signal.SIGHUP)
+        until(lambda: file.exists() and b"reload_refused" in file.read_bytes(), told=worker.log)
+        assert worker.log.read_text() == ""
+    assert b'"level": "debug"' in (folder / "old").read_bytes()
+
+
+def test_a_log_file_that_cannot_be_opened_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
+    shared = {"DEFAULT": {"log_file": str(tmp_path / "nowhere" / "worker.log")}}
+    worker = WorkerProcess(tmp_path, GROUPS | shared, clouds=tmp_path / "clouds.yaml")
+    done = worker.run("run")
+    assert done.returncode == 2
+    assert "[DEFAULT] log_file" in done.stderr
+    assert "No such file or directory" in done.stderr
+
+
+def until(check: Callable[[], object], *, told: Path) -> None:
+    deadline = time.monotonic() + 60.0
+    while not check():
+        assert time.monotonic() < deadline, told.read_text()
+        time.sleep(0.1)

@@ -17,8 +17,8 @@ from worker.capture.replay import Checkpoint, Filters, Replay, Tally
 from worker.core.errors import Misconfigured, Temporary
 from worker.core.job import Job, Key
 from worker.engine.router import Router
+from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
-from worker.observe.volume_times import VolumeTimes
 from worker.testing.fake_cloud import FakeCloud, notification
 from worker.testing.rig import FAST, STORES, Rig
 
@@ -61,7 +61,7 @@ def replaying(taken: Taken, **fields: object) -> Replay:
     rig = Rig(FakeCloud(stores=STORES), targets=(FAST,))
     metrics = Metrics()
     router = Router(
-        handlers=rig.handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics)
+        handlers=rig.handlers.values(), metrics=metrics, creations=Creations(metrics=metrics)
     )
     defaults: dict[str, object] = {
         "filters": Filters(),

@@ -15,8 +15,8 @@ from worker.core.job import Key
 from worker.core.notification import Notification
 from worker.core.outcome import Done, Outcome
 from worker.engine.router import Router
+from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
-from worker.observe.volume_times import VolumeTimes
 from worker.testing.fake_cloud import FakeCloud, notification
 from worker.testing.rig import FAST, SLOW, Rig, Scripted
 
@@ -91,61 +91,6 @@ async def test_every_routed_event_type_was_recorded_or_is_known_not_to_be() -> N
     assert frozenset().union(*handlers.ROUTES.values()) - seen == never_recorded
 
 
-def at(event_type: str, when: float, **fields: str) -> Notification:
-    return Notification(
-        message_id="m",
-        event_type=event_type,
-        priority="info",
-        publisher_id="p",
-        timestamp=when,
-        **fields,
-    )
-
-
-@pytest.mark.parametrize("skew", [-3600.0, -9.0, 0.0, 9.0, 3600.0])
-@pytest.mark.parametrize(
-    ("sent", "warm"), [("never", "true"), ("before", "true"), ("meanwhile", "false")]
-)
-def test_a_volume_is_warm_unless_the_image_was_sent_meanwhile(
-    sent: str, warm: str, skew: float
-) -> None:
-    """Whatever the clock of Glance's host says."""
-    metrics = Metrics()
-    times = VolumeTimes(metrics=metrics)
-    times.know({"type-1": "fast"})
-    if sent == "before":
-        times.see(at("image.send", 5.0 + skew, image_id=IMAGE))
-    times.see(at("volume.create.start", 10.0, volume_id=VOLUME))
-    times.see(at("volume.create.start", 11.0, volume_id=VOLUME))
-    if sent == "meanwhile":
-        times.see(at("image.send", 12.0 + skew, image_id=IMAGE))
-    end = at(
-        "volume.create.end", 14.0, volume_id=VOLUME, volume_type_id="type-1", source_image_id=IMAGE
-    )
-    times.see(end)
-    times.see(end)
-    name = "image_volume_worker_volume_create_seconds_sum"
-    assert metrics.registry.get_sample_value(name, {"target": "fast", "warm": warm}) == 4.0
-
-
-def test_our_own_volumes_are_no_users_volumes() -> None:
-    metrics = Metrics()
-    times = VolumeTimes(metrics=metrics)
-    times.know({"type-1": "fast"})
-    times.see(at("volume.create.start", 10.0, volume_id=VOLUME))
-    fields = {"volume_type_id": "type-1", "source_image_id": IMAGE, "image_id": IMAGE}
-    times.see(at("volume.create.end", 14.0, volume_id=VOLUME, **fields))
-    name = "image_volume_worker_volume_create_seconds_count"
-    assert metrics.registry.get_sample_value(name, {"target": "fast", "warm": "true"}) is None
-
-
-def test_what_never_ends_is_forgotten() -> None:
-    times = VolumeTimes(metrics=Metrics())
-    for number in range(20_000):
-        times.see(at("volume.create.start", 1.0, volume_id=str(number)))
-    assert len(times._started) == 10_000
-
-
 @pytest.fixture
 async def located_rig() -> Rig:
     """A worker that knows which store is on which target."""
@@ -216,7 +161,7 @@ async def test_a_handler_that_fails_on_a_notification_is_named_and_the_others_he
     router = Router(
         handlers=[plug_in, *rig.handlers.values()],
         metrics=Metrics(),
-        times=VolumeTimes(metrics=Metrics()),
+        creations=Creations(metrics=Metrics()),
     )
     routed = router.route(
         notification("image.update", {"id": IMAGE, "status": "active", "password": "secret"})

@@ -11,6 +11,7 @@ from tests.configurations import GOOD, load, load_text
 from tests.worker_process import configuration
 from worker import settings
 from worker.core.errors import Misconfigured
+from worker.diagnose.doctor.configuration import checks as configuration_checks
 from worker.settings import Settings
 from worker.settings.options import PARTS, TABLE
 
@@ -22,6 +23,23 @@ def test_titles_without_options_mean_nothing(tmp_path: Path) -> None:
     assert load_text(tmp_path, configuration(GOOD) + "\n[DEFAULT]\n[target:name]\n") == load(
         tmp_path, GOOD
     )
+
+
+def test_a_target_that_is_not_named_is_switched_off_and_told(tmp_path: Path) -> None:
+    loaded = load(tmp_path, GOOD | {"prewarm": {"targets": "fast"}})
+    assert [target.name for target in loaded.targets] == ["fast"]
+    assert loaded.warnings == ("[target:slow] is switched off: [prewarm] targets does not name it",)
+    told = [check for check in configuration_checks(loaded, []) if check.verdict == "warn"]
+    assert "[target:slow]" in "".join(check.detail for check in told)
+
+
+def test_options_of_other_services_in_a_shared_file_are_left_alone(tmp_path: Path) -> None:
+    shared: dict[str, dict[str, object]] = {
+        "DEFAULT": {"debug": "true", "transport_url": "rabbit://x", "log_dir": "/var/log/kolla/x"},
+        "keystone_authtoken": {"auth_url": "http://x"},
+        "oslo_policy": {"policy_file": "x"},
+    }
+    assert load(tmp_path, GOOD | shared) == load(tmp_path, GOOD)
 
 
 def test_the_folder_beside_a_file_is_read_with_it(tmp_path: Path) -> None:
@@ -103,7 +121,6 @@ def test_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("resync", {"interval": "inf"}, "[resync] interval: inf is not up to"),
         ("prewarm", {"targets": ""}, "targets is empty"),
         ("prewarm", {"targets": "fast,slow,third"}, "[target:third] volume_type is missing"),
-        ("prewarm", {"targets": "fast"}, "[target:slow] is not named"),
         ("prewarm", {"targets": "fast,slow,fast"}, "fast twice"),
         (
             "prewarm",
@@ -111,7 +128,7 @@ def test_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "visibilties: there is no such option",
         ),
         ("target fast", {"volume_type": "ssd"}, "[target fast]: there is no such group"),
-        ("DEFAULT", {"debug": "true"}, "[DEFAULT]: there is no such group"),
+        ("DEFAULT", {"debug": "perhaps"}, "[DEFAULT] debug"),
         ("prewarm", {"targets": "fast,slow,a b"}, "'a b' is no name"),
         ("prewarm", {"targets": "fast,slow", "visibilities": "everybody"}, "visibilities"),
         ("prewarm", {"targets": "fast,slow", "min_size": 5, "max_size": 4}, "max_size is below"),

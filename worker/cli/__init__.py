@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 from typing import Any
 
@@ -71,8 +72,8 @@ class Worker(App):
             for name in TOLD_BY_ERRORS:
                 logging.getLogger(name).setLevel(logging.ERROR)
 
-    def read_settings(self) -> settings.Settings:
-        """Return the configuration, checked."""
+    def read_settings(self, *, quiet: bool = False) -> settings.Settings:
+        """Return the configuration, checked; show its warnings, unless `quiet`."""
         conf = cfg.ConfigOpts()
         settings.register(conf)
         files = settings.config_files(self.options.config_file)
@@ -90,14 +91,20 @@ class Worker(App):
             raise Misconfigured([str(error)]) from error
         loaded = settings.load(conf)
         self.conf = conf
+        for warning in () if quiet else loaded.warnings:
+            self.LOG.warning(warning)
         return loaded
 
     def setup_logs(self) -> None:
         """Log as the configuration says, for a command that is a daemon."""
         for name in TOLD_BY_ERRORS:
             logging.getLogger(name).setLevel(logging.NOTSET)
+        conf = self.conf
+        file = conf.log_file or ("image-volume-worker.log" if conf.log_dir else "")
         log.setup(
-            level="debug" if self.options.debug else self.conf.log.level, style=self.conf.log.format
+            level="debug" if self.options.debug or conf.debug else conf.log.level,
+            style="journal" if conf.use_journal else conf.log.format,
+            file=os.path.join(conf.log_dir, file) if file else "",
         )
 
     def run(self, argv: list[str]) -> int:

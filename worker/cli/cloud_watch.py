@@ -11,8 +11,8 @@ import structlog
 from worker.cli.preflight import Found, check_cloud, check_locations
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.core.uses import Uses
+from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
-from worker.observe.volume_times import VolumeTimes
 from worker.openstack.cloud import OpenStackCloud
 from worker.settings import Settings
 
@@ -38,7 +38,7 @@ class CloudWatch:
         settings: Settings,
         metrics: Metrics,
         uses: Uses,
-        times: VolumeTimes,
+        creations: Creations,
         want_resync: Callable[[str], None],
     ) -> None:
         self.seen_once = asyncio.Event()
@@ -47,7 +47,7 @@ class CloudWatch:
         self._settings = settings
         self._metrics = metrics
         self._uses = uses
-        self._times = times
+        self._creations = creations
         self._want_resync = want_resync
         self._known = False
         self._answered = 0.0
@@ -121,7 +121,7 @@ class CloudWatch:
     def _is_there(self, found: Found) -> None:
         if not self._known and self._fault:
             log.info("cloud_back")
-        self._times.know(found.targets)
+        self._creations.know(found.targets)
         self._uses.know(found.targets)
         self._name_unusable(found.unusable)
         self._known, self._fault = True, ""

@@ -23,15 +23,16 @@ from worker.cli.cloud_watch import CloudWatch
 from worker.cli.comparisons import CENSUS, START, Comparisons
 from worker.cli.preflight import not_bound
 from worker.core.handler import Targeted
+from worker.engine.creations import find_ways
 from worker.engine.dispatcher import Dispatcher
 from worker.engine.router import Router
 from worker.engine.runner import Runner
 from worker.engine.tasks import Tasks
+from worker.observe.creations import Creations
 from worker.observe.http import Page, Probes
 from worker.observe.metrics import Metrics, release
 from worker.observe.order import Choice
 from worker.observe.systemd import READY, WATCHDOG, extend, notify, status
-from worker.observe.volume_times import VolumeTimes
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
@@ -68,7 +69,7 @@ class Daemon:
         self._handlers = build_handlers(settings, parts)
         self._lanes = build_lanes(settings)
         self._intakes = build_intakes(settings)
-        self._times = VolumeTimes(metrics=metrics)
+        self._creations = Creations(metrics=metrics)
         self._runner = Runner(
             lanes=self._lanes,
             handlers=self._handlers,
@@ -93,7 +94,7 @@ class Daemon:
             settings=settings,
             metrics=metrics,
             uses=parts.uses,
-            times=self._times,
+            creations=self._creations,
             want_resync=self._comparisons.want,
         )
         self._lanes_opened = asyncio.Event()
@@ -109,7 +110,7 @@ class Daemon:
             registry=self._metrics.registry,
             sick=self._sick,
             unready=self._unready,
-            page=Page(status=self._status, images=self._images),
+            page=Page(status=self._status, images=self._images, volume=self._creations.document),
             hidden=not self._settings.page,
         )
         # From the beginning to the end: a cloud that does not answer, and jobs that take long to
@@ -135,7 +136,9 @@ class Daemon:
             log.info("stopped")
 
     async def _work(self, leave: asyncio.Event, ticking: asyncio.Task[None]) -> None:
-        router = Router(handlers=self._handlers.values(), metrics=self._metrics, times=self._times)
+        router = Router(
+            handlers=self._handlers.values(), metrics=self._metrics, creations=self._creations
+        )
         dispatcher = Dispatcher(
             router=router, queue=self._queue, lanes=self._lanes, on_gap=self._comparisons.want
         )
@@ -154,6 +157,9 @@ class Daemon:
             self._tasks.begin("lanes", after(seen, self._serve)),
             self._tasks.begin("resync", after(opened, partial(self._comparisons.run, dispatcher))),
             self._tasks.begin("census", after(seen, self._comparisons.keep_census)),
+            self._tasks.begin(
+                "creations", after(seen, partial(find_ways, self._creations, self._targeted()))
+            ),
         ]
         stop = asyncio.create_task(leave.wait())
         log.info(
@@ -226,8 +232,11 @@ class Daemon:
             self._told = told
             notify(told if problems else f"{READY}\n{told}")
 
+    def _targeted(self) -> list[Targeted]:
+        return [handler for handler in self._handlers.values() if isinstance(handler, Targeted)]
+
     def _status(self, most: float) -> Mapping[str, Any]:
-        targeted = [handler for handler in self._handlers.values() if isinstance(handler, Targeted)]
+        targeted = self._targeted()
         decided = {target.name: target for handler in targeted for target in handler.resolved}
         targets = (decided.get(one.name, one) for one in self._settings.targets)
         unusable = {name: why for handler in targeted for name, why in handler.unusable.items()}

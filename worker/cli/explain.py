@@ -15,7 +15,7 @@ from cliff.lister import Lister
 from handlers import image_volume
 from handlers.prewarm import Prewarm
 from worker.broker.tap import Tap
-from worker.cli import Worker, ending, values
+from worker.cli import Worker, ending, names, values
 from worker.cli.assembly import build_clouds, build_parts
 from worker.cli.preflight import check_cloud
 from worker.cli.values import Plain
@@ -28,6 +28,7 @@ from worker.observe.metrics import Metrics
 from worker.openstack.cloud import OpenStackCloud
 from worker.settings import Settings
 
+FAILED = 3
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -38,15 +39,16 @@ class Explain(Plain, Lister):
     downloading. For a queued one those of an upload that is completed by a clone. What no API
     tells, like cinder.conf, is said so. Nothing is changed, but for --probe: it makes a volume from
     the image on each target in the internal project, tells from the times, Cinder's status and the
-    notifications whether it was a clone, and deletes it.
+    notifications whether it was a clone, and deletes it. Exit status 3 if a condition is not met.
     """
 
     app: Worker
+    _checks: tuple[Check, ...] = ()
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument("image", metavar="IMAGE", type=values.image_id, help="Id of the image.")
+        parser.add_argument("image", metavar="IMAGE", help="Id or name of the image.")
         parser.add_argument("--target", default="", metavar="T", help="Only this target.")
         parser.add_argument(
             "--project",
@@ -77,13 +79,16 @@ class Explain(Plain, Lister):
             raise Misconfigured([f"no target {parsed_args.target!r} is configured"])
         told = live.ask(settings.bind) if settings.bind else None
         try:
-            checks = asyncio.run(_explain(settings, parsed_args, told))
+            self._checks = tuple(asyncio.run(_explain(settings, parsed_args, told)))
         except asyncio.CancelledError:
             raise Temporary("interrupted") from None
-        if told:
-            checks += explain.work_checks(parsed_args.image, told.jobs, now=time.time())
-        rows = [(check.name, check.verdict, check.detail, check.advice) for check in checks]
+        rows = [(check.name, check.verdict, check.detail, check.advice) for check in self._checks]
         return ("Condition", "Result", "Detail", "What to do"), rows
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """Show the table; exit status 3 if a condition is not met."""
+        super().run(parsed_args)
+        return FAILED if any(check.verdict == "fail" for check in self._checks) else 0
 
 
 async def _explain(
@@ -94,6 +99,7 @@ async def _explain(
     cloud = clouds.common
     try:
         await check_cloud(cloud, settings)
+        image_id = await names.image_id(cloud, options.image)
         project_id = options.project
         if project_id and not PROJECT_ID.fullmatch(project_id):
             project_id = await cloud.find_project(project_id)
@@ -105,29 +111,36 @@ async def _explain(
             cloud,
             settings,
             prewarm,
-            options.image,
+            image_id,
             now=time.time(),
             target=options.target,
             project_id=project_id,
         )
         checks = [check async for check in explaining]
         if options.probe:
-            probed = [check async for check in _probes(settings, cloud, prewarm, options)]
+            probing = _probes(settings, cloud, prewarm, options, image_id)
+            probed = [check async for check in probing]
             if probed:
                 # The probe shows whether cinder.conf is right, which no API tells
                 checks = [check for check in checks if check.name != explain.CINDER_CONF]
             checks += probed
+        if told:
+            checks += explain.work_checks(image_id, told.jobs, now=time.time())
         return checks
     finally:
         clouds.close()
 
 
 async def _probes(
-    settings: Settings, cloud: OpenStackCloud, prewarm: Prewarm, options: argparse.Namespace
+    settings: Settings,
+    cloud: OpenStackCloud,
+    prewarm: Prewarm,
+    options: argparse.Namespace,
+    image_id: str,
 ) -> AsyncIterator[Check]:
     """A probe of each target, one after the other; told to end, it deletes what it has made
     first."""
-    image = await cloud.get_image(options.image)
+    image = await cloud.get_image(image_id)
     if image.status != "active":
         yield Check(
             "probe", "fail", f"the image is {image.status}: no volume can be made of it", ""

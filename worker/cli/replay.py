@@ -25,8 +25,8 @@ from worker.cli.preflight import check_cloud
 from worker.core.errors import Misconfigured, Temporary
 from worker.core.job import Job
 from worker.engine.router import Router
+from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
-from worker.observe.volume_times import VolumeTimes
 from worker.settings import Settings
 
 
@@ -148,7 +148,7 @@ async def _replay(
             parts.uses.know((await check_cloud(clouds.common, settings)).targets)
         handlers = build_handlers(settings, parts)
         router = Router(
-            handlers=handlers.values(), metrics=metrics, times=VolumeTimes(metrics=metrics)
+            handlers=handlers.values(), metrics=metrics, creations=Creations(metrics=metrics)
         )
         rejects = None
         if options.rejects:

@@ -10,7 +10,7 @@ from typing import Any
 from cliff.lister import Lister
 
 from handlers import image_volume
-from worker.cli import Worker, progress, values
+from worker.cli import Worker, names, progress
 from worker.cli.assembly import build_clouds, build_handlers, build_parts
 from worker.cli.handover import Handover
 from worker.cli.preflight import check_cloud
@@ -41,11 +41,11 @@ class Resync(Plain, Lister):
         parser.add_argument("--dry-run", action="store_true", help="Only show what is missing.")
         parser.add_argument(
             "--image-id",
-            metavar="ID",
+            metavar="IMAGE",
             action="append",
-            type=values.image_id,
             default=[],
-            help="Only this image, whether Glance has it or not; may be repeated.",
+            help="Only this image, by id, whether Glance has it or not, or by name; may be "
+            "repeated.",
         )
         parser.add_argument(
             "--target",
@@ -80,7 +80,8 @@ async def _resync(
             told(f"target {name} can't be used: {why}")
         parts = build_parts(settings, clouds, metrics)
         handlers = build_handlers(settings, parts)
-        missing = await _compared(settings, cloud, handlers.values(), options.image_id)
+        image_ids = [await names.image_id(cloud, image) for image in options.image_id]
+        missing = await _compared(settings, cloud, handlers.values(), image_ids)
         found = [one for one in missing if options.target in ("", one.key.target)]
         if found and not options.dry_run:
             local = settings.work_url == "memory://"

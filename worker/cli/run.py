@@ -36,8 +36,9 @@ class Run(Command):
         early: list[int] = []
         # Between the reading and the loop that hears it
         signal.signal(signal.SIGHUP, lambda number, _frame: early.append(number))
-        settings = self.app.read_settings()
+        settings = self.app.read_settings(quiet=True)
         self.app.setup_logs()
+        _warn(settings)
         asyncio.run(self._run(settings, early))
         return 0
 
@@ -123,7 +124,7 @@ class Run(Command):
 
     async def _checked(self, metrics: Metrics, proven: Settings) -> Settings:
         """Return the configuration as it is now, once the cloud and the brokers were asked about it."""
-        settings = self.app.read_settings()
+        settings = self.app.read_settings(quiet=True)
         clouds = build_clouds(settings, metrics)
         try:
             await check_cloud(clouds.common, settings)
@@ -132,7 +133,13 @@ class Run(Command):
         await asyncio.to_thread(check_bind, settings, proven=proven)
         await asyncio.to_thread(broker_check.check, settings, proven=proven)
         self.app.setup_logs()
+        _warn(settings)
         return settings
+
+
+def _warn(settings: Settings) -> None:
+    for warning in settings.warnings:
+        log.warning("configuration_warning", warning=warning)
 
 
 def _refusal(faults: Sequence[str]) -> str:

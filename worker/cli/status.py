@@ -13,7 +13,7 @@ from cliff.lister import Lister
 from handlers.prewarm import Prewarm
 from worker.broker.dead_letters import DeadQueue
 from worker.broker.inspect import DEAD, DELAYED, Depth, look_at_lanes
-from worker.cli import Worker, values
+from worker.cli import Worker, names
 from worker.cli.assembly import build_clouds, build_handlers, build_parts
 from worker.cli.preflight import check_cloud
 from worker.cli.values import Moment, Plain
@@ -81,8 +81,7 @@ class Status(Plain, Lister):
             "image",
             metavar="IMAGE",
             nargs="?",
-            type=values.image_id,
-            help="Id of an image; all if left out.",
+            help="Id or name of an image; all if left out.",
         )
         parser.add_argument("--target", default="", metavar="T", help="Only this target.")
         parser.add_argument("--state", choices=[*State], metavar="S", help="Only this state.")
@@ -201,6 +200,7 @@ async def _look_at_cloud(
         )
         held: dict[str, tuple[int, int]] = {}
         if image_id:
+            image_id = await names.image_id(cloud, image_id)
             rows = await _of_image(settings, cloud, prewarm, others, image_id)
         else:
             rows = [row async for row in status.overview(cloud, prewarm, others, held)]

@@ -164,6 +164,10 @@ class Cloud(Protocol):
     async def find_volume_witness(self) -> str:
         """The id of a volume of another project that Cinder shows us; "" if it shows none."""
 
+    async def notes_downloads(self) -> bool:
+        """Whether Cinder notes a download on the volume: some volume that this login sees has such
+        a note (`Volume.downloaded`). Where `verify_glance_signatures = disabled` none has."""
+
     async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
         """Where the image's data lies; None if that cannot be read, never an empty tuple.
 

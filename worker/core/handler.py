@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from worker.core.cloud import Cloud, Image, Volume
+from worker.core.creation import Creation, Made
 from worker.core.deletions import Deletions
 from worker.core.job import Key
 from worker.core.learned import Learned
@@ -99,6 +100,10 @@ class Targeted(Protocol):
     def learned(self) -> Mapping[str, Iterable[Iterable[str]]]:
         """The sets of Glance's stores from which Cinder's driver was seen to clone by itself, by
         target."""
+
+    async def how_made(self, creation: Creation) -> Made | None:
+        """How Cinder made a volume that a user had made of an image; None if it was made of
+        another volume."""
 
 
 class Report(Protocol):

@@ -27,7 +27,9 @@ class Notification:
     `image_id` is the image it is about: of an image event the image itself, of a volume event the
     image whose Image-Volume the volume claims to be; `source_image_id` is the image that a volume's
     metadata names as its source: a volume made from a snapshot (`snapshot_id`) or from another
-    volume, which no payload names, has inherited that. `project` is whose doing it is: an image's
+    volume, which no payload names, has inherited that. `host` is the pool of a volume, or of a
+    cache entry that was used; `downloaded` tells that Cinder has noted a download of the image on
+    the volume, or on the one that it was cloned from. `project` is whose doing it is: an image's
     owner, who asked for a volume. `visibility` is an image's own. `target` is the value of our own
     tag in the volume's metadata, `claimed` whether the metadata names the image (else the volume's
     name alone does), `properties` are the names of the image's own properties, `importing` the
@@ -46,6 +48,8 @@ class Notification:
     volume_id: str = ""
     snapshot_id: str = ""
     volume_type_id: str = ""
+    host: str = ""
+    downloaded: bool = False
     project: str = ""
     visibility: str = ""
     target: str = ""
@@ -122,6 +126,7 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
     if event_type.startswith("volume."):
         metadata = _pairs(payload.get("metadata"))
         named = IMAGE_VOLUME_NAME.fullmatch(_text(payload, "display_name"))
+        of_image = _pairs(payload.get("glance_metadata"))
         return {
             "status": _text(payload, "status"),
             "volume_id": _uuid(payload.get("volume_id")),
@@ -130,7 +135,9 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
             "project": _text(payload, "tenant_id"),
             "image_id": _uuid(metadata.get("glance_image_id")) or (named.group(1) if named else ""),
             "claimed": "glance_image_id" in metadata,
-            "source_image_id": _uuid(_pairs(payload.get("glance_metadata")).get("image_id")),
+            "source_image_id": _uuid(of_image.get("image_id")),
+            "host": _text(payload, "host"),
+            "downloaded": "signature_verified" in of_image,
             "target": metadata.get(TAG, ""),
         }
     if event_type == "scheduler.create_volume":
@@ -154,6 +161,7 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "status": _text(payload, "status"),
         "image_id": _uuid(payload.get("image_id") or payload.get("id")),
+        "host": _text(payload, "host"),
         "project": _text(payload, "owner"),
         "visibility": _text(payload, "visibility"),
         "properties": frozenset(properties),

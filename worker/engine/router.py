@@ -16,8 +16,8 @@ from worker.core.intake import Routed
 from worker.core.job import Job, Key
 from worker.core.masking import masked_bytes
 from worker.core.notification import Notification, decode
+from worker.observe.creations import TIMED, Creations
 from worker.observe.metrics import Metrics
-from worker.observe.volume_times import TIMED, VolumeTimes
 
 log = structlog.get_logger(__name__)
 
@@ -26,7 +26,7 @@ class Router:
     """Routes what an intake reads to the handlers that want to hear of it."""
 
     def __init__(
-        self, *, handlers: Iterable[Handler], metrics: Metrics, times: VolumeTimes
+        self, *, handlers: Iterable[Handler], metrics: Metrics, creations: Creations
     ) -> None:
         routes: dict[str, tuple[Handler, ...]] = {}
         for handler in handlers:
@@ -34,7 +34,7 @@ class Router:
                 routes[event_type] = (*routes.get(event_type, ()), handler)
         self._routes: Mapping[str, tuple[Handler, ...]] = routes
         self._metrics = metrics
-        self._times = times
+        self._creations = creations
 
     def route(self, body: bytes, compression: str = "") -> Routed:
         """Return the jobs of one message; a dead letter if nobody can read it; nothing if nobody
@@ -51,7 +51,7 @@ class Router:
             self._metrics.notification(event_type, "ignored", known=False)
             return Routed()
         notification = Notification.of(message)
-        self._times.see(notification)
+        self._creations.see(notification)
         jobs, fault = self._jobs(notification, now=now)
         return Routed(
             jobs=jobs,

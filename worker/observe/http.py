@@ -9,7 +9,7 @@ import math
 import re
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -27,14 +27,18 @@ JOBS = 200
 # Items of a list that are written as JSON in one go
 PART = 500
 LOOPBACK = ("127.0.0.1", "::1")
+# What the commands on this host ask for, also where there is no page
+COMMANDS = ("/status.json", "/volume.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """The sources of the page: lanes with at most so many jobs, and some of the images."""
+    """The sources of the page: lanes with at most so many jobs, some of the images, and how a volume
+    was made."""
 
     status: Callable[[float], Mapping[str, Any]]
     images: Callable[[Choice], Mapping[str, Any]]
+    volume: Callable[[str], Mapping[str, Any]] = field(default=lambda _: {})
 
 
 @cache
@@ -101,7 +105,7 @@ class Probes:
     def _handle(self, request: Request) -> Answer:
         if request.path == "/metrics":
             return self._metrics(request)
-        told = request.path == "/status.json" and request.client in LOOPBACK
+        told = request.path in COMMANDS and request.client in LOOPBACK
         match request.path, None if self._hidden and not told else self._page:
             case "/", Page():
                 text, policy = document()
@@ -111,6 +115,8 @@ class Probes:
             case "/status.json", Page() as page:
                 asked = _most(_parameter(request, "jobs"))
                 return _json({**page.status(asked), "problems": self._problems["/readyz"]()})
+            case "/volume.json", Page() as page:
+                return _json(page.volume(_parameter(request, "id")))
             case "/images.json", Page() as page:
                 return _json(page.images(_choice(request)))
         return Answer(status=404, body=b"/metrics /healthz /readyz\n")

@@ -76,6 +76,18 @@ def ask(address: tuple[str, int]) -> Live | None:
         return None
 
 
+def volume(address: tuple[str, int], volume_id: str) -> Mapping[str, Any]:
+    """Ask the worker that serves this address how a volume was made; empty if it does not know, or
+    if none answers. Blocks."""
+    try:
+        status, body = get(address, f"/volume.json?id={volume_id}")
+        told = json.loads(body) if status == http.HTTPStatus.OK else {}
+    except (*NOBODY, ValueError):
+        return {}
+    known = {"way", "reasons", "why", "image_id", "target", "seconds"}
+    return told if isinstance(told, dict) and known <= told.keys() else {}
+
+
 def get(address: tuple[str, int], path: str) -> tuple[int, str]:
     """Return status and body of the probes' answer; raise one of `NOBODY` if there is none.
     Blocks."""

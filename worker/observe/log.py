@@ -11,6 +11,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterator, Mapping
+from logging.handlers import WatchedFileHandler
 from typing import Any
 
 import structlog
@@ -137,6 +138,17 @@ def _field(name: str, text: str) -> bytes:
     return name.encode() + b"=" + value + b"\n"
 
 
+def _opened(file: str) -> logging.Handler:
+    """Return the handler of a file, which is opened again once logrotate has moved it; of standard
+    error without one."""
+    if not file:
+        return logging.StreamHandler()
+    try:
+        return WatchedFileHandler(file, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise Misconfigured([f"[DEFAULT] log_file: {file}: {error.strerror}"]) from error
+
+
 def _show_hidden(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Make each text one line that steers no terminal, whoever has written it. JSON does that by
     itself."""
@@ -148,14 +160,15 @@ def _show_hidden(_: Any, __: str, line: structlog.typing.EventDict) -> structlog
     }
 
 
-def setup(*, level: str = "info", style: str = "auto") -> None:
-    """Send every log line of this process to standard error, as JSON or text (`auto`: text on a
-    terminal).
+def setup(*, level: str = "info", style: str = "auto", file: str = "") -> None:
+    """Send every log line of this process to standard error, or to a file, as JSON or text (`auto`:
+    text on a terminal).
 
-    `journal`: to systemd's journal, with fields; Misconfigured if there is none.
+    `journal`: to systemd's journal, with fields. Misconfigured if there is no journal, or the file
+    can't be opened.
     """
-    text = style == "text" or (style == "auto" and sys.stderr.isatty())
-    handler = Journal(JOURNAL) if style == "journal" else logging.StreamHandler()
+    text = style == "text" or (style == "auto" and not file and sys.stderr.isatty())
+    handler = Journal(JOURNAL) if style == "journal" else _opened(file)
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -168,7 +181,8 @@ def setup(*, level: str = "info", style: str = "auto") -> None:
         [
             _show_hidden,
             structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+                colors=not file and sys.stderr.isatty(),
+                exception_formatter=structlog.dev.plain_traceback,
             ),
         ]
         if text

@@ -117,6 +117,13 @@ class Metrics:
         self.uploads_completed = counter(
             "uploads_completed", "Uploads that became active images", "path"
         )
+        self.volume_creates = counter(
+            "volume_creates",
+            "Volumes that users had made of an image, by how Cinder made them",
+            "target",
+            "path",
+            "reason",
+        )
         self.volume_create = seconds(
             "volume_create_seconds", "What users wait for a volume of an image", "target", "warm"
         )

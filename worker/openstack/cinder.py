@@ -40,6 +40,11 @@ class Cinder(Session):
         found = [volume async for volume in self._volumes({"name": name}, parse.whole_volume)]
         return tuple(sorted(found, key=lambda volume: (volume.created_at, volume.id)))
 
+    async def find_all_volumes(self, name: str) -> tuple[Volume, ...]:
+        """The volumes of this name, of all projects as far as this login may see them."""
+        query = {"name": name, "all_tenants": "1"}
+        return tuple([volume async for volume in self._volumes(query, parse.whole_volume)])
+
     def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
         # Cinder reads a literal of Python's here (cinder/api/v3/volumes.py)
         return self._volumes({"limit": str(PAGE)} | ({"metadata": str({TAG: tag})} if tag else {}))
@@ -59,6 +64,16 @@ class Cinder(Session):
                 if volume.project_id and volume.project_id != project_id:
                     return volume.id
         return ""
+
+    async def notes_downloads(self) -> bool:
+        # The newest of all projects, as far as this login sees them
+        query = urlencode({"all_tenants": 1, "limit": 500, "sort": "created_at:desc"})
+        rows = await self._read(
+            "block-storage",
+            f"/volumes/detail?{query}",
+            lambda answer: [parse.volume(row) for row in answer["volumes"]],
+        )
+        return any(volume.downloaded for volume in rows)
 
     async def create_volume(self, new: NewVolume) -> Volume:
         body: dict[str, object] = {

@@ -32,6 +32,16 @@ class Glance(Session):
             async for image in self._images(query, limit=PAGE):
                 yield image
 
+    async def find_images(self, name: str) -> tuple[Image, ...]:
+        """The images of this name, of all projects and hidden ones too."""
+        found: dict[str, Image] = {}
+        for hidden in ("false", "true"):
+            query = {"name": name, "visibility": "all", "os_hidden": hidden}
+            async for image in self._images(query, limit=PAGE):
+                found[image.id] = image
+        # Glance reads a name like in:a,b as a list of names
+        return tuple(image for image in found.values() if image.name == name)
+
     async def find_witness(self) -> str:
         project_id = await self._own_project()
         async for image in self._images({"visibility": "private"}, limit=100):

@@ -100,7 +100,11 @@ class Option:
         return [one for one in self.choices if one in initial] if self.choices else sorted(initial)
 
 
+SHARED_GROUP = "DEFAULT"
+"""The group that services which share a file have in common: oslo.config has it by no name."""
+
 TITLES = {
+    SHARED_GROUP: "Logs, by the options that every OpenStack service has",
     "notifications": "Where notifications come from",
     "work": "Where jobs wait, and how often they are tried",
     "cloud": "The cloud and our login",
@@ -115,185 +119,204 @@ TITLES = {
 # One option, one row: with each argument on a line of its own it would be six hundred lines
 # fmt: off
 TABLE: tuple[Option, ...] = (
+    Option("DEFAULT", "debug", field="", default=False,
+           help="Log at level debug, whatever [log] level says."),
+    Option("DEFAULT", "log_file", field="", default="",
+           help="File to log to instead of standard error. The worker opens it again when logrotate has moved it."),
+    Option("DEFAULT", "log_dir", field="", default="",
+           help="Folder of log_file, if that is no absolute path. Without log_file the file is "
+                "image-volume-worker.log."),
+    Option("DEFAULT", "use_journal", field="", default=False,
+           help="Log to systemd's journal: the same as [log] format = journal."),
     Option("notifications", "transport_urls", field="", default=(), secret=True,
            sample="rabbit://openstack:PASSWORD@rabbit-1:5672/",
-           help="Brokers that Glance and Cinder publish to, as oslo.messaging URLs, split by spaces or "
-                "semicolons if they hold several hosts (which commas separate). Often one for each service, "
-                "since vhosts differ."),
+           help="Brokers that Glance and Cinder publish to, as oslo.messaging URLs. Separate URLs by spaces "
+                "or semicolons if one of them names several hosts, which are separated by commas. Often each "
+                "service needs its own URL, because their vhosts differ."),
     Option("notifications", "exchanges", field="exchanges", default=("glance", "openstack", "cinder"),
-           help="control_exchange of the services."),
+           help="Exchanges of the services, as in their option control_exchange."),
     Option("notifications", "topics", field="topics", default=("notifications",),
-           help="Topics of [oslo_messaging_notifications]."),
+           help="Topics, as in [oslo_messaging_notifications] of the services."),
     Option("notifications", "priorities", field="priorities", default=("info", "error"),
-           help="Priorities to hear of."),
+           help="Priorities of the notifications to receive."),
     Option("notifications", "queue", field="queue", default="image-volume-worker",
-           help="Our own queue; replicas share it."),
+           help="Name of the worker's own queue; replicas share it. The names of the lanes' queues begin with "
+                "it too."),
     Option("notifications", "queue_type", field="queue_type", default="quorum", choices=("quorum", "classic"),
-           help="Type of our queue; classic (durable) for a broker without quorum queues."),
+           help="Type of the worker's queue. Use classic (durable) if the broker has no quorum queues."),
     Option("notifications", "queue_max_length", field="queue_max_length", default=100_000, unit="notifications",
            least=1000,
-           help="Notifications kept while no worker runs; the oldest are dropped, resync finds what they "
-                "meant."),
+           help="Number of notifications that the queue keeps while no worker runs. The broker drops the "
+                "oldest; a resync finds what they meant."),
     Option("notifications", "queue_expires", field="queue_expires", default=86_400, unit=SECONDS, least=60,
            most=LONGEST_EXPIRY,
-           help="Seconds without a worker after which the broker removes our queue."),
+           help="Seconds without a worker after which the broker removes the queue."),
     Option("notifications", "prefetch", field="prefetch", default=500, unit="notifications", least=1, most=10_000,
-           help="Notifications taken from the broker at once."),
+           help="Number of notifications that the worker takes from the broker at once."),
     Option("notifications", "driver", field="driver", default="rabbit", choices=("rabbit", "oslo"),
-           help="rabbit: our own consumer; oslo: oslo.messaging's listener, for transports that are not "
-                "RabbitMQ. It takes the options of [oslo_messaging_*] from the same files (TLS, SASL, quorum "
-                "queues), as a service does; rabbit takes TLS from the URL, and none of these. The two make "
-                "queues of different kinds: change queue with it."),
+           help="rabbit: the worker's own consumer, which takes TLS from the URL. oslo: oslo.messaging's "
+                "listener, for transports other than RabbitMQ; it takes the options of [oslo_messaging_*] "
+                "(TLS, SASL, quorum queues) from the same files, as a service does. The two create different "
+                "kinds of queues, so change the option queue together with this one."),
     Option("notifications", "management_urls", field="", default=(), secret=True,
            sample="http://monitor:PASSWORD@rabbit-1:15672",
-           help="RabbitMQ's management API, for doctor alone, which finds policies and alarms by it; one of "
-                "each cluster, in any order, also of that in [work] url. http:// or "
-                "https://user:password@host:port; the user needs the tag management, better monitoring and "
-                "policymaker, and read rights on the vhosts."),
+           help="URLs of RabbitMQ's management API, http:// or https://user:password@host:port. Only doctor "
+                "uses them, to find policies and alarms. Give one URL per cluster, in any order, including "
+                "the cluster of [work] url. The user needs the tag management (monitoring and policymaker "
+                "show more) and read rights on the vhosts."),
     Option("work", "url", field="work_url", default="memory://", secret=True,
-           help="Where jobs wait: memory:// (one process; resync at start finds them again) or "
-                "amqp://user:password@host:port/vhost (RabbitMQ; several replicas). A vhost of its own: some "
-                "distributions let the messages of the services' vhosts expire after 70 s."),
+           help="Where jobs wait. memory://: in the process, for a single worker; the resync at start finds "
+                "lost jobs again. amqp://user:password@host:port/vhost: on RabbitMQ, for several replicas. "
+                "Use a separate vhost, because some distributions let messages on the services' vhosts expire "
+                "after 70 s."),
     Option("work", "max_attempts", field="limits.max_attempts", unit="tries", least=1,
-           help="Failed tries after which a job becomes a dead letter."),
+           help="Number of failed tries after which a job becomes a dead letter."),
     Option("work", "backoff_min", field="backoff.shortest", unit=SECONDS, least=0.1,
            help="Seconds before the first retry of a job."),
     Option("work", "backoff_max", field="backoff.longest", unit=SECONDS, least=1.0,
-           help="Seconds between retries at the most."),
+           help="Maximum seconds between two tries of a job."),
     Option("work", "job_timeout", field="limits.job", unit=SECONDS, least=1.0,
-           help="Seconds that one try of a job may take."),
+           help="Maximum seconds for one try of a job."),
     Option("work", "hold_limit", field="limits.hold", unit=SECONDS, least=10.0, most=1200.0,
-           help="Seconds that a job is held while a volume is made, before it goes back into its lane; a "
-                "third of that while it waits for a slot. RabbitMQ closes a channel that holds a delivery for "
-                "30 minutes."),
+           help="Seconds for which the worker holds a job while a volume is being created, before the job "
+                "goes back into its lane; a third of that while the job waits for a slot. RabbitMQ closes a "
+                "channel that holds a delivery for 30 minutes."),
     Option("work", "drain_timeout", field="limits.drain", unit=SECONDS, least=0.0,
-           help="Seconds for jobs in progress to end after SIGTERM."),
+           help="Seconds that jobs in progress may take to end after SIGTERM."),
     Option("work", "park_retry_after", field="limits.park_retry_after", unit=SECONDS, least=0.0,
-           help="Seconds that resync leaves a dead letter alone."),
+           help="Seconds after which a resync tries a dead letter again."),
     Option("cloud", "name", field="cloud_name", default="",
-           help="Entry of clouds.yaml; else OS_CLOUD, else the OS_* variables. The project that the "
-                "credentials are scoped to owns the Image-Volumes: it must be Cinder's internal tenant and "
-                "the project of Glance's cinder stores. Roles: admin (or see admin_role) and service."),
+           help="Entry of clouds.yaml. If empty, OS_CLOUD, and without it the OS_* variables. The project of "
+                "this login owns the Image-Volumes. It must be Cinder's internal tenant and the project of "
+                "Glance's cinder stores. Roles: admin (or see admin_role) and service."),
     Option("cloud", "admin_role", field="admin_role", default="admin",
-           help="Role of the login that makes Glance and Cinder show what belongs to other projects. Another "
-                "one than admin only together with the policy files of config/policy."),
+           help="Role of the login that lets it see images and volumes of other projects. Use a role other "
+                "than admin only together with the policy files of config/policy."),
     Option("cloud", "api_concurrency", field="api_concurrency", default=16, unit="requests", least=1, most=256,
-           help="Requests under way at once."),
+           help="Maximum number of simultaneous requests."),
     Option("cloud", "api_timeout", field="api_timeout", default=30.0, unit=SECONDS, least=1.0,
-           help="Seconds that one request may take in all, with the token it needs."),
+           help="Maximum seconds for one request, including the request for a token."),
     Option("cloud", "poll_min", field="limits.poll_min", unit=SECONDS, least=0.1,
-           help="Seconds between the first polls of what is being made."),
+           help="Seconds between the first polls of something that is being created."),
     Option("cloud", "poll_max", field="limits.poll_max", unit=SECONDS, least=0.5,
-           help="Seconds between polls at the most; notifications wake us."),
+           help="Maximum seconds between two polls. A notification leads to an earlier one."),
     Option("prewarm", "targets", field="", default=(),
-           help="Names of the targets; each has a group [target:NAME]."),
+           help="Names of the targets. Each one has a group [target:NAME]."),
     Option("prewarm", "visibilities", field="policy.visibilities", choices=("public", "community", "shared",
            "private"),
-           help="Visibilities of images that are kept warm."),
+           help="Visibilities of images to keep warm."),
     Option("prewarm", "projects", field="policy.projects",
-           help="Ids of the projects whose images are kept warm; empty for all."),
+           help="Ids of the projects whose images to keep warm; empty for all."),
     Option("prewarm", "exclude_projects", field="policy.exclude_projects",
-           help="Ids of projects whose images are not."),
+           help="Ids of projects whose images not to keep warm."),
     Option("prewarm", "min_size", field="policy.min_size", unit="bytes", least=0,
-           help="Smallest image, in bytes."),
+           help="Minimum size of an image, in bytes."),
     Option("prewarm", "max_size", field="policy.max_size", unit="bytes", least=0,
-           help="Largest image, in bytes; 0 for any. Where Cinder makes the volume (strategies location and "
-                "cache), min_disk and virtual_size count too: they decide how much is allocated."),
+           help="Maximum size of an image, in bytes; 0 for no maximum. With strategies location and cache, "
+                "min_disk and virtual_size count too, because they decide the size of the volume that Cinder "
+                "creates."),
     Option("prewarm", "property", field="policy.property",
-           help="Image property with the owner's no, or yes in spite of visibilities and min_size: yes on a "
-                "public image, yes/<image id> on any. A plain yes on another image may be inherited, and does "
-                "not count."),
+           help="Image property by which the owner opts out (no), or opts in despite visibilities and "
+                "min_size: yes on a public image, yes/<image id> on any image. A plain yes on another image "
+                "may be inherited, so it does not count."),
     Option("prewarm", "settle", field="policy.settle", unit=SECONDS, least=0.0,
-           help="Seconds an image must have been left alone before Cinder's cache entry of it is made anew."),
+           help="Seconds for which an image must be unchanged before the worker makes Cinder's cache entry of "
+                "it again."),
     Option("prewarm", "rewarm_interval", field="policy.rewarm_interval", unit=SECONDS, least=0.0,
-           help="Seconds between two of these at least, from the second one on, for an image that is changed "
-                "all day."),
+           help="Minimum seconds between making the same Image-Volume twice, from the second time on. Limits "
+                "the work for images that change all day."),
     Option("prewarm", "when", field="policy.when", choices=("new", "used"),
-           help="new: at once; used: when a second volume was made of the image on the target, by whomever. "
-                "For clouds with thousands of images of which few are booted."),
+           help="When to make an image warm. new: at once. used: when anybody creates the second volume from "
+                "the image on the target; for clouds with thousands of images, few of them in use."),
     Option("uploads", "enabled", field="", default=True,
-           help="Complete uploads: Cinder's own, and those asked for by property."),
+           help="Complete uploads: Cinder's own ones that got stuck, and those that an image property asks "
+                "for."),
     Option("uploads", "source_property", field="uploads.source_property",
-           help="Property of a queued raw/bare image with the id of the volume that it is to be made of."),
+           help="Property of a queued raw/bare image that names the volume to make the image from."),
     Option("uploads", "status_property", field="uploads.status_property",
-           help="Property that tells the owner of such an image what is in the way; empty for none."),
+           help="Property that tells the owner of such an image why it is still queued; empty for none."),
     Option("uploads", "grace", field="uploads.grace", unit=SECONDS, least=5.0,
-           help="Seconds that an upload of Cinder's own must have been still before it counts as stuck."),
+           help="Seconds without a change after which an upload of Cinder counts as stuck."),
     Option("uploads", "allow_in_use", field="uploads.allow_in_use",
-           help="Clone attached volumes too. What their guest has not written out is missing in the image."),
+           help="Also clone attached volumes. The image lacks data that the guest has not written to the "
+                "volume yet."),
     Option("uploads", "location_api", field="uploads.location_api", choices=("auto", "new", "old"),
-           help="new: POST /v2/images/{id}/locations, of Glance 2.17 and newer, role service; old: PATCH, "
-                "which needs show_multiple_locations (OSSN-0065, OSSN-0090); auto: new where Glance has it."),
+           help="API by which Glance gets the location. new: POST /v2/images/{id}/locations, with Glance 2.17 "
+                "and newer and the role service. old: PATCH, which needs show_multiple_locations (OSSN-0065, "
+                "OSSN-0090). auto: new if Glance has it."),
     Option("uploads", "reserved_image_namespaces", field="uploads.reserved_image_namespaces",
-           help="Beginnings of names: no such property of the image that a volume was made from is given to "
-                "the image made of the volume. As Cinder's option of this name, and everything that Glance's "
-                "property protections keep from users: the worker may set it, and users can write anything "
-                "into their volumes' image metadata."),
+           help="Beginnings of names of image properties that the worker does not copy from a volume to its "
+                "image. Use the values of Cinder's option of the same name, and everything that Glance's "
+                "property protections deny to users: the worker may set these properties, and users can write "
+                "anything into the image metadata of their volumes."),
     Option("reclaim", "enabled", field="reclaiming.enabled",
-           help="Delete the Image-Volumes of deleted images, and those that we made of images that are not "
-                "wanted any more or for which a target's budget has no room. Else a target with a full budget "
-                "takes nothing more."),
+           help="Delete the Image-Volumes of deleted images, and those that prewarm made and that are no "
+                "longer wanted or do not fit into a target's budget. If false, a target with a full budget "
+                "gets no new images."),
     Option("reclaim", "dry_run", field="reclaiming.dry_run",
-           help="Only say in the log what would be deleted."),
+           help="Delete nothing, and log what would be deleted."),
     Option("reclaim", "grace", field="reclaiming.grace", unit=SECONDS, least=0.0,
-           help="Seconds for which Glance must have answered that an image is not there, at five looks spread "
-                "over them, before the image counts as deleted although its deletion was not heard of. Where "
-                "Glance deletes with a delay (delayed_delete), set it above the delay (scrub_time)."),
+           help="Seconds over which Glance must answer five times that an image does not exist, before an "
+                "image whose deletion was not announced counts as deleted. If Glance uses delayed_delete, set "
+                "this above its scrub_time."),
     Option("reclaim", "max_at_once", field="", default=f"{Reclaiming().max_share:.0%}",
-           help="The brake. If more Image-Volumes than this belong to images that are not found, though no "
-                "deletion was heard of, none of them is deleted before an operator says `reclaim --confirm`: "
-                "Glance may have lost its database. A share of all Image-Volumes, at least 5, or a number."),
+           help="The brake: if more Image-Volumes than this belong to missing images whose deletion was not "
+                "announced, the worker deletes none of them until an operator runs `reclaim --confirm`, "
+                "because Glance may have lost its database. A share of all Image-Volumes (at least 5), or a "
+                "number."),
     Option("resync", "interval", field="resync_interval", default=3600.0, unit=SECONDS, least=10.0,
-           help="Seconds between two comparisons."),
+           help="Seconds between two resyncs."),
     Option("resync", "on_start", field="resync_on_start", default=True,
-           help="Compare at start too. Needed with memory://."),
+           help="Also run a resync at start. Needed with memory://."),
     Option("probes", "bind", field="", default="127.0.0.1:9417",
-           help="HOST:PORT of /metrics, /healthz, /readyz, [::]:PORT for all of IPv6 and IPv4; empty for "
+           help="HOST:PORT of /metrics, /healthz and /readyz. [::]:PORT is all of IPv6 and IPv4; empty for "
                 "none."),
     Option("probes", "page", field="page", default=True,
-           help="Serve a page for people at / there too, and what `status` asks. It shows ids of images, "
-                "names of public ones, and reasons of failures to everybody who gets there; nothing can be "
-                "changed by it."),
+           help="Also serve a page for people at /, and the data for `status`. The page shows ids of images, "
+                "names of public images and reasons of failures to everybody who can reach it. Nobody can "
+                "change anything with it."),
     Option("log", "level", field="", default="info", choices=("debug", "info", "warning", "error"),
-           help="Least level shown."),
+           help="Lowest level to log."),
     Option("log", "format", field="", default="auto", choices=("auto", "json", "text", "journal"),
-           help="auto: text on a terminal, else json. journal: entries of systemd's journal, each field one "
-                "of its own (journalctl EVENT=job_parked)."),
+           help="auto: text on a terminal, otherwise json. journal: entries of systemd's journal, with each "
+                "field as a field of the journal (journalctl EVENT=job_parked)."),
     Option("target", "volume_type", field="target.volume_type", required=True,
            help="Name of a volume type. Required."),
     Option("target", "strategy", field="target.strategy", choices=("auto", "store", "location", "cache", "native"),
-           help="How an image is made warm there. store: Glance copies it into its cinder store on that "
-                "backend; cache: Cinder fills its image-volume cache, with images of any format; location: we "
-                "make a volume and add it as a location (needs show_multiple_locations, which tells every "
-                "reader of an image where its data lies: OSSN-0090); native: Cinder's driver clones the image "
-                "from one of native_stores; auto: nothing for what Cinder clones by itself, store for raw "
-                "images where Glance has one, else cache."),
+           help="How images become warm on this target. store: Glance copies the image into its cinder store "
+                "on that backend. cache: Cinder fills its image-volume cache, with images of any format. "
+                "location: the worker creates a volume and adds it to the image as a location; needs "
+                "show_multiple_locations, which shows every reader of an image where its data is (OSSN-0090). "
+                "native: Cinder's driver clones the image from one of native_stores. auto: nothing if Cinder "
+                "clones the image by itself, store for raw images if Glance has such a store, otherwise "
+                "cache."),
     Option("target", "glance_store", field="target.glance_store",
-           help="Glance's cinder store on that backend; found by the volume type if empty."),
+           help="Glance's cinder store on that backend. If empty, the worker finds it by the volume type."),
     Option("target", "native_stores", field="target.native_stores",
-           help="Stores of Glance from which Cinder's driver clones raw images by itself: rbd stores on the "
-                "same Ceph cluster, say. A raw image that is in none of them is copied into the first. Found "
-                "out for rbd if empty, by one volume a day that is deleted at once."),
+           help="Stores of Glance from which Cinder's driver clones raw images by itself, for example rbd "
+                "stores on the same Ceph cluster. The worker copies a raw image that is in none of them into "
+                "the first one. If empty, the worker finds out for rbd stores by one volume a day, which it "
+                "deletes at once."),
     Option("target", "pools", field="target.pools", default=("auto",),
-           help="Pools to keep images warm in, by names or wildcards, host@backend#pool; auto: all that the "
-                "volume type leads to. Where they are several, each gets an entry of Cinder's image-volume "
-                "cache, by a private volume type for each that the worker makes."),
+           help="Pools to keep images warm in, as names or wildcards of host@backend#pool. auto: all pools "
+                "that the volume type leads to. If there are several, the worker makes an entry of Cinder's "
+                "image-volume cache in each, by a private volume type for each pool."),
     Option("target", "exclude_pools", field="target.exclude_pools",
-           help="Pools to leave out, by names or wildcards."),
+           help="Pools to leave out, as names or wildcards."),
     Option("target", "availability_zone", field="target.availability_zone",
-           help="Availability zone of volumes we make; Cinder's default if empty."),
+           help="Availability zone of the volumes that the worker creates; if empty, Cinder's default."),
     Option("target", "max_concurrent", field="target.max_concurrent", unit="Image-Volumes", least=1, most=1000,
-           help="Image-Volumes made at once."),
+           help="Number of Image-Volumes to make at once."),
     Option("target", "max_gigabytes", field="target.max_gigabytes", unit="GiB", least=0,
-           help="GiB that the Image-Volumes we put there may have together, as they are allocated; 0 for no "
-                "limit. When they are used up, the least recently used one makes room for an image that is "
-                "newer or was used since."),
+           help="Maximum allocated GiB of all Image-Volumes that prewarm makes on this target; 0 for no "
+                "limit. When it is reached, the worker evicts the least recently used one for an image that "
+                "is newer or was used since."),
     Option("target", "max_count", field="target.max_count", unit="Image-Volumes", least=0,
-           help="How many Image-Volumes we may put there; 0 for no limit."),
+           help="Maximum number of Image-Volumes that prewarm makes on this target; 0 for no limit."),
     Option("target", "disk_formats", field="target.disk_formats", choices=("raw", "qcow2", "vmdk", "vdi", "vhd",
            "vhdx", "iso", "ploop"),
-           help="Formats kept warm. If empty: raw, and with strategy auto or cache also qcow2, vmdk, vdi, "
-                "vhd, vhdx and ploop, which Cinder's image-volume cache keeps converted."),
+           help="Formats of images to keep warm. If empty: raw, and with strategy auto or cache also qcow2, "
+                "vmdk, vdi, vhd, vhdx and ploop, which Cinder's image-volume cache keeps converted."),
 )
 # fmt: on
 
@@ -308,10 +331,22 @@ TARGET_OPTIONS: list[cfg.Opt] = [option.to_oslo() for option in TABLE if option.
 def register(conf: cfg.ConfigOpts) -> None:
     """Make the options known, but not those of targets: these need the names first."""
     for group, options in OPTIONS.items():
+        if group.name == SHARED_GROUP:
+            conf.register_opts(options)
+            continue
         conf.register_group(group)
         conf.register_opts(options, group=group)
 
 
-def list_opts() -> list[tuple[cfg.OptGroup, list[cfg.Opt]]]:
+def read(conf: cfg.ConfigOpts, group: str, name: str) -> Any:
+    """Return an option's value; an error of oslo.config if it can't be read."""
+    return conf[name] if group == SHARED_GROUP else conf[group][name]
+
+
+def list_opts() -> list[tuple[cfg.OptGroup | None, list[cfg.Opt]]]:
     """Return all options, for oslo-config-generator."""
-    return [*OPTIONS.items(), (cfg.OptGroup("target:NAME", title="One target"), TARGET_OPTIONS)]
+    named = [
+        (None if group.name == SHARED_GROUP else group, options)
+        for group, options in OPTIONS.items()
+    ]
+    return [*named, (cfg.OptGroup("target:NAME", title="One target"), TARGET_OPTIONS)]

@@ -15,7 +15,7 @@ from worker.core.target import UPLOAD, Policy, Reclaiming, Target, Uploads
 from worker.engine.retry import Backoff
 from worker.engine.runner import Limits
 from worker.observe.web import address_of
-from worker.settings.options import OPTIONS, SECONDS, TABLE, TARGET_OPTIONS
+from worker.settings.options import OPTIONS, SECONDS, SHARED_GROUP, TABLE, TARGET_OPTIONS, read
 from worker.settings.values import Settings
 
 # Keystone's own ids, with or without dashes, and the longer ones of LDAP
@@ -72,6 +72,7 @@ def load(conf: cfg.ConfigOpts) -> Settings:
         bind=bind,
         config_files=tuple(conf.config_file or ()),
         config_dirs=tuple(conf.config_dir or ()),
+        warnings=tuple(_unnamed(conf)),
         **_fields(conf, ""),
     )
 
@@ -80,7 +81,7 @@ def _fields(conf: cfg.ConfigOpts, part: str, *, group: str = "") -> dict[str, An
     """Return the values of a part of the settings; `group` is where they are read, if the table
     does not say it."""
     return {
-        option.attribute: option.value(conf[group or option.group][option.name])
+        option.attribute: option.value(read(conf, group or option.group, option.name))
         for option in TABLE
         if option.field and option.part == part
     }
@@ -130,7 +131,7 @@ def _unreadable(conf: cfg.ConfigOpts) -> Iterator[str]:
     """Yield faults of values that are not of their option's type."""
     for option in SHARED:
         try:
-            conf[option.group][option.name]
+            read(conf, option.group, option.name)
         except (cfg.Error, ValueError) as error:
             # The rest of oslo.config's text is about its own insides
             yield f"[{option.group}] {option.name}: {str(error).rpartition('is not valid: ')[2]}"
@@ -152,7 +153,7 @@ def _get(conf: cfg.ConfigOpts, group: str, name: str) -> Any:
     """Return an option's value, its default if the value can't be read: then we find the other
     faults too."""
     try:
-        return conf[group][name]
+        return read(conf, group, name)
     except (cfg.Error, ValueError):
         return next(one.initial for one in SHARED if (one.group, one.name) == (group, name))
 
@@ -249,10 +250,8 @@ def _unknown(conf: cfg.ConfigOpts) -> Iterator[str]:
     would notice."""
     known = {group.name: options for group, options in OPTIONS.items()}
     known |= {f"target:{name}": TARGET_OPTIONS for name in _get(conf, "prewarm", "targets")}
-    # oslo.config has no other way to read the content of its files
-    parsed = [] if conf._namespace is None else conf._namespace._parsed
-    for section, given in ((section, given) for file in parsed for section, given in file.items()):
-        if section.startswith("oslo_") or section == "keystone_authtoken":
+    for section, given in _sections(conf):
+        if section.startswith("oslo_") or section in (SHARED_GROUP, "keystone_authtoken"):
             # Of libraries and services that share the file; with driver = oslo, oslo.messaging
             # reads its own
             continue
@@ -260,17 +259,28 @@ def _unknown(conf: cfg.ConfigOpts) -> Iterator[str]:
             if not given:
                 # A title without anything under it, as the sample has them
                 continue
-            named = section.startswith("target:")
-            yield (
-                f"[{section}] is not named in [prewarm] targets"
-                if named
-                else f"[{section}]: there is no such group"
-            )
+            if not section.startswith("target:"):
+                yield f"[{section}]: there is no such group"
             continue
         names = {name for option in known[section] for name in (option.name, option.dest)}
         yield from (
             f"[{section}] {name}: there is no such option" for name in given if name not in names
         )
+
+
+def _unnamed(conf: cfg.ConfigOpts) -> Iterator[str]:
+    """Yield warnings about targets that are described and not named: they are switched off."""
+    named = {f"target:{name}" for name in _get(conf, "prewarm", "targets")}
+    for section in dict.fromkeys(section for section, given in _sections(conf) if given):
+        if section.startswith("target:") and section not in named:
+            yield f"[{section}] is switched off: [prewarm] targets does not name it"
+
+
+def _sections(conf: cfg.ConfigOpts) -> Iterator[tuple[str, Any]]:
+    """Yield the groups of the files that were read, with the options that they set."""
+    # oslo.config has no other way to read the content of its files
+    for file in [] if conf._namespace is None else conf._namespace._parsed:
+        yield from file.items()
 
 
 def _bind(text: str, faults: list[str]) -> tuple[str, int] | None:

@@ -14,7 +14,7 @@ class Settings:
     """The configuration as values, checked. Times in seconds.
 
     `config_files` and `config_dirs` were read, and hold the options of oslo.messaging too, which
-    only oslo.messaging knows.
+    only oslo.messaging knows. `warnings` are about what has no effect.
     """
 
     transport_urls: tuple[str, ...]
@@ -46,6 +46,7 @@ class Settings:
     page: bool
     config_files: tuple[str, ...] = ()
     config_dirs: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
     @property
     def lanes(self) -> list[str]:

@@ -216,7 +216,16 @@ class FakeCloud:
             "foreign": project != PROJECT,
         }
         volume = replace(volume, **(changes | fields))  # type: ignore[arg-type]
+        cloned = self._clones_by_driver(image_id, volume) or self._clones_by_location(
+            image_id, volume
+        )
+        entry = None if cloned else self._entry_for(volume, image_id)
+        volume = replace(volume, downloaded=not (cloned or entry))
         self.volumes[volume.id] = volume
+        self._announce_volume("volume.create.start", volume)
+        if entry:
+            payload = {"image_id": image_id, "host": volume.host}
+            self.emit(notification("image_volume_cache.hit", payload, at=self.now()))
         self._announce_volume("volume.create.end", volume, image_id=image_id)
         return volume
 
@@ -370,6 +379,10 @@ class FakeCloud:
                 if self.sees_foreign
                 else ""
             )
+
+    async def notes_downloads(self) -> bool:
+        async with self._call("notes_downloads"):
+            return any(volume.downloaded for volume in self.volumes.values())
 
     async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
         async with self._call("get_locations"):
@@ -776,6 +789,16 @@ class FakeCloud:
             location.store in self.rbd_stores for location in self.locations[image_id]
         )
 
+    def _entry_for(self, volume: Volume, image_id: str) -> Volume | None:
+        """The fresh entry of Cinder's image-volume cache in the volume's pool."""
+        stamp = self.images[image_id].updated_at if image_id in self.images else ""
+        entries = (
+            one
+            for one in self.volumes.values()
+            if one.name == f"image-{image_id}" and one.host == volume.host
+        )
+        return next((one for one in entries if one.metadata.get("_cached_for") == stamp), None)
+
     def _cache(self, volume: Volume, image_id: str) -> None:
         """Keep an entry in Cinder's image-volume cache; evict one that was made for another
         updated_at."""
@@ -923,6 +946,9 @@ class FakeCloud:
 
     def _announce_volume(self, event_type: str, volume: Volume, *, image_id: str = "") -> None:
         metadata = [{"key": key, "value": value} for key, value in volume.metadata.items()]
+        noted = {"image_id": image_id} if image_id else {}
+        if image_id and volume.downloaded:
+            noted["signature_verified"] = "False"
         payload = {
             "volume_id": volume.id,
             "display_name": volume.name,
@@ -930,7 +956,9 @@ class FakeCloud:
             "volume_type": volume.volume_type,
             "snapshot_id": volume.snapshot_id or None,
             "metadata": metadata,
-            "glance_metadata": [{"key": "image_id", "value": image_id}] if image_id else [],
+            "host": volume.host,
+            "tenant_id": volume.project_id,
+            "glance_metadata": [{"key": key, "value": value} for key, value in noted.items()],
         }
         self.emit(notification(event_type, payload, at=self.now()))
 

@@ -26,8 +26,8 @@ from worker.engine.resync import Census, compare, job_of
 from worker.engine.retry import Backoff
 from worker.engine.router import Router
 from worker.engine.runner import Limits, Runner
+from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
-from worker.observe.volume_times import VolumeTimes
 from worker.testing.fake_cloud import FakeCloud
 
 FAST = Target(name="fast", volume_type="fast")
@@ -56,6 +56,7 @@ class Rig:
     ) -> None:
         self.cloud = cloud
         self.metrics = Metrics()
+        self.creations = Creations(metrics=self.metrics)
         self.gaps: list[str] = []
         self.uses = Uses()
         self.deletions = Deletions()
@@ -92,7 +93,7 @@ class Rig:
         router = Router(
             handlers=self.handlers.values(),
             metrics=self.metrics,
-            times=VolumeTimes(metrics=self.metrics),
+            creations=self.creations,
         )
         self.dispatcher = Dispatcher(
             router=router, queue=self.runner.queue, lanes=self.lanes, on_gap=self.gaps.append

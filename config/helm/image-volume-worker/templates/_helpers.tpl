@@ -192,8 +192,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 
 {{- define "image-volume-worker.config" -}}
-# What holds passwords comes by the environment
-{{- range $group := list "notifications" "work" "cloud" "prewarm" "uploads" "reclaim" "resync" "probes" "log" }}
+# Options with passwords come from the environment
+{{- range $group := list "DEFAULT" "notifications" "work" "cloud" "prewarm" "uploads" "reclaim" "resync" "probes" "log" }}
 {{- $options := index $.Values.config $group | default dict }}
 {{- if eq $group "prewarm" }}
 {{- $options = merge (dict "targets" (keys $.Values.targets | sortAlpha)) $options }}
@@ -259,7 +259,7 @@ imagePullSecrets:
 {{- end }}
 serviceAccountName: {{ include "image-volume-worker.serviceAccountName" $root }}
 automountServiceAccountToken: false
-# Variables of services named like OpenStack's would be taken for options
+# Kubernetes would set variables for services that look like options (OS_...)
 enableServiceLinks: false
 {{- with .restart }}
 restartPolicy: {{ . }}
@@ -368,7 +368,7 @@ backoffLimit: {{ int .limits.backoffLimit }}
 {{ $name }}: {{ int $seconds }}
 {{- end }}
 {{- end }}
-# Wrong configuration does not get better by itself
+# Exit status 2 means wrong configuration: a retry does not help
 podFailurePolicy:
   rules:
     - action: FailJob

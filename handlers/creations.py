@@ -1,0 +1,219 @@
+"""How Cinder made a volume of an image, by what was known of the clone path at that time."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from handlers import image_volume, policy
+from handlers.clone_path import (
+    CacheClone,
+    Download,
+    Evidence,
+    ImageVolumeClone,
+    NativeClone,
+    Path,
+    Pool,
+    clone_path,
+)
+from handlers.reasons import WORDS, Reason
+from handlers.serving import at, pool_of, served
+from handlers.target_store import TargetStores
+from worker.core.cloud import Image, Location, Volume
+from worker.core.creation import Creation, Made, Way
+from worker.core.errors import Blocked, NotFound
+from worker.core.handler import Parts
+from worker.core.target import Target
+
+KEEP = 20_000
+"""Images on targets whose looks are remembered."""
+LOOKS = 4
+"""Looks at one image on one target that are remembered."""
+FRESH = 15.0
+"""Seconds for which what was read of an image serves for other volumes of it, too."""
+READINGS = 500
+ASK_AGAIN = 600.0
+"""Seconds between two questions whether Cinder notes downloads, while it was not seen to."""
+WAYS: tuple[tuple[type, Way], ...] = (
+    (NativeClone, Way.NATIVE),
+    (ImageVolumeClone, Way.IMAGE_VOLUME),
+    (CacheClone, Way.CACHE),
+)
+NOT_THE_IMAGES = "the volume is gone, so nobody tells whether it was made of the image itself"
+NO_SIGN = "Cinder notes no downloads here, and somebody has read the image meanwhile"
+NO_CAUSE = "everything that Cinder needs for a clone was there as far as the worker knows"
+
+
+class Look(NamedTuple):
+    """When somebody looked at an image on a target, and the reasons for a download; () for a
+    clone."""
+
+    at: float
+    reasons: tuple[Reason, ...]
+
+
+@dataclass(slots=True)
+class Looks:
+    """The last looks at images, by target or place of a target; one process's memory."""
+
+    _looks: OrderedDict[tuple[str, str], tuple[Look, ...]] = field(default_factory=OrderedDict)
+
+    def note(self, image_id: str, place: str, path: Path, *, at: float) -> None:
+        """Remember what Cinder would do now. A look that shows what the last one did is no news."""
+        reasons = path.reasons if isinstance(path, Download) else ()
+        before = self._looks.get((image_id, place), ())
+        if before and before[-1].reasons == reasons:
+            return
+        self._looks[image_id, place] = (*before, Look(at, reasons))[-LOOKS:]
+        self._looks.move_to_end((image_id, place))
+        if len(self._looks) > KEEP:
+            self._looks.popitem(last=False)
+
+    def of(self, image_id: str, place: str) -> tuple[Look, ...]:
+        """The looks at an image on a target or in a place of one, the oldest first."""
+        return self._looks.get((image_id, place), ())
+
+
+class Reading(NamedTuple):
+    """What was read of an image, and when."""
+
+    at: float
+    image: Image
+    volumes: tuple[Volume, ...]
+    locations: tuple[Location, ...] | None
+
+
+class Creations:
+    """Finds out how Cinder made a volume, at most four calls each, and one in a burst of them."""
+
+    def __init__(self, parts: Parts, stores: TargetStores, looks: Looks) -> None:
+        self._cloud = parts.cloud
+        self._now = parts.now
+        self._policy = parts.policy
+        self._learned = parts.learned
+        self._undone = parts.undone
+        self._stores = stores
+        self._looks = looks
+        self._readings: OrderedDict[str, Reading] = OrderedDict()
+        # Cinder has been seen to note a download, so that a volume without that note was cloned
+        self._notes_downloads = False
+        self._asked_at = -ASK_AGAIN
+
+    async def how_made(self, creation: Creation, targets: Iterable[Target]) -> Made | None:
+        """How Cinder made the volume; None if it was not made of the image but of another volume."""
+        if creation.downloaded:
+            self._notes_downloads = True
+        elif creation.read and not self._notes_downloads:
+            # Only then it matters
+            self._notes_downloads = await self._ask()
+        try:
+            volume = await self._cloud.get_volume(creation.volume_id)
+        except (NotFound, Blocked):
+            return Made(Way.UNKNOWN, why=NOT_THE_IMAGES)
+        if volume.source_volid or volume.snapshot_id:
+            return None
+        target = next((one for one in targets if one.name == creation.target), None)
+        if target is None:
+            return Made(Way.UNKNOWN, why="no such target is configured any more")
+        try:
+            reading = await self._read(creation.image_id)
+        except NotFound:
+            way = Way.DOWNLOAD if creation.downloaded else Way.UNKNOWN
+            return Made(way, why="the image is gone")
+        image = reading.image
+        target = served(image, await self._stores.resolve(target), self._learned, now=self._now())
+        place = next((one for one in target.places if creation.host in one.hosts), None)
+        here = at(target, place) if place and target.is_spread else target
+        pool = pool_of(target, self._learned, place, now=self._now())
+        if place is None and creation.host:
+            pool = replace(pool, hosts=frozenset({creation.host}))
+        looks = (*self._looks.of(image.id, target.name), *self._looks.of(image.id, here.place))
+        return made(
+            creation,
+            path=self._path(reading, pool, here, creation.project),
+            looks=sorted(set(looks)),
+            refusal=policy.refusal(image, target, self._policy) or "",
+            by_cache=here.strategy == "cache",
+            notes_downloads=self._notes_downloads,
+        )
+
+    async def _ask(self) -> bool:
+        """Whether Cinder is seen to note downloads; asked now and then."""
+        if self._now() - self._asked_at < ASK_AGAIN:
+            return False
+        self._asked_at = self._now()
+        return await self._cloud.notes_downloads()
+
+    def _path(self, reading: Reading, pool: Pool, target: Target, project_id: str) -> Path:
+        full = target.strategy == "cache" and self._undone.full(target.place, now=self._now())
+        evidence = Evidence(
+            locations=reading.locations, volumes=reading.volumes, cache_off=bool(full)
+        )
+        return clone_path(reading.image, pool, evidence, project_id=project_id)
+
+    async def _read(self, image_id: str) -> Reading:
+        found = self._readings.get(image_id)
+        if found and self._now() - found.at < FRESH:
+            return found
+        image = await self._cloud.get_image(image_id)
+        volumes = await self._cloud.find_volumes(image_volume.name_of(image_id))
+        own = tuple(one for one in volumes if image_volume.is_of(one, image))
+        raw = image_volume.is_raw(image)
+        locations = await self._cloud.get_locations(image_id) if raw else ()
+        reading = Reading(self._now(), image, own, locations)
+        self._readings[image_id] = reading
+        self._readings.move_to_end(image_id)
+        if len(self._readings) > READINGS:
+            self._readings.popitem(last=False)
+        return reading
+
+
+def made(
+    creation: Creation,
+    *,
+    path: Path,
+    looks: Iterable[Look] = (),
+    refusal: str = "",
+    by_cache: bool = False,
+    notes_downloads: bool = True,
+) -> Made:
+    """How Cinder made a volume. Pure.
+
+    `path` is what Cinder would do now for another volume of the same project, `looks` are what it
+    would have done earlier, the oldest first. `refusal` tells why policy does not want the image on
+    the target. `by_cache` tells that Cinder's image-volume cache is to serve the image there: then
+    the reason why it did not is the decisive one. `notes_downloads` tells that Cinder is known to note downloads.
+    """
+    if creation.downloaded:
+        return _downloaded(creation, path, tuple(looks), refusal, by_cache=by_cache)
+    if creation.read and not notes_downloads:
+        return Made(Way.UNKNOWN, why=NO_SIGN)
+    way = next((way for kind, way in WAYS if isinstance(path, kind)), Way.UNKNOWN)
+    if way is Way.UNKNOWN and creation.hit:
+        way = Way.CACHE
+    if way is Way.UNKNOWN:
+        return Made(way, why="it was a clone, and what it was cloned from is gone")
+    return Made(way)
+
+
+def _downloaded(
+    creation: Creation, path: Path, looks: tuple[Look, ...], refusal: str, *, by_cache: bool
+) -> Made:
+    """Why Cinder has downloaded the image: by the last look before, else by the first one since,
+    else by now."""
+    before = [look for look in looks if look.at <= creation.began]
+    since = [look for look in looks if look.at > creation.began]
+    candidates = [look.reasons for look in (*before[-1:], *since[:1])]
+    if isinstance(path, Download):
+        candidates.append(path.reasons)
+    reasons = next((one for one in candidates if one), ())
+    if by_cache:
+        # Those of the clone path stand in the order in which Cinder tries, the cache at last
+        reasons = reasons[::-1]
+    if refusal:
+        reasons = (Reason.NOT_WANTED, *reasons)
+    told = [refusal] if refusal else []
+    told += [WORDS[reason].sentence for reason in reasons if reason is not Reason.NOT_WANTED]
+    return Made(Way.DOWNLOAD, tuple(reasons), "; ".join(told) or NO_CAUSE)

@@ -1,0 +1,53 @@
+"""Images and volumes by id or name, as people give them to commands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from worker.core.cloud import Volume
+from worker.core.errors import Misconfigured, NotFound
+from worker.core.notification import IMAGE_ID
+from worker.openstack.cloud import OpenStackCloud
+
+SHOWN = 20
+"""Ids that an error lists at most."""
+
+
+async def image_id(cloud: OpenStackCloud, text: str) -> str:
+    """The id of the image with this id or name.
+
+    An id is taken as it is, whether Glance has the image or not. NotFound if no image has the name,
+    Misconfigured if several have.
+    """
+    if is_id(text):
+        return text.strip().lower()
+    found = await cloud.find_images(text)
+    return _only("image", text, [one.id for one in found])
+
+
+async def volume(cloud: OpenStackCloud, text: str) -> Volume:
+    """The volume of any project with this id or name; NotFound, or Misconfigured if several have
+    the name."""
+    if is_id(text):
+        return await cloud.get_volume(text.strip().lower())
+    found = {one.id: one for one in await cloud.find_all_volumes(text)}
+    return found[_only("volume", text, found)]
+
+
+def is_id(text: str) -> bool:
+    """Whether the text is an id as Glance and Cinder write them."""
+    return IMAGE_ID.fullmatch(text.strip().lower()) is not None
+
+
+def _only(kind: str, text: str, ids: Iterable[str]) -> str:
+    ids = sorted(ids)
+    if not ids:
+        raise NotFound(f"no {kind} has the id or the name {text!r}")
+    if len(ids) > 1:
+        more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+        raise Misconfigured(
+            [
+                f"{len(ids)} {kind}s have the name {text!r}, give an id: {', '.join(ids[:SHOWN])}{more}"
+            ]
+        )
+    return ids[0]
