@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from tests.worker_process import configuration
 from worker import settings
 from worker.core.errors import Misconfigured
 from worker.diagnose.doctor.configuration import checks as configuration_checks
+from worker.settings import Settings
+from worker.settings.options import PARTS, TABLE
 
 ONE, TWO = "0" * 32, "1" * 32
 
@@ -235,3 +238,15 @@ def test_what_no_socket_could_be_bound_to_is_a_fault_of_the_configuration(
 ) -> None:
     with pytest.raises(Misconfigured, match=r"\[probes\] bind: .* is not HOST:PORT"):
         load(tmp_path, {**GOOD, "probes": {"bind": bind}})
+
+
+def test_each_option_becomes_one_field_and_no_default_stands_twice() -> None:
+    filled = [option.field for option in TABLE if option.field]
+    assert len(filled) == len(set(filled))
+    for option in TABLE:
+        if option.part:
+            assert option.attribute in {field.name for field in fields(PARTS[option.part])}
+            # The part's own default, but for what is written in another way
+            assert option.default is None or option.name == "pools", option
+        elif option.field:
+            assert option.field in {field.name for field in fields(Settings)}

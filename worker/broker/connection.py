@@ -95,13 +95,14 @@ def content(message: Any) -> tuple[bytes, str]:
     """Return the bytes of a delivered message and its `compression` header, "" if it has none."""
     body = message.body
     compression = (message.headers or {}).get("compression")
-    # Text where the channel decodes what claims to be text, and for an empty body
+    # py-amqp gives text for an empty body, and where the channel decodes text
     raw = body.encode() if isinstance(body, str) else bytes(body)
     return raw, compression if isinstance(compression, str) else ""
 
 
 def declared_otherwise_pause(times: int) -> float:
-    """Seconds to leave a queue alone that has been found declared otherwise so many times.
+    """Return the seconds to leave a queue alone that has been found declared otherwise `times`
+    times.
 
     Only an operator can change it, and the broker logs an error at each try.
     """
@@ -109,8 +110,7 @@ def declared_otherwise_pause(times: int) -> float:
 
 
 def words(error: BaseException) -> str:
-    """Return what went wrong in a line; of a queue that is there, but not as we declare it, what is
-    different."""
+    """Return an error in one line; for a queue that exists with other arguments, the difference."""
     said = str(getattr(error, "reply_text", "") or error) or type(error).__name__
     match = _INEQUIVALENT.search(said)
     if match is None:

@@ -1,5 +1,5 @@
-"""The consuming half of the RabbitMQ lanes: a channel for each lane, acks written by the thread
-that consumes."""
+"""The consuming half of the RabbitMQ lanes: a channel for each lane; the thread that consumes
+writes the acks."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ OPEN_AGAIN = 5.0
 _OPENING = frozenset(
     {spec.Exchange.Declare, spec.Queue.Declare, spec.Queue.Bind, spec.Basic.Qos, spec.Basic.Consume}
 )
-"""What is asked for to open a lane, as a refusal names it."""
+"""The methods that open a lane, as a refusal names them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,14 +54,14 @@ class RabbitDelivery:
     _ack: Callable[[], None]
 
     def ack(self) -> None:
-        """Let the broker forget the job; without effect if its connection is gone, and the job back
-        in its queue."""
+        """Let the broker forget the job. Without effect if its connection is gone, and the job
+        back in its queue."""
         self._ack()
 
 
 @dataclass(slots=True, eq=False)
 class _Lane:
-    """A lane on the connection of the moment."""
+    """A lane on the current connection."""
 
     name: str
     queue: str
@@ -80,20 +80,20 @@ class _Lane:
 
     @property
     def deaf_at(self) -> float:
-        """When it has to be opened again, in monotonic seconds; infinite unless jobs wait and none
+        """When to open the lane again, in monotonic seconds; infinite unless jobs wait and none
         comes."""
         return self.starved_since + min(LONGEST_DEAF, DEAF_AFTER * 2.0 ** min(self.starved, 16))
 
     def closed(self, problem: str, *, open_at: float) -> None:
-        """Forget the channel and what came through it: the broker takes that back."""
+        """Forget the channel and its deliveries: the broker takes them back."""
         self.active, self.starved_since = False, math.inf
         self.channel, self.problem, self.open_at = None, problem, open_at
         self.unacked = set()
 
 
 class Consumer:
-    """Consumes every lane, each through its own channel, so that a fault of one queue is no fault
-    of the others."""
+    """Consumes every lane through a channel of its own, so that a fault of one queue leaves the
+    others alone."""
 
     def __init__(
         self,
@@ -107,11 +107,11 @@ class Consumer:
         bring_back: Callable[[Job, Callable[[], None]], None],
         lost: Callable[[str], None],
     ) -> None:
-        """All are called on the link's thread; `bury` and `bring_back` call back once what they
-        were given is safe.
+        """All callables are called on the link's thread; `bury` and `bring_back` call back once
+        their job is safe.
 
-        `bring_back` puts a job into its lane whose queue was not there when the job was due; `lost`
-        is told of a lane whose deliveries the broker hands out anew.
+        `bring_back` puts a job into its lane whose queue was not there when the job was due. `lost`
+        is called for a lane whose deliveries the broker hands out anew.
         """
         self._topology = topology
         self._deliver = deliver
@@ -135,7 +135,7 @@ class Consumer:
 
     @property
     def problem(self) -> str | None:
-        """None while every lane is open, else what is wrong."""
+        """None while every lane is open, else the problem."""
         closed = (f"{lane.queue}: {lane.problem}" for lane in self._lanes if lane.problem)
         return self._link.problem or next(closed, None)
 
@@ -147,14 +147,14 @@ class Consumer:
     def activation(self, lane: str) -> int:
         """A number that changes whenever we become the lane's active consumer; 0 while we are not.
 
-        With one active consumer a queue, we are from our first delivery until our channel closes.
+        A queue has one active consumer. That is us from our first delivery until our channel
+        closes.
         """
         one = self._named.get(lane)
         return one.activations if one and one.active else 0
 
     def empty_at(self, lane: str) -> float:
-        """When the lane was last counted and nothing waited there, in monotonic seconds; 0 if that
-        was never so."""
+        """Return when the lane was last counted empty, in monotonic seconds; 0 if it never was."""
         one = self._named.get(lane)
         return one.empty_at if one else 0.0
 
@@ -175,7 +175,7 @@ class Consumer:
         self._open_lanes(time.monotonic())
 
     def turn(self) -> float:
-        """Write acks, open lanes that are closed, count what waits."""
+        """Write acks, open lanes that are closed, count waiting jobs."""
         while self._acks:
             lane, channel, tag = self._acks.popleft()
             if lane.channel is channel and tag in lane.unacked:
@@ -201,7 +201,7 @@ class Consumer:
             if lane.unacked and lane is not self._stray:
                 self._on_lost(lane.name)
             if lane is self._opening:
-                # It may be what broke the connection: the others first, next time.
+                # It may have broken the connection: next time the others come first
                 lane.broken += 1
                 log.warning(
                     "lane_broke_connection", lane=lane.name, queue=lane.queue, times=lane.broken
@@ -219,7 +219,7 @@ class Consumer:
         return not self._acks
 
     def _check_deliveries(self, lane: _Lane, now: float) -> None:
-        """Close a lane through which nothing comes although jobs wait there; the next turn opens it
+        """Close a lane that delivers nothing although jobs wait there; the next turn opens it
         again."""
         if lane.channel is None or lane.unacked or not self._depths.get(lane.name):
             lane.starved_since = math.inf
@@ -248,7 +248,7 @@ class Consumer:
     def _open_lane(self, lane: _Lane) -> None:
         self._opening = lane
         channel = self._connection.channel()
-        # Bytes, whatever encoding a message claims to have
+        # We want bytes, even if a message claims to be text
         channel.auto_decode = False
         try:
             if lane is self._stray:
@@ -279,8 +279,8 @@ class Consumer:
         self._opening = None
 
     def _cancelled(self, lane: _Lane, channel: Any) -> None:
-        """The broker ended our consumer, most likely as the queue was deleted: declare it again, at
-        the next turn."""
+        """Note that the broker has ended our consumer, most likely because the queue was
+        deleted. The next turn declares it again."""
         if lane.channel is channel:
             log.warning("lane_cancelled", lane=lane.name, queue=lane.queue)
             lane.closed("its queue was deleted", open_at=0.0)

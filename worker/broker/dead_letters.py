@@ -1,4 +1,4 @@
-"""The dead letters on a RabbitMQ, for a person: looked at, taken away, none lost on the way."""
+"""The dead letters on a RabbitMQ, for an operator: shown and taken away, none lost on the way."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from worker.core.errors import Malformed, Temporary
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """One message in the queue: `id` is made of its bytes, so it is the same each time; `letter`
-    None if unreadable."""
+    """One message in the queue. `id` is made of its bytes, so that it is the same each time;
+    `letter` is None if unreadable."""
 
     id: str
     raw: bytes
@@ -30,8 +30,8 @@ class Kept:
 
 
 class DeadQueue:
-    """The queue of the dead letters, opened as a context. What is not `take`n away is back in it
-    afterwards."""
+    """The queue of the dead letters, opened as a context. Letters that are not taken return to
+    it afterwards."""
 
     def __init__(self, *, url: str, queue: str) -> None:
         self._url = url
@@ -54,7 +54,7 @@ class DeadQueue:
                 "somebody else is looking at the dead letters: try again when that has ended"
             ) from error
         self._connection, self._channel = connection, connection.channel()
-        # Bytes, whatever encoding a message claims to have
+        # We want bytes, even if a message claims to be text
         self._channel.auto_decode = False
         return self
 
@@ -81,5 +81,5 @@ class DeadQueue:
             yield Kept(hashlib.sha256(raw).hexdigest()[:12], raw, letter, message.delivery_tag)
 
     def take(self, kept: Kept) -> None:
-        """Take one away for good."""
+        """Take a letter away for good."""
         self._channel.basic_ack(kept.tag)

@@ -1,9 +1,8 @@
 """The exchanges that an intake binds its queue to: which are missing, and when to look for them
 again. No IO.
 
-The services' exchanges are not durable: they are there once a service has published, and gone when
-the broker restarts. RabbitMQ has no way to ask for an exchange that it does not log as an error
-when the answer is no.
+The services' exchanges are not durable: they appear when a service first publishes, and disappear
+when the broker restarts. RabbitMQ logs an error whenever we ask for an exchange that is not there.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ NOT_LOOKED_FOR = "not looked for yet"
 
 
 class Exchanges:
-    """When each exchange is due to be looked for; the pause doubles while it is missing.
+    """When to look for each exchange; the pause doubles while it is missing.
 
     Written on one thread; `unbound` may be read on any. Times are of one monotonic clock, which the
     caller reads.
@@ -76,8 +75,8 @@ class Exchanges:
         return before != reason
 
     def disconnected(self) -> None:
-        """Forget what is bound. Those that were there are due at once; the others keep their pause,
-        since a connection that breaks time and again must not become a look each time."""
+        """Forget all bindings. Exchanges that were there are due at once. The others keep their
+        pause, so that a connection that breaks time and again does not lead to a look each time."""
         self._reasons = dict.fromkeys(self._names, NOT_CONNECTED)
         for name in self._known:
             self._pauses[name] = self._every

@@ -1,10 +1,10 @@
-"""Frames: what py-amqp can't decode of a message is left out of it, so that the message is no fault
-of the connection.
+"""Frames: properties that py-amqp can't decode are left out of a message, so that they do not break
+the connection.
 
-Whoever may publish decides what the properties, headers and routing key of a message are, and
-RabbitMQ passes them on as they are: text that is no UTF-8, a time that no calendar has, tables a
-thousand deep. py-amqp raises on them in the middle of reading. The connection would be lost, the
-broker would deliver the message again, and so on for ever.
+Whoever may publish chooses the properties, headers and routing key of a message, and RabbitMQ
+passes them on unchecked: text that is not UTF-8, a time that no calendar has, tables a thousand
+deep. py-amqp raises on them in the middle of reading. We would lose the connection, the broker
+would deliver the message again, and so on for ever.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ Frame = tuple[int, int, bytes]
 
 
 def tolerant(connection: Any, callback: Callable[..., object]) -> Callable[[Frame], bool]:
-    """A reader of frames as py-amqp's own, but for messages that it can't decode."""
+    """Return a reader of frames like py-amqp's own that also takes messages py-amqp can't
+    decode."""
     read: Callable[[Frame], bool] = frame_handler(connection, callback)
 
     def on_frame(frame: Frame) -> bool:
@@ -47,8 +48,8 @@ def tolerant(connection: Any, callback: Callable[..., object]) -> Callable[[Fram
         try:
             return read(frame)
         except Exception:
-            # What it raises on properties may be anything; what somebody raises who is given an
-            # empty message goes on
+            # py-amqp may raise anything on properties. If these are readable, the error comes from
+            # whoever got the message
             if has_readable_properties(content):
                 raise
             return read((kind, channel, content[:_PROPERTIES] + _NONE))
@@ -66,8 +67,8 @@ def has_readable_properties(header: bytes) -> bool:
 
 
 def readable_arguments(method: bytes) -> bytes:
-    """A method frame; of one that a message comes with, text that is no UTF-8 has ? for all that is
-    no ASCII."""
+    """Return a method frame; in one that belongs to a message, text that is not UTF-8 has ? for
+    all that is not ASCII."""
     layout = _LAYOUTS.get(struct.unpack_from(">HH", method))
     if layout is None or method[_ARGUMENTS:].isascii():
         return method

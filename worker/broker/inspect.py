@@ -69,7 +69,7 @@ class Look:
 
 
 class Alarm(OSError):
-    """The broker is short of memory or disk, and says so when one publishes to it."""
+    """The broker is short of memory or disk, and refuses a message for it."""
 
 
 Trial = Callable[[Connection, Mapping[str, Depth]], object]
@@ -83,8 +83,8 @@ def look(
     queues: Iterable[str] = (),
     trial: Trial | None = None,
 ) -> Look:
-    """Connect to every host, and ask one that answers what is there. Blocks; changes nothing but by
-    `trial`."""
+    """Connect to every host, and ask one that answers which queues and exchanges exist. Blocks;
+    only `trial` changes anything."""
     broker = parse(url)
     with ThreadPoolExecutor(max_workers=len(broker.hosts)) as threads:
         tried = list(threads.map(lambda host: _open(broker, host), broker.hosts))

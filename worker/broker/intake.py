@@ -87,19 +87,19 @@ class RabbitIntake:
             await asyncio.to_thread(feed.stop, grace=self._grace)
 
     def problem(self) -> str | None:
-        """None when it is consuming, else what is wrong. An exchange that is not there is no
-        problem: see `unbound`."""
+        """None while the intake consumes, else the problem. A missing exchange is none: see
+        `unbound`."""
         return "the intake is not running" if self._feed is None else self._feed.problem
 
     def unbound(self) -> tuple[str, ...]:
-        """The exchanges that are not bound at the moment, most likely because no service has
-        published to them yet."""
+        """The exchanges that are not bound now, most likely because no service has published to
+        them yet."""
         return self._subscription.exchanges if self._feed is None else self._feed.unbound
 
 
 class _Feed:
-    """The session of the intake's link: routes messages, offers groups to the sink, acks once the
-    sink has them."""
+    """The session of the intake's link: routes messages, offers groups to the sink, and acks a
+    group once the sink has it."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class _Feed:
         created = self._subscription.declare(connection)
         self._bind(tell=False)
         self._channel = connection.channel()
-        # Bytes, whatever encoding a message claims to have
+        # We want bytes, even if a message claims to be text
         self._channel.auto_decode = False
         self._channel.basic_qos(prefetch_size=0, prefetch_count=self._prefetch, a_global=False)
         # Without `on_cancel` the deletion of our queue ends this session, and the next one makes
@@ -168,7 +168,7 @@ class _Feed:
         self._tag = self._channel.basic_consume(self._subscription.queue, callback=self._deliver)
         self._pulse.opened(connection, self._channel)
         log.info("intake_opened", queue=self._subscription.queue, unbound=self.unbound)
-        # Whatever bindings there are may be younger than what they have missed.
+        # The bindings may be younger than the notifications that they have missed
         reason = (
             "the queue was made" if created else "connected again" if self._again else "connected"
         )
@@ -176,10 +176,10 @@ class _Feed:
         self._sink.gap(reason)
 
     def turn(self) -> float:
-        """Settle what the sink has accepted, offer it what has come in, look at the exchanges now
-        and then."""
+        """Settle groups that the sink has accepted, offer it the next one, and look for
+        exchanges now and then."""
         if self._offer is not None and self._offer.done():
-            # What it raises ends the session, and the broker delivers again.
+            # Its error ends the session, and the broker delivers again
             self._offer.result()
             self._offer = None
             self._ack(self._offered)
@@ -192,7 +192,7 @@ class _Feed:
         return min(self._pulse.turn(), self._exchanges.next_look - time.monotonic())
 
     def lost(self) -> None:
-        """Forget what the broker delivers again."""
+        """Forget the messages that the broker delivers again."""
         if self._offer is not None:
             # Where the sink still waits for its lanes, it would wait once more for the same
             # messages.
@@ -213,8 +213,8 @@ class _Feed:
         self._receive(message)
 
     def _found(self, message: Any) -> None:
-        """Take what was asked for; OSError if RabbitMQ has delivered nothing by itself for too
-        long."""
+        """Take a message that we asked for; OSError if RabbitMQ has delivered nothing by itself
+        for too long."""
         holding = self._delivered > self._acked
         self._starved = 0 if holding else self._starved + 1
         if self._starved >= DEAF_AFTER:
@@ -230,8 +230,8 @@ class _Feed:
         self._newest = message.delivery_tag
 
     def _settle(self) -> None:
-        """Ack what came to nothing at once, hand the rest to the sink; meanwhile the next group
-        comes in."""
+        """Ack messages without jobs at once, and hand the others to the sink; meanwhile the next
+        group comes in."""
         if self._routed:
             self._offer = asyncio.run_coroutine_threadsafe(
                 self._sink.accept(self._routed), self._loop
@@ -248,14 +248,14 @@ class _Feed:
         self._acked = tag
 
     def _leave(self) -> None:
-        """Consume no more; what is not offered yet goes back when the channel closes."""
+        """Stop consuming. Messages that are not offered yet go back when the channel closes."""
         if self._tag is not None:
             tag, self._tag = self._tag, None
             self._channel.basic_cancel(tag)
 
     def _bind(self, *, tell: bool) -> None:
-        """Bind what is due, also what was bound before: it may have been deleted and made again
-        since."""
+        """Bind the exchanges that are due, also bound ones: they may have been deleted and made
+        again since."""
         for exchange in self._exchanges.due(time.monotonic()):
             reason = self._subscription.bind(self._connection, exchange)
             if reason is not None:

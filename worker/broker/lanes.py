@@ -22,8 +22,8 @@ T = TypeVar("T")
 
 
 class RabbitLanes:
-    """Lanes that survive crashes and are shared by replicas; of those, one at a time is handed the
-    jobs of a lane."""
+    """Lanes that survive crashes and are shared by replicas. One replica at a time gets the jobs
+    of a lane."""
 
     def __init__(
         self,
@@ -108,8 +108,8 @@ class RabbitLanes:
         await self._confirmed([(self._topology.dead, letter) for letter in letters], after=0.0)
 
     async def close(self) -> None:
-        """Hand out nothing more, write the acks that were given, let go. A `publish` that still
-        waits is Temporary."""
+        """Hand out nothing more, write the acks that were given, disconnect. A `publish` that
+        still waits raises Temporary."""
         consumer, self._consumer, self._known = self._consumer, None, None
         publisher, self._publisher = self._publisher, None
         if consumer is not None:
@@ -128,8 +128,8 @@ class RabbitLanes:
         return self._known is not None and self._known.waits(key)
 
     def knows(self, lane: str) -> bool:
-        """Whether nothing waits in the lane but what this process has published while it was its
-        active consumer."""
+        """Whether all jobs in the lane were published by this process while it was the active
+        consumer."""
         depth = self.depths().get(lane, 0)
         return not depth or (self._known is not None and self._known.count(lane) >= depth)
 
@@ -139,7 +139,7 @@ class RabbitLanes:
         return {} if self._consumer is None else self._consumer.depths
 
     def problem(self) -> str | None:
-        """None when every lane is open and can be published to, else what is wrong."""
+        """None when every lane is open and can be published to, else the problem."""
         if self._consumer is None or self._publisher is None:
             return (self._publisher and self._publisher.problem) or "the lanes are closed"
         return self._consumer.problem or self._publisher.problem
@@ -165,20 +165,20 @@ class RabbitLanes:
         try:
             await confirmed
         except asyncio.CancelledError:
-            # Who gives up publishes again: else each try would leave its messages here while the
-            # broker is away
+            # The caller will publish again: otherwise each try would leave its messages here while
+            # the broker is away
             withdraw()
             raise
 
 
 def _resolve(confirmed: asyncio.Future[None]) -> None:
-    # Its caller may have been cancelled meanwhile
+    # The caller may have been cancelled
     if not confirmed.done():
         confirmed.set_result(None)
 
 
 def _call(loop: asyncio.AbstractEventLoop, function: Callable[[T], None], argument: T) -> None:
     """Call `function` on the event loop from a link's thread."""
-    # A loop that is closed has nobody left who waits
+    # Nobody waits on a closed loop
     with contextlib.suppress(RuntimeError):
         loop.call_soon_threadsafe(function, argument)

@@ -1,4 +1,4 @@
-"""A link: one thread that owns one connection to a broker and brings it back for as long as it
+"""A link: one thread that owns one connection to a broker, and reconnects for as long as it
 runs."""
 
 from __future__ import annotations
@@ -48,27 +48,27 @@ class Session(Protocol):
     """The user of a link's connection. The link calls all methods on its thread."""
 
     def opened(self, connection: Any) -> None:
-        """There is a new connection: declare, consume."""
+        """Declare and consume on a new connection."""
 
     def turn(self) -> float:
-        """Do what has become due: after each burst of frames, each `wake`, and after as many
-        seconds as it returns."""
+        """Do all that is due. Called after each burst of frames, after each `wake`, and after as
+        many seconds as it returns."""
 
     def lost(self) -> None:
-        """The connection is gone, and what was not confirmed on it with it."""
+        """Note that the connection is gone, with everything that was not confirmed on it."""
 
     def finished(self) -> bool:
-        """Whether nothing is left to be done before an orderly close; asked after each turn once
-        the link stops."""
+        """Whether everything is done before an orderly close; asked after each turn once the
+        link stops."""
 
 
 class Link:
     """A thread that owns one AMQP connection, since neither kombu nor py-amqp may be shared between
     threads.
 
-    It sleeps until the socket or `wake` has something for it, keeps the heartbeats, and after an
-    outage tries one host after the other until it is back, which it logs once when it begins and
-    once when it ends.
+    It sleeps until the socket or `wake` has something for it, and keeps the heartbeats. After an
+    outage it tries one host after the other until it is connected; it logs the begin and the end of
+    an outage once.
     """
 
     def __init__(self, *, broker: Broker, session: Session, name: str, burst: int = 100) -> None:
@@ -94,8 +94,7 @@ class Link:
 
     @property
     def hung(self) -> float:
-        """For how many seconds its thread has not turned; 0 if that is no longer than a slow broker
-        explains."""
+        """Seconds for which the thread has not turned; 0 if a slow broker explains it."""
         late = time.monotonic() - self._turned
         return (
             late if self._thread.is_alive() and self._stop_by is None and late > HUNG_AFTER else 0.0
@@ -132,7 +131,7 @@ class Link:
 
     def stop(self, *, grace: float) -> None:
         """Give the session `grace` seconds to finish, close the connection and end the thread.
-        Blocks, but not for ever: on a broker that does not answer it hangs up."""
+        Blocks, but not for ever: if the broker does not answer, we hang up."""
         self._stop_by = time.monotonic() + grace
         self.wake()
         self._thread.join(grace + GOODBYE_TIMEOUT)
@@ -154,7 +153,7 @@ class Link:
         self._wakened.close()
 
     def _connect(self, host: Host) -> bool:
-        """Serve one connection until it is over; whether there was one that could be used."""
+        """Serve one connection until it is over; return whether it could be used."""
         connection, served = None, False
         try:
             connection = connect(
@@ -173,9 +172,9 @@ class Link:
             self._refused = self._refused + 1 if isinstance(error, PreconditionFailed) else 0
             self._missed(f"{host}: {words(error)}")
         except Exception as error:
-            # The root of a thread: py-amqp raises what it likes on a connection that breaks under
-            # it, and a fault of ours must not end the intake for ever. Both are over with the next
-            # connection, or seen in the log.
+            # The root of a thread: py-amqp may raise anything when a connection breaks, and a fault
+            # of ours must not end the intake for ever. The next connection ends both, or the log
+            # shows them
             if connection is None or connection.connected:
                 log.exception("broker_session_failed", link=self.name)
             self._missed(f"{host}: {error!r}")
@@ -190,7 +189,7 @@ class Link:
         """Read, take turns and keep the heartbeats until the link stops or the connection
         breaks."""
         sock = connection.sock
-        # OpenSSL reads ahead: what it has already decrypted, poll does not see.
+        # OpenSSL reads ahead: poll does not see bytes that it has already decrypted
         decrypted = getattr(sock, "pending", lambda: 0)
         frames, wakes = select.poll(), select.poll()
         frames.register(sock, select.POLLIN)
@@ -218,8 +217,8 @@ class Link:
         self._awake = False
 
     def _pause(self, failures: int, *, shortest: float) -> None:
-        """Wait before the next try: shortly between the hosts of one round, longer after each
-        round; a stop ends it.
+        """Wait before the next try: briefly between the hosts of one round, longer after each
+        round; a stop ends the wait.
 
         At least `shortest` seconds.
         """
@@ -270,7 +269,7 @@ def hung() -> dict[str, str]:
 
 
 def _drop(connection: Any, *, politely: bool) -> None:
-    """Let go of a connection, whatever state it is in."""
+    """Close a connection in any state."""
     if connection is None:
         return
     try:

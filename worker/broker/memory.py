@@ -1,4 +1,4 @@
-"""Lanes of one process, in memory: what a crash loses, the resync at start finds again."""
+"""Lanes of one process, in memory. The resync at start finds again what a crash loses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _Delivery:
 
 @dataclass(slots=True)
 class _Lane:
-    """Waiting and handed-out jobs, oldest first; how many of a key wait."""
+    """Waiting and handed-out jobs, oldest first, and how many of each key wait."""
 
     waiting: deque[Job] = field(default_factory=deque)
     keys: Counter[Key] = field(default_factory=Counter)
@@ -32,8 +32,8 @@ class _Lane:
 
 
 class MemoryLanes:
-    """Lanes that live as long as this object. Closed and opened again they hand out anew what was
-    not acked."""
+    """Lanes that live as long as this object. Opened again they hand out all jobs that were not
+    acked."""
 
     def __init__(self, *, keep_dead: int = 1000) -> None:
         """`keep_dead`: how many dead letters are kept; the oldest go first."""
@@ -82,7 +82,7 @@ class MemoryLanes:
         )
 
     def knows(self, lane: str) -> bool:  # noqa: ARG002
-        """Yes: nobody else publishes here."""
+        """True: nobody else publishes here."""
         return True
 
     def depths(self) -> Mapping[str, int]:
@@ -96,7 +96,7 @@ class MemoryLanes:
         return None if self._deliver is not None else "the lanes are closed"
 
     def dead_letters(self) -> tuple[DeadLetter, ...]:
-        """The dead letters, oldest first."""
+        """Return the dead letters, oldest first."""
         return tuple(self._dead)
 
     def _add(self, jobs: Iterable[Job]) -> None:
@@ -116,8 +116,8 @@ class MemoryLanes:
             lane.keys[delivery.job.key] -= 1
             if not lane.keys[delivery.job.key]:
                 del lane.keys[delivery.job.key]
-            # Never from within a publish or an ack: who calls those doesn't expect to be called
-            # back in the middle.
+            # Never from within a publish or an ack: their caller doesn't expect to be called back
+            # in the middle
             asyncio.get_running_loop().call_soon(self._arrive, delivery)
 
     def _arrive(self, delivery: _Delivery) -> None:

@@ -36,9 +36,9 @@ REFUSED_PAUSE = 5.0
 THREADS = 2
 """Groups that are settled side by side."""
 NOT_RUNNING = "the intake is not running"
-# Stands in place of a notification that can't be read, with the reason
+# The field that replaces a notification we can't read; it has the reason
 UNREADABLE = "unreadable"
-# What a notification is made of, its context left out
+# The fields of a notification, without its context
 FIELDS = (
     "message_id",
     "publisher_id",
@@ -51,12 +51,11 @@ FIELDS = (
 
 
 class OsloIntake:
-    """Notifications by an oslo.messaging listener, which keeps its connection by itself and tells
-    nobody about it.
+    """Notifications by an oslo.messaging listener, which reconnects by itself and reports nothing.
 
     For transports that are not RabbitMQ: it is slower than RabbitIntake, reads ahead without a
     bound unless the driver has one (`rabbit_qos_prefetch_count`), and can't say whether it is
-    connected or what it missed meanwhile.
+    connected or what it has missed.
     """
 
     def __init__(
@@ -113,7 +112,7 @@ class OsloIntake:
             transport.cleanup()
 
     def _options(self) -> cfg.ConfigOpts:
-        """Return what the files say; oslo.messaging makes its own options known and reads them, as
+        """Return the options of the files; oslo.messaging registers its own and reads them, as
         in a service."""
         conf = cfg.ConfigOpts()
         conf(
@@ -125,11 +124,11 @@ class OsloIntake:
         return conf
 
     def problem(self) -> str | None:
-        """None while the listener runs, as far as can be told."""
+        """None while the listener runs, as far as we can tell."""
         return self._problem
 
     async def _listen(self, transport: Any, sink: Sink) -> None:
-        """Listen until cancelled; comes back only if the listener does not start."""
+        """Listen until cancelled; return only if the listener does not start."""
         offers = _Offers(sink=sink, loop=asyncio.get_running_loop(), priorities=self._priorities)
         listener = BatchNotificationServer(
             transport,
@@ -142,7 +141,7 @@ class OsloIntake:
         )
         self._problem = "connecting"
         try:
-            # Drivers wait here for as long as their broker is away, and can't be told to stop.
+            # Drivers wait here for as long as their broker is away, and nothing can stop them
             await _in_thread(partial(listener.start, override_pool_size=THREADS))
         except Exception as error:
             # Every driver has errors of its own; none of them is a reason not to try again.
@@ -161,7 +160,7 @@ class OsloIntake:
 
 
 def _faults(conf: cfg.ConfigOpts) -> Iterator[str]:
-    """Values that oslo.messaging would stumble over, at each connection anew."""
+    """Yield faults of options that oslo.messaging would stumble over at each connection."""
     for group in (name for name in conf if name.startswith("oslo_messaging_")):
         for option in conf[group]:
             try:
@@ -171,10 +170,10 @@ def _faults(conf: cfg.ConfigOpts) -> Iterator[str]:
 
 
 class _Offers:
-    """Offers what a listener has read to the sink, and tells the listener what to give back.
+    """Offers messages of a listener to the sink, and tells the listener which to give back.
 
-    In place of oslo.messaging's own dispatcher, which gives a whole batch back when one message in
-    it is not as it expects: a batch with a notification whose priority is null would come again for
+    It replaces oslo.messaging's own dispatcher, which gives a whole batch back when one message in
+    it is not as expected: a batch with a notification whose priority is null would come again for
     ever.
     """
 
@@ -188,8 +187,8 @@ class _Offers:
         self._closed = threading.Event()
 
     def dispatch(self, incoming: Sequence[Any]) -> set[Any]:
-        """Route a batch and have it accepted; return the messages that have to come again. On a
-        listener's thread."""
+        """Route a batch and have it accepted; return the messages that must come again. Called
+        on a listener's thread."""
         routed = [(message, self._sink.route(wire(message.message))) for message in incoming]
         wanted = [(message, one) for message, one in routed if one]
         if not wanted or self._accepted([one for _, one in wanted]):
@@ -210,7 +209,7 @@ class _Offers:
         try:
             offer.result()
         except Exception as error:
-            # The root of a listener's thread: whatever went wrong, the messages are still wanted.
+            # The root of a listener's thread: after any error we still want the messages
             log.warning("notifications_not_accepted", messages=len(routed), reason=repr(error))
             return False
         finally:
@@ -218,7 +217,7 @@ class _Offers:
         return True
 
     async def close(self, *, grace: float) -> None:
-        """Wait up to `grace` seconds for what is open, then give it back."""
+        """Wait up to `grace` seconds for open messages, then give them back."""
         if waiting := [asyncio.wrap_future(offer) for offer in tuple(self._open)]:
             await asyncio.wait(waiting, timeout=grace)
         self._closed.set()
@@ -227,10 +226,10 @@ class _Offers:
 
 
 def wire(message: object) -> bytes:
-    """Return a notification as it was on the wire, without envelope and context, which has tokens
-    in it.
+    """Return a notification as it was on the wire, without its envelope and its context, which has
+    tokens in it.
 
-    Never raises: what is no notification comes out as something that the sink finds malformed.
+    Never raises: for anything else it returns something that the sink finds malformed.
     """
     try:
         if isinstance(message, Mapping):
@@ -239,17 +238,17 @@ def wire(message: object) -> bytes:
             ).encode()
         return json.dumps(f"a notification is an object, not {type(message).__name__}").encode()
     except (TypeError, ValueError, RecursionError) as error:
-        # Transports that hand over Python's own values can hold what JSON has no words for
+        # Transports that hand over Python's own values can hold some that JSON does not have
         return json.dumps({UNREADABLE: f"{type(error).__name__}: {error}"}).encode()
 
 
 def _bound_decompression() -> None:
-    """Have kombu decompress like the rest of the worker: bounded, and with a letter for what can't
-    be had.
+    """Have kombu decompress like the rest of the worker: bounded, and with a dead letter for a
+    message that can't be decompressed.
 
-    kombu's own decoders fill the memory with what a small message may hold, and oslo.messaging
-    throws away, acked, what they raise on. So what can't be decompressed comes out as a JSON
-    document with the reason, which becomes the letter.
+    kombu's own decoders have no bound, and oslo.messaging acks and drops a message on which they
+    raise. So the decoder returns a JSON document with the reason instead, which becomes the dead
+    letter.
     """
     registry: Any = compression
     for method in registry.encoders():
@@ -259,15 +258,15 @@ def _bound_decompression() -> None:
 
 def _decompressed(method: str, body: bytes | str) -> bytes:
     try:
-        # kombu makes text of what claims to be text
+        # kombu decodes a message that claims to be text
         return plain(body.encode() if isinstance(body, str) else body, method)
     except Malformed as error:
         return json.dumps({UNREADABLE: str(error)}).encode()
 
 
 async def _in_thread(function: Callable[[], object]) -> None:
-    """Wait for a function that may block for ever, on a thread that doesn't keep the process alive
-    if it does."""
+    """Wait for a function that may block for ever, on a thread that doesn't keep the process
+    alive."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 

@@ -17,19 +17,18 @@ that a cluster which fell apart and came together again hands out the lane to an
 
 @dataclass(slots=True)
 class _Lane:
-    """How many jobs of a key wait, and since when the last one does; while the lane is handed out
-    to us."""
+    """How many jobs of each key wait, and since when, while we are the active consumer."""
 
     activation: int = 0
     keys: dict[Key, tuple[int, float]] = field(default_factory=dict)
 
 
 class PublishedKeys:
-    """Which keys wait in a lane for certain, to be handed out to this process.
+    """Keys that certainly wait in a lane, to be handed out to this process.
 
-    That is known of what was published while the lane was handed out to us, until it arrives here:
-    nobody else gets it meanwhile. Of a job that another process has published it is not known, and
-    nothing depends on it.
+    We are certain of jobs that we have published while we are the active consumer, until they
+    arrive here: nobody else gets them meanwhile. We know nothing of jobs that another process has
+    published, and nothing depends on them.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class PublishedKeys:
         self._lanes: dict[str, _Lane] = {}
 
     def published(self, jobs: Iterable[Job]) -> None:
-        """These are about to be in their lanes."""
+        """Note that jobs of these keys are about to be in their lanes."""
         now = time.monotonic()
         for job in jobs:
             keys = self._keys(job.key.lane)
@@ -53,14 +52,14 @@ class PublishedKeys:
                     keys[job.key] = (count + 1, now)
 
     def arrived(self, job: Job) -> None:
-        """One was handed out."""
+        """Note that a job of the key was handed out."""
         keys = self._keys(job.key.lane) or {}
         count, since = keys.pop(job.key, (0, 0.0))
         if count > 1:
             keys[job.key] = (count - 1, since)
 
     def withdrawn(self, jobs: Iterable[Job]) -> None:
-        """These may have come to their lanes, or not."""
+        """Note that jobs of these keys may or may not have come to their lanes."""
         for job in jobs:
             self.arrived(job)
 
@@ -76,7 +75,7 @@ class PublishedKeys:
         return True
 
     def count(self, lane: str) -> int:
-        """How many jobs wait in a lane for certain."""
+        """Return how many jobs certainly wait in a lane."""
         oldest = max(time.monotonic() - FOR, self._empty_at(lane))
         return sum(count for count, since in (self._keys(lane) or {}).values() if since >= oldest)
 

@@ -1,4 +1,4 @@
-"""The publishing half of the RabbitMQ lanes: what it takes stays here until the broker has
+"""The publishing half of the RabbitMQ lanes: it keeps each message until the broker has
 confirmed it."""
 
 from __future__ import annotations
@@ -69,13 +69,13 @@ class _Outgoing:
 
 @dataclass(slots=True)
 class _Queue:
-    """Messages on their way to one queue, with a window of its own: a queue without a leader holds
-    up no other.
+    """Messages on their way to one queue, with a window of its own: a queue without a leader delays
+    no other.
 
-    Those that are delayed have one of their own as well, as RabbitMQ puts them into another queue
-    first. `in_flight` are the delivery tags of those without a confirm and when they were sent, the
-    oldest first; `refusing_since` is when the queue began to refuse, infinite while it takes
-    messages; `unheard` is how often in a row another connection did not help. Times are monotonic.
+    Delayed messages have a window of their own too, because RabbitMQ puts them into another queue
+    first. `in_flight` are the delivery tags of messages without a confirm and when they were sent,
+    the oldest first. `refusing_since` is when the queue began to refuse, infinite while it takes
+    messages. `unheard` is how often in a row another connection did not help. Times are monotonic.
     """
 
     name: str
@@ -89,17 +89,17 @@ class _Queue:
 
     @property
     def overdue_at(self) -> float:
-        """When another connection has to be tried; infinite if nothing is open."""
+        """When to try another connection; infinite if nothing is open."""
         patience = min(LONGEST_PATIENCE, PATIENCE * 2.0 ** min(self.unheard, 16))
         return min(self.refusing_since, next(iter(self.in_flight.values()), math.inf)) + patience
 
 
 class Publisher:
-    """Publishes persistent, mandatory messages and collects their confirms; sends again what an
-    outage left open.
+    """Publishes persistent, mandatory messages and collects their confirms; sends messages again
+    that an outage left open.
 
-    A connection of its own, because a broker that is short of memory stops reading from those that
-    publish.
+    It has a connection of its own, because a broker that is short of memory stops reading from
+    publishers.
     """
 
     def __init__(self, *, broker: Broker, topology: Topology, name: str) -> None:
@@ -120,7 +120,7 @@ class Publisher:
 
     @property
     def problem(self) -> str | None:
-        """None while messages can be published, else why not."""
+        """None while messages can be published, else the problem."""
         return self._link.problem
 
     def start(self) -> None:
@@ -133,8 +133,8 @@ class Publisher:
         """Publish each item to its queue, at once or `after` seconds later. May be called on any
         thread.
 
-        What it returns withdraws those that are not on their way yet: nobody waits for them any
-        more.
+        Call the function that it returns when nobody waits for the items any more: it withdraws
+        those that are not on their way yet.
         """
         pairs = tuple(messages)
         batch = _Batch(len(pairs), done)
@@ -159,7 +159,7 @@ class Publisher:
         self._link.stop(grace=grace)
 
     def opened(self, connection: Any) -> None:
-        """Declare what delays, and open a channel that confirms."""
+        """Declare the delays, and open a channel that confirms."""
         self._topology.declare_delays(connection)
         self._delays_declared = True
         self._connection = connection
@@ -175,7 +175,7 @@ class Publisher:
         self._tag = 0
 
     def turn(self) -> float:
-        """Publish what waits, as far as the windows and the broker allow."""
+        """Publish waiting messages, as far as the windows and the broker allow."""
         with self._lock:
             submitted, self._submitted = self._submitted, deque()
             withdrawn, self._withdrawn = self._withdrawn, False
@@ -213,8 +213,8 @@ class Publisher:
         return min([pulse, *(at - now for at in (*due_at, *overdue_at))])
 
     def lost(self) -> None:
-        """Put what was not confirmed back to the front, in order: it may arrive twice, but it
-        arrives."""
+        """Put messages without a confirm back to the front, in order: they may arrive twice, but
+        they arrive."""
         for queue, outgoing in reversed(self._unconfirmed.values()):
             if not outgoing.batch.withdrawn:
                 queue.waiting.appendleft(outgoing)
@@ -224,7 +224,7 @@ class Publisher:
             queue.declared, queue.refusing_since = False, math.inf
             queue.in_flight.clear()
         if self._declaring is not None:
-            # It may be what broke the connection: the others first, next time.
+            # It may have broken the connection: next time the others come first
             self._declaring.broken += 1
             self._declaring.not_before = time.monotonic() + broken_pause(self._declaring.broken)
             self._declaring = None
@@ -232,8 +232,8 @@ class Publisher:
         self._connection = self._channel = None
 
     def _check_confirms(self, now: float) -> None:
-        """OSError if a queue takes nothing for too long: what is open is sent again through another
-        connection."""
+        """Raise OSError if a queue takes nothing for too long: another connection then sends the
+        open messages again."""
         for queue in self._queues.values():
             if self._link.blocked:
                 # The broker has not read all of them
@@ -261,16 +261,15 @@ class Publisher:
                 else:
                     self._topology.declare_lane(channel, queue.name)
             except PreconditionFailed as error:
-                # It is there, if not as we want it: a message is safe in it, and who consumes it
-                # says what is wrong.
+                # The queue exists with other arguments: a message is safe in it, and its consumer
+                # reports the difference
                 log.warning("queue_declared_otherwise", queue=queue.name, reason=words(error))
         self._declaring = None
         queue.declared, queue.broken = True, 0
 
     def _publish(self, queue: _Queue, outgoing: _Outgoing) -> None:
         address = self._topology.address(queue.name, after=outgoing.after)
-        # Before it is sent: sending also reads, and the confirm of this one may be among what is
-        # read.
+        # Before it is sent: sending also reads, maybe the confirm of this message
         self._tag += 1
         self._unconfirmed[self._tag] = (queue, outgoing)
         queue.in_flight[self._tag] = time.monotonic()
@@ -293,7 +292,7 @@ class Publisher:
                 self._returned.discard(number)
                 queue.declared = False
                 if outgoing.after > 0:
-                    # What was deleted may as well be one of the queues that delay it.
+                    # The deleted queue may be one that delays it
                     self._delays_declared = False
                 self._refused(queue, outgoing)
             else:
@@ -307,8 +306,8 @@ class Publisher:
     def _on_return(
         self, _error: Exception, _exchange: str, _routing_key: str, message: Any
     ) -> None:
-        """No queue took it, as its queue was deleted. It is confirmed all the same, and then sent
-        again."""
+        """Note that no queue took a message, because its queue was deleted. The broker confirms
+        it all the same, and we send it again."""
         self._returned.add(int(message.properties["message_id"]))
 
     def _refused(self, queue: _Queue, outgoing: _Outgoing) -> None:
@@ -320,7 +319,7 @@ class Publisher:
         queue.not_before = now + REFUSED_PAUSE
 
     def _settled(self, tag: int, multiple: bool) -> list[tuple[int, _Queue, _Outgoing]]:
-        """The messages that a confirm is about, which are on their way no more."""
+        """Return the messages that a confirm is about; they are no longer on their way."""
         tags = (
             tuple(takewhile(lambda number: number <= tag, self._unconfirmed))
             if multiple

@@ -3,8 +3,8 @@ cluster.
 
 Such a node keeps its clients and says nothing: with `cluster_partition_handling = ignore`,
 RabbitMQ's default, for as long as it is cut off; with `pause_minority` until it has noticed, which
-takes it a minute. So we now and then ask for something that takes a majority of the nodes to
-answer: a message of a quorum queue.
+takes it a minute. So now and then we ask a question that only a majority of the nodes can answer:
+for a message of a quorum queue.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Pulse:
     """Asks a queue for a message through the connection of a link's session, on its thread."""
 
     def __init__(self, *, queue: str, receive: Callable[[Any], None] | None = None) -> None:
-        """`receive` is given a message, which is to be acked, if there was one; without it the
-        message is dropped."""
+        """`receive` is given a message, if there was one, and has to ack it; without `receive`
+        the message is dropped."""
         self._queue = queue
         self._receive = receive
         self._connection: Any = None
@@ -45,7 +45,7 @@ class Pulse:
         self._due = time.monotonic() + min(LONGEST_PAUSE, EVERY * 2.0 ** min(self._unanswered, 16))
 
     def turn(self) -> float:
-        """Ask if that is due; return the seconds to the next time. OSError if there is no
+        """Ask if that is due; return the seconds until the next time. OSError if there is no
         answer."""
         if time.monotonic() >= self._due:
             self._ask()
@@ -53,7 +53,7 @@ class Pulse:
         return self._due - time.monotonic()
 
     def lost(self) -> None:
-        """The connection is gone, maybe as there was no answer."""
+        """Note that the connection is gone, maybe because there was no answer."""
         self._unanswered += self._asking
         self._asking = False
 

@@ -69,11 +69,11 @@ class Subscription:
             )
 
     def bind(self, connection: Any, exchange: str) -> str | None:
-        """Bind the queue to an exchange; None if that is done, else why it is not. Done twice it is
-        done once.
+        """Bind the queue to an exchange; return None if it is bound, else the reason. May be done
+        twice.
 
-        The exchange is only ever looked for: declared with a durability that is not the services'
-        it would be refused, and declared before they do it, theirs would be.
+        We only ever look for the exchange and never declare it: if our durability differed from the
+        services', the broker would refuse our declaration, or later theirs.
         """
         with connection.channel() as channel:
             try:

@@ -1,5 +1,5 @@
-"""A tap: notifications as they come in now, for a command that watches for a while. Takes none from
-the daemon."""
+"""A tap: notifications as they come in, for a command that watches for a while. It takes none
+from the daemon."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from worker.core.notification import decode
 
 
 class Tap:
-    """Queues of its own on each broker, opened as a context; they go with their connections. All
-    methods block."""
+    """Queues of its own on each broker, opened as a context; they disappear with their
+    connections. All methods block."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class Tap:
             for url in self._urls:
                 connection = opening.enter_context(connected(url, name="probe"))
                 channel = connection.channel()
-                # Bytes, whatever encoding a message claims to have
+                # We want bytes, even if a message claims to be text
                 channel.auto_decode = False
                 name = channel.queue_declare(
                     "", exclusive=True, auto_delete=True, arguments=CLASSIC
@@ -67,8 +67,8 @@ class Tap:
         self._visits.__exit__(kind, error, trace)
 
     def take(self) -> Iterator[dict[str, Any]]:
-        """The notifications that have come in since the last call; what nobody can read is left
-        out."""
+        """Yield the notifications that have come in since the last call, without unreadable
+        ones."""
         for connection, channel, name in self._queues:
             # Whoever asks often enough keeps the connection alive by it
             connection.heartbeat_tick()

@@ -25,15 +25,17 @@ every few hours."""
 
 
 def broken_pause(times: int) -> float:
-    """Seconds to leave a queue alone on which the connection has broken so many times: it may have
-    no leader, and each try costs the other queues a moment. Short at first, as it may as well have
-    been the broker going down."""
+    """Return the seconds to leave a queue alone on which the connection has broken `times` times.
+
+    It may have no leader, and each try costs the other queues a moment. Short at first, because the
+    broker may just have gone down.
+    """
     return min(LONGEST_BROKEN_PAUSE, 2.0 ** min(times, 16))
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a message is published to."""
+    """The exchange and routing key to publish to."""
 
     exchange: str
     routing_key: str
@@ -44,10 +46,10 @@ class Topology:
     """The queues whose names begin with `prefix`: `<prefix>.<lane>`, `.dead`, `.stray`, `.pulse`,
     and those that delay.
 
-    What has been delayed is handed to the exchange `<prefix>.due`, which the lanes are bound to.
-    What finds no lane there, as its queue was deleted, ends in `.stray`: the delays are shared by
-    all lanes, and hold on to what they can hand to nobody until nothing else gets through
-    (RabbitMQ's at-least-once dead lettering keeps 32 on the way).
+    Delayed messages go to the exchange `<prefix>.due`, which the lanes are bound to. If a lane has
+    no queue, because it was deleted, they end in `.stray`. Otherwise they would stay in the delays,
+    which all lanes share, until nothing else gets through (RabbitMQ's at-least-once dead lettering
+    keeps 32 on the way).
 
     `queue_type` is `quorum`, or `classic` for a broker that has no quorum queues.
     """
@@ -61,14 +63,14 @@ class Topology:
         return f"{self.prefix}.dead"
 
     def queue(self, lane: str) -> str:
-        """The queue of a lane."""
+        """Return the queue of a lane."""
         return f"{self.prefix}.{lane}"
 
     def address(self, queue: str, *, after: float) -> Address:
-        """Where to publish what is to reach `queue` in `after` seconds: whole seconds, rounded up,
-        never too early."""
+        """Return the address of a message that is to reach `queue` in `after` seconds: whole
+        seconds, rounded up, never too early."""
         if not after > 0:
-            # What is no number is no time to wait for
+            # NaN is no time to wait for
             return Address("", queue)
         delay = math.ceil(min(after, LONGEST_DELAY))
         longest_level = level_name(MAX_NUMBER_OF_BITS_TO_USE - 1, self.prefix)
@@ -76,13 +78,13 @@ class Topology:
 
     @property
     def stray(self) -> str:
-        """The queue of what was delayed for a lane that has no queue, and the exchange that leads
-        there."""
+        """The queue of messages that were delayed for a lane without a queue, and the exchange
+        that leads there."""
         return f"{self.prefix}.stray"
 
     @property
     def pulse(self) -> str:
-        """The queue that is always empty, which we ask for messages to hear whether a majority of
+        """The queue that is always empty. We ask it for messages to hear whether a majority of
         the nodes answers."""
         return f"{self.prefix}.pulse"
 
@@ -91,8 +93,8 @@ class Topology:
         self._declare(channel, self.pulse, {"x-max-length": 1})
 
     def declare_delays(self, connection: Any) -> None:
-        """Declare the queues and exchanges that delay: kombu's, one queue for each bit; and what
-        follows."""
+        """Declare the queues and exchanges that delay (kombu's, one queue for each bit), and the
+        exchange behind them."""
         declare_native_delayed_delivery_exchanges_and_queues(
             connection, self.queue_type, self.prefix
         )
@@ -104,14 +106,14 @@ class Topology:
             )
 
     def declare_stray(self, channel: Any) -> None:
-        """Declare the queue of what was delayed for a lane that has no queue."""
+        """Declare the queue of messages that were delayed for a lane without a queue."""
         channel.exchange_declare(self.stray, "fanout", durable=True, auto_delete=False)
         self._declare(channel, self.stray, {"x-single-active-consumer": True})
         channel.queue_bind(queue=self.stray, exchange=self.stray)
 
     def declare_lane(self, channel: Any, queue: str) -> None:
-        """Declare the queue of a lane, fed directly or by the delays. A PreconditionFailed says
-        what is in its way."""
+        """Declare the queue of a lane, fed directly or by the delays. PreconditionFailed if it
+        exists with other arguments."""
         self._declare_due(channel)
         self._declare(channel, queue, {"x-single-active-consumer": True})
         channel.queue_bind(

@@ -43,7 +43,7 @@ class Tls:
             "certfile": self.cert_file or None,
             "keyfile": self.key_file or None,
         }
-        # py-amqp checks the name whenever it is told one
+        # py-amqp checks the name if it is given one
         return {**options, "server_hostname": host} if self.check_hostname else options
 
 

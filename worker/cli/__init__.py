@@ -31,7 +31,7 @@ class Worker(App):
     LOG = logging.getLogger(NAME)
 
     def __init__(self) -> None:
-        # What --version says is taken from there
+        # --version prints it
         App.NAME = self.NAME
         super().__init__(
             description="Keeps Glance images warm as Cinder volumes: booting from an image "
@@ -44,7 +44,7 @@ class Worker(App):
         self.conf = cfg.ConfigOpts()
 
     def build_option_parser(self, *args: Any, **kwargs: Any) -> argparse.ArgumentParser:
-        """The options that come before the command."""
+        """Return the parser of the options that come before the command."""
         parser: argparse.ArgumentParser = super().build_option_parser(*args, **kwargs)
         parser.add_argument(
             "--config-file",
@@ -59,8 +59,8 @@ class Worker(App):
         return parser
 
     def configure_logging(self) -> None:
-        """Warnings and worse, as text, until a command sets up its own logs; our errors as plain
-        lines."""
+        """Log warnings and worse, as text, until a command sets up its own logs; our errors as
+        plain lines."""
         log.setup(level="debug" if self.options.debug else "warning", style="text")
         handler = logging.StreamHandler()
         handler.setFormatter(_Plain("image-volume-worker: %(message)s"))
@@ -68,13 +68,12 @@ class Worker(App):
         self.LOG.handlers[:] = [handler]
         self.LOG.propagate = False
         if not self.options.debug:
-            # What these say of a service or broker that is away is in the command's own error once
-            # more
+            # The command's own error says the same of a service or broker that is away
             for name in TOLD_BY_ERRORS:
                 logging.getLogger(name).setLevel(logging.ERROR)
 
     def read_settings(self, *, quiet: bool = False) -> settings.Settings:
-        """The configuration, checked; its warnings are shown, unless `quiet`."""
+        """Return the configuration, checked; show its warnings, unless `quiet`."""
         conf = cfg.ConfigOpts()
         settings.register(conf)
         files = settings.config_files(self.options.config_file)
@@ -97,7 +96,7 @@ class Worker(App):
         return loaded
 
     def setup_logs(self) -> None:
-        """Logs as the configuration has them, for a command that is a daemon."""
+        """Log as the configuration says, for a command that is a daemon."""
         for name in TOLD_BY_ERRORS:
             logging.getLogger(name).setLevel(logging.NOTSET)
         conf = self.conf
@@ -109,12 +108,12 @@ class Worker(App):
         )
 
     def run(self, argv: list[str]) -> int:
-        """The exit status; without a command that is wrong usage."""
+        """Return the exit status; without a command that is wrong usage."""
         result: int = super().run(argv)
         return WRONG if self.interactive_mode else result
 
     def interact(self) -> None:
-        """No command was given: say what there is."""
+        """List the commands: none was given."""
         self.stdout = self.stderr
         super().run_subcommand(["help"])
 
@@ -126,8 +125,8 @@ class Worker(App):
         return result
 
     def prepare_to_run_command(self, cmd: Command) -> None:  # noqa: ARG002  cliff's name
-        """All that it needs is imported: from here on Ctrl-C is an exception, so that things can be
-        put in order."""
+        """Have Ctrl-C raise an exception from here on, so that things can be put in order: all
+        modules are imported."""
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -144,7 +143,7 @@ class _Plain(logging.Formatter):
 
 
 def _with_words(record: logging.LogRecord) -> bool:
-    """Gives an exception that says nothing, as MemoryError does, at least its name."""
+    """Name an exception that has no text, such as MemoryError."""
     if isinstance(record.msg, BaseException) and not str(record.msg):
         record.msg = type(record.msg).__name__
     return True

@@ -145,9 +145,9 @@ class Daemon:
         if self._settings.resync_on_start:
             self._comparisons.want(START)
         seen, opened = self._watch.seen_once, self._lanes_opened
-        # Before the cloud has been seen, notifications would only pile up as jobs in the lanes; the
-        # comparison that follows each opening of an intake finds what was missed. And a worker that
-        # can't log in would only park the jobs that it takes
+        # Until the cloud has answered, notifications would only pile up as jobs in the lanes, and a
+        # worker that can't log in would park all jobs. The comparison that follows each opening of
+        # an intake finds what we missed
         intakes = [
             self._tasks.begin(f"intake-{number}", after(seen, partial(intake.run, dispatcher)))
             for number, intake in enumerate(self._intakes)

@@ -1,4 +1,4 @@
-"""`dead-letters`: what was given up, and what to do about it."""
+"""`dead-letters`: jobs and messages that were parked, and what to do about them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ BATCH = 500
 
 
 class _Selecting(Command):
-    """The arguments of all dead-letter commands: which letters."""
+    """The arguments of all dead-letter commands, which select letters."""
 
     app: Worker
     # Whether a letter has to be named or chosen, since all would be too much to happen by mistake
@@ -64,7 +64,7 @@ class _Selecting(Command):
         return parser
 
     def opened(self, settings: Settings) -> DeadQueue:
-        """The queue; Misconfigured if the letters lie in the memory of another process."""
+        """Return the queue; Misconfigured if the letters are in the memory of another process."""
         if settings.work_url == "memory://":
             raise Misconfigured(
                 [
@@ -77,7 +77,7 @@ class _Selecting(Command):
         return DeadQueue(url=settings.work_url, queue=settings.queue)
 
     def chosen(self, queue: DeadQueue, options: argparse.Namespace) -> Iterator[Kept]:
-        """The letters that the options select."""
+        """Yield the letters that the options select."""
         wanted, now = set(options.id), time.time()
         for kept in queue:
             if wanted and kept.id not in wanted:
@@ -140,7 +140,7 @@ class Show(_Selecting, ShowOne):
 
 
 class _Taking(_Selecting, Plain, Lister):
-    """Does something with letters and takes them out of the queue."""
+    """Acts on letters and takes them out of the queue."""
 
     careful = True
 
@@ -184,11 +184,11 @@ class _Taking(_Selecting, Plain, Lister):
         return ("Id", "Lane", "Image", "Tries", "Given up", "Reason"), rows
 
     def hindrance(self, settings: Settings, kept: Kept) -> str:
-        """Why it has to stay; "" if something can be done with it."""
+        """Return why a letter has to stay; "" if it can be taken."""
         raise NotImplementedError
 
     def deal(self, settings: Settings, batch: list[Kept]) -> None:
-        """Do it; what is in the batch is taken away afterwards."""
+        """Act on a batch of letters, which is taken away afterwards."""
         raise NotImplementedError
 
 

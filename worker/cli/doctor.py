@@ -48,8 +48,8 @@ class Doctor(Plain, Lister):
 
 
 async def _examine(settings: Settings, files: list[str]) -> list[Check]:
-    # Some answers wait for Cinder's own broker: a person at a terminal is told so sooner than a
-    # daemon
+    # Some answers wait for Cinder's own broker. A person at a terminal should not wait as long as a
+    # daemon does
     settings = replace(settings, api_timeout=min(settings.api_timeout, PATIENCE))
     clouds = build_clouds(settings, Metrics())
     try:

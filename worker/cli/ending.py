@@ -1,4 +1,4 @@
-"""Ending: what a command does when it is told to end."""
+"""Ending: how a command ends early."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def when_told(call: Callable[[], object]) -> None:
-    """Call this when the process is told to end: Ctrl-C, kill, or its terminal goes and nohup does
-    not keep it."""
+    """Call this when the process has to end: on Ctrl-C, kill, or when its terminal closes
+    without nohup."""
     for number in NUMBERS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             asyncio.get_running_loop().add_signal_handler(number, call)

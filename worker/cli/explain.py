@@ -121,7 +121,7 @@ async def _explain(
             probing = _probes(settings, cloud, prewarm, options, image_id)
             probed = [check async for check in probing]
             if probed:
-                # Whether it is as it must be is told below, whatever an API tells
+                # The probe shows whether cinder.conf is right, which no API tells
                 checks = [check for check in checks if check.name != explain.CINDER_CONF]
             checks += probed
         if told:

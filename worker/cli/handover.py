@@ -1,4 +1,4 @@
-"""Where a command's jobs go: to the workers that run, or to a runner of its own."""
+"""The way of a command's jobs: to the workers that run, or to a runner of its own."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class Handover:
         await self._lanes.close()
 
     async def submit(self, jobs: Iterable[Job]) -> None:
-        """Put jobs into their lanes, but for those that are not configured; Temporary if nobody
-        takes them."""
+        """Put jobs into their lanes, unless a lane is not configured; Temporary if nobody takes
+        them."""
         known = self._runner.queue.lanes
         wanted = [job for job in jobs if job.key.lane in known]
         self._given |= {job.key.lane for job in wanted}
@@ -76,7 +76,7 @@ class Handover:
 
     @property
     def done(self) -> int:
-        """How many jobs this command has done itself, or given up."""
+        """Number of jobs that this command has done itself, or parked."""
         samples = (sample for metric in self._metrics.jobs.collect() for sample in metric.samples)
         return sum(
             int(one.value)

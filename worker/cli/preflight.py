@@ -63,7 +63,7 @@ async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
 def _unusable(
     target: Target, types: Mapping[str, str], encryption: Mapping[str, bool | None]
 ) -> str:
-    """Reason why a target can't be used; "" if it can."""
+    """Return the reason why a target can't be used; "" if it can."""
     if why := missing_type(target, types.values()):
         return why
     return policy.encrypted_type(target) if encryption.get(target.volume_type) else ""

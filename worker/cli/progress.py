@@ -1,4 +1,4 @@
-"""Progress: how far a command is, on a terminal; nothing in a pipe."""
+"""Progress of a command, shown on a terminal; nothing in a pipe."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EVERY = 0.1
 
 
 def bar(*, total: int | None, unit: str, **options: Any) -> tqdm[Any]:
-    """A progress bar on standard error, which disappears at the end; silent unless that is a
-    terminal."""
+    """Return a progress bar on standard error, which disappears at the end; silent unless that
+    is a terminal."""
     return tqdm(total=total, unit=unit, disable=None, file=sys.stderr, leave=False, **options)
 
 

@@ -1,4 +1,4 @@
-"""`record`: what comes in, as a file that `replay` reads."""
+"""`record`: writes incoming notifications to a file that `replay` reads."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from worker.cli.assembly import build_intakes
 from worker.core.errors import Misconfigured, Temporary
 from worker.settings import Settings
 
-# Seconds after which its queue goes when nobody records any more
+# Seconds without a recorder after which the broker removes its queue
 EXPIRES = 300
-# What holds for a file where nothing else is said: bytes, seconds, files
+# Defaults for a file: bytes, seconds, files
 ROTATION: Mapping[str, Any] = {"rotate_size": 100 << 20, "rotate_every": 86_400.0, "keep": 0}
 
 

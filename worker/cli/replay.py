@@ -180,7 +180,7 @@ async def _replay(
             return one
 
         if options.dry_run:
-            # What a program reads of standard output is the summary alone
+            # Programs read the summary alone on standard output
             out = sys.stdout if options.formatter == "table" else sys.stderr
             return await running(lambda jobs: _print(jobs, out)).run(found)
         async with Handover(

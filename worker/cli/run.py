@@ -111,8 +111,8 @@ class Run(Command):
             except (Temporary, Blocked, NotFound, Malformed) as error:
                 faults, trace = (f"the cloud could not be asked about it: {error}",), None
             except Exception as error:
-                # The root of a task: whatever goes wrong, systemd is told how it ended, and the
-                # next SIGHUP is heard
+                # The root of a task: after any error systemd hears how the reload ended, and the
+                # next SIGHUP counts
                 metrics.task_failures.labels("reload").inc()
                 faults, trace = (f"{type(error).__name__}: {error}",), error
             else:

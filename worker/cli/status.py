@@ -1,4 +1,4 @@
-"""`status`: how it is with images on targets, with targets, and with lanes, now."""
+"""`status`: the present state of images on targets, of targets, and of lanes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ MEMORY = "memory://"
 
 @dataclass(slots=True)
 class _Seen:
-    """Everything that was read; `notes` say what could not be read."""
+    """All readings; `notes` say which failed."""
 
     rows: list[Row] = field(default_factory=list)
     summaries: list[Summary] = field(default_factory=list)
@@ -147,7 +147,7 @@ class Status(Plain, Lister):
 
 
 def _look(settings: Settings, image_id: str, *, lanes_only: bool, summary_only: bool) -> _Seen:
-    """Everything, as far as it can be had: without the cloud there is no status, without the rest
+    """Read everything that can be read: without the cloud there is no status, without the rest
     there is."""
     seen = _Seen()
     given_up: dict[Key, Job] = {}
@@ -220,7 +220,7 @@ async def _look_at_cloud(
 async def _of_image(
     settings: Settings, cloud: Any, prewarm: Prewarm, others: tuple[Any, ...], image_id: str
 ) -> list[Row]:
-    """The rows of one image; NotFound if there is neither the image nor a volume of it."""
+    """Return the rows of one image; NotFound if there is neither the image nor a volume of it."""
     volumes = await explain.volumes_of(cloud, image_id)
     try:
         image = await cloud.get_image(image_id)
@@ -235,7 +235,7 @@ async def _of_image(
 
 
 def cells(row: Row) -> tuple[Any, ...]:
-    """A row as its columns."""
+    """Return a row as its columns."""
     return (
         row.image_id,
         row.target,
@@ -259,7 +259,7 @@ def _summary(seen: _Seen, target: str) -> Iterator[tuple[Any, ...]]:
 
 
 def _lanes(seen: _Seen) -> Iterator[tuple[Any, ...]]:
-    """A line a lane; what nobody tells is left blank."""
+    """Yield a line a lane; unknown cells are blank."""
     told = seen.live.lanes if seen.live else {}
     for lane in _merged(seen.depths, told):
         depth, one = seen.depths.get(lane), told.get(lane)

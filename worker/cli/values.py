@@ -1,4 +1,4 @@
-"""Values of the command line: how ages, sizes and ids are given, and how moments are shown."""
+"""Values of the command line: parsing of ages, sizes and ids, and display of times."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ class Moment(FormattableColumn[Any]):
 
 
 def moment(epoch: float) -> str:
-    """A time in epoch seconds as ISO 8601 in UTC; "" for 0."""
+    """Return a time in epoch seconds as ISO 8601 in UTC; "" for 0."""
     return datetime.fromtimestamp(epoch, UTC).strftime("%Y-%m-%dT%H:%M:%SZ") if epoch else ""
 
 
 def span(seconds: float) -> str:
-    """A duration in the largest unit that it fills twice, so that it is off by less than a
-    third."""
+    """Return a duration in the largest unit that it fills twice, so that it is off by less than
+    a third."""
     for unit in ("d", "h", "m"):
         if seconds >= 2 * SECONDS[unit]:
             return f"{seconds / SECONDS[unit]:.0f} {'min' if unit == 'm' else unit}"
@@ -51,8 +51,8 @@ def span(seconds: float) -> str:
 
 
 def age(text: str) -> float:
-    """Seconds in a text like 90s, 10m, 2h, 3d, or a plain number of seconds; what argparse takes as
-    a type."""
+    """Return the seconds in a text like 90s, 10m, 2h, 3d, or a plain number of seconds; a type
+    for argparse."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not an age like 90s, 10m, 2h, 3d or 0")
@@ -60,7 +60,7 @@ def age(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """Bytes in a text like 10k, 100M, 1G, or a plain number of bytes."""
+    """Return the bytes in a text like 10k, 100M, 1G, or a plain number of bytes."""
     found = re.fullmatch(r"(\d+)([kMG]?)", text)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 10k, 100M, 1G or 0")
@@ -79,14 +79,14 @@ class Plain:
 
 
 def count(text: str) -> int:
-    """A number that is not below zero."""
+    """Return a number that is not below zero."""
     if not re.fullmatch(r"\d{1,18}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a number like 0, 1, 100")
     return int(text)
 
 
 def image_id(text: str) -> str:
-    """The id of an image, as Glance writes it."""
+    """Return the id of an image, as Glance writes it."""
     found = text.strip().lower()
     if not IMAGE_ID.fullmatch(found):
         raise argparse.ArgumentTypeError(f"{text!r} is not the id of an image")

@@ -1,5 +1,4 @@
-"""What trying has shown of a cloud and no API tells; one process's memory, which its handlers
-share."""
+"""Observations of a cloud that no API tells: one process's memory, which its handlers share."""
 
 from __future__ import annotations
 
@@ -14,11 +13,11 @@ KEEP = 86_400.0
 
 @dataclass(slots=True)
 class Learned:
-    """From which of Glance's stores Cinder's driver clones images by itself, by target, or place of
-    a target.
+    """Glance's stores from which Cinder's driver clones images by itself, by target, or place of a
+    target.
 
-    A set of stores stands for the images that are in all of them; the empty one, where Glance has
-    but one store and does not name it, for all images.
+    A set of stores means the images that are in all of them. The empty set means all images, where
+    Glance has only one store and does not name it.
     """
 
     _seen: dict[str, dict[Stores, tuple[bool, float]]] = field(default_factory=dict)
@@ -36,13 +35,13 @@ class Learned:
                 self.note(target, stores, native=True, now=now)
 
     def native(self, target: str, *, now: float) -> frozenset[Stores]:
-        """The sets of stores whose images Cinder's driver clones on this target."""
+        """Return the sets of stores whose images Cinder's driver clones on this target."""
         return frozenset(
             stores for stores, (native, until) in self._seen_on(target) if native and until > now
         )
 
     def all_native(self, *, now: float) -> dict[str, frozenset[Stores]]:
-        """The sets of stores whose images Cinder's driver clones, by target or place."""
+        """Return the sets of stores whose images Cinder's driver clones, by target or place."""
         found = {target: self.native(target, now=now) for target in tuple(self._seen)}
         return {target: sets for target, sets in found.items() if sets}
 

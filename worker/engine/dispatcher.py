@@ -1,4 +1,4 @@
-"""The sink of every intake: routes, wakes jobs that are here, puts the others into their lanes."""
+"""The dispatcher: wakes jobs whose keys are here already, and puts the others into their lanes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ log = structlog.get_logger(__name__)
 
 
 class Dispatcher:
-    """`worker.core.intake.Sink`; `on_gap` is told on the event loop that notifications may have
-    been missed."""
+    """`worker.core.intake.Sink` of every intake. It calls `on_gap` on the event loop when
+    notifications may have been missed."""
 
     def __init__(
         self, *, router: Router, queue: Queue, lanes: Lanes, on_gap: Callable[[str], None]
@@ -44,8 +44,7 @@ class Dispatcher:
             await self._lanes.bury(letters)
 
     async def submit(self, jobs: Iterable[Job]) -> None:
-        """Have these jobs done: at once if their key is here already, else by way of their
-        lanes."""
+        """Have these jobs done: at once if their key is here already, else through their lanes."""
         known = self._queue.lanes
         # Two uses are counted as two, and a deletion is not lost in a comparison that found the
         # same

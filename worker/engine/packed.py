@@ -1,4 +1,4 @@
-"""Volumes by their image, packed: of millions, a fraction of the memory that their values would
+"""Packed volumes, by image: millions of them in a fraction of the memory that their values would
 take."""
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ it."""
 
 
 class Packed(Mapping[str, tuple[Volume, ...]]):
-    """The volumes made for each image; each look unpacks those of one image anew."""
+    """The volumes of each image. Each look unpacks those of one image."""
 
     def __init__(self) -> None:
         self._packed: dict[str, list[bytes]] = {}
-        # Most of a volume is as in any other one: the first tells zlib what to expect
+        # Volumes are much alike: the first one is zlib's dictionary for the others
         self._like = b""
 
     def add(self, image_id: str, volume: Volume) -> None:
@@ -38,7 +38,7 @@ class Packed(Mapping[str, tuple[Volume, ...]]):
         self._packed.setdefault(image_id, []).append(packer.compress(raw) + packer.flush())
 
     def take(self, image_id: str) -> tuple[Volume, ...]:
-        """The volumes of an image, which are forgotten here; none if there are none."""
+        """Return the volumes of an image, and forget them."""
         return tuple(map(self._unpacked, self._packed.pop(image_id, ())))
 
     def __getitem__(self, image_id: str) -> tuple[Volume, ...]:

@@ -148,7 +148,7 @@ class Queue:
         """Number of keys that are due for another look within `within` seconds from now."""
         return self._appointments.due(within=within)
 
-    # What the lanes and the intake call
+    # For the lanes and the intake
 
     def deliver(self, delivery: Delivery) -> None:
         """Take a job from its lane; it joins a job of the same key that is here already."""
@@ -216,7 +216,7 @@ class Queue:
         now."""
         return job.cause != OPERATOR and self._lanes.will_hand_out(job.key)
 
-    # What the runner calls
+    # For the runner
 
     def begin(self, lane: str) -> Entry | None:
         """Return the job of the lane whose turn it is; it is in progress until `end`. None if
@@ -244,7 +244,7 @@ class Queue:
 
     @contextlib.contextmanager
     def settling(self, entry: Entry) -> Iterator[None]:
-        """Ack the job once the block has put whatever must survive into a lane; not if it
+        """Ack the job once the block has put into a lane all that must survive; not if the block
         raises."""
         entry.settling = True
         deliveries, entry.deliveries = entry.deliveries, []
@@ -274,7 +274,7 @@ class Queue:
         self._closed = True
         for turns in self._turns.values():
             turns.clear()
-        # What they took out is still the lane's, too
+        # Jobs that they took out are still the lane's, too
         for task in self._returning.values():
             task.cancel()
         for entry in self._entries.values():
@@ -321,7 +321,7 @@ class Queue:
         for lane, count in Counter(key.lane for key in late).items():
             log.warning("late_tries_brought", lane=lane, jobs=count)
         with contextlib.suppress(Temporary):
-            # The lanes were closed otherwise, and what is stuck there is still theirs
+            # If the lanes are closed, the stuck jobs are still theirs
             now = time.time()
             await self._lanes.publish(
                 [Job(key=key, cause="late", first_at=now, due=due) for key, due in late.items()]

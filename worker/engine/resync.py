@@ -1,4 +1,4 @@
-"""Resync: one bulk comparison of Glance and Cinder; what looks incomplete becomes keys."""
+"""Resync: one bulk comparison of Glance and Cinder. Keys that look incomplete become jobs."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Census:
 
 
 async def by_image(volumes: AsyncIterator[Volume], image_of: Callable[[Volume], str]) -> Packed:
-    """Those of the volumes that were made for an image, by its id."""
+    """Return the volumes that were made for an image, by image id."""
     found = Packed()
     async for volume in volumes:
         if image_id := image_of(volume):
@@ -50,7 +50,7 @@ async def by_image(volumes: AsyncIterator[Volume], image_of: Callable[[Volume], 
 
 
 async def count(cloud: Cloud, *, image_of: Callable[[Volume], str]) -> Census:
-    """Count the Image-Volumes there are, by one listing; see `compare` for `image_of`."""
+    """Count the Image-Volumes by one listing; see `compare` for `image_of`."""
     census = Census()
     async for volume in cloud.list_volumes():
         if image_of(volume):
@@ -61,11 +61,12 @@ async def count(cloud: Cloud, *, image_of: Callable[[Volume], str]) -> Census:
 async def compare(
     cloud: Cloud, handlers: Iterable[Handler], *, image_of: Callable[[Volume], str], census: Census
 ) -> AsyncIterator[Missing]:
-    """Everything that looks incomplete. Two listings, page by page; volumes are held in memory,
-    images are not.
+    """Yield everything that looks incomplete. Two listings, page by page; volumes are held in
+    memory, images are not.
 
-    `image_of` tells which image a volume of the internal project was made for, "" if none. Volumes
-    are read before images: what is made in between is looked at once too often, never too seldom.
+    `image_of` returns the image that a volume of the internal project was made for, "" if none.
+    Volumes are read before images, so that an image whose volume is made in between is looked at
+    once too often, never too seldom.
     """
 
     async def counted() -> AsyncIterator[Volume]:
@@ -105,10 +106,10 @@ async def compare_images(
     volumes_of: Callable[[str], Awaitable[tuple[Volume, ...]]],
     lying: Mapping[str, tuple[Volume, ...]],
 ) -> AsyncIterator[Missing]:
-    """Everything that looks incomplete of these images, asked for one by one.
+    """Yield everything that looks incomplete of these images, which are asked for one by one.
 
-    `volumes_of` finds the volumes that were made for an image; `lying` is what targets with a
-    budget hold.
+    `volumes_of` finds the volumes that were made for an image; `lying` are the volumes on targets
+    with a budget.
     """
     handlers = tuple(handlers)
     for handler in handlers:
@@ -132,11 +133,12 @@ async def enqueue(
     submit: Callable[[list[Job]], Awaitable[None]],
     knows: Callable[[str], bool],
 ) -> tuple[int, Counter[str]]:
-    """How many keys a comparison has found, and how many of each lane were left out.
+    """Enqueue the keys of a comparison; return how many there are, and how many of each lane were
+    left out.
 
-    A lane where jobs of somebody else's wait is left out: most likely those are the same, and each
-    comparison of each replica would add them once more. Once nothing waits there it can be compared
-    again.
+    We leave a lane out while jobs of another worker wait there: most likely they are the same jobs,
+    and each comparison of each replica would add them once more. Once the lane is empty it can be
+    compared again.
     """
     total, left, asked, jobs = 0, Counter[str](), dict[str, bool](), list[Job]()
     async for missing in found:
@@ -157,7 +159,7 @@ async def enqueue(
 
 
 def job_of(missing: Missing, *, cause: str = RESYNC) -> Job:
-    """The job for something that a resync found missing."""
+    """Return the job for something that a resync found missing."""
     return Job(
         key=missing.key,
         cause=cause,

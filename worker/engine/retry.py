@@ -1,4 +1,4 @@
-"""When to try again: single calls by tenacity, jobs by a backoff of their own."""
+"""Retries: of single calls, by tenacity; of jobs, by a backoff of their own."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ class Backoff:
     jitter: Callable[[], float] = field(default=random.random)
 
     def after(self, attempt: int) -> float:
-        """The wait before the try that follows `attempt` failed ones: between half and all of its
-        exponential bound."""
+        """Return the wait before the try that follows `attempt` failed ones: between half and
+        all of its exponential bound."""
         bound = min(self.longest, self.shortest * 2.0 ** min(attempt, 32))
         return bound * (0.5 + 0.5 * self.jitter())
 
 
 @dataclass(slots=True)
 class Pace:
-    """When a thing may begin again that others ask for as often as they like: at once, then with
-    growing pauses.
+    """The pace of something that others may ask for at any time: at once, then with growing pauses.
 
     Times are of a monotonic clock, in seconds.
     """
@@ -41,11 +40,11 @@ class Pace:
     _times: int = 0
 
     def wait(self, now: float) -> float:
-        """Seconds until it may begin."""
+        """Return the seconds until it may begin."""
         return max(0.0, self._next - now)
 
     def began(self, now: float) -> None:
-        """It begins; after a long quiet the next one is like the first."""
+        """Note that it begins; after a long quiet the next time is like the first."""
         self._times = 0 if now > self._next + self.backoff.longest else self._times + 1
         self._next = now + self.backoff.after(self._times)
 
@@ -53,8 +52,8 @@ class Pace:
 def reading(
     on_retry: Callable[[str], None], *, sleep: Callable[[float], Awaitable[None]], tries: int = 4
 ) -> tenacity.AsyncRetrying:
-    """Retries for one call that only reads: a few tries within seconds, longer if the answer's
-    Retry-After says so."""
+    """Return the retries for one call that only reads: a few tries within seconds, longer if the
+    answer's Retry-After says so."""
 
     def wait(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

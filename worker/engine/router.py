@@ -1,5 +1,5 @@
-"""Notification → jobs, by the handlers' route table. Pure but for the counting; safe on any
-thread."""
+"""The router: notification → jobs, by the handlers' route table. Pure but for the counting; safe
+on any thread."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Router:
         self._creations = creations
 
     def route(self, body: bytes, compression: str = "") -> Routed:
-        """The jobs that come of one message; a dead letter if nobody can read it; nothing if nobody
+        """Return the jobs of one message; a dead letter if nobody can read it; nothing if nobody
         wants it."""
         now = time.time()
         try:
@@ -45,7 +45,7 @@ class Router:
         except Malformed as error:
             self._metrics.notification("", "malformed", known=False)
             return Routed(letter=_letter(head(body, compression, MOST_BODY), str(error), now=now))
-        # Most of what services announce concerns nobody here
+        # Most notifications concern nobody here
         event_type = message["event_type"]
         if not self.routes(event_type) and event_type not in TIMED:
             self._metrics.notification(event_type, "ignored", known=False)
@@ -59,16 +59,15 @@ class Router:
         )
 
     def routes(self, event_type: str) -> bool:
-        """Whether any handler wants to hear of such notifications."""
+        """Whether any handler wants such notifications."""
         return event_type in self._routes
 
     def jobs(self, notification: Notification, *, now: float) -> tuple[Job, ...]:
-        """The jobs that come of one notification."""
+        """Return the jobs of one notification."""
         return self._jobs(notification, now=now)[0]
 
     def _jobs(self, notification: Notification, *, now: float) -> tuple[tuple[Job, ...], str]:
-        """The jobs that come of one notification, and what is wrong with a handler that failed on
-        it."""
+        """Return the jobs of one notification, and the error of a handler that failed on it."""
         handlers = self._routes.get(notification.event_type)
         if handlers is None:
             self._metrics.notification(notification.event_type, "ignored", known=False)

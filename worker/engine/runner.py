@@ -58,8 +58,8 @@ class Held(Exception):
 
 
 class _Watch:
-    """The waits of one try: for a notification, with polls that back off; Held at `until`, in
-    monotonic seconds."""
+    """The waits of one try: for a notification, with polls that back off; raises Held at
+    `until`, in monotonic seconds."""
 
     def __init__(
         self, *, entry: Entry, queue: Queue, limits: Limits, activity: Activity, until: float
@@ -254,7 +254,7 @@ class Runner:
     ) -> None:
         """Tell the lane the outcome, then ack.
 
-        `look_again`: look at the key once more in so many seconds, whatever the outcome.
+        With `look_again` the key is looked at once more in so many seconds, after any outcome.
         """
         with self.queue.settling(entry):
             await self._write_down(entry.job, outcome, look_again=look_again)

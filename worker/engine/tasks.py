@@ -1,4 +1,4 @@
-"""Tasks: the supervisor of a process's own tasks. None of them dies unseen."""
+"""Tasks: the supervisor of a process's own tasks. It logs and counts every failure."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ class Tasks:
         self._failed: dict[str, tuple[float, str]] = {}
 
     def begin(self, name: str, run: Callable[[], Awaitable[object]]) -> asyncio.Task[None]:
-        """Run it; `run` is called anew after each failure."""
+        """Run the task; `run` is called again after each failure."""
         # From the beginning, or no alert sees the first failure
         self._metrics.task_failures.labels(name)
         return asyncio.create_task(self._keep(name, run), name=name)
 
     def problems(self) -> Mapping[str, str]:
-        """The tasks that have failed a moment ago, and how."""
+        """Return the tasks that have failed a moment ago, and how."""
         since = self._now() - LASTING
         return {name: text for name, (at, text) in self._failed.items() if at > since}
 
@@ -79,7 +79,7 @@ class Tasks:
 
 
 def watch_others(metrics: Metrics) -> None:
-    """Log and count what kills a task or a thread of this process that nobody supervises."""
+    """Log and count errors that kill a task or a thread of this process that nobody supervises."""
     metrics.task_failures.labels(OTHER)
 
     def of_loop(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

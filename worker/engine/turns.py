@@ -1,5 +1,4 @@
-"""Whose turn it is in a lane: projects take turns, so that a burst of one does not starve the
-others. Pure."""
+"""Turns: projects take turns in a lane, so that a burst of one does not starve the others. Pure."""
 
 from __future__ import annotations
 
@@ -10,7 +9,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 PROJECTS = 10_000
-"""Of so many it is remembered when they had their last turn."""
+"""Projects whose last turn is remembered."""
 PAUSE = 10.0
 """Seconds between two sweeps of a lane, at least."""
 SHARE = 20
@@ -27,7 +26,7 @@ class Turns(Generic[T]):
     def __init__(self) -> None:
         self._waiting: dict[str, deque[T]] = {}
         self._busy: Counter[str] = Counter()
-        # What was put back and comes again has its turn before those who were served meanwhile
+        # An item that was put back and comes again has its turn before projects that were served since
         self._served: dict[str, int] = {}
         self._begun = 0
 
@@ -35,11 +34,12 @@ class Turns(Generic[T]):
         return sum(map(len, self._waiting.values()))
 
     def add(self, project: str, item: T) -> None:
-        """It waits from now on, behind what waits of its project."""
+        """Have an item wait behind the others of its project."""
         self._waiting.setdefault(project, deque()).append(item)
 
     def begin(self) -> T:
-        """Whose turn it is; it is in progress from now on. LookupError if nothing waits."""
+        """Return the item whose turn it is; it is in progress from now on. LookupError if
+        nothing waits."""
         project = min(
             self._waiting, key=lambda one: (self._busy[one], self._served.get(one, 0)), default=None
         )
@@ -57,7 +57,7 @@ class Turns(Generic[T]):
         return item
 
     def end(self, project: str) -> None:
-        """One of the project's is no longer in progress."""
+        """Note that one of the project's items is no longer in progress."""
         self._busy[project] -= 1
         if not self._busy[project]:
             del self._busy[project]
@@ -91,13 +91,13 @@ class Turns(Generic[T]):
         return taken
 
     def clear(self) -> None:
-        """Forget what waits."""
+        """Forget all items that wait."""
         self._waiting.clear()
 
 
 class Sweep:
-    """When to look through a lane for other projects' jobs: once through all that waits in it, then
-    a pause."""
+    """The sweeps through a lane for other projects' jobs: once through all jobs in it, then a
+    pause."""
 
     def __init__(self) -> None:
         self._left = 0
@@ -105,13 +105,13 @@ class Sweep:
         self._next = 0.0
 
     def due(self, depth: int, *, now: float) -> bool:
-        """Whether to go on, or to begin with `depth` messages to go through."""
+        """Whether to go on with a sweep, or to begin one through `depth` messages."""
         if self._left <= 0 < depth and now >= self._next:
             self._left, self._began = depth, now
         return self._left > 0
 
     def passed(self, count: int, *, now: float) -> None:
-        """So many were put back to the end of the lane."""
+        """Note that `count` messages were put back to the end of the lane."""
         self._left -= count
         if self._left <= 0:
             self._next = now + max(PAUSE, SHARE * (now - self._began))

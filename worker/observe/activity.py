@@ -34,7 +34,7 @@ from worker.observe.job_records import (
 )
 from worker.observe.order import MOST_IMAGES, Choice, Order, arrange, sorted_in_runs
 
-# Of the past we remember so many
+# Failures and times that we remember
 FAILURES = 50
 TIMES = 200
 JOBS = 200

@@ -33,8 +33,8 @@ COMMANDS = ("/status.json", "/volume.json")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """Where the page for people gets what it shows: lanes and (at most so many) jobs; some of the
-    images; how a volume was made."""
+    """The sources of the page: lanes with at most so many jobs, some of the images, and how a volume
+    was made."""
 
     status: Callable[[float], Mapping[str, Any]]
     images: Callable[[Choice], Mapping[str, Any]]
@@ -43,8 +43,8 @@ class Page:
 
 @cache
 def document() -> tuple[bytes, str]:
-    """The page, and the policy that allows a browser its style and script and nothing else but
-    asking us."""
+    """Return the page, and the policy that allows a browser its style and script, and to ask us,
+    but nothing else."""
     text = files("worker.observe").joinpath("page.html").read_text(encoding="utf-8")
 
     def allowed(tag: str) -> str:
@@ -63,10 +63,10 @@ def document() -> tuple[bytes, str]:
 
 
 class Probes:
-    """The answers. `sick` and `unready` tell what is wrong, by part; nothing when all is well.
+    """The answers. `sick` and `unready` return problems by part, nothing when all is well.
 
-    Without `page` there is nothing for people. With `hidden` there is no page either, but the
-    commands on this host are told how jobs stand.
+    Without `page` there is no page. With `hidden` there is none either, but commands on this host
+    still get the state of jobs.
     """
 
     def __init__(
@@ -86,17 +86,17 @@ class Probes:
         self._server = Server(quick=self._quick, handle=self._handle, bounds=bounds)
 
     def start(self, host: str, port: int) -> int:
-        """Begin to serve; the port, chosen by the system if 0. OSError when the address can't be
-        had. Blocks."""
+        """Begin to serve; return the port, chosen by the system if 0. OSError if the address
+        can't be had. Blocks."""
         return self._server.start(host, port)
 
     def stop(self) -> None:
-        """Serve no more."""
+        """Stop serving."""
         self._server.stop()
 
     def _quick(self, request: Request) -> Answer | None:
-        """Answer what the life of the process hangs on: it must not wait behind somebody's large
-        page."""
+        """Answer the probes on which the process's life depends: they must not wait behind a
+        large page."""
         if request.path not in self._problems:
             return None
         problems = dict(self._problems[request.path]())
@@ -125,8 +125,8 @@ class Probes:
         try:
             encode, kind = choose_encoder(request.headers.get("accept", ""))
         except (TypeError, ValueError):
-            # It stumbles over a version that is no number; who asks like that gets what everybody
-            # understands
+            # It stumbles over a version that is not a number. Such a client gets the format that
+            # everybody understands
             encode, kind = choose_encoder("")
         names = request.parameters().get("name[]")
         registry = self._registry.restricted_registry(names) if names else self._registry
@@ -134,19 +134,19 @@ class Probes:
 
 
 def _most(text: str) -> float:
-    """How many jobs a query asks for."""
+    """Return how many jobs a query asks for."""
     return math.inf if text == "all" else _number(text, JOBS)
 
 
 def _number(text: str, default: int) -> int:
-    """The number that a query names; what no list could be as long as counts as the longest."""
+    """Return the number that a query names, bounded by the length of the longest list."""
     if not text.isdecimal():
         return default
     return int(min(float(text), sys.maxsize // 2))
 
 
 def _choice(request: Request) -> Choice:
-    """Which images a query asks for."""
+    """Return the images that a query asks for."""
     return Choice(
         start=_number(_parameter(request, "from"), 0),
         count=_number(_parameter(request, "count"), IMAGES),

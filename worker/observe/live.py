@@ -1,4 +1,4 @@
-"""Live: what a running worker says of its jobs, asked of its /status.json. Reads only, and does
+"""Live: the state of jobs from the /status.json of a running worker. Reads only; commands do
 without it."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TIMEOUT = 3.0
 """Seconds that a worker has for its answer; one that is there takes a few milliseconds."""
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 NOBODY = (OSError, http.client.HTTPException)
-"""What asking raises where no worker answers."""
+"""Errors where no worker answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,11 +37,10 @@ class LiveJob:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveLane:
-    """A lane as a worker sees it: jobs being worked on, held for a slot, and waiting for another
-    try.
+    """A lane as a worker sees it: jobs in progress, held for a slot, and waiting for another try.
 
-    `depth` is what lies on the broker; `oldest` is since when its oldest job is asked for, epoch
-    seconds, 0 for none.
+    `depth` is the number of jobs on the broker; `oldest` is when the oldest job was first asked
+    for, epoch seconds, 0 for none.
     """
 
     in_progress: int
@@ -53,11 +52,11 @@ class LiveLane:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """All that a worker says.
+    """The whole answer of a worker.
 
-    `held_back` tells why keys are not made warm again for now, `cache_full` why targets take
-    nothing more into Cinder's cache, `cloned_from` from which sets of Glance's stores Cinder's
-    driver clones by itself, by target.
+    `held_back` has the reasons why keys are not made warm again for now, `cache_full` why targets
+    take nothing more into Cinder's cache, `cloned_from` the sets of Glance's stores from which
+    Cinder's driver clones by itself, by target.
     """
 
     jobs: Mapping[Key, LiveJob]
@@ -73,7 +72,7 @@ def ask(address: tuple[str, int]) -> Live | None:
         status, body = get(address, "/status.json?jobs=all")
         return _live(json.loads(body)) if status == http.HTTPStatus.OK else None
     except (*NOBODY, ValueError, KeyError, TypeError):
-        # Nobody is there, or somebody else: what status shows without it is true all the same
+        # Nobody serves there, or somebody else does: status is right without it
         return None
 
 
@@ -90,7 +89,8 @@ def volume(address: tuple[str, int], volume_id: str) -> Mapping[str, Any]:
 
 
 def get(address: tuple[str, int], path: str) -> tuple[int, str]:
-    """Status and body that the probes there answer; one of `NOBODY` if they don't. Blocks."""
+    """Return status and body of the probes' answer; raise one of `NOBODY` if there is none.
+    Blocks."""
     host, port = address
     connection = http.client.HTTPConnection(EVERYWHERE.get(host, host), port, timeout=TIMEOUT)
     try:
@@ -129,7 +129,7 @@ def _live(document: Mapping[str, Any]) -> Live:
 
 
 def _jobs(rows: list[Mapping[str, Any]]) -> Iterator[LiveJob]:
-    # Those in progress come first, and there they are what counts
+    # Jobs in progress come first, and must win over other jobs of the same key
     for row in reversed(rows):
         yield LiveJob(
             key=Key(row["handler"], row["image_id"], row["target"]),

@@ -1,4 +1,4 @@
-"""Logs: one event a line, a fixed word with fields, also for what libraries log."""
+"""Logs: one event a line, a fixed word with fields; also for log lines of libraries."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class Journal(logging.Handler):
             ) from error
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send one line, which the formatter gives as JSON; what cannot be sent goes to standard
-        error."""
+        """Send one line, which the formatter gives as JSON; print it to standard error if the
+        journal does not take it."""
         try:
             line = self.format(record)
             entry = b"".join(_fields(json.loads(line)))
@@ -68,11 +68,11 @@ class Journal(logging.Handler):
             except OSError:
                 print(line, file=sys.stderr)  # noqa: T201  there is nowhere else to tell it
         except Exception:
-            # As in logging's own handlers: a line that can't be told ends nothing
+            # As in logging's own handlers: a line that can't be sent ends nothing
             self.handleError(record)
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()
         super().close()
 
@@ -89,8 +89,8 @@ class Journal(logging.Handler):
             self._send_file(entry)
 
     def _send_file(self, entry: bytes) -> None:
-        """Send what is too large for a datagram as a file in memory, sealed: the journal takes no
-        other."""
+        """Send an entry that is too large for a datagram as a sealed file in memory: the journal
+        takes no other."""
         descriptor = os.memfd_create("entry", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         with open(descriptor, "wb") as file:
             file.write(entry)
@@ -101,8 +101,8 @@ class Journal(logging.Handler):
 
 
 def _fields(line: Mapping[str, Any]) -> Iterator[bytes]:
-    """The fields of an entry: what is for people in MESSAGE, and each key of the line by itself, in
-    upper case."""
+    """Yield the fields of an entry: the text for people in MESSAGE, and each key of the line on
+    its own, in upper case."""
     texts = {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in line.items()
@@ -119,7 +119,7 @@ def _fields(line: Mapping[str, Any]) -> Iterator[bytes]:
     yield _field("SYSLOG_IDENTIFIER", "image-volume-worker")
     yield _field("EVENT", event)
     for key, value in texts.items():
-        # Names that begin with _ are the journal's own, and it drops what it can't read
+        # Names that begin with _ are the journal's own, and it drops names that it can't read
         yield _field(re.sub(r"[^A-Z0-9]+", "_", key.upper()).strip("_")[:NAME], value)
 
 
@@ -164,8 +164,8 @@ def setup(*, level: str = "info", style: str = "auto", file: str = "") -> None:
     """Send every log line of this process to standard error, or to a file, as JSON or text (`auto`:
     text on a terminal).
 
-    `journal`: to systemd's, with fields. Misconfigured if there is no journal, or the file can't be
-    opened.
+    `journal`: to systemd's journal, with fields. Misconfigured if there is no journal, or the file
+    can't be opened.
     """
     text = style == "text" or (style == "auto" and not file and sys.stderr.isatty())
     handler = Journal(JOURNAL) if style == "journal" else _opened(file)

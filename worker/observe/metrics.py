@@ -27,7 +27,7 @@ API_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 
 
 def release() -> str:
-    """The version of this package as it is installed."""
+    """Return the version of this package as it is installed."""
     try:
         return version("image-volume-worker")
     except PackageNotFoundError:
@@ -35,8 +35,7 @@ def release() -> str:
 
 
 class Metrics:
-    """All metrics of one process, in a registry of its own; and its activity, for what is no
-    number."""
+    """All metrics of one process, in a registry of its own, and its activity."""
 
     def __init__(self) -> None:
         self.activity = Activity()
@@ -175,8 +174,8 @@ class Metrics:
         gauge("build_info", "What this is; always 1", "version").labels(release()).set(1)
 
     def begin(self, targets: Iterable[str]) -> None:
-        """A daemon begins, with these targets: the last one may have had others, and what it saw is
-        over."""
+        """Note that a daemon begins with these targets. The one before may have had others, and
+        its observations are over."""
         targets = frozenset(targets)
         self.activity.forget(targets)
         self._lost.clear()
@@ -236,7 +235,7 @@ class Metrics:
         self._brake("images", brake)
 
     def targets(self, targets: Iterable[Target]) -> None:
-        """The targets as they were found, with their pools."""
+        """See `worker.core.handler.Report`."""
         counts = collections.Counter(
             (
                 target.name,
@@ -261,17 +260,16 @@ class Metrics:
         self.reclaimed_volumes.labels(reason).inc()
 
     def census(self, volumes: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> None:
-        """Take over how many Image-Volumes there are by (target, status), and their bytes by
-        target."""
+        """Take over the numbers of Image-Volumes by (target, status), and their bytes by target."""
         _renew(self.image_volumes, volumes.items())
         _renew(self.image_volume_bytes, (((target,), size) for target, size in sizes.items()))
         self.activity.weighed(sizes)
-        # Who has repaired or deleted it may have been another worker
+        # Another worker may have repaired or deleted it
         self._lost = {one for one in self._lost if self.activity.has(one[0])}
         self.beyond_repair.set(len({lost for lost, _ in self._lost}))
 
     def states(self) -> None:
-        """Take over from the activity how many images are in which state."""
+        """Take over from the activity how many images are in each state."""
         states = self.activity.states()
         counted = (
             (target, state, n) for target, counts in states.items() for state, n in counts.items()
@@ -281,8 +279,8 @@ class Metrics:
         )
 
     def depths(self, depths: Mapping[str, int], waiting: Mapping[str, int]) -> None:
-        """Take over how many jobs are in each lane (`dead` are the dead letters), and wait for
-        another try."""
+        """Take over how many jobs are in each lane (`dead` are the dead letters), and how many
+        wait for another try."""
         oldest = self.activity.oldest()
         for lane in depths:
             if lane != "dead":
@@ -296,7 +294,7 @@ class Metrics:
 
 
 def _labels(gauge: Gauge) -> set[tuple[str, ...]]:
-    """The labels of each series of a gauge."""
+    """Return the labels of each series of a gauge."""
     return {
         tuple(sample.labels.values()) for family in gauge.collect() for sample in family.samples
     }
@@ -308,8 +306,8 @@ def _remove(gauge: Gauge, labels: Iterable[tuple[str, ...]]) -> None:
 
 
 def _renew(gauge: Gauge, values: Iterable[tuple[tuple[str, ...], float]]) -> None:
-    """Set each series of a gauge, then remove the others: a scrape may come at any moment, and must
-    not find none."""
+    """Set each series of a gauge, then remove the others: a scrape may come at any moment, and
+    must not find none."""
     current = set()
     for labels, value in values:
         gauge.labels(*labels).set(value)

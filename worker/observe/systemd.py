@@ -1,5 +1,4 @@
-"""The service manager: what systemd is told of the daemon's state, by its own protocol; nothing
-without one.
+"""sd_notify: readiness, watchdog and status, for systemd; nothing without it.
 
 Source: sd_notify(3), systemd.service(5).
 """
@@ -17,19 +16,19 @@ WATCHDOG = "WATCHDOG=1"
 
 
 def extend(seconds: float) -> str:
-    """Return the message that asks systemd for so many more seconds before a start or a stop counts
-    as failed."""
+    """Return the message that asks systemd for more seconds before a start or a stop counts as
+    failed."""
     return f"EXTEND_TIMEOUT_USEC={round(seconds * 1e6)}"
 
 
 def status(text: str) -> str:
-    """Return the message that has systemd show this text, in one line: a line of its own would be a
+    """Return the message that has systemd show this text, in one line: another line would be a
     command to it."""
     return f"STATUS={' '.join(text.split())}"
 
 
 def notify(state: str) -> None:
-    """Tell the manager that asks for it, if there is one; never raises, never waits."""
+    """Tell systemd, if it has started us; never raises, never waits."""
     address = os.environ.get("NOTIFY_SOCKET", "")
     if address[:1] not in ("/", "@"):
         return

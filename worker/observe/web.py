@@ -1,10 +1,10 @@
 """A small HTTP server that a hostile network can neither stop nor use up: GET and HEAD, one request
 a connection.
 
-Neither the standard library's server nor waitress bounds how long a request may take to come: one
-byte now and then keeps its connection, and with enough of these nobody else gets one. Here every
-connection has a deadline, and when too many are open the oldest one of the address that has the
-most is dropped for the new one.
+Neither the standard library's server nor waitress bounds how long a request may take to come: a
+client that sends a byte now and then keeps its connection, and with enough of these nobody else
+gets one. Here every connection has a deadline. When too many are open, we drop the oldest one of
+the address that has the most.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ BURST = 16
 LINGER = 1.0
 # Turns of the event loop from a connection to its task, at the most
 TURNS = 8
-# struct linger: what becomes of unsent bytes when a socket is closed
+# struct linger: whether unsent bytes are dropped when a socket is closed
 RESET, KEEP = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 
@@ -76,7 +76,7 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def parameters(self) -> dict[str, list[str]]:
-        """The values of each name in the query."""
+        """Return the values of each name in the query."""
         return parse_qs(self.query, keep_blank_values=True)
 
 
@@ -94,8 +94,8 @@ Handle = Callable[[Request], Answer]
 
 
 class Server:
-    """Serves on a thread of its own. `quick` answers there what takes no time, so that it never
-    waits for a thread; what it answers by None is for `handle`, on one of a few other threads."""
+    """Serves on a thread of its own. `quick` answers there at once, without waiting for a
+    thread; where it returns None, `handle` answers on one of a few other threads."""
 
     def __init__(self, *, quick: Quick, handle: Handle, bounds: Bounds | None = None) -> None:
         self._quick = quick
@@ -109,8 +109,8 @@ class Server:
         self._servers: list[asyncio.Server] = []
 
     def start(self, host: str, port: int) -> int:
-        """Begin to serve; the port, chosen by the system if 0. OSError if the address can't be had.
-        Blocks: a name is looked up."""
+        """Begin to serve; return the port, chosen by the system if 0. OSError if the address
+        can't be had. Blocks: it may look up a name."""
         sockets = listen(host, port)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="probes", daemon=True)
@@ -120,7 +120,7 @@ class Server:
         return number
 
     def stop(self) -> None:
-        """Serve no more; what is being answered is cut off. Blocks, but not for long."""
+        """Stop serving, and cut off answers under way. Blocks, but not for long."""
         if self._loop is None or self._thread is None:
             return
         asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
@@ -164,7 +164,7 @@ class Server:
         if len(self._open) >= self._bounds.connections:
             self._drop_one()
         self._open[task] = client
-        # Cut off with a reset: else the kernel would keep for minutes what the client does not take
+        # Cut off with a reset: else the kernel would keep bytes for minutes that the client does not take
         sock = writer.get_extra_info("socket")
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
@@ -251,7 +251,7 @@ def _head(answer: Answer) -> bytes:
 
 
 def _plain(peer: object) -> str:
-    """A client's address; one of IPv4 in the same way on a socket of IPv6."""
+    """Return a client's address; an IPv4 address in the same form on a socket of IPv6."""
     if not isinstance(peer, tuple):
         return ""
     found = ipaddress.ip_address(str(peer[0]).partition("%")[0])
@@ -269,7 +269,7 @@ NOT_ALLOWED = Answer(
 
 
 def _request(head: bytes, client: str) -> Request | Answer:
-    """The request in these bytes, or the answer to what is none. Pure."""
+    """Return the request in these bytes, or the answer if they hold none. Pure."""
     first, *lines = head.decode("latin-1").split("\r\n")
     words = first.split(" ")
     if len(words) != 3 or not words[1].startswith("/") or not words[2].startswith("HTTP/1."):
@@ -285,8 +285,8 @@ def _request(head: bytes, client: str) -> Request | Answer:
 
 
 def listen(host: str, port: int) -> list[socket.socket]:
-    """Sockets that listen on each address of a host that this machine has; OSError if there is
-    none. Blocks."""
+    """Return sockets that listen on each address of a host that this machine has; OSError if
+    there is none. Blocks."""
     found = dict.fromkeys(
         (family, address)
         for family, _, _, _, address in socket.getaddrinfo(
@@ -317,8 +317,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
 
 
 def address_of(text: str) -> tuple[str, int] | None:
-    """The address of HOST:PORT, with one of IPv6 in brackets as in a URL; None if there can be
-    none. Asks nobody."""
+    """Return the address of HOST:PORT, with one of IPv6 in brackets as in a URL; None if there
+    can be none. Asks nobody."""
     host, _, port = text.rpartition(":")
     if not NUMBER.fullmatch(port) or int(port) > 65_535:
         return None
@@ -340,6 +340,6 @@ def address_of(text: str) -> tuple[str, int] | None:
 
 
 def shown(address: tuple[str, int]) -> str:
-    """HOST:PORT, with an address of IPv6 in brackets."""
+    """Return HOST:PORT, with an address of IPv6 in brackets."""
     host, port = address
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

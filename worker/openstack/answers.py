@@ -1,4 +1,4 @@
-"""What an answer, or the lack of one, means: its JSON, or one of our errors."""
+"""Answers of the services: their JSON, or one of our errors."""
 
 from __future__ import annotations
 

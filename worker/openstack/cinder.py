@@ -121,7 +121,7 @@ class Cinder(Session):
         )
 
     async def limits(self) -> Mapping[str, Limit]:
-        """The internal project's limits by name: `volumes`, `gigabytes_<type>` and so on."""
+        """Return the internal project's limits by name: `volumes`, `gigabytes_<type>` and so on."""
         project_id = await self._own_project()
 
         def limits(answer: Any) -> Mapping[str, Limit]:
@@ -131,7 +131,7 @@ class Cinder(Session):
         return await self._read("block-storage", f"/os-quota-sets/{project_id}?usage=True", limits)
 
     async def list_volume_types(self) -> Mapping[str, str]:
-        """Names of the volume types by id."""
+        """Return the names of the volume types by id."""
         return await self._read(
             "block-storage",
             "/types?is_public=None",
@@ -181,13 +181,13 @@ class Cinder(Session):
         return tuple(replace(pool, zone=zones.get(pool.backend, "")) for pool in pools)
 
     async def list_services(self) -> tuple[Service, ...]:
-        """Cinder's services; an administrator's call."""
+        """Return Cinder's services; an administrator's call."""
         return await self._read(
             "block-storage", "/os-services", parse.each("services", Service.from_api)
         )
 
     async def list_zones(self) -> frozenset[str]:
-        """The availability zones for volumes that are available."""
+        """Return the availability zones for volumes that are available."""
 
         def available(answer: Any) -> frozenset[str]:
             rows = parse.rows(answer, "availabilityZoneInfo")
@@ -196,7 +196,8 @@ class Cinder(Session):
         return await self._read("block-storage", "/os-availability-zone", available)
 
     async def volume_api_version(self) -> tuple[int, ...]:
-        """The newest microversion of the block storage API, as (3, 71); empty if it tells none."""
+        """Return the newest microversion of the block storage API, as (3, 71); empty if it names
+        none."""
 
         def ask() -> tuple[int, ...]:
             data = self._connection.block_storage.get_endpoint_data()
@@ -209,8 +210,8 @@ class Cinder(Session):
         query: Mapping[str, str],
         as_volume: Callable[[Mapping[str, Any]], Volume] = parse.volume,
     ) -> AsyncIterator[Volume]:
-        """The volumes of our own project; even with the role admin Cinder lists no others unless
-        asked to."""
+        """Yield the volumes of our own project; even for the role admin Cinder lists others only
+        on request."""
 
         def following(page: Any) -> str | None:
             links = [

@@ -1,7 +1,7 @@
-"""Bounds of a call: how long it may take in all, how large its answer may be, and to whom it may
-lead.
+"""Bounds of a call: how long it may take in all, how large its answer may be, and to which host it
+may lead.
 
-requests bounds no more than the time between two bytes of an answer.
+requests bounds only the time between two bytes of an answer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Deadline:
     """Cuts the connections that a thread uses in its `with` block once somebody says that the time
     is over.
 
-    The thread sits in a read of the kernel's then, which only the end of the connection ends.
+    The thread waits in a read of the kernel then, which only the end of the connection ends.
     """
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class Deadline:
             self._sockets.clear()
 
     def cut(self) -> None:
-        """The time is over: whatever the thread reads or writes ends, now and later. From any
-        thread."""
+        """End all reads and writes of the thread, now and later: the time is over. May be called
+        on any thread."""
         with self._lock:
             self.over = True
             for one in self._sockets:
@@ -65,8 +65,7 @@ class Deadline:
                     one.shutdown(socket.SHUT_RDWR)
 
     def watch(self, connection: socket.socket) -> None:
-        """The thread uses this connection from now on; TimeoutError, and it is closed, if the time
-        is over."""
+        """Cut this connection too; if the time is over, close it and raise TimeoutError."""
         with self._lock:
             if not self.over:
                 # A handle of our own: TLS takes the socket's away from it
@@ -107,7 +106,7 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 def _content(response: requests.Response) -> bytes:
-    """Return an answer's bytes, decompressed; RequestException if they are too many."""
+    """Return the bytes of an answer, decompressed; RequestException if there are too many."""
     content = bytearray()
     for piece in response.iter_content(_PIECE):
         content += piece
@@ -119,9 +118,9 @@ def _content(response: requests.Response) -> bytes:
 
 
 def _stay(url: str, response: requests.Response) -> None:
-    """RequestException if an answer leads to another host, or from TLS to none.
+    """Raise RequestException if an answer leads to another host, or from TLS to none.
 
-    keystoneauth follows it there, and sends what it has sent here: a token, or the password.
+    keystoneauth would follow it, and send a token or the password there.
     """
     location = response.headers.get("Location")
     if not response.is_redirect or not location:
@@ -154,7 +153,7 @@ class Adapter(requests.adapters.HTTPAdapter):
             _stay(request.url or "", response)
             response._content = _content(response)
         except BaseException:
-            # With what is still to come
+            # With the rest of the answer
             response.close()
             raise
         return response

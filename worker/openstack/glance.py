@@ -62,13 +62,13 @@ class Glance(Session):
             return shown or None
 
     async def read_locations(self, image_id: str) -> tuple[Location, ...]:
-        """Where an image's data lies, by the New Location API alone; Blocked without the role
+        """Return an image's locations by the New Location API alone; Blocked without the role
         service."""
         return await self._read("image", f"/v2/images/{image_id}/locations", parse.locations)
 
     async def shows_locations(self) -> bool:
-        """Whether Glance lets us read where the data of images lies; True while there is no image
-        to ask about."""
+        """Whether Glance lets us read the locations of images; True while there is no image to
+        ask about."""
         for image in await self.newest_images(limit=5, status="active"):
             with contextlib.suppress(NotFound):
                 if await self.get_locations(image.id) is not None:
@@ -137,7 +137,7 @@ class Glance(Session):
         return ()
 
     async def import_methods(self) -> frozenset[str]:
-        """The image import methods that Glance offers."""
+        """Return the image import methods that Glance offers."""
         return await self._read(
             "image",
             "/v2/info/import",
@@ -147,7 +147,7 @@ class Glance(Session):
         )
 
     async def image_api_version(self) -> tuple[int, ...]:
-        """The newest version of the image API, as (2, 17)."""
+        """Return the newest version of the image API, as (2, 17)."""
         return await self._read(
             "image",
             "/versions",
@@ -155,7 +155,7 @@ class Glance(Session):
         )
 
     async def newest_images(self, *, limit: int = 100, status: str = "") -> tuple[Shown, ...]:
-        """Some images, the newest first, of whatever project; with `status` only those in it."""
+        """Return some images of any project, the newest first; with `status` only those in it."""
         query = {"limit": limit, "visibility": "all"} | ({"status": status} if status else {})
         return await self._read(
             "image", f"/v2/images?{urlencode(query)}", parse.each("images", Shown.from_api)
@@ -167,6 +167,6 @@ class Glance(Session):
 
 
 def _change(name: str, value: str) -> dict[str, str]:
-    """An operation of JSON Patch that sets a property, or takes it away."""
+    """Return an operation of JSON Patch that sets a property, or removes it."""
     path = "/" + name.replace("~", "~0").replace("/", "~1")
     return {"op": "add", "path": path, "value": value} if value else {"op": "remove", "path": path}

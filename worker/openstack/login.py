@@ -1,4 +1,4 @@
-"""The login: credentials found, a connection made; nothing is asked yet."""
+"""The login: finds the credentials and makes a connection, which asks nothing yet."""
 
 from __future__ import annotations
 
@@ -23,23 +23,22 @@ from worker.openstack.deadline import Adapter
 # After all places where openstacksdk looks by itself
 OWN_CLOUDS = "/etc/image-volume-worker/clouds.yaml"
 KEYSTONES = re.compile(r"(?:/\w+)*/v3/(?:auth|projects)\b")
-"""Paths of Keystone's, of which no other service has any."""
+"""Paths that only Keystone has."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who we are to the cloud: the internal project, and the roles that our token carries."""
+    """Our internal project, and the roles of our token."""
 
     project_id: str
     roles: frozenset[str]
 
 
 def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection:
-    """A connection that has not asked anything yet. `name` is an entry of clouds.yaml; else
+    """Return a connection that has not asked anything yet. `name` is an entry of clouds.yaml; else
     OS_CLOUD, else OS_*.
 
-    Raises Misconfigured if there are no credentials to be found. `timeout` in seconds, for each
-    request.
+    Raises Misconfigured if there are no credentials. `timeout` in seconds, for each request.
     """
     try:
         region = openstack.config.OpenStackConfig(
@@ -68,7 +67,7 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
             [f"[cloud]: no usable credentials: {error} ({looked} for clouds.yaml)"]
         ) from error
     except Exception as error:
-        # What is not where it belongs in a clouds.yaml, or no YAML, surprises openstacksdk in many
+        # A clouds.yaml of another shape, or one that is not YAML, makes openstacksdk fail in many
         # ways
         raise Misconfigured(
             [f"[cloud]: clouds.yaml or OS_* variables make no sense: {one_line(error)}"]
@@ -91,9 +90,9 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
 
 
 def count_keystone(connection: Connection, metrics: Metrics) -> None:
-    """Have Keystone's answers counted; those of the other services are where they are read.
+    """Count Keystone's answers; the session counts those of the other services.
 
-    keystoneauth fetches a token whenever it needs one, under whatever is being asked then.
+    keystoneauth fetches a token whenever it needs one, during any request.
     """
 
     def heard(response: requests.Response, *_: object, **__: object) -> None:

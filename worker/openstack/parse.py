@@ -50,7 +50,7 @@ def link(url: object) -> str | None:
 
 
 def _text(fields: Mapping[str, Any], name: str) -> str:
-    """Text that may be missing or null, not something else."""
+    """Return a text that may be missing or null, but nothing else."""
     value = fields.get(name)
     if not isinstance(value, str | None):
         raise TypeError(f"{name} is no text: {value!r}")
@@ -58,7 +58,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _word(fields: Mapping[str, Any], name: str) -> str:
-    """Text that must be there."""
+    """Return a text that must be there."""
     if not (value := _text(fields, name)):
         raise ValueError(f"no {name}")
     return value
@@ -69,7 +69,7 @@ def _names(text: str) -> frozenset[str]:
 
 
 def locations(rows: Any) -> tuple[Location, ...]:
-    """Return the locations of a list of Glance's."""
+    """Return the locations of Glance's list of them."""
     # No list would read as "no locations", and things are made and deleted for there being none
     if not isinstance(rows, list):
         raise TypeError(f"no list: {rows!r}")
@@ -155,7 +155,7 @@ def volume(fields: Mapping[str, Any]) -> Volume:
         project_id=_text(fields, "os-vol-tenant-attr:tenant_id"),
         source_volid=_text(fields, "source_volid"),
         snapshot_id=_text(fields, "snapshot_id"),
-        # Who may not see it is told nothing; null is no place
+        # The field is missing for a login that may not see it; null means that there is no place
         scheduled=fields.get("os-vol-host-attr:host", "") is not None,
         encrypted=bool(fields.get("encrypted")),
         # Written when the image's data has come (_create_from_image_cache_or_download), not when it
@@ -166,8 +166,8 @@ def volume(fields: Mapping[str, Any]) -> Volume:
 
 
 def whole_volume(fields: Mapping[str, Any]) -> Volume:
-    """A volume with what Cinder keeps of its image, which only some readers need and which may be
-    large."""
+    """Return a volume with Cinder's copy of its image's properties, which few readers need and
+    which may be large."""
     kept = fields.get("volume_image_metadata") or {}
     return replace(volume(fields), image_properties={name: _text(kept, name) for name in kept})
 

@@ -163,7 +163,7 @@ class Session:
 
     def _access(self) -> AccessInfo:
         session = self._connection.session
-        # connect() has made sure that it is a plugin of Keystone's
+        # connect() has made sure that it is a plugin for Keystone
         return cast("BaseIdentityPlugin", session.auth).get_access(session)
 
     async def _own_project(self) -> str:
@@ -239,7 +239,7 @@ class Session:
 
         def ask() -> Any:
             proxy = self._connection.image if service == "image" else self._connection.block_storage
-            # Given as None it would hide what clouds.yaml overrides
+            # None would hide the overrides of clouds.yaml
             where: dict[str, Any] = {}
             if service == "image":
                 # The catalog's endpoint may or may not end in /v2; ours are absolute below it

@@ -1,5 +1,4 @@
-"""Values that `doctor` reads of a cloud besides those of the handlers. No handler may rest on
-these."""
+"""Values that only `doctor` reads of a cloud. No handler may depend on them."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ UNLIMITED = -1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Login:
-    """Names of what we are logged in as, for a person."""
+    """The names of our user and project, for a person."""
 
     user: str
     project: str
@@ -24,8 +23,7 @@ class Login:
 class Clock:
     """How far a service's clock is ahead of ours, in seconds: somewhere from `least` to `most`.
 
-    An answer tells the whole second in which it was made, and was made at some time between
-    question and answer.
+    An answer names the whole second in which it was made, at some time between question and answer.
     """
 
     least: float
@@ -33,14 +31,15 @@ class Clock:
 
     @property
     def skew(self) -> float:
-        """Seconds that it is ahead for certain, negative if it is behind; 0 if it may be right."""
+        """Seconds that the clock is certainly ahead, negative if it is behind; 0 if it may be
+        right."""
         return self.least if self.least > 0 else min(self.most, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """An image in a listing: whether Glance shows where its data lies (`locations`, `direct_url`),
-    and its stores."""
+    """An image in a listing: whether Glance shows its locations (`locations`, `direct_url`), and
+    its stores."""
 
     id: str
     status: str
@@ -51,7 +50,7 @@ class Shown:
 
     @classmethod
     def from_api(cls, fields: Mapping[str, Any]) -> Shown:
-        """The image of an entry of GET /v2/images."""
+        """Return the image of an entry of GET /v2/images."""
         return cls(
             id=fields["id"],
             status=fields["status"],
@@ -73,7 +72,7 @@ class Service:
 
     @classmethod
     def from_api(cls, fields: Mapping[str, Any]) -> Service:
-        """The service of an entry of GET /os-services."""
+        """Return the service of an entry of GET /os-services."""
         return cls(
             binary=fields["binary"],
             host=fields["host"],
@@ -84,14 +83,14 @@ class Service:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """One limit of a quota and what is used of it; `limit` is UNLIMITED where there is none."""
+    """One limit of a quota and its use; `limit` is UNLIMITED where there is none."""
 
     limit: int
     used: int
 
     @classmethod
     def from_api(cls, fields: Mapping[str, Any]) -> Limit:
-        """The limit of an entry of GET /os-quota-sets/{project}?usage=True."""
+        """Return the limit of an entry of GET /os-quota-sets/{project}?usage=True."""
         return cls(limit=int(fields["limit"]), used=int(fields["in_use"]) + int(fields["reserved"]))
 
     @property

@@ -1,4 +1,4 @@
-"""The configuration's files: which are read, and what is wrong with them."""
+"""The configuration's files: which to read, and their faults."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class Option:
 
     @property
     def part(self) -> str:
-        """The part of `Settings` that the value belongs to; "" for `Settings` itself."""
+        """The part of `Settings` that has the value; "" for `Settings` itself."""
         return self.field.rpartition(".")[0]
 
     @property
@@ -67,7 +67,8 @@ class Option:
         return getattr(PARTS[self.part], self.attribute)
 
     def value(self, given: Any) -> Any:
-        """Return a value that oslo.config has read, as `Settings` has it: no list is changeable."""
+        """Return a value that oslo.config has read as `Settings` has it: lists become tuples or
+        frozensets."""
         return type(self.initial)(given) if isinstance(given, list) else given
 
     def to_oslo(self) -> cfg.Opt:
@@ -343,7 +344,7 @@ def read(conf: cfg.ConfigOpts, group: str, name: str) -> Any:
 
 
 def list_opts() -> list[tuple[cfg.OptGroup | None, list[cfg.Opt]]]:
-    """All options, for oslo-config-generator."""
+    """Return all options, for oslo-config-generator."""
     named = [
         (None if group.name == SHARED_GROUP else group, options)
         for group, options in OPTIONS.items()

@@ -1,4 +1,4 @@
-"""Options to settings, with every fault that there is."""
+"""Options to settings, with every fault of theirs."""
 
 from __future__ import annotations
 
@@ -278,7 +278,7 @@ def _unnamed(conf: cfg.ConfigOpts) -> Iterator[str]:
 
 def _sections(conf: cfg.ConfigOpts) -> Iterator[tuple[str, Any]]:
     """Yield the groups of the files that were read, with the options that they set."""
-    # oslo.config tells what is in its files no other way
+    # oslo.config has no other way to read the content of its files
     for file in [] if conf._namespace is None else conf._namespace._parsed:
         yield from file.items()
 

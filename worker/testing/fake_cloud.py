@@ -145,7 +145,8 @@ class FakeCloud:
     # What users and the services do
 
     def upload(self, **fields: object) -> Image:
-        """A user's image, active in the store `file`, raw/bare and public unless said otherwise."""
+        """Make a user's image, active in the store `file`, raw/bare and public unless said
+        otherwise."""
         image_id = new_id()
         defaults: dict[str, object] = {
             "id": image_id,
@@ -169,12 +170,12 @@ class FakeCloud:
         return self.images[image.id]
 
     def queue(self, **fields: object) -> Image:
-        """A user's image that waits for its data."""
+        """Make a user's image that waits for its data."""
         defaults: dict[str, object] = {"status": "queued", "size": 0, "stores": None}
         return self.upload(**(defaults | fields))
 
     def volume_of(self, project: str, **fields: object) -> Volume:
-        """A user's volume, available and on the first store's type unless said otherwise."""
+        """Make a user's volume, available and on the first store's type unless said otherwise."""
         volume = self._new(
             "data", str(fields.get("volume_type", next(iter(self.stores.values()), "fast"))), 1, {}
         )
@@ -187,7 +188,7 @@ class FakeCloud:
         return self.volumes[volume.id]
 
     def cinder_clones(self, source_id: str, image_id: str, **fields: object) -> Volume:
-        """The clone that Cinder's own upload makes, with nothing after it: Cinder was killed."""
+        """Make the clone of Cinder's own upload, and nothing after it: Cinder was killed."""
         source = self.volumes[source_id]
         clone = self._new(
             f"image-{image_id}", source.volume_type, source.size, {"image_owner": source.project_id}
@@ -198,7 +199,7 @@ class FakeCloud:
         return self.volumes[clone.id]
 
     def set_by_user(self, image_id: str, **properties: str) -> None:
-        """A user sets properties of an image."""
+        """Have a user set properties of an image."""
         image = self.images[image_id]
         self.touch(image_id, properties={**image.properties, **properties})
         self.announce("image.update", image_id)
@@ -206,8 +207,8 @@ class FakeCloud:
     def use(
         self, image_id: str, volume_type: str, *, project: str = "bob", **fields: str
     ) -> Volume:
-        """A user makes a volume of an image; with `source_volid` or `snapshot_id`, of a volume that
-        was made of it."""
+        """Have a user make a volume of an image; with `source_volid` or `snapshot_id`, of a
+        volume that was made of it."""
         volume = self._new("disk", volume_type, 1, {})
         changes: dict[str, object] = {
             "status": "available",
@@ -229,17 +230,17 @@ class FakeCloud:
         return volume
 
     def user_copies(self, image_id: str, store: str, *, project: str = "alice") -> None:
-        """A user has Glance copy an image into a store."""
+        """Have a user copy an image into a store by Glance."""
         self.touch(image_id, import_locked=True, importing=frozenset({store}), failed=frozenset())
         self._spawn(self._import(image_id, (store,), project))
 
     def locate(self, image_id: str, store: str, volume_id: str) -> None:
-        """A user adds a volume to an image as a location (show_multiple_locations lets owners do
-        that)."""
+        """Have a user add a volume to an image as a location (show_multiple_locations lets
+        owners do that)."""
         self._activate(image_id, store, volume_id)
 
     def fill(self, targets: Iterable[Target]) -> Image:
-        """An image that is warm on these targets, in Glance's stores there."""
+        """Make an image that is warm on these targets, in Glance's stores there."""
         targets = tuple(targets)
         image = self.upload(
             stores=frozenset({"file", *(target.glance_store for target in targets)})
@@ -265,8 +266,8 @@ class FakeCloud:
         )
 
     def delete_image(self, image_id: str) -> None:
-        """A user deletes an image; Glance deletes the volumes that are its locations, at once or
-        not."""
+        """Have a user delete an image; Glance deletes the volumes that are its locations, at
+        once or not."""
         image = self.images.pop(image_id)
         if self.delayed:
             self.pending[image_id] = _at_rest(image)
@@ -277,16 +278,15 @@ class FakeCloud:
         self.announce("image.delete", image_id, status="deleted")
 
     def remove_volume(self, volume_id: str) -> None:
-        """Somebody else deletes a volume in Cinder, a location or not."""
+        """Have somebody else delete a volume in Cinder, a location or not."""
         self._announce_volume("volume.delete.end", self.volumes.pop(volume_id))
 
     def restore_image(self, image_id: str) -> None:
-        """An administrator restores an image whose deletion is pending."""
+        """Have an administrator restore an image whose deletion is pending."""
         self.images[image_id] = self.pending.pop(image_id)
 
     def lose(self, *image_ids: str) -> None:
-        """Glance's database does not know these images any more: nobody deleted them, nothing is
-        announced."""
+        """Have Glance's database forget these images: nobody deleted them, nothing is announced."""
         for image_id in image_ids:
             self.lost[image_id] = (
                 _at_rest(self.images.pop(image_id)),
@@ -294,7 +294,7 @@ class FakeCloud:
             )
 
     def find_again(self) -> None:
-        """An administrator restores what Glance's database has lost."""
+        """Have an administrator restore all images that Glance's database has lost."""
         for image_id, (image, locations) in self.lost.items():
             self.images[image_id], self.locations[image_id] = image, locations
         self.lost.clear()
@@ -317,7 +317,7 @@ class FakeCloud:
         self.emit(notification(event_type, payload))
 
     def of(self, image_id: str) -> list[Volume]:
-        """The volumes that hold an image, cache entries and throw-away ones too."""
+        """Return the volumes that hold an image, cache entries and throw-away ones too."""
         return [v for v in self.volumes.values() if v.name.endswith(image_id)]
 
     def is_whole(self, location: Location) -> bool:
@@ -332,7 +332,7 @@ class FakeCloud:
         return any(self.is_whole(location) for location in self.locations.get(image_id, ()))
 
     async def send(self, image_id: str, *, size: int = 0, seconds: float = 0.0) -> None:
-        """A user sends an image's data, as PUT /v2/images/{id}/file does."""
+        """Have a user send an image's data, as PUT /v2/images/{id}/file does."""
         if self.images[image_id].status != "queued":
             raise Conflict(
                 f"Image status transition from {self.images[image_id].status} to saving is not "
@@ -643,7 +643,7 @@ class FakeCloud:
     # Behind the scenes
 
     def hosts_of(self, volume_type: str) -> list[str]:
-        """The pools that a volume type leads to, host@backend#pool."""
+        """Return the pools that a volume type leads to, host@backend#pool."""
         if specs := self.private_types.get(volume_type):
             hosts = self._own_hosts(specs["volume_backend_name"])
             return [
@@ -662,7 +662,7 @@ class FakeCloud:
         return Pool(name=host, backend_name=volume_type, clones_across=across, capabilities=named)
 
     def now(self) -> float:
-        """The clock that everybody goes by; tests set it ahead."""
+        """Return the time of everybody's clock; tests set it ahead."""
         return time.time() + self.ahead
 
     def _left(self) -> int | None:
@@ -728,7 +728,7 @@ class FakeCloud:
         return volume
 
     def _scheduled(self, volume_type: str) -> str:
-        """The pool with the fewest volumes of those that the type leads to."""
+        """Return the pool with the fewest volumes, of those that the type leads to."""
         used = Counter(volume.host for volume in self.volumes.values())
         return min(self.hosts_of(volume_type), key=lambda host: used[host])
 
@@ -759,7 +759,7 @@ class FakeCloud:
         self._announce_volume("volume.create.end", volume)
 
     def _kept_in(self, store: str) -> Location:
-        """A location in a store that is no cinder one."""
+        """Return a location in a store that is not a cinder store."""
         return Location(
             url="rbd://fsid/pool/image/snap" if store in self.rbd_stores else "file:///x",
             store=store,
@@ -800,8 +800,8 @@ class FakeCloud:
         return next((one for one in entries if one.metadata.get("_cached_for") == stamp), None)
 
     def _cache(self, volume: Volume, image_id: str) -> None:
-        """Cinder's image-volume cache: an entry made for another updated_at is evicted, a fresh one
-        kept."""
+        """Keep an entry in Cinder's image-volume cache; evict one that was made for another
+        updated_at."""
         name = f"image-{image_id}"
         stamp = self.images[image_id].updated_at
         for entry in [v for v in self.volumes.values() if v.name == name and v.host == volume.host]:
@@ -903,8 +903,8 @@ class FakeCloud:
             self.announce("image.update", image_id)
 
     async def _import_location(self, image_id: str, task: ImageTask) -> None:
-        """Glance's task: what the store's login can't see fails, and nobody but the task says
-        so."""
+        """Run Glance's task: it fails on a volume that the store's login can't see, and nothing
+        but the task says so."""
         await asyncio.sleep(self.seconds)
         volume = self.volumes.get(Location.from_url(task.url).volume_id)
         seen = (
@@ -931,7 +931,7 @@ class FakeCloud:
             self.touch(image_id, import_locked=False)
 
     def _activate(self, image_id: str, store: str, volume_id: str) -> None:
-        """The volume is a location of the image from now on; a queued image has its data then."""
+        """Make the volume a location of the image; a queued image then has its data."""
         image, volume = self.images[image_id], self.volumes[volume_id]
         size = image.size or int(volume.metadata.get("image_size") or volume.size * GIB)
         self._locate(image_id, store, volume_id)
@@ -990,24 +990,24 @@ class _Call:
 
 
 def _backend(volume: Volume) -> str:
-    """The backend where the volume lies, which has the name of the type that leads there."""
+    """Return the backend of a volume, which has the name of the type that leads there."""
     return volume.host.partition("@")[2].partition("#")[0]
 
 
 def _at_rest(image: Image) -> Image:
-    """The image once the import that was under way has found it gone, and ended."""
+    """Return the image once the import under way has found it gone, and ended."""
     return replace(image, import_locked=False, importing=frozenset())
 
 
 def new_id() -> str:
-    """A UUID of `random`, so that who sets its seed gets the same ones again."""
+    """Return a UUID of `random`, so that the same seed gives the same ids again."""
     return str(uuid.UUID(int=random.getrandbits(128), version=4))
 
 
 def notification(
     event_type: str, payload: Mapping[str, object], *, at: float | None = None
 ) -> bytes:
-    """A notification as it comes off the wire."""
+    """Return a notification as it comes off the wire."""
     moment = datetime.fromtimestamp(time.time() if at is None else at, UTC)
     message = {
         "message_id": new_id(),

@@ -109,7 +109,7 @@ class Rig:
         await self.lanes.close()
 
     async def crash(self) -> None:
-        """The process is gone in the middle of whatever it did: no answer reaches it, nothing is
+        """End the process in the middle of its work: no answer reaches it, and nothing is
         settled."""
         await self.lanes.close()
         queue = self.runner.queue
@@ -121,19 +121,19 @@ class Rig:
         await asyncio.gather(*ending, return_exceptions=True)
 
     def lose(self, volume_id: str) -> None:
-        """Somebody deletes a volume in Cinder, and the worker hears of it."""
+        """Have somebody delete a volume in Cinder, and the worker hear of it."""
         del self.cloud.volumes[volume_id]
         self.deletions.note_volume(volume_id)
 
     def hear(self, body: bytes) -> None:
-        """One message off the wire, as the intake would hand it over."""
+        """Hand over one message off the wire, as the intake would."""
         task = asyncio.create_task(self.dispatcher.accept([self.dispatcher.route(body)]))
         self._hearing.add(task)
         task.add_done_callback(self._hearing.discard)
 
     @property
     def completed(self) -> list[str]:
-        """By which paths uploads were completed."""
+        """The paths by which uploads were completed."""
         samples = next(iter(self.metrics.uploads_completed.collect())).samples
         return [
             one.labels["path"]
@@ -143,11 +143,11 @@ class Rig:
         ]
 
     def count(self, name: str, **labels: str) -> float:
-        """The value of a metric; 0 if nothing was counted."""
+        """Return the value of a metric; 0 if nothing was counted."""
         return self.metrics.registry.get_sample_value(f"image_volume_worker_{name}", labels) or 0.0
 
     async def resync(self) -> list[Missing]:
-        """What a resync finds, and have it done."""
+        """Compare the cloud, and enqueue everything that is missing; return it."""
         comparing = compare(
             self.cloud, self.handlers.values(), image_of=image_volume.image_of, census=Census()
         )
@@ -174,7 +174,7 @@ class Rig:
         """Return when nothing is worked on or made, and no other try is due within `due` seconds;
         after `most` anyway.
 
-        For a clock that does not cost the time it tells: it looks every `step` seconds.
+        For a virtual clock: it looks every `step` seconds.
         """
         for _ in range(int(most / step)):
             await asyncio.sleep(step)
@@ -191,15 +191,15 @@ class Rig:
 
     @property
     def busy(self) -> bool:
-        """Whether any job is being worked on: only such a job goes by what it has read before."""
+        """Whether any job is being worked on: only such a job acts on earlier readings."""
         return not self.runner.queue.idle
 
     async def run(self, image_id: str, target: str = "fast") -> Outcome:
-        """One try of one key, with a watch that polls at once."""
+        """Try one key once, with a watch that polls at once."""
         return await self.prewarm.reconcile(Key("prewarm", image_id, target), Polls())
 
     async def complete(self, image_id: str) -> Outcome:
-        """One try of an upload."""
+        """Try one upload once."""
         return await self.upload.reconcile(Key("upload", image_id), Polls())
 
 
@@ -207,7 +207,7 @@ Work = Callable[[Key, Watch], Awaitable[Outcome]]
 
 
 class Scripted:
-    """A handler `h`, with a lane of that name, that does what the test says."""
+    """A handler `h`, with a lane of that name, that does as the test says."""
 
     name = "h"
     event_types: frozenset[str] = frozenset()
@@ -237,7 +237,7 @@ class Scripted:
 
 
 class Polls:
-    """A watch for tests: every wait is over in a moment."""
+    """A watch whose waits are over in a moment."""
 
     def __init__(self, *, most: int = 2000, by_operator: bool = False) -> None:
         self._most = most
@@ -250,26 +250,30 @@ class Polls:
         await asyncio.sleep(0.001)
 
     def tell(self, step: str) -> None:
-        """Nobody looks."""
+        """Ignore the step."""
 
 
-def job(key: Key, *, attempt: int = 0, cause: str = "test", project: str = "") -> Job:
-    """A job as a notification would make it."""
-    return Job(key=key, cause=cause, attempt=attempt, first_at=time.time(), project=project)
+def job(
+    key: Key, *, attempt: int = 0, cause: str = "test", project: str = "", due: float = 0.0
+) -> Job:
+    """Return a job as a notification would make it."""
+    return Job(
+        key=key, cause=cause, attempt=attempt, first_at=time.time(), project=project, due=due
+    )
 
 
 def routed(*jobs: Job) -> list[Routed]:
-    """Jobs as an intake hands them over."""
+    """Return jobs as an intake hands them over."""
     return [Routed(jobs=jobs)]
 
 
 def located(cloud: FakeCloud, image_id: str) -> list[str]:
-    """The volumes that are locations of the image."""
+    """Return the volumes that are locations of the image."""
     return [location.volume_id for location in cloud.locations[image_id] if location.volume_id]
 
 
 def using(strategy: Strategy, *targets: Target) -> tuple[Target, ...]:
-    """The targets with this strategy."""
+    """Return the targets with this strategy."""
     stores = {volume_type: store for store, volume_type in STORES.items()}
     return tuple(
         replace(

@@ -210,7 +210,7 @@ def _warm(one: Warmth) -> Check:
 
 
 def _in_pool(target: str, pool: str, path: Path, obstacle: str) -> Check:
-    """What Cinder does for a volume that its scheduler puts into this pool."""
+    """Return what Cinder does for a volume that its scheduler puts into this pool."""
     name = f"{target} pool"
     match path:
         case ImageVolumeClone(volume):
