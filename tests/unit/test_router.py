@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import handlers
-from handlers import imports
+from handlers.prewarm import imports
 from tests.fake_cloud import FakeCloud, notification
 from tests.rig import FAST, SLOW, Rig, Scripted
 from worker.core.handler import Watch

@@ -8,26 +8,19 @@ from typing import assert_never
 
 import structlog
 
-from handlers import ROUTES, actions, budget, image_volume, policy, strategies
+from handlers import ROUTES, actions, budget, image_volume, policy
 from handlers.clone_path import Download, Evidence, Path, clone_path
-from handlers.creations import Creations, Looks
 from handlers.deletion import Deletion, NotProven
-from handlers.imports import Imports
-from handlers.placing import CannotPlace, Placing
+from handlers.prewarm import actions as own
+from handlers.prewarm.actions import Action, Finish
+from handlers.prewarm.creations import Creations, Looks
+from handlers.prewarm.imports import Imports
+from handlers.prewarm.placing import CannotPlace, Placing
+from handlers.prewarm.plan import LACKS, PLANS
+from handlers.prewarm.seen import Seen, believed, volume_ids, with_volume, without
+from handlers.prewarm.strategies import cache, store
 from handlers.reservations import Reservations
 from handlers.serving import at, pool_of, served, unproven
-from handlers.strategies import (
-    Action,
-    Finish,
-    Lacks,
-    Plan,
-    Seen,
-    cache,
-    location,
-    native,
-    registered,
-    store,
-)
 from handlers.target_store import TargetStores
 from worker.core.cloud import Image, Location, Volume
 from worker.core.creation import Creation, Made
@@ -43,29 +36,17 @@ from worker.core.undone import Past
 
 log = structlog.get_logger(__name__)
 
-PLANS: Mapping[str, Plan] = {
-    "store": store.plan,
-    "location": location.plan,
-    "cache": cache.plan,
-    "native": native.plan,
-}
-LACKS: Mapping[str, Lacks] = {
-    "store": registered.lacks,
-    "location": registered.lacks,
-    "cache": cache.lacks,
-    "native": native.lacks,
-}
 # The status of images that have data. Glance announces that one is deactivated or reactivated as an
 # image.update
 WITH_DATA = ("active", "deactivated")
 READING = (
-    strategies.LookAtVolumes,
-    strategies.LookAtWarming,
+    own.LookAtVolumes,
+    own.LookAtWarming,
     actions.LookAtLocations,
-    strategies.LookAtVolume,
-    strategies.AwaitVolume,
+    own.LookAtVolume,
+    own.AwaitVolume,
     actions.AwaitImage,
-    strategies.AwaitEntry,
+    own.AwaitEntry,
 )
 # For how long a target that has failed is left out of what is done for others, in seconds
 SUSPECT_FOR = 600.0
@@ -204,7 +185,7 @@ class Prewarm:
             outcome, seen = await self._in_one(seen, target, watch, unlocated)
             done.append(outcome)
         if seen.volumes is None:
-            seen = await self._act(strategies.LookAtVolumes(), seen, target, watch)
+            seen = await self._act(own.LookAtVolumes(), seen, target, watch)
         if seen.locations is None and not seen.hidden and await self._may_be_located(seen.image):
             seen = await self._act(actions.LookAtLocations(), seen, target, watch)
         missing: dict[str, tuple[State, str]] = {}
@@ -325,8 +306,8 @@ class Prewarm:
                 if not made and not isinstance(action, READING):
                     self._note_look(seen, target)
                 before, seen = seen, await self._act(action, seen, target, watch)
-                if isinstance(action, strategies.CreateVolume):
-                    unlocated |= _ids(seen) - _ids(before)
+                if isinstance(action, own.CreateVolume):
+                    unlocated |= volume_ids(seen) - volume_ids(before)
                 elif isinstance(action, actions.AddLocation):
                     unlocated.clear()
                 made = made or not isinstance(action, READING)
@@ -533,19 +514,19 @@ class Prewarm:
         if refusal := policy.refusal(seen.image, target, self._policy):
             return Finish(Skip(refusal))
         action = PLANS[target.strategy](seen, target)
-        if isinstance(action, strategies.CopyImage | strategies.CreateVolume) and self._unpopular(
+        if isinstance(action, own.CopyImage | own.CreateVolume) and self._unpopular(
             seen.image, target
         ):
             if seen.volumes is None:
-                return strategies.LookAtVolumes()
+                return own.LookAtVolumes()
             # What was warm before is kept so: it was popular then
             if not seen.repaired and not any(
                 image_volume.is_ours(volume, target) for volume in seen.volumes
             ):
                 why = f"no second volume was made of the image on target {target.name} yet"
                 return Finish(Skip(why, state=State.UNUSED))
-        fresh = isinstance(action, strategies.CopyImage) or (
-            isinstance(action, strategies.CreateVolume) and not action.anew
+        fresh = isinstance(action, own.CopyImage) or (
+            isinstance(action, own.CreateVolume) and not action.anew
         )
         if fresh and not watch.by_operator and (wait := self._undone_before(seen, target)):
             return wait
@@ -674,9 +655,9 @@ class Prewarm:
         """Do one action and read again what it may have changed."""
         cloud, image_id = self._cloud, seen.image.id
         match action:
-            case strategies.LookAtVolumes():
+            case own.LookAtVolumes():
                 return replace(seen, volumes=await self._find(image_volume.name_of(image_id), seen))
-            case strategies.LookAtWarming():
+            case own.LookAtWarming():
                 return replace(
                     seen, warming=await self._find(image_volume.warming_name_of(image_id), seen)
                 )
@@ -688,15 +669,15 @@ class Prewarm:
                     await watch.changed()
                     locations = await cloud.get_locations(image_id)
                 return replace(seen, locations=locations, hidden=locations is None)
-            case strategies.LookAtVolume(volume_id):
+            case own.LookAtVolume(volume_id):
                 return await self._look_at(volume_id, seen)
-            case strategies.CopyImage(stores):
+            case own.CopyImage(stores):
                 if target.strategy != "native":
                     await self._reservations.reserve(seen.image, target.budgeted, watch)
                 return await self._copy(stores, seen, watch)
-            case strategies.CreateVolume():
+            case own.CreateVolume():
                 return await self._create(action, seen, target, watch)
-            case strategies.DeleteVolume(volume_id, why, because, encrypted, by_driver):
+            case own.DeleteVolume(volume_id, why, because, encrypted, by_driver):
                 if by_driver:
                     self._note_native(seen, target, native=True)
                 await self._delete(volume_id, seen, why)
@@ -712,19 +693,19 @@ class Prewarm:
                 )
                 seen = replace(seen, repaired=seen.repaired or repaired)
                 return replace(
-                    _without(volume_id, seen), failed=because or seen.failed, native=by_driver
+                    without(volume_id, seen), failed=because or seen.failed, native=by_driver
                 )
             case actions.SetMetadata(volume_id, metadata):
                 await cloud.set_metadata(volume_id, metadata)
-                return _believed(volume_id, metadata, seen)
+                return believed(volume_id, metadata, seen)
             case actions.SetReadonly(volume_id):
                 await cloud.set_readonly(volume_id)
-                return _believed(volume_id, {"readonly": "True"}, seen)
+                return believed(volume_id, {"readonly": "True"}, seen)
             case actions.AddLocation(url):
                 return await self._add_location(url, seen)
-            case strategies.RemoveLocation():
+            case own.RemoveLocation():
                 return await self._remove_location(action, seen, target)
-            case strategies.AwaitVolume(volume_id):
+            case own.AwaitVolume(volume_id):
                 self._reservations.extend(image_id, target.name)
                 return await self._await_volume(volume_id, seen, target, watch)
             case actions.AwaitImage():
@@ -733,7 +714,7 @@ class Prewarm:
                 image = await self._image(seen)
                 _tell_undone(seen, image)
                 return replace(seen, image=image, now=self._now(), was=seen.was or seen.image)
-            case strategies.AwaitEntry():
+            case own.AwaitEntry():
                 await watch.changed()
                 return replace(seen, volumes=None, looks=seen.looks + 1)
             case Finish():
@@ -742,7 +723,7 @@ class Prewarm:
                 assert_never(never)
 
     async def _create(
-        self, action: strategies.CreateVolume, seen: Seen, target: Target, watch: Watch
+        self, action: own.CreateVolume, seen: Seen, target: Target, watch: Watch
     ) -> Seen:
         """Begin to make a volume; where one is enough to show whether Cinder clones by itself, one
         at a time."""
@@ -771,7 +752,7 @@ class Prewarm:
         log.info(
             "image_volume_creating", volume_id=volume.id, volume_type=new.volume_type, size=new.size
         )
-        return _with(volume, seen)
+        return with_volume(volume, seen)
 
     def _as_learned(self, seen: Seen, target: Target) -> Seen:
         """What was seen; and whether Cinder clones by itself, if the volume of another image has
@@ -806,7 +787,7 @@ class Prewarm:
 
     async def _look_at(self, volume_id: str, seen: Seen) -> Seen:
         try:
-            return _with(await self._cloud.get_volume(volume_id), seen)
+            return with_volume(await self._cloud.get_volume(volume_id), seen)
         except NotFound:
             return replace(seen, gone=seen.gone | {volume_id})
 
@@ -902,7 +883,7 @@ class Prewarm:
             self._copied.pop(image_id, None)
 
     async def _remove_location(
-        self, action: strategies.RemoveLocation, seen: Seen, target: Target
+        self, action: own.RemoveLocation, seen: Seen, target: Target
     ) -> Seen:
         await self._deletion.remove_location(
             seen.image.id, action.store, action.volume_id, whole=action.whole
@@ -948,9 +929,9 @@ class Prewarm:
         try:
             volume = await self._cloud.get_volume(volume_id)
         except NotFound:
-            return replace(_without(volume_id, seen), image=await self._image(seen))
+            return replace(without(volume_id, seen), image=await self._image(seen))
         downloading = volume.downloaded or volume.status == "downloading"
-        seen = replace(_with(volume, seen), downloaded=seen.downloaded or downloading)
+        seen = replace(with_volume(volume, seen), downloaded=seen.downloaded or downloading)
         if downloading:
             self._note_native(seen, target, native=False)
         if image_volume.is_broken(volume):
@@ -1051,43 +1032,3 @@ def _is_there(image: Image, volumes: tuple[Volume, ...], target: Target) -> bool
     mending."""
     located = target.strategy != "cache" and target.glance_store in (image.stores or ())
     return located or any(image_volume.is_ours(volume, target) for volume in volumes)
-
-
-def _with(volume: Volume, seen: Seen) -> Seen:
-    """Replace this volume in what was seen."""
-    if volume.name == image_volume.warming_name_of(seen.image.id):
-        return replace(seen, warming=_replaced(volume, seen.warming or ()))
-    return replace(seen, volumes=_replaced(volume, seen.volumes or ()))
-
-
-def _replaced(volume: Volume, volumes: tuple[Volume, ...]) -> tuple[Volume, ...]:
-    if any(other.id == volume.id for other in volumes):
-        return tuple(volume if other.id == volume.id else other for other in volumes)
-    return (*volumes, volume)
-
-
-def _without(volume_id: str, seen: Seen) -> Seen:
-    return replace(
-        seen,
-        volumes=None
-        if seen.volumes is None
-        else tuple(v for v in seen.volumes if v.id != volume_id),
-        warming=None
-        if seen.warming is None
-        else tuple(v for v in seen.warming if v.id != volume_id),
-    )
-
-
-def _ids(seen: Seen) -> set[str]:
-    return {volume.id for volume in (*(seen.volumes or ()), *(seen.warming or ()))}
-
-
-def _believed(volume_id: str, metadata: Mapping[str, str], seen: Seen) -> Seen:
-    """Add metadata that was just written to what was seen: Cinder has confirmed it."""
-    return replace(
-        seen,
-        volumes=tuple(
-            replace(v, metadata={**v.metadata, **metadata}) if v.id == volume_id else v
-            for v in seen.volumes or ()
-        ),
-    )
