@@ -93,20 +93,24 @@ class Finish:
     held_back: bool = False
 
 
-Action = (
+Observation = (
     LookAtVolumes
     | LookAtWarming
     | LookAtLocations
     | LookAtVolume
-    | CopyImage
+    | AwaitVolume
+    | AwaitImage
+    | AwaitEntry
+)
+"""Reads the cloud only: see `handlers.prewarm.observe`."""
+Change = (
+    CopyImage
     | CreateVolume
     | DeleteVolume
     | SetMetadata
     | SetReadonly
     | AddLocation
     | RemoveLocation
-    | AwaitVolume
-    | AwaitImage
-    | AwaitEntry
-    | Finish
 )
+"""Changes the cloud: see `handlers.prewarm.act`."""
+Action = Observation | Change | Finish
