@@ -552,14 +552,21 @@ class Deletion:
         here = [one for one in locations or () if one.store in stores and one.volume_id]
         return [one for one in here if await self._look(one.volume_id) is None]
 
-    async def delete_unwanted(self, image: Image, target: Target, *, why: str) -> Outcome:
-        """Delete what prewarm made on a target that does not want the image."""
-        if image.status != "active" or not self._rules.enabled:
+    async def delete_unwanted(
+        self, image: Image, target: Target, *, why: str, by_operator: bool = False
+    ) -> Outcome:
+        """Delete what prewarm made on a target that does not want the image.
+
+        `by_operator`: an operator asks for it, also where `[reclaim]` is switched off.
+        """
+        if image.status != "active" or not (self._rules.enabled or by_operator):
             return Skip(why)
         volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
         ours = [volume for volume in volumes if image_volume.may_go(volume, image, target)]
         if ours:
-            return await self.evict(image.id, ours, why=why, reason="unwanted")
+            return await self.evict(
+                image.id, ours, why=why, reason="unwanted", by_operator=by_operator
+            )
         if target.glance_store in (image.stores or ()) and await self._remove_dangling(
             image, target
         ):
@@ -588,11 +595,17 @@ class Deletion:
         return True
 
     async def evict(
-        self, image_id: str, volumes: Iterable[Volume], *, why: str, reason: Reason
+        self,
+        image_id: str,
+        volumes: Iterable[Volume],
+        *,
+        why: str,
+        reason: Reason,
+        by_operator: bool = False,
     ) -> Outcome:
         """Delete what prewarm made for an image that is there, as far as the image does not need
         it."""
-        if not self._rules.enabled:
+        if not (self._rules.enabled or by_operator):
             return Skip(why)
         stays, deleted = list[str](), 0
         for volume in volumes:

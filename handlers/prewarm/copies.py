@@ -17,9 +17,11 @@ from handlers.target_store import TargetStores
 from worker.core.cloud import Cloud, Image
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.handler import Watch
+from worker.core.job import Key
 from worker.core.learned import Learned
 from worker.core.locks import Locks
-from worker.core.target import Policy
+from worker.core.target import Policy, Target
+from worker.core.wishes import Wishes
 
 log = structlog.get_logger(__name__)
 
@@ -41,6 +43,7 @@ class Copies:
         suspects: Suspects,
         stores: TargetStores,
         reservations: Reservations,
+        wishes: Wishes,
         now: Callable[[], float],
     ) -> None:
         self._cloud = cloud
@@ -51,6 +54,7 @@ class Copies:
         self._suspects = suspects
         self._stores = stores
         self._reservations = reservations
+        self._wishes = wishes
         self._now = now
         self._beginning: set[str] = set()
         self._asked: dict[str, frozenset[str]] = {}
@@ -142,11 +146,15 @@ class Copies:
                 and other.glance_store not in (*stores, *(seen.image.stores or ()))
                 and policy.refusal(seen.image, other, self._rules) is None
                 and not self._popularity.is_lacking(seen.image, other)
+                and not self._is_evicted(seen.image, other)
                 and not self._suspects.has(other.name)
                 and await self._reservations.has_spare(seen.image, other, besides=len(stores))
             ):
                 stores = (*stores, other.glance_store)
         return stores
+
+    def _is_evicted(self, image: Image, target: Target) -> bool:
+        return self._wishes.is_evicted(Key("prewarm", image.id, target.name), now=self._now())
 
     def _remember(self, image_id: str, stores: tuple[str, ...]) -> None:
         self._asked[image_id] = self.asked(image_id) | set(stores)

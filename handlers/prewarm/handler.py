@@ -21,7 +21,7 @@ from handlers.prewarm.plan import Planner
 from handlers.prewarm.popularity import Popularity
 from handlers.prewarm.probes import Probes
 from handlers.prewarm.suspects import Suspects
-from handlers.prewarm.warmth import Listed, Warmth
+from handlers.prewarm.warmth import EVICTED, Listed, Warmth
 from handlers.reservations import Reservations
 from handlers.serving import served
 from handlers.target_store import TargetStores
@@ -55,6 +55,7 @@ class Prewarm:
         self._now = now
         self._report = parts.report
         self._keeps_order = parts.keeps_order
+        self._wishes = parts.wishes
         self._targets = {target.name: target for target in parts.targets}
         self._resolved: tuple[Target, ...] = ()
         self._imports = Imports()
@@ -76,6 +77,7 @@ class Prewarm:
             suspects=suspects,
             stores=stores,
             reservations=reservations,
+            wishes=parts.wishes,
             now=now,
         )
         looks, probes = Looks(), Probes(learned=learned, now=now)
@@ -91,6 +93,7 @@ class Prewarm:
             held_back=held_back,
             placing=placing,
             paths=paths,
+            wishes=parts.wishes,
             now=now,
         )
         self._observer = observer = Observer(
@@ -187,6 +190,12 @@ class Prewarm:
         """Make the image warm if it is wanted on the target, else delete what was made there."""
         image = await self._cloud.get_image(key.image_id)
         self._report.seen(image, {})
+        if self._wishes.is_evicted(key, now=self._now()):
+            known = await self._stores.known(target)
+            outcome = await self._deletion.delete_unwanted(
+                image, known, why=EVICTED, by_operator=True
+            )
+            return outcome if isinstance(outcome, Again) else Skip(EVICTED, state=State.HELD_BACK)
         if refusal := policy.refusal(image, target, self._rules):
             known = await self._stores.known(target)
             return await self._deletion.delete_unwanted(image, known, why=refusal)
@@ -274,7 +283,9 @@ class Prewarm:
 
     def held_back(self) -> Iterator[tuple[str, str, str]]:
         """The images that are not made warm again on a target for now: image id, target, reason."""
-        return self._held_back.all(self._resolved, self._targets)
+        yield from self._held_back.all(self._resolved, self._targets)
+        for key in self._wishes.evicted(now=self._now()):
+            yield key.image_id, key.target, EVICTED
 
     def full(self) -> dict[str, str]:
         """Reasons why nothing more fits into Cinder's cache, by target."""

@@ -59,9 +59,8 @@ class Planner:
         if refusal := policy.refusal(seen.image, target, self._rules):
             return Finish(Skip(refusal))
         action = PLANS[target.strategy](seen, target)
-        if isinstance(action, CopyImage | CreateVolume) and self._popularity.is_lacking(
-            seen.image, target
-        ):
+        lacking = not by_operator and self._popularity.is_lacking(seen.image, target)
+        if isinstance(action, CopyImage | CreateVolume) and lacking:
             if seen.volumes is None:
                 return LookAtVolumes()
             # What was warm before is kept so: it was popular then

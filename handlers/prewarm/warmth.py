@@ -14,11 +14,14 @@ from handlers.prewarm.plan import LACKS
 from handlers.prewarm.popularity import Popularity
 from handlers.serving import at, served
 from worker.core.cloud import Image, Location, Volume
+from worker.core.job import Key
 from worker.core.learned import Learned
 from worker.core.state import State
 from worker.core.target import Policy, Target
 from worker.core.uses import Uses
+from worker.core.wishes import Wishes
 
+EVICTED = "an operator has evicted it; the command warm makes it again, else it waits for a day"
 # Where an image is not warm: a state and the reason, by the name of the place
 Missing = dict[str, tuple[State, str]]
 
@@ -49,6 +52,7 @@ class Listed:
         held_back: HeldBack,
         placing: Placing,
         paths: Paths,
+        wishes: Wishes,
         now: Callable[[], float],
     ) -> None:
         self._rules = rules
@@ -58,6 +62,7 @@ class Listed:
         self._held_back = held_back
         self._placing = placing
         self._paths = paths
+        self._wishes = wishes
         self._now = now
         self._targets: tuple[Target, ...] = ()
         self._shelves: dict[str, budget.Shelf] = {}
@@ -82,7 +87,11 @@ class Listed:
         """The state of an image on each target."""
         for resolved in self._targets:
             target = served(image, resolved, self._learned, now=self._now())
-            if refusal := policy.refusal(image, target, self._rules):
+            if self._wishes.is_evicted(
+                Key("prewarm", image.id, target.name), now=self._now()
+            ) and not any(image_volume.may_go(one, image, target) for one in volumes):
+                yield Warmth(target, State.HELD_BACK, EVICTED)
+            elif refusal := policy.refusal(image, target, self._rules):
                 yield Warmth(target, State.UNWANTED, refusal)
             elif target.is_spread and target.strategy != "native":
                 yield self._in_places(image, volumes, target)

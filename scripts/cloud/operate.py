@@ -21,6 +21,7 @@ TARGETS = ("local-1", "local-2")
 PASSWORD = os.environ.get("DEVCLOUD_PASSWORD", "devcloud")
 KEYSTONE, GLANCE, CINDER = "http://127.0.0.1:5000", "http://127.0.0.1:9292", "http://127.0.0.1:8776"
 URL = f"rabbit://openstack:{PASSWORD}@127.0.0.1:5672/"
+WORK_URL = f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/worker"
 
 
 def devcloud(*words: str) -> str:

@@ -78,6 +78,7 @@ class Daemon:
             metrics=metrics,
             uses=parts.uses,
             deletions=parts.deletions,
+            wishes=parts.wishes,
         )
         self._queue = self._runner.queue
         self._tasks = Tasks(metrics=metrics)

@@ -48,6 +48,7 @@ class Handover:
             metrics=metrics,
             uses=parts.uses,
             deletions=parts.deletions,
+            wishes=parts.wishes,
         )
 
     async def __aenter__(self) -> Handover:

@@ -18,6 +18,7 @@ from worker.core.state import State
 from worker.core.target import Policy, Reclaiming, Target, Uploads
 from worker.core.undone import Undone
 from worker.core.uses import Uses
+from worker.core.wishes import Wishes
 
 
 class Watch(Protocol):
@@ -144,10 +145,10 @@ class Report(Protocol):
 class Parts:
     """The parts that a handler is built from. `now` is the clock, in epoch seconds.
 
-    `urgent` is the same cloud by requests that wait behind nobody else's, for what a user sits and
-    waits for. `locks` are those of images, `undone` is what we made and others took away, `learned`
-    what trying has shown. `keeps_order` is True in the daemon alone: a command that only looks must
-    not clear up.
+    `wishes` are what an operator has asked for. `urgent` is the same cloud by requests that wait
+    behind nobody else's, for what a user sits and waits for. `locks` are those of images, `undone`
+    is what we made and others took away, `learned` what trying has shown. `keeps_order` is True in
+    the daemon alone: a command that only looks must not clear up.
     """
 
     cloud: Cloud
@@ -163,6 +164,7 @@ class Parts:
     locks: Locks = field(default_factory=Locks)
     undone: Undone = field(default_factory=Undone)
     learned: Learned = field(default_factory=Learned)
+    wishes: Wishes = field(default_factory=Wishes)
     keeps_order: bool = False
 
 

@@ -44,7 +44,8 @@ class Job:
     what led to the job; else 0 and "". `deleted` is the status in the image.delete that led to it,
     `deleted` or `pending_delete`; else "". `deleted_volume` is the id in the volume.delete.end that
     led to it; else "". `project` is whose doing it is, "" if nobody knows: projects take turns in a
-    lane. Texts that are too long are cut.
+    lane. `wish` is what an operator asks for (`worker.core.wishes`), else "". Texts that are too
+    long are cut.
     """
 
     key: Key
@@ -58,6 +59,7 @@ class Job:
     deleted: str = ""
     deleted_volume: str = ""
     project: str = ""
+    wish: str = ""
 
     def __post_init__(self) -> None:
         """Cut what users and errors can make as long as they like."""
@@ -93,6 +95,7 @@ class Job:
                 deleted=_part(fields.get("deleted", "")),
                 deleted_volume=_part(fields.get("deleted_volume", "")),
                 project=_text(fields.get("project", "")),
+                wish=_part(fields.get("wish", "")),
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise Malformed(f"not a job: {error!r}") from error

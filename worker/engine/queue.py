@@ -21,6 +21,7 @@ from worker.core.errors import Temporary
 from worker.core.job import OPERATOR, Job, Key
 from worker.core.lanes import Delivery, Lanes
 from worker.core.uses import Uses
+from worker.core.wishes import Wishes
 from worker.engine.appointments import Appointments
 from worker.engine.turns import Sweep, Turns
 from worker.observe.metrics import Metrics
@@ -92,6 +93,7 @@ class Queue:
         metrics: Metrics,
         uses: Uses,
         deletions: Deletions,
+        wishes: Wishes,
     ) -> None:
         self._lanes = lanes
         self._widths = widths
@@ -101,6 +103,7 @@ class Queue:
         self._activity = metrics.activity
         self._uses = uses
         self._deletions = deletions
+        self._wishes = wishes
         self._turns: dict[str, Turns[Entry]] = {lane: Turns() for lane in widths}
         self._sweeps = {lane: Sweep() for lane in widths}
         self._returning: dict[str, asyncio.Task[None]] = {}
@@ -202,14 +205,18 @@ class Queue:
         return True
 
     def _note(self, job: Job) -> None:
-        """Remember uses and deletions in the process that works on the lane: others hear other
-        notifications."""
+        """Remember uses, deletions and wishes in the process that works on the lane: others hear
+        other notifications."""
         if job.used:
             self._uses.claim(job.key.image_id, job.key.target, job.used, job.used_by)
         if job.deleted:
             self._deletions.note(job.key.image_id, job.deleted)
         if job.deleted_volume:
             self._deletions.note_volume(job.deleted_volume)
+        if job.wish and self._wishes.note(job.key, job.wish, at=job.first_at):
+            log.info(
+                "operator_wishes", wish=job.wish, image_id=job.key.image_id, target=job.key.target
+            )
 
     def _waits(self, job: Job) -> bool:
         """Whether a job of the key that waits in the lane answers this one: its look is later than

@@ -21,6 +21,7 @@ from worker.core.job import OPERATOR, RESYNC, Job
 from worker.core.lanes import Lanes
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.uses import Uses
+from worker.core.wishes import Wishes
 from worker.engine.queue import Entry, Queue
 from worker.engine.retry import Backoff
 from worker.observe.activity import Activity
@@ -106,6 +107,7 @@ class Runner:
         metrics: Metrics,
         uses: Uses,
         deletions: Deletions,
+        wishes: Wishes | None = None,
     ) -> None:
         self._activity = metrics.activity
         self._handlers = handlers
@@ -121,6 +123,7 @@ class Runner:
             metrics=metrics,
             uses=uses,
             deletions=deletions,
+            wishes=wishes or Wishes(),
         )
         for handler in handlers.values():
             for lane in handler.lanes():
@@ -264,7 +267,9 @@ class Runner:
             if isinstance(outcome, Again):
                 outcome = replace(outcome, after=look_again, counted=False)
             else:
-                following = replace(job, attempt=0, first_at=time.time(), reason="heard of again")
+                following = replace(
+                    job, attempt=0, first_at=time.time(), reason="heard of again", wish=""
+                )
                 await self._again(following, look_again, wake_on_notification=False, quietly=True)
         match outcome:
             case Done(detail, changed, warmed):

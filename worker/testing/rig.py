@@ -89,6 +89,7 @@ class Rig:
             metrics=self.metrics,
             uses=self.uses,
             deletions=self.deletions,
+            wishes=parts.wishes,
         )
         router = Router(
             handlers=self.handlers.values(),

@@ -1,0 +1,127 @@
+"""What an operator wants of one image: `warm` and `evict`."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+
+from handlers.prewarm.warmth import EVICTED
+from worker.core.cloud import Image
+from worker.core.job import OPERATOR, Job, Key
+from worker.core.state import State
+from worker.core.target import Policy, Reclaiming
+from worker.core.wishes import HOLD_FOR, Wish, Wishes
+from worker.testing.fake_cloud import FakeCloud
+from worker.testing.rig import FAST, SLOW, STORES, Rig
+
+KEY = Key("prewarm", "image", "fast")
+
+
+def test_the_last_wish_holds_for_a_day() -> None:
+    wishes = Wishes()
+    assert wishes.note(KEY, "evict", at=100.0)
+    assert wishes.is_evicted(KEY, now=99.0 + HOLD_FOR)
+    assert wishes.evicted(now=101.0) == (KEY,)
+    assert not wishes.is_evicted(KEY, now=101.0 + HOLD_FOR)
+    assert not wishes.is_evicted(Key("prewarm", "image", "slow"), now=101.0)
+    assert not wishes.note(KEY, "nonsense", at=101.0)
+    assert not wishes.note(KEY, "", at=101.0)
+    assert wishes.is_evicted(KEY, now=102.0)
+    assert wishes.note(KEY, "warm", at=102.0)
+    assert not wishes.is_evicted(KEY, now=103.0)
+    # Another try of the job before
+    assert not wishes.note(KEY, "evict", at=100.0)
+    assert not wishes.is_evicted(KEY, now=103.0)
+
+
+def test_a_wish_travels_in_its_job() -> None:
+    job = Job(key=KEY, cause=OPERATOR, first_at=1.0, wish=Wish.EVICT)
+    assert Job.from_bytes(job.to_bytes()).wish == "evict"
+    # Of a worker that knows no wishes
+    fields = json.loads(job.to_bytes())
+    del fields["wish"]
+    assert Job.from_bytes(json.dumps(fields).encode()).wish == ""
+
+
+async def wish(rig: Rig, image: Image, wish: Wish, target: str = "fast") -> None:
+    key = Key("prewarm", image.id, target)
+    job = Job(key=key, cause=OPERATOR, first_at=time.time(), wish=wish)
+    await rig.lanes.publish([job])
+    await rig.quiet()
+
+
+def states(rig: Rig, image: Image) -> dict[str, State]:
+    volumes = tuple(rig.cloud.of(image.id))
+    found = rig.prewarm.warmth(rig.cloud.images[image.id], volumes)
+    return {one.target.name: one.state for one in found}
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+async def test_what_an_operator_evicts_is_deleted_and_not_made_again(enabled: bool) -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    reclaiming = Reclaiming(enabled=enabled)
+    async with Rig(cloud, targets=(FAST, SLOW), reclaiming=reclaiming) as rig:
+        image = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        assert states(rig, image) == {"fast": State.WARM, "slow": State.WARM}
+        await wish(rig, image, Wish.EVICT)
+        assert [volume.volume_type for volume in cloud.of(image.id)] == ["slow"]
+        assert states(rig, image) == {"fast": State.HELD_BACK, "slow": State.WARM}
+        # Neither a comparison nor a notification nor another target's copy brings it back
+        cloud.emit = rig.hear
+        cloud.remove_volume(cloud.of(image.id)[0].id)
+        cloud.announce("image.update", image.id)
+        await rig.resync()
+        await rig.quiet()
+        assert {volume.volume_type for volume in cloud.of(image.id)} <= {"slow"}
+        assert (image.id, "fast", EVICTED) in list(rig.prewarm.held_back())
+        await wish(rig, image, Wish.WARM)
+        assert states(rig, image)["fast"] is State.WARM
+        assert not list(rig.prewarm.held_back())
+
+
+async def test_the_last_copy_of_an_images_data_stays() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        image = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        [volume] = cloud.of(image.id)
+        # Its owner has removed it from Glance's other store
+        cloud.locations[image.id] = tuple(
+            one for one in cloud.locations[image.id] if one.volume_id == volume.id
+        )
+        await wish(rig, image, Wish.EVICT)
+        assert cloud.of(image.id) == [volume] or cloud.of(image.id)[0].id == volume.id
+        assert cloud.has_data(image.id)
+
+
+async def test_what_is_not_ours_stays() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST,), policy=Policy(settle=0.0, min_size=1 << 50)) as rig:
+        image = cloud.upload()
+        cloud.user_copies(image.id, "cinder-fast")
+        await cloud.quiet()
+        [volume] = cloud.of(image.id)
+        await rig.prewarm.prepare({})
+        await wish(rig, image, Wish.EVICT)
+        assert [one.id for one in cloud.of(image.id)] == [volume.id]
+
+
+async def test_an_operator_gets_an_image_warm_that_nobody_uses_yet() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    policy = Policy(when="used", settle=0.0, rewarm_interval=0.1)
+    async with Rig(cloud, targets=(FAST, SLOW), policy=policy) as rig:
+        image = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        assert states(rig, image) == {"fast": State.UNUSED, "slow": State.UNUSED}
+        await wish(rig, image, Wish.WARM)
+        assert states(rig, image) == {"fast": State.WARM, "slow": State.UNUSED}
+        # And keeps it
+        await rig.resync()
+        await rig.quiet()
+        assert states(rig, image)["fast"] is State.WARM

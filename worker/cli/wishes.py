@@ -1,0 +1,160 @@
+"""`warm` and `evict`: what an operator wants of one image, ahead of everything else."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from cliff.lister import Lister
+
+from handlers.prewarm import Prewarm, Warmth
+from worker.cli import Worker, names, progress
+from worker.cli.assembly import build_clouds, build_handlers, build_parts
+from worker.cli.handover import Handover
+from worker.cli.preflight import check_cloud
+from worker.cli.values import Plain
+from worker.core.errors import Misconfigured, Temporary
+from worker.core.job import OPERATOR, Job, Key
+from worker.core.state import State
+from worker.core.wishes import Wish
+from worker.diagnose import explain
+from worker.observe.metrics import Metrics
+from worker.settings import Settings
+
+PROJECT = "an operator"
+"""Projects take turns in a lane: what an operator wants is nobody else's turn."""
+ASKED = "asked for"
+
+
+class _Wishing(Plain, Lister):
+    """Puts a wish about an image into the lanes of targets."""
+
+    app: Worker
+    wish = Wish.NONE
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser: argparse.ArgumentParser = super().get_parser(prog_name)
+        parser.add_argument("image", metavar="IMAGE", help="Id or name of the image.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
+        """The table of targets, and what was asked for there."""
+        settings = self.app.read_settings()
+        configured = [target.name for target in settings.targets]
+        if parsed_args.target and parsed_args.target not in configured:
+            raise Misconfigured(
+                [f"no target {parsed_args.target!r} is configured, only {', '.join(configured)}"]
+            )
+        rows, warnings = asyncio.run(self._ask(settings, parsed_args.image, parsed_args.target))
+        for warning in warnings:
+            self.app.LOG.warning(warning)
+        if all(row[-1] != ASKED for row in rows):
+            self.app.LOG.warning("nothing was asked for")
+        return ("Image", "Target", "State", "Why", "Wish"), rows
+
+    async def _ask(
+        self, settings: Settings, text: str, target: str
+    ) -> tuple[list[tuple[str, ...]], list[str]]:
+        metrics = Metrics()
+        clouds = build_clouds(settings, metrics)
+        cloud = clouds.common
+        try:
+            warnings = [
+                f"target {name} can't be used: {why}"
+                for name, why in (await check_cloud(cloud, settings)).unusable.items()
+            ]
+            image = await cloud.get_image(await names.image_id(cloud, text))
+            if image.status != "active":
+                raise Temporary(f"image {image.id} is {image.status}, not active")
+            parts = build_parts(settings, clouds, metrics)
+            handlers = build_handlers(settings, parts)
+            prewarm = Prewarm(parts)
+            await prewarm.prepare(await explain.lying(cloud, settings.targets))
+            volumes = await explain.volumes_of(cloud, image.id)
+            found = [
+                one for one in prewarm.warmth(image, volumes) if target in ("", one.target.name)
+            ]
+            rows: list[tuple[str, ...]] = [
+                (image.id, one.target.name, one.state.value, one.why, self.refusal(one) or ASKED)
+                for one in found
+            ]
+            jobs = list(self._jobs(image.id, [row[1] for row in rows if row[-1] == ASKED]))
+            if jobs:
+                local = settings.work_url == "memory://"
+                async with Handover(
+                    settings, handlers, metrics=metrics, parts=parts, local=local
+                ) as handover:
+                    await handover.submit(jobs)
+                    async with progress.shown(lambda: handover.done, unit=" jobs", total=len(jobs)):
+                        await handover.settled()
+                    warnings += await handover.warnings()
+                if local:
+                    warnings.append(
+                        "done by this command: a worker whose jobs wait in memory hears nothing of it"
+                    )
+            return rows, warnings
+        finally:
+            clouds.close()
+
+    def _jobs(self, image_id: str, targets: list[str]) -> Iterator[Job]:
+        for name in targets:
+            yield Job(
+                key=Key("prewarm", image_id, name),
+                cause=OPERATOR,
+                first_at=time.time(),
+                project=PROJECT,
+                wish=self.wish,
+            )
+
+    def refusal(self, one: Warmth) -> str:
+        """Why nothing is asked for on a target; "" if it is."""
+        raise NotImplementedError
+
+
+class Warm(_Wishing):
+    """Make an image warm now: ahead of the images that wait, and in spite of what was undone before,
+    of [prewarm] when and of an earlier evict.
+
+    The rules for what is wanted hold: an image that they refuse is named with the rule. Budgets hold
+    too. The workers that run do it; with [work] url = memory:// this command does it itself.
+    """
+
+    wish = Wish.WARM
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--target", default="", metavar="T", help="Only on this target.")
+        return parser
+
+    def refusal(self, one: Warmth) -> str:
+        """Why nothing is asked for on a target; "" if it is."""
+        if one.state is State.UNWANTED:
+            return "not wanted"
+        return "warm already" if one.state is State.WARM else ""
+
+
+class Evict(_Wishing):
+    """Delete what was made of an image on a target, and do not make it again for a day, or until
+    `warm` asks for it.
+
+    The rules for deleting hold: the last copy of an image's data stays, and so does what the worker
+    did not make. A worker that is restarted has forgotten the wish; to keep an image off all targets
+    for good, set its property image_volume_prewarm to no.
+    """
+
+    wish = Wish.EVICT
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--target", required=True, metavar="T", help="From this target.")
+        return parser
+
+    def refusal(self, one: Warmth) -> str:  # noqa: ARG002  it is asked for in any state
+        """Why nothing is asked for on a target; "" if it is."""
+        return ""
