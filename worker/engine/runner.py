@@ -21,7 +21,8 @@ from worker.core.job import OPERATOR, RESYNC, Job
 from worker.core.lanes import Lanes
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.uses import Uses
-from worker.engine.queue import Entry, Queue
+from worker.engine.entry import Entry
+from worker.engine.queue import Queue
 from worker.engine.retry import Backoff
 from worker.observe.activity import Activity
 from worker.observe.metrics import Metrics
