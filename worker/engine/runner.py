@@ -265,7 +265,7 @@ class Runner:
             if isinstance(outcome, Again):
                 outcome = replace(outcome, after=look_again, counted=False)
             else:
-                following = replace(job, attempt=0, first_at=time.time(), reason="heard of again")
+                following = replace(job, attempt=0, first_at=time.time(), reason="notified again")
                 await self._again(following, look_again, wake_on_notification=False, quietly=True)
         match outcome:
             case Done(detail, changed, warmed):
