@@ -8,7 +8,9 @@ from dataclasses import replace
 import pytest
 
 from handlers.age import SKEW, age
-from handlers.strategies import CopyImage, Seen, store
+from handlers.prewarm.actions import CopyImage
+from handlers.prewarm.seen import Seen
+from handlers.prewarm.strategies import store
 from worker.testing.fake_cloud import FakeCloud
 from worker.testing.rig import FAST, STORES
 

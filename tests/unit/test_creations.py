@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from handlers.clone_path import CacheClone, Download, ImageVolumeClone, NativeClone, Path
-from handlers.creations import Look, Looks, made
+from handlers.prewarm.creations import Look, Looks, made
 from handlers.reasons import Reason
 from worker.core.cloud import Volume
 from worker.core.creation import Creation, Made, Way
@@ -300,7 +300,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine, "PAUSE", 0.01)
     monkeypatch.setattr(engine, "AWAY", 0.01)
     # Each volume of these tests is to be looked at by itself
-    monkeypatch.setattr("handlers.creations.FRESH", 0.0)
+    monkeypatch.setattr("handlers.prewarm.creations.FRESH", 0.0)
 
 
 async def test_before_and_after_an_image_is_warm() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from handlers import image_volume
 from handlers.actions import AddLocation, AwaitImage, LookAtLocations, SetMetadata, SetReadonly
-from handlers.strategies import (
+from handlers.prewarm.actions import (
     Action,
     AwaitEntry,
     AwaitVolume,
@@ -22,13 +22,9 @@ from handlers.strategies import (
     LookAtVolumes,
     LookAtWarming,
     RemoveLocation,
-    Seen,
-    cache,
-    location,
-    native,
-    registered,
-    store,
 )
+from handlers.prewarm.seen import Seen
+from handlers.prewarm.strategies import cache, location, native, registered, store
 from worker.core.cloud import GIB, Image, Location, NewVolume, Volume
 from worker.core.outcome import Again, Done, Park, Skip
 from worker.core.state import State

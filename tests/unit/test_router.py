@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import handlers
-from handlers import imports
+from handlers.prewarm import imports
 from worker.core.handler import Watch
 from worker.core.job import Key
 from worker.core.notification import Notification

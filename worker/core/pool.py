@@ -39,11 +39,13 @@ TELLING = ("pool_name", "location_info")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VolumeType:
-    """A volume type. `specs` are its extra specs, or those of them that we may see."""
+    """A volume type. `specs` are its extra specs, or those of them that we may see; `public` tells
+    that every project may use it."""
 
     id: str
     name: str
     specs: Mapping[str, str] = field(default_factory=dict)
+    public: bool = True
 
     @property
     def zones(self) -> frozenset[str]:
@@ -59,6 +61,7 @@ class VolumeType:
             id=fields["id"],
             name=fields["name"],
             specs={key: str(value) for key, value in specs.items()},
+            public=fields.get("is_public") is not False,
         )
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field, replace
 
 from handlers import image_volume
 from handlers.prewarm import Prewarm, Warmth
-from handlers.strategies import Finish, Seen, registered
+from handlers.prewarm.actions import Finish
+from handlers.prewarm.seen import Seen
+from handlers.prewarm.strategies import registered
 from worker.core import absence
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import NotFound

@@ -36,10 +36,11 @@ class Glance(Session):
         """The images of this name, of all projects and hidden ones too."""
         found: dict[str, Image] = {}
         for hidden in ("false", "true"):
-            query = {"name": name, "visibility": "all", "os_hidden": hidden}
+            # Glance reads a name that begins with in: as a list of names, unless it is quoted
+            asked = f'in:"{name}"' if name.startswith("in:") else name
+            query = {"name": asked, "visibility": "all", "os_hidden": hidden}
             async for image in self._images(query, limit=PAGE):
                 found[image.id] = image
-        # Glance reads a name like in:a,b as a list of names
         return tuple(image for image in found.values() if image.name == name)
 
     async def find_witness(self) -> str:

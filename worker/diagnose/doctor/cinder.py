@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 
 from handlers import image_volume
-from handlers.placing import NO_WAY
-from handlers.strategies import cache
+from handlers.prewarm.placing import NO_WAY
+from handlers.prewarm.strategies import cache
 from worker.core.cloud import Store, Volume
 from worker.core.pool import BACKEND, Pool, VolumeType, places_of, pools_of
 from worker.core.target import Target

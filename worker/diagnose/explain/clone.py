@@ -11,8 +11,8 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from handlers import completion, image_volume
 from handlers.clone_path import CacheClone, Download, ImageVolumeClone, Path
 from handlers.prewarm import Warmth
+from handlers.prewarm.strategies import cache
 from handlers.reasons import WORDS
-from handlers.strategies import cache
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import Blocked, NotFound
 from worker.core.state import State

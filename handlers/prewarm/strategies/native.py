@@ -7,7 +7,9 @@ lies on.
 
 from __future__ import annotations
 
-from handlers.strategies import Action, Finish, Seen, store
+from handlers.prewarm.actions import Action, Finish
+from handlers.prewarm.seen import Seen
+from handlers.prewarm.strategies import store
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Done
 from worker.core.state import State

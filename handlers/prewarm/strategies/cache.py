@@ -12,8 +12,7 @@ from dataclasses import replace
 from handlers import image_volume
 from handlers.actions import LookAtLocations, SetMetadata
 from handlers.age import age
-from handlers.strategies import (
-    FIRST_QUIET,
+from handlers.prewarm.actions import (
     Action,
     AwaitEntry,
     CreateVolume,
@@ -21,10 +20,9 @@ from handlers.strategies import (
     Finish,
     LookAtVolumes,
     LookAtWarming,
-    Seen,
-    native,
-    registered,
 )
+from handlers.prewarm.seen import Seen
+from handlers.prewarm.strategies import FIRST_QUIET, native, registered
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Again, Done
 from worker.core.state import State

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from handlers import image_volume
 from handlers.actions import AwaitImage, LookAtLocations, SetMetadata, SetReadonly
-from handlers.strategies import (
+from handlers.prewarm.actions import (
     Action,
     AwaitVolume,
     DeleteVolume,
@@ -13,8 +13,8 @@ from handlers.strategies import (
     LookAtVolume,
     LookAtVolumes,
     RemoveLocation,
-    Seen,
 )
+from handlers.prewarm.seen import Seen
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Again, Done, Park, Skip
 from worker.core.state import State

@@ -8,15 +8,9 @@ from __future__ import annotations
 
 from handlers import image_volume
 from handlers.actions import AddLocation
-from handlers.strategies import (
-    Action,
-    CreateVolume,
-    DeleteVolume,
-    Finish,
-    LookAtVolumes,
-    Seen,
-    registered,
-)
+from handlers.prewarm.actions import Action, CreateVolume, DeleteVolume, Finish, LookAtVolumes
+from handlers.prewarm.seen import Seen
+from handlers.prewarm.strategies import registered
 from worker.core.outcome import Again
 from worker.core.target import Target
 

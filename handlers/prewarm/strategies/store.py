@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from handlers.actions import AwaitImage
 from handlers.age import age
-from handlers.strategies import FIRST_QUIET, Action, CopyImage, Finish, Seen, registered
+from handlers.prewarm.actions import Action, CopyImage, Finish
+from handlers.prewarm.seen import Seen
+from handlers.prewarm.strategies import FIRST_QUIET, registered
 from worker.core.outcome import Again
 from worker.core.target import Target
 

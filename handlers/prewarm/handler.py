@@ -1,0 +1,291 @@
+"""The handler prewarm: which keys it gets, what it does about one, and what others ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from handlers import ROUTES, budget, policy
+from handlers.clone_path import Path
+from handlers.deletion import Deletion, NotProven
+from handlers.prewarm.act import Actor
+from handlers.prewarm.copies import Copies
+from handlers.prewarm.creations import Creations, Looks
+from handlers.prewarm.held_back import HeldBack
+from handlers.prewarm.imports import Imports
+from handlers.prewarm.observe import Observer
+from handlers.prewarm.one_place import OnePlace
+from handlers.prewarm.paths import Paths
+from handlers.prewarm.places import Places
+from handlers.prewarm.placing import Placing
+from handlers.prewarm.plan import Planner
+from handlers.prewarm.popularity import Popularity
+from handlers.prewarm.probes import Probes
+from handlers.prewarm.suspects import Suspects
+from handlers.prewarm.warmth import Listed, Warmth
+from handlers.reservations import Reservations
+from handlers.serving import served
+from handlers.target_store import TargetStores
+from worker.core.cloud import Image, Location, Volume
+from worker.core.creation import Creation, Made
+from worker.core.errors import Blocked, Conflict, NotFound
+from worker.core.handler import Missing, Parts, Watch
+from worker.core.job import Key
+from worker.core.notification import Notification
+from worker.core.outcome import Again, Outcome, Skip
+from worker.core.state import State
+from worker.core.target import UPLOAD, Target
+
+# The status of images that have data. Glance announces that one is deactivated or reactivated as an
+# image.update
+WITH_DATA = ("active", "deactivated")
+
+
+class Prewarm:
+    """Reconciles (image, target)."""
+
+    name = "prewarm"
+    event_types = ROUTES["prewarm"]
+
+    def __init__(self, parts: Parts) -> None:
+        cloud, rules, learned, now = parts.cloud, parts.policy, parts.learned, parts.now
+        self._cloud = cloud
+        self._rules = rules
+        self._uses = parts.uses
+        self._learned = learned
+        self._now = now
+        self._report = parts.report
+        self._keeps_order = parts.keeps_order
+        self._targets = {target.name: target for target in parts.targets}
+        self._resolved: tuple[Target, ...] = ()
+        self._imports = Imports()
+        self._deletion = Deletion(parts)
+        self._stores = stores = TargetStores(parts)
+        self._reservations = reservations = Reservations(parts)
+        self._suspects = suspects = Suspects(now=now)
+        self._popularity = popularity = Popularity(cloud=cloud, rules=rules, uses=parts.uses)
+        self._placing = placing = Placing(cloud, now)
+        self._held_back = held_back = HeldBack(
+            cloud=cloud, undone=parts.undone, rewarm_interval=rules.rewarm_interval, now=now
+        )
+        self._copies = copies = Copies(
+            cloud=cloud,
+            locks=parts.locks,
+            rules=rules,
+            learned=learned,
+            popularity=popularity,
+            suspects=suspects,
+            stores=stores,
+            reservations=reservations,
+            now=now,
+        )
+        looks, probes = Looks(), Probes(learned=learned, now=now)
+        self._creations = Creations(parts, stores, looks)
+        self._paths = paths = Paths(
+            learned=learned, held_back=held_back, placing=placing, looks=looks, now=now
+        )
+        self._listed = Listed(
+            rules=rules,
+            uses=parts.uses,
+            learned=learned,
+            popularity=popularity,
+            held_back=held_back,
+            placing=placing,
+            paths=paths,
+            now=now,
+        )
+        self._observer = observer = Observer(
+            cloud=cloud,
+            rules=rules,
+            may_delete=self._deletion.may_delete,
+            uses=parts.uses,
+            learned=learned,
+            stores=stores,
+            reservations=reservations,
+            copies=copies,
+            probes=probes,
+            now=now,
+        )
+        self._one_place = one_place = OnePlace(
+            observer=observer,
+            planner=Planner(rules=rules, popularity=popularity, held_back=held_back),
+            actor=Actor(
+                cloud=cloud,
+                locks=parts.locks,
+                deletion=self._deletion,
+                stores=stores,
+                reservations=reservations,
+                copies=copies,
+                placing=placing,
+                probes=probes,
+                held_back=held_back,
+                report=parts.report,
+            ),
+            reservations=reservations,
+            copies=copies,
+            placing=placing,
+            probes=probes,
+            suspects=suspects,
+            held_back=held_back,
+            paths=paths,
+            report=parts.report,
+            now=now,
+        )
+        self._places = Places(observer=observer, one_place=one_place, paths=paths, stores=stores)
+
+    def keys(self, notification: Notification) -> Iterable[Key]:
+        """The image on every target; on one if the notification tells of nothing but that one."""
+        if target := self._uses.heard(notification):
+            known = target in self._targets
+            return (Key(self.name, notification.source_image_id, target),) if known else ()
+        if not notification.image_id or notification.target == UPLOAD:
+            return ()
+        # Of an image's life only its being active or deactivated concerns us; text payloads tell no
+        # status
+        if notification.event_type.startswith("image.") and notification.status not in (
+            *WITH_DATA,
+            "",
+        ):
+            return ()
+        targets: Iterable[str] = (
+            (notification.target,) if notification.target in self._targets else self._targets
+        )
+        if notification.event_type.startswith("image.") and self._resolved:
+            arrived = self._imports.arrived(notification)
+            if arrived is not None:
+                targets = [
+                    target.name for target in self._resolved if target.glance_store in arrived
+                ]
+        return tuple(Key(self.name, notification.image_id, target) for target in targets)
+
+    def lanes(self) -> Mapping[str, int]:
+        """A lane for each target."""
+        return {
+            f"{self.name}.{target.name}": target.max_concurrent for target in self._targets.values()
+        }
+
+    async def reconcile(self, key: Key, watch: Watch) -> Outcome:
+        """Observe, plan and act until Cinder clones the image on the target, or the plan says why
+        not."""
+        if key.target not in self._targets:
+            return Skip("no such target is configured any more")
+        target = self._targets[key.target]
+        unlocated = set[str]()
+        try:
+            return await self._warm(key, target, watch, unlocated)
+        except NotFound:
+            self._reservations.release(key.image_id, key.target)
+            return await self._gone(key.image_id, watch, unlocated)
+        except budget.NoRoom as error:
+            return Skip(str(error), state=State.FULL)
+        except NotProven as error:
+            return Again(str(error), after=error.after, counted=False, wake_on_notification=True)
+        except (Conflict, Blocked):
+            self._suspects.add(target.name)
+            raise
+
+    async def _warm(self, key: Key, target: Target, watch: Watch, unlocated: set[str]) -> Outcome:
+        """Make the image warm if it is wanted on the target, else delete what was made there."""
+        image = await self._cloud.get_image(key.image_id)
+        self._report.seen(image, {})
+        if refusal := policy.refusal(image, target, self._rules):
+            known = await self._stores.known(target)
+            return await self._deletion.delete_unwanted(image, known, why=refusal)
+        if missing := await self._stores.missing_type(target):
+            # The target's fault, not this image's: once the type is there a resync finds what is
+            # missing
+            return Skip(missing)
+        await self._popularity.settle_claims(key)
+        resolved = await self._stores.resolve(target)
+        target = served(image, resolved, self._learned, now=self._now())
+        if refusal := policy.refusal(image, target, self._rules):
+            # It depends on the strategy or the type, which were not known before
+            return await self._deletion.delete_unwanted(image, target, why=refusal)
+        seen = await self._observer.begin(image, target)
+        if target.is_spread and target.strategy != "native":
+            return await self._places.warm(seen, target, watch, unlocated)
+        outcome, _ = await self._one_place.warm(seen, target, watch, unlocated)
+        return outcome
+
+    async def _gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
+        """Look what was not found; if it was the image, delete what may be deleted of it.
+
+        `unlocated` are volumes that this try has made and not told Glance of.
+        """
+        try:
+            await self._cloud.get_image(image_id)
+        except NotFound:
+            self._copies.forget_all(image_id)
+            return await self._deletion.release(image_id, watch, unlocated=unlocated)
+        return Again("something went while it was looked at")
+
+    async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
+        """Read Glance's stores, and what lies on targets with a budget."""
+        self._resolved = await self._stores.all(afresh=True)
+        self._report.targets(self._resolved)
+        await self._listed.prepare(self._resolved, volumes)
+        if self._keeps_order and self._deletion.may_delete:
+            used = {volume.volume_type for own in volumes.values() for volume in own}
+            await self._placing.tidy(self._stores.types, used)
+
+    def incomplete(
+        self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]
+    ) -> Iterable[Missing]:
+        """The targets where the image is wanted and does not look warm, as far as there is room.
+        Asks no service."""
+        if image:
+            found = tuple(self.warmth(image, volumes))
+            if image.status in WITH_DATA:
+                self._report.seen(image, {one.target.name: (one.state, one.why) for one in found})
+            for one in found:
+                if one.state is State.COLD:
+                    yield Missing(Key(self.name, image_id, one.target.name), one.why)
+                elif one.state is State.WARM:
+                    # An operator may have brought back what was lost
+                    self._report.repair(image_id, one.target.name, possible=True)
+
+    def warmth(self, image: Image, volumes: tuple[Volume, ...]) -> Iterator[Warmth]:
+        """The state of an image on each target, by a bulk listing: see `Listed.of`."""
+        return self._listed.of(image, volumes)
+
+    def held(self) -> dict[str, tuple[int, int]]:
+        """Return the use of each budget, as GiB and number, by target; as of `prepare`, until
+        `warmth` is asked."""
+        return self._listed.held()
+
+    def paths(
+        self,
+        image: Image,
+        target: Target,
+        volumes: tuple[Volume, ...],
+        locations: tuple[Location, ...] | None,
+    ) -> Iterator[tuple[str, Path, str]]:
+        """How Cinder would make a volume in each place of a target: see `Paths.in_places`."""
+        return self._paths.in_places(image, target, volumes, locations)
+
+    @property
+    def resolved(self) -> tuple[Target, ...]:
+        """The targets that can be used, with their strategy decided; as of `prepare`."""
+        return self._resolved
+
+    @property
+    def unusable(self) -> Mapping[str, str]:
+        """Reasons why targets can't be used, by name; as of the last look at the services."""
+        return self._stores.unusable()
+
+    def held_back(self) -> Iterator[tuple[str, str, str]]:
+        """The images that are not made warm again on a target for now: image id, target, reason."""
+        return self._held_back.all(self._resolved, self._targets)
+
+    def full(self) -> dict[str, str]:
+        """Reasons why nothing more fits into Cinder's cache, by target."""
+        return self._held_back.all_full(self._targets)
+
+    def learned(self) -> dict[str, list[list[str]]]:
+        """The sets of Glance's stores from which Cinder's driver was seen to clone by itself, by
+        target or place."""
+        found = self._learned.all_native(now=self._now())
+        return {place: sorted(sorted(stores) for stores in sets) for place, sets in found.items()}
+
+    async def how_made(self, creation: Creation) -> Made | None:
+        """See `worker.core.handler.Targeted`."""
+        return await self._creations.how_made(creation, self._targets.values())

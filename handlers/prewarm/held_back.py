@@ -1,0 +1,185 @@
+"""Held back: images that are not made warm again for now, as somebody else undid it before."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+
+import structlog
+
+from handlers.prewarm.actions import Finish
+from handlers.prewarm.seen import Seen
+from handlers.prewarm.strategies import cache
+from worker.core.cloud import Cloud, Image
+from worker.core.errors import NotFound
+from worker.core.outcome import Again, Skip
+from worker.core.state import State
+from worker.core.target import ON, Target
+from worker.core.undone import Past, Undone
+
+log = structlog.get_logger(__name__)
+
+LIMITS = (
+    "its image-volume cache is full there: raise image_volume_cache_max_count or "
+    "image_volume_cache_max_size_gb in "
+    "cinder.conf, or want fewer images (see [prewarm], and max_count of the target)"
+)
+
+
+class HeldBack:
+    """Decides whether something is made again that somebody else undid.
+
+    It is made again at most once in `rewarm_interval` seconds. After the second time it is left
+    until the image changes, or until a day later.
+    """
+
+    def __init__(
+        self, *, cloud: Cloud, undone: Undone, rewarm_interval: float, now: Callable[[], float]
+    ) -> None:
+        self._cloud = cloud
+        self._undone = undone
+        self._rewarm_interval = rewarm_interval
+        self._now = now
+
+    def reason(self, image: Image, target: Target) -> str:
+        """Why the image is held back on a target, or in a place of it; "" if it is not."""
+        past = self._undone.held(
+            image.id, target.place, state=_state(image, target), now=self._now()
+        )
+        return _why(past, target) if past else ""
+
+    def full(self, target: Target) -> str:
+        """Why Cinder's cache takes nothing more on the target, or is off; "" if it may, or is not
+        needed."""
+        return (
+            self._undone.full(target.place, now=self._now()) if target.strategy == "cache" else ""
+        )
+
+    def all(
+        self, resolved: Iterable[Target], targets: Mapping[str, Target]
+    ) -> Iterator[tuple[str, str, str]]:
+        """The images that are held back: image id, target, reason."""
+        for (image_id, place), past in self._undone.all_held(now=self._now()).items():
+            name = place.partition(ON)[0]
+            if target := next((one for one in resolved if one.name == name), targets.get(name)):
+                yield image_id, name, _why(past, target)
+
+    def all_full(self, targets: Iterable[str]) -> dict[str, str]:
+        """Reasons why nothing more fits into Cinder's cache, by target."""
+        return {
+            name: why[0]
+            for name in targets
+            if (why := self._undone.full_places(name, now=self._now()))
+        }
+
+    def wait(self, seen: Seen, target: Target) -> Finish | None:
+        """Wait or skip if somebody else would undo what is made now; None if it may be made."""
+        now = self._now()
+        past = self._undone.look(
+            seen.image.id, target.place, state=_state(seen.image, target), now=now
+        )
+        if past and past.is_held:
+            return _finish(past, target)
+        if full := self.full(target):
+            return Finish(Skip(full, state=State.FULL))
+        # Whether Cinder has evicted it for another one of ours shows only once that one is there
+        since = (
+            0.0
+            if not past or past.refused
+            else past.gone_at
+            if target.strategy == "cache"
+            else past.at
+        )
+        if (wait := since + self._rewarm_interval - now) > 0:
+            reason = "somebody else has deleted its Image-Volume"
+            return Finish(Again(reason, after=wait, counted=False), held_back=True)
+        return None
+
+    def forget(self, image_id: str, place: str) -> None:
+        """Forget what was made in a place: we have deleted it ourselves."""
+        self._undone.forget(image_id, place)
+
+    def note_gone(self, image: Image, target: Target) -> None:
+        """Note that a copy was made, and was gone before we looked at it."""
+        state = _state(image, target)
+        self._undone.made(image.id, target.place, state=state, volume_id="", at=self._now())
+
+    def note_refused(self, seen: Seen, target: Target) -> Finish | None:
+        """Note that Cinder made no cache entry of the image; how to finish if it is held back
+        now."""
+        past = self._undone.refused(
+            seen.image.id,
+            target.place,
+            state=_state(seen.image, target),
+            at=self._now(),
+            why=cache.NO_CACHE,
+        )
+        return _finish(past, target) if past.is_held else None
+
+    async def note_made(self, seen: Seen, target: Target, volume_id: str, *, began: float) -> None:
+        """Note a volume that was made since `began`, and find out whether Cinder has evicted
+        another entry for it."""
+        standing = self._undone.standing(target.place, since=began)
+        now, state = self._now(), _state(seen.image, target)
+        self._undone.made(seen.image.id, target.place, state=state, volume_id=volume_id, at=now)
+        standing.pop(seen.image.id, None)
+        if target.strategy != "cache" or not standing:
+            return
+        there = {volume.id async for volume in self._cloud.list_volumes(target.name)}
+        for image_id, past in standing.items():
+            if past.volume_id not in there and await self._is_evicted(
+                image_id, past, target, began=began, now=now
+            ):
+                why = (
+                    f"Cinder evicted the entry of image {image_id} for a newer one on target "
+                    f"{target.place}: {LIMITS}"
+                )
+                self._undone.fill(target.place, why, now=now)
+                log.warning("cinder_cache_full", evicted_image_id=image_id, advice=LIMITS)
+                return
+
+    async def _is_evicted(
+        self, image_id: str, past: Past, target: Target, *, began: float, now: float
+    ) -> bool:
+        """Whether an entry that is gone was good until then, so that Cinder needed its room."""
+        try:
+            image = await self._cloud.get_image(image_id)
+        except NotFound:
+            self._undone.forget(image_id)
+            return False
+        # Its own job may have made it anew since: then the one that is gone was stale
+        stands = self._undone.standing(target.place, since=began).get(image_id) == past
+        return stands and bool(
+            self._undone.look(image_id, target.place, state=_state(image, target), now=now)
+        )
+
+
+def _finish(past: Past, target: Target) -> Finish:
+    return Finish(Skip(_why(past, target), state=State.HELD_BACK), held_back=True)
+
+
+def _why(past: Past, target: Target) -> str:
+    """Return the reason why an image is held back on a target, with the advice."""
+    if past.refused:
+        return f"tried {past.times} times: {cache.NO_CACHE}"
+    if target.strategy == "cache":
+        return (
+            f"Cinder's cache entry of it was deleted {past.times} times soon after it was "
+            f"made; {LIMITS}"
+        )
+    return (
+        f"its Image-Volume was deleted {past.times} times soon after it was made, not by this "
+        f"worker: is there another "
+        "worker with another configuration, or a clean-up of the internal project?"
+    )
+
+
+def _state(image: Image, target: Target) -> str:
+    """Return a digest of those fields of an image whose change ends its being held back.
+
+    An entry of Cinder's cache is stale with every change. When Glance makes or removes a copy, it
+    changes the image's `updated_at` and stores itself.
+    """
+    if target.strategy == "cache":
+        return image.updated_at
+    own = sorted(item for item in image.properties.items() if not item[0].startswith("os_glance_"))
+    return repr((image.name, image.visibility, image.size, image.min_disk, own))

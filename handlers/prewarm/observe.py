@@ -1,0 +1,186 @@
+"""Observe: read what the plan of an image on a target asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import assert_never
+
+import structlog
+
+from handlers import image_volume
+from handlers.actions import AwaitImage, LookAtLocations
+from handlers.prewarm.actions import (
+    AwaitEntry,
+    AwaitVolume,
+    LookAtVolume,
+    LookAtVolumes,
+    LookAtWarming,
+    Observation,
+)
+from handlers.prewarm.copies import Copies
+from handlers.prewarm.probes import Probes
+from handlers.prewarm.seen import Seen, with_volume, without
+from handlers.reservations import Reservations
+from handlers.serving import unproven
+from handlers.target_store import TargetStores
+from worker.core.cloud import Cloud, Image, Volume
+from worker.core.errors import NotFound
+from worker.core.handler import Watch
+from worker.core.learned import Learned
+from worker.core.target import Policy, Target
+from worker.core.uses import Uses
+
+log = structlog.get_logger(__name__)
+
+
+class Observer:
+    """Makes observations, and waits for what others are doing."""
+
+    def __init__(
+        self,
+        *,
+        cloud: Cloud,
+        rules: Policy,
+        may_delete: bool,
+        uses: Uses,
+        learned: Learned,
+        stores: TargetStores,
+        reservations: Reservations,
+        copies: Copies,
+        probes: Probes,
+        now: Callable[[], float],
+    ) -> None:
+        self._cloud = cloud
+        self._rules = rules
+        self._may_delete = may_delete
+        self._uses = uses
+        self._learned = learned
+        self._stores = stores
+        self._reservations = reservations
+        self._copies = copies
+        self._probes = probes
+        self._now = now
+
+    async def begin(self, image: Image, target: Target) -> Seen:
+        """What is known about an image on a target before the first observation."""
+        return Seen(
+            image=image,
+            now=self._now(),
+            stores=frozenset(one.glance_store for one in await self._stores.all()) - {""},
+            may_delete=self._may_delete,
+            settle=self._rules.settle,
+            rewarm_interval=self._rules.rewarm_interval,
+            asked=self._copies.asked(image.id),
+            used=self._uses.last(image.id, target.name),
+            unproven=unproven(
+                image, target, self._learned, await self._stores.stores(), now=self._now()
+            ),
+        )
+
+    async def observe(
+        self, observation: Observation, seen: Seen, target: Target, watch: Watch
+    ) -> Seen:
+        """Make one observation, and add it to what was seen."""
+        image_id = seen.image.id
+        match observation:
+            case LookAtVolumes():
+                return replace(seen, volumes=await self._find(image_volume.name_of(image_id), seen))
+            case LookAtWarming():
+                name = image_volume.warming_name_of(image_id)
+                return replace(seen, warming=await self._find(name, seen))
+            case LookAtLocations():
+                return await self._look_at_locations(seen, watch)
+            case LookAtVolume(volume_id):
+                return await self._look_at(volume_id, seen)
+            case AwaitVolume(volume_id):
+                self._reservations.extend(image_id, target.name)
+                return await self._await_volume(volume_id, seen, target, watch)
+            case AwaitImage():
+                self._reservations.extend(image_id, target.name)
+                await watch.changed()
+                image = await self._image(seen)
+                _warn_if_undone(seen, image)
+                return replace(seen, image=image, now=self._now(), was=seen.was or seen.image)
+            case AwaitEntry():
+                await watch.changed()
+                return replace(seen, volumes=None, looks=seen.looks + 1)
+            case never:
+                assert_never(never)
+
+    async def _look_at_locations(self, seen: Seen, watch: Watch) -> Seen:
+        locations = await self._cloud.get_locations(seen.image.id)
+        if locations is None:
+            # For a moment there are none while an image is being deleted, and somebody's proxy may
+            # answer so
+            await watch.changed()
+            locations = await self._cloud.get_locations(seen.image.id)
+        return replace(seen, locations=locations, hidden=locations is None)
+
+    async def _look_at(self, volume_id: str, seen: Seen) -> Seen:
+        try:
+            return with_volume(await self._cloud.get_volume(volume_id), seen)
+        except NotFound:
+            return replace(seen, gone=seen.gone | {volume_id})
+
+    async def _find(self, name: str, seen: Seen) -> tuple[Volume, ...]:
+        """Return the image's volumes of this name. Those of an earlier image with the same id have
+        the same name."""
+        found = await self._cloud.find_volumes(name)
+        for volume in found:
+            if not image_volume.is_of(volume, seen.image):
+                log.warning("volume_is_not_the_images", volume_id=volume.id, name=name)
+        return tuple(volume for volume in found if image_volume.is_of(volume, seen.image))
+
+    async def _await_volume(self, volume_id: str, seen: Seen, target: Target, watch: Watch) -> Seen:
+        await watch.changed()
+        try:
+            volume = await self._cloud.get_volume(volume_id)
+        except NotFound:
+            return replace(without(volume_id, seen), image=await self._image(seen))
+        downloading = volume.downloaded or volume.status == "downloading"
+        seen = replace(with_volume(volume, seen), downloaded=seen.downloaded or downloading)
+        if downloading:
+            self._probes.note(seen, target, native=False)
+        if image_volume.is_broken(volume):
+            seen = replace(
+                seen,
+                failed=f"Cinder could not make volume {volume_id} from the image (status "
+                f"{volume.status})",
+            )
+        if image_volume.is_usable(volume) or image_volume.is_broken(volume):
+            # That took its time: the image may not be wanted any more, and there may be a cache
+            # entry by now
+            fresh = (
+                None if volume.name == image_volume.warming_name_of(seen.image.id) else seen.volumes
+            )
+            seen = replace(seen, image=await self._image(seen), now=self._now(), volumes=fresh)
+        return seen
+
+    async def _image(self, seen: Seen) -> Image:
+        return await self._cloud.get_image(seen.image.id)
+
+
+def _warn_if_undone(seen: Seen, image: Image) -> None:
+    """Log changes of the image during an import that are undone: Glance's import writes the whole
+    image."""
+    if seen.was is None:
+        return
+    names = [
+        name
+        for name in ("visibility", *sorted({*seen.image.properties, *seen.was.properties}))
+        if _field(image, name) == _field(seen.was, name) != _field(seen.image, name)
+        # Glance's own notes of the import
+        and not name.startswith("os_glance_")
+    ]
+    if names:
+        log.warning(
+            "changes_undone_by_glance",
+            names=names,
+            advice="if it was not their owner, it was Glance's import that undid them: make them "
+            "again",
+        )
+
+
+def _field(image: Image, name: str) -> str | None:
+    return image.visibility if name == "visibility" else image.properties.get(name)

@@ -1,0 +1,133 @@
+"""One place: have Cinder clone an image in one place of a target; most targets have only one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from handlers import actions
+from handlers.actions import AddLocation
+from handlers.prewarm.act import Actor
+from handlers.prewarm.actions import CreateVolume, Finish, Observation
+from handlers.prewarm.copies import Copies
+from handlers.prewarm.held_back import HeldBack
+from handlers.prewarm.observe import Observer
+from handlers.prewarm.paths import Paths
+from handlers.prewarm.placing import Placing
+from handlers.prewarm.plan import Planner
+from handlers.prewarm.probes import Probes
+from handlers.prewarm.seen import Seen, volume_ids
+from handlers.prewarm.strategies import cache, store
+from handlers.prewarm.suspects import Suspects
+from handlers.reservations import Reservations
+from worker.core.handler import Report, Watch
+from worker.core.outcome import Again, Done, Outcome, Skip
+from worker.core.state import State
+from worker.core.target import Target
+
+
+class OnePlace:
+    """Follows the plan for one place, and notes what came of it."""
+
+    def __init__(
+        self,
+        *,
+        observer: Observer,
+        planner: Planner,
+        actor: Actor,
+        reservations: Reservations,
+        copies: Copies,
+        placing: Placing,
+        probes: Probes,
+        suspects: Suspects,
+        held_back: HeldBack,
+        paths: Paths,
+        report: Report,
+        now: Callable[[], float],
+    ) -> None:
+        self._observer = observer
+        self._planner = planner
+        self._actor = actor
+        self._reservations = reservations
+        self._copies = copies
+        self._placing = placing
+        self._probes = probes
+        self._suspects = suspects
+        self._held_back = held_back
+        self._paths = paths
+        self._report = report
+        self._now = now
+
+    async def warm(
+        self, seen: Seen, target: Target, watch: Watch, unlocated: set[str]
+    ) -> tuple[Outcome, Seen]:
+        """Observe, plan and act until the plan is finished; the outcome, and what was seen last.
+
+        `unlocated` gets the volumes that were made and that Glance was not told of.
+        """
+        changed, began = False, self._now()
+        try:
+            while not isinstance(
+                action := self._planner.plan(seen, target, by_operator=watch.by_operator), Finish
+            ):
+                watch.tell(actions.words(action))
+                if isinstance(action, Observation):
+                    seen = await self._observer.observe(action, seen, target, watch)
+                    continue
+                if not changed:
+                    self._paths.note_seen(seen, target)
+                before, seen = seen, await self._actor.act(action, seen, target, watch)
+                changed = True
+                if isinstance(action, CreateVolume):
+                    unlocated |= volume_ids(seen) - volume_ids(before)
+                elif isinstance(action, AddLocation):
+                    unlocated.clear()
+        finally:
+            self._probes.end(seen.image.id, target)
+        outcome = await self._settle(seen, target, action, began=began if changed else None)
+        return outcome, seen
+
+    async def _settle(
+        self, seen: Seen, target: Target, finish: Finish, *, began: float | None
+    ) -> Outcome:
+        """Note what came of a try; `began` is when it began, None if it has changed nothing."""
+        image_id = seen.image.id
+        self._paths.note_seen(seen, target)
+        # Not when the try was interrupted: the copy that Glance makes is still on its way then
+        self._reservations.release(image_id, target.name)
+        self._copies.forget(image_id, target.glance_store)
+        if seen.imported and finish == store.gone_again(_copied_into(target)):
+            # Somebody was faster than our look at it
+            self._held_back.note_gone(seen.image, target)
+        if seen.failed.startswith(cache.ASTRAY) and not finish.lost:
+            self._placing.note_astray(target, seen.failed)
+            finish = Finish(Skip(seen.failed, state=State.PARTLY_WARM))
+        if seen.failed == cache.NO_CACHE:
+            finish = self._held_back.note_refused(seen, target) or finish
+        if isinstance(finish.outcome, Again) and finish.outcome.counted:
+            self._suspects.add(target.name)
+            if seen.imported:
+                # One of them may have spoilt the copy for all: each is tried by itself
+                await self._copies.suspect_others(
+                    (target.glance_store,), seen.asked - (seen.image.stores or frozenset())
+                )
+        else:
+            self._suspects.clear(target.name)
+        if finish.lost or isinstance(finish.outcome, Done):
+            self._report.repair(image_id, target.name, possible=not finish.lost)
+        if finish.held_back:
+            self._report.rewarm_held_back(target.name)
+        if began is not None and isinstance(finish.outcome, Done):
+            if not seen.native:
+                await self._held_back.note_made(seen, target, finish.outcome.detail, began=began)
+            return replace(finish.outcome, changed=True, warmed=True)
+        return finish.outcome
+
+
+def _copied_into(target: Target) -> str:
+    """Return the store of Glance that the image is copied into."""
+    return (
+        target.native_stores[0]
+        if target.strategy == "native" and target.native_stores
+        else target.glance_store
+    )

@@ -1,0 +1,78 @@
+"""Plan: the next action for an image on a target, by the target's strategy and by the rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from handlers import image_volume, policy
+from handlers.prewarm.actions import Action, CopyImage, CreateVolume, Finish, LookAtVolumes
+from handlers.prewarm.held_back import HeldBack
+from handlers.prewarm.popularity import Popularity
+from handlers.prewarm.seen import Seen
+from handlers.prewarm.strategies import cache, location, native, registered, store
+from worker.core.cloud import Image, Volume
+from worker.core.outcome import Skip
+from worker.core.state import State
+from worker.core.target import Policy, Target
+
+
+class Plan(Protocol):
+    """The next action for a target, by what was seen. Pure: no IO, no clock."""
+
+    def __call__(self, seen: Seen, target: Target) -> Action: ...
+
+
+class Lacks(Protocol):
+    """Why an image does not look warm on a target in a bulk listing, in one line; None if it does.
+    Pure."""
+
+    def __call__(
+        self, image: Image, volumes: tuple[Volume, ...], target: Target, /
+    ) -> str | None: ...
+
+
+PLANS: Mapping[str, Plan] = {
+    "store": store.plan,
+    "location": location.plan,
+    "cache": cache.plan,
+    "native": native.plan,
+}
+LACKS: Mapping[str, Lacks] = {
+    "store": registered.lacks,
+    "location": registered.lacks,
+    "cache": cache.lacks,
+    "native": native.lacks,
+}
+
+
+class Planner:
+    """Plans by strategy, and makes nothing that is not wanted, not used or undone by others."""
+
+    def __init__(self, *, rules: Policy, popularity: Popularity, held_back: HeldBack) -> None:
+        self._rules = rules
+        self._popularity = popularity
+        self._held_back = held_back
+
+    def plan(self, seen: Seen, target: Target, *, by_operator: bool) -> Action:
+        """The next action. An operator's wish is done in spite of what others undid."""
+        if refusal := policy.refusal(seen.image, target, self._rules):
+            return Finish(Skip(refusal))
+        action = PLANS[target.strategy](seen, target)
+        if isinstance(action, CopyImage | CreateVolume) and self._popularity.is_lacking(
+            seen.image, target
+        ):
+            if seen.volumes is None:
+                return LookAtVolumes()
+            # What was warm before is kept so: it was popular then
+            if not seen.repaired and not any(
+                image_volume.is_ours(volume, target) for volume in seen.volumes
+            ):
+                why = f"no second volume was made of the image on target {target.name} yet"
+                return Finish(Skip(why, state=State.UNUSED))
+        fresh = isinstance(action, CopyImage) or (
+            isinstance(action, CreateVolume) and not action.anew
+        )
+        if fresh and not by_operator and (wait := self._held_back.wait(seen, target)):
+            return wait
+        return action
