@@ -97,9 +97,10 @@ class Borders:
         self._loop = asyncio.new_event_loop()
         self._cloud = FakeCloud(stores={"cinder-fast": "fast", "cinder-slow": "slow"})
         self._rig = self._loop.run_until_complete(self._made())
-        times = Creations(metrics=self._rig.metrics)
         self._router = Router(
-            handlers=self._rig.handlers.values(), metrics=self._rig.metrics, times=times
+            handlers=self._rig.handlers.values(),
+            metrics=self._rig.metrics,
+            creations=Creations(metrics=self._rig.metrics),
         )
         self._folder = tempfile.TemporaryDirectory()
 

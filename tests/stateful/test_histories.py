@@ -52,6 +52,7 @@ UPLOADS = Uploads(grace=60.0, quiet=2.0)
 # What looks at the clock
 TIMED = (
     "worker.engine.appointments",
+    "worker.engine.entry",
     "worker.engine.queue",
     "worker.engine.runner",
     "worker.engine.resync",

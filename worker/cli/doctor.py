@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -51,8 +52,5 @@ async def _examine(settings: Settings, files: list[str]) -> list[Check]:
     # Some answers wait for Cinder's own broker. A person at a terminal should not wait as long as a
     # daemon does
     settings = replace(settings, api_timeout=min(settings.api_timeout, PATIENCE))
-    clouds = build_clouds(settings, Metrics())
-    try:
+    with closing(build_clouds(settings, Metrics())) as clouds:
         return await doctor.examine(settings, clouds.common, files)
-    finally:
-        clouds.close()

@@ -7,7 +7,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 from cliff.lister import Lister
@@ -95,9 +95,8 @@ async def _explain(
     settings: Settings, options: argparse.Namespace, told: live.Live | None
 ) -> list[Check]:
     metrics = Metrics()
-    clouds = build_clouds(settings, metrics)
-    cloud = clouds.common
-    try:
+    with closing(build_clouds(settings, metrics)) as clouds:
+        cloud = clouds.common
         await check_cloud(cloud, settings)
         image_id = await names.image_id(cloud, options.image)
         project_id = options.project
@@ -127,8 +126,6 @@ async def _explain(
         if told:
             checks += explain.work_checks(image_id, told.jobs, now=time.time())
         return checks
-    finally:
-        clouds.close()
 
 
 async def _probes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,9 +89,8 @@ class ExplainVolume(ShowOne):
 
 
 async def _find(settings: Settings, text: str) -> _Found:
-    clouds = build_clouds(settings, Metrics())
-    cloud = clouds.common
-    try:
+    with closing(build_clouds(settings, Metrics())) as clouds:
+        cloud = clouds.common
         volume = await names.volume(cloud, text)
         told = live.volume(settings.bind, volume.id) if settings.bind else {}
         if told:
@@ -132,5 +132,3 @@ async def _find(settings: Settings, text: str) -> _Found:
         made = await Prewarm(parts).how_made(creation)
         assert made is not None, "it is made of an image"
         return _Found(volume, made, image_id, name, None, NOW)
-    finally:
-        clouds.close()

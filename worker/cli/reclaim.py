@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from cliff.lister import Lister
@@ -90,8 +91,7 @@ class _Watch:
 
 async def _reclaim(settings: Settings, *, confirm: bool) -> list[Row]:
     metrics = Metrics()
-    clouds = build_clouds(settings, metrics)
-    try:
+    with closing(build_clouds(settings, metrics)) as clouds:
         await check_cloud(clouds.common, settings)
         handler = reclaim.Reclaim(build_parts(settings, clouds, metrics))
         volumes = await by_image(clouds.common.list_volumes(), image_volume.image_of)
@@ -107,8 +107,6 @@ async def _reclaim(settings: Settings, *, confirm: bool) -> list[Row]:
                 why = "confirmed" if gone else handler.kept_because(volume)
                 rows.append(Row(image_id, volume.id, volume.size, "yes" if gone else "no", why))
         return rows
-    finally:
-        clouds.close()
 
 
 async def _confirmed(handler: reclaim.Reclaim, row: Row) -> Row:

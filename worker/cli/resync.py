@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
 
 from cliff.lister import Lister
@@ -73,9 +74,8 @@ async def _resync(
     settings: Settings, options: argparse.Namespace, told: Callable[[str], None]
 ) -> list[Missing]:
     metrics = Metrics()
-    clouds = build_clouds(settings, metrics)
-    cloud = clouds.common
-    try:
+    with closing(build_clouds(settings, metrics)) as clouds:
+        cloud = clouds.common
         for name, why in (await check_cloud(cloud, settings)).unusable.items():
             told(f"target {name} can't be used: {why}")
         parts = build_parts(settings, clouds, metrics)
@@ -94,8 +94,6 @@ async def _resync(
                 for warning in await handover.warnings():
                     told(warning)
         return found
-    finally:
-        clouds.close()
 
 
 async def _compared(

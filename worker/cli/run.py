@@ -7,6 +7,7 @@ import asyncio
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import closing
 
 import structlog
 from cliff.command import Command
@@ -125,11 +126,8 @@ class Run(Command):
     async def _checked(self, metrics: Metrics, proven: Settings) -> Settings:
         """Return the configuration as it is now, once the cloud and the brokers were asked about it."""
         settings = self.app.read_settings(quiet=True)
-        clouds = build_clouds(settings, metrics)
-        try:
+        with closing(build_clouds(settings, metrics)) as clouds:
             await check_cloud(clouds.common, settings)
-        finally:
-            clouds.close()
         await asyncio.to_thread(check_bind, settings, proven=proven)
         await asyncio.to_thread(broker_check.check, settings, proven=proven)
         self.app.setup_logs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -182,9 +183,8 @@ async def _look_at_cloud(
     settings: Settings, image_id: str, seen: _Seen, given_up: dict[Key, Job]
 ) -> None:
     metrics = Metrics()
-    clouds = build_clouds(settings, metrics)
-    cloud = clouds.common
-    try:
+    with closing(build_clouds(settings, metrics)) as clouds:
+        cloud = clouds.common
         found = await check_cloud(cloud, settings)
         seen.notes += (
             f"target {name} can't be used: {why}" for name, why in found.unusable.items()
@@ -204,8 +204,6 @@ async def _look_at_cloud(
             rows = await _of_image(settings, cloud, prewarm, others, image_id)
         else:
             rows = [row async for row in status.overview(cloud, prewarm, others, held)]
-    finally:
-        clouds.close()
     jobs = seen.live.jobs if seen.live else {}
     seen.rows = [status.with_work(row, jobs, given_up) for row in rows]
     if seen.live:

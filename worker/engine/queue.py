@@ -11,7 +11,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import structlog
 
@@ -23,6 +23,7 @@ from worker.core.lanes import Delivery, Lanes
 from worker.core.uses import Uses
 from worker.core.wishes import Wishes
 from worker.engine.appointments import Appointments
+from worker.engine.entry import Entry
 from worker.engine.turns import Sweep, Turns
 from worker.observe.metrics import Metrics
 
@@ -32,47 +33,6 @@ TIDY_EVERY = 60.0
 """Seconds between two looks for appointments of keys that went to another worker."""
 LOOK_FOR_LATE_EVERY = 10.0
 """Seconds between two looks for tries that were due and did not come."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """A key that waits for its turn or is worked on, with the delivery that keeps its job safe.
-
-    While it is `settling` there are several deliveries: the copy for the next try may be among
-    them. `since` is when it came, in monotonic seconds. `notified` says that we heard of the key
-    after its last look; `awake` wakes its waits. `lost`: the broker has taken the delivery back,
-    and another worker may have the key now.
-    """
-
-    job: Job
-    deliveries: list[Delivery]
-    since: float = field(default_factory=time.monotonic)
-    settling: bool = False
-    lost: bool = False
-    notified: bool = False
-    awake: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def join(self, delivery: Delivery) -> None:
-        """Add a delivery of the key. The newest one keeps the job safe: those before may be of a
-        lost connection."""
-        before, self.deliveries = self.deliveries, [delivery]
-        self.lost = False
-        if self.settling:
-            self.deliveries = [*before, delivery]
-        else:
-            for one in before:
-                one.ack()
-        self.notify()
-
-    def notify(self) -> None:
-        """Wake the job: something has happened that concerns its key."""
-        self.notified = True
-        self.awake.set()
-
-    def look(self) -> None:
-        """Note that a look begins, which answers all notifications until now."""
-        self.notified = False
-        self.awake.clear()
 
 
 class Queue:

@@ -22,7 +22,8 @@ from worker.core.lanes import Lanes
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.uses import Uses
 from worker.core.wishes import Wishes
-from worker.engine.queue import Entry, Queue
+from worker.engine.entry import Entry
+from worker.engine.queue import Queue
 from worker.engine.retry import Backoff
 from worker.observe.activity import Activity
 from worker.observe.metrics import Metrics
@@ -268,7 +269,7 @@ class Runner:
                 outcome = replace(outcome, after=look_again, counted=False)
             else:
                 following = replace(
-                    job, attempt=0, first_at=time.time(), reason="heard of again", wish=""
+                    job, attempt=0, first_at=time.time(), reason="notified again", wish=""
                 )
                 await self._again(following, look_again, wake_on_notification=False, quietly=True)
         match outcome:
