@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 import structlog
 
 from handlers import ROUTES, budget, image_volume, policy
-from handlers.completion import UNDER_WAY
 from handlers.deletion import Deletion, NotProven, report_stuck
 from handlers.reservations import Reservations
 from handlers.serving import served
 from handlers.target_store import TargetStores
+from handlers.upload.plan import UNDER_WAY
 from worker.core import absence
 from worker.core.cloud import Image, Location, Volume
 from worker.core.errors import Blocked, Conflict, NotFound

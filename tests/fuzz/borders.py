@@ -20,7 +20,7 @@ from typing import Any
 from backports import zstd
 from oslo_config import cfg
 
-from handlers import completion
+from handlers.upload import plan as completion
 from tests.fake_cloud import FakeCloud
 from tests.fuzz.dice import Dice
 from tests.rig import Rig

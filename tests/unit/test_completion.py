@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from handlers import completion
-from handlers.completion import (
+from handlers.upload import plan as completion
+from handlers.upload.plan import (
     AddLocation,
     AwaitClone,
     AwaitImage,

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from handlers import completion
 from handlers.prewarm import Warmth
+from handlers.upload import plan as completion
 from tests.fake_cloud import PROJECT, FakeCloud, Fault
 from tests.rig import FAST, SLOW, STORES, Rig
 from tests.unit.test_settings import load

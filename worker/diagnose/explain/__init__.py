@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
-from handlers import completion, image_volume
+from handlers import image_volume
 from handlers.prewarm import Prewarm
+from handlers.upload import plan as completion
 from worker.core.cloud import Cloud, Volume
 from worker.core.errors import Blocked
 from worker.core.job import Key

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
-from handlers import completion, image_volume
+from handlers import image_volume
 from handlers.clone_path import CacheClone, Download, ImageVolumeClone, Path
 from handlers.prewarm import Warmth
 from handlers.prewarm.strategies import cache
 from handlers.reasons import WORDS
+from handlers.upload import plan as completion
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import Blocked, NotFound
 from worker.core.state import State

@@ -13,7 +13,8 @@ from typing import Any
 
 import structlog
 
-from handlers import completion, image_volume
+from handlers import image_volume
+from handlers.upload import plan as completion
 from worker.core.cloud import GIB, Cloud, Image, NewVolume, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.notification import Notification

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from handlers import completion, image_volume
-from handlers.completion import Seen
-from handlers.upload import clones_of
+from handlers import image_volume
+from handlers.upload import plan as completion
+from handlers.upload.handler import clones_of
+from handlers.upload.plan import Seen
 from worker.core.cloud import Cloud, Image, Quota, Volume
 from worker.core.errors import NotFound
 from worker.core.notification import IMAGE_ID

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from handlers import image_volume, kept_properties
+from handlers import image_volume
 from handlers.actions import AddLocation, AwaitImage, LookAtLocations, SetMetadata, SetReadonly
 from handlers.age import age
+from handlers.upload import kept_properties
 from worker.core.cloud import GIB, Image, ImageTask, Location, NewVolume, Store, Volume
 from worker.core.notification import IMAGE_ID
 from worker.core.outcome import Again, Done, Outcome, Park, Skip

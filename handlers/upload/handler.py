@@ -10,11 +10,12 @@ from typing import assert_never
 
 import structlog
 
-from handlers import ROUTES, actions, completion, image_volume
+from handlers import ROUTES, actions, image_volume
 from handlers.age import age
-from handlers.completion import Action, Finish, Seen
 from handlers.deletion import Deletion
 from handlers.target_store import TargetStores
+from handlers.upload import plan as completion
+from handlers.upload.plan import Action, Finish, Seen
 from worker.core.cloud import Image, Store, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.handler import Missing, Parts, Watch
