@@ -13,7 +13,7 @@ from handlers.deletion import Deletion, NotProven, report_stuck
 from handlers.reservations import Reservations
 from handlers.serving import served
 from handlers.target_store import TargetStores
-from handlers.upload.plan import UNDER_WAY
+from handlers.upload.sources import UNDER_WAY
 from worker.core import absence
 from worker.core.cloud import Image, Location, Volume
 from worker.core.errors import Blocked, Conflict, NotFound

@@ -1,185 +1,59 @@
-"""Completion: the next step from a queued image to an active one whose data is the clone of a
-volume. Pure.
+"""Plan: the next step from a queued image to an active one whose data is a clone of a volume. Pure.
 
-The source is the volume that the image's property names, or, without one, the volume that Cinder's
-own upload was made of. What Cinder itself has in hand, and what Glance has locked, is left alone.
+Nothing is done to an image that Cinder's own upload is working on, or that Glance has locked.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from handlers import image_volume
-from handlers.actions import AddLocation, AwaitImage, LookAtLocations, SetMetadata, SetReadonly
+from handlers.actions import AddLocation, AwaitImage, SetMetadata, SetReadonly
 from handlers.age import age
-from handlers.upload import kept_properties
-from worker.core.cloud import GIB, Image, ImageTask, Location, NewVolume, Store, Volume
+from handlers.upload import clean_up, kept_properties
+from handlers.upload.actions import (
+    Action,
+    AwaitClone,
+    CreateClone,
+    DeleteClone,
+    Finish,
+    KeepProperties,
+    LookAgain,
+    LookAtClones,
+    LookAtSource,
+    LookAtTasks,
+)
+from handlers.upload.clones import is_ours, metadata_of
+from handlers.upload.seen import Seen
+from handlers.upload.sources import (
+    NO_SUCH_VOLUME,
+    binding,
+    hindrance,
+    kind_of,
+    refusal,
+    saving_for,
+    source_named,
+    store_of,
+    stranded_volumes,
+    wait_to_change,
+)
+from worker.core.cloud import Image, NewVolume, Volume
 from worker.core.notification import IMAGE_ID
-from worker.core.outcome import Again, Done, Outcome, Park, Skip
+from worker.core.outcome import Again, Skip
 from worker.core.target import TAG, UPLOAD, Target, Uploads
 
-LOCATION_IMPORT = "location_import"
-UNDER_WAY = frozenset({"pending", "processing"})
-# For so long a job waits for a clone that is being made, and a clone whose source is gone is given,
-# in seconds
+# Seconds for which a job waits for a clone that is being made, and for a clone whose source is gone
 PATIENCE = 60.0
-# How often to look whether a wait is over that others end: more seldom the longer the image is as
-# it is, in seconds
+# Seconds between two looks at something that others end: more, the longer the image has not changed
 SOONEST, RAREST = 10.0, 900.0
-# A clone of Cinder's that is no location of its active image, in seconds; Cinder deletes its own
-# within moments
-LEFT_OVER_AFTER = 3600.0
-# Glance forgets its tasks after two days, in seconds
-TASKS_KEPT = 172_800.0
-DATA_UPLOADED = "not made from the volume: data was uploaded"
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
-# Whether it is another project's or is not there at all must not be told
-NO_SUCH_VOLUME = "the image's project has no volume of this id"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Seen:
-    """Everything read so far about an image; None is what has not been looked at yet.
-
-    `clones` are the volumes of the internal project named like its Image-Volume that are clones,
-    oldest first. `source` is the volume asked for last; `missing` are volumes that were not found.
-    `hidden` tells that Glance was asked for the locations and showed none. `sure` tells that image
-    and source were read again since the clone was there, `changed` that the image was another one
-    when it was read before. `asked` is the location that this very run has given to Glance,
-    `bound_at` the image's updated_at after a change of this run's, `failed` why something it made
-    came to nothing. `offered` are the properties that this run has asked Glance to keep, `refused`
-    those of them that Glance refused and `refusal` its last reason; `at_once` is how many it is
-    asked for in one request, None for all.
-    """
-
-    image: Image
-    now: float
-    stores: tuple[Store, ...] = ()
-    clones: tuple[Volume, ...] | None = None
-    source: Volume | None = None
-    missing: frozenset[str] = frozenset()
-    tasks: tuple[ImageTask, ...] | None = None
-    locations: tuple[Location, ...] | None = None
-    hidden: bool = False
-    sure: bool = False
-    changed: bool = False
-    asked: str = ""
-    bound_at: str = ""
-    failed: str = ""
-    offered: frozenset[str] = frozenset()
-    refused: frozenset[str] = frozenset()
-    refusal: str = ""
-    at_once: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class LookAtClones:
-    """List the clones of the image; with `source_volid`, read that volume in the same breath."""
-
-    source_volid: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class LookAtSource:
-    """Read the source volume."""
-
-    volume_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class LookAtTasks:
-    """Read what Glance did with the image."""
-
-
-@dataclass(frozen=True, slots=True)
-class LookAgain:
-    """Read image and source once more: what was right when the clone was begun need not be now."""
-
-    volume_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Bind:
-    """Write into the image's property which image it is meant for.
-
-    Cinder and Nova hand the properties of an image on: to volumes made from it, and to the images
-    made of those. One that was handed on must never be taken for a wish.
-    """
-
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class KeepProperties:
-    """Give the image the properties that the volume has kept of its own image.
-
-    `at_once` is how many are given in one request, None for all; with `bind`, that one binds the
-    property too.
-    """
-
-    properties: Mapping[str, str] = field(hash=False)
-    at_once: int | None = None
-    bind: Bind | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CreateClone:
-    """Clone the source into the internal project; with `bind`, bind the property in the same
-    breath."""
-
-    new: NewVolume
-    bind: Bind | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteClone:
-    """Delete a clone; with `because`, what it stands for has failed for now."""
-
-    volume_id: str
-    because: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitClone:
-    """Wait until Cinder has made the clone; then read image and source again too."""
-
-    volume_id: str
-    source_volid: str
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Nothing more to do now; `tell` is what the image's owner should know."""
-
-    outcome: Outcome
-    tell: str = ""
-
-
-Action = (
-    LookAtClones
-    | LookAtSource
-    | LookAtTasks
-    | LookAtLocations
-    | LookAgain
-    | Bind
-    | KeepProperties
-    | CreateClone
-    | DeleteClone
-    | SetMetadata
-    | SetReadonly
-    | AddLocation
-    | AwaitClone
-    | AwaitImage
-    | Finish
-)
 
 
 def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action:
     """The next action for an image."""
     image = seen.image
     if image.status == "active":
-        return _clean_up(seen, rules)
+        return clean_up.plan(seen, rules)
     if image.status == "saving":
         return Finish(
             Skip(f"the image is saving for {saving_for(image, seen.now) / 60:.0f} minutes")
@@ -195,8 +69,8 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
     if seen.asked:
         return _look_at_answer(seen)
     named = source_named(image, rules)
-    if refusal := _not_yet(named, seen, rules):
-        return refusal
+    if not_yet := _not_yet(named, seen, rules):
+        return not_yet
     if seen.clones is None:
         return LookAtClones(named if IMAGE_ID.fullmatch(named) else "")
     if action := _failed(seen, rules) or _of_another(named, seen):
@@ -264,123 +138,6 @@ def _of_another(named: str, seen: Seen) -> DeleteClone | Finish | None:
             Skip("Cinder itself makes the image of another volume than the property names")
         )
     return DeleteClone(others[0].id) if others else None
-
-
-def wait_to_change(image: Image, untouched: float, now: float) -> float:
-    """Seconds until a property of a queued image may be changed: it must have been left alone for
-    so long.
-
-    Glance's PATCH writes the whole image as it has read it, its status too. One that meets an
-    upload of data leaves the image `saving` for good, or the data is lost. Who sends data does so
-    right after making the record; later only the moment of the request itself is left.
-    """
-    if image.status != "queued":
-        return 0.0
-    return untouched - age(max(image.created_epoch, image.updated_epoch), now)
-
-
-def saving_for(image: Image, now: float) -> float:
-    """Seconds since the image began to get data; Glance changes nothing of it until that has
-    ended."""
-    return now - max(image.created_epoch, image.updated_epoch)
-
-
-def source_named(image: Image, rules: Uploads) -> str:
-    """The volume that the image's property asks for; "" if there is none, or if it was meant for
-    another image."""
-    value = _wish(image, rules)
-    volume_id, _, image_id = value.rpartition("/")
-    if not IMAGE_ID.fullmatch(image_id) or not volume_id:
-        return value
-    return volume_id if image_id == image.id else ""
-
-
-def binding(image: Image, rules: Uploads) -> Bind | None:
-    """Return the action that binds the property to its image; None if there is nothing to bind."""
-    value = _wish(image, rules)
-    return Bind(f"{value}/{image.id}") if IMAGE_ID.fullmatch(value) else None
-
-
-def _wish(image: Image, rules: Uploads) -> str:
-    return image.properties.get(rules.source_property, "").strip().lower()
-
-
-def kind_of(image: Image) -> str:
-    """Its formats, as text."""
-    return (
-        f"{image.disk_format or 'no disk_format'}/{image.container_format or 'no container_format'}"
-    )
-
-
-def is_ours(clone: Volume) -> bool:
-    """Whether we made it; else Cinder did."""
-    return TAG in clone.metadata
-
-
-def stranded_volumes(tasks: tuple[ImageTask, ...]) -> tuple[str, ...]:
-    """The volumes of locations that Glance could not add; none while another try is under way.
-
-    Glance's own record of what it was asked for, by Cinder or by us: a user can't make it say
-    something else.
-    """
-    imports = [task for task in tasks if task.type == LOCATION_IMPORT]
-    if any(task.status in UNDER_WAY for task in imports):
-        return ()
-    volume_ids = (
-        Location.from_url(task.url).volume_id for task in imports if task.status == "failure"
-    )
-    return tuple(
-        dict.fromkeys(volume_id for volume_id in volume_ids if IMAGE_ID.fullmatch(volume_id))
-    )
-
-
-def store_of(volume_type: str, stores: tuple[Store, ...], targets: tuple[Target, ...] = ()) -> str:
-    """Glance's store for volumes of a type: as a target names it, else the only one that Glance
-    has; "" if none is.
-
-    Of several stores of one type all but one may be another region's: which one it is the operator
-    has to say.
-    """
-    known = {store.id for store in stores}
-    named = [
-        t.glance_store for t in targets if t.volume_type == volume_type and t.glance_store in known
-    ]
-    found = [
-        store.id for store in stores if store.type == "cinder" and store.volume_type == volume_type
-    ]
-    if named:
-        return named[0]
-    return found[0] if len(found) == 1 else ""
-
-
-def refusal(source: Volume | None, image: Image, store: str) -> str:
-    """Why the image may never be made of this volume, as its owner may read it; "" if it may.
-    `source` None: no such.
-
-    Nothing is told of a volume before it is known to be the image's project's own.
-    """
-    if source is None or source.project_id != image.owner:
-        return NO_SUCH_VOLUME
-    if source.encrypted:
-        return "the volume is encrypted"
-    if not store:
-        return f"no store of Glance serves volumes of type {source.volume_type}"
-    return ""
-
-
-def hindrance(source: Volume, rules: Uploads) -> str:
-    """Why the volume can't be cloned now, but may be later; "" if it can."""
-    if source.status == "available" or (source.status == "in-use" and rules.allow_in_use):
-        return ""
-    if source.status == "in-use":
-        return "the volume is in-use, detach it"
-    return f"the volume is {source.status}"
-
-
-def metadata_of(image: Image, size: int) -> dict[str, str]:
-    """Return the metadata that makes a clone of `size` GiB the image's data, and lets Cinder clone
-    it for others."""
-    return {"glance_image_id": image.id, "image_owner": image.owner, "image_size": str(size * GIB)}
 
 
 def _patience(reason: str, seen: Seen) -> Again:
@@ -550,70 +307,6 @@ def _look_at_answer(seen: Seen) -> Action:
     return Finish(
         Again(reason), tell="waiting: Glance could not take the volume, it is tried again"
     )
-
-
-def _clean_up(seen: Seen, rules: Uploads) -> Action:
-    """Plan for an active image: delete clones that are none of its locations, correct what its
-    owner was told."""
-    if seen.asked and not seen.image.size:
-        # Nobody but Glance can write it
-        return Finish(
-            Park(
-                "Glance has lost the image's size, somebody changed the image at the same time: "
-                "make it anew"
-            )
-        )
-    unbound = binding(seen.image, rules) is not None
-    if (
-        not seen.asked
-        and seen.image.import_locked
-        and (unbound or seen.image.properties.get(rules.status_property))
-    ):
-        return Finish(
-            Again("its properties are put right once Glance has read it", after=15.0, counted=False)
-        )
-    if not seen.image.import_locked and (bind := binding(seen.image, rules)):
-        return bind
-    if seen.clones is None:
-        return LookAtClones()
-    if not seen.clones:
-        return _without_clone(seen, rules)
-    if seen.hidden:
-        # Nothing is known about any clone then
-        return Finish(Done())
-    if seen.locations is None:
-        return LookAtLocations()
-    located = {location.volume_id for location in seen.locations}
-    if (
-        not any(clone.id in located for clone in seen.clones)
-        and seen.tasks is None
-        and source_named(seen.image, rules)
-    ):
-        return LookAtTasks()
-    for clone in seen.clones:
-        old = seen.now - clone.created_epoch > LEFT_OVER_AFTER
-        settled = image_volume.is_usable(clone) or image_volume.is_broken(clone)
-        if clone.id not in located and settled and (is_ours(clone) or old):
-            return DeleteClone(clone.id)
-    if not any(clone.id in located for clone in seen.clones):
-        return _without_clone(seen, rules)
-    return Finish(Done(", ".join(clone.id for clone in seen.clones if clone.id in located)))
-
-
-def _without_clone(seen: Seen, rules: Uploads) -> Action:
-    """Tell the owner of an active image that names a source volume, and has none of our clones for
-    a location."""
-    if not source_named(seen.image, rules):
-        return Finish(Done())
-    if seen.image.size % GIB and not seen.asked:
-        return Finish(Done(), tell=DATA_UPLOADED)
-    if seen.tasks is None:
-        return LookAtTasks()
-    if seen.now - seen.image.created_epoch > TASKS_KEPT:
-        # Glance would not know any more how it came by its data
-        return Finish(Done(), tell=seen.image.properties.get(rules.status_property, ""))
-    located = any(task.type == LOCATION_IMPORT and task.status == "success" for task in seen.tasks)
-    return Finish(Done(), tell="" if located or seen.asked else DATA_UPLOADED)
 
 
 def _last_change(clone: Volume) -> float:
