@@ -10,6 +10,7 @@ import structlog
 
 from handlers import ROUTES, budget, image_volume, policy
 from handlers.deletion import Deletion, NotProven, report_stuck
+from handlers.deletion.marks import is_ours
 from handlers.reservations import Reservations
 from handlers.serving import served
 from handlers.target_store import TargetStores
@@ -39,6 +40,7 @@ class Reclaim:
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
         self._policy = parts.policy
+        self._targets = {target.name: target for target in parts.targets}
         self._deletion = Deletion(parts)
         self._deletions = parts.deletions
         self._stores = TargetStores(parts)
@@ -68,7 +70,7 @@ class Reclaim:
         except NotFound:
             return await self._deletion.release(key.image_id, watch)
         kept = await self._deletion.left_of(key.image_id)
-        back = await self._deletion.found(key.image_id, kept)
+        back = await self._deletion.proof.withdraw(key.image_id, kept)
         await self._report_stuck(
             [volume for volume in kept if image_volume.is_stuck(volume)], image
         )
@@ -126,7 +128,7 @@ class Reclaim:
 
     def kept_because(self, volume: Volume) -> str:
         """Why a volume of an image that is not found is kept, as of `prepare`."""
-        return self._deletion.kept_because(volume)
+        return self._deletion.proof.kept_because(volume)
 
     async def _report_stuck(self, volumes: list[Volume], image: Image) -> None:
         """Log the volumes that Cinder does not delete, each with the command that fits."""
@@ -219,7 +221,7 @@ class Reclaim:
             if number % 1000 == 0:
                 # To look at them takes time, and others have their turn in between
                 await asyncio.sleep(0)
-        self._deletion.count(notes)
+        self._deletion.brake.count(notes)
         excess: set[str] = set()
         lying = await budget.lying(volumes, self._resolved, self._uses)
         for target in self._resolved:
@@ -266,7 +268,7 @@ class Reclaim:
                 )
         for volume in volumes:
             if image_volume.is_stuck(volume):
-                if self._deletion.is_ours(volume):
+                if is_ours(volume, self._targets):
                     yield (
                         f"Cinder does not delete it, see volume_stuck in the log: "
                         f"{_text([volume])}, {volume.status}"
