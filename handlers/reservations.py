@@ -183,7 +183,7 @@ class Reservations:
         except NotFound:
             # Its image is gone, and so will it be
             return True
-        return bool(await self._deletion.keep_reason(one.volume, image, locations))
+        return bool(await self._deletion.last_copy.keep_reason(one.volume, image, locations))
 
     async def _quota(self, target: Target) -> Quota:
         try:

@@ -20,7 +20,7 @@ from typing import Any
 from backports import zstd
 from oslo_config import cfg
 
-from handlers import completion
+from handlers.upload import plan, seen
 from tests.fuzz.dice import Dice
 from worker import settings
 from worker.broker import url as broker_url
@@ -297,8 +297,8 @@ class Borders:
             for handler in self._rig.handlers.values():
                 for missing in handler.incomplete(one.id, one, volumes):
                     assert missing.key.image_id == one.id
-            seen = completion.Seen(image=one, now=1.0, clones=volumes, locations=())
-            assert completion.plan(seen, Uploads(), ()) is not None
+            read = seen.Seen(image=one, now=1.0, clones=volumes, locations=())
+            assert plan.plan(read, Uploads(), ()) is not None
 
     def configuration(self, data: bytes) -> None:
         """A configuration is one, or Misconfigured names what is wrong with it."""

@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from handlers import completion
-from handlers.completion import (
-    AddLocation,
+from handlers.actions import AddLocation, AwaitImage, LookAtLocations, SetMetadata, SetReadonly
+from handlers.upload import actions, clean_up, plan, sources
+from handlers.upload.actions import (
     AwaitClone,
-    AwaitImage,
     Bind,
     CreateClone,
     DeleteClone,
@@ -19,13 +18,10 @@ from handlers.completion import (
     KeepProperties,
     LookAgain,
     LookAtClones,
-    LookAtLocations,
     LookAtSource,
     LookAtTasks,
-    Seen,
-    SetMetadata,
-    SetReadonly,
 )
+from handlers.upload.seen import Seen
 from worker.core.cloud import GIB, Image, ImageTask, Location, Store, Volume
 from worker.core.outcome import Again, Done, Park, Skip
 from worker.core.target import Target, Uploads
@@ -198,12 +194,12 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
               FAILED)), LookAtSource(SOURCE)),
     ],
 )  # fmt: skip
-def test_next_step(given: Seen, expected: completion.Action) -> None:
-    assert completion.plan(given, RULES) == expected
+def test_next_step(given: Seen, expected: actions.Action) -> None:
+    assert plan.plan(given, RULES) == expected
 
 
 def test_a_clone_that_takes_its_time_holds_no_slot() -> None:
-    action = completion.plan(sure(replace(OURS, status="creating", created_epoch=900.0)), RULES)
+    action = plan.plan(sure(replace(OURS, status="creating", created_epoch=900.0)), RULES)
     outcome = Again(
         "the volume is being cloned", after=30.0, counted=False, wake_on_notification=True
     )
@@ -211,26 +207,26 @@ def test_a_clone_that_takes_its_time_holds_no_slot() -> None:
 
 
 def test_the_clone_carries_everything_from_its_first_request() -> None:
-    action = completion.plan(seen(clones=(), source=VOLUME), RULES)
+    action = plan.plan(seen(clones=(), source=VOLUME), RULES)
     assert isinstance(action, CreateClone)
     assert action.new.name == f"image-{IMAGE}"
     assert (action.new.source_volid, action.new.size, action.new.volume_type) == (SOURCE, 2, "")
     assert action.new.metadata == {**METADATA, "image_volume_worker": "upload"}
     assert action.bind is None
-    plain = completion.plan(seen(PLAIN, clones=(), source=VOLUME), RULES)
+    plain = plan.plan(seen(PLAIN, clones=(), source=VOLUME), RULES)
     assert plain == replace(action, bind=Bind(f"{SOURCE}/{IMAGE}"))
     # With properties to keep, one request does both later
-    assert completion.plan(seen(PLAIN, clones=(), source=KNOWING), RULES) == action
+    assert plan.plan(seen(PLAIN, clones=(), source=KNOWING), RULES) == action
 
 
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        (seen(clones=(), missing=frozenset({SOURCE})), completion.NO_SUCH_VOLUME),
-        (seen(clones=(), source=replace(VOLUME, project_id="bob")), completion.NO_SUCH_VOLUME),
-        (seen(clones=(), source=replace(VOLUME, project_id="bob", encrypted=True)), completion.NO_SUCH_VOLUME),
-        (seen(clones=(), source=replace(VOLUME, project_id="bob", volume_type="x")), completion.NO_SUCH_VOLUME),
-        (seen(replace(QUEUED, properties={"image_volume_source": "../../x"}), clones=()), completion.NO_SUCH_VOLUME),
+        (seen(clones=(), missing=frozenset({SOURCE})), sources.NO_SUCH_VOLUME),
+        (seen(clones=(), source=replace(VOLUME, project_id="bob")), sources.NO_SUCH_VOLUME),
+        (seen(clones=(), source=replace(VOLUME, project_id="bob", encrypted=True)), sources.NO_SUCH_VOLUME),
+        (seen(clones=(), source=replace(VOLUME, project_id="bob", volume_type="x")), sources.NO_SUCH_VOLUME),
+        (seen(replace(QUEUED, properties={"image_volume_source": "../../x"}), clones=()), sources.NO_SUCH_VOLUME),
         (seen(clones=(), source=replace(VOLUME, encrypted=True)), "the volume is encrypted"),
         (seen(clones=(), source=replace(VOLUME, volume_type="tape")), "no store of Glance serves volumes of type tape"),
         (sure(replace(CINDERS, encrypted=True), image=UNNAMED), "the volume is encrypted"),
@@ -239,7 +235,7 @@ def test_the_clone_carries_everything_from_its_first_request() -> None:
     ],
 )  # fmt: skip
 def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason: str) -> None:
-    assert completion.plan(given, RULES) == Finish(Skip(reason), tell=f"refused: {reason}")
+    assert plan.plan(given, RULES) == Finish(Skip(reason), tell=f"refused: {reason}")
 
 
 @pytest.mark.parametrize(
@@ -252,10 +248,10 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
          Again("a new image, somebody may be at work on it", after=50.0, counted=False, wake_on_notification=True)),
         (seen(replace(UNNAMED, disk_format="qcow2")),
          Skip("only raw/bare images can be made of a volume, this one is qcow2/bare")),
-        (seen(UNNAMED, clones=(), tasks=()), Skip(completion.NOBODY_ASKED)),
+        (seen(UNNAMED, clones=(), tasks=()), Skip(plan.NOBODY_ASKED)),
         # Another try of Cinder's is under way
-        (seen(UNNAMED, clones=(), tasks=(replace(FAILED, status="processing"), FAILED)), Skip(completion.NOBODY_ASKED)),
-        (seen(UNNAMED, clones=(), tasks=(replace(FAILED, url="file:///etc/passwd"),)), Skip(completion.NOBODY_ASKED)),
+        (seen(UNNAMED, clones=(), tasks=(replace(FAILED, status="processing"), FAILED)), Skip(plan.NOBODY_ASKED)),
+        (seen(UNNAMED, clones=(), tasks=(replace(FAILED, url="file:///etc/passwd"),)), Skip(plan.NOBODY_ASKED)),
         (seen(UNNAMED, clones=(replace(CINDERS, updated_epoch=980.0),)),
          Again("Cinder's own upload may be at work", after=40.0, counted=False)),
         (sure(CINDERS, replace(VOLUME, status="uploading"), UNNAMED), Again("Cinder's own upload is at work")),
@@ -273,13 +269,13 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
                       properties={"image_volume_source": SOURCE, "image_volume_status": "waiting"})),
          Again("its properties are put right once Glance has read it", after=15.0, counted=False)),
         # Handed on by Cinder or Nova from another image: nobody has asked for anything
-        (seen(HANDED_ON, clones=(), tasks=()), Skip(completion.NOBODY_ASKED)),
+        (seen(HANDED_ON, clones=(), tasks=()), Skip(plan.NOBODY_ASKED)),
         (seen(clones=(replace(CINDERS, source_volid=OTHER),)),
          Skip("Cinder itself makes the image of another volume than the property names")),
     ],
 )  # fmt: skip
 def test_left_alone(given: Seen, outcome: object) -> None:
-    assert completion.plan(given, RULES) == Finish(outcome)  # type: ignore[arg-type]
+    assert plan.plan(given, RULES) == Finish(outcome)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -294,7 +290,7 @@ def test_a_busy_source_is_waited_for_and_the_owner_knows(
     status: str, allowed: bool, reason: str
 ) -> None:
     given = seen(clones=(), source=replace(VOLUME, status=status))
-    action = completion.plan(given, replace(RULES, allow_in_use=allowed))
+    action = plan.plan(given, replace(RULES, allow_in_use=allowed))
     wait = Again(reason, after=10.0, counted=False, wake_on_notification=True)
     assert action == Finish(wait, tell=f"waiting: {reason}")
 
@@ -302,7 +298,7 @@ def test_a_busy_source_is_waited_for_and_the_owner_knows(
 @pytest.mark.parametrize(("quiet", "after"), [(0.0, 10.0), (400.0, 100.0), (1000.0, 250.0)])
 def test_who_waits_for_others_looks_less_and_less_often(quiet: float, after: float) -> None:
     given = seen(replace(QUEUED, created_epoch=0.0, updated_epoch=NOW - quiet, import_locked=True))
-    assert completion.plan(given, RULES) == Finish(
+    assert plan.plan(given, RULES) == Finish(
         Again(
             "Glance is at work on the image", after=after, counted=False, wake_on_notification=True
         )
@@ -311,7 +307,7 @@ def test_who_waits_for_others_looks_less_and_less_often(quiet: float, after: flo
 
 def test_a_source_in_use_is_cloned_where_that_is_allowed() -> None:
     given = seen(clones=(), source=replace(VOLUME, status="in-use"))
-    assert isinstance(completion.plan(given, replace(RULES, allow_in_use=True)), CreateClone)
+    assert isinstance(plan.plan(given, replace(RULES, allow_in_use=True)), CreateClone)
 
 
 @pytest.mark.parametrize(
@@ -329,14 +325,14 @@ def test_a_source_in_use_is_cloned_where_that_is_allowed() -> None:
 def test_what_is_not_the_owners_any_more_is_deleted_and_never_registered(
     clone: Volume, source: Volume | None, image: Image
 ) -> None:
-    action = completion.plan(sure(clone, source, image), RULES)
+    action = plan.plan(sure(clone, source, image), RULES)
     assert isinstance(action, DeleteClone)
     assert action.volume_id == "clone"
     assert action.because
 
 
 def test_what_glance_says_of_its_failure_is_the_reason() -> None:
-    action = completion.plan(seen(asked=URL, tasks=(replace(FAILED, url=URL),)), RULES)
+    action = plan.plan(seen(asked=URL, tasks=(replace(FAILED, url=URL),)), RULES)
     assert isinstance(action, Finish)
     assert action.outcome == Again("Glance could not add the location: it broke")
     assert action.tell.startswith("waiting: ")
@@ -346,30 +342,28 @@ def test_a_clone_of_cinders_that_is_no_location_stays_until_it_is_old() -> None:
     active = replace(UNNAMED, status="active")
     locations = (Location(url="file:///x", store="file"),)
     young = replace(CINDERS, created_epoch=NOW - 3000)
-    assert completion.plan(seen(active, clones=(young,), locations=locations), RULES) == Finish(
-        Done("")
-    )
+    assert plan.plan(seen(active, clones=(young,), locations=locations), RULES) == Finish(Done(""))
     old = replace(CINDERS, created_epoch=NOW - 4000)
-    assert completion.plan(seen(active, clones=(old,), locations=locations), RULES) == DeleteClone(
+    assert plan.plan(seen(active, clones=(old,), locations=locations), RULES) == DeleteClone(
         "clone"
     )
 
 
 def test_the_store_is_glances_word_or_the_configurations() -> None:
-    assert completion.store_of("ssd", STORES) == "c1"
-    assert completion.store_of("hdd", STORES) == ""
+    assert sources.store_of("ssd", STORES) == "c1"
+    assert sources.store_of("hdd", STORES) == ""
     untold = (Store(id="c1"), Store(id="c2"))
     targets = (
         Target(name="a", volume_type="hdd", glance_store="c2"),
         Target(name="b", volume_type="x", glance_store="?"),
     )
-    assert completion.store_of("hdd", untold, targets) == "c2"
-    assert completion.store_of("x", untold, targets) == ""
+    assert sources.store_of("hdd", untold, targets) == "c2"
+    assert sources.store_of("x", untold, targets) == ""
 
 
 ACTIVE = replace(QUEUED, status="active", size=2 * GIB)
 LOCATED = replace(FAILED, status="success", url=URL)
-TOLD = completion.DATA_UPLOADED
+TOLD = clean_up.DATA_UPLOADED
 
 
 @pytest.mark.parametrize(
@@ -382,14 +376,14 @@ TOLD = completion.DATA_UPLOADED
         (seen(ACTIVE, clones=(), tasks=(FAILED,)), TOLD),
         (seen(ACTIVE, clones=(), tasks=(LOCATED, FAILED)), ""),
         # Its clone was moved or replaced since, or it was data: Glance has forgotten which
-        (seen(ACTIVE, clones=(), tasks=(), now=NOW + completion.TASKS_KEPT), ""),
+        (seen(ACTIVE, clones=(), tasks=(), now=NOW + clean_up.TASKS_KEPT), ""),
         (seen(replace(ACTIVE, properties=HANDED_ON.properties), clones=()), ""),
         (seen(ACTIVE, clones=(OURS,), locations=(Location.from_url(URL),)), ""),
     ],
 )
 def test_an_owner_is_told_that_data_was_uploaded(given: Seen, tell: str) -> None:
-    action = completion.plan(given, RULES)
-    assert isinstance(action, completion.Finish)
+    action = plan.plan(given, RULES)
+    assert isinstance(action, actions.Finish)
     assert isinstance(action.outcome, Done)
     assert action.tell == tell
 
@@ -408,9 +402,9 @@ def test_a_queued_image_is_left_alone_before_it_is_changed(
     changes: dict[str, object], wait: float
 ) -> None:
     image = replace(PLAIN, **changes)  # type: ignore[arg-type]
-    assert max(0.0, completion.wait_to_change(image, 3.0, NOW)) == wait
-    begun = completion.plan(seen(image, clones=(), source=VOLUME), RULES)
+    assert max(0.0, sources.wait_to_change(image, 3.0, NOW)) == wait
+    begun = plan.plan(seen(image, clones=(), source=VOLUME), RULES)
     if image.status == "queued":
         assert isinstance(begun, CreateClone)
         assert (begun.bind is None) == (wait > 0)
-        assert (completion.plan(sure(OURS, image=image), RULES) == AwaitImage()) == (wait > 0)
+        assert (plan.plan(sure(OURS, image=image), RULES) == AwaitImage()) == (wait > 0)

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from handlers import completion
 from handlers.prewarm import Warmth
+from handlers.upload import sources
 from tests.configurations import load
 from worker.core.cloud import GIB, Image, ImageTask, NewVolume, Quota, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
@@ -103,7 +103,7 @@ async def test_a_source_that_is_not_there(cloud: FakeCloud, settings: Settings, 
     image = cloud.queue(properties={SOURCE: named})
     checks = await told(cloud, settings, image.id)
     assert checks["source volume"].detail == "there is no such volume"
-    assert checks["next"].detail == f"nothing: {completion.NO_SUCH_VOLUME}"
+    assert checks["next"].detail == f"nothing: {sources.NO_SUCH_VOLUME}"
 
 
 async def test_what_is_waited_for(cloud: FakeCloud, settings: Settings) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from handlers import kept_properties
+from handlers.upload import kept_properties
 
 
 @pytest.mark.parametrize(

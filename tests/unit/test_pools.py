@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from handlers.clone_path import CacheClone, Evidence, ImageVolumeClone, Pool, clone_path
-from handlers.deletion import Deletion
+from handlers.deletion.marks import is_ours
 from handlers.prewarm import Prewarm
 from handlers.target_store import find_places
 from worker.core import pool
@@ -364,7 +364,8 @@ async def test_our_entries_are_ours_whatever_their_private_type() -> None:
     async with Rig(cloud, targets=[FAST], policy=Policy(settle=0.0)) as rig:
         image = cloud.upload()
         await rig.run(image.id)
-        assert all(Deletion(rig.parts).is_ours(volume) for volume in cloud.of(image.id))
+        targets = {target.name: target for target in rig.parts.targets}
+        assert all(is_ours(volume, targets) for volume in cloud.of(image.id))
 
 
 async def test_what_is_cloned_by_the_driver_of_one_pool_is_not_so_in_another() -> None:

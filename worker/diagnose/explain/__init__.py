@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
-from handlers import completion, image_volume
+from handlers import image_volume
 from handlers.prewarm import Prewarm
+from handlers.upload import sources
 from worker.core.cloud import Cloud, Volume
 from worker.core.errors import Blocked
 from worker.core.job import Key
@@ -40,7 +41,7 @@ async def explain(
     yield Check(
         "image",
         "ok",
-        f"{image.status}, {completion.kind_of(image)}, {image.visibility}, owner {image.owner}",
+        f"{image.status}, {sources.kind_of(image)}, {image.visibility}, owner {image.owner}",
     )
     if image.status == "active":
         await prewarm.prepare(await lying(cloud, settings.targets))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 
-from handlers import completion, image_volume
+from handlers import image_volume
 from handlers.clone_path import CacheClone, Download, ImageVolumeClone, Path
 from handlers.prewarm import Warmth
 from handlers.prewarm.strategies import cache
 from handlers.reasons import WORDS
+from handlers.upload import sources
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import Blocked, NotFound
 from worker.core.state import State
@@ -41,7 +42,7 @@ def image_checks(image: Image) -> Iterator[Check]:
             "the converted volume"
         )
         yield Check(
-            "format", "warn", f"{completion.kind_of(image)}: Cinder converts it each time", advice
+            "format", "warn", f"{sources.kind_of(image)}: Cinder converts it each time", advice
         )
     if "cinder_encryption_key_id" in image.properties:
         yield Check(
@@ -186,7 +187,7 @@ async def left_behind(cloud: Cloud, image: Image) -> AsyncIterator[Check]:
         tasks = await cloud.list_tasks(image.id)
     except (Blocked, NotFound):
         return
-    for volume_id in completion.stranded_volumes(tasks):
+    for volume_id in sources.stranded_volumes(tasks):
         try:
             volume = await cloud.get_volume(volume_id)
         except NotFound:

@@ -13,7 +13,8 @@ from typing import Any
 
 import structlog
 
-from handlers import completion, image_volume
+from handlers import image_volume
+from handlers.upload import sources
 from worker.core.cloud import GIB, Cloud, Image, NewVolume, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.notification import Notification
@@ -144,7 +145,7 @@ def judged(name: str, image: Image, signs: Signs, lying: tuple[Volume, ...]) -> 
 def _advice(image: Image, volume: Volume, lying: tuple[Volume, ...]) -> str:
     if not image_volume.is_raw(image):
         return (
-            f"Cinder converts {completion.kind_of(image)} each time, unless its image-volume "
+            f"Cinder converts {sources.kind_of(image)} each time, unless its image-volume "
             f"cache serves"
         )
     usable = [one for one in lying if image_volume.is_usable(one)]

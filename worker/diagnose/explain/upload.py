@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from handlers import completion, image_volume
-from handlers.completion import Seen
-from handlers.upload import clones_of
+from handlers import image_volume
+from handlers.upload import sources
+from handlers.upload.actions import Finish
+from handlers.upload.clones import clones_of, is_ours
+from handlers.upload.plan import plan
+from handlers.upload.seen import Seen
 from worker.core.cloud import Cloud, Image, Quota, Volume
 from worker.core.errors import NotFound
 from worker.core.notification import IMAGE_ID
@@ -22,7 +25,7 @@ SENDING = 15.0
 
 async def look(cloud: Cloud, rules: Uploads, image: Image, *, now: float) -> Seen:
     """All that concerns the upload of a queued image."""
-    named = completion.source_named(image, rules)
+    named = sources.source_named(image, rules)
     clones = clones_of(image, await cloud.find_volumes(image_volume.name_of(image.id)))
     seen = Seen(
         image=image,
@@ -31,7 +34,7 @@ async def look(cloud: Cloud, rules: Uploads, image: Image, *, now: float) -> See
         clones=clones,
         tasks=await cloud.list_tasks(image.id),
     )
-    stranded = completion.stranded_volumes(seen.tasks or ())
+    stranded = sources.stranded_volumes(seen.tasks or ())
     source_id = (
         named or next((clone.source_volid for clone in clones), "") or next(iter(stranded), "")
     )
@@ -57,7 +60,7 @@ def upload_checks(seen: Seen, settings: Settings) -> Iterator[Check]:
     else:
         yield Check("lock", "ok", "nobody works on the image")
     yield _named(seen, rules)
-    if not completion.source_named(image, rules):
+    if not sources.source_named(image, rules):
         yield Check(
             "cinder.conf",
             "warn",
@@ -70,7 +73,7 @@ def upload_checks(seen: Seen, settings: Settings) -> Iterator[Check]:
     for clone in seen.clones or ():
         yield _clone(clone)
     for task in seen.tasks or ():
-        if task.type == completion.LOCATION_IMPORT:
+        if task.type == sources.LOCATION_IMPORT:
             failed = task.status == "failure"
             advice = (
                 "Glance's log has more; often its cinder store logs in to another project "
@@ -111,7 +114,7 @@ def quota_check(source: Volume, quota: Quota) -> Check:
 
 def saving_check(image: Image, *, now: float) -> Check:
     """Whether data still arrives, as far as anybody can tell. Pure."""
-    minutes = completion.saving_for(image, now) / 60
+    minutes = sources.saving_for(image, now) / 60
     text = f"saving for {minutes:.0f} minutes: somebody sends data, or Glance has lost its end"
     if minutes < SENDING:
         return Check("upload", "ok", text)
@@ -129,7 +132,7 @@ def _format(image: Image) -> Check:
     return Check(
         "format",
         "fail",
-        completion.kind_of(image),
+        sources.kind_of(image),
         "only raw/bare can be a volume as it is: the owner changes that",
     )
 
@@ -137,7 +140,7 @@ def _format(image: Image) -> Check:
 def _named(seen: Seen, rules: Uploads) -> Check:
     given, named = (
         seen.image.properties.get(rules.source_property),
-        completion.source_named(seen.image, rules),
+        sources.source_named(seen.image, rules),
     )
     if given and not named:
         return Check(
@@ -147,7 +150,7 @@ def _named(seen: Seen, rules: Uploads) -> Check:
         return Check("source", "ok", f"property {rules.source_property} names {named}")
     if seen.clones:
         return Check("source", "ok", "Cinder has made a clone for the image")
-    if completion.stranded_volumes(seen.tasks or ()):
+    if sources.stranded_volumes(seen.tasks or ()):
         return Check(
             "source",
             "ok",
@@ -177,8 +180,8 @@ def _source(seen: Seen, settings: Settings) -> Iterator[Check]:
             "make the image there",
         )
         return
-    store = completion.store_of(source.volume_type, seen.stores, settings.targets)
-    if reason := completion.refusal(source, image, store):
+    store = sources.store_of(source.volume_type, seen.stores, settings.targets)
+    if reason := sources.refusal(source, image, store):
         advice = (
             "use Cinder's own upload"
             if source.encrypted
@@ -191,7 +194,7 @@ def _source(seen: Seen, settings: Settings) -> Iterator[Check]:
         "ok",
         f"{source.size} GiB of type {source.volume_type}, served by store {store}",
     )
-    if reason := completion.hindrance(source, settings.uploads):
+    if reason := sources.hindrance(source, settings.uploads):
         yield Check(
             "source status",
             "warn",
@@ -203,7 +206,7 @@ def _source(seen: Seen, settings: Settings) -> Iterator[Check]:
 
 
 def _clone(clone: Volume) -> Check:
-    maker = "of ours" if completion.is_ours(clone) else "of Cinder's"
+    maker = "of ours" if is_ours(clone) else "of Cinder's"
     text = f"{clone.id} {maker} is {clone.status}"
     if image_volume.is_broken(clone):
         return Check(
@@ -217,8 +220,8 @@ def _clone(clone: Volume) -> Check:
 
 def _next(seen: Seen, settings: Settings) -> Check:
     # As if image and source were read a second time just now
-    action = completion.plan(replace(seen, sure=True), settings.uploads, settings.targets)
-    if not isinstance(action, completion.Finish):
+    action = plan(replace(seen, sure=True), settings.uploads, settings.targets)
+    if not isinstance(action, Finish):
         return Check("next", "ok", f"the worker's next step is {type(action).__name__}")
     match action.outcome:
         case Skip(reason):

@@ -1,0 +1,11 @@
+"""Deletion: the rules for deleting volumes and removing locations; only `delete` does both.
+
+docs/upkeep.md states the rules as a promise to operators. In short: what cannot be read is not
+empty; an image is gone only when that is proven; only what carries our marks and matches reality is
+ours; an image that is there keeps a whole location that we did not make.
+"""
+
+from handlers.deletion.delete import Deletion, report_stuck
+from handlers.deletion.proof import NotProven
+
+__all__ = ["Deletion", "NotProven", "report_stuck"]

@@ -1,0 +1,112 @@
+"""Brake: nothing that was only found missing is deleted while too much of it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import structlog
+
+from handlers import image_volume
+from worker.core import absence
+from worker.core.cloud import Cloud, Volume
+from worker.core.deletions import Deletions
+from worker.core.handler import Report
+from worker.core.target import Reclaiming
+
+log = structlog.get_logger(__name__)
+
+# Seconds for which one count is used again
+COUNT_FOR = 30.0
+CONFIRM = "image-volume-worker reclaim --confirm"
+
+
+class Brake:
+    """The counts of missing images and of missing volumes of locations, and whether each brakes."""
+
+    def __init__(
+        self,
+        *,
+        cloud: Cloud,
+        rules: Reclaiming,
+        deletions: Deletions,
+        report: Report,
+        now: Callable[[], float],
+    ) -> None:
+        self._cloud = cloud
+        self._rules = rules
+        self._deletions = deletions
+        self._report = report
+        self._now = now
+        self._reason = ""
+        self._counted_until = 0.0
+        self._locations_braked = False
+        self._shown, self._shown_until = 0, 0.0
+
+    @property
+    def reason(self) -> str:
+        """Why no volume of a missing image is deleted, as of the last count; "" if it may be."""
+        return self._reason
+
+    async def check(self) -> str:
+        """Count the volumes of missing images, and return the reason as above."""
+        if self._now() >= self._counted_until:
+            volumes = await self._image_volumes()
+            self.count([absence.absence_of(volume) for volume in volumes])
+            self._counted_until = self._now() + COUNT_FOR
+        return self._reason
+
+    def count(self, notes: Sequence[absence.Absence]) -> None:
+        """Set the brake by the notes of all Image-Volumes that there are."""
+        held = sum(note.is_noted for note in notes)
+        missing = sum(note.is_noted and not note.pending for note in notes)
+        most = self._rules.limit(len(notes))
+        reason = ""
+        if missing > most:
+            reason = (
+                f"the brake: {missing} of {len(notes)} Image-Volumes belong to images that "
+                f"Glance does not find, more "
+                f"than [reclaim] max_at_once = {most}; if these images are deleted: {CONFIRM}"
+            )
+            if not self._reason:
+                log.error(
+                    "reclaim_braked",
+                    missing_volumes=missing,
+                    image_volumes=len(notes),
+                    most=most,
+                    advice=CONFIRM,
+                )
+        self._reason = reason
+        self._report.held_back(held, brake=bool(reason))
+        self.count_locations(len(notes))
+
+    def count_locations(self, shown: int) -> str:
+        """Set the brake by how many volumes of locations are missing besides those shown; its
+        reason, "" if off."""
+        missing, most = self._deletions.missing_volumes(now=self._now()), self._rules.limit(shown)
+        self._report.missing(missing, brake=missing > most)
+        before, self._locations_braked = self._locations_braked, missing > most
+        if not self._locations_braked:
+            return ""
+        if not before:
+            log.error(
+                "reclaim_braked",
+                missing_locations=missing,
+                image_volumes=shown,
+                most=most,
+                advice=CONFIRM,
+            )
+        return (
+            f"the brake: Cinder does not find {missing} volumes of locations, more than "
+            f"[reclaim] max_at_once = {most}"
+            f"; if they are deleted: {CONFIRM}"
+        )
+
+    async def count_shown(self) -> int:
+        """Return how many Image-Volumes Cinder shows; as of `COUNT_FOR` seconds ago at most."""
+        if self._now() >= self._shown_until:
+            self._shown = len(await self._image_volumes())
+            self._shown_until = self._now() + COUNT_FOR
+        return self._shown
+
+    async def _image_volumes(self) -> list[Volume]:
+        return [one async for one in self._cloud.list_volumes() if image_volume.image_of(one)]

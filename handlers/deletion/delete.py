@@ -1,0 +1,425 @@
+"""Delete: the only module that deletes volumes and removes locations; each is logged with its
+reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import structlog
+
+from handlers import image_volume
+from handlers.deletion.brake import Brake
+from handlers.deletion.last_copy import LastCopy, store_of
+from handlers.deletion.marks import is_free, is_known
+from handlers.deletion.proof import NotProven, Proof
+from worker.core import absence
+from worker.core.cloud import Image, Location, Volume
+from worker.core.deletions import DELETED
+from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.handler import Parts, Watch
+from worker.core.outcome import Again, Done, Outcome, Skip
+from worker.core.state import State
+from worker.core.target import TAG, Target
+
+# Looks at volumes that are being deleted before the slot is given to somebody else
+LOOKS = 8
+# How often a location that comes back is removed
+TRIES = 3
+# Seconds until another try when a volume is in use, and when its backend does not let go of it
+BUSY = 30.0
+DEPENDED_ON = 900.0
+
+Reason = Literal["gone", "unwanted", "budget", "left-over"]
+
+log = structlog.get_logger(__name__)
+
+
+class Deletion:
+    """Deletes what nobody needs, as far as the rules and `[reclaim]` allow it."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.cloud
+        self._rules = parts.reclaiming
+        self._report = parts.report
+        self._locks = parts.locks
+        self._undone = parts.undone
+        self._deletions = parts.deletions
+        self.brake = Brake(
+            cloud=parts.cloud,
+            rules=parts.reclaiming,
+            deletions=parts.deletions,
+            report=parts.report,
+            now=parts.now,
+        )
+        self.proof = Proof(
+            cloud=parts.cloud,
+            rules=parts.reclaiming,
+            targets={target.name: target for target in parts.targets},
+            deletions=parts.deletions,
+            brake=self.brake,
+            now=parts.now,
+        )
+        self.last_copy = LastCopy(cloud=parts.cloud)
+
+    @property
+    def may_delete(self) -> bool:
+        """Whether `[reclaim]` lets anything be deleted at all."""
+        return self._rules.enabled and not self._rules.dry_run
+
+    # Images that are not found
+
+    async def release(
+        self, image_id: str, watch: Watch, *, unlocated: Iterable[str] = (), confirmed: bool = False
+    ) -> Outcome:
+        """Delete what was kept for an image that Glance does not find, as far as the image is
+        proven to be gone.
+
+        `unlocated` are volumes that the caller has made and never told Glance of. `confirmed`: an
+        operator has looked, and the brake does not count.
+        """
+        self._report.repair(image_id, possible=True)
+        self._undone.forget(image_id)
+        left = await self.left_of(image_id)
+        heard, own = self._deletions.status(image_id) == DELETED, frozenset(unlocated)
+        free = [volume for volume in left if is_free(volume, own, heard=heard)]
+        outcome: Outcome = Done("nothing is left of it", state=State.GONE)
+        if free:
+            if await self.proof.is_there(image_id):
+                return Again("the image was not found, and then it was", counted=False)
+            outcome = await self.delete(free, watch, why=self._evidence(image_id), reason="gone")
+        waiting = [
+            volume for volume in left if volume not in free and not image_volume.is_leaving(volume)
+        ]
+        if not waiting:
+            return outcome
+        if not self.may_delete:
+            return outcome if free else Skip("[reclaim] does not let anything be deleted")
+        proven, kept = await self.proof.of_image(image_id, waiting, confirmed=confirmed)
+        if proven:
+            why = (
+                f"image is gone: not found at {absence.LOOKS} looks over {self._rules.grace:.0f} s"
+            )
+            outcome = await self.delete(proven, watch, why=why, reason="gone")
+        if isinstance(outcome, Again) or not kept:
+            return outcome
+        return Skip("; ".join(dict.fromkeys(one.why for one in kept)))
+
+    async def left_of(self, image_id: str) -> list[Volume]:
+        """The volumes of the internal project that were kept for an image."""
+        named = await self._cloud.find_volumes(image_volume.name_of(image_id))
+        warming = await self._cloud.find_volumes(image_volume.warming_name_of(image_id))
+        return [volume for volume in (*named, *warming) if is_known(volume, image_id)]
+
+    def _evidence(self, image_id: str) -> str:
+        if status := self._deletions.status(image_id):
+            return f"image is gone: its image.delete said {status}, and Glance does not find it"
+        return "image is not found, and this volume was never its location"
+
+    async def delete(
+        self, volumes: Iterable[Volume], watch: Watch, *, why: str, reason: Reason
+    ) -> Outcome:
+        """Delete volumes of the internal project that no image needs, and see them go."""
+        left = {volume.id: volume for volume in volumes if not volume.foreign}
+        for volume in [volume for volume in left.values() if image_volume.is_stuck(volume)]:
+            report_stuck(left.pop(volume.id), located=False)
+        if left and not self._rules.enabled:
+            return Skip("[reclaim] is not enabled")
+        if left and self._rules.dry_run:
+            for volume in left.values():
+                log.info("volume_would_be_deleted", volume_id=volume.id, size=volume.size, why=why)
+            return Skip("[reclaim] dry_run is set")
+        chosen = list(left.values())
+        asked, refusals = set[str](), dict[str, str]()
+        for _ in range(LOOKS):
+            for volume in left.values():
+                # Once: Cinder gives it back when its driver says that it is busy (VolumeIsBusy)
+                if volume.id in asked or image_volume.is_leaving(volume):
+                    continue
+                try:
+                    await self._cloud.delete_volume(volume.id)
+                except NotFound:
+                    continue
+                except Conflict as error:
+                    refusals[volume.id] = str(error)
+                    continue
+                log.info("image_volume_deleted", volume_id=volume.id, size=volume.size, why=why)
+                asked.add(volume.id)
+            left = {seen.id: seen for one in left if (seen := await self.last_copy.look(one))}
+            if all(one.id in asked and not image_volume.is_leaving(one) for one in left.values()):
+                break
+            await watch.changed()
+        gone = len(asked - left.keys())
+        for target in {volume.metadata.get(TAG, "") for volume in chosen if volume.id not in left}:
+            self._undone.made_room(target)
+        for _ in range(gone):
+            self._report.reclaimed(reason)
+        if left:
+            return _waiting(left.values(), asked, refusals)
+        return Done(
+            f"{gone} deleted", changed=gone > 0, state=State.GONE if reason == "gone" else None
+        )
+
+    # Images that are there
+
+    async def discard(self, image_id: str, volume: Volume, *, why: str) -> None:
+        """Delete a volume of ours that no location names: a throw-away one, a broken one, one too
+        many.
+
+        Blocked if Glance does not show whether it is a location, Conflict if it is one or is not
+        ours.
+        """
+        if not image_volume.is_kept_for(volume, image_id) or not (
+            TAG in volume.metadata or volume.source_volid
+        ):
+            raise Conflict(
+                f"volume {volume.id} is not ours to delete: its name or its metadata is another "
+                f"image's"
+            )
+        if not image_volume.is_throw_away(volume):
+            async with self._locks.of(image_id):
+                locations = await self._cloud.get_locations(image_id)
+                # After its locations: while an image is being deleted they are gone before it is
+                image = await self._cloud.get_image(image_id)
+                if image.status == "queued" and image.import_locked:
+                    raise Conflict("Glance is at work on the image")
+                # Only a queued image has none; of every other one they are hidden
+                if (
+                    image.status != "queued"
+                    and locations is None
+                    and image_volume.may_be_location(volume)
+                ):
+                    raise Blocked(f"Image-Volume {volume.id} stays: {image_volume.HIDDEN}")
+                if any(one.volume_id == volume.id for one in locations or ()):
+                    raise Conflict(f"Image-Volume {volume.id} stays: it is a location of the image")
+                await self._ask_to_delete(volume, why)
+            return
+        await self._ask_to_delete(volume, why)
+
+    async def _ask_to_delete(self, volume: Volume, why: str) -> None:
+        try:
+            await self._cloud.delete_volume(volume.id)
+        except NotFound:
+            return
+        log.info("volume_deleted", volume_id=volume.id, size=volume.size, why=why)
+
+    async def remove_location(
+        self,
+        image_id: str,
+        store: str,
+        volume_id: str,
+        *,
+        whole: bool = False,
+        confirmed: bool = False,
+    ) -> None:
+        """Have Glance remove an image's first location in a store, whose volume is gone or broken.
+
+        With `whole` also one that is whole, if it is ours and not needed. Read again before:
+        another location must be whole. Conflict or Blocked if not; NotProven if Cinder does not
+        find the volume and that need not mean that it is gone, or if it does and the caller saw it
+        broken. `confirmed`: an operator has looked, one look is enough.
+        """
+        async with self._locks.of(image_id):
+            locations = await self._cloud.get_locations(image_id)
+            image = await self._cloud.get_image(image_id)
+            if locations is None or image.status != "active":
+                raise Blocked(f"the location in store {store} stays: {image_volume.HIDDEN}")
+            here = [location.volume_id for location in locations if location.store == store]
+            if not here or here[0] != volume_id:
+                raise Conflict(
+                    f"the image's first location in store {store} is not volume {volume_id} any "
+                    f"more"
+                )
+            volume = await self.last_copy.look(volume_id)
+            if volume is not None and image_volume.needs_administrator(volume):
+                report_stuck(volume, located=True)
+                advice = image_volume.stuck_advice(volume, located=True)
+                raise Blocked(f"the location in store {store} stays: {advice}")
+            sound = volume is not None and not image_volume.is_broken(volume)
+            if volume is not None and sound:
+                await self._check_sound(volume, image, locations, whole=whole)
+            elif not await self.last_copy.is_elsewhere(volume_id, image, locations):
+                raise Blocked(
+                    f"the location in store {store} is broken, and no other location of the "
+                    f"image is whole"
+                )
+            if volume is None:
+                await self.proof.of_volume(volume_id, confirmed=confirmed)
+            await self._remove_from_store(image_id, store, volume_id)
+            event = "location_removed" if sound else "broken_location_removed"
+            log.warning(
+                event,
+                store=store,
+                volume_id=volume_id,
+                was="gone" if volume is None else volume.status,
+            )
+
+    async def _check_sound(
+        self, volume: Volume, image: Image, locations: tuple[Location, ...], *, whole: bool
+    ) -> None:
+        """Raise unless a volume that is whole may be removed with its location."""
+        self._deletions.found_volume(volume.id)
+        if not whole:
+            raise NotProven(
+                f"volume {volume.id} of a location was broken or gone, and then whole", after=BUSY
+            )
+        ours = image_volume.is_of(volume, image) and image_volume.may_be_ours(volume)
+        if not ours or (reason := await self.last_copy.keep_reason(volume, image, locations)):
+            raise Conflict(
+                f"Image-Volume {volume.id} stays: {reason if ours else 'we did not make it'}"
+            )
+
+    async def _remove_from_store(self, image_id: str, store: str, volume_id: str) -> None:
+        """Have Glance remove a location with its volume; should the location come back, nobody
+        wonders where it is."""
+        await self._cloud.remove_from_store(image_id, store)
+        self._deletions.note_volume(volume_id)
+
+    async def bare_locations(self, image: Image, targets: Iterable[Target]) -> list[Location]:
+        """The image's locations on these targets whose volumes Cinder does not find."""
+        stores = {target.glance_store for target in targets}
+        locations = await self._cloud.get_locations(image.id)
+        here = [one for one in locations or () if one.store in stores and one.volume_id]
+        return [one for one in here if await self.last_copy.look(one.volume_id) is None]
+
+    async def delete_unwanted(
+        self, image: Image, target: Target, *, why: str, by_operator: bool = False
+    ) -> Outcome:
+        """Delete what prewarm made on a target that does not want the image.
+
+        `by_operator`: an operator asks for it, also where `[reclaim]` is switched off.
+        """
+        if image.status != "active" or not (self._rules.enabled or by_operator):
+            return Skip(why)
+        volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
+        ours = [volume for volume in volumes if image_volume.may_go(volume, image, target)]
+        if ours:
+            return await self.evict(
+                image.id, ours, why=why, reason="unwanted", by_operator=by_operator
+            )
+        if target.glance_store in (image.stores or ()) and await self._remove_dangling(
+            image, target
+        ):
+            return Done(why, changed=True, state=State.UNWANTED)
+        return Skip(why)
+
+    async def _remove_dangling(self, image: Image, target: Target) -> bool:
+        """Whether a location on the target was removed whose volume is gone; another one of the
+        image's is whole."""
+        locations = await self._cloud.get_locations(image.id)
+        here = [
+            one for one in locations or () if one.store == target.glance_store and one.volume_id
+        ]
+        if (
+            image.import_locked
+            or not here
+            or not self.may_delete
+            or await self.last_copy.look(here[0].volume_id)
+        ):
+            return False
+        try:
+            await self.remove_location(image.id, target.glance_store, here[0].volume_id)
+        except (Blocked, Conflict, NotProven) as error:
+            log.info("location_stays", store=target.glance_store, why=str(error))
+            return False
+        return True
+
+    async def evict(
+        self,
+        image_id: str,
+        volumes: Iterable[Volume],
+        *,
+        why: str,
+        reason: Reason,
+        by_operator: bool = False,
+    ) -> Outcome:
+        """Delete what prewarm made for an image that is there, as far as the image does not need
+        it."""
+        if not (self._rules.enabled or by_operator):
+            return Skip(why)
+        stays, deleted = list[str](), 0
+        for volume in volumes:
+            about = {
+                "of_image_id": image_id,
+                "volume_id": volume.id,
+                "size": volume.size,
+                "why": why,
+            }
+            if self._rules.dry_run:
+                log.info("volume_would_be_deleted", **about)
+                continue
+            try:
+                async with self._locks.of(image_id):
+                    needed = await self._evict(image_id, volume)
+            except NotFound:
+                # The image, or the volume: whoever deleted it has done it for us
+                continue
+            except Conflict as error:
+                return Again(
+                    f"Image-Volume {volume.id} is in use: {error}", after=BUSY, counted=False
+                )
+            except Temporary as error:
+                # Glance answers 500 where Cinder does not let go of the volume: a snapshot, an
+                # attachment, a group
+                return Again(
+                    f"Glance did not remove {volume.id}: {error}", after=DEPENDED_ON, counted=False
+                )
+            if needed:
+                stays.append(f"Image-Volume {volume.id} stays: {needed}")
+                continue
+            self._undone.forget(image_id, volume.metadata.get(TAG, ""))
+            log.info("image_volume_evicted", **about)
+            self._report.reclaimed(reason)
+            deleted += 1
+        if deleted or not (stays or self._rules.dry_run):
+            return Done(f"{deleted} deleted: {why}", changed=deleted > 0, state=State.UNWANTED)
+        return Skip("; ".join([why, *stays]))
+
+    async def _evict(self, image_id: str, volume: Volume) -> str:
+        """Delete one; why it stays, if it must.
+
+        Glance writes an image's whole list of locations: of two removals at once, or of one beside
+        an import, a location can come back whose volume is gone. So here one at a time; and it is
+        looked at afterwards, as another worker's may have come in between.
+        """
+        locations = await self._cloud.get_locations(image_id)
+        # After its locations: while an image is being deleted they are gone before it is
+        image = await self._cloud.get_image(image_id)
+        if image.status != "active":
+            return f"its image is {image.status}"
+        if needed := await self.last_copy.keep_reason(volume, image, locations):
+            return needed
+        if image.import_locked:
+            # And what is no location yet may be about to become one
+            raise Conflict("Glance is at work on the image")
+        store = store_of(volume, locations or ())
+        if not store:
+            await self._cloud.delete_volume(volume.id)
+            return ""
+        for _ in range(TRIES):
+            await self._remove_from_store(image_id, store, volume.id)
+            if not store_of(volume, await self._cloud.get_locations(image_id) or ()):
+                break
+        return ""
+
+
+def report_stuck(volume: Volume, *, located: bool) -> None:
+    """Log a volume that Cinder does not delete before an administrator has acted; `located` if it
+    is a location."""
+    advice = image_volume.stuck_advice(volume, located=located)
+    log.warning("volume_stuck", volume_id=volume.id, status=volume.status, advice=advice)
+
+
+def _waiting(left: Iterable[Volume], asked: set[str], refusals: Mapping[str, str]) -> Again:
+    """The wait for volumes that did not go."""
+    statuses = {volume.id: volume.status for volume in left}
+    text = ", ".join(sorted(statuses))
+    if any(status.startswith("error") for status in statuses.values()):
+        return Again(f"Cinder could not delete {text}; cinder-volume's log has the reason")
+    if "deleting" in statuses.values():
+        return Again(f"being deleted: {text}", after=BUSY, counted=False)
+    if asked >= set(statuses):
+        reason = f"the backend does not let go of {text}: other volumes depend on it"
+        return Again(reason, after=DEPENDED_ON, counted=False)
+    said = "; ".join(sorted(set(refusals.values())))
+    return Again(f"in use or still being made: {text} ({said})", after=BUSY, counted=False)

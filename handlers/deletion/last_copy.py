@@ -1,0 +1,87 @@
+"""Last copy: an image that is there keeps a whole location that we might not remove as well."""
+
+from __future__ import annotations
+
+from handlers import image_volume
+from worker.core.cloud import Cloud, Image, Location, Volume
+from worker.core.errors import NotFound
+
+
+class LastCopy:
+    """Finds out whether an image can do without a volume."""
+
+    def __init__(self, *, cloud: Cloud) -> None:
+        self._cloud = cloud
+
+    async def keep_reason(
+        self, volume: Volume, image: Image, locations: tuple[Location, ...] | None
+    ) -> str:
+        """Return why a volume must stay for its image, which has these locations; "" if it may be
+        deleted."""
+        if locations is None:
+            return image_volume.HIDDEN if image_volume.may_be_location(volume) else ""
+        if all(location.volume_id != volume.id for location in locations):
+            return ""
+        store = store_of(volume, locations)
+        if not store:
+            return "its location names no store, so Glance can't be told to remove it"
+        here = [location for location in locations if location.store == store]
+        # Glance takes the first that it finds in a store
+        if here[0].volume_id != volume.id:
+            return f"the image has several locations in store {store}"
+        others = [location for location in locations if location.volume_id != volume.id]
+        for location in others:
+            if await self._is_anchor(location, image):
+                return ""
+        # Of several in a store one is enough, and should two workers remove one each, another store
+        # has the data
+        twice = [await self._is_whole(one, image) for one in others if one.store == store]
+        elsewhere = [await self._is_whole(one, image) for one in others if one.store != store]
+        return (
+            ""
+            if any(twice) and any(elsewhere)
+            else "the image has no other location that would stay"
+        )
+
+    async def is_elsewhere(
+        self, volume_id: str, image: Image, locations: tuple[Location, ...]
+    ) -> bool:
+        """Whether another of the image's locations than this volume is whole."""
+        others = [one for one in locations if one.volume_id != volume_id]
+        return any([await self._is_whole(one, image) for one in others])
+
+    async def look(self, volume_id: str) -> Volume | None:
+        """Read a volume; None if Cinder does not find it."""
+        try:
+            return await self._cloud.get_volume(volume_id)
+        except NotFound:
+            return None
+
+    async def _is_whole(self, location: Location, image: Image) -> bool:
+        """Whether the image's data can be had from a location; one outside of Cinder is taken for
+        whole.
+
+        A volume that is not this image's holds other data, or is under somebody else's control.
+        """
+        if not location.volume_id:
+            return True
+        volume = await self.look(location.volume_id)
+        return (
+            volume is not None
+            and image_volume.is_usable(volume)
+            and image_volume.is_of(volume, image)
+        )
+
+    async def _is_anchor(self, location: Location, image: Image) -> bool:
+        """Whether a location is whole and none that we might remove as well."""
+        if not location.volume_id:
+            return True
+        volume = await self.look(location.volume_id)
+        if volume is None or not image_volume.is_usable(volume):
+            return False
+        return image_volume.is_of(volume, image) and not image_volume.may_be_ours(volume)
+
+
+def store_of(volume: Volume, locations: tuple[Location, ...]) -> str:
+    """Return the store of Glance in which the volume is a location; "" if it is none."""
+    return next((location.store for location in locations if location.volume_id == volume.id), "")

@@ -1,0 +1,67 @@
+"""Left-over: volumes that were left behind by a worker, or by an import of Glance's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from handlers import image_volume
+from handlers.target_store import TargetStores
+from handlers.upload.sources import UNDER_WAY
+from worker.core.cloud import Cloud, Image, Volume
+from worker.core.errors import Blocked, NotFound
+from worker.core.target import Target
+
+# Making a volume of a large image takes its time; in seconds
+ABANDONED_AFTER = 21_600.0
+
+
+def is_abandoned(volume: Volume, now: float) -> bool:
+    """Whether a throw-away volume has outlived the worker that made it. Pure."""
+    old = now - volume.created_epoch > ABANDONED_AFTER
+    return image_volume.is_throw_away(volume) and old and not image_volume.is_leaving(volume)
+
+
+def looks_left(
+    volume: Volume, image: Image, volumes: list[Volume], targets: Iterable[Target]
+) -> bool:
+    """Whether an import may have left a volume behind. Pure.
+
+    A bulk listing shows no locations, so another volume of the image must serve there.
+    """
+    return image_volume.is_left_of_import(volume, image) and any(
+        target.strategy != "cache"
+        and image_volume.is_on(volume, target)
+        and any(
+            image_volume.is_ours(other, target) and image_volume.is_usable(other)
+            for other in volumes
+        )
+        for target in targets
+    )
+
+
+async def left_of_imports(
+    cloud: Cloud, stores: TargetStores, image: Image, volumes: list[Volume]
+) -> list[Volume]:
+    """Return the volumes that imports of Glance's have left behind on our targets."""
+    left = [volume for volume in volumes if image_volume.is_left_of_import(volume, image)]
+    if not left:
+        return []
+    stored = [target for target in await stores.all() if target.strategy != "cache"]
+    try:
+        tasks = await cloud.list_tasks(image.id)
+    except (Blocked, NotFound):
+        # Whether the import is over is not known then
+        return []
+    if any(task.status in UNDER_WAY for task in tasks):
+        return []
+    locations = await cloud.get_locations(image.id)
+    # The import may have begun, or the deletion of the image, since it was read
+    again = await cloud.get_image(image.id)
+    if locations is None or again.status != "active" or again.import_locked:
+        return []
+    located = {location.volume_id for location in locations}
+    return [
+        volume
+        for volume in left
+        if volume.id not in located and any(image_volume.is_on(volume, target) for target in stored)
+    ]

@@ -1,0 +1,84 @@
+"""Clean-up: the next step for an active image. Pure."""
+
+from __future__ import annotations
+
+from handlers import image_volume
+from handlers.actions import LookAtLocations
+from handlers.upload.actions import Action, DeleteClone, Finish, LookAtClones, LookAtTasks
+from handlers.upload.clones import is_ours
+from handlers.upload.seen import Seen
+from handlers.upload.sources import LOCATION_IMPORT, binding, source_named
+from worker.core.cloud import GIB
+from worker.core.outcome import Again, Done, Park
+from worker.core.target import Uploads
+
+# Seconds after which a clone of Cinder's is deleted that is no location of its active image. Cinder
+# deletes its own within moments
+LEFT_OVER_AFTER = 3600.0
+# Glance forgets its tasks after two days, in seconds
+TASKS_KEPT = 172_800.0
+DATA_UPLOADED = "not made from the volume: data was uploaded"
+
+
+def plan(seen: Seen, rules: Uploads) -> Action:
+    """Plan for an active image: delete clones that are none of its locations, correct what its
+    owner was told."""
+    if seen.asked and not seen.image.size:
+        # Nobody but Glance can write it
+        return Finish(
+            Park(
+                "Glance has lost the image's size, somebody changed the image at the same time: "
+                "make it anew"
+            )
+        )
+    unbound = binding(seen.image, rules) is not None
+    if (
+        not seen.asked
+        and seen.image.import_locked
+        and (unbound or seen.image.properties.get(rules.status_property))
+    ):
+        return Finish(
+            Again("its properties are put right once Glance has read it", after=15.0, counted=False)
+        )
+    if not seen.image.import_locked and (bind := binding(seen.image, rules)):
+        return bind
+    if seen.clones is None:
+        return LookAtClones()
+    if not seen.clones:
+        return _without_clone(seen, rules)
+    if seen.hidden:
+        # Nothing is known about any clone then
+        return Finish(Done())
+    if seen.locations is None:
+        return LookAtLocations()
+    located = {location.volume_id for location in seen.locations}
+    if (
+        not any(clone.id in located for clone in seen.clones)
+        and seen.tasks is None
+        and source_named(seen.image, rules)
+    ):
+        return LookAtTasks()
+    for clone in seen.clones:
+        old = seen.now - clone.created_epoch > LEFT_OVER_AFTER
+        settled = image_volume.is_usable(clone) or image_volume.is_broken(clone)
+        if clone.id not in located and settled and (is_ours(clone) or old):
+            return DeleteClone(clone.id)
+    if not any(clone.id in located for clone in seen.clones):
+        return _without_clone(seen, rules)
+    return Finish(Done(", ".join(clone.id for clone in seen.clones if clone.id in located)))
+
+
+def _without_clone(seen: Seen, rules: Uploads) -> Action:
+    """Tell the owner of an active image that names a source volume, and has none of our clones for
+    a location."""
+    if not source_named(seen.image, rules):
+        return Finish(Done())
+    if seen.image.size % GIB and not seen.asked:
+        return Finish(Done(), tell=DATA_UPLOADED)
+    if seen.tasks is None:
+        return LookAtTasks()
+    if seen.now - seen.image.created_epoch > TASKS_KEPT:
+        # Glance would not know any more how it came by its data
+        return Finish(Done(), tell=seen.image.properties.get(rules.status_property, ""))
+    located = any(task.type == LOCATION_IMPORT and task.status == "success" for task in seen.tasks)
+    return Finish(Done(), tell="" if located or seen.asked else DATA_UPLOADED)

@@ -1,0 +1,44 @@
+"""Clones: the volumes of the internal project that hold, or are to hold, the data of uploads. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from handlers import image_volume
+from worker.core.cloud import GIB, Image, Volume
+from worker.core.target import TAG
+
+
+def is_ours(clone: Volume) -> bool:
+    """Whether we made it; else Cinder did."""
+    return TAG in clone.metadata
+
+
+def metadata_of(image: Image, size: int) -> dict[str, str]:
+    """Return the metadata that makes a clone of `size` GiB the image's data, and lets Cinder clone
+    it for others."""
+    return {"glance_image_id": image.id, "image_owner": image.owner, "image_size": str(size * GIB)}
+
+
+def clones_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
+    """Those of the internal project's volumes that are clones for an upload; what Glance and we
+    fill has no source.
+
+    An entry of Cinder's cache is a clone as well: of an image that has data, what is marked as
+    nobody's is one.
+    """
+    name = image_volume.name_of(image.id)
+    named = (
+        v for v in volumes if v.name == name and v.source_volid and image_volume.is_of(v, image)
+    )
+    clones = (v for v in named if not image_volume.is_leaving(v))
+    return tuple(
+        v
+        for v in clones
+        if not image_volume.is_prewarming(v) and (image.status != "active" or _is_claimed(v))
+    )
+
+
+def _is_claimed(clone: Volume) -> bool:
+    """Whether Cinder's upload or we have marked it."""
+    return is_ours(clone) or "image_owner" in clone.metadata

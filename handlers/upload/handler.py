@@ -1,0 +1,163 @@
+"""The handler upload: which keys it gets, what it does about one, and what a resync asks it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+import structlog
+
+from handlers import ROUTES, actions
+from handlers.deletion import Deletion
+from handlers.target_store import TargetStores
+from handlers.upload import listed
+from handlers.upload.act import Actor
+from handlers.upload.actions import Finish, Observation
+from handlers.upload.clones import clones_of, is_ours
+from handlers.upload.observe import Observer
+from handlers.upload.owner import Owner
+from handlers.upload.plan import plan
+from handlers.upload.seen import Seen, unlocated
+from handlers.upload.sources import source_named
+from worker.core.cloud import Image, Store, Volume
+from worker.core.errors import Blocked, NotFound
+from worker.core.handler import Missing, Parts, Watch
+from worker.core.job import Key
+from worker.core.notification import Notification
+from worker.core.outcome import Again, Done, Outcome
+from worker.core.target import UPLOAD
+
+log = structlog.get_logger(__name__)
+
+# Uploads worked on at once; each is a few requests and a clone
+WIDTH = 8
+
+
+class Upload:
+    """Reconciles an image."""
+
+    name = "upload"
+    event_types = ROUTES["upload"]
+
+    def __init__(self, parts: Parts) -> None:
+        parts = replace(parts, cloud=parts.urgent)
+        # A wish about the earlier image is none about this one
+        reserved = (*parts.uploads.reserved_image_namespaces, parts.policy.property)
+        self._rules = rules = replace(parts.uploads, reserved_image_namespaces=reserved)
+        self._cloud = parts.cloud
+        self._targets = parts.targets
+        self._now = parts.now
+        self._report = parts.report
+        self._deletion = Deletion(parts)
+        self._stores = TargetStores(parts)
+        self._known: tuple[Store, ...] = ()
+        self._observer = Observer(cloud=parts.cloud, stores=self._stores, now=parts.now)
+        self._actor = Actor(cloud=parts.cloud, rules=rules, deletion=self._deletion, now=parts.now)
+        self._owner = Owner(cloud=parts.cloud, rules=rules, now=parts.now)
+
+    def keys(self, notification: Notification) -> Iterable[Key]:
+        """The image, if it is queued or asks for a volume's data, or if a clone was made for it."""
+        if notification.event_type.startswith("image."):
+            concerned = (
+                notification.status == "queued"
+                or self._rules.source_property in notification.properties
+            )
+        else:
+            # Of what claims its image from the start only our own clones are those of uploads
+            concerned = notification.target == UPLOAD or not notification.claimed
+        return (
+            (Key(self.name, notification.image_id),) if notification.image_id and concerned else ()
+        )
+
+    def lanes(self) -> Mapping[str, int]:
+        """One lane, which nothing else shares."""
+        return {self.name: WIDTH}
+
+    async def reconcile(self, key: Key, watch: Watch) -> Outcome:
+        """Observe, plan and act until the image is active, or the plan says why not."""
+        seen: Seen | None = None
+        try:
+            seen = await self._observer.begin(key.image_id)
+            try:
+                while not isinstance(action := plan(seen, self._rules, self._targets), Finish):
+                    watch.tell(actions.words(action))
+                    if isinstance(action, Observation):
+                        seen = await self._observer.observe(action, seen, watch)
+                    else:
+                        seen = await self._actor.act(action, seen)
+            except Blocked as error:
+                # Its property may have been bound in the same breath
+                image = await self._cloud.get_image(key.image_id)
+                after = await self._owner.tell(
+                    "waiting: the cloud's operator has to act", image, watch
+                )
+                if after > 0:
+                    return Again(str(error), after=after, counted=False, wake_on_notification=True)
+                raise
+        except NotFound:
+            return await self._gone(key.image_id, watch, unlocated(seen))
+        return await self._settle(action, seen, watch)
+
+    async def _settle(self, finish: Finish, seen: Seen, watch: Watch) -> Outcome:
+        """Tell the owner what came of a try, and count an upload that is complete."""
+        if finish.tell or not isinstance(finish.outcome, Again):
+            after = await self._owner.tell(finish.tell, seen.image, watch)
+            if after > 0:
+                reason = getattr(finish.outcome, "reason", finish.tell)
+                return Again(
+                    f"{reason}; its owner is told in a moment",
+                    after=after,
+                    counted=False,
+                    wake_on_notification=True,
+                )
+        if seen.asked and isinstance(finish.outcome, Done):
+            path = self._path(seen)
+            self._report.upload_completed(path)
+            if path == "stranded" and seen.source:
+                # Cinder made it in the owner's project, and the owner's it is
+                log.info(
+                    "volume_left_to_owner",
+                    volume_id=seen.source.id,
+                    project_id=seen.source.project_id,
+                )
+            return replace(finish.outcome, changed=True)
+        return finish.outcome
+
+    def _path(self, seen: Seen) -> str:
+        """Return how the image came by its data: asked for by property, Cinder's upload finished,
+        or begun again."""
+        if source_named(seen.image, self._rules):
+            return "property"
+        return "stranded" if all(is_ours(clone) for clone in seen.clones or ()) else "cinder"
+
+    async def _gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
+        """Look what was not found; if it was the image, delete what may be deleted of it.
+
+        `unlocated` are clones of ours that the image cannot have had as its location.
+        """
+        try:
+            await self._cloud.get_image(image_id)
+        except NotFound:
+            return await self._deletion.release(image_id, watch, unlocated=unlocated)
+        return Again("something went while it was looked at")
+
+    async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:  # noqa: ARG002  not its concern
+        """Read Glance's stores."""
+        self._known = await self._stores.stores()
+
+    def incomplete(
+        self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]
+    ) -> Iterable[Missing]:
+        """An image that waits for a volume's data, or has clones that need not be its data. Pure
+        but for the clock."""
+        if image and (
+            why := listed.lack(
+                image,
+                clones_of(image, volumes),
+                self._rules,
+                stores=self._known,
+                targets=self._targets,
+                now=self._now(),
+            )
+        ):
+            yield Missing(Key(self.name, image_id), why)

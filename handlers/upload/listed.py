@@ -1,0 +1,64 @@
+"""Listed: images in a bulk listing that look like an upload that is not complete. Pure."""
+
+from __future__ import annotations
+
+from handlers import image_volume
+from handlers.upload.clean_up import DATA_UPLOADED, TASKS_KEPT
+from handlers.upload.sources import binding, saving_for, source_named, store_of
+from worker.core.cloud import Image, Store, Volume
+from worker.core.target import Target, Uploads
+
+# Nobody knows any more how an image was to get its data when Glance has forgotten its tasks
+REMEMBERED = TASKS_KEPT
+# Sending the data of an image takes no longer, as a rule, in seconds
+SAVING_LONG = 3600.0
+
+
+def lack(
+    image: Image,
+    clones: tuple[Volume, ...],
+    rules: Uploads,
+    *,
+    stores: tuple[Store, ...],
+    targets: tuple[Target, ...],
+    now: float,
+) -> str:
+    """Return what the image, which has these clones, still needs; "" if nothing."""
+    if image.status == "active":
+        return _lack_of_active(image, clones, rules, stores=stores, targets=targets)
+    if image.status == "saving" and rules.source_property in image.properties:
+        seconds = saving_for(image, now)
+        return (
+            f"saving for {seconds / 60:.0f} minutes: see explain" if seconds > SAVING_LONG else ""
+        )
+    if image.status != "queued":
+        return ""
+    if source_named(image, rules):
+        answered = image.properties.get(rules.status_property, "")
+        return "queued, and a property names its source volume" + (
+            f"; {answered}" if answered else ""
+        )
+    if clones:
+        return "queued, and its clone is there"
+    age = now - image.created_epoch
+    if image_volume.is_raw(image) and rules.grace < age < REMEMBERED:
+        return "queued, and Cinder's upload may have failed"
+    return ""
+
+
+def _lack_of_active(
+    image: Image,
+    clones: tuple[Volume, ...],
+    rules: Uploads,
+    *,
+    stores: tuple[Store, ...],
+    targets: tuple[Target, ...],
+) -> str:
+    lying = {store_of(clone.volume_type, stores, targets) for clone in clones}
+    known = lying if image.stores is None else image.stores
+    if len(clones) > 1 or not lying <= known:
+        return "a clone that is none of its locations"
+    status = image.properties.get(rules.status_property, "")
+    told = source_named(image, rules) and status not in ("", DATA_UPLOADED)
+    unbound = binding(image, rules)
+    return "active, and its properties say that it is not" if told or unbound else ""

@@ -1,0 +1,99 @@
+"""Observe: read what the plan of an upload asks for."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import assert_never
+
+from handlers import image_volume
+from handlers.actions import AwaitImage, LookAtLocations
+from handlers.target_store import TargetStores
+from handlers.upload.actions import (
+    AwaitClone,
+    LookAgain,
+    LookAtClones,
+    LookAtSource,
+    LookAtTasks,
+    Observation,
+)
+from handlers.upload.clones import clones_of
+from handlers.upload.seen import Seen, with_clone, without
+from worker.core.cloud import Cloud
+from worker.core.errors import NotFound
+from worker.core.handler import Watch
+
+
+class Observer:
+    """Makes observations, and waits for what Cinder and Glance are doing."""
+
+    def __init__(self, *, cloud: Cloud, stores: TargetStores, now: Callable[[], float]) -> None:
+        self._cloud = cloud
+        self._stores = stores
+        self._now = now
+
+    async def begin(self, image_id: str) -> Seen:
+        """Read the image, and Glance's stores if it is queued."""
+        seen = Seen(image=await self._cloud.get_image(image_id), now=self._now())
+        if seen.image.status == "queued":
+            seen = replace(seen, stores=await self._stores.stores())
+        return seen
+
+    async def observe(self, observation: Observation, seen: Seen, watch: Watch) -> Seen:
+        """Make one observation, and add it to what was seen."""
+        cloud, image_id = self._cloud, seen.image.id
+        match observation:
+            case LookAtClones(source_volid):
+                looking = self._look_at_source(source_volid, seen) if source_volid else _same(seen)
+                found, seen = await asyncio.gather(
+                    cloud.find_volumes(image_volume.name_of(image_id)), looking
+                )
+                return replace(seen, clones=clones_of(seen.image, found))
+            case LookAtSource(volume_id):
+                return await self._look_at_source(volume_id, seen)
+            case LookAtTasks():
+                return replace(seen, tasks=await cloud.list_tasks(image_id))
+            case LookAtLocations():
+                locations = await cloud.get_locations(image_id)
+                return replace(seen, locations=locations, hidden=locations is None)
+            case LookAgain(volume_id):
+                return await self._look_again(volume_id, seen)
+            case AwaitClone(volume_id, source_volid):
+                await watch.changed()
+                seen, again = await asyncio.gather(
+                    self._look_at_clone(volume_id, seen), self._look_again(source_volid, seen)
+                )
+                return replace(again, clones=seen.clones)
+            case AwaitImage():
+                await watch.changed()
+                return replace(
+                    seen, image=await cloud.get_image(image_id), now=self._now(), tasks=None
+                )
+            case never:
+                assert_never(never)
+
+    async def _look_at_source(self, volume_id: str, seen: Seen) -> Seen:
+        try:
+            return replace(seen, source=await self._cloud.get_volume(volume_id))
+        except NotFound:
+            return replace(seen, source=None, missing=seen.missing | {volume_id})
+
+    async def _look_again(self, source_volid: str, seen: Seen) -> Seen:
+        image, again = await asyncio.gather(
+            self._cloud.get_image(seen.image.id),
+            self._look_at_source(source_volid, replace(seen, source=None)),
+        )
+        # Its times are whole seconds: two readings show sooner that it is being changed
+        changed = seen.changed or image != seen.image
+        return replace(again, image=image, now=self._now(), sure=True, changed=changed)
+
+    async def _look_at_clone(self, volume_id: str, seen: Seen) -> Seen:
+        try:
+            return with_clone(await self._cloud.get_volume(volume_id), seen)
+        except NotFound:
+            return without(volume_id, seen)
+
+
+async def _same(seen: Seen) -> Seen:
+    return seen

@@ -1,0 +1,85 @@
+"""Seen: everything that was read about the image of an upload. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from handlers.upload.clones import is_ours
+from worker.core.cloud import Image, ImageTask, Location, Store, Volume
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """Everything read so far about an image; None means not read yet.
+
+    `clones` are the volumes of the internal project named like its Image-Volume that are clones,
+    oldest first.
+    """
+
+    image: Image
+    now: float
+    stores: tuple[Store, ...] = ()
+    clones: tuple[Volume, ...] | None = None
+    source: Volume | None = None
+    """The volume that was read last."""
+    missing: frozenset[str] = frozenset()
+    """Volumes that Cinder does not find."""
+    tasks: tuple[ImageTask, ...] | None = None
+    locations: tuple[Location, ...] | None = None
+    hidden: bool = False
+    """Glance was asked for the locations and showed none."""
+
+    # Results of the actions of this try
+    sure: bool = False
+    """Image and source were read again since the clone was there."""
+    changed: bool = False
+    """The image was another one when it was read before."""
+    asked: str = ""
+    """The location that Glance was given."""
+    bound_at: str = ""
+    """The image's updated_at after our change."""
+    failed: str = ""
+    """Reason why something that was made came to nothing."""
+    offered: frozenset[str] = frozenset()
+    """Properties that Glance was asked to keep."""
+    refused: frozenset[str] = frozenset()
+    """Those of them that Glance refused."""
+    refusal: str = ""
+    """Glance's last reason for it."""
+    at_once: int | None = None
+    """Number of properties that Glance is asked for in one request; None for all."""
+
+
+def unlocated(seen: Seen | None) -> set[str]:
+    """Return our clones that can't be a location: the image was queued when last read, and Glance
+    was not asked."""
+    if seen is None or seen.image.status != "queued" or seen.image.import_locked or seen.asked:
+        return set()
+    return {clone.id for clone in seen.clones or () if is_ours(clone)}
+
+
+def with_clone(clone: Volume, seen: Seen) -> Seen:
+    """Replace a clone that was read again."""
+    clones = tuple(clone if other.id == clone.id else other for other in seen.clones or ())
+    return replace(seen, clones=clones)
+
+
+def without(volume_id: str, seen: Seen) -> Seen:
+    """Remove a clone that was deleted."""
+    return replace(
+        seen, clones=tuple(clone for clone in seen.clones or () if clone.id != volume_id)
+    )
+
+
+def believed(volume_id: str, metadata: Mapping[str, str], seen: Seen) -> Seen:
+    """Add metadata that was just written: Cinder has confirmed it."""
+    return replace(
+        seen,
+        clones=tuple(
+            replace(clone, metadata={**clone.metadata, **metadata})
+            if clone.id == volume_id
+            else clone
+            for clone in seen.clones or ()
+        ),
+    )

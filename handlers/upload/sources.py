@@ -1,0 +1,124 @@
+"""Sources: the volumes that images are to be made of. Pure.
+
+The source is the volume that the image's property names, or, without one, the volume that Cinder's
+own upload was made of.
+"""
+
+from __future__ import annotations
+
+from handlers.age import age
+from handlers.upload.actions import Bind
+from worker.core.cloud import Image, ImageTask, Location, Store, Volume
+from worker.core.notification import IMAGE_ID
+from worker.core.target import Target, Uploads
+
+LOCATION_IMPORT = "location_import"
+UNDER_WAY = frozenset({"pending", "processing"})
+# Whether it is another project's or is not there at all must not be told
+NO_SUCH_VOLUME = "the image's project has no volume of this id"
+
+
+def source_named(image: Image, rules: Uploads) -> str:
+    """The volume that the image's property asks for; "" if there is none, or if it was meant for
+    another image."""
+    value = _wish(image, rules)
+    volume_id, _, image_id = value.rpartition("/")
+    if not IMAGE_ID.fullmatch(image_id) or not volume_id:
+        return value
+    return volume_id if image_id == image.id else ""
+
+
+def binding(image: Image, rules: Uploads) -> Bind | None:
+    """Return the action that binds the property to its image; None if there is nothing to bind."""
+    value = _wish(image, rules)
+    return Bind(f"{value}/{image.id}") if IMAGE_ID.fullmatch(value) else None
+
+
+def _wish(image: Image, rules: Uploads) -> str:
+    return image.properties.get(rules.source_property, "").strip().lower()
+
+
+def stranded_volumes(tasks: tuple[ImageTask, ...]) -> tuple[str, ...]:
+    """The volumes of locations that Glance could not add; none while another try is under way.
+
+    Glance's own record of what it was asked for, by Cinder or by us: a user can't make it say
+    something else.
+    """
+    imports = [task for task in tasks if task.type == LOCATION_IMPORT]
+    if any(task.status in UNDER_WAY for task in imports):
+        return ()
+    volume_ids = (
+        Location.from_url(task.url).volume_id for task in imports if task.status == "failure"
+    )
+    return tuple(
+        dict.fromkeys(volume_id for volume_id in volume_ids if IMAGE_ID.fullmatch(volume_id))
+    )
+
+
+def store_of(volume_type: str, stores: tuple[Store, ...], targets: tuple[Target, ...] = ()) -> str:
+    """Glance's store for volumes of a type: as a target names it, else the only one that Glance
+    has; "" if none is.
+
+    Of several stores of one type all but one may be another region's: which one it is the operator
+    has to say.
+    """
+    known = {store.id for store in stores}
+    named = [
+        t.glance_store for t in targets if t.volume_type == volume_type and t.glance_store in known
+    ]
+    found = [
+        store.id for store in stores if store.type == "cinder" and store.volume_type == volume_type
+    ]
+    if named:
+        return named[0]
+    return found[0] if len(found) == 1 else ""
+
+
+def refusal(source: Volume | None, image: Image, store: str) -> str:
+    """Why the image may never be made of this volume, as its owner may read it; "" if it may.
+    `source` None: no such.
+
+    Nothing is told of a volume before it is known to be the image's project's own.
+    """
+    if source is None or source.project_id != image.owner:
+        return NO_SUCH_VOLUME
+    if source.encrypted:
+        return "the volume is encrypted"
+    if not store:
+        return f"no store of Glance serves volumes of type {source.volume_type}"
+    return ""
+
+
+def hindrance(source: Volume, rules: Uploads) -> str:
+    """Why the volume can't be cloned now, but may be later; "" if it can."""
+    if source.status == "available" or (source.status == "in-use" and rules.allow_in_use):
+        return ""
+    if source.status == "in-use":
+        return "the volume is in-use, detach it"
+    return f"the volume is {source.status}"
+
+
+def kind_of(image: Image) -> str:
+    """Its formats, as text."""
+    return (
+        f"{image.disk_format or 'no disk_format'}/{image.container_format or 'no container_format'}"
+    )
+
+
+def wait_to_change(image: Image, untouched: float, now: float) -> float:
+    """Seconds until a property of a queued image may be changed: it must have been left alone for
+    so long.
+
+    Glance's PATCH writes the whole image as it has read it, its status too. One that meets an
+    upload of data leaves the image `saving` for good, or the data is lost. Who sends data does so
+    right after making the record; later only the moment of the request itself is left.
+    """
+    if image.status != "queued":
+        return 0.0
+    return untouched - age(max(image.created_epoch, image.updated_epoch), now)
+
+
+def saving_for(image: Image, now: float) -> float:
+    """Seconds since the image began to get data; Glance changes nothing of it until that has
+    ended."""
+    return now - max(image.created_epoch, image.updated_epoch)
