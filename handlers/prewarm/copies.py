@@ -147,6 +147,7 @@ class Copies:
                 and policy.refusal(seen.image, other, self._rules) is None
                 and not self._popularity.is_lacking(seen.image, other)
                 and not self._is_evicted(seen.image, other)
+                and other.name not in self._wishes.paused
                 and not self._suspects.has(other.name)
                 and await self._reservations.has_spare(seen.image, other, besides=len(stores))
             ):

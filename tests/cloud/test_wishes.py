@@ -1,4 +1,4 @@
-"""`warm` and `evict` on real services, with lanes on RabbitMQ and in memory."""
+"""`warm`, `evict`, `pause` and `resume` on real services."""
 
 from __future__ import annotations
 
@@ -73,5 +73,46 @@ def test_what_policy_refuses_is_named_with_the_rule(worker: Worker, images: Imag
     assert "visibilit" in json.loads(done.stdout)[0]["Why"]
     assert "nothing was asked for" in done.stderr
     done = process.run("evict", image_id, "--target", "tape")
+    assert done.returncode == 2
+    assert "no target 'tape' is configured" in done.stderr
+
+
+def test_a_paused_target_gets_nothing_until_it_is_resumed_whoever_works_on_it(
+    worker: Worker, images: Images, operator: Person
+) -> None:
+    settings = groups(work={"url": WORK_URL})
+    with worker(settings) as first:
+        first.wait_ready()
+        shown = {row["Target"]: row["State"] for row in rows(first, "pause", "local-1")}
+        assert shown == {"local-1": "paused", "local-2": "running"}
+        until(lambda: first.metric("target_paused", target="local-1") == 1, what="paused")
+        image_id = images()
+        until(lambda: states(first, image_id)["local-2"] == "warm", what="warm elsewhere")
+        assert states(first, image_id)["local-1"] != "warm"
+        [why] = [
+            row["Why"] for row in rows(first, "status", image_id) if row["Target"] == "local-1"
+        ]
+        assert why.startswith("the target is paused")
+        found = {row["Target"]: row["Paused"] for row in rows(first, "status", "--summary")}
+        assert found == {"local-1": "paused", "local-2": ""}
+        checks = first.run("doctor", "-f", "value", "-c", "Check", "-c", "Result").stdout
+        assert "target local-1 paused warn" in checks
+        assert "paused" in first.run("explain", image_id, "-f", "value").stdout
+    # Another process, later
+    with worker(settings) as second:
+        second.wait_ready()
+        until(lambda: second.metric("target_paused", target="local-1") == 1, what="still paused")
+        assert "local-1" not in types_of(operator, image_id)
+        assert [line["target"] for line in second.events("target_paused")] == ["local-1"]
+        rows(second, "resume", "local-1")
+        until(lambda: set(states(second, image_id).values()) == {"warm"}, what="warm")
+        assert [line["target"] for line in second.events("target_resumed")] == ["local-1"]
+
+
+def test_lanes_in_memory_cannot_be_paused(worker: Worker) -> None:
+    done = worker().run("pause", "local-1")
+    assert done.returncode == 2
+    assert "only workers with lanes on RabbitMQ can be paused" in done.stderr
+    done = worker(groups(work={"url": WORK_URL})).run("resume", "tape")
     assert done.returncode == 2
     assert "no target 'tape' is configured" in done.stderr

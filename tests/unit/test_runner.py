@@ -793,3 +793,28 @@ async def test_a_try_that_waits_in_a_long_lane_is_not_brought() -> None:
         await bed.until(lambda: bed.outcomes("done") == 111)
         await bed.quiet()
         assert tries.count(ONE) == 2
+
+
+async def test_nothing_is_begun_in_a_lane_that_is_paused_and_what_is_in_progress_goes_on() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        begun.set()
+        await go_on.wait()
+        return Done()
+
+    async with running(work, width=1) as bed:
+        await bed.give(job(ONE), job(TWO))
+        await begun.wait()
+        bed.queue.pause({"h"})
+        go_on.set()
+        await bed.until(lambda: bed.outcomes("done") == 1)
+        await bed.give(job(Key("h", "three")))
+        await asyncio.sleep(0.1)
+        # Another target's pause changes nothing
+        bed.queue.pause({"h", "other"})
+        await asyncio.sleep(0.1)
+        assert bed.handler.tries == [ONE]
+        bed.queue.pause(set())
+        await bed.quiet()
+        assert bed.outcomes("done") == 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 
@@ -125,3 +126,20 @@ async def test_an_operator_gets_an_image_warm_that_nobody_uses_yet() -> None:
         await rig.resync()
         await rig.quiet()
         assert states(rig, image)["fast"] is State.WARM
+
+
+async def test_a_copy_for_another_target_leaves_a_paused_one_out() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST, SLOW)) as rig:
+        rig.parts.wishes.paused = {"slow"}
+        rig.runner.queue.pause({"prewarm.slow"})
+        image = cloud.upload()
+        await rig.resync()
+        async with asyncio.timeout(10):
+            while states(rig, image)["fast"] is not State.WARM:
+                await asyncio.sleep(0.01)
+        assert [volume.volume_type for volume in cloud.of(image.id)] == ["fast"]
+        rig.parts.wishes.paused = set()
+        rig.runner.queue.pause(set())
+        await rig.quiet()
+        assert states(rig, image) == {"fast": State.WARM, "slow": State.WARM}

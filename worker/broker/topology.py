@@ -44,7 +44,7 @@ class Address:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
     """The queues whose names begin with `prefix`: `<prefix>.<lane>`, `.dead`, `.stray`, `.pulse`,
-    and those that delay.
+    `.paused`, and those that delay.
 
     Delayed messages go to the exchange `<prefix>.due`, which the lanes are bound to. If a lane has
     no queue, because it was deleted, they end in `.stray`. Otherwise they would stay in the delays,
@@ -87,6 +87,16 @@ class Topology:
         """The queue that is always empty. We ask it for messages to hear whether a majority of
         the nodes answers."""
         return f"{self.prefix}.pulse"
+
+    @property
+    def paused(self) -> str:
+        """The exchange with a binding for each paused target, and the queue that they lead to."""
+        return f"{self.prefix}.paused"
+
+    def declare_paused(self, channel: Any) -> None:
+        """Declare what tells which targets are paused."""
+        channel.exchange_declare(self.paused, "direct", durable=True, auto_delete=False)
+        self._declare(channel, self.paused, {"x-max-length": 1})
 
     def declare_pulse(self, channel: Any) -> None:
         """Declare the queue of the pulse."""

@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from worker.broker.intake import RabbitIntake
 from worker.broker.lanes import RabbitLanes
 from worker.broker.memory import MemoryLanes
+from worker.broker.pauses import PauseWatch
 from worker.core.deletions import Deletions
 from worker.core.handler import Handler, HandlerFactory, Parts
 from worker.core.intake import Intake
@@ -92,6 +93,15 @@ def build_lanes(settings: Settings) -> Lanes:
     if settings.work_url == "memory://":
         return MemoryLanes()
     return RabbitLanes(url=settings.work_url, queue=settings.queue)
+
+
+def build_pauses(settings: Settings) -> PauseWatch | None:
+    """Return who tells of paused targets; None where jobs wait in memory, as nobody can pause
+    those."""
+    if settings.work_url == "memory://":
+        return None
+    names = [target.name for target in settings.targets]
+    return PauseWatch(url=settings.work_url, queue=settings.queue, targets=names)
 
 
 def build_intakes(settings: Settings) -> list[Intake]:

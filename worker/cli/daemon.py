@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -18,11 +18,13 @@ from worker.cli.assembly import (
     build_intakes,
     build_lanes,
     build_parts,
+    build_pauses,
 )
 from worker.cli.cloud_watch import CloudWatch
 from worker.cli.comparisons import CENSUS, START, Comparisons
 from worker.cli.preflight import not_bound
 from worker.core.handler import Targeted
+from worker.core.job import Key
 from worker.engine.creations import find_ways
 from worker.engine.dispatcher import Dispatcher
 from worker.engine.router import Router
@@ -45,6 +47,8 @@ COUNT_SHARE = 50
 """Counts may take a fiftieth of the time."""
 STUCK = 30.0
 """Seconds for which the loop has not turned when we call it hung."""
+PAUSES_WITHIN = 15.0
+"""Seconds that the broker has to tell which targets are paused, before jobs are taken anyway."""
 PATIENCE = 15.0
 """Seconds that we ask systemd for, again at each look, while jobs in progress end."""
 
@@ -69,6 +73,8 @@ class Daemon:
         self._handlers = build_handlers(settings, parts)
         self._lanes = build_lanes(settings)
         self._intakes = build_intakes(settings)
+        self._pause_watch = build_pauses(settings)
+        self._wishes = parts.wishes
         self._creations = Creations(metrics=metrics)
         self._runner = Runner(
             lanes=self._lanes,
@@ -162,6 +168,9 @@ class Daemon:
                 "creations", after(seen, partial(find_ways, self._creations, self._targeted()))
             ),
         ]
+        if self._pause_watch:
+            watching = after(seen, partial(self._pause_watch.run, self._pause))
+            others.append(self._tasks.begin("pauses", watching))
         stop = asyncio.create_task(leave.wait())
         log.info(
             "started",
@@ -187,10 +196,27 @@ class Daemon:
             await self._lanes.close()
 
     async def _serve(self) -> None:
-        """Take jobs."""
+        """Take jobs, once it is known which targets are paused."""
+        if self._pause_watch:
+            try:
+                async with asyncio.timeout(PAUSES_WITHIN):
+                    await self._pause_watch.known()
+            except TimeoutError:
+                log.warning("pauses_unknown", error=f"not told within {PAUSES_WITHIN:.0f} s")
         await self._lanes.open(self._queue.prefetch, self._queue.deliver, self._queue.lose)
         self._lanes_opened.set()
         await asyncio.get_running_loop().create_future()
+
+    def _pause(self, paused: Set[str]) -> None:
+        """Begin no jobs on these targets, and on all others again."""
+        before, self._wishes.paused = self._wishes.paused, paused
+        for target in self._settings.targets:
+            self._metrics.target_paused.labels(target.name).set(target.name in paused)
+        for name in sorted(paused - before):
+            log.warning("target_paused", target=name)
+        for name in sorted(before - paused):
+            log.info("target_resumed", target=name)
+        self._queue.pause({Key("prewarm", "", name).lane for name in paused})
 
     async def _tick(self) -> None:
         """Note every second that the loop turns."""
@@ -248,6 +274,8 @@ class Daemon:
             most=most,
             unusable={**unusable, **self._watch.unusable},
         )
+        for row in status["targets"]:
+            row["paused"] = row["name"] in self._wishes.paused
         held_back = [one for handler in targeted for one in handler.held_back()]
         full = {name: why for handler in targeted for name, why in handler.full().items()}
         learned = {name: sets for handler in targeted for name, sets in handler.learned().items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator
@@ -15,12 +16,12 @@ from cliff.lister import Lister
 from handlers import image_volume
 from handlers.prewarm import Prewarm
 from worker.broker.tap import Tap
-from worker.cli import Worker, ending, names, values
+from worker.cli import Worker, ending, names, pauses, values
 from worker.cli.assembly import build_clouds, build_parts
 from worker.cli.preflight import check_cloud
 from worker.cli.values import Plain
 from worker.core.errors import Misconfigured, Temporary
-from worker.diagnose import explain
+from worker.diagnose import doctor, explain
 from worker.diagnose.check import Check
 from worker.diagnose.explain import probe
 from worker.observe import live
@@ -123,6 +124,13 @@ async def _explain(
                 # The probe shows whether cinder.conf is right, which no API tells
                 checks = [check for check in checks if check.name != explain.CINDER_CONF]
             checks += probed
+        with contextlib.suppress(Temporary):
+            # Without the broker the rest is true all the same
+            checks += [
+                check
+                for check in doctor.paused(await asyncio.to_thread(pauses.look, settings))
+                if options.target in ("", check.name.split()[1])
+            ]
         if told:
             checks += explain.work_checks(image_id, told.jobs, now=time.time())
         return checks

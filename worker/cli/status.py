@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +14,7 @@ from cliff.lister import Lister
 from handlers.prewarm import Prewarm
 from worker.broker.dead_letters import DeadQueue
 from worker.broker.inspect import DEAD, DELAYED, Depth, look_at_lanes
-from worker.cli import Worker, names
+from worker.cli import Worker, names, pauses
 from worker.cli.assembly import build_clouds, build_handlers, build_parts
 from worker.cli.preflight import check_cloud
 from worker.cli.values import Moment, Plain
@@ -41,7 +41,18 @@ COLUMNS = (
     "Next try",
     "Why",
 )
-SUMMARY = ("Target", "Strategy", "Warm", "Making", "Cold", "Failed", "Other", "GiB", "Budget")
+SUMMARY = (
+    "Target",
+    "Strategy",
+    "Warm",
+    "Making",
+    "Cold",
+    "Failed",
+    "Other",
+    "GiB",
+    "Budget",
+    "Paused",
+)
 LANES = ("Lane", "On broker", "Workers", "In progress", "Held", "Next tries", "Oldest")
 # States that have a column of their own in the summary
 COUNTED = (State.WARM, State.MAKING, State.COLD, State.FAILED)
@@ -57,6 +68,7 @@ class _Seen:
     depths: dict[str, Depth] = field(default_factory=dict)
     live: Live | None = None
     notes: list[str] = field(default_factory=list)
+    paused: Set[str] = frozenset()
 
 
 class Status(Plain, Lister):
@@ -164,6 +176,7 @@ def _look(settings: Settings, image_id: str, *, lanes_only: bool, summary_only: 
             seen.depths = look_at_lanes(
                 settings.work_url, queue=settings.queue, lanes=settings.lanes
             )
+            seen.paused = pauses.look(settings)
             with DeadQueue(url=settings.work_url, queue=settings.queue) as queue:
                 given_up = {
                     kept.letter.job.key: kept.letter.job
@@ -209,6 +222,7 @@ async def _look_at_cloud(
     if seen.live:
         held_back, full = seen.live.held_back, seen.live.cache_full
         seen.rows = [status.with_holds(row, held_back, full) for row in seen.rows]
+    seen.rows = [status.with_pause(row, seen.paused) for row in seen.rows]
     resolved = {target.name: target for target in prewarm.resolved}
     seen.summaries = status.summaries(
         [resolved.get(target.name, target) for target in settings.targets], seen.rows, held
@@ -253,7 +267,15 @@ def _summary(seen: _Seen, target: str) -> Iterator[tuple[Any, ...]]:
         if target in ("", one.target.name):
             other = one.states.total() - sum(one.states[state] for state in COUNTED)
             counts = (one.states[state] for state in COUNTED)
-            yield one.target.name, str(one.target.strategy), *counts, other, one.size, one.budget
+            yield (
+                one.target.name,
+                str(one.target.strategy),
+                *counts,
+                other,
+                one.size,
+                one.budget,
+                "paused" if one.target.name in seen.paused else "",
+            )
 
 
 def _lanes(seen: _Seen) -> Iterator[tuple[Any, ...]]:

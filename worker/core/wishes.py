@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from collections.abc import Set
 from enum import StrEnum
 
 from worker.core.job import Key
@@ -25,9 +26,10 @@ class Wish(StrEnum):
 
 
 class Wishes:
-    """The last wish of an operator about each key."""
+    """The last wish of an operator about each key, and the names of paused targets (`paused`)."""
 
     def __init__(self) -> None:
+        self.paused: Set[str] = frozenset()
         self._wishes: OrderedDict[Key, tuple[float, str]] = OrderedDict()
         # Lanes deliver on threads of their own
         self._lock = threading.Lock()

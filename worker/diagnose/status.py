@@ -4,7 +4,7 @@ Reads only."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
 from handlers import image_volume
@@ -170,6 +170,14 @@ def with_holds(row: Row, held_back: Mapping[Key, str], cache_full: Mapping[str, 
         return replace(row, state=State.HELD_BACK, why=why)
     why = cache_full.get(row.target, "")
     return replace(row, state=State.FULL, why=why) if why and not row.volume_id else row
+
+
+def with_pause(row: Row, paused: Set[str]) -> Row:
+    """The row; why nothing is done about it while its target is paused. Pure."""
+    if row.target not in paused or row.state not in (State.COLD, State.FAILED):
+        return row
+    why = "the target is paused"
+    return replace(row, why=f"{why}; {row.why}" if row.why else why)
 
 
 def summaries(

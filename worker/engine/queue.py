@@ -72,6 +72,7 @@ class Queue:
         self._entries: dict[Key, Entry] = {}
         self._appointments = Appointments()
         self._closed = False
+        self._paused = frozenset[str]()
         self._tidied = self._looked = time.monotonic()
 
     @property
@@ -139,6 +140,12 @@ class Queue:
         self._ready(lane)
         self._sweep(lane)
 
+    def pause(self, lanes: Set[str]) -> None:
+        """Begin no job of these lanes, and those of all others again. Jobs in progress go on."""
+        before, self._paused = self._paused, frozenset(lanes)
+        for lane in (before - self._paused) & self._widths.keys():
+            self._ready(lane)
+
     def lose(self, lane: str) -> None:
         """Let go of a lane's jobs: the broker hands them out anew, maybe to another worker.
 
@@ -187,9 +194,9 @@ class Queue:
 
     def begin(self, lane: str) -> Entry | None:
         """Return the job of the lane whose turn it is; it is in progress until `end`. None if
-        nothing waits, or enough is in progress."""
+        nothing waits, enough is in progress, or the lane is paused."""
         turns = self._turns[lane]
-        if not turns or self._busy[lane] >= self._widths[lane]:
+        if lane in self._paused or not turns or self._busy[lane] >= self._widths[lane]:
             return None
         entry = turns.begin()
         self._count(lane, 1)

@@ -96,6 +96,9 @@ class Metrics:
         self.target_usable = gauge(
             "target_usable", "1 while the target's volume type is there and not encrypted", "target"
         )
+        self.target_paused = gauge(
+            "target_paused", "1 while an operator has paused the target", "target"
+        )
         self.ready = gauge(
             "ready", "1 while every intake consumes, the lanes are open and the cloud is there"
         )
@@ -180,7 +183,13 @@ class Metrics:
         self.activity.forget(targets)
         self._lost.clear()
         self.beyond_repair.set(0)
-        for gauge in (self.images, self.image_volumes, self.image_volume_bytes, self.target_usable):
+        for gauge in (
+            self.images,
+            self.image_volumes,
+            self.image_volume_bytes,
+            self.target_usable,
+            self.target_paused,
+        ):
             _remove(
                 gauge, [labels for labels in _labels(gauge) if labels[0] not in {*targets, OTHER}]
             )

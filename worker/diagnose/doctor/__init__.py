@@ -8,10 +8,11 @@ hides nothing else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial
 
 from worker.broker.inspect import Look
+from worker.broker.pauses import read_pauses
 from worker.broker.topology import Topology
 from worker.diagnose import broker_check
 from worker.diagnose.check import Check
@@ -101,6 +102,21 @@ def _lanes(settings: Settings, clusters: Mapping[Management, str | Untold]) -> I
     queues = [*names, topology.dead]
     seen = broker_check.of_lanes(settings)
     yield from brokers.lanes(seen, settings, names, topology.dead, _managed(seen, clusters, queues))
+    if not seen.problem:
+        targets = [target.name for target in settings.targets]
+        look = partial(read_pauses, settings.work_url, queue=settings.queue, targets=targets)
+        found = tell(look)
+        if isinstance(found, Untold):
+            yield untold("paused targets", found, "see the log of RabbitMQ")
+        else:
+            yield from paused(found)
+
+
+def paused(targets: Set[str]) -> Iterator[Check]:
+    """Name the targets that are paused. Pure."""
+    for name in sorted(targets):
+        told = "an operator has paused it: no job is begun there"
+        yield Check(f"target {name} paused", "warn", told, f"image-volume-worker resume {name}")
 
 
 def _managed(

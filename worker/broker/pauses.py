@@ -1,0 +1,138 @@
+"""Paused targets, kept on a RabbitMQ as bindings: a message with the target's name as its routing
+key comes to a queue if the target is paused, and comes back if it is not.
+
+A binding survives restarts, there are no two opinions about it, and to ask takes nothing away and
+leaves no error in the broker's log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+from collections.abc import Callable, Iterable, Set
+from typing import Any
+
+from amqp import Message
+
+from worker.broker.connection import IO_TIMEOUT, connected
+from worker.broker.inspect import exchange_is_there
+from worker.broker.link import Link
+from worker.broker.topology import Topology
+from worker.broker.url import parse
+
+EVERY = 3.0
+"""Seconds between two questions which targets are paused."""
+
+
+class PauseWatch:
+    """Tells which targets are paused: at the start, and with each change."""
+
+    def __init__(
+        self, *, url: str, queue: str, targets: Iterable[str], name: str = "image-volume-worker"
+    ) -> None:
+        """Misconfigured if `url` names no RabbitMQ. `queue` begins the names on the broker."""
+        self._topology = Topology(prefix=queue, queue_type="quorum")
+        self._targets = tuple(targets)
+        self._name = name
+        self._url = url
+        self._changed: Callable[[Set[str]], None] = lambda _: None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ask: Callable[[], Set[str]] | None = None
+        self._told: Set[str] | None = None
+        self._known = asyncio.Event()
+
+    async def run(self, changed: Callable[[Set[str]], None]) -> None:
+        """Call `changed` on the event loop with the names of the paused targets, for as long as the
+        task runs."""
+        self._changed, self._loop, self._told = changed, asyncio.get_running_loop(), None
+        link = Link(broker=parse(self._url), session=self, name=f"{self._name} pauses")
+        link.start()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.to_thread(link.stop, grace=0.0)
+
+    async def known(self) -> None:
+        """Return once it is known which targets are paused."""
+        await self._known.wait()
+
+    def opened(self, connection: Any) -> None:
+        """Declare what is asked; the link calls this and what follows on its thread."""
+        channel = connection.channel()
+        self._topology.declare_paused(channel)
+        self._ask = functools.partial(_paused, channel, self._topology, self._targets)
+
+    def turn(self) -> float:
+        """Ask which targets are paused."""
+        if self._ask is not None and (found := self._ask()) != self._told:
+            self._told = found
+            self._tell(found)
+        return EVERY
+
+    def lost(self) -> None:
+        """What is paused stays so until the broker tells otherwise."""
+        self._ask = None
+
+    def finished(self) -> bool:
+        """Nothing has to be finished."""
+        return True
+
+    def _tell(self, paused: Set[str]) -> None:
+        if self._loop is not None:
+            # Nobody waits on a closed loop
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._set, paused)
+
+    def _set(self, paused: Set[str]) -> None:
+        self._changed(paused)
+        self._known.set()
+
+
+def read_pauses(url: str, *, queue: str, targets: Iterable[str]) -> Set[str]:
+    """Those of the targets that are paused; Temporary if the broker can't be asked. Blocks."""
+    topology = Topology(prefix=queue, queue_type="quorum")
+    with connected(url, name="pauses") as connection:
+        # Whoever only looks makes nothing
+        if not exchange_is_there(connection, topology.paused):
+            return frozenset()
+        return _paused(connection.channel(), topology, tuple(targets))
+
+
+def pause(url: str, *, queue: str, target: str) -> None:
+    """Pause a target; Temporary if the broker can't be asked. Blocks."""
+    topology = Topology(prefix=queue, queue_type="quorum")
+    with connected(url, name="pauses") as connection:
+        channel = connection.channel()
+        topology.declare_paused(channel)
+        channel.queue_bind(topology.paused, exchange=topology.paused, routing_key=target)
+
+
+def resume(url: str, *, queue: str, target: str) -> None:
+    """Resume a target, whether it is paused or not; Temporary if the broker can't be asked.
+    Blocks."""
+    topology = Topology(prefix=queue, queue_type="quorum")
+    with connected(url, name="pauses") as connection:
+        channel = connection.channel()
+        topology.declare_paused(channel)
+        channel.queue_unbind(topology.paused, exchange=topology.paused, routing_key=target)
+
+
+def _paused(channel: Any, topology: Topology, targets: tuple[str, ...]) -> Set[str]:
+    """Those of the targets for which there is a binding."""
+    returned: set[str] = set()
+
+    def came_back(_error: object, _exchange: str, routing_key: str, _message: object) -> None:
+        returned.add(routing_key)
+
+    channel.events["basic_return"] = {came_back}
+    for target in targets:
+        # The broker returns what has no queue before it confirms it
+        channel.basic_publish_confirm(
+            Message(b""),
+            exchange=topology.paused,
+            routing_key=target,
+            mandatory=True,
+            confirm_timeout=IO_TIMEOUT,
+        )
+    return frozenset(targets) - returned

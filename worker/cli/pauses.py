@@ -1,0 +1,81 @@
+"""`pause` and `resume`: whether jobs are begun on a target, on all replicas."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Set
+from typing import Any
+
+from cliff.lister import Lister
+
+from worker.broker import pauses
+from worker.cli import Worker
+from worker.cli.values import Plain
+from worker.core.errors import Misconfigured
+from worker.settings import Settings
+
+MEMORY = "memory://"
+
+
+def look(settings: Settings) -> Set[str]:
+    """The paused targets, as the broker of the lanes tells; none where jobs wait in memory."""
+    if settings.work_url == MEMORY:
+        return frozenset()
+    names = [target.name for target in settings.targets]
+    return pauses.read_pauses(settings.work_url, queue=settings.queue, targets=names)
+
+
+class _Pausing(Plain, Lister):
+    """Pauses or resumes a target, and shows which ones are paused."""
+
+    app: Worker
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser: argparse.ArgumentParser = super().get_parser(prog_name)
+        parser.add_argument("target", metavar="TARGET", help="Name of the target.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
+        """The table of targets, and which of them are paused now."""
+        settings = self.app.read_settings()
+        names = [target.name for target in settings.targets]
+        if settings.work_url == MEMORY:
+            raise Misconfigured(
+                ["[work] url is memory://: only workers with lanes on RabbitMQ can be paused"]
+            )
+        if parsed_args.target not in names:
+            raise Misconfigured(
+                [f"no target {parsed_args.target!r} is configured, only {', '.join(names)}"]
+            )
+        self.change(settings, parsed_args.target)
+        found = look(settings)
+        return ("Target", "State"), [
+            (name, "paused" if name in found else "running") for name in names
+        ]
+
+    def change(self, settings: Settings, target: str) -> None:
+        """Pause or resume the target."""
+        raise NotImplementedError
+
+
+class PauseTarget(_Pausing):
+    """Begin no new job on a target, on all replicas, until it is resumed: for the maintenance of its
+    backend.
+
+    Workers hear of it within a few seconds. Jobs wait in the lane meanwhile, those in progress go
+    on: status --lanes shows when they have ended. Uploads, and the deleting of what nobody needs, go
+    on too. A restart of workers or brokers changes nothing.
+    """
+
+    def change(self, settings: Settings, target: str) -> None:
+        """Pause the target."""
+        pauses.pause(settings.work_url, queue=settings.queue, target=target)
+
+
+class ResumeTarget(_Pausing):
+    """Begin jobs on a target again, on all replicas."""
+
+    def change(self, settings: Settings, target: str) -> None:
+        """Resume the target."""
+        pauses.resume(settings.work_url, queue=settings.queue, target=target)
