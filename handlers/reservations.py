@@ -33,7 +33,7 @@ class Reservations:
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
         self._uses = parts.uses
-        self._deletion = Deletion(parts)
+        self._deletion = parts.shared(Deletion)
         self._now = parts.now
         self._coming: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)

@@ -58,8 +58,8 @@ class Prewarm:
         self._targets = {target.name: target for target in parts.targets}
         self._resolved: tuple[Target, ...] = ()
         self._imports = Imports()
-        self._deletion = Deletion(parts)
-        self._stores = stores = TargetStores(parts)
+        self._deletion = parts.shared(Deletion)
+        self._stores = stores = parts.shared(TargetStores)
         self._reservations = reservations = Reservations(parts)
         self._suspects = suspects = Suspects(now=now)
         self._popularity = popularity = Popularity(cloud=cloud, rules=rules, uses=parts.uses)

@@ -35,9 +35,9 @@ class Reclaim:
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
         self._policy = parts.policy
-        self._deletion = Deletion(parts)
+        self._deletion = parts.shared(Deletion)
         self._deletions = parts.deletions
-        self._stores = TargetStores(parts)
+        self._stores = parts.shared(TargetStores)
         self._reservations = Reservations(parts)
         self._now = parts.now
         self._learned = parts.learned

@@ -48,8 +48,8 @@ class Upload:
         self._targets = parts.targets
         self._now = parts.now
         self._report = parts.report
-        self._deletion = Deletion(parts)
-        self._stores = TargetStores(parts)
+        self._deletion = parts.shared(Deletion)
+        self._stores = parts.shared(TargetStores)
         self._known: tuple[Store, ...] = ()
         self._observer = Observer(cloud=parts.cloud, stores=self._stores, now=parts.now)
         self._actor = Actor(cloud=parts.cloud, rules=rules, deletion=self._deletion, now=parts.now)
