@@ -195,7 +195,7 @@ class Reservations:
 
 
 def _shortage(quota: Quota, gigabytes: int, volumes: int) -> str:
-    """Why the quota is not enough; "" if it is. Pure."""
+    """Return why the quota is not enough; "" if it is. Pure."""
     if quota.gigabytes is not None and quota.gigabytes < gigabytes:
         return (
             f"the internal project's quota has {quota.gigabytes} GiB left, {gigabytes} are "

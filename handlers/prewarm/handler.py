@@ -1,4 +1,4 @@
-"""The handler prewarm: which keys it gets, what it does about one, and what others ask it."""
+"""Prewarm as a handler: its keys, its reconciler, and its answers to resync, status and explain."""
 
 from __future__ import annotations
 
@@ -133,14 +133,13 @@ class Prewarm:
         self._places = Places(observer=observer, one_place=one_place, paths=paths, stores=stores)
 
     def keys(self, notification: Notification) -> Iterable[Key]:
-        """The image on every target; on one if the notification tells of nothing but that one."""
+        """Return the image on every target, or on one if the notification is about that alone."""
         if target := self._uses.heard(notification):
             known = target in self._targets
             return (Key(self.name, notification.source_image_id, target),) if known else ()
         if not notification.image_id or notification.target == UPLOAD:
             return ()
-        # Of an image's life only its being active or deactivated concerns us; text payloads tell no
-        # status
+        # Only images with data concern us; text payloads have no status
         if notification.event_type.startswith("image.") and notification.status not in (
             *WITH_DATA,
             "",
@@ -207,7 +206,7 @@ class Prewarm:
         return outcome
 
     async def _gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
-        """Look what was not found; if it was the image, delete what may be deleted of it.
+        """Find out whether the image was not found; if so, delete what may be deleted of it.
 
         `unlocated` are volumes that this try has made and not told Glance of.
         """
@@ -259,7 +258,7 @@ class Prewarm:
         volumes: tuple[Volume, ...],
         locations: tuple[Location, ...] | None,
     ) -> Iterator[tuple[str, Path, str]]:
-        """How Cinder would make a volume in each place of a target: see `Paths.in_places`."""
+        """Return how Cinder would make a volume in each place: see `Paths.in_places`."""
         return self._paths.in_places(image, target, volumes, locations)
 
     @property
