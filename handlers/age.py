@@ -1,4 +1,4 @@
-"""How long ago something was, by another clock than ours. Pure."""
+"""Age: the time since a moment by another clock than ours. Pure."""
 
 from __future__ import annotations
 

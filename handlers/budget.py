@@ -1,5 +1,5 @@
-"""Budget: what may be put on a target in advance, and what has to go for it, least recently used
-first. Pure."""
+"""Budget: the limit for what prewarm makes on a target; the least recently used is deleted first.
+Pure."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ async def lying(
 
 
 def last_used(volume: Volume, image_id: str, target: Target, uses: Uses) -> float:
-    """When a volume was last made of it, as far as anybody knows, or else when it was made
-    itself."""
+    """Return the time when a volume was last made of it, as far as we know, or else when it was
+    made itself."""
     return max(
         volume.created_epoch, image_volume.recorded_use(volume), uses.last(image_id, target.name)
     )

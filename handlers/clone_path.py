@@ -39,7 +39,7 @@ class Pool:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """What was read: the image's `locations`, None if they are hidden, and its volumes in the
+    """Everything that was read: the image's `locations`, None if hidden, and its volumes in the
     internal project.
 
     `cache_off` tells that Cinder was seen to make no entry in its image-volume cache in this pool.
@@ -88,7 +88,7 @@ Path = NativeClone | ImageVolumeClone | CacheClone | Download | Unknown
 
 
 def clone_path(image: Image, pool: Pool, evidence: Evidence, *, project_id: str = "") -> Path:
-    """How Cinder would make an unencrypted volume of the image in the pool.
+    """Return how Cinder would make an unencrypted volume of the image in the pool.
 
     `project_id` is the project that asks for the volume; "" for one that may use the image and does
     not own it.

@@ -17,13 +17,13 @@ ANEW = f"{TAG}_anew"
 # Set on what pre-warming has made, and on nothing else: only that may go while its image stays
 ORIGIN = f"{TAG}_origin"
 PREWARM = "prewarm"
-# When a volume was last made of it
+# The time when a volume was last made of it
 USED = f"{TAG}_used_at"
 # Begins the names of the private volume types by which a pool is chosen
 PLACING = "image-volume-worker:"
 # An hour is near enough for what is least recently used, in seconds
 RECORD_EVERY = 3600.0
-# What Cinder is still making has no longer than this, in seconds
+# Seconds after which a volume that Cinder is still making counts as lost
 STALLED_AFTER = 21_600.0
 # A scheduler takes seconds. A RabbitMQ that restarts forgets what Cinder's API has told the
 # scheduler

@@ -1,4 +1,4 @@
-"""Which image belongs on which target. Pure."""
+"""Policy: the rules for which images are wanted on a target. Pure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NO = frozenset({"no", "false", "0", "off"})
 
 
 def refusal(image: Image, target: Target, policy: Policy) -> str | None:
-    """Why the image is not to be warm on the target, in one line; None if it is wanted there.
+    """Return why the image is not wanted on the target, in one line; None if it is.
 
     The owner's no always counts; the owner's yes, as `is_asked_for` takes it, overrides
     `visibilities` and `min_size`, not what limits others' use of the storage (`projects`,

@@ -33,7 +33,7 @@ class Reservations:
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
         self._uses = parts.uses
-        self._deletion = Deletion(parts)
+        self._deletion = parts.shared(Deletion)
         self._now = parts.now
         self._coming: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
@@ -195,7 +195,7 @@ class Reservations:
 
 
 def _shortage(quota: Quota, gigabytes: int, volumes: int) -> str:
-    """Why the quota is not enough; "" if it is. Pure."""
+    """Return why the quota is not enough; "" if it is. Pure."""
     if quota.gigabytes is not None and quota.gigabytes < gigabytes:
         return (
             f"the internal project's quota has {quota.gigabytes} GiB left, {gigabytes} are "

@@ -1,5 +1,5 @@
-"""Which of Glance's stores lies on which target, and whether Cinder has its volume type: told by
-both services."""
+"""Target stores: the store of Glance and the volume type of Cinder for each target, by both
+services."""
 
 from __future__ import annotations
 

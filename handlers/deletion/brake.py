@@ -44,7 +44,7 @@ class Brake:
 
     @property
     def reason(self) -> str:
-        """Why no volume of a missing image is deleted, as of the last count; "" if it may be."""
+        """The reason to delete no volume of a missing image, as of the last count; "" if off."""
         return self._reason
 
     async def check(self) -> str:

@@ -24,7 +24,7 @@ from worker.core.target import TAG, Target
 
 # Looks at volumes that are being deleted before the slot is given to somebody else
 LOOKS = 8
-# How often a location that comes back is removed
+# Times that a location is removed if it comes back
 TRIES = 3
 # Seconds until another try when a volume is in use, and when its backend does not let go of it
 BUSY = 30.0
@@ -119,7 +119,7 @@ class Deletion:
     async def delete(
         self, volumes: Iterable[Volume], watch: Watch, *, why: str, reason: Reason
     ) -> Outcome:
-        """Delete volumes of the internal project that no image needs, and see them go."""
+        """Delete volumes of the internal project that no image needs, and wait until Cinder has."""
         left = {volume.id: volume for volume in volumes if not volume.foreign}
         for volume in [volume for volume in left.values() if image_volume.is_stuck(volume)]:
             report_stuck(left.pop(volume.id), located=False)
@@ -163,8 +163,7 @@ class Deletion:
     # Images that are there
 
     async def discard(self, image_id: str, volume: Volume, *, why: str) -> None:
-        """Delete a volume of ours that no location names: a throw-away one, a broken one, one too
-        many.
+        """Delete a volume of ours that no location names: throw-away, broken, or one too many.
 
         Blocked if Glance does not show whether it is a location, Conflict if it is one or is not
         ours.
@@ -270,8 +269,8 @@ class Deletion:
             )
 
     async def _remove_from_store(self, image_id: str, store: str, volume_id: str) -> None:
-        """Have Glance remove a location with its volume; should the location come back, nobody
-        wonders where it is."""
+        """Have Glance remove a location with its volume, and note that the volume was deleted: the
+        location may come back."""
         await self._cloud.remove_from_store(image_id, store)
         self._deletions.note_volume(volume_id)
 
@@ -352,7 +351,7 @@ class Deletion:
                 async with self._locks.of(image_id):
                     needed = await self._evict(image_id, volume)
             except NotFound:
-                # The image, or the volume: whoever deleted it has done it for us
+                # Somebody else has deleted the image or the volume
                 continue
             except Conflict as error:
                 return Again(
@@ -376,7 +375,7 @@ class Deletion:
         return Skip("; ".join([why, *stays]))
 
     async def _evict(self, image_id: str, volume: Volume) -> str:
-        """Delete one; why it stays, if it must.
+        """Delete one; return why it stays, if it must.
 
         Glance writes an image's whole list of locations: of two removals at once, or of one beside
         an import, a location can come back whose volume is gone. So here one at a time; and it is
@@ -411,7 +410,7 @@ def report_stuck(volume: Volume, *, located: bool) -> None:
 
 
 def _waiting(left: Iterable[Volume], asked: set[str], refusals: Mapping[str, str]) -> Again:
-    """The wait for volumes that did not go."""
+    """Return the wait for volumes that are not deleted yet."""
     statuses = {volume.id: volume.status for volume in left}
     text = ", ".join(sorted(statuses))
     if any(status.startswith("error") for status in statuses.values()):

@@ -1,4 +1,4 @@
-"""Marks: which volumes were kept for an image, which are ours, and which hold nobody's data. Pure."""
+"""Marks: signs that a volume was kept for an image, is ours, or holds nobody's data. Pure."""
 
 from __future__ import annotations
 

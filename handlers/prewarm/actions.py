@@ -35,7 +35,7 @@ class CopyImage:
 
 @dataclass(frozen=True, slots=True)
 class CreateVolume:
-    """Make a volume from the image; `anew` if there was one before that serves no more."""
+    """Make a volume from the image; `anew` if an earlier one no longer serves."""
 
     new: NewVolume
     anew: bool = False
@@ -43,11 +43,11 @@ class CreateVolume:
 
 @dataclass(frozen=True, slots=True)
 class DeleteVolume:
-    """Delete a volume that we made, for the reason `why`; with `because`, what it stands for has
-    failed for now.
+    """Delete a volume that we made, for the reason `why`; `because` is why this try has
+    failed, if so.
 
-    `encrypted`: it came out encrypted, so nothing more may be made on this target. `native`: it
-    came out as a clone that Cinder's driver made of the image where Glance keeps it.
+    `encrypted`: Cinder made it encrypted, so nothing more may be made on this target. `native`:
+    Cinder's driver made it as a clone of the image where Glance keeps it.
     """
 
     volume_id: str

@@ -1,4 +1,4 @@
-"""How Cinder made a volume of an image, by what was known of the clone path at that time."""
+"""Creations: how Cinder made volumes of images, by the clone path as it was known then."""
 
 from __future__ import annotations
 
@@ -47,8 +47,7 @@ NO_CAUSE = "everything that Cinder needs for a clone was there as far as the wor
 
 
 class Look(NamedTuple):
-    """When somebody looked at an image on a target, and the reasons for a download; () for a
-    clone."""
+    """A look at an image on a target: its time, and the reasons for a download; () for a clone."""
 
     at: float
     reasons: tuple[Reason, ...]
@@ -61,7 +60,7 @@ class Looks:
     _looks: OrderedDict[tuple[str, str], tuple[Look, ...]] = field(default_factory=OrderedDict)
 
     def note(self, image_id: str, place: str, path: Path, *, at: float) -> None:
-        """Remember what Cinder would do now. A look that shows what the last one did is no news."""
+        """Remember what Cinder would do now, unless the last look showed the same."""
         reasons = path.reasons if isinstance(path, Download) else ()
         before = self._looks.get((image_id, place), ())
         if before and before[-1].reasons == reasons:
@@ -77,7 +76,7 @@ class Looks:
 
 
 class Reading(NamedTuple):
-    """What was read of an image, and when."""
+    """An image and what belongs to it, as read at this time."""
 
     at: float
     image: Image
@@ -102,7 +101,7 @@ class Creations:
         self._asked_at = -ASK_AGAIN
 
     async def how_made(self, creation: Creation, targets: Iterable[Target]) -> Made | None:
-        """How Cinder made the volume; None if it was not made of the image but of another volume."""
+        """Return how Cinder made the volume; None if it made it of another volume."""
         if creation.downloaded:
             self._notes_downloads = True
         elif creation.read and not self._notes_downloads:
@@ -179,12 +178,12 @@ def made(
     by_cache: bool = False,
     notes_downloads: bool = True,
 ) -> Made:
-    """How Cinder made a volume. Pure.
+    """Return how Cinder made a volume. Pure.
 
     `path` is what Cinder would do now for another volume of the same project, `looks` are what it
-    would have done earlier, the oldest first. `refusal` tells why policy does not want the image on
-    the target. `by_cache` tells that Cinder's image-volume cache is to serve the image there: then
-    the reason why it did not is the decisive one. `notes_downloads` tells that Cinder is known to note downloads.
+    would have done earlier, the oldest first. `refusal` is why policy does not want the image on
+    the target. `by_cache`: Cinder's image-volume cache is to serve the image there, so the reason
+    why it did not is the decisive one. `notes_downloads`: Cinder is known to note downloads.
     """
     if creation.downloaded:
         return _downloaded(creation, path, tuple(looks), refusal, by_cache=by_cache)
@@ -201,8 +200,8 @@ def made(
 def _downloaded(
     creation: Creation, path: Path, looks: tuple[Look, ...], refusal: str, *, by_cache: bool
 ) -> Made:
-    """Why Cinder has downloaded the image: by the last look before, else by the first one since,
-    else by now."""
+    """Return why Cinder has downloaded the image: by the last look before, else by the first one
+    since, else by now."""
     before = [look for look in looks if look.at <= creation.began]
     since = [look for look in looks if look.at > creation.began]
     candidates = [look.reasons for look in (*before[-1:], *since[:1])]

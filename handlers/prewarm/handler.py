@@ -1,4 +1,4 @@
-"""The handler prewarm: which keys it gets, what it does about one, and what others ask it."""
+"""Prewarm as a handler: its keys, its reconciler, and its answers to resync, status and explain."""
 
 from __future__ import annotations
 
@@ -59,8 +59,8 @@ class Prewarm:
         self._targets = {target.name: target for target in parts.targets}
         self._resolved: tuple[Target, ...] = ()
         self._imports = Imports()
-        self._deletion = Deletion(parts)
-        self._stores = stores = TargetStores(parts)
+        self._deletion = parts.shared(Deletion)
+        self._stores = stores = parts.shared(TargetStores)
         self._reservations = reservations = Reservations(parts)
         self._suspects = suspects = Suspects(now=now)
         self._popularity = popularity = Popularity(cloud=cloud, rules=rules, uses=parts.uses)
@@ -136,14 +136,13 @@ class Prewarm:
         self._places = Places(observer=observer, one_place=one_place, paths=paths, stores=stores)
 
     def keys(self, notification: Notification) -> Iterable[Key]:
-        """The image on every target; on one if the notification tells of nothing but that one."""
+        """Return the image on every target, or on one if the notification is about that alone."""
         if target := self._uses.heard(notification):
             known = target in self._targets
             return (Key(self.name, notification.source_image_id, target),) if known else ()
         if not notification.image_id or notification.target == UPLOAD:
             return ()
-        # Of an image's life only its being active or deactivated concerns us; text payloads tell no
-        # status
+        # Only images with data concern us; text payloads have no status
         if notification.event_type.startswith("image.") and notification.status not in (
             *WITH_DATA,
             "",
@@ -216,7 +215,7 @@ class Prewarm:
         return outcome
 
     async def _gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
-        """Look what was not found; if it was the image, delete what may be deleted of it.
+        """Find out whether the image was not found; if so, delete what may be deleted of it.
 
         `unlocated` are volumes that this try has made and not told Glance of.
         """
@@ -268,7 +267,7 @@ class Prewarm:
         volumes: tuple[Volume, ...],
         locations: tuple[Location, ...] | None,
     ) -> Iterator[tuple[str, Path, str]]:
-        """How Cinder would make a volume in each place of a target: see `Paths.in_places`."""
+        """Return how Cinder would make a volume in each place: see `Paths.in_places`."""
         return self._paths.in_places(image, target, volumes, locations)
 
     @property

@@ -41,15 +41,15 @@ class HeldBack:
         self._now = now
 
     def reason(self, image: Image, target: Target) -> str:
-        """Why the image is held back on a target, or in a place of it; "" if it is not."""
+        """Return why the image is held back on a target, or in a place of it; "" if it is not."""
         past = self._undone.held(
             image.id, target.place, state=_state(image, target), now=self._now()
         )
         return _why(past, target) if past else ""
 
     def full(self, target: Target) -> str:
-        """Why Cinder's cache takes nothing more on the target, or is off; "" if it may, or is not
-        needed."""
+        """Return why Cinder's cache takes nothing more on the target, or is off; "" if it may take
+        more, or is not needed."""
         return (
             self._undone.full(target.place, now=self._now()) if target.strategy == "cache" else ""
         )
@@ -95,7 +95,7 @@ class HeldBack:
         return None
 
     def forget(self, image_id: str, place: str) -> None:
-        """Forget what was made in a place: we have deleted it ourselves."""
+        """Forget the volume that was made in a place: we have deleted it ourselves."""
         self._undone.forget(image_id, place)
 
     def note_gone(self, image: Image, target: Target) -> None:

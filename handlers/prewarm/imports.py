@@ -1,4 +1,4 @@
-"""Imports: what an image's notifications tell of a copy that Glance is making, store by store."""
+"""Imports: the copies that Glance is making, store by store, by the images' notifications."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ KEEP = 10_000
 
 
 class Imports:
-    """Into which stores the copies of images are still to come.
+    """The stores that copies of images have not reached yet.
 
-    Glance takes a store off its list when the copy is there, and says so each time. Looked at on
-    every target that would be the square of their number, so it concerns the targets on that store
-    alone. When the import ends there is one more notification, and that is for all.
+    Glance takes a store off its list when the copy is there, and sends a notification each time. A
+    look at every target each time would be the square of their number, so such a notification
+    concerns the targets on that store alone. The one at the end of the import is for all.
     """
 
     def __init__(self) -> None:
@@ -25,8 +25,8 @@ class Imports:
         self._lock = threading.Lock()
 
     def arrived(self, notification: Notification) -> frozenset[str] | None:
-        """The stores that an image's notification tells something new about; None if that can be
-        all of them."""
+        """Return the stores that an image's notification is about; None if that can be all of
+        them."""
         image_id, coming = notification.image_id, notification.importing
         with self._lock:
             before = self._coming.pop(image_id, None)

@@ -63,7 +63,7 @@ class Observer:
         self._now = now
 
     async def begin(self, image: Image, target: Target) -> Seen:
-        """What is known about an image on a target before the first observation."""
+        """Return what is known about an image on a target before the first observation."""
         return Seen(
             image=image,
             now=self._now(),

@@ -43,7 +43,7 @@ class Paths:
         volumes: tuple[Volume, ...],
         locations: tuple[Location, ...] | None,
     ) -> Path:
-        """How Cinder would make a volume of the image on the target, in one of its places."""
+        """Return how Cinder would make a volume of the image on the target, or in a place of it."""
         pool = pool_of(target, self._learned, place, now=self._now())
         full = self._held_back.full(at(target, place) if place else target)
         return clone_path(
@@ -57,7 +57,7 @@ class Paths:
         volumes: tuple[Volume, ...],
         locations: tuple[Location, ...] | None,
     ) -> Iterator[tuple[str, Path, str]]:
-        """How Cinder would make a volume of the image in each place of a target that has several.
+        """Return how Cinder would make a volume in each place of a target that has several.
 
         The name of the place, the path, and why the worker can make no volume there; "" if it can.
         """

@@ -74,7 +74,7 @@ class Places:
         return _sum_up(target, done, missing)
 
     async def _next(self, seen: Seen, target: Target) -> Seen:
-        """What is known about an image for the next place: it has looks and failures of its own."""
+        """Return what is known about an image for the next place, without failures of this one."""
         begun = await self._observer.begin(seen.image, target)
         return replace(
             begun,

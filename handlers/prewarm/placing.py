@@ -52,8 +52,8 @@ class Placing:
         self._astray: dict[str, tuple[float, str]] = {}
 
     def obstacle(self, target: Target) -> str:
-        """Why no volume can be made in the target's one place, as far as is known; "" if it can.
-        Calls nobody."""
+        """Return why no volume can be made in the target's one place, as far as is known; "" if
+        it can. Asks no service."""
         if not target.places[0].specs:
             return NO_WAY
         until, why = self._astray.get(target.volume_type, (0.0, ""))

@@ -24,7 +24,7 @@ class Plan(Protocol):
 
 
 class Lacks(Protocol):
-    """Why an image does not look warm on a target in a bulk listing, in one line; None if it does.
+    """The reason why an image does not look warm on a target in a bulk listing; None if it does.
     Pure."""
 
     def __call__(
@@ -55,7 +55,8 @@ class Planner:
         self._held_back = held_back
 
     def plan(self, seen: Seen, target: Target, *, by_operator: bool) -> Action:
-        """The next action. An operator's wish is done in spite of what others undid."""
+        """Return the next action. `by_operator`: an operator asks for it in spite of what others
+        undid."""
         if refusal := policy.refusal(seen.image, target, self._rules):
             return Finish(Skip(refusal))
         action = PLANS[target.strategy](seen, target)
@@ -63,7 +64,7 @@ class Planner:
         if isinstance(action, CopyImage | CreateVolume) and lacking:
             if seen.volumes is None:
                 return LookAtVolumes()
-            # What was warm before is kept so: it was popular then
+            # An image that was warm before is kept warm: it was popular then
             if not seen.repaired and not any(
                 image_volume.is_ours(volume, target) for volume in seen.volumes
             ):

@@ -22,7 +22,7 @@ from worker.core.uses import Uses
 from worker.core.wishes import Wishes
 
 EVICTED = "an operator has evicted it; the command warm makes it again, else it waits for a day"
-# Where an image is not warm: a state and the reason, by the name of the place
+# The places where an image is not warm: a state and the reason, by the name of the place
 Missing = dict[str, tuple[State, str]]
 
 
@@ -138,7 +138,7 @@ class Listed:
     def _not_warm(
         self, image: Image, volumes: tuple[Volume, ...], target: Target
     ) -> tuple[Missing, Missing]:
-        """The places where the image is cold, and those where nothing can be done about it."""
+        """Return the places where the image is cold, and those where we can't make it warm."""
         locations = self._locations(image, volumes)
         cold: Missing = {}
         stuck: Missing = {}
@@ -169,8 +169,8 @@ class Listed:
         )
 
     def _no_room(self, image: Image, target: Target) -> str:
-        """Why the target's budget has no room for an image that is not there yet; "" if it has, and
-        that is counted."""
+        """Return why the target's budget has no room for an image that is not there yet; "" if it
+        has, and count the image."""
         if shelf := self._shelves.get(target.name):
             try:
                 shelf.take(
@@ -202,7 +202,7 @@ def _unused(target: Target, why: str) -> Warmth:
 
 
 def _is_there(image: Image, volumes: tuple[Volume, ...], target: Target) -> bool:
-    """Whether the target holds the image already, so that it needs no more room there, only
-    mending."""
+    """Whether the target holds the image already, so that it needs no more room there, only a
+    repair."""
     located = target.strategy != "cache" and target.glance_store in (image.stores or ())
     return located or any(image_volume.is_ours(volume, target) for volume in volumes)

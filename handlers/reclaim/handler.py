@@ -1,4 +1,4 @@
-"""The handler reclaim: which keys it gets, what it deletes, and what a resync asks it."""
+"""Reclaim as a handler: its keys, its reconciler, and its answers to resync and `reclaim`."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ log = structlog.get_logger(__name__)
 
 
 class Reclaim:
-    """Deletes Image-Volumes in the internal project: of deleted images all, of others what
-    pre-warming has made."""
+    """Deletes Image-Volumes in the internal project: all of deleted images, and those of other
+    images that prewarm has made."""
 
     name = "reclaim"
     event_types = ROUTES["reclaim"]
@@ -35,9 +35,9 @@ class Reclaim:
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
         self._policy = parts.policy
-        self._deletion = Deletion(parts)
+        self._deletion = parts.shared(Deletion)
         self._deletions = parts.deletions
-        self._stores = TargetStores(parts)
+        self._stores = parts.shared(TargetStores)
         self._reservations = Reservations(parts)
         self._now = parts.now
         self._learned = parts.learned
@@ -54,7 +54,7 @@ class Reclaim:
         return (Key(self.name, notification.image_id),) if notification.image_id else ()
 
     def lanes(self) -> Mapping[str, int]:
-        """One lane; deleting is quick and hurts nobody."""
+        """One lane; deleting is quick and delays nobody."""
         return {self.name: 8}
 
     async def reconcile(self, key: Key, watch: Watch) -> Outcome:
@@ -91,7 +91,7 @@ class Reclaim:
         )
 
     async def confirm(self, image_id: str, watch: Watch) -> Outcome:
-        """Delete what is proven to be gone although the brake holds it: an operator has looked."""
+        """Delete what was kept for an image in spite of the brake, after an operator has looked."""
         return await self._deletion.release(image_id, watch, confirmed=True)
 
     async def bare_locations(self, image: Image, volumes: Iterable[Volume]) -> list[Location]:
@@ -104,8 +104,8 @@ class Reclaim:
         return await self._deletion.bare_locations(image, bare) if bare else []
 
     async def confirm_location(self, image_id: str, location: Location) -> str:
-        """Remove a location whose volume is gone: an operator has looked. Why it stays, "" if it
-        was removed."""
+        """Remove a location whose volume is gone, after an operator has looked; the reason if it
+        stays, else ""."""
         try:
             await self._deletion.remove_location(
                 image_id, location.store, location.volume_id, confirmed=True
@@ -115,7 +115,7 @@ class Reclaim:
         return ""
 
     def kept_because(self, volume: Volume) -> str:
-        """Why a volume of an image that is not found is kept, as of `prepare`."""
+        """Return why a volume of an image that is not found is kept, as of `prepare`."""
         return self._deletion.proof.kept_because(volume)
 
     async def _report_stuck(self, volumes: list[Volume], image: Image) -> None:
@@ -167,8 +167,7 @@ class Reclaim:
         )
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
-        """Read Glance's stores; find out what is too much on targets with a budget, and whether the
-        brake holds."""
+        """Read Glance's stores, find the volumes that exceed budgets, and set the brake."""
         resolved = await self._stores.all(afresh=True)
         notes: list[absence.Absence] = []
         for number, own in enumerate(volumes.values()):
@@ -176,7 +175,7 @@ class Reclaim:
             for volume in own:
                 self._deletions.found_volume(volume.id)
             if number % 1000 == 0:
-                # To look at them takes time, and others have their turn in between
+                # This takes time: let other tasks run in between
                 await asyncio.sleep(0)
         self._deletion.brake.count(notes)
         await self._listed.prepare(resolved, volumes)

@@ -12,7 +12,7 @@ from worker.core.outcome import Outcome
 
 @dataclass(frozen=True, slots=True)
 class LookAtClones:
-    """List the clones of the image; with `source_volid`, read that volume in the same breath."""
+    """List the clones of the image; with `source_volid`, read that volume at the same time."""
 
     source_volid: str = ""
 
@@ -62,8 +62,8 @@ class KeepProperties:
 
 @dataclass(frozen=True, slots=True)
 class CreateClone:
-    """Clone the source into the internal project; with `bind`, bind the property in the same
-    breath."""
+    """Clone the source into the internal project; with `bind`, bind the property at the same
+    time."""
 
     new: NewVolume
     bind: Bind | None = None
@@ -71,7 +71,7 @@ class CreateClone:
 
 @dataclass(frozen=True, slots=True)
 class DeleteClone:
-    """Delete a clone; with `because`, what it stands for has failed for now."""
+    """Delete a clone; `because` is why this try has failed, if so."""
 
     volume_id: str
     because: str = ""

@@ -21,10 +21,10 @@ DATA_UPLOADED = "not made from the volume: data was uploaded"
 
 
 def plan(seen: Seen, rules: Uploads) -> Action:
-    """Plan for an active image: delete clones that are none of its locations, correct what its
-    owner was told."""
+    """Plan for an active image: delete clones that are none of its locations, and correct its
+    status property."""
     if seen.asked and not seen.image.size:
-        # Nobody but Glance can write it
+        # Only Glance can write it
         return Finish(
             Park(
                 "Glance has lost the image's size, somebody changed the image at the same time: "
@@ -78,7 +78,7 @@ def _without_clone(seen: Seen, rules: Uploads) -> Action:
     if seen.tasks is None:
         return LookAtTasks()
     if seen.now - seen.image.created_epoch > TASKS_KEPT:
-        # Glance would not know any more how it came by its data
+        # Glance has forgotten the task that gave it its data
         return Finish(Done(), tell=seen.image.properties.get(rules.status_property, ""))
     located = any(task.type == LOCATION_IMPORT and task.status == "success" for task in seen.tasks)
     return Finish(Done(), tell="" if located or seen.asked else DATA_UPLOADED)

@@ -1,4 +1,4 @@
-"""Clones: the volumes of the internal project that hold, or are to hold, the data of uploads. Pure."""
+"""Clones: the volumes of the internal project that are made for uploads. Pure."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ def metadata_of(image: Image, size: int) -> dict[str, str]:
 
 
 def clones_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
-    """Those of the internal project's volumes that are clones for an upload; what Glance and we
-    fill has no source.
+    """Return the volumes of the internal project that are clones for an upload of the image.
 
-    An entry of Cinder's cache is a clone as well: of an image that has data, what is marked as
-    nobody's is one.
+    A volume that Glance fills, or that we make from an image, has no source. An entry of Cinder's
+    cache is a clone as well: if the image has data, a clone without marks is an entry.
     """
     name = image_volume.name_of(image.id)
     named = (

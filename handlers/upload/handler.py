@@ -1,4 +1,4 @@
-"""The handler upload: which keys it gets, what it does about one, and what a resync asks it."""
+"""Upload as a handler: its keys, its reconciler, and its answer to resync."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ class Upload:
 
     def __init__(self, parts: Parts) -> None:
         parts = replace(parts, cloud=parts.urgent)
-        # A wish about the earlier image is none about this one
+        # A wish about the earlier image is not a wish about this one
         reserved = (*parts.uploads.reserved_image_namespaces, parts.policy.property)
         self._rules = rules = replace(parts.uploads, reserved_image_namespaces=reserved)
         self._cloud = parts.cloud
         self._targets = parts.targets
         self._now = parts.now
         self._report = parts.report
-        self._deletion = Deletion(parts)
-        self._stores = TargetStores(parts)
+        self._deletion = parts.shared(Deletion)
+        self._stores = parts.shared(TargetStores)
         self._known: tuple[Store, ...] = ()
         self._observer = Observer(cloud=parts.cloud, stores=self._stores, now=parts.now)
         self._actor = Actor(cloud=parts.cloud, rules=rules, deletion=self._deletion, now=parts.now)
@@ -63,7 +63,7 @@ class Upload:
                 or self._rules.source_property in notification.properties
             )
         else:
-            # Of what claims its image from the start only our own clones are those of uploads
+            # Of the volumes that claim their image from the start, only our clones are for uploads
             concerned = notification.target == UPLOAD or not notification.claimed
         return (
             (Key(self.name, notification.image_id),) if notification.image_id and concerned else ()
@@ -86,7 +86,7 @@ class Upload:
                     else:
                         seen = await self._actor.act(action, seen)
             except Blocked as error:
-                # Its property may have been bound in the same breath
+                # Its property may have been bound at the same time
                 image = await self._cloud.get_image(key.image_id)
                 after = await self._owner.tell(
                     "waiting: the cloud's operator has to act", image, watch
@@ -114,7 +114,7 @@ class Upload:
             path = self._path(seen)
             self._report.upload_completed(path)
             if path == "stranded" and seen.source:
-                # Cinder made it in the owner's project, and the owner's it is
+                # Cinder made it in the owner's project, so it belongs to the owner
                 log.info(
                     "volume_left_to_owner",
                     volume_id=seen.source.id,
@@ -131,7 +131,7 @@ class Upload:
         return "stranded" if all(is_ours(clone) for clone in seen.clones or ()) else "cinder"
 
     async def _gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
-        """Look what was not found; if it was the image, delete what may be deleted of it.
+        """Find out whether the image was not found; if so, delete what may be deleted of it.
 
         `unlocated` are clones of ours that the image cannot have had as its location.
         """

@@ -1,5 +1,6 @@
-"""Kept properties: what an image made of a volume is given of the image that the volume was made
-from. Pure.
+"""Kept properties: the properties that an image gets from the volume that it is made of. Pure.
+
+The volume has them from its own image.
 
 Cinder's own upload decides the same way (cinder/volume/api.py, _merge_volume_image_meta;
 cinder/image/image_utils.py, filter_out_reserved_namespaces_metadata). But Cinder asks Glance as the
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Mapping
 CORE = frozenset({
     "checksum", "container_format", "disk_format", "image_id", "image_name", "min_disk", "min_ram", "name", "size",
 })  # fmt: skip
-# What Glance reads or writes as fields of the image (glance/api/v2/images.py)
+# Fields of the image that Glance reads or writes (glance/api/v2/images.py)
 FIELDS = frozenset({
     "created_at", "deleted", "deleted_at", "direct_url", "file", "id", "location", "locations", "os_hash_algo",
     "os_hash_value", "os_hidden", "owner", "protected", "schema", "self", "status", "stores", "tags", "updated_at",
@@ -30,7 +31,7 @@ RESERVED = ("os_glance", "img_signature", "signature_verified", "cinder_encrypti
 def missing(
     known: Mapping[str, str], present: Iterable[str], reserved: Iterable[str] = ()
 ) -> dict[str, str]:
-    """Return what is kept of the image properties that a volume knows and the image has not.
+    """Return the image properties that a volume knows and the image lacks, as far as they are kept.
 
     `present` are the image's own, which win. `reserved` are beginnings of names that are left out
     too.

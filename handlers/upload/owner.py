@@ -15,7 +15,7 @@ from worker.core.target import Uploads
 
 log = structlog.get_logger(__name__)
 
-# Looks at an active image until Glance lets go of it and its owner can be told; after that the next
+# Looks at an active image until Glance releases it and its owner can be told; after that the next
 # resync finds it
 LOOKS = 10
 
@@ -53,7 +53,7 @@ class Owner:
                     await watch.changed()
                     image = await self._cloud.get_image(image.id)
         except (Temporary, Blocked, NotFound) as error:
-            # It is a courtesy: an image that is protected, or gone, is none the worse without it
+            # The upload does not depend on it: the image may be protected, or gone
             log.info("owner_not_told", text=text, error=str(error))
         return 0.0
 

@@ -141,7 +141,7 @@ def _of_another(named: str, seen: Seen) -> DeleteClone | Finish | None:
 
 
 def _patience(reason: str, seen: Seen) -> Again:
-    """Wait for what others end, looking less and less often; no failure, however long it takes."""
+    """Wait for something that others end, with ever fewer looks. It never counts as a failure."""
     quiet = age(max(seen.image.created_epoch, seen.image.updated_epoch), seen.now)
     after = max(SOONEST, min(quiet / 4, RAREST))
     return Again(reason, after=after, counted=False, wake_on_notification=True)
@@ -167,8 +167,8 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
     if reason := hindrance(source, rules):
         return Finish(_patience(reason, seen), tell=f"waiting: {reason}")
     bind = None
-    # Each change of an image is a risk to it: with properties to keep, one request does both once
-    # the clone is there
+    # Each change of an image is a risk to it. If there are properties to keep, one request does
+    # both once the clone is there
     if (
         not _to_keep(source, seen, rules)
         and wait_to_change(seen.image, rules.untouched, seen.now) <= 0
@@ -186,7 +186,7 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
 
 
 def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
-    """From a clone in the internal project to a location of the image."""
+    """Plan the way from a clone in the internal project to a location of the image."""
     if not is_ours(clone) and not _is_still(clone, seen, rules):
         left = rules.grace - age(_last_change(clone), seen.now)
         return Finish(
@@ -200,8 +200,7 @@ def _complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, 
     if not is_ours(clone) and source and source.status == "uploading":
         return Finish(Again("Cinder's own upload is at work"))
     if not _is_owners(clone, source, seen.image):
-        # Our own stands for nothing any more; whoever asked Cinder for the other may still make
-        # sense of it
+        # Ours is of no use any more. Cinder's may still be of use to the user who asked for it
         if is_ours(clone):
             return DeleteClone(
                 clone.id, because="the volume is not, or no longer, the image's project's"
@@ -260,14 +259,14 @@ def _locate(
 
 
 def _await(clone: Volume, seen: Seen) -> Action:
-    """Wait for a clone that is being made; not with a slot of the lane for long, nor for ever
-    without its source."""
+    """Wait for a clone that is being made: soon without a slot of the lane, and not for ever if
+    its source is gone."""
     age = seen.now - clone.created_epoch
     if age > PATIENCE:
         if not seen.sure:
             return LookAgain(clone.source_volid)
         if clone.source_volid in seen.missing and is_ours(clone):
-            # Cinder may have been asked for it a moment too late, and leaves it as it is
+            # Our request may have come a moment too late, and Cinder leaves the clone as it is
             return DeleteClone(clone.id, because="the volume was deleted before it was cloned")
         if is_ours(clone) and image_volume.is_stalled(clone, seen.now):
             return DeleteClone(clone.id, because="Cinder has lost the request for the clone")
@@ -291,7 +290,7 @@ def _is_owners(clone: Volume, source: Volume | None, image: Image) -> bool:
         return word == image.owner
     if is_ours(clone):
         return word == source.project_id == image.owner
-    # An upload that an admin asks Cinder for is the admin's
+    # If an admin asks Cinder for an upload, the upload is the admin's
     return (word or source.project_id) == image.owner
 
 
@@ -299,7 +298,7 @@ def _look_at_answer(seen: Seen) -> Action:
     """Judge Glance's answer to the location that we gave it."""
     if seen.tasks is None:
         return LookAtTasks()
-    # By the URL: their times are whole seconds
+    # Found by the URL, as the times of tasks are whole seconds
     answer = next((task for task in seen.tasks if task.url == seen.asked), None)
     if answer is None or answer.status != "failure":
         return AwaitImage()

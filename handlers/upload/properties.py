@@ -1,4 +1,4 @@
-"""Properties: changes of an image's properties that spare whoever else is working on the image."""
+"""Properties: changes of an image's properties, unless somebody else changes the image."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from worker.core.target import Target, Uploads
 
 LOCATION_IMPORT = "location_import"
 UNDER_WAY = frozenset({"pending", "processing"})
-# Whether it is another project's or is not there at all must not be told
+# The owner must not learn whether it is another project's or is not there at all
 NO_SUCH_VOLUME = "the image's project has no volume of this id"
 
 
@@ -41,8 +41,7 @@ def _wish(image: Image, rules: Uploads) -> str:
 def stranded_volumes(tasks: tuple[ImageTask, ...]) -> tuple[str, ...]:
     """The volumes of locations that Glance could not add; none while another try is under way.
 
-    Glance's own record of what it was asked for, by Cinder or by us: a user can't make it say
-    something else.
+    Glance itself records the requests, of Cinder and of us: a user can't change them.
     """
     imports = [task for task in tasks if task.type == LOCATION_IMPORT]
     if any(task.status in UNDER_WAY for task in imports):
@@ -59,8 +58,8 @@ def store_of(volume_type: str, stores: tuple[Store, ...], targets: tuple[Target,
     """Glance's store for volumes of a type: as a target names it, else the only one that Glance
     has; "" if none is.
 
-    Of several stores of one type all but one may be another region's: which one it is the operator
-    has to say.
+    Of several stores of one type all but one may be another region's, so the operator has to name
+    it.
     """
     known = {store.id for store in stores}
     named = [
@@ -75,10 +74,10 @@ def store_of(volume_type: str, stores: tuple[Store, ...], targets: tuple[Target,
 
 
 def refusal(source: Volume | None, image: Image, store: str) -> str:
-    """Why the image may never be made of this volume, as its owner may read it; "" if it may.
-    `source` None: no such.
+    """Return why the image may never be made of this volume, for its owner; "" if it may.
 
-    Nothing is told of a volume before it is known to be the image's project's own.
+    `source` is None if there is no such volume. The reason says nothing about a volume that is not
+    the image's project's own.
     """
     if source is None or source.project_id != image.owner:
         return NO_SUCH_VOLUME
@@ -90,7 +89,7 @@ def refusal(source: Volume | None, image: Image, store: str) -> str:
 
 
 def hindrance(source: Volume, rules: Uploads) -> str:
-    """Why the volume can't be cloned now, but may be later; "" if it can."""
+    """Return why the volume can't be cloned now, but may be later; "" if it can."""
     if source.status == "available" or (source.status == "in-use" and rules.allow_in_use):
         return ""
     if source.status == "in-use":
@@ -99,7 +98,7 @@ def hindrance(source: Volume, rules: Uploads) -> str:
 
 
 def kind_of(image: Image) -> str:
-    """Its formats, as text."""
+    """Return the formats of an image, as text."""
     return (
         f"{image.disk_format or 'no disk_format'}/{image.container_format or 'no container_format'}"
     )
@@ -110,8 +109,8 @@ def wait_to_change(image: Image, untouched: float, now: float) -> float:
     so long.
 
     Glance's PATCH writes the whole image as it has read it, its status too. One that meets an
-    upload of data leaves the image `saving` for good, or the data is lost. Who sends data does so
-    right after making the record; later only the moment of the request itself is left.
+    upload of data leaves the image `saving` for good, or the data is lost. Clients send data right
+    after they made the record; later only the moment of the request itself is dangerous.
     """
     if image.status != "queued":
         return 0.0

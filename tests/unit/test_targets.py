@@ -9,10 +9,11 @@ import pytest
 from tests.unit.rigs import rig_of
 from worker.core.cloud import GIB, NewVolume
 from worker.core.errors import Blocked, Conflict
+from worker.core.job import Key
 from worker.core.outcome import Done, Skip
 from worker.core.target import Policy
 from worker.testing.fake_cloud import FakeCloud
-from worker.testing.rig import FAST, STORES, Rig, located, using
+from worker.testing.rig import FAST, STORES, Polls, Rig, located, using
 
 STRATEGIES = ["store", "location", "cache"]
 
@@ -177,3 +178,11 @@ async def test_cinder_makes_no_volume_that_is_too_small(cloud: FakeCloud) -> Non
         await cloud.create_volume(
             NewVolume(name="small", size=2, volume_type="fast", image_id=image.id)
         )
+
+
+async def test_handlers_share_one_look_at_stores_and_types(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store") as rig:
+        image = cloud.upload()
+        await rig.run(image.id, "fast")
+        await rig.reclaim.reconcile(Key("reclaim", image.id), Polls())
+        assert (cloud.calls["list_stores"], cloud.calls["describe_volume_types"]) == (1, 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeVar, cast, runtime_checkable
 
 from worker.core.cloud import Cloud, Image, Volume
 from worker.core.creation import Creation, Made
@@ -19,6 +19,8 @@ from worker.core.target import Policy, Reclaiming, Target, Uploads
 from worker.core.undone import Undone
 from worker.core.uses import Uses
 from worker.core.wishes import Wishes
+
+T = TypeVar("T")
 
 
 class Watch(Protocol):
@@ -166,6 +168,18 @@ class Parts:
     learned: Learned = field(default_factory=Learned)
     wishes: Wishes = field(default_factory=Wishes)
     keeps_order: bool = False
+    _shared: dict[object, object] = field(
+        init=False, default_factory=dict, repr=False, compare=False
+    )
+
+    def shared(self, make: Callable[[Parts], T]) -> T:
+        """Return what `make` builds from these parts. It is built once, for all handlers.
+
+        Parts with another cloud (`dataclasses.replace`) share nothing with these.
+        """
+        if make not in self._shared:
+            self._shared[make] = make(self)
+        return cast("T", self._shared[make])
 
 
 HandlerFactory = Callable[[Parts], Handler]

@@ -29,8 +29,8 @@ from worker.core.state import State
 from worker.core.target import Target
 
 LOOKS = 5
-# Of others no sign but the missing download tells that a driver has cloned the image, and that may
-# have gone unnoticed
+# Only with RBD does a missing download show that the driver has cloned the image: with other
+# drivers we may have missed the download
 NATIVE = "rbd://"
 ASTRAY = "its private volume type leads to another pool:"
 NO_CACHE = (
@@ -41,8 +41,8 @@ NO_CACHE = (
 
 
 def entry_of(volumes: tuple[Volume, ...], target: Target, *, host: str = "") -> Volume | None:
-    """Cinder's cache entry on the target: by our tag, the host it must be on, or type. Never a
-    location of Glance."""
+    """Return Cinder's cache entry on the target: by our tag, the host it must be on, or type. Never
+    a location of Glance."""
     entries = [
         volume
         for volume in volumes
@@ -51,7 +51,7 @@ def entry_of(volumes: tuple[Volume, ...], target: Target, *, host: str = "") -> 
         and image_volume.serves(volume, target)
         and (image_volume.is_on(volume, target) or (host and volume.host == host))
     ]
-    # The newest one is what Cinder uses: an older one is stale and about to be evicted
+    # Cinder uses the newest one: an older one is stale, and Cinder is about to evict it
     return max(entries, key=lambda volume: volume.created_at, default=None)
 
 
@@ -92,7 +92,7 @@ def plan(seen: Seen, target: Target) -> Action:
     entry = entry_of(seen.volumes, target, host=warming[0].host if warming else "")
     if is_fresh(entry, seen.image.updated_at):
         assert entry is not None
-        # One on another host may serve a pool that Cinder does not tell of at the moment
+        # An entry on another host may serve a pool that Cinder does not report at the moment
         for volume in (
             *warming,
             *(one for one in _marked(seen.volumes, target) if one.host == entry.host),
@@ -110,7 +110,7 @@ def plan(seen: Seen, target: Target) -> Action:
     if wait > 0:
         return Finish(Again("the image was changed a moment ago", after=wait, counted=False))
     stale = entry is not None and seen.image.updated_epoch >= entry.created_epoch
-    # The first change is made up for at once; an image that goes on changing has to wait
+    # After the first change the entry is made again at once; an image that goes on changing waits
     again = entry is not None and stale and image_volume.ANEW in entry.metadata
     if entry and again and (wait := seen.rewarm_interval - age(entry.created_epoch, seen.now)) > 0:
         reason = "the image has changed again soon after it was made warm"
@@ -125,7 +125,7 @@ def plan(seen: Seen, target: Target) -> Action:
 
 
 def _marked(volumes: tuple[Volume, ...], target: Target) -> list[Volume]:
-    """The entries on the target that we have marked, whatever their state."""
+    """Return the entries on the target that we have marked, in any state."""
     return [
         v
         for v in volumes
@@ -134,8 +134,8 @@ def _marked(volumes: tuple[Volume, ...], target: Target) -> list[Volume]:
 
 
 def _of_glance(volumes: tuple[Volume, ...], target: Target) -> Volume | None:
-    """A volume on the target that may be a location of the image: Cinder clones that one, and makes
-    no entry."""
+    """Return a volume on the target that may be a location of the image: Cinder clones that one,
+    and makes no entry."""
     for volume in volumes:
         claims = "glance_image_id" in volume.metadata and image_volume.FRESH not in volume.metadata
         if claims and image_volume.is_usable(volume) and image_volume.is_on(volume, target):
@@ -144,7 +144,7 @@ def _of_glance(volumes: tuple[Volume, ...], target: Target) -> Volume | None:
 
 
 def _kept_by_glance(seen: Seen, target: Target) -> Action | None:
-    """Plan for an image that Glance itself keeps on the target already; None if it does not."""
+    """Plan for an image that Glance keeps on the target already; None if it does not."""
     volume = _of_glance(seen.volumes or (), target)
     if volume is None:
         return None
@@ -185,7 +185,7 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
 
 
 def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | None:
-    """Why Cinder's cache does not look fresh in a bulk listing."""
+    """Return why Cinder's cache does not look fresh in a bulk listing; None if it does."""
     entries = tuple(volume for volume in volumes if volume.name == image_volume.name_of(image.id))
     if len(entries) < len(volumes):
         return "a throw-away volume is left"
@@ -194,7 +194,7 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
         if image_volume.is_readonly(kept) and not image_volume.lacking(kept, marks):
             return None
         if target.glance_store in (image.stores or ()):
-            # Cinder clones that one, whatever is in its cache
+            # Cinder clones that one even if its cache has an entry
             return (
                 "the Image-Volume that Glance keeps there can be written to, or its metadata "
                 "is wrong"

@@ -26,13 +26,13 @@ def plan(seen: Seen, target: Target) -> Action:
 
 
 def lacks(image: Image, _volumes: tuple[Volume, ...], target: Target) -> str | None:
-    """Why Cinder's driver can't clone the image itself, in a bulk listing."""
+    """Return why Cinder's driver can't clone the image itself; None if it can."""
     return _missing(image, target)
 
 
 def _missing(image: Image, target: Target) -> str | None:
-    """Where the image would have to be; None if it is there. With no `native_stores` it was seen to
-    be cloned."""
+    """Return in which stores the image is missing; None if it is in one. Without `native_stores`
+    Cinder was seen to clone it."""
     wanted = target.native_stores
     if not wanted or frozenset(wanted) & (image.stores or frozenset()):
         return None

@@ -1,5 +1,7 @@
-"""An Image-Volume that Glance knows as a location: what keeps it usable, for both strategies that
-end in one. Pure."""
+"""Registered: an Image-Volume that Glance knows as a location, and how it stays usable. Pure.
+
+For both strategies that end in a location.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ from worker.core.outcome import Again, Done, Park, Skip
 from worker.core.state import State
 from worker.core.target import TAG, Target
 
-# For how many seconds a job waits for what an administrator has to do
+# Seconds for which a job waits for an administrator
 ASK_AGAIN = 900.0
 
 
@@ -99,15 +101,15 @@ def _unclonable(
     none of these."""
     where = f"its location in store {target.glance_store}"
     if any(volume.foreign for volume in serving):
-        # Whoever added it (show_multiple_locations lets owners do that), it is not ours to change
-        # or remove
+        # Somebody else added it (show_multiple_locations lets owners do that), so we neither change
+        # nor remove it
         return Finish(Skip(f"{where} is a volume outside of the internal project"))
     for volume in serving:
         if not image_volume.is_of(volume, seen.image):
             return Finish(Skip(f"{where} is volume {volume.id}, which is not this image's"))
     for volume in serving:
         if image_volume.needs_administrator(volume):
-            # The data may well be whole, and what Cinder does not delete Glance can't remove either
+            # The data may be whole. If Cinder does not delete the volume, Glance can't either
             advice = image_volume.stuck_advice(volume, located=True)
             return Finish(
                 Again(
@@ -126,8 +128,8 @@ def _is_one_too_many(
 ) -> bool:
     """Whether the first of several usable locations may go: we made it, and another one serves.
 
-    Glance removes whatever is the first by then: two workers at once would remove both, so none
-    that is fresh.
+    Glance removes the location that is first by then: two workers at once would remove both. So
+    none of them may be fresh.
     """
     if first is None or len(usable) < 2 or not image_volume.is_prewarmed(first, target):
         return False
@@ -167,8 +169,7 @@ def _leave(volume: Volume, seen: Seen, target: Target) -> Action:
 def _encrypted(
     serving: list[Volume], seen: Seen, target: Target
 ) -> Finish | AwaitImage | RemoveLocation:
-    """Take out an encrypted location that pre-warming has made; one of somebody else's is only
-    named."""
+    """Remove an encrypted location that prewarm has made; name one that somebody else has made."""
     first = serving[0]
     if first.encrypted and image_volume.may_be_ours(first):
         if seen.image.import_locked:
@@ -185,8 +186,8 @@ def _encrypted(
 
 
 def lost(seen: Seen) -> Action | None:
-    """Return the next look before an image is called lost, then the verdict; None if its data may
-    be had somewhere.
+    """Return the next look before an image counts as lost, then how to finish; None if its data may
+    be somewhere.
 
     A location in a store that lies on none of our targets is unknown: its volume may be in another
     region.
@@ -218,7 +219,7 @@ def lost(seen: Seen) -> Action | None:
 
 
 def await_or_give_up(volume: Volume, seen: Seen) -> Action:
-    """Wait for a volume that we are having made; not for ever."""
+    """Wait for a volume that Cinder makes for us; delete it after too long."""
     if image_volume.is_stalled(volume, seen.now):
         late = f"volume {volume.id} was {volume.status} for too long"
         return DeleteVolume(volume.id, why="it was made for too long", because=late)
@@ -228,8 +229,7 @@ def await_or_give_up(volume: Volume, seen: Seen) -> Action:
 
 
 def _await_located(volume: Volume) -> Action:
-    """Wait for a volume that somebody is busy with; without a slot of the lane unless it is a
-    matter of moments."""
+    """Wait for a volume that somebody uses; without a slot of the lane unless it takes moments."""
     if volume.status in image_volume.MAKING | {"attaching", "detaching", "reserved"}:
         return AwaitVolume(volume.id)
     return Finish(
@@ -247,7 +247,7 @@ def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
     # An entry of Cinder's cache too, from when the target had that strategy
     ours = image_volume.is_of(volume, seen.image) and image_volume.is_ours(volume, target)
     if image_volume.is_entry(volume) and (target.is_spread or image_volume.is_placed(volume)):
-        # It serves another pool, whether Cinder tells of that at the moment or not
+        # It serves another pool, even if Cinder does not report that pool at the moment
         return False
     old = image_volume.is_entry(volume) or not image_volume.is_fresh(volume, seen.now)
     return ours and old and image_volume.may_be_deleted(volume, seen.now)
@@ -270,11 +270,14 @@ def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
 
 
 def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | None:
-    """Why an image does not look warm in a bulk listing, which shows stores but no locations."""
+    """Return why an image does not look warm in a bulk listing; None if it does.
+
+    A listing shows stores, but no locations.
+    """
     if image.stores is not None and target.glance_store not in image.stores:
         return f"not in store {target.glance_store}"
     name = image_volume.name_of(image.id)
-    # Those serve other pools
+    # These entries serve other pools
     entries = {
         v.id
         for v in volumes

@@ -10,14 +10,14 @@ from handlers.prewarm.strategies import FIRST_QUIET, registered
 from worker.core.outcome import Again
 from worker.core.target import Target
 
-# An import that has changed nothing for so long may be dead, in seconds
+# Seconds after which an import that has changed nothing may be dead
 SILENT = 300.0
-# Until Glance is asked again whether it is, by then without a slot of the lane
+# Seconds until we ask Glance again whether it is dead; until then the lane's slot is free
 ASK_AGAIN = 60.0
 
 
 def gone_again(store: str) -> Finish:
-    """Glance has copied the image and names no failure, and the copy is not there."""
+    """Finish after Glance has copied the image and named no failure, and the copy is not there."""
     return Finish(
         Again(f"the copy in store {store} was removed as soon as it was made", counted=False)
     )
@@ -33,8 +33,8 @@ def plan(seen: Seen, target: Target) -> Action:
 def copy(seen: Seen, store: str) -> Action:
     """The next action towards a copy of the image in a store of Glance where it is not yet."""
     if seen.image.import_locked:
-        # One import at a time an image: somebody else's is waited for as well. A Glance that was
-        # killed leaves the lock behind, and takes it from a dead task only when it is asked for
+        # Glance allows one import at a time per image, so we wait for somebody else's. A Glance
+        # that was killed leaves the lock behind, and takes it from a dead task only if asked for
         # another import (glance/api/v2/images.py). One whose staging area is full drops the lock,
         # and leaves `os_glance_importing_to_stores` behind: that alone tells nothing
         silent = seen.now - seen.image.updated_epoch > SILENT
