@@ -19,8 +19,10 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from handlers import ROUTES
+from handlers.reasons import Reason
 from tests.worker_process import free_port
 from worker.core.cloud import Image
+from worker.core.creation import NO_REASON, Way
 from worker.core.state import State
 from worker.engine.runner import OUTCOMES
 from worker.observe.http import Probes
@@ -82,6 +84,8 @@ def metrics() -> Metrics:
     made.seen(image, {"fast": (State.WARM, "")})
     made.states()
     made.target_usable.labels("fast").set(1)
+    made.target_paused.labels("fast").set(0)
+    made.volume_creates.labels("fast", "cache", "").inc()
     made.task_failures.labels("lanes")
     made.ready.set(1)
     return made
@@ -119,7 +123,9 @@ WORDS = {
     "handler": set(ROUTES),
     "lane": {"upload"},
     "state": {LABELS.get(state, state) for state in State},
-    "warm": {"true", "false"},
+    "warm": {"true", "false", "unknown"},
+    "path": {*Way},
+    "reason": {"", NO_REASON, *Reason},
 }
 
 
