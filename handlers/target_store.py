@@ -10,17 +10,21 @@ from dataclasses import replace
 
 import structlog
 
+from handlers import image_volume
 from worker.core.cloud import Cloud, Store
 from worker.core.errors import Blocked, NotFound, Temporary
 from worker.core.handler import Parts
 from worker.core.pool import Place, Pool, VolumeType, places_of, pools_of
 from worker.core.target import Target
+from worker.core.type_map import TypeMap
 
 log = structlog.get_logger(__name__)
 
 # Glance reads its stores from a file at start; an operator who adds one should not have to restart
 # us, in seconds
 KEEP = 600.0
+# Other volume types that are looked at; more of them have no uses
+MOST_TYPES = 200
 
 # Whether volumes of a type are encrypted, by the type's name; None where Cinder does not tell us
 Types = Mapping[str, bool | None]
@@ -88,10 +92,8 @@ def missing_type(target: Target, types: Iterable[str]) -> str:
     )
 
 
-async def read_encryption(
-    cloud: Cloud, types: Mapping[str, str], targets: Iterable[Target]
-) -> Types:
-    """Read whether volumes of the targets' types are encrypted. `types` are names by id; others are
+async def read_encryption(cloud: Cloud, types: Mapping[str, str], wanted: Iterable[str]) -> Types:
+    """Read whether volumes of the wanted types are encrypted. `types` are names by id; others are
     left out."""
     ids = {name: type_id for type_id, name in types.items()}
 
@@ -102,9 +104,9 @@ async def read_encryption(
             # An administrator's call. Without it each volume tells of itself, before it serves
             return None
 
-    wanted = sorted({target.volume_type for target in targets} & ids.keys())
+    names = sorted(set(wanted) & ids.keys())
     return dict(
-        zip(wanted, await asyncio.gather(*(encrypts(ids[name]) for name in wanted)), strict=True)
+        zip(names, await asyncio.gather(*(encrypts(ids[name]) for name in names)), strict=True)
     )
 
 
@@ -158,6 +160,7 @@ class TargetStores:
         self._places: Mapping[str, tuple[Place, ...]] = {}
         self._encryption: Types = {}
         self._types_until = 0.0
+        self._sharing = TypeMap()
         self._found_encrypted: dict[str, float] = {}
         self._looking = asyncio.Lock()
 
@@ -243,6 +246,11 @@ class TargetStores:
         """Names of the volume types by id; as of the last look at the services."""
         return self._types
 
+    @property
+    def sharing(self) -> TypeMap:
+        """Which other types are served by what is kept warm on a target; as of the last look."""
+        return self._sharing
+
     async def _refresh(self, *, afresh: bool = False) -> None:
         await self._refresh_stores(afresh=afresh)
         async with self._looking:
@@ -250,13 +258,48 @@ class TargetStores:
                 return
             described = await self._cloud.describe_volume_types()
             types = {one.id: one.name for one in described}
-            self._encryption = await read_encryption(self._cloud, types, self._targets)
+            wanted = [target.volume_type for target in self._targets]
+            self._encryption = await read_encryption(self._cloud, types, wanted)
             pools = await read_pools(self._cloud)
             if pools or (pools is not None and not self._places):
                 self._places = {
                     one.name: find_places(one, described, pools) for one in self._targets
                 }
+            self._sharing = await self._read_sharing(described, pools or ())
             self._types, self._types_until = types, self._now() + KEEP
+
+    async def _read_sharing(
+        self, described: Iterable[VolumeType], pools: tuple[Pool, ...]
+    ) -> TypeMap:
+        """Which other types are served by what is kept warm on a target: named ones, and those that
+        lead to its pools. Not encrypted ones, of which Cinder makes no clones."""
+        hosts = {
+            host: name
+            for name, places in tuple(self._places.items())[::-1]
+            for place in places
+            for host in place.hosts
+        }
+        own = {target.volume_type for target in self._targets}
+        named = {name: target.name for target in self._targets for name in target.volume_types}
+        others = [
+            one
+            for one in described
+            if one.name not in own
+            and not one.name.startswith(image_volume.PLACING)
+            and (one.name in named or any(pool.name in hosts for pool in pools_of(one, pools)))
+        ][:MOST_TYPES]
+        encryption = await read_encryption(
+            self._cloud, {one.id: one.name for one in others}, (one.name for one in others)
+        )
+        # A type of which Cinder does not tell us is served if an operator says so
+        plain = [one for one in others if encryption.get(one.name) is False]
+        told = {one.id: named[one.name] for one in others if one.name in named}
+        encrypted = {one.id for one in others if encryption.get(one.name)}
+        return TypeMap(
+            types={type_id: name for type_id, name in told.items() if type_id not in encrypted},
+            hosts=hosts,
+            sharing=frozenset(one.id for one in plain),
+        )
 
     async def _refresh_stores(self, *, afresh: bool = False) -> None:
         async with self._looking:

@@ -290,7 +290,7 @@ async def ours(url: str, queue: str, count: int) -> float:
     router = Router(
         handlers=rig.handlers.values(),
         metrics=rig.metrics,
-        creations=Creations(metrics=rig.metrics),
+        creations=Creations(metrics=rig.metrics, uses=rig.uses),
     )
     return await taken(url, queue, count, Counting(router, count))
 
@@ -323,7 +323,7 @@ async def ours_into_lanes(url: str, queue: str, count: int) -> float:
     router = Router(
         handlers=rig.handlers.values(),
         metrics=rig.metrics,
-        creations=Creations(metrics=rig.metrics),
+        creations=Creations(metrics=rig.metrics, uses=rig.uses),
     )
     dispatcher = Dispatcher(
         router=router, queue=rig.runner.queue, lanes=rig.lanes, on_gap=lambda _: None
@@ -505,7 +505,7 @@ async def hear(url: str, queue: str, count: int, load: int) -> list[float]:
     router = Router(
         handlers=rig.handlers.values(),
         metrics=rig.metrics,
-        creations=Creations(metrics=rig.metrics),
+        creations=Creations(metrics=rig.metrics, uses=rig.uses),
     )
     dispatcher = Dispatcher(
         router=router, queue=rig.runner.queue, lanes=rig.lanes, on_gap=lambda _: None

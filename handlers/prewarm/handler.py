@@ -229,6 +229,7 @@ class Prewarm:
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
         """Read Glance's stores, and what lies on targets with a budget."""
         self._resolved = await self._stores.all(afresh=True)
+        self._uses.share(self._stores.sharing)
         self._report.targets(self._resolved)
         await self._listed.prepare(self._resolved, volumes)
         if self._keeps_order and self._deletion.may_delete:

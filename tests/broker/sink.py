@@ -72,7 +72,9 @@ class RoutingSink:
     def __init__(self) -> None:
         rig, metrics = Rig(FakeCloud(stores=STORES), targets=(FAST,)), Metrics()
         self._router = Router(
-            handlers=rig.handlers.values(), metrics=metrics, creations=Creations(metrics=metrics)
+            handlers=rig.handlers.values(),
+            metrics=metrics,
+            creations=Creations(metrics=metrics, uses=rig.uses),
         )
         self.accepted: list[Routed] = []
 

@@ -77,7 +77,9 @@ async def test_what_is_heard_again_and_again_does_not_pile_up(rabbitmq: RabbitMQ
         lanes=lanes, handlers={"h": handler}, limits=Limits(drain=1.0), backoff=Backoff(), metrics=Metrics(),
         uses=Uses(), deletions=Deletions(),
     )  # fmt: skip
-    router = Router(handlers=[handler], metrics=Metrics(), creations=Creations(metrics=Metrics()))
+    router = Router(
+        handlers=[handler], metrics=Metrics(), creations=Creations(metrics=Metrics(), uses=Uses())
+    )
     dispatcher = Dispatcher(router=router, queue=runner.queue, lanes=lanes, on_gap=lambda _: None)
     keys = [Key("h", str(number)) for number in range(200)]
     try:
@@ -215,7 +217,9 @@ async def test_a_backlog_is_not_put_into_its_lane_again(rabbitmq: RabbitMQ) -> N
             uses=Uses(), deletions=Deletions(),
         )  # fmt: skip
         router = Router(
-            handlers=[handler], metrics=Metrics(), creations=Creations(metrics=Metrics())
+            handlers=[handler],
+            metrics=Metrics(),
+            creations=Creations(metrics=Metrics(), uses=Uses()),
         )
         return (
             lanes,

@@ -100,7 +100,7 @@ class Borders:
         self._router = Router(
             handlers=self._rig.handlers.values(),
             metrics=self._rig.metrics,
-            creations=Creations(metrics=self._rig.metrics),
+            creations=Creations(metrics=self._rig.metrics, uses=self._rig.uses),
         )
         self._folder = tempfile.TemporaryDirectory()
 

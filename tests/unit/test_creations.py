@@ -16,6 +16,8 @@ from worker.core.creation import Creation, Made, Way
 from worker.core.errors import Temporary
 from worker.core.notification import Notification
 from worker.core.target import Policy
+from worker.core.type_map import TypeMap
+from worker.core.uses import Uses
 from worker.engine import creations as engine
 from worker.engine.creations import find_ways
 from worker.observe import creations as observe
@@ -55,9 +57,10 @@ def ended(when: float = 14.0, **fields: object) -> Notification:
 
 
 def listening(metrics: Metrics | None = None) -> Creations:
-    made = Creations(metrics=metrics or Metrics())
-    made.know({"type-1": "fast"})
-    return made
+    uses = Uses()
+    uses.know({"type-1": "fast"})
+    uses.share(TypeMap(hosts={"h@b#p": "fast"}, sharing=frozenset({"sister"})))
+    return Creations(metrics=metrics or Metrics(), uses=uses)
 
 
 # What is heard
@@ -125,6 +128,25 @@ def test_other_volumes_are_no_users_volumes_of_an_image_on_a_target(fields: obje
     heard = listening()
     heard.see(ended(**fields))  # type: ignore[arg-type]
     assert heard.take() is None
+
+
+@pytest.mark.parametrize(
+    ("type_id", "host", "target"),
+    [
+        ("type-1", "h@b#elsewhere", "fast"),
+        ("sister", "h@b#p", "fast"),
+        ("sister", "h@b#elsewhere", ""),
+        # Encrypted, say: Cinder clones nothing for it
+        ("other", "h@b#p", ""),
+    ],
+)
+def test_a_type_that_leads_to_a_targets_pools_is_served_there(
+    type_id: str, host: str, target: str
+) -> None:
+    heard = listening()
+    heard.see(ended(volume_type_id=type_id, host=host))
+    creation = heard.take()
+    assert (creation.target if creation else "") == target
 
 
 def test_what_is_delivered_twice_counts_once() -> None:
@@ -282,7 +304,6 @@ class Ways:
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
         rig.cloud.emit = rig.hear
-        rig.creations.know({"fast": "fast", "slow": "slow"})
 
     async def found(self, volume: Volume) -> tuple[str, str]:
         """The way of a volume and its decisive reason."""

@@ -61,7 +61,9 @@ def replaying(taken: Taken, **fields: object) -> Replay:
     rig = Rig(FakeCloud(stores=STORES), targets=(FAST,))
     metrics = Metrics()
     router = Router(
-        handlers=rig.handlers.values(), metrics=metrics, creations=Creations(metrics=metrics)
+        handlers=rig.handlers.values(),
+        metrics=metrics,
+        creations=Creations(metrics=metrics, uses=rig.uses),
     )
     defaults: dict[str, object] = {
         "filters": Filters(),

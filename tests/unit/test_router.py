@@ -14,6 +14,7 @@ from worker.core.handler import Watch
 from worker.core.job import Key
 from worker.core.notification import Notification
 from worker.core.outcome import Done, Outcome
+from worker.core.uses import Uses
 from worker.engine.router import Router
 from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
@@ -161,7 +162,7 @@ async def test_a_handler_that_fails_on_a_notification_is_named_and_the_others_he
     router = Router(
         handlers=[plug_in, *rig.handlers.values()],
         metrics=Metrics(),
-        creations=Creations(metrics=Metrics()),
+        creations=Creations(metrics=Metrics(), uses=Uses()),
     )
     routed = router.route(
         notification("image.update", {"id": IMAGE, "status": "active", "password": "secret"})

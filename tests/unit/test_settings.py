@@ -140,6 +140,11 @@ def test_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             "nothing but raw",
         ),
         ("target:fast", {"volume_type": "x", "strategy": "native"}, "native_stores is missing"),
+        (
+            "target:fast",
+            {"volume_type": "ssd", "volume_types": "gold,hdd"},
+            "[target:fast] volume_types: hdd is of target slow already",
+        ),
         ("probes", {"bind": "everywhere"}, "not HOST:PORT"),
         ("probes", {"bind": "h:70000"}, "not HOST:PORT"),
         ("prewarm", {"exclude_projects": "demo"}, "exclude_projects: 'demo' is no project's id"),

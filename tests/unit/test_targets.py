@@ -6,14 +6,16 @@ from dataclasses import replace
 
 import pytest
 
+from handlers.target_store import TargetStores
 from tests.unit.rigs import rig_of
 from worker.core.cloud import GIB, NewVolume
 from worker.core.errors import Blocked, Conflict
 from worker.core.job import Key
 from worker.core.outcome import Done, Skip
+from worker.core.pool import VolumeType
 from worker.core.target import Policy
 from worker.testing.fake_cloud import FakeCloud
-from worker.testing.rig import FAST, STORES, Polls, Rig, located, using
+from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 
 STRATEGIES = ["store", "location", "cache"]
 
@@ -186,3 +188,60 @@ async def test_handlers_share_one_look_at_stores_and_types(cloud: FakeCloud) -> 
         await rig.run(image.id, "fast")
         await rig.reclaim.reconcile(Key("reclaim", image.id), Polls())
         assert (cloud.calls["list_stores"], cloud.calls["describe_volume_types"]) == (1, 1)
+
+
+class Tiers(FakeCloud):
+    """Several volume types lead to the pool of `fast`: `gold`, `luks`, which is encrypted, and
+    `secret`, of which Cinder does not tell whether it is."""
+
+    async def describe_volume_types(self) -> tuple[VolumeType, ...]:
+        specs = {"volume_backend_name": "fast"}
+        more = (VolumeType(id=f"{name}-id", name=name, specs=specs) for name in TIERS)
+        return (*await super().describe_volume_types(), *more)
+
+    async def encrypts(self, type_id: str) -> bool:
+        if type_id == "secret-id":
+            raise Blocked("403")
+        return type_id == "luks-id" or (
+            not type_id.endswith("-id") and await super().encrypts(type_id)
+        )
+
+
+TIERS = ("gold", "luks", "secret")
+
+
+@pytest.mark.parametrize(
+    ("named", "served"),
+    [
+        ((), {"gold-id": "fast", "luks-id": "", "secret-id": "", "fast": "", "gone": ""}),
+        # An operator knows better than a login that may not see, and not better than Cinder
+        (("secret", "luks"), {"gold-id": "fast", "luks-id": "", "secret-id": "fast"}),
+    ],
+)
+async def test_types_that_lead_to_the_same_pools_are_served_there(
+    named: tuple[str, ...], served: dict[str, str]
+) -> None:
+    target = replace(FAST, volume_types=frozenset(named))
+    async with Rig(Tiers(stores=dict(STORES)), targets=(target, SLOW)) as rig:
+        await rig.prewarm.prepare({})
+        [host] = rig.cloud.hosts_of("fast")
+        sharing = rig.parts.shared(TargetStores).sharing
+        assert {one: sharing.target_of(one, host) for one in served} == served
+        elsewhere = {one: sharing.target_of(one, "h@b#other") for one in ("gold-id", "luks-id")}
+        assert elsewhere == {"gold-id": "", "luks-id": ""}
+
+
+async def test_a_volume_of_a_type_that_shares_the_pool_is_a_use() -> None:
+    cloud = Tiers(stores=dict(STORES))
+    policy = Policy(when="used", settle=0.0, rewarm_interval=0.1)
+    async with Rig(cloud, targets=(FAST, SLOW), policy=policy) as rig:
+        await rig.prewarm.prepare({})
+        image = cloud.upload()
+        cloud.emit = rig.hear
+        for _ in range(2):
+            volume = cloud.use(image.id, "fast")
+            # As it is announced: with the id of its own type
+            cloud.volumes[volume.id] = replace(volume, volume_type="gold-id")
+            cloud._announce_volume("volume.create.end", cloud.volumes[volume.id], image_id=image.id)
+        await rig.quiet()
+        assert [one.volume_type for one in cloud.of(image.id)] == ["fast"]

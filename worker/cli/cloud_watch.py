@@ -11,7 +11,6 @@ import structlog
 from worker.cli.preflight import Found, check_cloud, check_locations
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.core.uses import Uses
-from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
 from worker.openstack.cloud import OpenStackCloud
 from worker.settings import Settings
@@ -28,7 +27,7 @@ class CloudWatch:
     """Looks at the cloud at start and again and again.
 
     `want_resync` is called with a reason whenever the cloud can do something again that it could
-    not. `uses` and `times` learn which volume type is which target.
+    not. `uses` learns which volume type is which target.
     """
 
     def __init__(
@@ -38,7 +37,6 @@ class CloudWatch:
         settings: Settings,
         metrics: Metrics,
         uses: Uses,
-        creations: Creations,
         want_resync: Callable[[str], None],
     ) -> None:
         self.seen_once = asyncio.Event()
@@ -47,7 +45,6 @@ class CloudWatch:
         self._settings = settings
         self._metrics = metrics
         self._uses = uses
-        self._creations = creations
         self._want_resync = want_resync
         self._known = False
         self._answered = 0.0
@@ -121,7 +118,6 @@ class CloudWatch:
     def _is_there(self, found: Found) -> None:
         if not self._known and self._fault:
             log.info("cloud_back")
-        self._creations.know(found.targets)
         self._uses.know(found.targets)
         self._name_unusable(found.unusable)
         self._known, self._fault = True, ""

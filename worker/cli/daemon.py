@@ -75,7 +75,7 @@ class Daemon:
         self._intakes = build_intakes(settings)
         self._pause_watch = build_pauses(settings)
         self._wishes = parts.wishes
-        self._creations = Creations(metrics=metrics)
+        self._creations = Creations(metrics=metrics, uses=parts.uses)
         self._runner = Runner(
             lanes=self._lanes,
             handlers=self._handlers,
@@ -101,7 +101,6 @@ class Daemon:
             settings=settings,
             metrics=metrics,
             uses=parts.uses,
-            creations=self._creations,
             want_resync=self._comparisons.want,
         )
         self._lanes_opened = asyncio.Event()

@@ -37,7 +37,8 @@ async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
             f"[cloud] the login has no role {settings.admin_role} in project {identity.project_id}"
         )
     types = await cloud.list_volume_types()
-    encryption = await read_encryption(cloud, types, settings.targets)
+    wanted = [target.volume_type for target in settings.targets]
+    encryption = await read_encryption(cloud, types, wanted)
     unusable = {
         target.name: why
         for target in settings.targets

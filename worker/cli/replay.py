@@ -148,7 +148,9 @@ async def _replay(
             parts.uses.know((await check_cloud(clouds.common, settings)).targets)
         handlers = build_handlers(settings, parts)
         router = Router(
-            handlers=handlers.values(), metrics=metrics, creations=Creations(metrics=metrics)
+            handlers=handlers.values(),
+            metrics=metrics,
+            creations=Creations(metrics=metrics, uses=parts.uses),
         )
         rejects = None
         if options.rejects:

@@ -35,10 +35,12 @@ class Target:
     encrypted. Of the pools that the type leads to those count whose names match one of `pools` (all
     if empty) and none of `exclude_pools`; `places` are what was found, empty if Cinder does not
     tell. With `pool` it is that one place alone, and `volume_type` is then a private type that
-    leads there; `whole` is all of it. `native_stores` are stores of Glance from which Cinder's
-    driver clones raw images by itself, the one to copy into first. With no `disk_formats` those are
-    kept warm that the strategy can serve. `automatic` is no option either: it tells that the
-    strategy was `auto`, and may be another one for an image of another format.
+    leads there; `whole` is all of it. `volume_types` are other types whose volumes are served by
+    what is kept warm there, besides those that are found to lead to the same pools. `native_stores`
+    are stores of Glance from which Cinder's driver clones raw images by itself, the one to copy
+    into first. With no `disk_formats` those are kept warm that the strategy can serve. `automatic`
+    is no option either: it tells that the strategy was `auto`, and may be another one for an image
+    of another format.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Target:
     native_stores: tuple[str, ...] = ()
     pools: tuple[str, ...] = ()
     exclude_pools: tuple[str, ...] = ()
+    volume_types: frozenset[str] = frozenset()
     places: tuple[Place, ...] = ()
     pool: str = ""
     encrypted: bool = False

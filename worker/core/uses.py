@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from worker.core.notification import Notification
+from worker.core.type_map import TypeMap
 
 # (image, target) pairs remembered; those that were not used for the longest time are forgotten
 KEEP = 100_000
@@ -61,6 +62,7 @@ class Uses:
 
     def __init__(self) -> None:
         self._targets: Mapping[str, str] = {}
+        self._sharing = TypeMap()
         self._heard: OrderedDict[Pair, _Heard] = OrderedDict()
         self._noted: OrderedDict[Pair, _Noted] = OrderedDict()
         self._claims: OrderedDict[Pair, list[Claim]] = OrderedDict()
@@ -71,9 +73,19 @@ class Uses:
         """Take over the names of targets by volume type id; payloads name the type by its id."""
         self._targets = targets
 
+    def share(self, sharing: TypeMap) -> None:
+        """Take over which other types are served by what is kept warm on a target."""
+        self._sharing = sharing
+
+    def target_of(self, notification: Notification) -> str:
+        """The target that serves the volume of a notification; "" if none does."""
+        type_id = notification.volume_type_id
+        found = self._targets.get(type_id)
+        return found or self._sharing.target_of(type_id, notification.host)
+
     def heard(self, notification: Notification) -> str:
         """The target that the image was used on, if that is worth a job; else ""."""
-        target = self._targets.get(notification.volume_type_id, "") if notification.is_use else ""
+        target = self.target_of(notification) if notification.is_use else ""
         if not target:
             return ""
         at = notification.timestamp or 0.0

@@ -6,7 +6,6 @@ import itertools
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ import structlog
 
 from worker.core.creation import Creation, Made, Way
 from worker.core.notification import Notification
+from worker.core.uses import Uses
 from worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -47,9 +47,10 @@ class Creations:
     have clocks of their own. Only the duration comes from timestamps, which are both Cinder's.
     """
 
-    def __init__(self, *, metrics: Metrics) -> None:
+    def __init__(self, *, metrics: Metrics, uses: Uses) -> None:
+        """`uses` knows which target serves a volume."""
         self._metrics = metrics
-        self._targets: Mapping[str, str] = {}
+        self._uses = uses
         self._started: OrderedDict[str, _Heard] = OrderedDict()
         self._read: OrderedDict[str, _Heard] = OrderedDict()
         self._hits: OrderedDict[tuple[str, str], _Heard] = OrderedDict()
@@ -59,10 +60,6 @@ class Creations:
         self._order = itertools.count(1)
         # Several intakes feed this, each on its own thread
         self._lock = threading.Lock()
-
-    def know(self, targets: Mapping[str, str]) -> None:
-        """Take over the names of targets by volume type id; payloads name the type by its id."""
-        self._targets = targets
 
     def see(self, notification: Notification) -> None:
         """Take note of one notification; those of other kinds are ignored."""
@@ -126,11 +123,11 @@ class Creations:
 
     def _end(self, notification: Notification, when: float) -> None:
         at, image_id = time.time(), notification.source_image_id
-        target = self._targets.get(notification.volume_type_id)
+        target = self._uses.target_of(notification)
         with self._lock:
             began = self._started.pop(notification.volume_id, None)
             # A notification may be delivered twice
-            if target is None or not notification.is_use or notification.volume_id in self._ended:
+            if not target or not notification.is_use or notification.volume_id in self._ended:
                 return
             self._ended[notification.volume_id] = None
             if len(self._ended) > KEEP:

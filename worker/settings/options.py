@@ -303,6 +303,10 @@ TABLE: tuple[Option, ...] = (
                 "image-volume cache in each, by a private volume type for each pool."),
     Option("target", "exclude_pools", field="target.exclude_pools",
            help="Pools to leave out, as names or wildcards."),
+    Option("target", "volume_types", field="target.volume_types",
+           help="Other volume types that are served by what is kept warm on this target: volumes of them count "
+                "as uses of their images here. Types that lead to the same pools are found without this, if the "
+                "login may see pools, extra specs and encryption."),
     Option("target", "availability_zone", field="target.availability_zone",
            help="Availability zone of the volumes that the worker creates; if empty, Cinder's default."),
     Option("target", "max_concurrent", field="target.max_concurrent", unit="Image-Volumes", least=1, most=1000,

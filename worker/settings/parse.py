@@ -116,6 +116,14 @@ def _target_faults(targets: Sequence[Target]) -> Iterator[str]:
             names = ", ".join(target.name for target in targets if getattr(target, option) == value)
             yield f"[prewarm] targets: {names} have the same {option} {value}"
 
+    own = {target.volume_type: target.name for target in targets}
+    served: dict[str, str] = {}
+    for target in targets:
+        for name in sorted(target.volume_types):
+            other = own.get(name) or served.setdefault(name, target.name)
+            if name in own or other != target.name:
+                yield (f"[target:{target.name}] volume_types: {name} is of target {other} already")
+
 
 def _project_faults(conf: cfg.ConfigOpts) -> Iterator[str]:
     for name in ("projects", "exclude_projects"):

@@ -56,9 +56,9 @@ class Rig:
     ) -> None:
         self.cloud = cloud
         self.metrics = Metrics()
-        self.creations = Creations(metrics=self.metrics)
         self.gaps: list[str] = []
         self.uses = Uses()
+        self.creations = Creations(metrics=self.metrics, uses=self.uses)
         self.deletions = Deletions()
         self.uses.know({target.volume_type: target.name for target in targets})
         self.parts = parts = Parts(
