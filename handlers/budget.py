@@ -30,6 +30,11 @@ class Held:
         """GiB that it takes of the budget."""
         return self.volume.size
 
+    @property
+    def owner(self) -> str:
+        """The project whose image it is, as far as the volume says."""
+        return self.volume.metadata.get("image_owner", "")
+
 
 def held(volumes: Iterable[Volume], target: Target, uses: Uses) -> list[Held]:
     """Those of the volumes that count against the target's budget, least recently used first."""
@@ -80,10 +85,18 @@ def since(image: Image, target: Target, uses: Uses) -> float:
     return max(image.created_epoch, uses.last(image.id, target.name))
 
 
+def owner_of(image: Image) -> str:
+    """Return the project whose share of a budget the image takes; "" for a public image, which is
+    there for everybody."""
+    return "" if image.visibility == "public" else image.owner
+
+
 class Shelf:
     """A target's budget and what lies on it; `reserved` are GiB by image that are on their way.
 
     `staying` are volumes that can't go. `size` in GiB and `count` are what is taken of the budget.
+    A project that takes more than the target's `project_share` of a full budget gets room in the
+    place of its own images alone, so that one project's images do not evict everybody's.
     """
 
     def __init__(
@@ -107,25 +120,31 @@ class Shelf:
         """Choose the volumes to delete where the budget is smaller than what lies there."""
         return self._victims(0, 0, before=float("inf"))
 
-    def victims(self, size: int, *, since: float) -> list[Held]:
+    def victims(self, size: int, *, since: float, owner: str = "") -> list[Held]:
         """Choose the volumes to delete for an image of `size` GiB, last used at `since`; NoRoom if
-        none will do."""
+        none will do. `owner` is as `owner_of` says."""
         name, most = self._target.name, self._target.max_gigabytes
         if most and size > most:
             raise NoRoom(f"image of {size} GiB is above max_gigabytes = {most} of target {name}")
-        going = self._victims(size, 1, before=since)
+        own = self._beyond_share(size, owner)
+        going = self._victims(size, 1, before=since, owner=owner if own else None)
         if not self._fits(size - sum(one.size for one in going), 1 - len(going)):
             limits = (f"{self.size} of {most} GiB" if most else "", self._counted())
             full = ", ".join(text for text in limits if text)
+            if own:
+                raise NoRoom(
+                    f"target {name} is full ({full}), and its project's images may take "
+                    f"{self._target.project_share:.0%} of it; its others were used later"
+                )
             raise NoRoom(
                 f"target {name} is full ({full}), and what is there was used later than this image"
             )
         return going
 
-    def take(self, size: int, *, since: float) -> None:
+    def take(self, size: int, *, since: float, owner: str = "") -> None:
         """Count in an image of `size` GiB, last used at `since`, in the place of what goes for it;
         NoRoom as above."""
-        going = self.victims(size, since=since)
+        going = self.victims(size, since=since, owner=owner)
         for one in going:
             self._held.remove(one)
         self.size += size - sum(one.size for one in going)
@@ -141,12 +160,33 @@ class Shelf:
             not most_count or self.count + count <= most_count
         )
 
-    def _victims(self, size: int, count: int, *, before: float) -> list[Held]:
-        """The least recently used ones that have to go, as far as there are such."""
+    def _beyond_share(self, size: int, owner: str) -> bool:
+        """Whether the project's images take more than its share of the budget, with one more of
+        `size` GiB."""
+        share = self._target.project_share
+        if not owner or share >= 1.0:
+            return False
+        own = [one.size for one in self._held if one.owner == owner]
+        if not own:
+            # The first one of a project may have anybody's room, however small the budget is
+            return False
+        most_size, most_count = self._target.max_gigabytes, self._target.max_count
+        return bool(
+            (most_size and sum(own) + size > share * most_size)
+            or (most_count and len(own) + 1 > share * most_count)
+        )
+
+    def _victims(
+        self, size: int, count: int, *, before: float, owner: str | None = None
+    ) -> list[Held]:
+        """The least recently used ones that have to go, as far as there are such; with `owner` of
+        that project alone."""
         going: list[Held] = []
         for one in self._held:
             if self._fits(size, count) or one.used >= before:
                 break
+            if owner is not None and one.owner != owner:
+                continue
             # One that is on its way, or that somebody reads, can't go now
             busy = one.volume.status != "available" or one.image_id in self._reserved
             if not busy and one.volume.id not in self._staying:

@@ -145,7 +145,7 @@ class Reservations:
         since = budget.since(image, target, self._uses)
         going = await self._able(
             lambda staying: budget.Shelf(target, lying, coming, staying=staying).victims(
-                size, since=since
+                size, since=since, owner=budget.owner_of(image)
             )
         )
         if going and not self._deletion.may_delete:

@@ -176,6 +176,7 @@ class Listed:
                 shelf.take(
                     image_volume.size_on(image, target),
                     since=budget.since(image, target, self._uses),
+                    owner=budget.owner_of(image),
                 )
             except budget.NoRoom as error:
                 return str(error)

@@ -10,7 +10,7 @@ from handlers import budget
 from handlers.budget import NoRoom, Shelf
 from worker.core.cloud import Volume
 from worker.core.uses import Uses
-from worker.testing.fake_cloud import PROJECT
+from worker.testing.fake_cloud import PROJECT, FakeCloud
 from worker.testing.rig import FAST
 
 
@@ -128,3 +128,65 @@ def test_the_last_use_is_the_latest_that_anybody_knows() -> None:
     assert budget.last_used(recorded, one.image_id, FAST, uses) == 400.0
     broken = replace(one.volume, metadata={"image_volume_worker_used_at": "yesterday"})
     assert budget.last_used(broken, "another", FAST, uses) == 100.0
+
+
+def shared(*owners_and_uses: tuple[str, float], **limits: object) -> Shelf:
+    """A target on which these projects' images of 2 GiB lie, used at these times."""
+    found = []
+    for number, (owner, used) in enumerate(owners_and_uses):
+        (one,) = lying((2, used))
+        metadata = {**one.volume.metadata, "image_owner": owner}
+        volume = replace(one.volume, id=f"volume-{number}", metadata=metadata)
+        found.append(replace(one, volume=volume, image_id=f"image-{number}"))
+    found.sort(key=lambda one: one.used)
+    return Shelf(replace(FAST, **limits), found)  # type: ignore[arg-type]
+
+
+ALICES = (("alice", 1.0), ("bob", 2.0), ("alice", 3.0), ("carol", 4.0))
+
+
+@pytest.mark.parametrize(
+    ("owner", "share", "expected"),
+    [
+        # Bob has a quarter: what alice used the longest time ago goes for him only once he has none
+        ("bob", 0.25, ["volume-1"]),
+        ("dave", 0.25, ["volume-0"]),
+        ("carol", 0.5, ["volume-0"]),
+        # Her own oldest
+        ("alice", 0.5, ["volume-0"]),
+        ("bob", 1.0, ["volume-0"]),
+        # A public image is for everybody
+        ("", 0.25, ["volume-0"]),
+    ],
+)
+@pytest.mark.parametrize("limits", [{"max_count": 4}, {"max_gigabytes": 8}])
+def test_beyond_its_share_a_project_evicts_only_its_own(
+    owner: str, share: float, expected: list[str], limits: dict[str, int]
+) -> None:
+    shelf = shared(*ALICES, project_share=share, **limits)
+    assert [one.volume.id for one in shelf.victims(2, since=99.0, owner=owner)] == expected
+
+
+def test_beyond_its_share_a_project_has_what_is_free() -> None:
+    shelf = shared(*[("alice", float(at)) for at in range(3)], max_count=4)
+    assert shelf.victims(2, since=99.0, owner="alice") == []
+
+
+def test_a_project_that_uses_all_of_its_own_later_gets_nothing_more() -> None:
+    shelf = shared(("bob", 1.0), ("alice", 50.0), ("bob", 2.0), max_count=3)
+    with pytest.raises(NoRoom, match="its project's images may take 25%"):
+        shelf.victims(2, since=40.0, owner="alice")
+
+
+def test_the_first_of_a_project_has_room_however_small_the_budget() -> None:
+    shelf = shared(("bob", 1.0), max_count=1)
+    assert len(shelf.victims(2, since=99.0, owner="alice")) == 1
+    # And nobody else's while it is alone
+    shelf = shared(("alice", 1.0), max_count=1)
+    assert len(shelf.victims(2, since=99.0, owner="alice")) == 1
+
+
+def test_public_images_are_nobodys_share() -> None:
+    image = FakeCloud().upload(visibility="public", owner="alice")
+    assert budget.owner_of(image) == ""
+    assert budget.owner_of(replace(image, visibility="community")) == "alice"

@@ -31,16 +31,17 @@ class Target:
 
     `glance_store` is the cinder store of Glance on that backend ("" when there is none or it is to
     be found out). `max_gigabytes` and `max_count` bound what is put there in advance; 0 for no
-    limit. `encrypted` is no option: it is found out from Cinder whether volumes of the type are
-    encrypted. Of the pools that the type leads to those count whose names match one of `pools` (all
-    if empty) and none of `exclude_pools`; `places` are what was found, empty if Cinder does not
-    tell. With `pool` it is that one place alone, and `volume_type` is then a private type that
-    leads there; `whole` is all of it. `volume_types` are other types whose volumes are served by
-    what is kept warm there, besides those that are found to lead to the same pools. `native_stores`
-    are stores of Glance from which Cinder's driver clones raw images by itself, the one to copy
-    into first. With no `disk_formats` those are kept warm that the strategy can serve. `automatic`
-    is no option either: it tells that the strategy was `auto`, and may be another one for an image
-    of another format.
+    limit. Beyond `project_share` of a full budget a project's images evict only its own.
+    `encrypted` is no option: it is found out from Cinder whether volumes of the type are encrypted.
+    Of the pools that the type leads to those count whose names match one of `pools` (all if empty)
+    and none of `exclude_pools`; `places` are what was found, empty if Cinder does not tell. With
+    `pool` it is that one place alone, and `volume_type` is then a private type that leads there;
+    `whole` is all of it. `volume_types` are other types whose volumes are served by what is kept
+    warm there, besides those that are found to lead to the same pools. `native_stores` are stores
+    of Glance from which Cinder's driver clones raw images by itself, the one to copy into first.
+    With no `disk_formats` those are kept warm that the strategy can serve. `automatic` is no option
+    either: it tells that the strategy was `auto`, and may be another one for an image of another
+    format.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Target:
     max_concurrent: int = 4
     max_gigabytes: int = 0
     max_count: int = 0
+    project_share: float = 0.25
     disk_formats: frozenset[str] = frozenset()
     native_stores: tuple[str, ...] = ()
     pools: tuple[str, ...] = ()

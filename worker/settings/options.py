@@ -317,6 +317,9 @@ TABLE: tuple[Option, ...] = (
                 "is newer or was used since."),
     Option("target", "max_count", field="target.max_count", unit="Image-Volumes", least=0,
            help="Maximum number of Image-Volumes that prewarm makes on this target; 0 for no limit."),
+    Option("target", "project_share", field="target.project_share", unit="share of the budget", least=0.0, most=1.0,
+           help="Beyond this share of a full budget, a project's private, shared and community images evict only "
+                "images of that project, so that one project cannot evict everybody's. 1 for no such limit."),
     Option("target", "disk_formats", field="target.disk_formats", choices=("raw", "qcow2", "vmdk", "vdi", "vhd",
            "vhdx", "iso", "ploop"),
            help="Formats of images to keep warm. If empty: raw, and with strategy auto or cache also qcow2, "
