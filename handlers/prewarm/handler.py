@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from handlers import ROUTES, budget, policy
 from handlers.clone_path import Path
@@ -31,9 +32,10 @@ from worker.core.errors import Blocked, Conflict, NotFound
 from worker.core.handler import Missing, Parts, Watch
 from worker.core.job import Key
 from worker.core.notification import Notification
-from worker.core.outcome import Again, Outcome, Skip
+from worker.core.outcome import Again, Done, Outcome, Skip
 from worker.core.state import State
 from worker.core.target import UPLOAD, Target
+from worker.core.wishes import Wish
 
 # The status of images that have data. Glance announces that one is deactivated or reactivated as an
 # image.update
@@ -189,12 +191,8 @@ class Prewarm:
         """Make the image warm if it is wanted on the target, else delete what was made there."""
         image = await self._cloud.get_image(key.image_id)
         self._report.seen(image, {})
-        if self._wishes.is_evicted(key, now=self._now()):
-            known = await self._stores.known(target)
-            outcome = await self._deletion.delete_unwanted(
-                image, known, why=EVICTED, by_operator=True
-            )
-            return outcome if isinstance(outcome, Again) else Skip(EVICTED, state=State.HELD_BACK)
+        if watch.wish == Wish.EVICT or self._wishes.is_evicted(key, now=self._now()):
+            return await self._evict(image, key, target, asked=watch.wish == Wish.EVICT)
         if refusal := policy.refusal(image, target, self._rules):
             known = await self._stores.known(target)
             return await self._deletion.delete_unwanted(image, known, why=refusal)
@@ -212,6 +210,26 @@ class Prewarm:
         if target.is_spread and target.strategy != "native":
             return await self._places.warm(seen, target, watch, unlocated)
         outcome, _ = await self._one_place.warm(seen, target, watch, unlocated)
+        return outcome
+
+    async def _evict(self, image: Image, key: Key, target: Target, *, asked: bool) -> Outcome:
+        """Delete what was made of the image on the target: an operator has asked for that, now or
+        before."""
+        known = await self._stores.known(target)
+        if served(image, known, self._learned, now=self._now()).strategy == "native":
+            return Skip(
+                "Cinder's driver clones it by itself: nothing was made that could be evicted"
+            )
+        outcome = await self._deletion.delete_unwanted(image, known, why=EVICTED, by_operator=True)
+        if isinstance(outcome, Again):
+            return outcome
+        if asked:
+            self._wishes.hold(key, now=self._now())
+        if isinstance(outcome, Done):
+            return replace(outcome, state=State.HELD_BACK)
+        # Otherwise the reason says why something stays
+        if isinstance(outcome, Skip) and outcome.reason == EVICTED:
+            return Skip(EVICTED, state=State.HELD_BACK)
         return outcome
 
     async def _gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:

@@ -67,9 +67,7 @@ class OnePlace:
         """
         changed, began = False, self._now()
         try:
-            while not isinstance(
-                action := self._planner.plan(seen, target, by_operator=watch.by_operator), Finish
-            ):
+            while not isinstance(action := self._planner.plan(seen, target, watch), Finish):
                 watch.tell(actions.words(action))
                 if isinstance(action, Observation):
                     seen = await self._observer.observe(action, seen, target, watch)

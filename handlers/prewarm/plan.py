@@ -12,9 +12,11 @@ from handlers.prewarm.popularity import Popularity
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import cache, location, native, registered, store
 from worker.core.cloud import Image, Volume
+from worker.core.handler import Watch
 from worker.core.outcome import Skip
 from worker.core.state import State
 from worker.core.target import Policy, Target
+from worker.core.wishes import Wish
 
 
 class Plan(Protocol):
@@ -54,13 +56,13 @@ class Planner:
         self._popularity = popularity
         self._held_back = held_back
 
-    def plan(self, seen: Seen, target: Target, *, by_operator: bool) -> Action:
-        """Return the next action. `by_operator`: an operator asks for it in spite of what others
-        undid."""
+    def plan(self, seen: Seen, target: Target, watch: Watch) -> Action:
+        """Return the next action. An operator gets what he asks for in spite of what others undid,
+        and if he wishes for this very image, in spite of its not being used."""
         if refusal := policy.refusal(seen.image, target, self._rules):
             return Finish(Skip(refusal))
         action = PLANS[target.strategy](seen, target)
-        lacking = not by_operator and self._popularity.is_lacking(seen.image, target)
+        lacking = watch.wish != Wish.WARM and self._popularity.is_lacking(seen.image, target)
         if isinstance(action, CopyImage | CreateVolume) and lacking:
             if seen.volumes is None:
                 return LookAtVolumes()
@@ -73,6 +75,6 @@ class Planner:
         fresh = isinstance(action, CopyImage) or (
             isinstance(action, CreateVolume) and not action.anew
         )
-        if fresh and not by_operator and (wait := self._held_back.wait(seen, target)):
+        if fresh and not watch.by_operator and (wait := self._held_back.wait(seen, target)):
             return wait
         return action

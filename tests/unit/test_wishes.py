@@ -5,51 +5,67 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+import uuid
+from collections.abc import Iterable
 
 import pytest
 
 from handlers.prewarm.warmth import EVICTED
 from worker.core.cloud import Image
-from worker.core.job import OPERATOR, Job, Key
+from worker.core.job import EVICTING, OPERATOR, Job, Key
+from worker.core.outcome import Skip
 from worker.core.state import State
 from worker.core.target import Policy, Reclaiming
 from worker.core.wishes import HOLD_FOR, Wish, Wishes
 from worker.testing.fake_cloud import FakeCloud
-from worker.testing.rig import FAST, SLOW, STORES, Rig
+from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig
 
 KEY = Key("prewarm", "image", "fast")
 
 
 def test_the_last_wish_holds_for_a_day() -> None:
     wishes = Wishes()
-    assert wishes.note(KEY, "evict", at=100.0)
+    assert wishes.note(KEY, "evict", "1", now=100.0)
     assert wishes.is_evicted(KEY, now=99.0 + HOLD_FOR)
     assert wishes.evicted(now=101.0) == (KEY,)
     assert not wishes.is_evicted(KEY, now=101.0 + HOLD_FOR)
     assert not wishes.is_evicted(Key("prewarm", "image", "slow"), now=101.0)
-    assert not wishes.note(KEY, "nonsense", at=101.0)
-    assert not wishes.note(KEY, "", at=101.0)
+    assert not wishes.note(KEY, "nonsense", "2", now=101.0)
+    assert not wishes.note(KEY, "", "", now=101.0)
     assert wishes.is_evicted(KEY, now=102.0)
-    assert wishes.note(KEY, "warm", at=102.0)
+    assert wishes.note(KEY, "warm", "3", now=102.0)
     assert not wishes.is_evicted(KEY, now=103.0)
     # Another try of the job before
-    assert not wishes.note(KEY, "evict", at=100.0)
+    assert not wishes.note(KEY, "evict", "1", now=103.0)
+    assert wishes.is_over(KEY, "1")
+    assert not wishes.is_over(KEY, "3")
     assert not wishes.is_evicted(KEY, now=103.0)
 
 
 def test_a_wish_travels_in_its_job() -> None:
-    job = Job(key=KEY, cause=OPERATOR, first_at=1.0, wish=Wish.EVICT)
-    assert Job.from_bytes(job.to_bytes()).wish == "evict"
+    job = Job(key=KEY, cause=OPERATOR, first_at=1.0, wish=Wish.EVICT, wish_id="x")
+    found = Job.from_bytes(job.to_bytes())
+    assert (found.wish, found.wish_id) == ("evict", "x")
     # Of a worker that knows no wishes
     fields = json.loads(job.to_bytes())
     del fields["wish"]
     assert Job.from_bytes(json.dumps(fields).encode()).wish == ""
 
 
+def asked(image: Image, wish: Wish, target: str = "fast", *, project: str = "an operator") -> Job:
+    """A job as `warm` and `evict` make it."""
+    return Job(
+        key=Key("prewarm", image.id, target),
+        cause=OPERATOR if wish is Wish.WARM else EVICTING,
+        first_at=time.time(),
+        project=project,
+        wish=wish,
+        wish_id=uuid.uuid4().hex,
+    )
+
+
 async def wish(rig: Rig, image: Image, wish: Wish, target: str = "fast") -> None:
-    key = Key("prewarm", image.id, target)
-    job = Job(key=key, cause=OPERATOR, first_at=time.time(), wish=wish)
-    await rig.lanes.publish([job])
+    await rig.lanes.publish([asked(image, wish, target)])
     await rig.quiet()
 
 
@@ -143,3 +159,99 @@ async def test_a_copy_for_another_target_leaves_a_paused_one_out() -> None:
         rig.runner.queue.pause(set())
         await rig.quiet()
         assert states(rig, image) == {"fast": State.WARM, "slow": State.WARM}
+
+
+async def test_an_evict_that_waited_for_longer_than_a_day_is_done_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a target that was paused over the weekend."""
+    cloud = FakeCloud(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        image = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        rig.runner.queue.pause({"prewarm.fast"})
+        monkeypatch.setattr("worker.core.wishes.HOLD_FOR", -1.0)
+        await rig.lanes.publish([asked(image, Wish.EVICT)])
+        await asyncio.sleep(0.1)
+        monkeypatch.undo()
+        rig.runner.queue.pause(set())
+        await rig.quiet()
+        assert not cloud.of(image.id)
+        await rig.resync()
+        await rig.quiet()
+        assert not cloud.of(image.id)
+
+
+async def test_a_wish_is_not_lost_in_a_job_that_waits_already() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    policy = Policy(when="used", settle=0.0, rewarm_interval=0.1)
+    async with Rig(cloud, targets=(FAST,), policy=policy) as rig:
+        await rig.prewarm.prepare({})
+        image = cloud.upload()
+        rig.runner.queue.pause({"prewarm.fast"})
+        key = Key("prewarm", image.id, "fast")
+        await rig.lanes.publish([Job(key=key, cause="image.update", first_at=1.0, project="alice")])
+        await rig.lanes.publish([asked(image, Wish.WARM)])
+        await asyncio.sleep(0.1)
+        [entry] = rig.runner.queue._entries.values()
+        # What goes back into the lane has it, too
+        assert (entry.job.cause, entry.job.wish, entry.job.project) == (
+            OPERATOR,
+            "warm",
+            "an operator",
+        )
+        rig.runner.queue.pause(set())
+        await rig.quiet()
+        assert states(rig, image)["fast"] is State.WARM
+
+
+async def test_a_resync_by_an_operator_is_no_wish_for_an_image_that_nobody_uses() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    policy = Policy(when="used", settle=0.0, rewarm_interval=0.1)
+    async with Rig(cloud, targets=(FAST,), policy=policy) as rig:
+        await rig.prewarm.prepare({})
+        image = cloud.upload()
+        key = Key("prewarm", image.id, "fast")
+        await rig.lanes.publish([Job(key=key, cause=OPERATOR, first_at=1.0)])
+        await rig.quiet()
+        assert states(rig, image)["fast"] is State.UNUSED
+
+
+async def test_what_cannot_be_evicted_is_said_so() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        image = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        [volume] = cloud.of(image.id)
+        cloud.locations[image.id] = tuple(
+            one for one in cloud.locations[image.id] if one.volume_id == volume.id
+        )
+        key = Key("prewarm", image.id, "fast")
+        outcome = await rig.prewarm.reconcile(key, Polls(wish=Wish.EVICT))
+        assert isinstance(outcome, Skip)
+        assert "no other location" in outcome.reason
+
+
+async def test_a_paused_lane_does_not_go_round_in_the_broker() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        rig.runner.queue.pause({"prewarm.fast"})
+        jobs = [
+            Job(key=Key("prewarm", f"image-{n}", "fast"), cause="test", first_at=1.0, project="a")
+            for n in range(2000)
+        ]
+        await rig.lanes.publish(jobs)
+        published = 0
+        publish = rig.lanes.publish
+
+        async def counted(jobs: Iterable[Job], *, after: float = 0.0) -> None:
+            nonlocal published
+            jobs = tuple(jobs)
+            published += len(jobs)
+            await publish(jobs, after=after)
+
+        rig.lanes.publish = counted  # type: ignore[method-assign]
+        await asyncio.sleep(0.5)
+        assert published == 0

@@ -212,7 +212,17 @@ class Replay(_Taking):
         """Publish the jobs, and wait until the broker has them."""
         now = time.time()
         jobs = [
-            replace(kept.letter.job, cause=OPERATOR, first_at=now, attempt=0, due=0.0, reason="")
+            # A wish may be long over, and another one may have come since
+            replace(
+                kept.letter.job,
+                cause=OPERATOR,
+                first_at=now,
+                attempt=0,
+                due=0.0,
+                reason="",
+                wish="",
+                wish_id="",
+            )
             for kept in batch
             if kept.letter and kept.letter.job
         ]

@@ -81,6 +81,7 @@ class _Watch:
     """Waits for volumes that are being deleted."""
 
     by_operator = True
+    wish = ""
 
     async def changed(self) -> None:
         await asyncio.sleep(POLL)

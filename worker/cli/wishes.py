@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
 from cliff.lister import Lister
 
 from handlers.prewarm import Prewarm, Warmth
-from worker.cli import Worker, names, progress
+from worker.cli import Worker, names, pauses, progress
 from worker.cli.assembly import build_clouds, build_handlers, build_parts
 from worker.cli.handover import Handover
 from worker.cli.preflight import check_cloud
 from worker.cli.values import Plain
 from worker.core.errors import Misconfigured, Temporary
-from worker.core.job import OPERATOR, Job, Key
+from worker.core.job import EVICTING, OPERATOR, Job, Key
 from worker.core.state import State
 from worker.core.wishes import Wish
 from worker.diagnose import explain
@@ -44,6 +45,8 @@ class _Wishing(Plain, Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table of targets, and what was asked for there."""
         settings = self.app.read_settings()
+        if self.wish == Wish.EVICT and settings.reclaiming.dry_run:
+            raise Misconfigured(["[reclaim] dry_run does not let anything be deleted"])
         configured = [target.name for target in settings.targets]
         if parsed_args.target and parsed_args.target not in configured:
             raise Misconfigured(
@@ -83,6 +86,11 @@ class _Wishing(Plain, Lister):
                 for one in found
             ]
             jobs = list(self._jobs(image.id, [row[1] for row in rows if row[-1] == ASKED]))
+            paused = await asyncio.to_thread(pauses.look, settings) if jobs else frozenset[str]()
+            warnings += [
+                f"target {name} is paused: it is done once that is resumed"
+                for name in sorted(paused & {job.key.target for job in jobs})
+            ]
             if jobs:
                 local = settings.work_url == "memory://"
                 async with Handover(
@@ -104,10 +112,11 @@ class _Wishing(Plain, Lister):
         for name in targets:
             yield Job(
                 key=Key("prewarm", image_id, name),
-                cause=OPERATOR,
+                cause=OPERATOR if self.wish == Wish.WARM else EVICTING,
                 first_at=time.time(),
                 project=PROJECT,
                 wish=self.wish,
+                wish_id=uuid.uuid4().hex,
             )
 
     def refusal(self, one: Warmth) -> str:
@@ -133,9 +142,8 @@ class Warm(_Wishing):
 
     def refusal(self, one: Warmth) -> str:
         """Why nothing is asked for on a target; "" if it is."""
-        if one.state is State.UNWANTED:
-            return "not wanted"
-        return "warm already" if one.state is State.WARM else ""
+        # What looks warm may be about to be evicted
+        return "not wanted" if one.state is State.UNWANTED else ""
 
 
 class Evict(_Wishing):
@@ -155,6 +163,6 @@ class Evict(_Wishing):
         parser.add_argument("--target", required=True, metavar="T", help="From this target.")
         return parser
 
-    def refusal(self, one: Warmth) -> str:  # noqa: ARG002  it is asked for in any state
+    def refusal(self, one: Warmth) -> str:
         """Why nothing is asked for on a target; "" if it is."""
-        return ""
+        return "Cinder clones it by itself" if one.target.strategy == "native" else ""

@@ -35,6 +35,10 @@ class Watch(Protocol):
         """Whether an operator has asked for this now, which is done in spite of waits that spare
         the cloud."""
 
+    @property
+    def wish(self) -> str:
+        """What the operator has asked for, as `worker.core.wishes` names it; else ""."""
+
     def tell(self, step: str) -> None:
         """Let people know what is done next, in one line; ends the try if the key may be another
         worker's by now."""

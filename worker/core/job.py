@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 from worker.core.errors import Malformed
 
-# Causes of jobs that no notification asked for: a comparison by the daemon itself, and a person who
-# wants it now
+# Causes of jobs that no notification asked for: a comparison by the daemon itself, a person who
+# wants it now, or wants it gone (a worker that knows no wishes takes that for no order to make it
+# warm), and what was heard while such a job was in progress
 RESYNC = "resync"
 OPERATOR = "operator"
+EVICTING = "operator evicts"
+NOTIFIED = "notified again"
 # Characters of a text; a broker has a limit for a message
 MOST_TEXT = 4_000
 # A part of a key, of which image ids end up in URLs; those of plug-ins need not be UUIDs
@@ -45,7 +48,7 @@ class Job:
     `deleted` or `pending_delete`; else "". `deleted_volume` is the id in the volume.delete.end that
     led to it; else "". `project` is whose doing it is, "" if nobody knows: projects take turns in a
     lane. `wish` is what an operator asks for (`worker.core.wishes`), else "". Texts that are too
-    long are cut.
+    long are cut. `wish_id` tells one wish from another, however often its job is tried.
     """
 
     key: Key
@@ -60,12 +63,29 @@ class Job:
     deleted_volume: str = ""
     project: str = ""
     wish: str = ""
+    wish_id: str = ""
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether a person asks for it now."""
+        return self.cause == OPERATOR or bool(self.wish)
 
     def __post_init__(self) -> None:
         """Cut what users and errors can make as long as they like."""
         for name in ("cause", "reason", "project"):
             if len(text := getattr(self, name)) > MOST_TEXT:
                 object.__setattr__(self, name, text[:MOST_TEXT])
+
+    def joined(self, other: Job) -> Job:
+        """The job that does for both: what a person asks for is not lost in the other one."""
+        if not other.is_urgent:
+            return self
+        return replace(
+            self,
+            cause=other.cause,
+            wish=other.wish or self.wish,
+            wish_id=other.wish_id or self.wish_id,
+        )
 
     def tried(self, reason: str, *, counted: bool = True) -> Job:
         """The same job after a try that ended for `reason`."""
@@ -96,6 +116,7 @@ class Job:
                 deleted_volume=_part(fields.get("deleted_volume", "")),
                 project=_text(fields.get("project", "")),
                 wish=_part(fields.get("wish", "")),
+                wish_id=_part(fields.get("wish_id", "")),
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise Malformed(f"not a job: {error!r}") from error

@@ -10,7 +10,7 @@ from enum import StrEnum
 from worker.core.job import Key
 
 KEEP = 100_000
-"""Keys whose wish is remembered; the oldest are forgotten."""
+"""Keys whose wish is remembered, and wishes that are known; the oldest are forgotten."""
 HOLD_FOR = 86_400.0
 """Seconds for which an image that was evicted is not made warm again."""
 
@@ -30,31 +30,48 @@ class Wishes:
 
     def __init__(self) -> None:
         self.paused: Set[str] = frozenset()
-        self._wishes: OrderedDict[Key, tuple[float, str]] = OrderedDict()
+        self._evicted: OrderedDict[Key, float] = OrderedDict()
+        self._known: OrderedDict[str, None] = OrderedDict()
+        self._last: OrderedDict[Key, str] = OrderedDict()
         # Lanes deliver on threads of their own
         self._lock = threading.Lock()
 
-    def note(self, key: Key, wish: str, *, at: float) -> bool:
-        """Remember a wish of the time `at`, in epoch seconds; whether it is a new one.
+    def note(self, key: Key, wish: str, wish_id: str, *, now: float) -> bool:
+        """Remember a wish; whether it is a new one.
 
-        The job of a wish comes again with each of its tries, also after that of a later wish.
+        `wish_id` tells it from others: its job comes again with each of its tries, also after that
+        of a later wish.
         """
         with self._lock:
-            if wish not in (Wish.WARM, Wish.EVICT) or at <= self._wishes.get(key, (0.0, ""))[0]:
+            if wish not in (Wish.WARM, Wish.EVICT) or wish_id in self._known:
                 return False
-            self._wishes[key] = at, wish
-            self._wishes.move_to_end(key)
-            if len(self._wishes) > KEEP:
-                self._wishes.popitem(last=False)
+            self._known[wish_id] = None
+            self._last[key] = wish_id
+            self._last.move_to_end(key)
+            if wish == Wish.EVICT:
+                self._evicted[key] = now + HOLD_FOR
+                self._evicted.move_to_end(key)
+            else:
+                self._evicted.pop(key, None)
+            for memory in (self._known, self._evicted, self._last):
+                if len(memory) > KEEP:
+                    memory.popitem(last=False)
             return True
+
+    def is_over(self, key: Key, wish_id: str) -> bool:
+        """Whether a later wish about the key has come."""
+        return self._last.get(key, wish_id) != wish_id
+
+    def hold(self, key: Key, *, now: float) -> None:
+        """Begin the day for which an image is not made again: what was made of it is deleted."""
+        with self._lock:
+            self._evicted[key] = now + HOLD_FOR
 
     def is_evicted(self, key: Key, *, now: float) -> bool:
         """Whether an operator has evicted the image from the target lately."""
-        at, wish = self._wishes.get(key, (0.0, ""))
-        return wish == Wish.EVICT and now - at < HOLD_FOR
+        return self._evicted.get(key, 0.0) > now
 
     def evicted(self, *, now: float) -> tuple[Key, ...]:
         """The keys that an operator has evicted lately."""
         with self._lock:
-            keys = tuple(self._wishes)
-        return tuple(key for key in keys if self.is_evicted(key, now=now))
+            return tuple(key for key, until in self._evicted.items() if until > now)

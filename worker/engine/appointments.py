@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Container, Mapping
 
-from worker.core.job import OPERATOR, Job, Key
+from worker.core.job import Job, Key
 
 LATE = 20.0
 """Seconds after which a try that was due, and waits in no lane, is stuck in the broker: once the
@@ -49,7 +49,7 @@ class Appointments:
         The work of a failing job causes notifications itself (Cinder deletes its broken volume, its
         import ends). If these made us look at once, the job would fail in a hot loop.
         """
-        if job.cause == OPERATOR:
+        if job.is_urgent:
             return False
         now, due = time.time(), self._due.get(job.key, 0.0)
         if not job.due and job.key in self._waking:

@@ -18,7 +18,7 @@ import structlog
 from worker.core.dead_letter import DeadLetter
 from worker.core.deletions import Deletions
 from worker.core.errors import Temporary
-from worker.core.job import OPERATOR, Job, Key
+from worker.core.job import NOTIFIED, Job, Key
 from worker.core.lanes import Delivery, Lanes
 from worker.core.uses import Uses
 from worker.core.wishes import Wishes
@@ -120,11 +120,16 @@ class Queue:
             return
         job = delivery.job
         self._note(job)
+        if job.wish and self._wishes.is_over(job.key, job.wish_id):
+            # Another try of a wish before
+            job = replace(job, cause=NOTIFIED, wish="", wish_id="")
         if self._appointments.answer(job):
             delivery.ack()
             return
         if entry := self._entries.get(job.key):
             entry.join(delivery)
+            if job.is_urgent:
+                self._hurry(entry, job)
             return
         lane = job.key.lane
         if lane not in self._turns:
@@ -145,6 +150,15 @@ class Queue:
         before, self._paused = self._paused, frozenset(lanes)
         for lane in (before - self._paused) & self._widths.keys():
             self._ready(lane)
+
+    def _hurry(self, entry: Entry, job: Job) -> None:
+        """Have a job that is here already do what a person asks for: in that project's turn, if it
+        is not in progress yet."""
+        entry.job = entry.job.joined(job)
+        turns = self._turns[job.key.lane]
+        if turns.take(lambda one: one is entry):
+            entry.job = replace(entry.job, project=job.project)
+            turns.add(job.project, entry)
 
     def lose(self, lane: str) -> None:
         """Let go of a lane's jobs: the broker hands them out anew, maybe to another worker.
@@ -180,7 +194,7 @@ class Queue:
             self._deletions.note(job.key.image_id, job.deleted)
         if job.deleted_volume:
             self._deletions.note_volume(job.deleted_volume)
-        if job.wish and self._wishes.note(job.key, job.wish, at=job.first_at):
+        if job.wish and self._wishes.note(job.key, job.wish, job.wish_id, now=time.time()):
             log.info(
                 "operator_wishes", wish=job.wish, image_id=job.key.image_id, target=job.key.target
             )
@@ -188,7 +202,7 @@ class Queue:
     def _waits(self, job: Job) -> bool:
         """Whether a job of the key that waits in the lane answers this one: its look is later than
         now."""
-        return job.cause != OPERATOR and self._lanes.will_hand_out(job.key)
+        return not job.is_urgent and self._lanes.will_hand_out(job.key)
 
     # For the runner
 
@@ -303,6 +317,9 @@ class Queue:
 
     def _sweep(self, lane: str) -> None:
         """Look behind what was handed out for the jobs of projects whose turn comes sooner."""
+        if lane in self._paused:
+            # It would only go round and round
+            return
         depth = self._lanes.depths().get(lane, 0)
         if lane in self._returning or not self._sweeps[lane].due(depth, now=time.monotonic()):
             return

@@ -17,7 +17,7 @@ from worker.core.dead_letter import DeadLetter
 from worker.core.deletions import Deletions
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.core.handler import Handler
-from worker.core.job import OPERATOR, RESYNC, Job
+from worker.core.job import NOTIFIED, OPERATOR, RESYNC, Job
 from worker.core.lanes import Lanes
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.uses import Uses
@@ -88,6 +88,10 @@ class _Watch:
     @property
     def by_operator(self) -> bool:
         return self._entry.job.cause == OPERATOR
+
+    @property
+    def wish(self) -> str:
+        return self._entry.job.wish
 
     def tell(self, step: str) -> None:
         if self._entry.lost:
@@ -268,8 +272,15 @@ class Runner:
             if isinstance(outcome, Again):
                 outcome = replace(outcome, after=look_again, counted=False)
             else:
+                # What a person has asked for is done
                 following = replace(
-                    job, attempt=0, first_at=time.time(), reason="notified again", wish=""
+                    job,
+                    cause=NOTIFIED if job.is_urgent else job.cause,
+                    attempt=0,
+                    first_at=time.time(),
+                    reason="notified again",
+                    wish="",
+                    wish_id="",
                 )
                 await self._again(following, look_again, wake_on_notification=False, quietly=True)
         match outcome:

@@ -240,8 +240,9 @@ class Scripted:
 class Polls:
     """A watch whose waits are over in a moment."""
 
-    def __init__(self, *, most: int = 2000, by_operator: bool = False) -> None:
+    def __init__(self, *, most: int = 2000, by_operator: bool = False, wish: str = "") -> None:
         self._most = most
+        self.wish = wish
         self.by_operator = by_operator
         self.count = 0
 
