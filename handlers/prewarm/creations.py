@@ -22,7 +22,7 @@ from handlers.reasons import WORDS, Reason
 from handlers.serving import at, pool_of, served
 from handlers.target_store import TargetStores
 from worker.core.cloud import Image, Location, Volume
-from worker.core.creation import Creation, Made, Way
+from worker.core.creation import NOTE, Creation, Made, Way
 from worker.core.errors import Blocked, NotFound
 from worker.core.handler import Parts
 from worker.core.target import Target
@@ -42,7 +42,7 @@ WAYS: tuple[tuple[type, Way], ...] = (
     (CacheClone, Way.CACHE),
 )
 NOT_THE_IMAGES = "the volume is gone, so nobody tells whether it was made of the image itself"
-NO_SIGN = "Cinder notes no downloads here, and somebody has read the image meanwhile"
+NO_SIGN = "Cinder has not been seen to note downloads here (verify_glance_signatures)"
 NO_CAUSE = "everything that Cinder needs for a clone was there as far as the worker knows"
 
 
@@ -102,11 +102,6 @@ class Creations:
 
     async def how_made(self, creation: Creation, targets: Iterable[Target]) -> Made | None:
         """Return how Cinder made the volume; None if it made it of another volume."""
-        if creation.downloaded:
-            self._notes_downloads = True
-        elif creation.read and not self._notes_downloads:
-            # Only then it matters
-            self._notes_downloads = await self._ask()
         try:
             volume = await self._cloud.get_volume(creation.volume_id)
         except (NotFound, Blocked):
@@ -122,6 +117,13 @@ class Creations:
             way = Way.DOWNLOAD if creation.downloaded else Way.UNKNOWN
             return Made(way, why="the image is gone")
         image = reading.image
+        if NOTE in image.properties:
+            # Cinder has copied that to the volume, and so it is no note of a download
+            return Made(Way.UNKNOWN, why=f"its image has a property {NOTE} of its own")
+        if creation.downloaded:
+            self._notes_downloads = True
+        elif not self._notes_downloads:
+            self._notes_downloads = await self._ask()
         target = served(image, await self._stores.resolve(target), self._learned, now=self._now())
         place = next((one for one in target.places if creation.host in one.hosts), None)
         here = at(target, place) if place and target.is_spread else target
@@ -187,7 +189,7 @@ def made(
     """
     if creation.downloaded:
         return _downloaded(creation, path, tuple(looks), refusal, by_cache=by_cache)
-    if creation.read and not notes_downloads:
+    if not notes_downloads and creation.read is not False and not creation.hit:
         return Made(Way.UNKNOWN, why=NO_SIGN)
     way = next((way for kind, way in WAYS if isinstance(path, kind)), Way.UNKNOWN)
     if way is Way.UNKNOWN and creation.hit:
@@ -205,9 +207,10 @@ def _downloaded(
     before = [look for look in looks if look.at <= creation.began]
     since = [look for look in looks if look.at > creation.began]
     candidates = [look.reasons for look in (*before[-1:], *since[:1])]
-    if isinstance(path, Download):
-        candidates.append(path.reasons)
     reasons = next((one for one in candidates if one), ())
+    found = bool(reasons)
+    if not found and isinstance(path, Download):
+        reasons = path.reasons
     if by_cache:
         # Those of the clone path stand in the order in which Cinder tries, the cache at last
         reasons = reasons[::-1]
@@ -215,4 +218,6 @@ def _downloaded(
         reasons = (Reason.NOT_WANTED, *reasons)
     told = [refusal] if refusal else []
     told += [WORDS[reason].sentence for reason in reasons if reason is not Reason.NOT_WANTED]
+    if reasons and not found:
+        told.append("this was found afterwards")
     return Made(Way.DOWNLOAD, tuple(reasons), "; ".join(told) or NO_CAUSE)

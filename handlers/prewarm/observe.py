@@ -25,6 +25,7 @@ from handlers.reservations import Reservations
 from handlers.serving import unproven
 from handlers.target_store import TargetStores
 from worker.core.cloud import Cloud, Image, Volume
+from worker.core.creation import NOTE
 from worker.core.errors import NotFound
 from worker.core.handler import Watch
 from worker.core.learned import Learned
@@ -138,7 +139,9 @@ class Observer:
             volume = await self._cloud.get_volume(volume_id)
         except NotFound:
             return replace(without(volume_id, seen), image=await self._image(seen))
-        downloading = volume.downloaded or volume.status == "downloading"
+        # An image may have that property by itself, and Cinder copies it
+        noted = volume.downloaded and NOTE not in seen.image.properties
+        downloading = noted or volume.status == "downloading"
         seen = replace(with_volume(volume, seen), downloaded=seen.downloaded or downloading)
         if downloading:
             self._probes.note(seen, target, native=False)

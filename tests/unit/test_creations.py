@@ -248,9 +248,22 @@ def test_which_clone(creation: Creation, path: Path, way: Way) -> None:
 
 
 @pytest.mark.parametrize("path", CLONES)
-def test_where_cinder_notes_no_downloads_a_reader_of_the_image_leaves_it_open(path: Path) -> None:
-    assert made(replace(CREATION, read=True), path=path, notes_downloads=False).way is Way.UNKNOWN
-    assert made(CREATION, path=path, notes_downloads=False).way is not Way.UNKNOWN
+@pytest.mark.parametrize(
+    ("read", "hit", "known"),
+    [
+        (False, False, True),
+        (True, False, False),
+        # Another replica has heard the start
+        (None, None, False),
+        (True, True, True),
+    ],
+)
+def test_where_cinder_is_not_seen_to_note_downloads(
+    path: Path, read: bool | None, hit: bool | None, known: bool
+) -> None:
+    creation = replace(CREATION, read=read, hit=hit)
+    assert (made(creation, path=path, notes_downloads=False).way is not Way.UNKNOWN) is known
+    assert made(creation, path=path).way is not Way.UNKNOWN
 
 
 @pytest.mark.parametrize(
@@ -273,6 +286,8 @@ def test_why_it_was_a_download(
     looks: Iterable[Look], path: Path, reasons: tuple[Reason, ...]
 ) -> None:
     found = made(DOWNLOADED, path=path, looks=looks)
+    looked = any(look.reasons for look in looks)
+    assert found.why.endswith("this was found afterwards") is (bool(reasons) and not looked)
     assert (found.way, found.reasons) == (Way.DOWNLOAD, reasons)
     assert found.why
     assert found.reason == (reasons[0] if reasons else "unknown")
@@ -380,14 +395,28 @@ async def test_cinder_is_asked_whether_it_notes_downloads_where_that_decides(not
         cloud.announce("image.activate", image.id)
         await rig.quiet()
         if noted:
-            other = cloud.volume_of("carol")
-            cloud.volumes[other.id] = replace(other, downloaded=True)
+            for project in ("carol", "dave"):
+                other = cloud.volume_of(project)
+                cloud.volumes[other.id] = replace(other, downloaded=True)
         calls = cloud.calls["notes_downloads"]
         for _ in range(3):
             rig.creations._read[image.id] = observe._Heard(10**9, 0.0, 0.0)
             found = await ways.found(cloud.use(image.id, "fast"))
             assert found == ("image_volume" if noted else "unknown", "")
         assert cloud.calls["notes_downloads"] - calls == 1
+
+
+async def test_a_property_that_an_image_has_by_itself_is_no_download() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        ways = Ways(rig)
+        await rig.prewarm.prepare({})
+        image = cloud.upload(properties={"signature_verified": "True"})
+        cloud.announce("image.activate", image.id)
+        await rig.quiet()
+        volume = cloud.use(image.id, "fast")
+        cloud.volumes[volume.id] = replace(volume, downloaded=True)
+        assert await ways.found(volume) == ("unknown", "")
 
 
 async def test_what_is_not_wanted() -> None:

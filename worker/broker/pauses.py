@@ -13,14 +13,19 @@ import functools
 from collections.abc import Callable, Iterable, Set
 from typing import Any
 
+import structlog
 from amqp import Message
+from amqp.exceptions import AccessRefused, PreconditionFailed
 
-from worker.broker.connection import IO_TIMEOUT, connected
+from worker.broker.connection import IO_TIMEOUT, connected, words
 from worker.broker.inspect import exchange_is_there
 from worker.broker.link import Link
 from worker.broker.topology import Topology
 from worker.broker.url import parse
 
+log = structlog.get_logger(__name__)
+
+ASK_AGAIN = 60.0
 EVERY = 3.0
 """Seconds between two questions which targets are paused."""
 
@@ -41,17 +46,26 @@ class PauseWatch:
         self._ask: Callable[[], Set[str]] | None = None
         self._told: Set[str] | None = None
         self._known = asyncio.Event()
+        self._link: Link | None = None
+        self._refused = ""
 
     async def run(self, changed: Callable[[Set[str]], None]) -> None:
         """Call `changed` on the event loop with the names of the paused targets, for as long as the
         task runs."""
         self._changed, self._loop, self._told = changed, asyncio.get_running_loop(), None
-        link = Link(broker=parse(self._url), session=self, name=f"{self._name} pauses")
+        self._link = link = Link(broker=parse(self._url), session=self, name=f"{self._name} pauses")
         link.start()
         try:
             await asyncio.get_running_loop().create_future()
         finally:
             await asyncio.to_thread(link.stop, grace=0.0)
+
+    @property
+    def problem(self) -> str | None:
+        """Why it is not known which targets are paused; None if it is."""
+        if self._refused:
+            return f"not known which targets are paused: {self._refused}"
+        return self._link.problem if self._link else None
 
     async def known(self) -> None:
         """Return once it is known which targets are paused."""
@@ -60,11 +74,24 @@ class PauseWatch:
     def opened(self, connection: Any) -> None:
         """Declare what is asked; the link calls this and what follows on its thread."""
         channel = connection.channel()
-        self._topology.declare_paused(channel)
+        try:
+            self._topology.declare_paused(channel)
+        except (AccessRefused, PreconditionFailed) as error:
+            # Only an operator can mend that: the worker works on, and is not ready
+            if not self._refused:
+                log.error("pauses_unknown", error=words(error))
+            self._refused = words(error)
+            if self._told is None:
+                self._told = frozenset()
+                self._tell(self._told)
+            return
+        self._refused = ""
         self._ask = functools.partial(_paused, channel, self._topology, self._targets)
 
     def turn(self) -> float:
         """Ask which targets are paused."""
+        if self._refused:
+            return ASK_AGAIN
         if self._ask is not None and (found := self._ask()) != self._told:
             self._told = found
             self._tell(found)

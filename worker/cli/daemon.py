@@ -47,8 +47,6 @@ COUNT_SHARE = 50
 """Counts may take a fiftieth of the time."""
 STUCK = 30.0
 """Seconds for which the loop has not turned when we call it hung."""
-PAUSES_WITHIN = 15.0
-"""Seconds that the broker has to tell which targets are paused, before jobs are taken anyway."""
 PATIENCE = 15.0
 """Seconds that we ask systemd for, again at each look, while jobs in progress end."""
 
@@ -197,11 +195,8 @@ class Daemon:
     async def _serve(self) -> None:
         """Take jobs, once it is known which targets are paused."""
         if self._pause_watch:
-            try:
-                async with asyncio.timeout(PAUSES_WITHIN):
-                    await self._pause_watch.known()
-            except TimeoutError:
-                log.warning("pauses_unknown", error=f"not told within {PAUSES_WITHIN:.0f} s")
+            # It asks the broker of the lanes: without that no job would come either
+            await self._pause_watch.known()
         await self._lanes.open(self._queue.prefetch, self._queue.deliver, self._queue.lose)
         self._lanes_opened.set()
         await asyncio.get_running_loop().create_future()
@@ -304,6 +299,8 @@ class Daemon:
                     problems[f"intake-{number}"] = problem
             if problem := self._lanes.problem():
                 problems["lanes"] = problem
+            if self._pause_watch and (problem := self._pause_watch.problem):
+                problems["pauses"] = problem
         return problems
 
 

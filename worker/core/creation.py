@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+NOTE = "signature_verified"
+"""What Cinder writes into the image metadata of a volume for which it has downloaded the image."""
 NO_REASON = "unknown"
 """The reason of a download that nothing that is known explains."""
 

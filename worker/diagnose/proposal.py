@@ -90,8 +90,11 @@ def _notifications(seen: Seen) -> list[str]:
             f"transport_urls = {EXAMPLE_URL}",
         ]
     if seen.exchanges:
-        lines += _comment("The exchanges that are there, of those that Glance and Cinder use.")
-        lines += [f"exchanges = {', '.join(seen.exchanges)}"]
+        # One that is not there yet comes with the first notification
+        lines += _comment(
+            f"Exchanges that are there now: {', '.join(seen.exchanges)}. The worker looks for glance, "
+            f"openstack and cinder."
+        )
     return lines
 
 
@@ -129,6 +132,8 @@ def _targets(seen: Seen) -> tuple[list[_Chosen], list[str]]:
 def _chosen(one: VolumeType, seen: Seen, names: Iterable[str]) -> _Chosen:
     target = Target(name=_name(one.name, frozenset(names)), volume_type=one.name)
     notes: list[str] = []
+    if seen.encrypted.get(one.name) is None:
+        notes.append("CHECK that it is not encrypted: this login may not see that.")
     places = find_places(target, (one,), tuple(seen.pools or ()))
     if places:
         notes.append(f"Pools: {', '.join(host for place in places for host in place.hosts)}.")

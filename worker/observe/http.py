@@ -115,7 +115,8 @@ class Probes:
             case "/status.json", Page() as page:
                 asked = _most(_parameter(request, "jobs"))
                 return _json({**page.status(asked), "problems": self._problems["/readyz"]()})
-            case "/volume.json", Page() as page:
+            # It names projects and pools
+            case "/volume.json", Page() as page if request.client in LOOPBACK:
                 return _json(page.volume(_parameter(request, "id")))
             case "/images.json", Page() as page:
                 return _json(page.images(_choice(request)))

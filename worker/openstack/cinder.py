@@ -43,7 +43,9 @@ class Cinder(Session):
     async def find_all_volumes(self, name: str) -> tuple[Volume, ...]:
         """The volumes of this name, of all projects as far as this login may see them."""
         query = {"name": name, "all_tenants": "1"}
-        return tuple([volume async for volume in self._volumes(query, parse.whole_volume)])
+        found = [volume async for volume in self._volumes(query, parse.whole_volume)]
+        # The database may not tell upper case from lower case
+        return tuple(volume for volume in found if volume.name == name)
 
     def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
         # Cinder reads a literal of Python's here (cinder/api/v3/volumes.py)
@@ -71,9 +73,11 @@ class Cinder(Session):
         rows = await self._read(
             "block-storage",
             f"/volumes/detail?{query}",
-            lambda answer: [parse.volume(row) for row in answer["volumes"]],
+            lambda answer: [parse.whole_volume(row) for row in answer["volumes"]],
         )
-        return any(volume.downloaded for volume in rows)
+        # One image could have the property by itself: Cinder copies it to all volumes of it
+        noted = (volume for volume in rows if volume.downloaded)
+        return len({volume.image_properties.get("image_id") for volume in noted}) > 1
 
     async def create_volume(self, new: NewVolume) -> Volume:
         body: dict[str, object] = {

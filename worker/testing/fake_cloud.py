@@ -382,7 +382,7 @@ class FakeCloud:
 
     async def notes_downloads(self) -> bool:
         async with self._call("notes_downloads"):
-            return any(volume.downloaded for volume in self.volumes.values())
+            return len([one for one in self.volumes.values() if one.downloaded]) > 1
 
     async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
         async with self._call("get_locations"):
