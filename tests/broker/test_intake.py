@@ -313,7 +313,8 @@ async def test_exchanges_that_are_not_there_fill_no_log(
         running.sink.gaps.clear()
         await asyncio.to_thread(rabbitmq.ctl, "close_all_connections", "the test says so")
         await until(lambda: "connected again" in running.sink.gaps)
-    assert lines() <= most()
+    # Each may have cut off one answer, so that the question had to be asked once more
+    assert lines() <= most() + 3
     # What is bound is looked at all the same
     rabbitmq.delete_exchange(exchange)
     await until(lambda: exchange in running.intake.unbound())
