@@ -211,6 +211,11 @@ def _downloaded(
     found = bool(reasons)
     if not found and isinstance(path, Download):
         reasons = path.reasons
+    if creation.evicted:
+        # Whoever has looked since has found no entry
+        reasons = tuple(
+            Reason.ENTRY_STALE if one is Reason.ENTRY_MISSING else one for one in reasons
+        )
     if by_cache:
         # Those of the clone path stand in the order in which Cinder tries, the cache at last
         reasons = reasons[::-1]

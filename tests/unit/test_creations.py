@@ -80,9 +80,11 @@ def test_what_happened_meanwhile_is_told_by_the_order_whatever_the_clocks_say(
     if read == "meanwhile":
         heard.see(at("image.send", 12.0 + skew, image_id=IMAGE))
         heard.see(at("image_volume_cache.hit", 12.0 + skew, image_id=IMAGE, host="h@b#p"))
+        heard.see(at("image_volume_cache.evict", 12.0 + skew, image_id=IMAGE, host="h@b#p"))
     heard.see(ended(14.0))
     creation = heard.take()
     assert creation is not None
+    assert creation.evicted is (read == "meanwhile")
     assert (creation.seconds, creation.read, creation.hit) == (
         4.0,
         read == "meanwhile",
@@ -291,6 +293,13 @@ def test_why_it_was_a_download(
     assert (found.way, found.reasons) == (Way.DOWNLOAD, reasons)
     assert found.why
     assert found.reason == (reasons[0] if reasons else "unknown")
+
+
+def test_an_entry_that_cinder_has_deleted_meanwhile_was_out_of_date() -> None:
+    evicted = replace(DOWNLOADED, evicted=True)
+    looks = [Look(90.0, ()), Look(105.0, (Reason.FORMAT, Reason.ENTRY_MISSING))]
+    found = made(evicted, path=CacheClone(ONE), looks=looks, by_cache=True)
+    assert found.reasons == (Reason.ENTRY_STALE, Reason.FORMAT)
 
 
 def test_what_policy_does_not_want_is_the_first_reason() -> None:

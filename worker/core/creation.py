@@ -34,8 +34,9 @@ class Creation:
     the beginning was not heard of. `began` and `ended` are this process's own clock when it heard
     of them; `began` is `ended` less `seconds`, or `ended`, if it did not. `downloaded` tells that
     Cinder has noted a download of the image on the volume itself. `read` tells that Glance sent the
-    image to somebody meanwhile, and `hit` that an entry of Cinder's image-volume cache was used in
-    the pool; both None if the beginning was not heard of.
+    image to somebody meanwhile, `hit` that an entry of Cinder's image-volume cache was used in the
+    pool, and `evicted` that one was deleted there, as it was out of date; all None if the beginning
+    was not heard of.
     """
 
     volume_id: str
@@ -49,6 +50,7 @@ class Creation:
     downloaded: bool = False
     read: bool | None = None
     hit: bool | None = None
+    evicted: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,13 @@ WAITING = 1000
 """Volumes of which it is still to be found out how they were made. More come only in a storm: then
 the oldest counts as unknown."""
 TIMED = frozenset(
-    {"volume.create.start", "image.send", "image_volume_cache.hit", "volume.create.end"}
+    {
+        "volume.create.start",
+        "image.send",
+        "image_volume_cache.hit",
+        "image_volume_cache.evict",
+        "volume.create.end",
+    }
 )
 """The event types that `Creations.see` takes note of."""
 WARM = {Way.DOWNLOAD: "false", Way.UNKNOWN: "unknown"}
@@ -54,6 +60,7 @@ class Creations:
         self._started: OrderedDict[str, _Heard] = OrderedDict()
         self._read: OrderedDict[str, _Heard] = OrderedDict()
         self._hits: OrderedDict[tuple[str, str], _Heard] = OrderedDict()
+        self._evictions: OrderedDict[tuple[str, str], _Heard] = OrderedDict()
         self._waiting: deque[Creation] = deque()
         self._made: OrderedDict[str, tuple[Creation, Made]] = OrderedDict()
         self._ended: OrderedDict[str, None] = OrderedDict()
@@ -74,6 +81,9 @@ class Creations:
                 self._note(self._read, notification.image_id, notification)
             case "image_volume_cache.hit":
                 self._note(self._hits, (notification.image_id, notification.host), notification)
+            case "image_volume_cache.evict":
+                key = (notification.image_id, notification.host)
+                self._note(self._evictions, key, notification)
             case "volume.create.end":
                 self._end(notification, notification.timestamp)
 
@@ -134,6 +144,7 @@ class Creations:
                 self._ended.popitem(last=False)
             read = self._read.get(image_id)
             hit = self._hits.get((image_id, notification.host))
+            evicted = self._evictions.get((image_id, notification.host))
             seconds = max(0.0, when - began.when) if began else None
             creation = Creation(
                 volume_id=notification.volume_id,
@@ -147,6 +158,7 @@ class Creations:
                 downloaded=notification.downloaded,
                 read=_since(read, began),
                 hit=_since(hit, began),
+                evicted=_since(evicted, began),
             )
             self._waiting.append(creation)
             late = self._waiting.popleft() if len(self._waiting) > WAITING else None
