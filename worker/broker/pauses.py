@@ -17,7 +17,7 @@ import structlog
 from amqp import Message
 from amqp.exceptions import AccessRefused, PreconditionFailed
 
-from worker.broker.connection import IO_TIMEOUT, connected, words
+from worker.broker.connection import connected, words
 from worker.broker.inspect import exchange_is_there
 from worker.broker.link import Link
 from worker.broker.topology import Topology
@@ -25,7 +25,11 @@ from worker.broker.url import parse
 
 log = structlog.get_logger(__name__)
 
+ANSWER_WITHIN = 10.0
+"""Seconds that the broker has to confirm a question. A node that is cut off from the others does
+not, and the link goes to the next one."""
 ASK_AGAIN = 60.0
+"""Seconds between two turns while the broker refuses what is needed to ask."""
 EVERY = 3.0
 """Seconds between two questions which targets are paused."""
 
@@ -98,7 +102,7 @@ class PauseWatch:
         return EVERY
 
     def lost(self) -> None:
-        """What is paused stays so until the broker tells otherwise."""
+        """Keep what is paused until the broker tells otherwise."""
         self._ask = None
 
     def finished(self) -> bool:
@@ -160,6 +164,6 @@ def _paused(channel: Any, topology: Topology, targets: tuple[str, ...]) -> Set[s
             exchange=topology.paused,
             routing_key=target,
             mandatory=True,
-            confirm_timeout=IO_TIMEOUT,
+            confirm_timeout=ANSWER_WITHIN,
         )
     return frozenset(targets) - returned

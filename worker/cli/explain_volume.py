@@ -12,11 +12,13 @@ from cliff.show import ShowOne
 
 from handlers.prewarm import Prewarm
 from handlers.reasons import WORDS, Reason
+from handlers.target_store import TargetStores
 from worker.cli import Worker, names
 from worker.cli.assembly import build_clouds, build_parts
 from worker.cli.values import Moment
 from worker.core.cloud import Volume
 from worker.core.creation import Creation, Made, Way
+from worker.core.handler import Parts
 from worker.core.plain import plain
 from worker.observe import live
 from worker.observe.metrics import Metrics
@@ -30,7 +32,7 @@ WAYS = {
     Way.UNKNOWN: "unknown",
 }
 SEEN = "by the worker, when the volume was made"
-NOW = "by Glance and Cinder as they are now: no worker on this host saw the volume being made"
+NOW = "by Glance and Cinder as they are now: the worker on this host does not remember the volume"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,22 +105,18 @@ async def _find(settings: Settings, text: str) -> _Found:
                 SEEN,
             )
         image_id = volume.image_properties.get("image_id", "")
-        target = next(
-            (one for one in settings.targets if one.volume_type == volume.volume_type), None
-        )
-        name = target.name if target else ""
-        why = ""
+        parts = build_parts(settings, clouds, Metrics())
+        why = name = ""
         if not image_id:
             why = "it was not made of an image"
         elif volume.source_volid or volume.snapshot_id:
             why = "it was made of another volume or of a snapshot"
-        elif target is None:
-            why = f"no target is configured for its type {volume.volume_type}"
+        elif not (name := await _target_of(volume, parts)):
+            why = f"no target serves its type {volume.volume_type} in its pool"
         if why:
             noted = volume.downloaded and not (volume.source_volid or volume.snapshot_id)
             way = Way.DOWNLOAD if noted else Way.UNKNOWN
             return _Found(volume, Made(way, why=why), image_id, name, None, NOW)
-        parts = build_parts(settings, clouds, Metrics())
         creation = Creation(
             volume_id=volume.id,
             image_id=image_id,
@@ -132,3 +130,14 @@ async def _find(settings: Settings, text: str) -> _Found:
         made = await Prewarm(parts).how_made(creation)
         assert made is not None, "it is made of an image"
         return _Found(volume, made, image_id, name, None, NOW)
+
+
+async def _target_of(volume: Volume, parts: Parts) -> str:
+    """The target that serves the volume; "" if none does."""
+    for target in parts.targets:
+        if target.volume_type == volume.volume_type:
+            return target.name
+    stores = parts.shared(TargetStores)
+    await stores.all()
+    ids = {name: type_id for type_id, name in stores.types.items()}
+    return stores.sharing.target_of(ids.get(volume.volume_type, ""), volume.host)

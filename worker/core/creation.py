@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 NOTE = "signature_verified"
-"""What Cinder writes into the image metadata of a volume for which it has downloaded the image."""
+"""The key that Cinder adds to the image metadata of a volume for which it downloads the image."""
 NO_REASON = "unknown"
 """The reason of a download that nothing that is known explains."""
 

@@ -37,7 +37,8 @@ class Watch(Protocol):
 
     @property
     def wish(self) -> str:
-        """What the operator has asked for, as `worker.core.wishes` names it; else ""."""
+        """The wish of an operator that led to this try, as `worker.core.wishes` names it; else
+        ""."""
 
     def tell(self, step: str) -> None:
         """Let people know what is done next, in one line; ends the try if the key may be another
