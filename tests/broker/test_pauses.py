@@ -107,3 +107,30 @@ async def test_asking_again_and_again_fills_nothing_and_no_log(
         await asyncio.sleep(2)
         assert (rabbitmq.depth(f"{queue}.paused") or 0) <= 1
         assert len(rabbitmq.errors()) == errors
+
+
+async def test_a_worker_that_may_not_ask_works_on_and_says_so(
+    rabbitmq: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pauses, "ASK_AGAIN", 0.5)
+    rabbitmq.ctl("add_user", queue, "secret")
+    rabbitmq.ctl("set_permissions", queue, "^other", "^other", "^other")
+    host = rabbitmq.url.rpartition("@")[2]
+    watch = PauseWatch(url=f"amqp://{queue}:secret@{host}", queue=queue, targets=TARGETS)
+    told: list[Set[str]] = []
+    running = asyncio.create_task(watch.run(told.append))
+    try:
+        async with asyncio.timeout(60):
+            await watch.known()
+        assert told == [set()]
+        assert "access" in (watch.problem or "")
+        # Until somebody lets it
+        rabbitmq.ctl("set_permissions", queue, ".*", ".*", ".*")
+        pause(rabbitmq.url, queue=queue, target="fast")
+        await until(lambda: told[-1] == {"fast"})
+        assert watch.problem is None
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+        rabbitmq.ctl("delete_user", queue)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import math
+import time
 from collections.abc import Callable, Iterable, Set
 from typing import Any
 
@@ -28,8 +30,8 @@ log = structlog.get_logger(__name__)
 ANSWER_WITHIN = 10.0
 """Seconds that the broker has to confirm a question. A node that is cut off from the others does
 not, and the link goes to the next one."""
-ASK_AGAIN = 60.0
-"""Seconds between two turns while the broker refuses what is needed to ask."""
+ASK_AGAIN = 3600.0
+"""Seconds until the next try where the broker refuses what is needed to ask: it logs each one."""
 EVERY = 3.0
 """Seconds between two questions which targets are paused."""
 
@@ -52,6 +54,8 @@ class PauseWatch:
         self._known = asyncio.Event()
         self._link: Link | None = None
         self._refused = ""
+        self._connection: Any = None
+        self._try_at = 0.0
 
     async def run(self, changed: Callable[[Set[str]], None]) -> None:
         """Call `changed` on the event loop with the names of the paused targets, for as long as the
@@ -77,10 +81,12 @@ class PauseWatch:
 
     def opened(self, connection: Any) -> None:
         """Declare what is asked; the link calls this and what follows on its thread."""
+        self._connection = connection
         channel = connection.channel()
         try:
             self._topology.declare_paused(channel)
         except (AccessRefused, PreconditionFailed) as error:
+            self._try_at = time.monotonic() + ASK_AGAIN
             # Only an operator can mend that: the worker works on, and is not ready
             if not self._refused:
                 log.error("pauses_unknown", error=words(error))
@@ -94,8 +100,8 @@ class PauseWatch:
 
     def turn(self) -> float:
         """Ask which targets are paused."""
-        if self._refused:
-            return ASK_AGAIN
+        if self._refused and time.monotonic() >= self._try_at:
+            self.opened(self._connection)
         if self._ask is not None and (found := self._ask()) != self._told:
             self._told = found
             self._tell(found)
@@ -103,7 +109,8 @@ class PauseWatch:
 
     def lost(self) -> None:
         """Keep what is paused until the broker tells otherwise."""
-        self._ask = None
+        self._ask = self._connection = None
+        self._try_at = math.inf
 
     def finished(self) -> bool:
         """Nothing has to be finished."""
