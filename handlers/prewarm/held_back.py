@@ -25,6 +25,12 @@ LIMITS = (
 )
 
 
+UNSIZED = (
+    "Cinder could not make a volume of it, and Glance does not tell its virtual size, so it may have "
+    "been too small: set its min_disk to the GiB that it needs"
+)
+
+
 class HeldBack:
     """Decides whether something is made again that somebody else undid.
 
@@ -103,6 +109,19 @@ class HeldBack:
         state = _state(image, target)
         self._undone.made(image.id, target.place, state=state, volume_id="", at=self._now())
 
+    def note_unsized(self, seen: Seen, target: Target) -> Finish | None:
+        """Note that Cinder could not make a volume of an image whose size nobody knows; how to
+        finish if it is held back now."""
+        past = self._undone.refused(
+            seen.image.id,
+            target.place,
+            state=_state(seen.image, target),
+            at=self._now(),
+            why=UNSIZED,
+            of_image=True,
+        )
+        return _finish(past, target) if past.is_held else None
+
     def note_refused(self, seen: Seen, target: Target) -> Finish | None:
         """Note that Cinder made no cache entry of the image; how to finish if it is held back
         now."""
@@ -160,7 +179,7 @@ def _finish(past: Past, target: Target) -> Finish:
 def _why(past: Past, target: Target) -> str:
     """Return the reason why an image is held back on a target, with the advice."""
     if past.refused:
-        return f"tried {past.times} times: {cache.NO_CACHE}"
+        return f"tried {past.times} times: {past.why}"
     if target.strategy == "cache":
         return (
             f"Cinder's cache entry of it was deleted {past.times} times soon after it was "

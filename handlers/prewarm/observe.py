@@ -34,6 +34,8 @@ from worker.core.uses import Uses
 
 log = structlog.get_logger(__name__)
 
+COULD_NOT_MAKE = "Cinder could not make volume"
+
 
 class Observer:
     """Makes observations, and waits for what others are doing."""
@@ -148,8 +150,7 @@ class Observer:
         if image_volume.is_broken(volume):
             seen = replace(
                 seen,
-                failed=f"Cinder could not make volume {volume_id} from the image (status "
-                f"{volume.status})",
+                failed=f"{COULD_NOT_MAKE} {volume_id} from the image (status {volume.status})",
             )
         if image_volume.is_usable(volume) or image_volume.is_broken(volume):
             # That took its time: the image may not be wanted any more, and there may be a cache

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from handlers import actions
+from handlers import actions, image_volume
 from handlers.actions import AddLocation
 from handlers.prewarm.act import Actor
 from handlers.prewarm.actions import CreateVolume, Finish, Observation
 from handlers.prewarm.copies import Copies
 from handlers.prewarm.held_back import HeldBack
-from handlers.prewarm.observe import Observer
+from handlers.prewarm.observe import COULD_NOT_MAKE, Observer
 from handlers.prewarm.paths import Paths
 from handlers.prewarm.placing import Placing
 from handlers.prewarm.plan import Planner
@@ -102,6 +102,8 @@ class OnePlace:
             finish = Finish(Skip(seen.failed, state=State.PARTLY_WARM))
         if seen.failed == cache.NO_CACHE:
             finish = self._held_back.note_refused(seen, target) or finish
+        if seen.failed.startswith(COULD_NOT_MAKE) and _is_unsized(seen, target):
+            finish = self._held_back.note_unsized(seen, target) or finish
         if isinstance(finish.outcome, Again) and finish.outcome.counted:
             self._suspects.add(target.name)
             if seen.imported:
@@ -120,6 +122,13 @@ class OnePlace:
                 await self._held_back.note_made(seen, target, finish.outcome.detail, began=began)
             return replace(finish.outcome, changed=True, warmed=True)
         return finish.outcome
+
+
+def _is_unsized(seen: Seen, target: Target) -> bool:
+    """Whether nobody tells how large a volume of the image has to be."""
+    image = seen.image
+    known = image_volume.is_raw(image) or image.virtual_size or image.min_disk
+    return target.strategy == "cache" and not known
 
 
 def _copied_into(target: Target) -> str:

@@ -232,3 +232,22 @@ def test_what_is_remembered_is_bounded_and_forgotten() -> None:
     undone.made("i", "fast", state="a", volume_id="v", at=0.0)
     undone.forget("i")
     assert undone.look("i", "fast", state="a", now=1.0) is None
+
+
+async def test_an_image_whose_virtual_size_nobody_tells_is_held_back_with_the_advice() -> None:
+    """As of Glance before it noted that; Cinder's volume of it is too small each time."""
+    cloud = FakeCloud(stores={}, cached={"fast"}, dead_types={"fast"})
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        image = cloud.upload(disk_format="qcow2", virtual_size=0, min_disk=0)
+        await rig.resync()
+        await rig.quiet()
+        [(image_id, target, why)] = rig.prewarm.held_back()
+        assert (image_id, target) == (image.id, "fast")
+        assert "set its min_disk" in why
+        assert cloud.calls["create_volume"] == 2
+        # Its owner does so
+        cloud.dead_types.clear()
+        cloud.touch(image.id, min_disk=3)
+        await rig.resync()
+        await rig.quiet()
+        assert [volume.size for volume in cloud.of(image.id)] == [3]

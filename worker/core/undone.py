@@ -25,7 +25,7 @@ class Past:
 
     `state` is of the image as it was then. `times` is how often it was undone or came to nothing,
     `gone_at` when that was found out of the last one, 0 while it stands, `refused` whether Cinder
-    made none at all.
+    made none at all, and `why`.
     """
 
     at: float
@@ -34,6 +34,7 @@ class Past:
     times: int = 0
     gone_at: float = 0.0
     refused: bool = False
+    why: str = ""
 
     @property
     def is_held(self) -> bool:
@@ -58,13 +59,25 @@ class Undone:
             self._keep(image_id, target, Past(at, state, volume_id, times))
             self._refusals.pop(target, None)
 
-    def refused(self, image_id: str, target: str, *, state: str, at: float, why: str) -> Past:
-        """Cinder made no cache entry of the image; `why` is what to say if it makes none of any."""
+    def refused(
+        self,
+        image_id: str,
+        target: str,
+        *,
+        state: str,
+        at: float,
+        why: str,
+        of_image: bool = False,
+    ) -> Past:
+        """Note that Cinder made no cache entry of the image, and `why`. Unless that is a matter
+        `of_image`, several images in a row are one of the target."""
         with self._lock:
             past = self._pasts.pop((image_id, target), None)
             times = past.times if past and past.refused and past.state == state else 0
-            past = Past(at, state, times=times + 1, gone_at=at, refused=True)
+            past = Past(at, state, times=times + 1, gone_at=at, refused=True, why=why)
             self._keep(image_id, target, past)
+            if of_image:
+                return past
             images = self._refusals.setdefault(target, set())
             images.add(image_id)
             if len(images) >= IN_A_ROW:
