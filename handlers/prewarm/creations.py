@@ -25,7 +25,9 @@ from worker.core.cloud import Image, Location, Volume
 from worker.core.creation import NOTE, Creation, Made, Way
 from worker.core.errors import Blocked, NotFound
 from worker.core.handler import Parts
+from worker.core.job import Key
 from worker.core.target import Target
+from worker.core.wishes import EVICTED
 
 KEEP = 20_000
 """Images on targets whose looks are remembered."""
@@ -93,6 +95,7 @@ class Creations:
         self._policy = parts.policy
         self._learned = parts.learned
         self._undone = parts.undone
+        self._wishes = parts.wishes
         self._stores = stores
         self._looks = looks
         self._readings: OrderedDict[str, Reading] = OrderedDict()
@@ -135,10 +138,17 @@ class Creations:
             creation,
             path=self._path(reading, pool, here, creation.project),
             looks=sorted(set(looks)),
-            refusal=policy.refusal(image, target, self._policy) or "",
+            refusal=self._refusal(image, target),
             by_cache=here.strategy == "cache",
             notes_downloads=self._notes_downloads,
         )
+
+    def _refusal(self, image: Image, target: Target) -> str:
+        """Why the image is not wanted on the target, by policy or by an operator; "" if it is."""
+        if refusal := policy.refusal(image, target, self._policy):
+            return refusal
+        key = Key("prewarm", image.id, target.name)
+        return EVICTED if self._wishes.is_evicted(key, now=self._now()) else ""
 
     async def _ask(self) -> bool:
         """Whether Cinder is seen to note downloads; asked now and then."""

@@ -22,7 +22,7 @@ from handlers.prewarm.plan import Planner
 from handlers.prewarm.popularity import Popularity
 from handlers.prewarm.probes import Probes
 from handlers.prewarm.suspects import Suspects
-from handlers.prewarm.warmth import EVICTED, Listed, Warmth
+from handlers.prewarm.warmth import Listed, Warmth
 from handlers.reservations import Reservations
 from handlers.serving import served
 from handlers.target_store import TargetStores
@@ -35,7 +35,7 @@ from worker.core.notification import Notification
 from worker.core.outcome import Again, Done, Outcome, Skip
 from worker.core.state import State
 from worker.core.target import UPLOAD, Target
-from worker.core.wishes import Wish
+from worker.core.wishes import EVICTED, Wish
 
 # The status of images that have data. Glance announces that one is deactivated or reactivated as an
 # image.update

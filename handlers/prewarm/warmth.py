@@ -19,9 +19,8 @@ from worker.core.learned import Learned
 from worker.core.state import State
 from worker.core.target import Policy, Target
 from worker.core.uses import Uses
-from worker.core.wishes import Wishes
+from worker.core.wishes import EVICTED, Wishes
 
-EVICTED = "an operator has evicted it; the command warm makes it again, else it waits for a day"
 # The places where an image is not warm: a state and the reason, by the name of the place
 Missing = dict[str, tuple[State, str]]
 

@@ -14,6 +14,7 @@ from handlers.reasons import Reason
 from worker.core.cloud import Volume
 from worker.core.creation import Creation, Made, Way
 from worker.core.errors import Temporary
+from worker.core.job import Key
 from worker.core.notification import Notification
 from worker.core.target import Policy
 from worker.core.type_map import TypeMap
@@ -435,6 +436,17 @@ async def test_what_is_not_wanted() -> None:
         ways = Ways(rig)
         image = cloud.upload(visibility="private")
         assert await ways.found(cloud.use(image.id, "fast")) == ("download", "not_wanted")
+
+
+async def test_what_an_operator_has_evicted_is_not_wanted() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        ways = Ways(rig)
+        image = cloud.upload()
+        rig.parts.wishes.hold(Key("prewarm", image.id, "fast"), now=cloud.now())
+        volume = cloud.use(image.id, "fast")
+        assert await ways.found(volume) == ("download", "not_wanted")
+        assert "an operator has evicted it" in rig.creations.document(volume.id)["why"]
 
 
 async def test_a_clone_of_a_users_volume_is_no_volume_of_the_image() -> None:

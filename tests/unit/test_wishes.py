@@ -10,13 +10,12 @@ from collections.abc import Iterable
 
 import pytest
 
-from handlers.prewarm.warmth import EVICTED
 from worker.core.cloud import Image
 from worker.core.job import EVICTING, OPERATOR, Job, Key
 from worker.core.outcome import Skip
 from worker.core.state import State
 from worker.core.target import Policy, Reclaiming
-from worker.core.wishes import HOLD_FOR, Wish, Wishes
+from worker.core.wishes import EVICTED, HOLD_FOR, Wish, Wishes
 from worker.testing.fake_cloud import FakeCloud
 from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import logging
 import os
 import signal
@@ -57,6 +58,11 @@ class Worker(App):
             "--config-dir", action="append", default=[], metavar="D", help="Folder of *.conf files."
         )
         return parser
+
+    def get_fuzzy_matches(self, cmd: str) -> list[str]:
+        """Commands that a mistyped one is likely to mean: `stauts` is status, `foo` is none."""
+        names = [name for name, _ in self.command_manager]
+        return difflib.get_close_matches(cmd, names, cutoff=0.6)
 
     def configure_logging(self) -> None:
         """Log warnings and worse, as text, until a command sets up its own logs; our errors as

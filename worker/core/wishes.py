@@ -15,6 +15,10 @@ HOLD_FOR = 86_400.0
 """Seconds for which an image that was evicted is not made warm again."""
 
 
+EVICTED = "an operator has evicted it; the command warm makes it again, else it waits for a day"
+"""Why an image is not made warm, for people."""
+
+
 class Wish(StrEnum):
     """A wish, as it travels in a job."""
 
