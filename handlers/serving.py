@@ -15,7 +15,8 @@ from worker.core.target import Target
 
 def pool_of(target: Target, learned: Learned, place: Place | None = None, *, now: float) -> Pool:
     """The target as a pool, for `clone_path`, or one of its places."""
-    key = at(target, place).place if place else target.place
+    # The one place of a target that is not spread is the target itself
+    key = at(target, place).place if place and target.is_spread else target.place
     named = frozenset(frozenset({store}) for store in target.native_stores)
     return Pool(
         hosts=frozenset(place.hosts if place else ()),

@@ -377,6 +377,19 @@ async def test_by_the_cache() -> None:
         assert await ways.found(cloud.use(image.id, "fast")) == ("download", "entry_stale")
 
 
+async def test_by_the_driver_as_a_volume_of_ours_has_shown() -> None:
+    """As on Ceph: one pool, and nobody has named `native_stores`."""
+    cloud = FakeCloud(rbd_stores=frozenset({"rbd"}), native=frozenset({"fast"}))
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        ways = Ways(rig)
+        await rig.prewarm.prepare({})
+        image = cloud.upload(stores=frozenset({"rbd"}))
+        cloud.announce("image.activate", image.id)
+        await rig.quiet()
+        assert not cloud.volumes
+        assert await ways.found(cloud.use(image.id, "fast")) == ("native", "")
+
+
 async def test_an_owner_that_was_wrong_when_it_was_made() -> None:
     cloud = FakeCloud(stores=dict(STORES))
     async with Rig(cloud, targets=(FAST,)) as rig:

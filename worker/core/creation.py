@@ -32,7 +32,7 @@ class Creation:
 
     `project` is whose volume it is, `host` its pool. `seconds` are what the user waited, None if
     the beginning was not heard of. `began` and `ended` are this process's own clock when it heard
-    of them; `began` is `ended` less `seconds`, or `ended`, if it did not. `downloaded` tells that
+    of them; `began` is `ended` if it did not hear of the beginning. `downloaded` tells that
     Cinder has noted a download of the image on the volume itself. `read` tells that Glance sent the
     image to somebody meanwhile, `hit` that an entry of Cinder's image-volume cache was used in the
     pool, and `evicted` that one was deleted there, as it was out of date; all None if the beginning
