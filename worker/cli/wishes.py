@@ -7,6 +7,7 @@ import asyncio
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import closing
 from typing import Any
 
 from cliff.lister import Lister
@@ -63,9 +64,8 @@ class _Wishing(Plain, Lister):
         self, settings: Settings, text: str, target: str
     ) -> tuple[list[tuple[str, ...]], list[str]]:
         metrics = Metrics()
-        clouds = build_clouds(settings, metrics)
-        cloud = clouds.common
-        try:
+        with closing(build_clouds(settings, metrics)) as clouds:
+            cloud = clouds.common
             warnings = [
                 f"target {name} can't be used: {why}"
                 for name, why in (await check_cloud(cloud, settings)).unusable.items()
@@ -105,8 +105,6 @@ class _Wishing(Plain, Lister):
                         "done by this command: a worker whose jobs wait in memory hears nothing of it"
                     )
             return rows, warnings
-        finally:
-            clouds.close()
 
     def _jobs(self, image_id: str, targets: list[str]) -> Iterator[Job]:
         for name in targets:
