@@ -7,7 +7,7 @@ from handlers.actions import LookAtLocations
 from handlers.upload.actions import Action, DeleteClone, Finish, LookAtClones, LookAtTasks
 from handlers.upload.clones import is_ours
 from handlers.upload.seen import Seen
-from handlers.upload.sources import LOCATION_IMPORT, binding, source_named
+from handlers.upload.sources import LOCATION_IMPORT, binding, source_named, until_others_end
 from worker.core.cloud import GIB
 from worker.core.outcome import Again, Done, Park
 from worker.core.target import Uploads
@@ -38,7 +38,12 @@ def plan(seen: Seen, rules: Uploads) -> Action:
         and (unbound or seen.image.properties.get(rules.status_property))
     ):
         return Finish(
-            Again("its properties are put right once Glance has read it", after=15.0, counted=False)
+            Again(
+                "its properties are put right once Glance has read it",
+                after=until_others_end(seen.image, seen.now),
+                counted=False,
+                wake_on_notification=True,
+            )
         )
     if not seen.image.import_locked and (bind := binding(seen.image, rules)):
         return bind

@@ -99,29 +99,33 @@ class Upload:
         return await self._settle(action, seen, watch)
 
     async def _settle(self, finish: Finish, seen: Seen, watch: Watch) -> Outcome:
-        """Tell the owner what came of a try, and count an upload that is complete."""
-        if finish.tell or not isinstance(finish.outcome, Again):
+        """Count an upload that is complete, and tell the owner what came of a try."""
+        outcome = finish.outcome
+        if seen.asked and isinstance(outcome, Done):
+            self._count(seen)
+            outcome = replace(outcome, changed=True)
+        if finish.tell or not isinstance(outcome, Again):
             after = await self._owner.tell(finish.tell, seen.image, watch)
             if after > 0:
-                reason = getattr(finish.outcome, "reason", finish.tell)
+                reason = getattr(outcome, "reason", finish.tell or "the upload is complete")
                 return Again(
                     f"{reason}; its owner is told in a moment",
                     after=after,
                     counted=False,
                     wake_on_notification=True,
                 )
-        if seen.asked and isinstance(finish.outcome, Done):
-            path = self._path(seen)
-            self._report.upload_completed(path)
-            if path == "stranded" and seen.source:
-                # Cinder made it in the owner's project, so it belongs to the owner
-                log.info(
-                    "volume_left_to_owner",
-                    volume_id=seen.source.id,
-                    project_id=seen.source.project_id,
-                )
-            return replace(finish.outcome, changed=True)
-        return finish.outcome
+        return outcome
+
+    def _count(self, seen: Seen) -> None:
+        path = self._path(seen)
+        self._report.upload_completed(path)
+        if path == "stranded" and seen.source:
+            # Cinder made it in the owner's project, so it belongs to the owner
+            log.info(
+                "volume_left_to_owner",
+                volume_id=seen.source.id,
+                project_id=seen.source.project_id,
+            )
 
     def _path(self, seen: Seen) -> str:
         """Return how the image came by its data: asked for by property, Cinder's upload finished,

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import structlog
 
 from handlers.upload import properties
-from handlers.upload.sources import wait_to_change
+from handlers.upload.sources import until_others_end, wait_to_change
 from worker.core.cloud import Cloud, Image
 from worker.core.errors import Blocked, NotFound, Temporary
 from worker.core.handler import Watch
@@ -15,8 +15,7 @@ from worker.core.target import Uploads
 
 log = structlog.get_logger(__name__)
 
-# Looks at an active image until Glance releases it and its owner can be told; after that the next
-# resync finds it
+# Looks of one try at an active image that Glance has locked, until its owner can be told
 LOOKS = 10
 
 
@@ -32,8 +31,9 @@ class Owner:
         """Write the text into the image's status property, if its owner has asked for the upload.
 
         Returns after how many seconds to come again, 0 for not at all: an image that somebody may
-        be about to send data for is not changed. Glance's task goes on for a moment after the image
-        is active, and writes the whole image at its end, so this waits for that.
+        be about to send data for is not changed. Glance's task goes on for a while after the image
+        is active, and writes the whole image at its end, so this waits for that. No notification
+        tells when Glance has unlocked an image.
         """
         status, looks = image.status, 0
         try:
@@ -52,6 +52,8 @@ class Owner:
                     looks += 1
                     await watch.changed()
                     image = await self._cloud.get_image(image.id)
+            if looks == LOOKS and image.status == status and self._has_to_be_told(image, text):
+                return until_others_end(image, self._now())
         except (Temporary, Blocked, NotFound) as error:
             # The upload does not depend on it: the image may be protected, or gone
             log.info("owner_not_told", text=text, error=str(error))

@@ -35,6 +35,7 @@ from handlers.upload.sources import (
     source_named,
     store_of,
     stranded_volumes,
+    until_others_end,
     wait_to_change,
 )
 from worker.core.cloud import Image, NewVolume, Volume
@@ -44,8 +45,6 @@ from worker.core.target import TAG, UPLOAD, Target, Uploads
 
 # Seconds for which a job waits for a clone that is being made, and for a clone whose source is gone
 PATIENCE = 60.0
-# Seconds between two looks at something that others end: more, the longer the image has not changed
-SOONEST, RAREST = 10.0, 900.0
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
 
 
@@ -142,8 +141,7 @@ def _of_another(named: str, seen: Seen) -> DeleteClone | Finish | None:
 
 def _patience(reason: str, seen: Seen) -> Again:
     """Wait for something that others end, with ever fewer looks. It never counts as a failure."""
-    quiet = age(max(seen.image.created_epoch, seen.image.updated_epoch), seen.now)
-    after = max(SOONEST, min(quiet / 4, RAREST))
+    after = until_others_end(seen.image, seen.now)
     return Again(reason, after=after, counted=False, wake_on_notification=True)
 
 

@@ -267,7 +267,8 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
          Park("Glance has lost the image's size, somebody changed the image at the same time: make it anew")),
         (seen(replace(QUEUED, status="active", import_locked=True,
                       properties={"image_volume_source": SOURCE, "image_volume_status": "waiting"})),
-         Again("its properties are put right once Glance has read it", after=15.0, counted=False)),
+         Again("its properties are put right once Glance has read it", after=10.0, counted=False,
+               wake_on_notification=True)),
         # Handed on by Cinder or Nova from another image: nobody has asked for anything
         (seen(HANDED_ON, clones=(), tasks=()), Skip(plan.NOBODY_ASKED)),
         (seen(clones=(replace(CINDERS, source_volid=OTHER),)),

@@ -185,6 +185,27 @@ async def test_a_refusal_is_withdrawn_though_glance_holds_the_image_a_moment_lon
     assert STATUS not in cloud.images[image.id].properties
 
 
+async def test_a_refusal_is_withdrawn_though_glance_reads_the_image_for_long(
+    cloud: FakeCloud,
+) -> None:
+    # Its task hashes the data. The end of the lock makes no notification
+    async with Rig(cloud, targets=()) as rig:
+        image = asked(cloud, cloud.volume_of("alice", encrypted=True))
+        await rig.complete(image.id)
+        assert STATUS in cloud.images[image.id].properties
+        cloud.unlocked_after = 0.3
+        cloud.set_by_user(image.id, **{SOURCE: cloud.volume_of("alice").id})
+        outcome = await rig.complete(image.id)
+        assert isinstance(outcome, Again)
+        assert outcome.after
+        assert STATUS in cloud.images[image.id].properties
+        await asyncio.sleep(0.4)
+        assert isinstance(await rig.complete(image.id), Done)
+        check_complete(cloud, image.id)
+        assert STATUS not in cloud.images[image.id].properties
+        assert rig.completed == ["property"]
+
+
 UEFI = {"hw_firmware_type": "uefi", "os_type": "linux"}
 
 
