@@ -9,6 +9,7 @@ import gzip
 import itertools
 import json
 import logging
+import re
 import socket
 import ssl
 import subprocess
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 import structlog
 
+from worker.core import request_id
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.observe.metrics import Metrics
 from worker.openstack import deadline, login, session
@@ -39,6 +41,7 @@ class Services:
 
     def __init__(self) -> None:
         self.strange: dict[str, Answer | Callable[[BaseHTTPRequestHandler], None]] = {}
+        self.request_ids: list[tuple[str, str]] = []
         self._open: set[socket.socket] = set()
         services = self
 
@@ -62,6 +65,7 @@ class Services:
 
             def do_GET(self) -> None:
                 path = self.path.partition("?")[0].rstrip("/")
+                services.request_ids.append((path, self.headers["X-OpenStack-Request-ID"]))
                 given = services.strange.get(path) or services.usual(path)
                 if callable(given):
                     given(self)
@@ -554,3 +558,26 @@ async def test_a_thread_that_waits_its_turn_has_its_whole_time(
     services.strange[f"/image/v2/images/{IMAGE_ID}"] = answer
     found = await asyncio.gather(*(cloud.get_image(IMAGE_ID) for _ in range(4)))
     assert [image.status for image in found] == ["active"] * 4
+
+
+async def test_all_requests_of_a_job_carry_its_request_id(
+    services: Services, clouds: Callable[..., OpenStackCloud]
+) -> None:
+    cloud = clouds()
+    with request_id.bound():
+        one = request_id.current()
+        await asyncio.gather(cloud.get_image(IMAGE_ID), cloud.list_volume_types())
+    # The token and the versions too
+    assert {path for path, _ in services.request_ids} >= {
+        "/v3/auth/tokens",
+        "/image",
+        f"/image/v2/images/{IMAGE_ID}",
+        "/volume/v3/types",
+    }
+    assert {told for _, told in services.request_ids} == {one}
+    assert re.fullmatch(r"req-[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", one)
+    services.request_ids.clear()
+    with request_id.bound():
+        await cloud.get_image(IMAGE_ID)
+    ((_, other),) = services.request_ids
+    assert other != one

@@ -4,6 +4,7 @@ under it."""
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import resource
 import select
@@ -11,11 +12,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from tests.deploy.debian import CLOUD, SmallCloud
 from tests.worker_process import WorkerProcess, configuration, free_port
@@ -284,3 +289,81 @@ def until(check: Callable[[], object], *, told: Path) -> None:
     while not check():
         assert time.monotonic() < deadline, told.read_text()
         time.sleep(0.1)
+
+
+class Collector:
+    """Takes traces as an OpenTelemetry collector does."""
+
+    def __init__(self) -> None:
+        self.spans: list[Span] = []
+        spans = self.spans
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                data = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.headers.get("Content-Encoding") == "gzip":
+                    data = gzip.decompress(data)
+                if self.path == "/v1/traces":
+                    asked = ExportTraceServiceRequest.FromString(data)
+                    spans.extend(
+                        span
+                        for resource in asked.resource_spans
+                        for scope in resource.scope_spans
+                        for span in scope.spans
+                    )
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def test_it_sends_traces_of_jobs_and_their_requests(tmp_path: Path) -> None:
+    cloud, collector = SmallCloud(), Collector()
+    clouds = tmp_path / "clouds.yaml"
+    clouds.write_text(cloud.clouds_yaml)
+    groups = {
+        **GROUPS,
+        "cloud": {"name": CLOUD},
+        "tracing": {"otlp_endpoint": collector.url},
+        "log": {"format": "json", "level": "debug"},
+    }
+    try:
+        with WorkerProcess(tmp_path, groups, clouds=clouds) as made:
+            deadline = time.monotonic() + 60
+            while not made.events("job_again"):
+                assert made.running, made.log.read_text()
+                assert time.monotonic() < deadline, made.log.read_text()
+                time.sleep(0.1)
+            # What is left is sent at the end
+            assert made.stop() == 0
+            (line, *_) = made.events("job_again")
+            answered = [
+                one
+                for one in made.events("api_answered")
+                if one.get("request_id") == line["request_id"]
+            ]
+    finally:
+        collector.close()
+        cloud.close()
+    jobs = [span for span in collector.spans if span.name == "job prewarm"]
+    told = {one.key: one.value.string_value for one in jobs[0].attributes}
+    assert told["request_id"] == line["request_id"]
+    requests = [span for span in collector.spans if span.parent_span_id == jobs[0].span_id]
+    assert "GET image" in {span.name for span in requests}
+    paths = [
+        one.value.string_value
+        for span in requests
+        for one in span.attributes
+        if one.key == "url.path"
+    ]
+    assert sorted(paths) == sorted(one["path"] for one in answered)

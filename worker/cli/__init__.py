@@ -7,6 +7,7 @@ import difflib
 import logging
 import os
 import signal
+from contextlib import nullcontext
 from typing import Any
 
 from cliff.app import App
@@ -15,6 +16,7 @@ from cliff.commandmanager import CommandManager
 from oslo_config import cfg
 
 from worker import settings
+from worker.core import request_id
 from worker.core.errors import Misconfigured
 from worker.core.plain import plain
 from worker.observe import log
@@ -125,7 +127,10 @@ class Worker(App):
 
     def run_subcommand(self, argv: list[str]) -> int:
         """Run the command; an error is one line, or several faults with a line each."""
-        result: int = super().run_subcommand(argv)
+        # The daemon has many things to do at once, and each has an id of its own
+        one_id = nullcontext() if argv[:1] == ["run"] else request_id.bound()
+        with one_id:
+            result: int = super().run_subcommand(argv)
         if isinstance(self.failure, Misconfigured):
             return WRONG
         return result

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from worker.cli.preflight import Found, check_cloud, check_locations
+from worker.core import request_id
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.core.uses import Uses
 from worker.observe.metrics import Metrics
@@ -97,8 +98,9 @@ class CloudWatch:
     async def look(self) -> None:
         """Look at the cloud once."""
         try:
-            self._is_there(await check_cloud(self._cloud, self._settings))
-            await self._look_at_locations()
+            with request_id.bound():
+                self._is_there(await check_cloud(self._cloud, self._settings))
+                await self._look_at_locations()
         except (Misconfigured, Temporary, Blocked, NotFound, Malformed) as error:
             # At start Misconfigured ends the process; now somebody may be working on the cloud
             self._is_away(str(error))

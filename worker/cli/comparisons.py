@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import structlog
 
 from handlers import image_volume
+from worker.core import request_id
 from worker.core.errors import Blocked, Malformed, NotFound, Temporary
 from worker.core.handler import Handler
 from worker.core.lanes import Lanes
@@ -92,7 +93,8 @@ class Comparisons:
             self._why = ""
             done = False
             try:
-                await self._compare(dispatcher, why)
+                with request_id.bound():
+                    await self._compare(dispatcher, why)
                 failures, done = 0, True
             except (Temporary, Blocked, NotFound, Malformed) as error:
                 wait = backoff.after(failures)
@@ -139,7 +141,8 @@ class Comparisons:
         last count stays."""
         began = time.monotonic()
         try:
-            census = await count(self._cloud, image_of=image_volume.image_of)
+            with request_id.bound():
+                census = await count(self._cloud, image_of=image_volume.image_of)
             self._metrics.census(census.volumes, census.sizes)
         except (Temporary, Blocked, NotFound, Malformed) as error:
             # The watch on the cloud reports that

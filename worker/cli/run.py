@@ -19,7 +19,8 @@ from worker.cli.preflight import check_bind, check_cloud
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.diagnose import broker_check
 from worker.engine.tasks import watch_others
-from worker.observe.metrics import Metrics
+from worker.observe import tracing
+from worker.observe.metrics import Metrics, release
 from worker.observe.systemd import READY, RELOADING, STOPPING, notify, status
 from worker.settings import Settings
 
@@ -38,10 +39,19 @@ class Run(Command):
         # Between the reading and the loop that hears it
         signal.signal(signal.SIGHUP, lambda number, _frame: early.append(number))
         settings = self.app.read_settings(quiet=True)
-        self.app.setup_logs()
-        _warn(settings)
-        asyncio.run(self._run(settings, early))
+        self._observe(settings)
+        try:
+            asyncio.run(self._run(settings, early))
+        finally:
+            tracing.end()
         return 0
+
+    def _observe(self, settings: Settings) -> None:
+        """Log and trace as the configuration says."""
+        self.app.setup_logs()
+        tracing.setup(settings.otlp_endpoint, ratio=settings.trace_ratio, version=release())
+        for warning in settings.warnings:
+            log.warning("configuration_warning", warning=warning)
 
     async def _run(self, settings: Settings, early: Sequence[int]) -> None:
         """Run one daemon after the other: each SIGHUP ends one, and the next one has the new
@@ -130,14 +140,8 @@ class Run(Command):
             await check_cloud(clouds.common, settings)
         await asyncio.to_thread(check_bind, settings, proven=proven)
         await asyncio.to_thread(broker_check.check, settings, proven=proven)
-        self.app.setup_logs()
-        _warn(settings)
+        self._observe(settings)
         return settings
-
-
-def _warn(settings: Settings) -> None:
-    for warning in settings.warnings:
-        log.warning("configuration_warning", warning=warning)
 
 
 def _refusal(faults: Sequence[str]) -> str:

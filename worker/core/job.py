@@ -48,7 +48,8 @@ class Job:
     `deleted` or `pending_delete`; else "". `deleted_volume` is the id in the volume.delete.end that
     led to it; else "". `project` is whose doing it is, "" if nobody knows: projects take turns in a
     lane. `wish` is what an operator asks for (`worker.core.wishes`), else "". Texts that are too
-    long are cut. `wish_id` tells one wish from another, however often its job is tried.
+    long are cut. `wish_id` tells one wish from another, however often its job is tried. `trace` is
+    the span of what led to the job, "" where nobody traces.
     """
 
     key: Key
@@ -64,6 +65,7 @@ class Job:
     project: str = ""
     wish: str = ""
     wish_id: str = ""
+    trace: str = ""
 
     @property
     def is_urgent(self) -> bool:
@@ -117,6 +119,7 @@ class Job:
                 project=_text(fields.get("project", "")),
                 wish=_part(fields.get("wish", "")),
                 wish_id=_part(fields.get("wish_id", "")),
+                trace=_part(fields.get("trace", "")),
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise Malformed(f"not a job: {error!r}") from error

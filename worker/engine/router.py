@@ -16,6 +16,7 @@ from worker.core.intake import Routed
 from worker.core.job import Job, Key
 from worker.core.masking import masked_bytes
 from worker.core.notification import Notification, decode
+from worker.observe import tracing
 from worker.observe.creations import TIMED, Creations
 from worker.observe.metrics import Metrics
 
@@ -94,6 +95,7 @@ class Router:
         deleted_volume = (
             notification.volume_id if notification.event_type == "volume.delete.end" else ""
         )
+        trace = _trace(notification) if keys else ""
         jobs = tuple(
             Job(
                 key=key,
@@ -104,6 +106,7 @@ class Router:
                 deleted=deleted,
                 deleted_volume=deleted_volume,
                 project=notification.project,
+                trace=trace,
             )
             for key in keys
         )
@@ -111,6 +114,17 @@ class Router:
         if jobs and notification.timestamp is not None:
             self._metrics.notification_lag.observe(max(0.0, now - notification.timestamp))
         return jobs, fault
+
+
+def _trace(notification: Notification) -> str:
+    """Begin the trace of a notification that leads to jobs."""
+    told = {
+        "event_type": notification.event_type,
+        "message_id": notification.message_id,
+        "image_id": notification.image_id,
+    }
+    with tracing.span(f"notification {notification.event_type}", told):
+        return tracing.current()
 
 
 def _letter(body: bytes, reason: str, *, now: float) -> DeadLetter:

@@ -13,6 +13,7 @@ from typing import assert_never
 import structlog
 from structlog.contextvars import bound_contextvars
 
+from worker.core import request_id
 from worker.core.dead_letter import DeadLetter
 from worker.core.deletions import Deletions
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
@@ -25,6 +26,7 @@ from worker.core.wishes import Wishes
 from worker.engine.entry import Entry
 from worker.engine.queue import Queue
 from worker.engine.retry import Backoff
+from worker.observe import tracing
 from worker.observe.activity import Activity
 from worker.observe.metrics import Metrics
 
@@ -160,9 +162,19 @@ class Runner:
         key = entry.job.key
         self._activity.began(entry.job)
         try:
-            with bound_contextvars(
-                handler=key.handler, image_id=key.image_id, target=key.target, cause=entry.job.cause
+            told = {
+                "handler": key.handler,
+                "image_id": key.image_id,
+                "target": key.target,
+                "cause": entry.job.cause,
+                "request_id": request_id.new(),
+            }
+            name = f"job {key.handler}"
+            with (
+                bound_contextvars(**told),
+                tracing.span(name, told, parent=entry.job.trace),
             ):
+                tracing.note("attempt", entry.job.attempt)
                 await self._guarded(entry)
         finally:
             self.queue.end(entry)
@@ -197,6 +209,7 @@ class Runner:
                 time.monotonic() - began
             )
             self._metrics.jobs.labels(key.handler, key.target, _counted_as(outcome)).inc()
+            tracing.note("outcome", _counted_as(outcome))
             if isinstance(outcome, Done):
                 changed, warmed = changed or outcome.changed, warmed or outcome.warmed
                 outcome = replace(outcome, changed=changed, warmed=warmed)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import warnings
+from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
+from typing import cast
 from urllib.parse import urlsplit
 
 import keystoneauth1.exceptions as ksa
@@ -15,6 +17,7 @@ import requests
 from openstack.config.loader import CONFIG_FILES
 from openstack.connection import Connection
 
+from worker.core import request_id
 from worker.core.errors import Misconfigured
 from worker.observe.metrics import Metrics, release
 from worker.openstack.answers import one_line
@@ -24,6 +27,24 @@ from worker.openstack.deadline import Adapter
 OWN_CLOUDS = "/etc/image-volume-worker/clouds.yaml"
 KEYSTONES = re.compile(r"(?:/\w+)*/v3/(?:auth|projects)\b")
 """Paths that only Keystone has."""
+
+
+REQUEST_ID = "X-OpenStack-Request-ID"
+
+
+class _RequestId(Mapping[str, str]):
+    """The header that tells a service the request id of what is being done at that moment."""
+
+    def __getitem__(self, name: str) -> str:
+        if name != REQUEST_ID:
+            raise KeyError(name)
+        return request_id.current()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((REQUEST_ID,))
+
+    def __len__(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +102,8 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
                 )
             ]
         )
+    # keystoneauth's own requests for tokens and versions get it too
+    session.additional_headers = cast("MutableMapping[str, str]", _RequestId())
     # requests keeps 10 connections a host otherwise, and opens and closes the rest for every
     # request
     pool = Adapter(pool_connections=8, pool_maxsize=concurrency)

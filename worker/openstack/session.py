@@ -23,6 +23,7 @@ from openstack.connection import Connection
 
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.engine.retry import reading
+from worker.observe import tracing
 from worker.observe.metrics import Metrics
 from worker.openstack.answers import one_line, read
 from worker.openstack.deadline import Deadline
@@ -260,11 +261,25 @@ class Session:
                 data=None if body is None else json.dumps(body),
             )
             self._metrics.api_requests.labels(service, method, str(response.status_code)).inc()
+            tracing.note("url.path", urlsplit(response.url).path)
+            tracing.note("http.response.status_code", response.status_code)
+            log.debug(
+                "api_answered",
+                service=service,
+                method=method,
+                path=urlsplit(response.url).path,
+                status=response.status_code,
+            )
             return read(service, method, response, certain)
 
         return await self._guarded(service, method, ask)
 
     async def _guarded(self, service: str, method: str, ask: Callable[[], T]) -> T:
+        """Run a request in a span of its own; see `_translated`."""
+        with tracing.span(f"{method} {service}", {"http.request.method": method}):
+            return await self._translated(service, method, ask)
+
+    async def _translated(self, service: str, method: str, ask: Callable[[], T]) -> T:
         """Run a request on a thread, and translate libraries' errors into ours; nothing else does.
 
         An error that we do not know is Temporary: a file that is being replaced, an answer that a

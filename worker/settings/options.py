@@ -114,6 +114,7 @@ TITLES = {
     "resync": "The bulk comparison that heals what notifications have missed",
     "probes": "Metrics and health over HTTP",
     "log": "Logs",
+    "tracing": "OpenTelemetry traces",
 }
 
 # One option, one row: with each argument on a line of its own it would be six hundred lines
@@ -280,6 +281,13 @@ TABLE: tuple[Option, ...] = (
     Option("log", "format", field="", default="auto", choices=("auto", "json", "text", "journal"),
            help="auto: text on a terminal, otherwise json. journal: entries of systemd's journal, with each "
                 "field as a field of the journal (journalctl EVENT=job_parked)."),
+    Option("tracing", "otlp_endpoint", field="otlp_endpoint", default="", sample="http://127.0.0.1:4318",
+           help="URL of a collector that takes OpenTelemetry traces over HTTP: spans of notifications, their jobs "
+                "and the requests of these. Empty for none. Needs the extra otel: pip install "
+                "'image-volume-worker[otel]'. The standard variables OTEL_EXPORTER_OTLP_* and "
+                "OTEL_RESOURCE_ATTRIBUTES count too."),
+    Option("tracing", "sample_ratio", field="trace_ratio", default=1.0, unit="share of traces", least=0.0, most=1.0,
+           help="Share of the traces to send."),
     Option("target", "volume_type", field="target.volume_type", required=True,
            help="Name of a volume type. Required."),
     Option("target", "strategy", field="target.strategy", choices=("auto", "store", "location", "cache", "native"),

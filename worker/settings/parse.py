@@ -186,23 +186,29 @@ def _url_faults(conf: cfg.ConfigOpts, urls: Sequence[str]) -> Iterator[str]:
         elif not urlsplit(url).scheme:
             yield "[notifications] transport_urls: not an oslo.messaging URL"
     for url in _split_urls(_get(conf, "notifications", "management_urls")):
-        try:
-            parts = urlsplit(url)
-            good = (
-                parts.scheme in {"http", "https"}
-                and parts.hostname
-                and (parts.port is None or parts.port > 0)
-            )
-        except ValueError:
-            good = False
-        if not good:
+        if not _is_http(url):
             yield (
                 "[notifications] management_urls: expected http(s)://user:password@host:port, "
                 "percent-encoded"
             )
+    collector = _get(conf, "tracing", "otlp_endpoint")
+    if collector and not _is_http(collector):
+        yield "[tracing] otlp_endpoint: expected http(s)://host:port"
     work_url = _get(conf, "work", "url")
     if work_url != "memory://":
         yield from _broker_faults("[work] url", work_url)
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in {"http", "https"}
+            and bool(parts.hostname)
+            and (parts.port is None or parts.port > 0)
+        )
+    except ValueError:
+        return False
 
 
 def _broker_faults(name: str, url: str) -> Iterator[str]:

@@ -44,6 +44,8 @@ class Settings:
     resync_on_start: bool
     bind: tuple[str, int] | None
     page: bool
+    otlp_endpoint: str = ""
+    trace_ratio: float = 1.0
     config_files: tuple[str, ...] = ()
     config_dirs: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
