@@ -19,7 +19,7 @@ from worker.core.cloud import GIB
 from worker.core.errors import Misconfigured, Temporary
 from worker.engine.retry import Backoff, Pace
 from worker.observe.metrics import Metrics
-from worker.openstack.login import Identity
+from worker.openstack.survey import Identity
 from worker.settings import Settings
 from worker.testing.fake_cloud import FakeCloud, Fault
 

@@ -25,8 +25,7 @@ from worker.diagnose.doctor import brokers, cinder, configuration, daemon, glanc
 from worker.diagnose.doctor.facts import Facts
 from worker.diagnose.doctor.management import Managed, Management, Rules, _would_apply
 from worker.diagnose.doctor.untold import Untold, ask, tell
-from worker.openstack.login import Identity
-from worker.openstack.survey import Clock, Limit, Service, Shown
+from worker.openstack.survey import Clock, Identity, Limit, Service, Shown
 from worker.settings import Settings
 
 URL = "rabbit://u:s3cret@one:5672,u:s3cret@two:5672/"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
 from worker.broker.intake import RabbitIntake
 from worker.broker.lanes import RabbitLanes
@@ -19,9 +20,10 @@ from worker.core.intake import Intake
 from worker.core.lanes import Lanes
 from worker.core.uses import Uses
 from worker.observe.metrics import Metrics
-from worker.openstack.cloud import OpenStackCloud
-from worker.openstack.login import connect, count_keystone
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.openstack.cloud import OpenStackCloud
 
 HANDLERS = "image_volume_worker.handlers"
 """The group of entry points that names the installed handlers."""
@@ -69,6 +71,11 @@ def build_handlers(settings: Settings, parts: Parts) -> dict[str, Handler]:
 
 def build_clouds(settings: Settings, metrics: Metrics) -> Clouds:
     """Return the cloud of the settings; nothing has been asked of it yet."""
+    # openstacksdk takes a fifth of a second to import: wrong options and a wrong configuration are
+    # told before that
+    from worker.openstack.cloud import OpenStackCloud  # noqa: PLC0415
+    from worker.openstack.login import connect, count_keystone  # noqa: PLC0415
+
     connection = connect(
         name=settings.cloud_name,
         timeout=settings.api_timeout,

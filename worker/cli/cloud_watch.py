@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -13,8 +14,10 @@ from worker.core import request_id
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.core.uses import Uses
 from worker.observe.metrics import Metrics
-from worker.openstack.cloud import OpenStackCloud
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.openstack.cloud import OpenStackCloud
 
 log = structlog.get_logger(__name__)
 

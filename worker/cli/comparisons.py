@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -18,8 +19,10 @@ from worker.engine.dispatcher import Dispatcher
 from worker.engine.resync import Census, compare, count, enqueue
 from worker.engine.retry import Backoff, Pace
 from worker.observe.metrics import Metrics
-from worker.openstack.cloud import OpenStackCloud
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.openstack.cloud import OpenStackCloud
 
 log = structlog.get_logger(__name__)
 

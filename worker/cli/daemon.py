@@ -25,6 +25,7 @@ from worker.cli.comparisons import CENSUS, START, Comparisons
 from worker.cli.preflight import not_bound
 from worker.core.handler import Targeted
 from worker.core.job import Key
+from worker.core.release import release
 from worker.engine.creations import find_ways
 from worker.engine.dispatcher import Dispatcher
 from worker.engine.router import Router
@@ -32,7 +33,7 @@ from worker.engine.runner import Runner
 from worker.engine.tasks import Tasks
 from worker.observe.creations import Creations
 from worker.observe.http import Page, Probes
-from worker.observe.metrics import Metrics, release
+from worker.observe.metrics import Metrics
 from worker.observe.order import Choice
 from worker.observe.systemd import READY, WATCHDOG, extend, notify, status
 from worker.settings import Settings

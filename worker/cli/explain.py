@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cliff.lister import Lister
 
@@ -26,8 +26,10 @@ from worker.diagnose.check import Check
 from worker.diagnose.explain import probe
 from worker.observe import live
 from worker.observe.metrics import Metrics
-from worker.openstack.cloud import OpenStackCloud
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.openstack.cloud import OpenStackCloud
 
 FAILED = 3
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")

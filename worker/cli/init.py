@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cliff.command import Command
 
@@ -17,8 +18,9 @@ from worker.core.cloud import Store
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.diagnose.proposal import Seen, propose
 from worker.observe.metrics import Metrics
-from worker.openstack.cloud import OpenStackCloud
-from worker.openstack.login import connect
+
+if TYPE_CHECKING:
+    from worker.openstack.cloud import OpenStackCloud
 
 EXCHANGES = ("glance", "openstack", "cinder")
 TIMEOUT = 30.0
@@ -112,6 +114,10 @@ def _write(path: Path, text: str) -> None:
 
 
 async def _read(name: str, options: argparse.Namespace, exchanges: list[str]) -> Seen:
+    # Wrong options are told before openstacksdk is imported
+    from worker.openstack.cloud import OpenStackCloud  # noqa: PLC0415
+    from worker.openstack.login import connect  # noqa: PLC0415
+
     metrics = Metrics()
     connection = connect(name=name or None, timeout=TIMEOUT, concurrency=RESERVED)
     cloud = OpenStackCloud(

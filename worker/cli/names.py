@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from worker.core.cloud import Volume
 from worker.core.errors import Misconfigured, NotFound
 from worker.core.notification import IMAGE_ID
-from worker.openstack.cloud import OpenStackCloud
+
+if TYPE_CHECKING:
+    from worker.openstack.cloud import OpenStackCloud
 
 SHOWN = 20
 """Ids that an error lists at most."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from handlers import policy, target_store
 from handlers.target_store import missing_type, read_encryption
 from worker.core.errors import Blocked, Misconfigured
 from worker.core.target import Target
 from worker.observe.web import listen, shown
-from worker.openstack.cloud import OpenStackCloud
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.openstack.cloud import OpenStackCloud
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import argparse
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cliff.lister import Lister
 
@@ -22,8 +22,10 @@ from worker.core.job import OPERATOR
 from worker.diagnose import explain
 from worker.engine.resync import Census, compare, compare_images, job_of
 from worker.observe.metrics import Metrics
-from worker.openstack.cloud import OpenStackCloud
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.openstack.cloud import OpenStackCloud
 
 
 class Resync(Plain, Lister):

@@ -17,10 +17,11 @@ from worker.cli.assembly import build_clouds
 from worker.cli.daemon import Daemon
 from worker.cli.preflight import check_bind, check_cloud
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
+from worker.core.release import release
 from worker.diagnose import broker_check
 from worker.engine.tasks import watch_others
 from worker.observe import tracing
-from worker.observe.metrics import Metrics, release
+from worker.observe.metrics import Metrics
 from worker.observe.systemd import READY, RELOADING, STOPPING, notify, status
 from worker.settings import Settings
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from oslo_utils import strutils
-
 MASK = "***"
 # Hidden whatever is in it
 HIDDEN = frozenset({
@@ -35,6 +33,9 @@ _LOGIN = re.compile(r"(?:(?<=//)|(?<=,))([^:@,]*:)(?:[^@]*@|[^@]+\Z)")
 def masked(value: Any) -> Any:
     """The same, with secrets masked: by their names, as OpenStack itself masks what it logs, and in
     URLs."""
+    # It compiles some hundred expressions when it is imported, and only `record` needs it
+    from oslo_utils import strutils  # noqa: PLC0415
+
     if isinstance(value, dict):
         clean = strutils.mask_dict_password(value)
         return {

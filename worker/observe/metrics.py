@@ -6,11 +6,11 @@ import collections
 import time
 from collections.abc import Iterable, Mapping
 from functools import cache, partial
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from worker.core.cloud import Image
+from worker.core.release import release
 from worker.core.state import State
 from worker.core.target import Target
 from worker.observe.activity import Activity
@@ -24,14 +24,6 @@ ANNOUNCERS = {"image": "image", "volume": "block-storage"}
 """Whose notifications begin with what, by the names that requests have."""
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 API_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
-
-
-def release() -> str:
-    """Return the version of this package as it is installed."""
-    try:
-        return version("image-volume-worker")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class Metrics:

@@ -11,11 +11,9 @@ from worker.core.cloud import LISTED, Image, ImageTask, Location, Store
 from worker.core.errors import Blocked, NotFound
 from worker.openstack import parse
 from worker.openstack.session import Session
-from worker.openstack.survey import Shown
+from worker.openstack.survey import LOCATION_API, Shown
 
 PAGE = 1000
-# Glance's version that has POST /v2/images/{id}/locations
-LOCATION_API = (2, 17)
 PATCH_TYPE = "application/openstack-images-v2.1-json-patch"
 
 

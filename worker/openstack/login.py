@@ -6,7 +6,6 @@ import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
-from dataclasses import dataclass
 from typing import cast
 from urllib.parse import urlsplit
 
@@ -19,7 +18,8 @@ from openstack.connection import Connection
 
 from worker.core import request_id
 from worker.core.errors import Misconfigured
-from worker.observe.metrics import Metrics, release
+from worker.core.release import release
+from worker.observe.metrics import Metrics
 from worker.openstack.answers import one_line
 from worker.openstack.deadline import Adapter
 
@@ -45,14 +45,6 @@ class _RequestId(Mapping[str, str]):
 
     def __len__(self) -> int:
         return 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Identity:
-    """Our internal project, and the roles of our token."""
-
-    project_id: str
-    roles: frozenset[str]
 
 
 def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection:

@@ -27,9 +27,8 @@ from worker.observe import tracing
 from worker.observe.metrics import Metrics
 from worker.openstack.answers import one_line, read
 from worker.openstack.deadline import Deadline
-from worker.openstack.login import Identity
 from worker.openstack.parse import each, link, parsed
-from worker.openstack.survey import Clock, Login
+from worker.openstack.survey import Clock, Identity, Login
 
 # Of a listing: ten million rows. One with more never ends
 MOST_PAGES = 10_000

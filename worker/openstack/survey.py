@@ -8,6 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 UNLIMITED = -1
+LOCATION_API = (2, 17)
+"""Glance's first API version with POST /v2/images/{id}/locations."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Our internal project, and the roles of our token."""
+
+    project_id: str
+    roles: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Mapping, Set
 from functools import partial
+from typing import TYPE_CHECKING
 
 from worker.broker.inspect import Look
 from worker.broker.pauses import read_pauses
@@ -20,8 +21,10 @@ from worker.diagnose.doctor import brokers, cinder, configuration, daemon, glanc
 from worker.diagnose.doctor.facts import gather
 from worker.diagnose.doctor.management import Managed, Management
 from worker.diagnose.doctor.untold import Untold, ask, tell, untold
-from worker.openstack.cloud import OpenStackCloud
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.openstack.cloud import OpenStackCloud
 
 MEMORY = Check(
     "lanes",

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 from handlers import target_store
 from worker.core.cloud import Location, Store, Volume
@@ -15,10 +16,11 @@ from worker.core.pool import Pool, VolumeType
 from worker.core.target import Target
 from worker.diagnose.doctor import untold
 from worker.diagnose.doctor.untold import Untold
-from worker.openstack.cloud import OpenStackCloud
-from worker.openstack.login import Identity
-from worker.openstack.survey import Clock, Limit, Login, Service, Shown
+from worker.openstack.survey import Clock, Identity, Limit, Login, Service, Shown
 from worker.settings import Settings
+
+if TYPE_CHECKING:
+    from worker.openstack.cloud import OpenStackCloud
 
 SERVICES = {"keystone": "keystone", "glance": "image", "cinder": "block-storage"}
 # Images of each store that are followed to their volumes

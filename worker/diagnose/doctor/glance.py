@@ -10,8 +10,7 @@ from worker.core.target import Target
 from worker.diagnose.check import Check
 from worker.diagnose.doctor.facts import Facts, decided
 from worker.diagnose.doctor.untold import Untold, untold
-from worker.openstack.glance import LOCATION_API
-from worker.openstack.survey import Shown
+from worker.openstack.survey import LOCATION_API, Shown
 from worker.settings import Settings
 
 SEE = "see glance"

@@ -7,9 +7,7 @@ from collections.abc import Iterator
 from worker.diagnose.check import Check
 from worker.diagnose.doctor.facts import SERVICES, Facts
 from worker.diagnose.doctor.untold import Untold, untold
-from worker.openstack.glance import LOCATION_API
-from worker.openstack.login import Identity
-from worker.openstack.survey import Clock
+from worker.openstack.survey import LOCATION_API, Clock, Identity
 from worker.settings import Settings
 
 SERVICE = "service"
