@@ -9,7 +9,7 @@ import os
 import signal
 from contextlib import nullcontext
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from cliff.app import App
 from cliff.command import Command
@@ -61,7 +61,7 @@ class Worker(App):
 
     def build_option_parser(self, *args: Any, **kwargs: Any) -> argparse.ArgumentParser:
         """Return the parser of the options that come before the command."""
-        parser: argparse.ArgumentParser = super().build_option_parser(*args, **kwargs)
+        parser: argparse.ArgumentParser = _brief(super().build_option_parser(*args, **kwargs))
         parser.add_argument(
             "--config-file",
             action="append",
@@ -113,7 +113,14 @@ class Worker(App):
             )
         except (cfg.Error, OSError) as error:
             raise Misconfigured([str(error)]) from error
-        loaded = settings.load(conf)
+        try:
+            loaded = settings.load(conf)
+        except Misconfigured as error:
+            if files or folders:
+                raise
+            raise Misconfigured(
+                [f"no configuration found; looked in {settings.DEFAULT_FILE}", *error.faults]
+            ) from error
         self.conf = conf
         for warning in () if quiet else loaded.warnings:
             self.LOG.warning(warning)
@@ -143,6 +150,10 @@ class Worker(App):
 
     def run_subcommand(self, argv: list[str]) -> int:
         """Run the command; an error is one line, or several faults with a line each."""
+        if argv[0].startswith("-"):
+            # cliff takes it for the name of a command
+            self.LOG.error("there is no option %s; see %s --help", argv[0], self.NAME)
+            return WRONG
         # The daemon has many things to do at once, and each has an id of its own
         one_id = nullcontext() if argv[:1] == ["run"] else request_id.bound()
         with one_id:
@@ -151,15 +162,27 @@ class Worker(App):
             return WRONG
         return result
 
-    def prepare_to_run_command(self, cmd: Command) -> None:  # noqa: ARG002  cliff's name
+    def prepare_to_run_command(self, cmd: Command) -> None:
         """Have Ctrl-C raise an exception from here on, so that things can be put in order: all
-        modules are imported."""
+        modules are imported. Have wrong words told in one line."""
         if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+        parser_of = cmd.get_parser
+        cmd.get_parser = lambda prog_name: _brief(parser_of(prog_name))  # type: ignore[method-assign]
 
     def clean_up(self, cmd: Command, result: int, err: BaseException | None) -> None:  # noqa: ARG002  cliff's names
         """Remember why a command failed."""
         self.failure = err
+
+
+def _brief(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Return the parser, which tells what is wrong in one line, and the usage only with --help."""
+
+    def error(message: str) -> NoReturn:
+        parser.exit(WRONG, f"{parser.prog}: {message}; see {parser.prog} --help\n")
+
+    parser.error = error  # type: ignore[method-assign]
+    return parser
 
 
 class _Plain(logging.Formatter):

@@ -21,7 +21,7 @@ from worker.broker.lanes import RabbitLanes
 from worker.cli import Worker, values
 from worker.cli.assembly import HANDLERS
 from worker.cli.handover import unserved
-from worker.cli.values import Plain
+from worker.cli.table import Table
 from worker.core.errors import Misconfigured, NotFound
 from worker.core.job import OPERATOR, Job
 from worker.core.plain import plain
@@ -86,8 +86,10 @@ class _Selecting(Command):
                 yield kept
 
 
-class List(_Selecting, Plain, Lister):
+class List(_Selecting, Table, Lister):
     """List jobs that were given up and messages that nobody can read, oldest first."""
+
+    optional = ("Tries", "Given up")
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table."""
@@ -97,8 +99,10 @@ class List(_Selecting, Plain, Lister):
 
 
 class Show(_Selecting, ShowOne):
-    """Show one dead letter with everything that is known, or with --raw write the message itself to
-    standard output."""
+    """Show one dead letter with everything that is known.
+
+    With --raw the message itself is written to standard output.
+    """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
@@ -139,7 +143,7 @@ class Show(_Selecting, ShowOne):
         return 0
 
 
-class _Taking(_Selecting, Plain, Lister):
+class _Taking(_Selecting, Table, Lister):
     """Acts on letters and takes them out of the queue."""
 
     careful = True
@@ -193,8 +197,10 @@ class _Taking(_Selecting, Plain, Lister):
 
 
 class Replay(_Taking):
-    """Put jobs that were given up back into their lanes, as if never tried. Messages that nobody
-    can read stay."""
+    """Put jobs that were given up back into their lanes, as if never tried.
+
+    Messages that nobody can read stay.
+    """
 
     def hindrance(self, settings: Settings, kept: Kept) -> str:
         """Only jobs can be done again, and only where a worker would take them."""

@@ -12,7 +12,7 @@ from cliff.lister import Lister
 
 from worker.cli import Worker
 from worker.cli.assembly import build_clouds
-from worker.cli.values import Plain
+from worker.cli.table import Table
 from worker.diagnose import doctor
 from worker.diagnose.check import Check
 from worker.observe.metrics import Metrics
@@ -23,15 +23,21 @@ FAILED = 3
 PATIENCE = 10.0
 
 
-class Doctor(Plain, Lister):
-    """Check configuration, brokers, login, roles, Glance, Cinder and targets; exit status 3 if
-    anything fails.
+class Doctor(Table, Lister):
+    """Check everything that a worker needs; exit status 3 if a check fails.
 
-    Nothing is changed. What a `warn` and a `fail` mean, and what to do, is told in a line.
+    Configuration, brokers, login, roles, Glance, Cinder and targets are checked. Nothing is
+    changed. A table shows what is not ok, with what to do, and how many checks are ok.
     """
 
     app: Worker
     _checks: tuple[Check, ...] = ()
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser = super().get_parser(prog_name)
+        parser.add_argument("--all", action="store_true", help="Show the checks that are ok too.")
+        return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:  # noqa: ARG002
         """The table of checks."""
@@ -41,6 +47,17 @@ class Doctor(Plain, Lister):
         self._checks = tuple(asyncio.run(_examine(settings, files)))
         rows = [(check.name, check.verdict, check.detail, check.advice) for check in self._checks]
         return ("Check", "Result", "Detail", "What to do"), rows
+
+    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
+        """The table; programs get all checks."""
+        rows = list(data)
+        shown = rows
+        if parsed_args.formatter == "table" and not parsed_args.all:
+            shown = [row for row in rows if row[1] != "ok"]
+        status = super().produce_output(parsed_args, column_names, shown) if shown else 0
+        if hidden := len(rows) - len(shown):
+            self.app.stdout.write(f"{hidden} checks are ok; --all shows them.\n")
+        return status
 
     def run(self, parsed_args: argparse.Namespace) -> int:
         """The exit status, once the table is shown."""

@@ -19,7 +19,7 @@ from worker.broker.tap import Tap
 from worker.cli import Worker, ending, names, pauses, values
 from worker.cli.assembly import build_clouds, build_parts
 from worker.cli.preflight import check_cloud
-from worker.cli.values import Plain
+from worker.cli.table import Table
 from worker.core.errors import Misconfigured, Temporary
 from worker.diagnose import doctor, explain
 from worker.diagnose.check import Check
@@ -35,7 +35,7 @@ FAILED = 3
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
-class Explain(Plain, Lister):
+class Explain(Table, Lister):
     """Show every condition that an image has to meet, whether it does, and what to do.
 
     For an active image those of a clone on each target: what Cinder needs to clone instead of

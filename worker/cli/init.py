@@ -30,12 +30,12 @@ NEWEST = 50
 
 
 class Init(Command):
-    """Write a configuration with comments, from what Glance, Cinder and the brokers show: volume
-    types, pools, stores, exchanges, the login.
+    """Write a first configuration, with comments, from what the cloud shows.
 
-    Each public volume type that is not encrypted and leads to pools becomes a target; of types that
-    lead to the same pools one. The login is that of --cloud, OS_CLOUD or the OS_* variables. Nothing
-    is changed in the cloud; a file that is there is not overwritten.
+    It asks Glance, Cinder and the brokers for volume types, pools, stores and exchanges. Each
+    public volume type that is not encrypted and leads to pools becomes a target; of types that lead
+    to the same pools one. The login is that of --cloud, OS_CLOUD or the OS_* variables. Nothing is
+    changed in the cloud; a file that is there is not overwritten.
     """
 
     app: Worker

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -12,20 +13,23 @@ from worker.core.notification import IMAGE_ID
 if TYPE_CHECKING:
     from worker.openstack.cloud import OpenStackCloud
 
+BEGINNING = re.compile(r"[0-9a-f]{8}[0-9a-f-]{0,27}")
 SHOWN = 20
 """Ids that an error lists at most."""
 
 
 async def image_id(cloud: OpenStackCloud, text: str) -> str:
-    """The id of the image with this id or name.
+    """The id of the image with this id, beginning of an id (8 digits at least) or name.
 
     An id is taken as it is, whether Glance has the image or not. NotFound if no image has the name,
     Misconfigured if several have.
     """
     if is_id(text):
         return text.strip().lower()
-    found = await cloud.find_images(text)
-    return _only("image", text, [one.id for one in found])
+    found = [one.id for one in await cloud.find_images(text)]
+    if not found and BEGINNING.fullmatch(beginning := text.strip().lower()):
+        found = [one.id async for one in cloud.list_images() if one.id.startswith(beginning)]
+    return _only("image", text, found)
 
 
 async def volume(cloud: OpenStackCloud, text: str) -> Volume:
@@ -43,14 +47,12 @@ def is_id(text: str) -> bool:
 
 
 def _only(kind: str, text: str, ids: Iterable[str]) -> str:
-    ids = sorted(ids)
+    ids = sorted(set(ids))
     if not ids:
         raise NotFound(f"no {kind} has the id or the name {text!r}")
     if len(ids) > 1:
         more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
         raise Misconfigured(
-            [
-                f"{len(ids)} {kind}s have the name {text!r}, give an id: {', '.join(ids[:SHOWN])}{more}"
-            ]
+            [f"{len(ids)} {kind}s fit {text!r}, give an id: {', '.join(ids[:SHOWN])}{more}"]
         )
     return ids[0]

@@ -10,7 +10,7 @@ from cliff.lister import Lister
 
 from worker.broker import pauses
 from worker.cli import Worker
-from worker.cli.values import Plain
+from worker.cli.table import Table
 from worker.core.errors import Misconfigured
 from worker.settings import Settings
 
@@ -25,7 +25,7 @@ def look(settings: Settings) -> Set[str]:
     return pauses.read_pauses(settings.work_url, queue=settings.queue, targets=names)
 
 
-class _Pausing(Plain, Lister):
+class _Pausing(Table, Lister):
     """Pauses or resumes a target, and shows which ones are paused."""
 
     app: Worker
@@ -60,12 +60,11 @@ class _Pausing(Plain, Lister):
 
 
 class PauseTarget(_Pausing):
-    """Begin no new job on a target, on all replicas, until it is resumed: for the maintenance of its
-    backend.
+    """Begin no new job on a target, on all replicas, until it is resumed.
 
-    Workers hear of it within a few seconds. Jobs wait in the lane meanwhile, those in progress go
-    on: status --lanes shows when they have ended. Uploads, and the deleting of what nobody needs, go
-    on too. A restart of workers or brokers changes nothing.
+    For the maintenance of its backend. Workers hear of it within a few seconds. Jobs wait in the
+    lane meanwhile, those in progress go on: status --lanes shows when they have ended. Uploads, and
+    the deleting of what nobody needs, go on too. A restart of workers or brokers changes nothing.
     """
 
     def change(self, settings: Settings, target: str) -> None:

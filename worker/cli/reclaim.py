@@ -14,7 +14,7 @@ from handlers import image_volume, reclaim
 from worker.cli import Worker
 from worker.cli.assembly import build_clouds, build_parts
 from worker.cli.preflight import check_cloud
-from worker.cli.values import Plain
+from worker.cli.table import Table
 from worker.core.cloud import Cloud, Location, Volume
 from worker.core.errors import Blocked, NotFound
 from worker.engine.packed import Packed
@@ -38,9 +38,8 @@ class Row(NamedTuple):
     store: str = ""
 
 
-class Reclaim(Plain, Lister):
-    """Show each volume of an image that Glance does not find, and each location whose volume Cinder
-    does not find.
+class Reclaim(Table, Lister):
+    """Show volumes whose image, and locations whose volume, is not found.
 
     A running worker looks for them with each resync, and deletes such volumes and locations once it
     is proven that what they belong to is gone: docs/upkeep.md has the rules. If too many are

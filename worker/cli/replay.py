@@ -31,11 +31,11 @@ from worker.settings import Settings
 
 
 class Replay(ShowOne):
-    """Replay recorded notifications: into the lanes of the workers that run, or with --local by
-    this command itself.
+    """Replay recorded notifications.
 
-    SOURCE is a file, a folder, or - for standard input: JSON lines or arrays of oslo envelopes or
-    bare notifications, or what `record` and `rabbitmqadmin get` write; plain, gzip or zstd. Old
+    Their jobs go to the workers that run, or with --local this command does them itself. SOURCE is
+    a file, a folder, or - for standard input: JSON lines or arrays of oslo envelopes or bare
+    notifications, or what `record` and `rabbitmqadmin get` write; plain, gzip or zstd. Old
     notifications are hints like new ones: each leads to a look at the image as it is now, so a
     replay ends in the same state whenever and however often it is done. What nobody can read is
     counted and told, and does not stop the rest. The summary at the end is what -f json prints.

@@ -15,7 +15,7 @@ from worker.cli import Worker, names, progress
 from worker.cli.assembly import build_clouds, build_handlers, build_parts
 from worker.cli.handover import Handover
 from worker.cli.preflight import check_cloud
-from worker.cli.values import Plain
+from worker.cli.table import Table
 from worker.core.errors import Misconfigured
 from worker.core.handler import Handler, Missing
 from worker.core.job import OPERATOR
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from worker.openstack.cloud import OpenStackCloud
 
 
-class Resync(Plain, Lister):
+class Resync(Table, Lister):
     """Compare Glance and Cinder once, show what is missing, and have it done.
 
     With lanes on RabbitMQ the jobs go to the workers that run; with memory:// this command does the
@@ -68,8 +68,10 @@ class Resync(Plain, Lister):
         found = asyncio.run(_resync(settings, parsed_args, self.app.LOG.warning))
         if not found:
             self.app.LOG.warning("nothing is missing")
-        rows = [(one.key.handler, one.key.image_id, one.key.target, one.why) for one in found]
-        return ("Handler", "Image", "Target", "Why"), rows
+        rows = [
+            (one.key.handler, one.key.image_id, one.name, one.key.target, one.why) for one in found
+        ]
+        return ("Handler", "Image", "Name", "Target", "Why"), rows
 
 
 async def _resync(

@@ -29,8 +29,10 @@ log = structlog.get_logger(__name__)
 
 
 class Run(Command):
-    """Run the worker until SIGTERM or SIGINT, which let jobs in progress end; SIGHUP reads the
-    configuration again."""
+    """Run the worker.
+
+    SIGTERM and SIGINT let jobs in progress end; SIGHUP reads the configuration again.
+    """
 
     app: Worker
 

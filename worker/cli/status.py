@@ -17,7 +17,8 @@ from worker.broker.inspect import DEAD, DELAYED, Depth, look_at_lanes
 from worker.cli import Worker, names, pauses
 from worker.cli.assembly import build_clouds, build_handlers, build_parts
 from worker.cli.preflight import check_cloud
-from worker.cli.values import Moment, Plain
+from worker.cli.table import Table, fit, terminal_width
+from worker.cli.values import Moment
 from worker.core.errors import Misconfigured, NotFound, Temporary
 from worker.core.job import Job, Key
 from worker.core.state import State
@@ -31,6 +32,7 @@ from worker.settings import Settings
 
 COLUMNS = (
     "Image",
+    "Name",
     "Target",
     "State",
     "Strategy",
@@ -71,9 +73,8 @@ class _Seen:
     paused: Set[str] = frozenset()
 
 
-class Status(Plain, Lister):
-    """Show images x targets: warm or not, the Image-Volume, its size and age, last use, next try,
-    and why not.
+class Status(Table, Lister):
+    """Show each image on each target: warm or not, and why not.
 
     States: warm; making, it is being made now; cold, it will be warm; failed, it is tried again or
     was given up; full, the target's budget or Cinder's cache has no room; held back, somebody else
@@ -86,6 +87,7 @@ class Status(Plain, Lister):
     """
 
     app: Worker
+    optional = ("Strategy", "GiB", "Age", "Last use", "Image-Volume", "Next try")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
@@ -154,8 +156,10 @@ class Status(Plain, Lister):
         """The table; for a person who has asked for everything, what stands below it."""
         status_code: int = super().produce_output(parsed_args, column_names, data)
         if self._more and parsed_args.formatter == "table":
+            width = 0 if parsed_args.wide else terminal_width()
             for names, rows in ((SUMMARY, _summary(self._seen, "")), (LANES, _lanes(self._seen))):
-                self.formatter.emit_list(names, list(rows), self.app.stdout, parsed_args)
+                below = fit(names, rows, width=width, optional=("Strategy", "Held", "Other"))
+                self.formatter.emit_list(below.columns, below.rows, self.app.stdout, parsed_args)
         return status_code
 
 
@@ -250,6 +254,7 @@ def cells(row: Row) -> tuple[Any, ...]:
     """Return a row as its columns."""
     return (
         row.image_id,
+        row.name,
         row.target,
         row.state.value,
         row.strategy,

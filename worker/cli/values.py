@@ -11,7 +11,6 @@ from typing import Any
 from cliff.columns import FormattableColumn
 
 from worker.core.notification import IMAGE_ID
-from worker.core.plain import plain
 
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 BYTES = {"": 1, "k": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -65,17 +64,6 @@ def size(text: str) -> int:
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is not a size like 10k, 100M, 1G or 0")
     return int(found[1]) * BYTES[found[2]]
-
-
-class Plain:
-    """Mixed into a command that lists: what strangers have written steers no terminal, in whatever
-    format."""
-
-    def produce_output(self, parsed_args: argparse.Namespace, column_names: Any, data: Any) -> int:
-        """The table, of plain texts."""
-        rows = (tuple(plain(one) if isinstance(one, str) else one for one in row) for row in data)
-        status: int = super().produce_output(parsed_args, column_names, rows)  # type: ignore[misc]
-        return status
 
 
 def count(text: str) -> int:

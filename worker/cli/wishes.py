@@ -17,7 +17,7 @@ from worker.cli import Worker, names, pauses, progress
 from worker.cli.assembly import build_clouds, build_handlers, build_parts
 from worker.cli.handover import Handover
 from worker.cli.preflight import check_cloud
-from worker.cli.values import Plain
+from worker.cli.table import Table
 from worker.core.errors import Misconfigured, Temporary
 from worker.core.job import EVICTING, OPERATOR, Job, Key
 from worker.core.state import State
@@ -31,7 +31,7 @@ PROJECT = "an operator"
 ASKED = "asked for"
 
 
-class _Wishing(Plain, Lister):
+class _Wishing(Table, Lister):
     """Puts a wish about an image into the lanes of targets."""
 
     app: Worker
@@ -58,7 +58,7 @@ class _Wishing(Plain, Lister):
             self.app.LOG.warning(warning)
         if all(row[-1] != ASKED for row in rows):
             self.app.LOG.warning("nothing was asked for")
-        return ("Image", "Target", "State", "Why", "Wish"), rows
+        return ("Image", "Name", "Target", "State", "Why", "Wish"), rows
 
     async def _ask(
         self, settings: Settings, text: str, target: str
@@ -82,10 +82,20 @@ class _Wishing(Plain, Lister):
                 one for one in prewarm.warmth(image, volumes) if target in ("", one.target.name)
             ]
             rows: list[tuple[str, ...]] = [
-                (image.id, one.target.name, one.state.value, one.why, self.refusal(one) or ASKED)
+                (
+                    image.id,
+                    image.name,
+                    one.target.name,
+                    one.state.value,
+                    one.why,
+                    self.refusal(one) or ASKED,
+                )
                 for one in found
             ]
-            jobs = list(self._jobs(image.id, [row[1] for row in rows if row[-1] == ASKED]))
+            asked = [
+                one.target.name for one, row in zip(found, rows, strict=True) if row[-1] == ASKED
+            ]
+            jobs = list(self._jobs(image.id, asked))
             paused = await asyncio.to_thread(pauses.look, settings) if jobs else frozenset[str]()
             warnings += [
                 f"target {name} is paused: it is done once that is resumed"
@@ -123,10 +133,10 @@ class _Wishing(Plain, Lister):
 
 
 class Warm(_Wishing):
-    """Make an image warm now: ahead of the images that wait, and in spite of what was undone before,
-    of [prewarm] when and of an earlier evict.
+    """Make an image warm now, ahead of the images that wait.
 
-    The rules for what is wanted hold: an image that they refuse is named with the rule. Budgets hold
+    It is made in spite of [prewarm] when, of an earlier evict, and of what was undone before. The
+    rules for what is wanted hold: an image that they refuse is named with the rule. Budgets hold
     too. The workers that run do it; with [work] url = memory:// this command does it itself.
     """
 
@@ -145,12 +155,11 @@ class Warm(_Wishing):
 
 
 class Evict(_Wishing):
-    """Delete what was made of an image on a target, and do not make it again for a day, or until
-    `warm` asks for it.
+    """Delete what was made of an image on a target, and keep it away for a day.
 
-    The rules for deleting hold: the last copy of an image's data stays, and so does what the worker
-    did not make. A worker that is restarted has forgotten the wish; to keep an image off all targets
-    for good, set its property image_volume_prewarm to no.
+    `warm` brings it back earlier. The rules for deleting hold: the last copy of an image's data
+    stays, and so does what the worker did not make. A worker that is restarted has forgotten the
+    wish; to keep an image off all targets for good, set its property image_volume_prewarm to no.
     """
 
     wish = Wish.EVICT

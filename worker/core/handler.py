@@ -47,11 +47,13 @@ class Watch(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Missing:
-    """A key that looks incomplete, and why; who compares fills in whose image it is about."""
+    """A key that looks incomplete, and why; who compares fills in whose image it is about, and the
+    image's name."""
 
     key: Key
     why: str
     project: str = ""
+    name: str = ""
 
 
 class Handler(Protocol):

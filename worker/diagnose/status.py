@@ -32,10 +32,11 @@ class Row:
     it last served.
 
     `due` is when the worker tries next, as far as one tells; all times are epoch seconds, 0 for
-    unknown.
+    unknown. `name` is the image's.
     """
 
     image_id: str
+    name: str = ""
     target: str
     state: State
     strategy: str = ""
@@ -113,11 +114,17 @@ async def of_image(
             if row.state is State.COLD and one.target.glance_store in (image.stores or ()):
                 stores = frozenset(target.glance_store for target in prewarm.resolved) - {""}
                 row = await _if_lost(cloud, row, image, volumes, stores)
-            yield row
+            yield replace(row, name=image.name)
     for handler in others:
         for missing in handler.incomplete(image.id, image, volumes):
             state = State.UPLOAD if missing.key.handler == "upload" else State.LEFT_OVER
-            yield Row(image_id=image.id, target=missing.key.target, state=state, why=missing.why)
+            yield Row(
+                image_id=image.id,
+                name=image.name,
+                target=missing.key.target,
+                state=state,
+                why=missing.why,
+            )
 
 
 def of_gone(image_id: str, volume: Volume) -> Row:

@@ -84,7 +84,7 @@ async def compare(
         own = volumes.take(image.id)
         for handler in handlers:
             for missing in handler.incomplete(image.id, image, own):
-                yield replace(missing, project=image.owner)
+                yield replace(missing, project=image.owner, name=image.name)
     if volumes and not census.images:
         # An empty list is no proof that everything was deleted: it may be a database that was just
         # set up anew
@@ -124,7 +124,11 @@ async def compare_images(
             continue
         for handler in handlers:
             for missing in handler.incomplete(image_id, image, volumes):
-                yield replace(missing, project=image.owner if image else "")
+                yield replace(
+                    missing,
+                    project=image.owner if image else "",
+                    name=image.name if image else "",
+                )
 
 
 async def enqueue(

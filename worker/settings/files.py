@@ -6,12 +6,12 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 
+DEFAULT_FILE = "/etc/image-volume-worker/image-volume-worker.conf"
+
 
 def config_files(given: Sequence[str]) -> list[str]:
-    """Return the files to read: those given, else /etc/image-volume-worker/image-volume-worker.conf
-    if it is there."""
-    default = "/etc/image-volume-worker/image-volume-worker.conf"
-    return list(given) or ([default] if os.path.exists(default) else [])
+    """Return the files to read: those given, else DEFAULT_FILE if it is there."""
+    return list(given) or ([DEFAULT_FILE] if os.path.exists(DEFAULT_FILE) else [])
 
 
 def config_dirs(given: Sequence[str], files: Sequence[str]) -> list[str]:
