@@ -27,7 +27,7 @@ def source_named(image: Image, rules: Uploads) -> str:
     volume_id, _, image_id = value.rpartition("/")
     if not IMAGE_ID.fullmatch(image_id) or not volume_id:
         return value
-    return volume_id if image_id == image.id else ""
+    return volume_id if image_id == image.id.lower() else ""
 
 
 def binding(image: Image, rules: Uploads) -> Bind | None:

@@ -20,7 +20,7 @@ from tests.broker.rabbitmq import RabbitMQ
 from tests.broker.sink import RoutingSink
 from tests.broker.test_oslo_intake import Service
 from worker.broker.tap import Tap
-from worker.capture.read import decoded
+from worker.capture.forms import decoded
 from worker.capture.record import Output, Recorder
 from worker.core.intake import Intake
 

@@ -24,7 +24,7 @@ from handlers.upload import plan, seen
 from tests.fuzz.dice import Dice
 from worker import settings
 from worker.broker import url as broker_url
-from worker.capture import read, replay
+from worker.capture import forms, read, replay
 from worker.capture.record import line_of
 from worker.core.cloud import Image, Location
 from worker.core.compression import BZIP2, GZIP, LZMA, ZSTD
@@ -225,7 +225,7 @@ class Borders:
             if not found.fault:
                 assert found.body
                 with contextlib.suppress(Malformed):
-                    assert read.decoded(found.body)["event_type"]
+                    assert forms.decoded(found.body)["event_type"]
         assert count <= len(content) + 1
 
     def file(self, data: bytes) -> None:

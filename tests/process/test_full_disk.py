@@ -15,7 +15,8 @@ import pytest
 from tests.broker.rabbitmq import RabbitMQ
 from tests.deploy.debian import CLOUD, SmallCloud
 from tests.worker_process import WorkerProcess
-from worker.capture.read import Source, decoded
+from worker.capture.forms import decoded
+from worker.capture.read import Source
 from worker.capture.replay import Checkpoint
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a file system")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from backports import zstd
 
-from worker.capture.read import Source, decoded, sources
+from worker.capture.forms import decoded
+from worker.capture.read import Source, sources
 from worker.core.errors import Malformed, Misconfigured
 from worker.testing.fake_cloud import notification
 
@@ -177,3 +178,9 @@ def test_the_position_tells_how_far_it_got(tmp_path: Path) -> None:
     for _ in source.messages():
         assert 0 < source.position <= source.size
     assert source.position == 0
+
+
+def test_zeros_between_and_after_parts_of_gzip_are_padding(tmp_path: Path) -> None:
+    file = tmp_path / "tape"
+    file.write_bytes(b"".join(gzip.compress(body + b"\n") + bytes(70_000) for body in BODIES))
+    assert read(file) == [0, 1, 2]

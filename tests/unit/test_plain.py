@@ -13,7 +13,7 @@ import pytest
 import structlog
 from cliff.lister import Lister
 
-from worker.cli.values import Plain
+from worker.cli.table import Table
 from worker.core.plain import plain
 from worker.observe import log
 
@@ -39,7 +39,7 @@ def test_what_is_seen_stays(text: str) -> None:
     assert plain("a\nb", keep="") == "a\\nb"
 
 
-class Listing(Plain, Lister):
+class Listing(Table, Lister):
     """Lists what a stranger has written."""
 
     def take_action(

@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 import pytest
 
-from worker.capture.read import Source, decoded
+from worker.capture.forms import decoded
+from worker.capture.read import Source
 from worker.capture.record import Output, Recorder, line_of
 from worker.core.errors import Malformed
 from worker.core.intake import Routed

@@ -3,9 +3,10 @@ on the way."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from worker.testing.fake_cloud import FakeCloud, notification
 from worker.testing.rig import FAST, STORES, Rig
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "notifications"
+CAPTURES = Path(__file__).parents[1] / "fixtures" / "captures"
+IMAGE = "7ba7087c-0000-4000-8000-000000000001"
+CAPITALS = "7BA7087C-0000-4000-8000-0000000000AB"
+VOLUME_TYPE = "3706aa72-0000-4000-8000-000000000001"
 
 
 def image_id(number: int) -> str:
@@ -57,8 +62,11 @@ class Taken:
         return [job.key for job in self.jobs]
 
 
-def replaying(taken: Taken, **fields: object) -> Replay:
+def replaying(
+    taken: Taken, *, volume_types: Mapping[str, str] | None = None, **fields: object
+) -> Replay:
     rig = Rig(FakeCloud(stores=STORES), targets=(FAST,))
+    rig.uses.know(volume_types or {})
     metrics = Metrics()
     router = Router(
         handlers=rig.handlers.values(),
@@ -260,3 +268,81 @@ async def test_only_so_many_keys_are_remembered(
     file = file_of(tmp_path, *(deleted(number) for number in (1, 2, 3, 1)))
     await replaying(taken).run(sources([str(file)]))
     assert [key.image_id for key in taken.keys] == [image_id(number) for number in (1, 2, 3, 1)]
+
+
+PREWARM = Key("prewarm", IMAGE, "fast")
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "malformed", "key"),
+    [
+        # [routing key, body] on each line
+        ("stacktach-lines", 4, 0, None),
+        # Events of Ceilometer, with their notification
+        ("panko-events-raw", 1, 0, Key("prewarm", f"{IMAGE[:-1]}2", "fast")),
+        ("stf-amqp1-request", 1, 0, PREWARM),
+        ("oslo-log-driver", 1, 0, PREWARM),
+        ("volume-from-snapshot", 1, 0, None),
+        ("envelope-expanded", 1, 0, PREWARM),
+        ("bom-pretty-array", 1, 0, PREWARM),
+        ("image-id-uppercase", 1, 0, Key("prewarm", CAPITALS, "fast")),
+        ("kcat-J", 1, 0, PREWARM),
+        ("rabbitmq-tracing-json", None, 0, PREWARM),
+        ("two-uses", 2, 0, PREWARM),
+    ],
+)
+async def test_captures_of_other_tools_are_read(
+    name: str, messages: int | None, malformed: int, key: Key | None
+) -> None:
+    taken, told = Taken(), list[str]()
+    one = replaying(taken, told=told.append, volume_types={VOLUME_TYPE: "fast"})
+    tally = await one.run(sources([str(CAPTURES / f"{name}.json")]))
+    assert tally.malformed == malformed, told
+    assert messages in (None, tally.messages)
+    assert not tally.failed_sources
+    if key:
+        assert key in taken.keys
+    else:
+        assert not [one for one in taken.keys if one.handler == "prewarm"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (
+            {"_index": "events", "_source": {"a": 1}},
+            "a document of Elasticsearch: pass its _source",
+        ),
+        ({"took": 3, "hits": {"hits": []}}, "pass the _source of each of its hits"),
+        ({"event_type": "image.update", "traits": [], "raw": {}}, "without its notification"),
+        ({"time": 1, "level": "info"}, "an object with time, level, in which no notification"),
+    ],
+)
+async def test_a_form_that_is_not_known_is_named(
+    tmp_path: Path, content: dict[str, object], says: str
+) -> None:
+    told: list[str] = []
+    file = file_of(tmp_path, json.dumps(content).encode())
+    tally = await replaying(Taken(), told=told.append).run(sources([str(file)]))
+    assert (tally.malformed, tally.failed_sources) == (1, 1)
+    assert says in told[0]
+
+
+async def test_a_source_that_ends_too_early_has_failed(tmp_path: Path) -> None:
+    whole = b"".join(deleted(number) + b"\n" for number in range(500))
+    file = tmp_path / "capture.gz"
+    file.write_bytes(gzip.compress(whole)[:-20])
+    good = file_of(tmp_path, deleted(1), b"garbage")
+    tally = await replaying(Taken()).run(sources([str(file), str(good)]))
+    assert (tally.sources, tally.failed_sources) == (2, 1)
+    # But for the half line at the end, all that is in it
+    assert tally.routed > 450
+
+
+async def test_a_source_that_was_replayed_before_has_not_failed(tmp_path: Path) -> None:
+    file, path = file_of(tmp_path, deleted(1), b"garbage"), tmp_path / "checkpoint"
+    for expected in (1, 0):
+        with closing(Checkpoint(path)) as checkpoint:
+            one = replaying(Taken(), checkpoint=checkpoint)
+            tally = await one.run(sources([str(file)]))
+        assert (tally.malformed, tally.failed_sources) == (expected, 0)

@@ -1,16 +1,13 @@
 """Captures: recorded notifications in files, folders or a pipe, one after the other, whatever their
 number.
 
-What is read: JSON lines, JSON arrays, objects one after the other over any number of lines; plain,
-gzip or zstd. Each message may be an oslo envelope, a bare notification, or wrapped as `record`,
-`rabbitmqadmin get` and tools like it do.
+What is read: JSON lines, JSON arrays, objects one after the other over any number of lines, log
+lines of oslo.messaging's driver `log`; plain, gzip or zstd. Each message may be an oslo envelope, a
+bare notification, or wrapped as tools wrap it: `worker.capture.forms`.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
-import gzip
 import hashlib
 import io
 import json
@@ -24,8 +21,8 @@ from typing import Any, BinaryIO, cast
 
 import ijson
 
-from worker.core.errors import Malformed, Misconfigured
-from worker.core.notification import decode
+from worker.capture.forms import is_pair
+from worker.core.errors import Misconfigured
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -33,10 +30,14 @@ else:
     from backports import zstd
 
 STDIN = "-"
+MARK = b"\xef\xbb\xbf"
+"""The byte order mark that some editors write in front of UTF-8."""
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 # Longer ones are no notifications; a file without a line's end must not fill the memory. In bytes
 LONGEST = 16 << 20
 BUFFER = 1 << 20
+# zlib's number for gzip
+_GZIP = 31
 # Deeper than any notification; what is nested more would cost memory without end
 DEEPEST = 200
 # Lines at the beginning by which JSON lines are told from one large document
@@ -49,13 +50,14 @@ class Message:
     1 on.
 
     `fault` says why it is none; `unended` that it is a line without an end, as somebody may still
-    be writing it.
+    be writing it; `last` that nothing after it can be read, though there may be more.
     """
 
     number: int
     body: bytes
     fault: str = ""
     unended: bool = False
+    last: bool = False
 
 
 class Source:
@@ -97,6 +99,7 @@ class Source:
                     number + 1,
                     b"",
                     f"the file can't be read any further: {error or type(error).__name__}",
+                    last=True,
                 )
 
     @contextmanager
@@ -112,13 +115,50 @@ class Source:
             head = buffered.peek(4)[:4]
             stream: Any = buffered
             if head.startswith(GZIP):
-                stream = gzip.GzipFile(fileobj=buffered)
+                stream = _Gunzip(buffered)
             elif head.startswith(ZSTD):
                 stream = zstd.ZstdFile(buffered)
             yield stream if stream is buffered else io.BufferedReader(stream, BUFFER)
         finally:
             if self.path != STDIN:
                 raw.close()
+
+
+class _Gunzip(io.RawIOBase):
+    """The content of gzip, in as many parts as there are. Of a file that was cut short it gives all
+    that can be had before the EOFError; Python's own reader keeps the last piece back."""
+
+    def __init__(self, packed: io.BufferedReader) -> None:
+        super().__init__()
+        self._packed = packed
+        self._unpacker = zlib.decompressobj(_GZIP)
+        self._rest = b""
+        self._begun = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        room = memoryview(buffer).cast("B")
+        while True:
+            if self._unpacker.eof:
+                # Another part, or the zeros that some tools fill a tape's block with
+                self._rest = self._unpacker.unused_data
+                self._unpacker, self._begun = zlib.decompressobj(_GZIP), False
+            self._rest = self._rest or self._packed.read1(BUFFER)
+            if not self._begun and self._rest.startswith(b"\0"):
+                self._rest = self._rest.lstrip(b"\0")
+                continue
+            if not self._rest and self._begun:
+                raise EOFError("it ends in the middle: it was cut short")
+            if not self._rest:
+                return 0
+            self._begun = True
+            found = self._unpacker.decompress(self._rest, len(room))
+            self._rest = self._unpacker.unconsumed_tail
+            if found:
+                room[: len(found)] = found
+                return len(found)
 
 
 def sources(paths: Iterable[str]) -> list[Source]:
@@ -152,57 +192,10 @@ def sources(paths: Iterable[str]) -> list[Source]:
     return made
 
 
-def decoded(body: bytes) -> dict[str, Any]:
-    """The fields of the notification in a message, taken out of what it is wrapped in; Malformed if
-    there is none."""
-    try:
-        return decode(body)
-    except Malformed as error:
-        inner = _unwrapped(body)
-        if inner is None:
-            raise Malformed(str(error)) from error
-    return decode(*inner)
-
-
-def _unwrapped(body: bytes) -> tuple[bytes, str] | None:
-    """Return the message that a capturing tool has wrapped, and its compression; None for no
-    wrapping that we know."""
-    try:
-        outer = json.loads(body)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(outer, dict):
-        return None
-    # rabbitmqadmin get -f raw_json, and the management API
-    if "payload_encoding" in outer:
-        payload = outer.get("payload")
-        if not isinstance(payload, str):
-            return None
-        if outer["payload_encoding"] != "base64":
-            return payload.encode(), ""
-        try:
-            return base64.b64decode(payload, validate=True), _compression(outer)
-        except binascii.Error:
-            return None
-    for name in ("raw", "body", "message"):
-        inner = outer.get(name)
-        if isinstance(inner, str):
-            return inner.encode(), ""
-        if isinstance(inner, dict):
-            return json.dumps(inner).encode(), ""
-    return None
-
-
-def _compression(outer: dict[str, Any]) -> str:
-    """Return the header by which kombu says how it compressed the payload; "" if there is none."""
-    properties = outer.get("properties")
-    headers = properties.get("headers") if isinstance(properties, dict) else None
-    compression = headers.get("compression") if isinstance(headers, dict) else None
-    return compression if isinstance(compression, str) else ""
-
-
 def _split(stream: io.BufferedReader) -> Iterator[Message]:
     """The messages of a stream, by what it begins with."""
+    if stream.peek(len(MARK)).startswith(MARK):
+        stream.read(len(MARK))
     head = stream.peek(BUFFER)[:BUFFER].lstrip()
     if _is_lines(head.split(b"\n", HEAD_LINES)[:HEAD_LINES]):
         return _lines(stream)
@@ -214,7 +207,7 @@ def _split(stream: io.BufferedReader) -> Iterator[Message]:
 def _is_lines(head: list[bytes]) -> bool:
     """Whether these first lines are of JSON lines, not of a document that goes on over several."""
     first = head[0].strip()
-    if not first.startswith((b"[", b"{")) or _is_json(first):
+    if not first.startswith((b"[", b"{")) or _is_json(first) or is_pair(first):
         return True
     if first.startswith(b"{") and len(head) == 1:
         return True
@@ -255,7 +248,10 @@ def _items(what: str, stream: io.BufferedReader, *, within: int) -> Iterator[Mes
     except (ijson.JSONError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         yield Message(
-            number + 1, b"", f"not JSON, and what follows in the {what} can't be read: {reason}"
+            number + 1,
+            b"",
+            f"not JSON, and what follows in the {what} can't be read: {reason}",
+            last=True,
         )
 
 

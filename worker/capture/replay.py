@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from worker.capture import owned
-from worker.capture.read import Message, Source, decoded
+from worker.capture.forms import decoded
+from worker.capture.read import Message, Source
 from worker.core.errors import Malformed, Misconfigured, Temporary
 from worker.core.job import Job, Key
 from worker.core.notification import Notification
@@ -61,9 +62,11 @@ class Filters:
 
 @dataclass(slots=True)
 class Tally:
-    """Counts of replayed messages by their fate; `keys` are the distinct keys of their jobs."""
+    """Counts of replayed messages by their fate; `keys` are the distinct keys of their jobs.
+    `failed_sources` ended too early, or had not one message that can be read."""
 
     sources: int = 0
+    failed_sources: int = 0
     messages: int = 0
     malformed: int = 0
     filtered: int = 0
@@ -202,9 +205,11 @@ class Replay:
 
     async def _run(self, source: Source) -> None:
         done, number, count = self.checkpoint.of(source), 0, 0
+        readable, cut = 0, False
         for message in source.messages():
             number = message.number
             if number <= done:
+                readable += 1
                 continue
             rejected = self.tally.malformed
             self._take(message, source)
@@ -212,10 +217,14 @@ class Replay:
                 # Half a line may be a whole one the next time
                 number -= 1
             count += 1
+            readable += self.tally.malformed == rejected
+            cut = cut or message.last
             if count % BATCH == 0 or self.rate:
                 await self._flush(source, number, count)
                 if self.stopping:
                     return
+        if cut or (count and not readable):
+            self.tally.failed_sources += 1
         await self._flush(source, number, count)
 
     async def _flush(self, source: Source, number: int, count: int) -> None:

@@ -276,7 +276,7 @@ def _fits(kept: Kept, options: argparse.Namespace, now: float) -> bool:
     return all((
         not options.handler or (key is not None and key.handler == options.handler),
         not options.target or (key is not None and key.target == options.target),
-        not options.image_id or (key is not None and key.image_id == options.image_id.lower()),
+        not options.image_id or (key is not None and key.image_id.lower() == options.image_id.lower()),
         options.reason.lower() in letter.reason.lower(),
         now - letter.last_at >= options.older_than,
     ))  # fmt: skip

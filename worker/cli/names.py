@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -21,14 +22,20 @@ SHOWN = 20
 async def image_id(cloud: OpenStackCloud, text: str) -> str:
     """The id of the image with this id, beginning of an id (8 digits at least) or name.
 
-    An id is taken as it is, whether Glance has the image or not. NotFound if no image has the name,
-    Misconfigured if several have.
+    An id is taken whether Glance has the image or not, in the letters in which Glance has it.
+    NotFound if no image has the name, Misconfigured if several have.
     """
     if is_id(text):
-        return text.strip().lower()
+        text = text.strip()
+        if text != text.lower():
+            with contextlib.suppress(NotFound):
+                return (await cloud.get_image(text)).id
+        return text
     found = [one.id for one in await cloud.find_images(text)]
     if not found and BEGINNING.fullmatch(beginning := text.strip().lower()):
-        found = [one.id async for one in cloud.list_images() if one.id.startswith(beginning)]
+        found = [
+            one.id async for one in cloud.list_images() if one.id.lower().startswith(beginning)
+        ]
     return _only("image", text, found)
 
 
@@ -43,7 +50,7 @@ async def volume(cloud: OpenStackCloud, text: str) -> Volume:
 
 def is_id(text: str) -> bool:
     """Whether the text is an id as Glance and Cinder write them."""
-    return IMAGE_ID.fullmatch(text.strip().lower()) is not None
+    return IMAGE_ID.fullmatch(text.strip()) is not None
 
 
 def _only(kind: str, text: str, ids: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from worker.cli import Worker, ending, progress, values
 from worker.cli.assembly import build_clouds, build_handlers, build_parts
 from worker.cli.handover import Handover
 from worker.cli.preflight import check_cloud
-from worker.core.errors import Misconfigured, Temporary
+from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.core.job import Job
 from worker.engine.router import Router
 from worker.observe.creations import Creations
@@ -35,8 +35,8 @@ class Replay(ShowOne):
 
     Their jobs go to the workers that run, or with --local this command does them itself. SOURCE is
     a file, a folder, or - for standard input: JSON lines or arrays of oslo envelopes or bare
-    notifications, or what `record` and `rabbitmqadmin get` write; plain, gzip or zstd. Old
-    notifications are hints like new ones: each leads to a look at the image as it is now, so a
+    notifications, or what `record`, `rabbitmqadmin get` and other tools write; plain, gzip or zstd.
+    Old notifications are hints like new ones: each leads to a look at the image as it is now, so a
     replay ends in the same state whenever and however often it is done. What nobody can read is
     counted and told, and does not stop the rest. The summary at the end is what -f json prints.
     """
@@ -120,11 +120,12 @@ class Replay(ShowOne):
         with closing(Checkpoint(parsed_args.checkpoint)) as checkpoint:
             tally = asyncio.run(_replay(settings, found, parsed_args, checkpoint))
         names, values = zip(*tally.rows(), strict=True)
-        self._failed = tally.interrupted
+        self._failed = tally.interrupted or bool(tally.failed_sources)
         return names, values
 
     def run(self, parsed_args: argparse.Namespace) -> int:
-        """The exit status: 1 if it was interrupted."""
+        """The exit status: 1 if it was interrupted, or a source could not be read to its end or at
+        all."""
         self._failed = False
         super().run(parsed_args)
         return int(self._failed)
@@ -144,8 +145,14 @@ async def _replay(
     with ExitStack() as stack:
         stack.callback(clouds.close)
         parts = build_parts(settings, clouds, metrics)
-        if not options.dry_run:
+        unknown = ""
+        try:
             parts.uses.know((await check_cloud(clouds.common, settings)).targets)
+        except (Temporary, Blocked, NotFound, Malformed, Misconfigured) as error:
+            if not options.dry_run:
+                raise
+            # Only Cinder knows the ids of volume types, which notifications name
+            unknown = f"keys of images that are used are not shown: {error}"
         handlers = build_handlers(settings, parts)
         router = Router(
             handlers=handlers.values(),
@@ -162,6 +169,9 @@ async def _replay(
 
         def told(text: str) -> None:
             bar.write(f"image-volume-worker: {text}", file=sys.stderr)
+
+        if unknown:
+            told(unknown)
 
         def advanced(source: Source, count: int) -> None:
             bar.set_postfix_str(f"{source.path} {count}", refresh=False)

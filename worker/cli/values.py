@@ -74,8 +74,8 @@ def count(text: str) -> int:
 
 
 def image_id(text: str) -> str:
-    """Return the id of an image, as Glance writes it."""
-    found = text.strip().lower()
+    """Return the id of an image."""
+    found = text.strip()
     if not IMAGE_ID.fullmatch(found):
         raise argparse.ArgumentTypeError(f"{text!r} is not the id of an image")
     return found

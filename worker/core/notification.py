@@ -16,7 +16,8 @@ from worker.core.compression import plain
 from worker.core.errors import Malformed
 from worker.core.target import TAG
 
-IMAGE_ID = re.compile(r"[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}")
+# Glance keeps an id that its user gives as that user spells it: with capital letters, too
+IMAGE_ID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 IMAGE_VOLUME_NAME = re.compile(rf"(?:image|warm)-({IMAGE_ID.pattern})")
 
 
@@ -96,17 +97,22 @@ def decode(body: bytes, compression: str = "") -> dict[str, Any]:
     `compression` is the message's header of that name, "" if it has none.
     Source: oslo_messaging/notify/messaging.py, oslo_messaging/_drivers/common.py (serialize_msg).
     """
+    text = plain(body, compression)
     try:
-        message = _loads(plain(body, compression))
+        message = _loads(text)
         if isinstance(message, dict) and "oslo.message" in message:
-            message = _loads(message["oslo.message"])
-        if not isinstance(message, dict):
-            raise Malformed(f"a notification is an object, not {type(message).__name__}")
-        event_type = message["event_type"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, Malformed):
-            raise
-        raise Malformed(f"not a notification: {type(error).__name__}: {error}"[:200]) from error
+            inner = message["oslo.message"]
+            # As text, or unpacked by a tool that had it in its hands
+            message = inner if isinstance(inner, dict) else _loads(inner)
+    except json.JSONDecodeError as error:
+        raise Malformed(f"not a notification: not JSON: {error}"[:200]) from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise Malformed(f"not a notification: {error}"[:200]) from error
+    if not isinstance(message, dict):
+        raise Malformed(f"a notification is an object, not {type(message).__name__}")
+    if "event_type" not in message:
+        raise Malformed("not a notification: it has no event_type")
+    event_type = message["event_type"]
     if not isinstance(event_type, str) or not event_type:
         raise Malformed("event_type is not text")
     return message
@@ -175,7 +181,7 @@ def _text(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _uuid(value: object) -> str:
-    """The value if it is a lower-case UUID, else "": ids end up in URLs."""
+    """The value if it is a UUID, else "": ids end up in URLs."""
     return value if isinstance(value, str) and IMAGE_ID.fullmatch(value) else ""
 
 
