@@ -154,14 +154,15 @@ class Upload:
     ) -> Iterable[Missing]:
         """An image that waits for a volume's data, or has clones that need not be its data. Pure
         but for the clock."""
-        if image and (
-            why := listed.lack(
-                image,
-                clones_of(image, volumes),
-                self._rules,
-                stores=self._known,
-                targets=self._targets,
-                now=self._now(),
-            )
-        ):
-            yield Missing(Key(self.name, image_id), why)
+        if image is None:
+            return
+        why, kind = listed.lack(
+            image,
+            clones_of(image, volumes),
+            self._rules,
+            stores=self._known,
+            targets=self._targets,
+            now=self._now(),
+        )
+        if why:
+            yield Missing(Key(self.name, image_id), why, kind=kind)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from handlers import image_volume
 from handlers.upload.clean_up import DATA_UPLOADED, TASKS_KEPT
-from handlers.upload.sources import binding, saving_for, source_named, store_of
+from handlers.upload.sources import REFUSED, binding, saving_for, source_named, store_of
 from worker.core.cloud import Image, Store, Volume
+from worker.core.handler import Kind
 from worker.core.target import Target, Uploads
 
 # Nobody knows any more how an image was to get its data when Glance has forgotten its tasks
@@ -22,28 +23,30 @@ def lack(
     stores: tuple[Store, ...],
     targets: tuple[Target, ...],
     now: float,
-) -> str:
-    """Return what the image, which has these clones, still needs; "" if nothing."""
+) -> tuple[str, Kind]:
+    """Return what the image, which has these clones, still needs, and of what kind that is; "" if
+    nothing."""
     if image.status == "active":
-        return _lack_of_active(image, clones, rules, stores=stores, targets=targets)
+        why = _lack_of_active(image, clones, rules, stores=stores, targets=targets)
+        return why, Kind.WORK
     if image.status == "saving" and rules.source_property in image.properties:
         seconds = saving_for(image, now)
-        return (
-            f"saving for {seconds / 60:.0f} minutes: see explain" if seconds > SAVING_LONG else ""
-        )
+        long = seconds > SAVING_LONG
+        return (f"saving for {seconds / 60:.0f} minutes: see explain" if long else ""), Kind.REFUSED
     if image.status != "queued":
-        return ""
+        return "", Kind.LOOK
     if source_named(image, rules):
         answered = image.properties.get(rules.status_property, "")
-        return "queued, and a property names its source volume" + (
-            f"; {answered}" if answered else ""
-        )
+        refused = answered.startswith(REFUSED)
+        why = "queued, and a property names its source volume"
+        return (f"{why}; {answered}" if answered else why), (Kind.REFUSED if refused else Kind.WORK)
     if clones:
-        return "queued, and its clone is there"
+        return "queued, and its clone is there", Kind.WORK
     age = now - image.created_epoch
     if image_volume.is_raw(image) and rules.grace < age < REMEMBERED:
-        return "queued, and Cinder's upload may have failed"
-    return ""
+        # Most of these wait for data that somebody is going to send
+        return "queued, and Cinder's upload may have failed", Kind.LOOK
+    return "", Kind.LOOK
 
 
 def _lack_of_active(

@@ -27,6 +27,7 @@ from handlers.upload.clones import is_ours, metadata_of
 from handlers.upload.seen import Seen
 from handlers.upload.sources import (
     NO_SUCH_VOLUME,
+    REFUSED,
     binding,
     hindrance,
     kind_of,
@@ -146,7 +147,7 @@ def _patience(reason: str, seen: Seen) -> Again:
 
 
 def _refused(reason: str) -> Finish:
-    return Finish(Skip(reason), tell=f"refused: {reason}")
+    return Finish(Skip(reason), tell=f"{REFUSED}{reason}")
 
 
 def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:

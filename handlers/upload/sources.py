@@ -17,6 +17,8 @@ LOCATION_IMPORT = "location_import"
 SOONEST, RAREST = 10.0, 900.0
 UNDER_WAY = frozenset({"pending", "processing"})
 # The owner must not learn whether it is another project's or is not there at all
+REFUSED = "refused: "
+"""How the text begins that tells an owner of a refusal."""
 NO_SUCH_VOLUME = "the image's project has no volume of this id"
 
 

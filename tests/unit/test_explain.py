@@ -75,7 +75,22 @@ async def test_an_upload_that_goes_well(cloud: FakeCloud, settings: Settings) ->
     checks = await told(cloud, settings, image.id)
     assert {check.verdict for check in checks.values()} == {"ok"}
     assert checks["source volume"].detail == "1 GiB of type fast, served by store cinder-fast"
-    assert checks["next"].detail == "the worker's next step is CreateClone"
+    assert (
+        checks["next"].detail
+        == "the worker's next step: Clone the source into the internal project"
+    )
+    assert checks["owner"].detail.startswith("the owner reads that it is queued, so far")
+
+
+async def test_the_owners_view_of_an_upload(cloud: FakeCloud, settings: Settings) -> None:
+    volume = cloud.volume_of("bob")
+    told_to = {SOURCE: volume.id, "image_volume_status": f"refused: {sources.NO_SUCH_VOLUME}"}
+    image = cloud.queue(properties=told_to)
+    checks = await told(cloud, settings, image.id)
+    assert checks["owner"].detail == (
+        f"the owner reads image_volume_status: refused: {sources.NO_SUCH_VOLUME} "
+        f"(openstack image show {image.id})"
+    )
 
 
 @pytest.mark.parametrize(

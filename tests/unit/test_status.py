@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from worker.core.cloud import GIB, Location
+from worker.core.handler import Kind
 from worker.core.job import Job, Key
 from worker.core.state import State
 from worker.core.target import Policy, Target
@@ -307,3 +308,25 @@ def test_what_a_worker_holds_back_is_shown_as_that() -> None:
     # What is there and only has to be put right needs no room
     assert status.with_holds(replace(COLD, volume_id="v"), {}, full).state == "cold"
     assert status.with_holds(replace(COLD, state=State.WARM), held, full).state == "warm"
+
+
+async def test_an_image_that_waits_for_data_is_no_upload(cloud: FakeCloud) -> None:
+    async with Rig(cloud) as rig:
+        waiting = cloud.queue()
+        asked = cloud.queue(properties={"image_volume_source": cloud.volume_of("alice").id})
+        cloud.ahead += 7200.0
+        assert await shown(rig, waiting.id) == {}
+        assert {row.state for row in (await shown(rig, asked.id)).values()} == {State.UPLOAD}
+        # A resync looks at both: Cinder's own upload may have failed
+        kinds = {one.key.image_id: one.kind for one in await rig.resync()}
+        assert kinds == {waiting.id: Kind.LOOK, asked.id: Kind.WORK}
+
+
+async def test_a_refused_upload_is_no_work(cloud: FakeCloud) -> None:
+    async with Rig(cloud) as rig:
+        refused = cloud.queue(properties={"image_volume_source": cloud.volume_of("bob").id})
+        await rig.complete(refused.id)
+        cloud.ahead += 7200.0
+        (missing,) = await rig.resync()
+        assert missing.kind is Kind.REFUSED
+        assert (await shown(rig, refused.id))[""].state is State.UPLOAD

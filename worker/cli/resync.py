@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ from worker.cli.handover import Handover
 from worker.cli.preflight import check_cloud
 from worker.cli.table import Table
 from worker.core.errors import Misconfigured
-from worker.core.handler import Handler, Missing
+from worker.core.handler import Handler, Kind, Missing
 from worker.core.job import OPERATOR
 from worker.diagnose import explain
 from worker.engine.resync import Census, compare, compare_images, job_of
@@ -26,6 +27,12 @@ from worker.settings import Settings
 
 if TYPE_CHECKING:
     from worker.openstack.cloud import OpenStackCloud
+
+
+LOOKED_AT = {
+    Kind.REFUSED: "uploads wait for their owners, see status; a resync only looks at them again",
+    Kind.LOOK: "queued images wait for data, or an upload of Cinder's has failed; a resync looks",
+}
 
 
 class Resync(Table, Lister):
@@ -87,6 +94,11 @@ async def _resync(
         image_ids = [await names.image_id(cloud, image) for image in options.image_id]
         missing = await _compared(settings, cloud, handlers.values(), image_ids)
         found = [one for one in missing if options.target in ("", one.key.target)]
+        if options.dry_run:
+            others = Counter(one.kind for one in found if one.kind is not Kind.WORK)
+            found = [one for one in found if one.kind is Kind.WORK]
+            for kind, count in others.items():
+                told(f"{count} {LOOKED_AT[kind]}")
         if found and not options.dry_run:
             local = settings.work_url == "memory://"
             async with Handover(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol, TypeVar, cast, runtime_checkable
 
 from worker.core.cloud import Cloud, Image, Volume
@@ -45,6 +46,17 @@ class Watch(Protocol):
         worker's by now."""
 
 
+class Kind(Enum):
+    """What kind of thing a listing shows to be missing."""
+
+    WORK = "work"
+    """There is something to do."""
+    REFUSED = "refused"
+    """Its owner has to change something first; it is looked at again."""
+    LOOK = "look"
+    """Only a look at the image itself tells whether anything is missing."""
+
+
 @dataclass(frozen=True, slots=True)
 class Missing:
     """A key that looks incomplete, and why; who compares fills in whose image it is about, and the
@@ -54,6 +66,7 @@ class Missing:
     why: str
     project: str = ""
     name: str = ""
+    kind: Kind = Kind.WORK
 
 
 class Handler(Protocol):

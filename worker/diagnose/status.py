@@ -15,7 +15,7 @@ from handlers.prewarm.strategies import registered
 from worker.core import absence
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import NotFound
-from worker.core.handler import Handler
+from worker.core.handler import Handler, Kind
 from worker.core.job import Job, Key
 from worker.core.outcome import Park
 from worker.core.state import State
@@ -117,6 +117,9 @@ async def of_image(
             yield replace(row, name=image.name)
     for handler in others:
         for missing in handler.incomplete(image.id, image, volumes):
+            if missing.kind is Kind.LOOK:
+                # An image that waits for its data, as a rule
+                continue
             state = State.UPLOAD if missing.key.handler == "upload" else State.LEFT_OVER
             yield Row(
                 image_id=image.id,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from handlers import image_volume
+from handlers import actions, image_volume
 from handlers.upload import sources
 from handlers.upload.actions import Finish
 from handlers.upload.clones import clones_of, is_ours
@@ -82,6 +82,8 @@ def upload_checks(seen: Seen, settings: Settings) -> Iterator[Check]:
             text = f"{task.url} {task.status} {task.message}".strip()
             yield Check("location task", "warn" if failed else "ok", text, advice if failed else "")
     yield _next(seen, settings)
+    if sources.source_named(image, rules):
+        yield _owners_view(image, rules)
 
 
 def api_check(rules: Uploads, *, imports: bool) -> Check:
@@ -218,11 +220,25 @@ def _clone(clone: Volume) -> Check:
     return Check("clone", "ok", text)
 
 
+def _owners_view(image: Image, rules: Uploads) -> Check:
+    """The text that the owner reads with their own login: they see no log, and nothing in Cinder."""
+    if not rules.status_property:
+        return Check(
+            "owner",
+            "warn",
+            "the owner is told nothing: [uploads] status_property is empty",
+            "set it, so that owners need not ask",
+        )
+    told = image.properties.get(rules.status_property, "")
+    seen = f"reads {rules.status_property}: {told}" if told else "reads that it is queued, so far"
+    return Check("owner", "ok", f"the owner {seen} (openstack image show {image.id})")
+
+
 def _next(seen: Seen, settings: Settings) -> Check:
     # As if image and source were read a second time just now
     action = plan(replace(seen, sure=True), settings.uploads, settings.targets)
     if not isinstance(action, Finish):
-        return Check("next", "ok", f"the worker's next step is {type(action).__name__}")
+        return Check("next", "ok", f"the worker's next step: {actions.words(action)}")
     match action.outcome:
         case Skip(reason):
             return Check(
