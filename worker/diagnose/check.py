@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["ok", "warn", "fail"]
+Verdict = Literal["ok", "skipped", "warn", "fail"]
+"""`skipped`: it could not be looked at, which is no fault."""
 
 
 @dataclass(frozen=True, slots=True)

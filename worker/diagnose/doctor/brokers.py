@@ -248,7 +248,7 @@ def managed(
     if answer is None:
         yield Check(
             f"{name} policies",
-            "ok",
+            "skipped",
             "not looked at: no URL in [notifications] management_urls is of this cluster "
             f"({look.cluster or 'it tells no name'})",
         )
@@ -315,7 +315,7 @@ def policies(
 def alarms(name: str, found: tuple[str, ...] | None) -> Check:
     """The nodes of a cluster."""
     if found is None:
-        return Check(name, "ok", "not told: the user of management_urls has no tag monitoring")
+        return Check(name, "skipped", "not told: the user of management_urls has no tag monitoring")
     if found:
         return Check(
             name,
@@ -331,7 +331,7 @@ def alarms(name: str, found: tuple[str, ...] | None) -> Check:
 def bindings(name: str, bound: frozenset[str] | None, exchanges: Iterable[str]) -> Check:
     """Whether our queue gets what the exchanges are told."""
     if bound is None:
-        return Check(name, "ok", "not told to the user of management_urls")
+        return Check(name, "skipped", "not told to the user of management_urls")
     if loose := [exchange for exchange in exchanges if exchange not in bound]:
         return Check(
             name,

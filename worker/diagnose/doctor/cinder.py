@@ -53,7 +53,7 @@ def services(answer: tuple[Service, ...] | Untold) -> Check:
     if isinstance(answer, Untold):
         # A login with few rights needs no more
         return (
-            Check(name, "ok", f"not told: {ADMINS}")
+            Check(name, "skipped", f"not told: {ADMINS}")
             if answer.refused
             else untold(name, answer, SEE)
         )
@@ -80,7 +80,7 @@ def cloning() -> Check:
     """Name the conditions that no API shows, and how to find out."""
     return Check(
         "cloning",
-        "ok",
+        "skipped",
         "no API tells whether cinder.conf has allowed_direct_url_schemes = cinder, without which "
         "nothing is cloned",
         "image-volume-worker explain --probe IMAGE tries it; the metric volume_create_seconds "
@@ -207,7 +207,7 @@ def pools(
     name = f"target {target.name} pools"
     if isinstance(answer, Untold):
         told = f"not told: {ADMINS}; where the type leads to several, the worker knows of one"
-        yield Check(name, "ok", told) if answer.refused else untold(name, answer, SEE)
+        yield Check(name, "skipped", told) if answer.refused else untold(name, answer, SEE)
         return
     leading = pools_of(volume_type, answer)
     if not leading:
@@ -291,7 +291,7 @@ def room(target: Target, matching: list[Pool], volumes: tuple[Volume, ...] | Unt
     name = f"target {target.name} room"
     rooms = [pool.room for pool in matching]
     if any(one is None for one in rooms):
-        return Check(name, "ok", "the driver does not tell")
+        return Check(name, "skipped", "the driver does not tell")
     most = max((one for one in rooms if one is not None), default=0.0)
     told = "no bound" if math.isinf(most) else f"room for {most:.0f} GiB of volumes"
     advice = (

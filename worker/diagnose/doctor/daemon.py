@@ -41,10 +41,10 @@ def check(bind: tuple[str, int] | None, heard: Heard | None) -> Check:
     """Whether it is ready. That none is here is no fault: it may run elsewhere. Pure."""
     name = "worker"
     if bind is None:
-        return Check(name, "ok", "not asked: [probes] bind is empty")
+        return Check(name, "skipped", "not asked: [probes] bind is empty")
     where = shown(bind)
     if heard is None:
-        return Check(name, "ok", f"none answers at {where}; it may run elsewhere")
+        return Check(name, "skipped", f"none answers at {where}; it may run elsewhere")
     if heard.problems:
         told = "; ".join(f"{part}: {problem}" for part, problem in heard.problems.items())
         return Check(

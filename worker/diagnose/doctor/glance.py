@@ -127,7 +127,7 @@ def locations_shown(
         if needed:
             detail = f"can't be told without an image; {', '.join(needed)} needs it"
             return Check(name, "warn", detail, "make an image and look again")
-        return Check(name, "ok", "can't be told without an image")
+        return Check(name, "skipped", "can't be told without an image")
     options = {
         "show_multiple_locations": any(image.locations for image in answer),
         "show_image_direct_url": any(image.direct_url for image in answer),
