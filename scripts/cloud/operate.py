@@ -102,7 +102,7 @@ def until(
             raise TimeoutError((what if isinstance(what, str) else what()) or f"{check}")
         time.sleep(pause)
         # Each look costs the services processor time that they need for what is awaited
-        pause = min(0.5, 1.2 * pause)
+        pause = min(1.0, 1.3 * pause)
 
 
 Groups = Mapping[str, Mapping[str, object]]
