@@ -287,8 +287,6 @@ C
     if on DIRECT_URL; then echo "allowed_direct_url_schemes = cinder"; fi
     # Before the first start of keystone there are no ids yet.
     if on INTERNAL_TENANT && [ -s "$HOME_DIR/ids" ]; then cat "$HOME_DIR/ids"; fi
-    cinder_backend 1
-    cinder_backend 2
     database cinder
     printf '[coordination]\nbackend_url = file://%s\n' "$DATA/cinder/coordination"
     # A key for all, so that there can be encrypted volumes without a Barbican.
@@ -300,10 +298,12 @@ C
     policy cinder
     authtoken cinder
   } >"$ETC/cinder/cinder.conf"
+  # A file of their own: only cinder-volume reads them, so only it is started anew when one of their switches is set
+  { cinder_backend 1 && cinder_backend 2; } >"$ETC/cinder-backends/backends.conf"
 }
 
 write_config() {
-  mkdir -p "$ETC"/{mariadb,rabbitmq,keystone,glance,cinder}
+  mkdir -p "$ETC"/{mariadb,rabbitmq,keystone,glance,cinder,cinder-backends}
   if on CEPH; then ceph_config; fi
   mariadb_config
   rabbitmq_config

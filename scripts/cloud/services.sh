@@ -113,6 +113,10 @@ launch() { # NAME: starts its processes, without waiting for an answer
       spawn glance-api env PYTHONPATH="$HOME_DIR/driver" OS_GLANCE_CONFIG_DIR="$ETC/glance" \
         GUNICORN_CMD_ARGS="-c $ETC/glance/gunicorn.py" gunicorn
       ;;
+    cinder-volume)
+      spawn "$1" env PYTHONPATH="$HOME_DIR/driver" "$1" --config-file "$ETC/cinder/cinder.conf" \
+        --config-file "$ETC/cinder-backends/backends.conf"
+      ;;
     cinder-*) spawn "$1" env PYTHONPATH="$HOME_DIR/driver" "$1" --config-file "$ETC/cinder/cinder.conf" ;;
   esac
   config_digest "$1" >"$RUN/$1.config"
@@ -142,7 +146,10 @@ config_digest() { # NAME: of all that its start depends on
     ceph-*) files=("$ETC/ceph") ;;
     keystone) files=("$ETC/keystone" "$VENV/installed.txt") ;;
     glance-api) files=("$ETC/glance" "$VENV/installed.txt") ;;
-    cinder-*) files=("$ETC/cinder" "$VENV/installed.txt" "$HOME_DIR/driver/reflink_driver.py") ;;
+    cinder-volume)
+      files=("$ETC/cinder" "$ETC/cinder-backends" "$VENV/installed.txt" "$HOME_DIR/driver/reflink_driver.py")
+      ;;
+    cinder-*) files=("$ETC/cinder" "$VENV/installed.txt") ;;
     *) files=(/dev/null) ;;
   esac
   # Python leaves bytecode beside gunicorn's configuration.
