@@ -26,6 +26,7 @@ from worker.core.creation import NOTE, Creation, Made, Way
 from worker.core.errors import Blocked, NotFound
 from worker.core.handler import Parts
 from worker.core.job import Key
+from worker.core.pool import pool_of_notification
 from worker.core.target import Target
 from worker.core.wishes import EVICTED
 
@@ -128,7 +129,10 @@ class Creations:
         elif not self._notes_downloads:
             self._notes_downloads = await self._ask()
         target = served(image, await self._stores.resolve(target), self._learned, now=self._now())
-        place = next((one for one in target.places if creation.host in one.hosts), None)
+        name = pool_of_notification(
+            creation.host, [host for one in target.places for host in one.hosts]
+        )
+        place = next((one for one in target.places if name in one.hosts), None)
         here = at(target, place) if place and target.is_spread else target
         pool = pool_of(target, self._learned, place, now=self._now())
         if place is None and creation.host:

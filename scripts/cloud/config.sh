@@ -260,6 +260,7 @@ cinder_config() {
   {
     cat <<C
 [DEFAULT]
+# The scheduler remembers a cluster for as long as it runs: CLUSTER=$(flag CLUSTER)
 debug = true
 transport_url = $RABBIT
 auth_strategy = keystone
@@ -299,7 +300,11 @@ C
     authtoken cinder
   } >"$ETC/cinder/cinder.conf"
   # A file of their own: only cinder-volume reads them, so only it is started anew when one of their switches is set
-  { cinder_backend 1 && cinder_backend 2; } >"$ETC/cinder-backends/backends.conf"
+  {
+    if on CLUSTER; then printf '[DEFAULT]\ncluster = cloudcluster\n'; fi
+    cinder_backend 1
+    cinder_backend 2
+  } >"$ETC/cinder-backends/backends.conf"
 }
 
 write_config() {

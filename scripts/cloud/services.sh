@@ -114,6 +114,8 @@ launch() { # NAME: starts its processes, without waiting for an answer
         GUNICORN_CMD_ARGS="-c $ETC/glance/gunicorn.py" gunicorn
       ;;
     cinder-volume)
+      # Nothing of Cinder's takes a service out of a cluster again
+      on CLUSTER || sql cinder -e 'update services set cluster_name = null where cluster_name is not null'
       spawn "$1" env PYTHONPATH="$HOME_DIR/driver" "$1" --config-file "$ETC/cinder/cinder.conf" \
         --config-file "$ETC/cinder-backends/backends.conf"
       ;;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -47,7 +48,27 @@ def pools_of(operator: Person, image_id: str) -> list[str]:
     )
 
 
-@pytest.mark.parametrize("disk_format", ["raw", "qcow2"])
+def states(process: WorkerProcess, image_id: str) -> set[str]:
+    """The states of the image on all targets, as `status` tells them."""
+    done = process.run("status", image_id, "-f", "json")
+    assert done.returncode == 0, done.stderr
+    return {row["State"] for row in json.loads(done.stdout)}
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether cinder-volume is a cluster: pools have its name then, volumes that of a host, too."""
+    with switched(f"CLUSTER={int(request.param)}"):
+        yield request.param
+
+
+@pytest.mark.parametrize(
+    ("disk_format", "cluster"),
+    [("raw", False), ("qcow2", True)],
+    ids=["raw", "qcow2-active-active"],
+    indirect=["cluster"],
+)
+@pytest.mark.usefixtures("cluster")
 def test_every_first_create_is_a_clone(
     worker: Worker, images: Images, bob: Person, operator: Person, admin: Person, disk_format: str
 ) -> None:
@@ -59,6 +80,7 @@ def test_every_first_create_is_a_clone(
             lambda: len(set(pools_of(operator, image_id))) == wanted,
             what=lambda: str(of_image(operator, image_id)),
         )
+        until(lambda: states(process, image_id) == {"warm"}, what="told to be warm")
         with ThreadPoolExecutor(POOLS) as at_once:
             volumes = list(at_once.map(lambda _: bob.volume(image_id, "local-1"), range(2 * POOLS)))
 

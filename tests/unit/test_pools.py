@@ -16,6 +16,7 @@ from worker.core.errors import Temporary
 from worker.core.outcome import Again, Done, Skip
 from worker.core.state import State
 from worker.core.target import Policy, Target
+from worker.openstack import parse
 from worker.testing.fake_cloud import FakeCloud
 from worker.testing.rig import FAST, SLOW, STORES, Rig
 
@@ -580,3 +581,35 @@ def test_a_list_and_a_nested_capability() -> None:
         assert (
             bool(pool.pools_of(pool.VolumeType(id="1", name="t", specs=specs), [one])) is expected
         ), specs
+
+
+@pytest.mark.parametrize(
+    ("host", "meant"),
+    [
+        ("h1@ssd#a", "h1@ssd#a"),
+        # Services of a cluster: volumes have a host, pools the cluster's name
+        ("h7@rbd#rbd", "cluster@rbd#rbd"),
+        ("h7@ssd#a", ""),
+        ("h7@nfs#a", ""),
+        ("", ""),
+        ("rbd#rbd", ""),
+    ],
+)
+def test_the_pool_that_a_notification_means(host: str, meant: str) -> None:
+    names = ["h1@ssd#a", "h2@ssd#a", "cluster@rbd#rbd"]
+    assert pool.pool_of_notification(host, names) == meant
+
+
+def test_a_volume_lies_in_the_pool_of_its_cluster() -> None:
+    fields: dict[str, object] = {
+        "id": "1",
+        "status": "available",
+        "size": 1,
+        "os-vol-host-attr:host": "h7@rbd#rbd",
+    }
+    assert parse.volume(fields).host == "h7@rbd#rbd"
+    assert parse.volume({**fields, "cluster_name": None}).host == "h7@rbd#rbd"
+    assert parse.volume({**fields, "cluster_name": "cluster@rbd#rbd"}).host == "cluster@rbd#rbd"
+    # Not placed yet
+    unplaced = parse.volume({**fields, "os-vol-host-attr:host": None, "cluster_name": None})
+    assert (unplaced.host, unplaced.scheduled) == ("", False)

@@ -76,8 +76,8 @@ class ImageTask:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Volume:
-    """A volume. `size` in GiB, `host` is `host@backend#pool`; `foreign` if it is not the internal
-    project's.
+    """A volume. `size` in GiB, `host` is its pool: `host@backend#pool`, or `cluster@backend#pool`
+    where services are active-active; `foreign` if it is not the internal project's.
 
     A foreign volume is never trusted as an Image-Volume and never touched, whatever its name and
     metadata claim. `source_volid` is the volume that it was cloned from, `snapshot_id` the snapshot

@@ -151,6 +151,20 @@ class Place:
         return self.hosts[0]
 
 
+def pool_of_notification(host: str, names: Iterable[str]) -> str:
+    """Return which of these pools a notification means by its `host`; "" if none or several may be
+    meant.
+
+    Notifications have the host of an active-active service, where pools have its cluster's name.
+    """
+    known = set(names)
+    if host in known:
+        return host
+    _, at, backend = host.partition("@")
+    alike = [name for name in known if at and name.endswith(at + backend)]
+    return alike[0] if len(alike) == 1 else ""
+
+
 def places_of(found: Iterable[Pool], pools: Iterable[Pool]) -> tuple[Place, ...]:
     """The places that these pools make up, of all `pools` there are.
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from worker.core.pool import pool_of_notification
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TypeMap:
@@ -24,4 +26,5 @@ class TypeMap:
         """The target that serves a volume of this type in this pool; "" if none does."""
         if target := self.types.get(type_id):
             return target
-        return self.hosts.get(host, "") if type_id in self.sharing else ""
+        pool = pool_of_notification(host, self.hosts)
+        return self.hosts.get(pool, "") if type_id in self.sharing else ""

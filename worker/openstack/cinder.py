@@ -21,6 +21,8 @@ from worker.openstack.survey import Limit, Service
 log = structlog.get_logger(__name__)
 
 PAGE = 1000
+WITH_CLUSTER = "3.61"
+"""The microversion of volumes that tells an administrator their cluster (Ussuri)."""
 
 
 class Cinder(Session):
@@ -32,6 +34,7 @@ class Cinder(Session):
             f"/volumes/{volume_id}",
             lambda answer: parse.whole_volume(answer["volume"]),
             certain=volume_id,
+            microversion=WITH_CLUSTER,
         )
         # The role admin sees the volumes of all projects here
         return replace(volume, foreign=volume.project_id != await self._own_project())
@@ -235,4 +238,5 @@ class Cinder(Session):
             "volumes",
             as_volume,
             following,
+            microversion=WITH_CLUSTER,
         )

@@ -151,7 +151,8 @@ def volume(fields: Mapping[str, Any]) -> Volume:
         created_at=_text(fields, "created_at"),
         created_epoch=_epoch(_text(fields, "created_at")),
         updated_epoch=_epoch(_text(fields, "updated_at")),
-        host=_text(fields, "os-vol-host-attr:host"),
+        # As the scheduler names its pools: active-active services share one name, their cluster's
+        host=_text(fields, "cluster_name") or _text(fields, "os-vol-host-attr:host"),
         project_id=_text(fields, "os-vol-tenant-attr:tenant_id"),
         source_volid=_text(fields, "source_volid"),
         snapshot_id=_text(fields, "snapshot_id"),

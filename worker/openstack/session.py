@@ -177,6 +177,8 @@ class Session:
         name: str,
         parse: Callable[[Any], T],
         following: Callable[[Any], str | None],
+        *,
+        microversion: str = "",
     ) -> AsyncIterator[T]:
         """Yield the rows of a listing, page by page; `following` finds the next page."""
         next_url: str | None = url
@@ -189,18 +191,28 @@ class Session:
                 service,
                 next_url,
                 lambda page: (each(name, parse)(page), link(following(page))),
+                microversion=microversion,
             )
             for row in rows:
                 yield row
 
     async def _read(
-        self, service: str, url: str, parse: Callable[[Any], T], *, certain: str = ""
+        self,
+        service: str,
+        url: str,
+        parse: Callable[[Any], T],
+        *,
+        certain: str = "",
+        microversion: str = "",
     ) -> T:
         """Return the answer as `parse` reads it. One that makes no sense may have been cut short,
         and is asked for again."""
 
         async def ask() -> T:
-            return parsed(service, parse, await self._request(service, "GET", url, certain=certain))
+            answer = await self._request(
+                service, "GET", url, certain=certain, microversion=microversion
+            )
+            return parsed(service, parse, answer)
 
         return await self._retried(service, ask)
 
@@ -234,6 +246,7 @@ class Session:
         body: object = None,
         content_type: str = "application/json",
         certain: str = "",
+        microversion: str = "",
     ) -> Any:
         """Return the answer's JSON; see `read` for `certain`."""
 
@@ -246,6 +259,8 @@ class Session:
                 where["endpoint_override"] = (
                     (proxy.get_endpoint() or "").rstrip("/").removesuffix("/v2")
                 )
+            if microversion:
+                where["microversion"] = microversion
             response = proxy.request(
                 url,
                 method,

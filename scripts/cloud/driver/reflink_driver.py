@@ -50,6 +50,8 @@ cfg.CONF.register_opts(OPTIONS, group=configuration.SHARED_CONF_GROUP)
 class ReflinkDriver(driver.VolumeDriver):
     VERSION = "1.0"
     CI_WIKI_NAME = "none"
+    # It keeps nothing in memory
+    SUPPORTS_ACTIVE_ACTIVE = True
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
