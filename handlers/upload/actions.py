@@ -25,6 +25,11 @@ class LookAtSource:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAtUsage:
+    """Add up the project's images that were made of volumes."""
+
+
+@dataclass(frozen=True, slots=True)
 class LookAtTasks:
     """Read what Glance did with the image."""
 
@@ -96,6 +101,7 @@ class Finish:
 Observation = (
     LookAtClones
     | LookAtSource
+    | LookAtUsage
     | LookAtTasks
     | LookAtLocations
     | LookAgain

@@ -16,13 +16,15 @@ from handlers.upload.actions import (
     LookAtClones,
     LookAtSource,
     LookAtTasks,
+    LookAtUsage,
     Observation,
 )
 from handlers.upload.clones import clones_of
 from handlers.upload.seen import Seen, with_clone, without
-from worker.core.cloud import Cloud
+from worker.core.cloud import Cloud, Image
 from worker.core.errors import NotFound
 from worker.core.handler import Watch
+from worker.core.target import UPLOAD
 
 
 class Observer:
@@ -52,6 +54,8 @@ class Observer:
                 return replace(seen, clones=clones_of(seen.image, found))
             case LookAtSource(volume_id):
                 return await self._look_at_source(volume_id, seen)
+            case LookAtUsage():
+                return replace(seen, used=await read_usage(cloud, seen.image))
             case LookAtTasks():
                 return replace(seen, tasks=await cloud.list_tasks(image_id))
             case LookAtLocations():
@@ -93,6 +97,18 @@ class Observer:
             return with_clone(await self._cloud.get_volume(volume_id), seen)
         except NotFound:
             return without(volume_id, seen)
+
+
+async def read_usage(cloud: Cloud, image: Image) -> int:
+    """Return the GiB of the other images of the image's project that were made of volumes."""
+    return sum(
+        [
+            volume.size
+            async for volume in cloud.list_volumes(UPLOAD)
+            if volume.metadata.get("image_owner") == image.owner
+            and volume.name != image_volume.name_of(image.id)
+        ]
+    )
 
 
 async def _same(seen: Seen) -> Seen:

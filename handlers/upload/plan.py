@@ -22,6 +22,7 @@ from handlers.upload.actions import (
     LookAtClones,
     LookAtSource,
     LookAtTasks,
+    LookAtUsage,
 )
 from handlers.upload.clones import is_ours, metadata_of
 from handlers.upload.seen import Seen
@@ -29,6 +30,7 @@ from handlers.upload.sources import (
     NO_SUCH_VOLUME,
     REFUSED,
     binding,
+    excess,
     hindrance,
     kind_of,
     refusal,
@@ -165,6 +167,11 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
     assert source is not None
     if reason := hindrance(source, rules):
         return Finish(_patience(reason, seen), tell=f"waiting: {reason}")
+    if rules.project_gigabytes:
+        if seen.used is None:
+            return LookAtUsage()
+        if reason := excess(source, seen.used, rules):
+            return Finish(_patience(reason, seen), tell=f"waiting: {reason}")
     bind = None
     # Each change of an image is a risk to it. If there are properties to keep, one request does
     # both once the clone is there

@@ -25,6 +25,8 @@ class Seen:
     """The volume that was read last."""
     missing: frozenset[str] = frozenset()
     """Volumes that Cinder does not find."""
+    used: int | None = None
+    """GiB of the project's other images that were made of volumes."""
     tasks: tuple[ImageTask, ...] | None = None
     locations: tuple[Location, ...] | None = None
     hidden: bool = False

@@ -101,6 +101,18 @@ def hindrance(source: Volume, rules: Uploads) -> str:
     return f"the volume is {source.status}"
 
 
+def excess(source: Volume, used: int, rules: Uploads) -> str:
+    """Return why the image would be too much for its project, which has used so many GiB; "" if it
+    is not."""
+    most = rules.project_gigabytes
+    if not most or used + source.size <= most:
+        return ""
+    return (
+        f"the project has {used} GiB of images made of volumes, with this one {used + source.size}, "
+        f"and {most} are allowed"
+    )
+
+
 def kind_of(image: Image) -> str:
     """Return the formats of an image, as text."""
     return (

@@ -750,6 +750,24 @@ def test_the_old_location_api_does_too(
         )
 
 
+@pytest.mark.usefixtures("unhashed")
+def test_an_upload_beyond_the_bound_of_its_project_waits_for_room(
+    worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
+) -> None:
+    source = volumes()
+    with worker(groups(uploads={"project_gigabytes": 1})) as process:
+        process.wait_ready()
+        first = queued(source)
+        until_active(alice, first)
+        second = queued(source)
+        until(lambda: told(alice, second).startswith("waiting: the project has 1 GiB"), what="told")
+        assert status(alice, second) == "queued"
+        assert not of_image(operator, second)
+        alice.connection.image.delete(f"/images/{first}")
+        until_active(alice, second)
+        check_clone(operator, alice, second)
+
+
 NOT_MADE = "not made from the volume: data was uploaded"
 
 

@@ -20,6 +20,7 @@ from handlers.upload.actions import (
     LookAtClones,
     LookAtSource,
     LookAtTasks,
+    LookAtUsage,
 )
 from handlers.upload.seen import Seen
 from worker.core.cloud import GIB, Image, ImageTask, Location, Store, Volume
@@ -96,6 +97,23 @@ def with_metadata(volume: Volume, **changes: str | None) -> Volume:
         key: value for key, value in {**volume.metadata, **changes}.items() if value is not None
     }
     return replace(volume, metadata=metadata)
+
+
+@pytest.mark.parametrize(
+    ("used", "expected"),
+    [
+        (None, LookAtUsage()),
+        (8, None),
+        (9, Finish(Again("the project has 9 GiB of images made of volumes, with this one 11, and 10 are allowed",
+                         after=10.0, counted=False, wake_on_notification=True),
+                   tell="waiting: the project has 9 GiB of images made of volumes, with this one 11, and 10 are allowed"
+                   )),
+    ],
+)  # fmt: skip
+def test_the_bound_of_a_project(used: int | None, expected: object) -> None:
+    given = seen(clones=(), source=VOLUME, used=used)
+    action = plan.plan(given, replace(RULES, project_gigabytes=10))
+    assert action == expected if expected else isinstance(action, CreateClone)
 
 
 @pytest.mark.parametrize(

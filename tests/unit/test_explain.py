@@ -35,7 +35,7 @@ GROUPS = {
 }
 SOURCE = "image_volume_source"
 READS = {
-    "get_image", "find_volumes", "get_volume", "list_tasks", "list_stores", "get_locations", "list_members",
+    "get_image", "find_volumes", "get_volume", "list_tasks", "list_volumes", "list_stores", "get_locations", "list_members",
     "imports_locations", "get_quota", "describe_volume_types", "list_pools", "encrypts",
 }  # fmt: skip
 
@@ -605,3 +605,17 @@ async def test_how_long_an_image_is_saving(
     )
     check = (await told(cloud, settings, saving.id))["upload"]
     assert (check.verdict, f"saving for {minutes} minutes" in check.detail) == (verdict, True)
+
+
+async def test_an_upload_beyond_the_bound_of_its_project(
+    cloud: FakeCloud, settings: Settings
+) -> None:
+    few = replace(settings, uploads=replace(settings.uploads, project_gigabytes=1))
+    async with Rig(cloud, targets=()) as rig:
+        made = cloud.queue(properties={SOURCE: cloud.volume_of("alice").id})
+        await rig.complete(made.id)
+        cloud.calls.clear()
+    image = cloud.queue(properties={SOURCE: cloud.volume_of("alice").id})
+    checks = await told(cloud, few, image.id)
+    assert checks["project"].verdict == "warn"
+    assert "the project has 1 GiB of images made of volumes" in checks["next"].detail

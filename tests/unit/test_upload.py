@@ -768,3 +768,24 @@ async def test_an_image_that_saves_for_hours_is_found_by_a_resync(
     cloud.ahead += 7200.0
     (missing,) = await rig.resync()
     assert "saving for 120 minutes" in missing.why
+
+
+async def test_a_project_gets_no_more_than_its_gigabytes(cloud: FakeCloud) -> None:
+    rules = Uploads(grace=0.2, quiet=0.02, untouched=0.0, tell_after=0.0, project_gigabytes=2)
+    async with Rig(cloud, targets=(), uploads=rules) as rig:
+        first, second, third = (asked(cloud, cloud.volume_of("alice")) for _ in range(3))
+        others = asked(cloud, cloud.volume_of("bob"), owner="bob")
+        for image in (first, second, others):
+            assert isinstance(await rig.complete(image.id), Done)
+        outcome = await rig.complete(third.id)
+        assert isinstance(outcome, Again)
+        assert not outcome.counted
+        assert (
+            cloud.images[third.id].properties[STATUS].startswith("waiting: the project has 2 GiB")
+        )
+        assert not cloud.of(third.id)
+        # An image that goes makes room
+        cloud.delete_image(first.id)
+        assert isinstance(await rig.complete(third.id), Done)
+        check_complete(cloud, third.id)
+        assert STATUS not in cloud.images[third.id].properties

@@ -158,7 +158,8 @@ class Uploads:
     `tell_after` are for how many a queued image must have been left alone before the worker changes
     its source property, or its status property. `reserved_image_namespaces` are beginnings of
     names: no such property of the image that a volume was made from is given to the image made of
-    the volume.
+    the volume. `project_gigabytes` bounds the GiB of all images that a project may have made in
+    this way, 0 for no bound.
     """
 
     source_property: str = "image_volume_source"
@@ -169,4 +170,5 @@ class Uploads:
     tell_after: float = 10.0
     allow_in_use: bool = False
     location_api: LocationApi = "auto"
+    project_gigabytes: int = 0
     reserved_image_namespaces: tuple[str, ...] = ()

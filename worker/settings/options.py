@@ -245,6 +245,10 @@ TABLE: tuple[Option, ...] = (
            help="API by which Glance gets the location. new: POST /v2/images/{id}/locations, with Glance 2.17 "
                 "and newer and the role service. old: PATCH, which needs show_multiple_locations (OSSN-0065, "
                 "OSSN-0090). auto: new if Glance has it."),
+    Option("uploads", "project_gigabytes", field="uploads.project_gigabytes", unit="GiB", least=0,
+           help="Maximum GiB of all images that one project may have made of its volumes; 0 for no limit. Glance's "
+                "own limit image_size_total does not hold up an image that gets its data by a location. An upload "
+                "beyond it waits until the project deletes such images."),
     Option("uploads", "reserved_image_namespaces", field="uploads.reserved_image_namespaces",
            help="Beginnings of names of image properties that the worker does not copy from a volume to its "
                 "image. Use the values of Cinder's option of the same name, and everything that Glance's "

@@ -9,6 +9,7 @@ from handlers import actions, image_volume
 from handlers.upload import sources
 from handlers.upload.actions import Finish
 from handlers.upload.clones import clones_of, is_ours
+from handlers.upload.observe import read_usage
 from handlers.upload.plan import plan
 from handlers.upload.seen import Seen
 from worker.core.cloud import Cloud, Image, Quota, Volume
@@ -33,6 +34,7 @@ async def look(cloud: Cloud, rules: Uploads, image: Image, *, now: float) -> See
         stores=await cloud.list_stores(),
         clones=clones,
         tasks=await cloud.list_tasks(image.id),
+        used=await read_usage(cloud, image) if rules.project_gigabytes else None,
     )
     stranded = sources.stranded_volumes(seen.tasks or ())
     source_id = (
@@ -191,6 +193,9 @@ def _source(seen: Seen, settings: Settings) -> Iterator[Check]:
         )
         yield Check("source volume", "fail", reason, advice)
         return
+    if seen.used is not None and (reason := sources.excess(source, seen.used, settings.uploads)):
+        advice = "raise [uploads] project_gigabytes, or its owner deletes images made of volumes"
+        yield Check("project", "warn", reason, advice)
     yield Check(
         "source volume",
         "ok",
