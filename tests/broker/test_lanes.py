@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
@@ -578,3 +579,61 @@ async def test_what_another_replica_is_handed_out_is_not_known(opened: Open, lan
     assert not any(other.will_hand_out(key) for key in (waiting, more.key))
     await other.publish([more])
     assert other.will_hand_out(more.key)
+
+
+async def test_a_lane_that_is_full_is_named_and_the_others_take_jobs(
+    rabbitmq: RabbitMQ, opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publisher, "PATIENCE", 1.0)
+    full, other = f"{QUEUE}.{lane}", f"{lane}-2"
+    rule = '{"overflow": "reject-publish", "max-length": 3}'
+    worker = Worker()
+    made = await opened(worker, other)
+    rabbitmq.ctl("set_policy", lane, f"^{full}$", rule, "--apply-to", "queues")
+    try:
+        # Nobody serves it
+        publishing = asyncio.create_task(made.publish(jobs(lane, 400)))
+        await until(lambda: f"the queue {full} has taken no message" in (made.problem() or ""))
+        await made.publish(jobs(other, 5))
+        await until(lambda: len(worker.seen) == 5)
+        assert not publishing.done()
+    finally:
+        rabbitmq.ctl("clear_policy", lane)
+    # RabbitMQ may tell a channel only later that the queue takes messages again
+    await publishing
+    await until(lambda: made.problem() is None)
+    assert (rabbitmq.depth(full) or 0) >= 400
+
+
+async def test_a_publisher_for_which_there_was_no_thread_is_begun_again(
+    rabbitmq: RabbitMQ, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = RabbitLanes(url=rabbitmq.url, queue=QUEUE)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("no thread")))
+        with pytest.raises(RuntimeError):
+            await made.open({lane: 10}, Hands())
+    hands = Hands()
+    await made.open({lane: 10}, hands)
+    try:
+        await until(lambda: made.problem() is None)
+        await made.publish(jobs(lane, 1))
+        await until(lambda: len(hands.images) == 1)
+    finally:
+        await made.close()
+
+
+async def test_a_full_queue_of_dead_letters_is_an_error_after_a_while(
+    rabbitmq: RabbitMQ, opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.broker.lanes.BURY_WITHIN", 1.0)
+    made = await opened(Hands(), lane)
+    letter = DeadLetter(lane=lane, reason="x", last_at=1.0, body=b"x")
+    await made.bury([letter])
+    rule = '{"overflow": "reject-publish", "max-length": 1}'
+    rabbitmq.ctl("set_policy", lane, rf"^{QUEUE}\.dead$", rule, "--apply-to", "queues")
+    try:
+        with pytest.raises(Temporary, match="takes no dead letters"):
+            await made.bury([letter] * 400)
+    finally:
+        rabbitmq.ctl("clear_policy", lane)

@@ -109,12 +109,31 @@ async def test_asking_again_and_again_fills_nothing_and_no_log(
         assert len(rabbitmq.errors()) == errors
 
 
+async def test_a_queue_that_refuses_more_is_of_a_paused_target(
+    rabbitmq: RabbitMQ, queue: str
+) -> None:
+    rule = '{"overflow": "reject-publish", "max-length": 1}'
+    rabbitmq.ctl("set_policy", queue, f"^{queue}", rule, "--apply-to", "queues")
+    try:
+        pause(rabbitmq.url, queue=queue, target="fast")
+        async with watching(rabbitmq, queue) as told:
+            await asyncio.sleep(1)
+            assert told == [{"fast"}]
+            resume(rabbitmq.url, queue=queue, target="fast")
+            await until(lambda: told[-1] == set())
+    finally:
+        rabbitmq.ctl("clear_policy", queue)
+
+
+@pytest.mark.parametrize(
+    "rights", [("^other", "^other", "^other"), (".*", "^other", ".*")], ids=["none", "no write"]
+)
 async def test_a_worker_that_may_not_ask_works_on_and_says_so(
-    rabbitmq: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch
+    rabbitmq: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch, rights: tuple[str, str, str]
 ) -> None:
     monkeypatch.setattr(pauses, "ASK_AGAIN", 0.5)
     rabbitmq.ctl("add_user", queue, "secret")
-    rabbitmq.ctl("set_permissions", queue, "^other", "^other", "^other")
+    rabbitmq.ctl("set_permissions", queue, *rights)
     host = rabbitmq.url.rpartition("@")[2]
     watch = PauseWatch(url=f"amqp://{queue}:secret@{host}", queue=queue, targets=TARGETS)
     told: list[Set[str]] = []

@@ -14,7 +14,7 @@ from tests.configurations import GOOD, load
 from worker.cli.cloud_watch import PING
 from worker.cli.comparisons import CENSUS
 from worker.cli.daemon import Daemon
-from worker.cli.preflight import check_cloud, check_locations
+from worker.cli.preflight import check_bind, check_cloud, check_locations
 from worker.core.cloud import GIB
 from worker.core.errors import Misconfigured, Temporary
 from worker.engine.retry import Backoff, Pace
@@ -280,3 +280,12 @@ async def test_a_flapping_intake_does_not_have_the_cloud_listed_each_time(
         while len(began) == count:
             await asyncio.sleep(0.01)
     watching.cancel()
+
+
+def test_an_address_that_has_gone_is_a_reason_to_refuse_a_reload(settings: Settings) -> None:
+    # Of a block for documentation: no machine has it
+    gone = replace(settings, bind=("192.0.2.1", 9417))
+    with pytest.raises(Misconfigured, match=r"192\.0\.2\.1"):
+        check_bind(gone, proven=gone)
+    here = replace(settings, bind=("127.0.0.1", 9417))
+    check_bind(here, proven=here)

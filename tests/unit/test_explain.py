@@ -35,8 +35,8 @@ GROUPS = {
 }
 SOURCE = "image_volume_source"
 READS = {
-    "get_image", "find_volumes", "get_volume", "list_tasks", "list_volumes", "list_stores", "get_locations", "list_members",
-    "imports_locations", "get_quota", "describe_volume_types", "list_pools", "encrypts",
+    "get_image", "find_volumes", "get_volume", "list_tasks", "list_volumes", "list_stores", "get_locations",
+    "list_members", "imports_locations", "get_quota", "describe_volume_types", "list_pools", "encrypts",
 }  # fmt: skip
 
 

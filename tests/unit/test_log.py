@@ -167,3 +167,31 @@ def test_no_journal_at_start(tmp_path: Path) -> None:
             f"systemd host?"
         ),
     )
+
+
+def test_a_log_file_that_cannot_be_opened_again_ends_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = structlog.get_config(), logging.getLogger().handlers[:], logging.getLogger().level
+    folder = tmp_path / "log"
+    folder.mkdir()
+    try:
+        log.setup(style="json", file=str(folder / "worker.log"))
+        structlog.get_logger("x").info("first")
+        # As logrotate does where the folder lets nobody make another file
+        folder.rename(tmp_path / "rotated")
+        structlog.get_logger("x").info("second")
+        structlog.get_logger("x").info("third")
+        folder.mkdir()
+        structlog.get_logger("x").info("fourth")
+    finally:
+        for handler in logging.getLogger().handlers:
+            handler.close()
+        structlog.configure(**before[0])
+        logging.getLogger().handlers[:] = before[1]
+        logging.getLogger().setLevel(before[2])
+    told = capsys.readouterr().err
+    assert '"second"' in told
+    assert '"third"' in told
+    assert '"fourth"' in (folder / "worker.log").read_text()
+    assert '"first"' in (tmp_path / "rotated" / "worker.log").read_text()

@@ -117,7 +117,7 @@ def test_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("cloud", {"poll_min": 10, "poll_max": 5}, "poll_max is below"),
         ("cloud", {"poll_min": "soon"}, "poll_min"),
         ("cloud", {"api_timeout": "1e26"}, "[cloud] api_timeout: 1e+26 is not up to"),
-        ("work", {"backoff_max": "nan"}, "[work] backoff_max: nan is not up to"),
+        ("work", {"backoff_max": "nan"}, "[work] backoff_max: nan is no number"),
         ("resync", {"interval": "inf"}, "[resync] interval: inf is not up to"),
         ("prewarm", {"targets": ""}, "targets is empty"),
         ("prewarm", {"targets": "fast,slow,third"}, "[target:third] volume_type is missing"),

@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from worker.core.errors import Misconfigured
 from worker.engine.retry import Backoff
 from worker.engine.tasks import LASTING, Tasks, watch_others
+from worker.engine.threads import on_daemon_thread
 from worker.observe.metrics import Metrics
 
 AT_ONCE = Backoff(shortest=0.01, longest=0.02)
@@ -121,3 +122,34 @@ async def test_what_nobody_supervises_does_not_die_unseen(
             gc.collect()
             await asyncio.sleep(0.01)
     assert [line["event"] for line in lines] == [event]
+
+
+async def test_a_port_without_descriptors_is_told_once_a_minute() -> None:
+    metrics = Metrics()
+    watch_others(metrics)
+    context = {
+        "message": "socket.accept() out of system resource\nsocket: <...>",
+        "exception": OSError(24, "Too many open files"),
+    }
+    with capture_logs() as logs:
+        for _ in range(100):
+            asyncio.get_running_loop().call_exception_handler(context)
+    assert [line["event"] for line in logs] == ["port_out_of_descriptors"]
+    assert not failures(metrics, "other")
+
+
+async def test_a_call_that_blocks_for_ever_keeps_nobody() -> None:
+    ended = threading.Event()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await on_daemon_thread(ended.wait, name="blocks")
+    (thread,) = [one for one in threading.enumerate() if one.name == "blocks"]
+    assert thread.daemon
+    ended.set()
+    thread.join()
+
+
+async def test_what_a_thread_returns_or_raises_is_what_its_caller_gets() -> None:
+    assert await on_daemon_thread(lambda: 7, name="returns") == 7
+    with pytest.raises(ZeroDivisionError):
+        await on_daemon_thread(lambda: 1 // 0, name="raises")

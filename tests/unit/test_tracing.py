@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,3 +101,34 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(Misconfigured, match=r"image-volume-worker\[otel\]"):
         tracing.setup("http://127.0.0.1:4318", ratio=1.0, version="1")
     assert tracing.current() == ""
+
+
+class Hanging(InMemorySpanExporter):
+    """A collector that never ends an answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ending = threading.Event()
+
+    def shutdown(self) -> None:
+        self.ending.wait()
+
+
+def test_a_collector_that_hangs_keeps_nobody_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "FLUSH_WITHIN", 0.05)
+    exporter = Hanging()
+    tracing.setup("", ratio=1.0, version="1", exporter=exporter)
+    tracing.end()
+    assert tracing.current() == ""
+    (thread,) = [one for one in threading.enumerate() if one.name == "tracing"]
+    assert thread.daemon
+    exporter.ending.set()
+    thread.join()
+
+
+def test_what_cannot_be_set_up_changes_nothing(exporter: InMemorySpanExporter) -> None:
+    with pytest.raises(ValueError, match="Probability"):
+        tracing.setup("http://127.0.0.1:4318", ratio=7.0, version="1")
+    with tracing.span("job"):
+        pass
+    assert [span.name for span in exporter.get_finished_spans()] == ["job"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
@@ -22,6 +23,8 @@ from worker.core.intake import Routed, Sink
 log = structlog.get_logger(__name__)
 
 
+MOST_OFFERS = 8
+"""Groups of notifications that wait for their lanes at once."""
 DEAF_AFTER = 3
 """Questions in a row that found a notification while none was delivered to us, before another
 connection is tried. When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can
@@ -129,8 +132,8 @@ class _Feed:
         self._delivered = 0
         self._acked = 0
         self._starved = 0
-        self._offer: Future[None] | None = None
-        self._offered = 0
+        # Groups that the sink has, with the last tag of each, the oldest first
+        self._offers: deque[tuple[Future[None], int]] = deque()
         self._exchanges = Exchanges(subscription.exchanges, every=look_every)
         self._pulse = Pulse(queue=subscription.queue, receive=self._found)
 
@@ -178,26 +181,27 @@ class _Feed:
     def turn(self) -> float:
         """Settle groups that the sink has accepted, offer it the next one, and look for
         exchanges now and then."""
-        if self._offer is not None and self._offer.done():
+        while self._offers and self._offers[0][0].done():
+            offer, tag = self._offers.popleft()
             # Its error ends the session, and the broker delivers again
-            self._offer.result()
-            self._offer = None
-            self._ack(self._offered)
+            offer.result()
+            self._ack(tag)
         if self._ending:
             self._leave()
             return LOOK_EVERY
-        if self._offer is None and self._newest:
+        # A lane that takes nothing holds up its own group; the others go on
+        if self._newest and len(self._offers) < MOST_OFFERS:
             self._settle()
         self._bind(tell=True)
         return min(self._pulse.turn(), self._exchanges.next_look - time.monotonic())
 
     def lost(self) -> None:
         """Forget the messages that the broker delivers again."""
-        if self._offer is not None:
+        for offer, _ in self._offers:
             # Where the sink still waits for its lanes, it would wait once more for the same
             # messages.
-            self._offer.cancel()
-            self._offer = None
+            offer.cancel()
+        self._offers.clear()
         self._connection = self._channel = self._tag = None
         self._routed = []
         self._newest = self._delivered = self._acked = self._starved = 0
@@ -206,7 +210,7 @@ class _Feed:
 
     def finished(self) -> bool:
         """Whether the sink has nothing of ours any more."""
-        return self._offer is None
+        return not self._offers
 
     def _deliver(self, message: Any) -> None:
         self._starved, self._delivered = 0, message.delivery_tag
@@ -230,14 +234,15 @@ class _Feed:
         self._newest = message.delivery_tag
 
     def _settle(self) -> None:
-        """Ack messages without jobs at once, and hand the others to the sink; meanwhile the next
-        group comes in."""
+        """Hand messages with jobs to the sink, and ack the others once all before them are;
+        meanwhile the next group comes in."""
         if self._routed:
-            self._offer = asyncio.run_coroutine_threadsafe(
-                self._sink.accept(self._routed), self._loop
-            )
-            self._offer.add_done_callback(lambda _offer: self._link.wake())
-            self._offered = self._newest
+            offer = asyncio.run_coroutine_threadsafe(self._sink.accept(self._routed), self._loop)
+            offer.add_done_callback(lambda _offer: self._link.wake())
+            self._offers.append((offer, self._newest))
+        elif self._offers:
+            # An ack is for all before it, too
+            self._offers[-1] = (self._offers[-1][0], self._newest)
         else:
             self._ack(self._newest)
         self._routed = []

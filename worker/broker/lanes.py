@@ -20,6 +20,10 @@ from worker.core.lanes import Delivery, ignore
 
 T = TypeVar("T")
 
+BURY_WITHIN = 120.0
+"""Seconds that the queue of dead letters may take none, as where a policy limits its length and
+refuses the rest. Whoever has a letter to bury holds up others."""
+
 
 class RabbitLanes:
     """Lanes that survive crashes and are shared by replicas. One replica at a time gets the jobs
@@ -104,8 +108,15 @@ class RabbitLanes:
             raise
 
     async def bury(self, letters: Iterable[DeadLetter]) -> None:
-        """Put dead letters into their queue; returns once the broker has confirmed each of them."""
-        await self._confirmed([(self._topology.dead, letter) for letter in letters], after=0.0)
+        """Put dead letters into their queue; returns once the broker has confirmed each of them.
+        Temporary if it takes none for minutes."""
+        try:
+            async with asyncio.timeout(BURY_WITHIN):
+                await self._confirmed(
+                    [(self._topology.dead, letter) for letter in letters], after=0.0
+                )
+        except TimeoutError as error:
+            raise Temporary(f"the queue {self._topology.dead} takes no dead letters") from error
 
     async def close(self) -> None:
         """Hand out nothing more, write the acks that were given, disconnect. A `publish` that
@@ -146,10 +157,12 @@ class RabbitLanes:
 
     def _started_publisher(self) -> Publisher:
         if self._publisher is None:
-            self._publisher = Publisher(
+            publisher = Publisher(
                 broker=self._broker, topology=self._topology, name=f"{self._name} publisher"
             )
-            self._publisher.start()
+            # There may be no thread for it; then the next call tries again
+            publisher.start()
+            self._publisher = publisher
         return self._publisher
 
     async def _confirmed(self, messages: list[tuple[str, Written]], *, after: float) -> None:

@@ -94,11 +94,13 @@ class Link:
 
     @property
     def hung(self) -> float:
-        """Seconds for which the thread has not turned; 0 if a slow broker explains it."""
+        """Seconds for which the thread has not turned; 0 if a slow broker explains it, or it was
+        not started."""
         late = time.monotonic() - self._turned
-        return (
-            late if self._thread.is_alive() and self._stop_by is None and late > HUNG_AFTER else 0.0
-        )
+        if self._stop_by is not None or self._thread.ident is None:
+            return 0.0
+        # A thread that has died never turns again
+        return late if late > HUNG_AFTER or not self._thread.is_alive() else 0.0
 
     @property
     def blocked(self) -> bool:
@@ -114,10 +116,17 @@ class Link:
         return self._problem
 
     def start(self) -> None:
-        """Begin; returns at once."""
-        _started.add(self)
+        """Begin; returns at once. RuntimeError if there is no thread for it; then another link has
+        to be made."""
         self._turned = time.monotonic()
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            # There is no thread for it
+            self._waker.close()
+            self._wakened.close()
+            raise
+        _started.add(self)
 
     def wake(self) -> None:
         """Make the session take a turn now. May be called on any thread."""
@@ -145,7 +154,13 @@ class Link:
         hosts = itertools.cycle(self._broker.hosts)
         while self._stop_by is None:
             begun = self._turned = time.monotonic()
-            served = self._connect(next(hosts))
+            try:
+                served = self._connect(next(hosts))
+            except Exception as error:
+                # The root of the thread. Nobody begins it anew, and without it nothing comes in
+                served = False
+                self._problem = f"{self._broker}: {error!r}"
+                log.exception("broker_session_failed", link=self.name)
             # A connection that breaks at once, time and again, is no better than none.
             failures = 1 if time.monotonic() - begun > LASTING else failures + 1
             self._pause(failures, shortest=SETTLING if served else 0.0)

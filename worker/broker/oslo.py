@@ -7,7 +7,7 @@ import asyncio
 import json
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 from itertools import product
@@ -20,6 +20,7 @@ from oslo_config import cfg
 from worker.core.compression import plain
 from worker.core.errors import Malformed, Misconfigured
 from worker.core.intake import Routed, Sink
+from worker.engine.threads import on_daemon_thread
 
 with warnings.catch_warnings():
     # oslo.service imports eventlet, which warns of itself; nothing here runs on it.
@@ -35,6 +36,8 @@ REFUSED_PAUSE = 5.0
 """Seconds before the transport is given a refused message back, which it delivers again at once."""
 THREADS = 2
 """Groups that are settled side by side."""
+THREAD = "oslo intake"
+"""The name of threads that call oslo.messaging."""
 NOT_RUNNING = "the intake is not running"
 # The field that replaces a notification we can't read; it has the reason
 UNREADABLE = "unreadable"
@@ -142,7 +145,7 @@ class OsloIntake:
         self._problem = "connecting"
         try:
             # Drivers wait here for as long as their broker is away, and nothing can stop them
-            await _in_thread(partial(listener.start, override_pool_size=THREADS))
+            await on_daemon_thread(partial(listener.start, override_pool_size=THREADS), name=THREAD)
         except Exception as error:
             # Every driver has errors of its own; none of them is a reason not to try again.
             self._problem = f"the listener does not start: {type(error).__name__}"
@@ -154,9 +157,9 @@ class OsloIntake:
             sink.gap("connected")
             await asyncio.get_running_loop().create_future()
         finally:
-            await _in_thread(listener.stop)
+            await on_daemon_thread(listener.stop, name=THREAD)
             await offers.close(grace=self._grace)
-            await _in_thread(listener.wait)
+            await on_daemon_thread(listener.wait, name=THREAD)
 
 
 def _faults(conf: cfg.ConfigOpts) -> Iterator[str]:
@@ -262,31 +265,3 @@ def _decompressed(method: str, body: bytes | str) -> bytes:
         return plain(body.encode() if isinstance(body, str) else body, method)
     except Malformed as error:
         return json.dumps({UNREADABLE: str(error)}).encode()
-
-
-async def _in_thread(function: Callable[[], object]) -> None:
-    """Wait for a function that may block for ever, on a thread that doesn't keep the process
-    alive."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle(error: Exception | None) -> None:
-        if done.done():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    def run() -> None:
-        error: Exception | None = None
-        try:
-            function()
-        except Exception as caught:
-            # Raised where it is awaited
-            error = caught
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(settle, error)
-
-    threading.Thread(target=run, name="oslo intake", daemon=True).start()
-    await done

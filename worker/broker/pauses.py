@@ -17,7 +17,13 @@ from typing import Any
 
 import structlog
 from amqp import Message
-from amqp.exceptions import AccessRefused, PreconditionFailed
+from amqp.exceptions import (
+    AccessRefused,
+    ChannelError,
+    MessageNacked,
+    PreconditionFailed,
+    ResourceLocked,
+)
 
 from worker.broker.connection import connected, words
 from worker.broker.inspect import exchange_is_there
@@ -32,6 +38,8 @@ ANSWER_WITHIN = 10.0
 not, and the link goes to the next one."""
 ASK_AGAIN = 3600.0
 """Seconds until the next try where the broker refuses what is needed to ask: it logs each one."""
+REFUSALS = (AccessRefused, PreconditionFailed, ResourceLocked)
+"""No right to the exchange or its queue, or somebody else's queue of that name."""
 EVERY = 3.0
 """Seconds between two questions which targets are paused."""
 
@@ -85,15 +93,8 @@ class PauseWatch:
         channel = connection.channel()
         try:
             self._topology.declare_paused(channel)
-        except (AccessRefused, PreconditionFailed) as error:
-            self._try_at = time.monotonic() + ASK_AGAIN
-            # Only an operator can mend that: the worker works on, and is not ready
-            if not self._refused:
-                log.error("pauses_unknown", error=words(error))
-            self._refused = words(error)
-            if self._told is None:
-                self._told = frozenset()
-                self._tell(self._told)
+        except REFUSALS as error:
+            self._cannot(error)
             return
         self._refused = ""
         self._ask = functools.partial(_paused, channel, self._topology, self._targets)
@@ -102,10 +103,28 @@ class PauseWatch:
         """Ask which targets are paused."""
         if self._refused and time.monotonic() >= self._try_at:
             self.opened(self._connection)
-        if self._ask is not None and (found := self._ask()) != self._told:
-            self._told = found
-            self._tell(found)
+        if self._ask is not None:
+            try:
+                found = self._ask()
+            except REFUSALS as error:
+                self._cannot(error)
+                return EVERY
+            if found != self._told:
+                self._told = found
+                self._tell(found)
         return EVERY
+
+    def _cannot(self, error: ChannelError) -> None:
+        """Note that the broker refuses what is needed to ask. Only an operator can mend that: the
+        worker works on, and is not ready."""
+        self._ask = None
+        self._try_at = time.monotonic() + ASK_AGAIN
+        if not self._refused:
+            log.error("pauses_unknown", error=words(error))
+        self._refused = words(error)
+        if self._told is None:
+            self._told = frozenset()
+            self._tell(self._told)
 
     def lost(self) -> None:
         """Keep what is paused until the broker tells otherwise."""
@@ -165,12 +184,14 @@ def _paused(channel: Any, topology: Topology, targets: tuple[str, ...]) -> Set[s
 
     channel.events["basic_return"] = {came_back}
     for target in targets:
-        # The broker returns what has no queue before it confirms it
-        channel.basic_publish_confirm(
-            Message(b""),
-            exchange=topology.paused,
-            routing_key=target,
-            mandatory=True,
-            confirm_timeout=ANSWER_WITHIN,
-        )
+        # The broker returns what has no queue before it confirms it. A full queue that refuses
+        # more (a policy may say so) is a queue, too
+        with contextlib.suppress(MessageNacked):
+            channel.basic_publish_confirm(
+                Message(b""),
+                exchange=topology.paused,
+                routing_key=target,
+                mandatory=True,
+                confirm_timeout=ANSWER_WITHIN,
+            )
     return frozenset(targets) - returned

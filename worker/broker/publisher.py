@@ -33,7 +33,9 @@ PATIENCE = 15.0
 connection did not help. When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can
 lose what a channel has sent to that queue. From then on it confirms, or takes, nothing of what the
 channel sends there."""
-LONGEST_PATIENCE = 320.0
+LONGEST_PATIENCE = 120.0
+"""A queue that refuses is seen to take messages again by another connection only (RabbitMQ 3.10),
+which costs the other queues a moment."""
 REFUSED_PAUSE = 1.0
 """Seconds before what the broker refused (a full queue, no queue) is sent again."""
 NEVER = 3600.0
@@ -75,7 +77,8 @@ class _Queue:
     Delayed messages have a window of their own too, because RabbitMQ puts them into another queue
     first. `in_flight` are the delivery tags of messages without a confirm and when they were sent,
     the oldest first. `refusing_since` is when the queue began to refuse, infinite while it takes
-    messages. `unheard` is how often in a row another connection did not help. Times are monotonic.
+    messages. `unheard` is how often in a row another connection did not help, `stuck_since` when
+    the first of them was tried, infinite if none was. Times are monotonic.
     """
 
     name: str
@@ -85,6 +88,7 @@ class _Queue:
     refusing_since: float = math.inf
     broken: int = 0
     unheard: int = 0
+    stuck_since: float = math.inf
     not_before: float = 0.0
 
     @property
@@ -121,7 +125,14 @@ class Publisher:
     @property
     def problem(self) -> str | None:
         """None while messages can be published, else the problem."""
-        return self._link.problem
+        if problem := self._link.problem:
+            return problem
+        # Read on another thread than the link's
+        for queue in tuple(self._queues.values()):
+            if not math.isinf(queue.stuck_since):
+                seconds = time.monotonic() - queue.stuck_since
+                return f"the queue {queue.name} has taken no message for {seconds:.0f} s"
+        return None
 
     def start(self) -> None:
         """Begin to connect; returns at once."""
@@ -241,6 +252,7 @@ class Publisher:
             elif queue.overdue_at <= now:
                 refused = queue.refusing_since + PATIENCE <= now
                 queue.unheard += 1
+                queue.stuck_since = min(queue.stuck_since, now)
                 how = "refused" if refused else "neither confirmed nor refused"
                 raise OSError(f"what was sent to the queue {queue.name} is {how} for too long")
 
@@ -297,6 +309,7 @@ class Publisher:
                 self._refused(queue, outgoing)
             else:
                 queue.refusing_since, queue.unheard = math.inf, 0
+                queue.stuck_since = math.inf
                 outgoing.batch.confirm()
 
     def _on_nack(self, tag: int, multiple: bool) -> None:

@@ -190,6 +190,7 @@ class Daemon:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+            await dispatcher.close()
             await self._runner.drain()
             await self._lanes.close()
 

@@ -97,12 +97,15 @@ def check_bind(settings: Settings, *, proven: Settings) -> None:
     `proven` has the address that is served now. Whether its port is free on other addresses shows
     only once we let go of it: then the next daemon finds out.
     """
-    if settings.bind is None or settings.bind == proven.bind:
+    if settings.bind is None:
         return
+    host, port = settings.bind
+    same = settings.bind == proven.bind
     try:
-        sockets = listen(*settings.bind)
+        # Our own port is in use, by us; its address may have gone from this machine since
+        sockets = listen(host, 0 if same else port)
     except OSError as error:
-        if proven.bind is not None and proven.bind[1] == settings.bind[1]:
+        if not same and proven.bind is not None and proven.bind[1] == port:
             return
         raise not_bound(settings.bind, error) from error
     for one in sockets:

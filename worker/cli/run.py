@@ -20,12 +20,16 @@ from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temp
 from worker.core.release import release
 from worker.diagnose import broker_check
 from worker.engine.tasks import watch_others
+from worker.engine.threads import on_daemon_thread
 from worker.observe import tracing
 from worker.observe.metrics import Metrics
 from worker.observe.systemd import READY, RELOADING, STOPPING, notify, status
 from worker.settings import Settings
 
 log = structlog.get_logger(__name__)
+
+CHECKED_WITHIN = 60.0
+"""Seconds that a reload may look at the brokers: one that drips answers would keep it for ever."""
 
 
 class Run(Command):
@@ -42,17 +46,22 @@ class Run(Command):
         # Between the reading and the loop that hears it
         signal.signal(signal.SIGHUP, lambda number, _frame: early.append(number))
         settings = self.app.read_settings(quiet=True)
-        self._observe(settings)
         try:
             asyncio.run(self._run(settings, early))
         finally:
             tracing.end()
         return 0
 
-    def _observe(self, settings: Settings) -> None:
+    async def _observe(self, settings: Settings) -> None:
         """Log and trace as the configuration says."""
         self.app.setup_logs()
-        tracing.setup(settings.otlp_endpoint, ratio=settings.trace_ratio, version=release())
+        # It sends what is left to the collector before, which may take its time
+        await on_daemon_thread(
+            lambda: tracing.setup(
+                settings.otlp_endpoint, ratio=settings.trace_ratio, version=release()
+            ),
+            name="tracing",
+        )
         for warning in settings.warnings:
             log.warning("configuration_warning", warning=warning)
 
@@ -76,13 +85,14 @@ class Run(Command):
         loop.add_signal_handler(signal.SIGHUP, reload.set)
         if early:
             reload.set()
+        await self._observe(settings)
         metrics = Metrics()
         watch_others(metrics)
         proven: Settings | None = None
         refused = ""
         while not stop.is_set():
             reloading = asyncio.create_task(
-                self._reload(reload, leave, metrics, settings), name="reload"
+                self._keep_reloading(reload, leave, metrics, settings), name="reload"
             )
             try:
                 await Daemon(settings=settings, metrics=metrics, refused=refused).run(leave)
@@ -108,6 +118,20 @@ class Run(Command):
                 leave.clear()
                 if stop.is_set():
                     leave.set()
+
+    async def _keep_reloading(
+        self, reload: asyncio.Event, leave: asyncio.Event, metrics: Metrics, proven: Settings
+    ) -> Settings:
+        """Return the new settings as `_reload` does; not even an error that nobody has thought of
+        makes the worker deaf to the next SIGHUP."""
+        while True:
+            try:
+                return await self._reload(reload, leave, metrics, proven)
+            except Exception as error:
+                # The root of a task
+                metrics.task_failures.labels("reload").inc()
+                log.exception("reload_failed")
+                notify(f"{READY}\n{status(_refusal((repr(error),)))}")
 
     async def _reload(
         self, reload: asyncio.Event, leave: asyncio.Event, metrics: Metrics, proven: Settings
@@ -141,9 +165,18 @@ class Run(Command):
         settings = self.app.read_settings(quiet=True)
         with closing(build_clouds(settings, metrics)) as clouds:
             await check_cloud(clouds.common, settings)
-        await asyncio.to_thread(check_bind, settings, proven=proven)
-        await asyncio.to_thread(broker_check.check, settings, proven=proven)
-        self._observe(settings)
+        tracing.check(settings.otlp_endpoint)
+        try:
+            async with asyncio.timeout(CHECKED_WITHIN):
+                await on_daemon_thread(lambda: check_bind(settings, proven=proven), name="reload")
+                await on_daemon_thread(
+                    lambda: broker_check.check(settings, proven=proven), name="reload"
+                )
+        except TimeoutError as error:
+            raise Temporary(
+                f"the brokers were not all looked at within {CHECKED_WITHIN:g} s"
+            ) from error
+        await self._observe(settings)
         return settings
 
 

@@ -50,7 +50,8 @@ class Lanes(Protocol):
         away."""
 
     async def bury(self, letters: Iterable[DeadLetter]) -> None:
-        """Keep dead letters, as safely as `publish` keeps jobs."""
+        """Keep dead letters, as safely as `publish` keeps jobs; Temporary if there is no room for
+        them for minutes."""
 
     async def close(self) -> None:
         """Hand out nothing more, write the acks that were given, let go of the broker. Unacked jobs

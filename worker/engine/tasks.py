@@ -19,6 +19,11 @@ log = structlog.get_logger(__name__)
 LASTING = 90.0
 """Seconds that a task has to run until its last failure is over. Longer than the rarest loop takes
 for one round."""
+NO_DESCRIPTORS = "socket.accept() out of system resource"
+"""How asyncio's report begins that the HTTP port can accept no connection (asyncio's
+selector_events.py)."""
+TELL_EVERY = 60.0
+"""Seconds between two log lines about it."""
 OTHER = "other"
 """Failures of tasks and threads that are not supervised are counted under this name."""
 
@@ -82,7 +87,16 @@ def watch_others(metrics: Metrics) -> None:
     """Log and count errors that kill a task or a thread of this process that nobody supervises."""
     metrics.task_failures.labels(OTHER)
 
+    told_at = -TELL_EVERY
+
     def of_loop(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        nonlocal told_at
+        if str(context.get("message", "")).startswith(NO_DESCRIPTORS):
+            # asyncio tells of it once for each place in the queue of connections, every second
+            if time.monotonic() - told_at >= TELL_EVERY:
+                told_at = time.monotonic()
+                log.error("port_out_of_descriptors", error=str(context.get("exception")))
+            return
         metrics.task_failures.labels(OTHER).inc()
         task = context.get("task") or context.get("future")
         name = task.get_name() if isinstance(task, asyncio.Task) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -138,13 +139,27 @@ def _field(name: str, text: str) -> bytes:
     return name.encode() + b"=" + value + b"\n"
 
 
+class LogFile(WatchedFileHandler):
+    """A log file, which is opened again once logrotate has moved it. A line that can't be written
+    goes to standard error: logging itself would raise in whoever wanted to log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line."""
+        try:
+            super().emit(record)
+        except Exception as error:
+            # The folder may be away for a moment, or not let us make a file
+            with contextlib.suppress(Exception):
+                print(f"{error}: {self.format(record)}", file=sys.stderr)  # noqa: T201  there is nowhere else to tell it
+
+
 def _opened(file: str) -> logging.Handler:
     """Return the handler of a file, which is opened again once logrotate has moved it; of standard
     error without one."""
     if not file:
         return logging.StreamHandler()
     try:
-        return WatchedFileHandler(file, encoding="utf-8", errors="backslashreplace")
+        return LogFile(file, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise Misconfigured([f"[DEFAULT] log_file: {file}: {error.strerror}"]) from error
 

@@ -5,6 +5,7 @@ Needs the extra `otel`. Without `setup` every function here does nothing.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
 
 SERVICE = "image-volume-worker"
+FLUSH_WITHIN = 5.0
+"""Seconds that the collector has for the last spans."""
 TRACES = "/v1/traces"
 """The path of OTLP over HTTP for traces, below a collector's URL."""
 
@@ -32,14 +35,26 @@ def setup(
     """Send spans to this OTLP collector (http://HOST:4318), from a share `ratio` of notifications
     and comparisons on; "" ends it.
 
-    `exporter` takes the place of the collector. Misconfigured if the extra is not installed.
+    `exporter` takes the place of the collector. Misconfigured if the extra is not installed. May
+    block for `FLUSH_WITHIN` seconds: what is left is sent to the collector before.
     """
-    global _provider, _settings  # noqa: PLW0603  one for the process, like the logs
+    global _provider, _settings
     if (endpoint, ratio) == _settings and exporter is None:
         return
-    end()
-    if not endpoint and exporter is None:
-        return
+    provider = _built(endpoint, ratio, version, exporter) if endpoint or exporter else None
+    before, _provider, _settings = _provider, provider, (endpoint, ratio)
+    _shut_down(before)
+
+
+def check(endpoint: str) -> None:
+    """Raise Misconfigured if spans are to be sent and the extra is not installed."""
+    if endpoint:
+        _built(endpoint, 1.0, "", None).shutdown()
+
+
+def _built(
+    endpoint: str, ratio: float, version: str, exporter: SpanExporter | None
+) -> TracerProvider:
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import (  # noqa: PLC0415
             OTLPSpanExporter,
@@ -58,23 +73,31 @@ def setup(
                 "pip install 'image-volume-worker[otel]'"
             ]
         ) from error
-    _settings = (endpoint, ratio)
     # OTEL_RESOURCE_ATTRIBUTES and OTEL_EXPORTER_OTLP_* of the environment count too
     resource = Resource.create({"service.name": SERVICE, "service.version": version})
-    _provider = Provider(resource=resource, sampler=ParentBasedTraceIdRatio(ratio))
-    _provider.add_span_processor(
+    provider = Provider(resource=resource, sampler=ParentBasedTraceIdRatio(ratio))
+    provider.add_span_processor(
         SimpleSpanProcessor(exporter)
         if exporter
         else BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint.rstrip("/") + TRACES))
     )
+    return provider
 
 
 def end() -> None:
-    """Send what is left, and begin no more spans."""
+    """Send what is left, for `FLUSH_WITHIN` seconds at most, and begin no more spans."""
     global _provider, _settings
     provider, _provider, _settings = _provider, None, ("", 1.0)
-    if provider:
-        provider.shutdown()
+    _shut_down(provider)
+
+
+def _shut_down(provider: TracerProvider | None) -> None:
+    if provider is None:
+        return
+    # A collector that drips its answers would keep us for half a minute
+    ending = threading.Thread(target=provider.shutdown, name="tracing", daemon=True)
+    ending.start()
+    ending.join(FLUSH_WITHIN)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -146,12 +147,15 @@ def _unreadable(conf: cfg.ConfigOpts) -> Iterator[str]:
 
 
 def _endless(conf: cfg.ConfigOpts) -> Iterator[str]:
-    """Yield faults of seconds that are no number, or more than any socket or broker takes.
+    """Yield faults of numbers that are none, and of seconds that are more than any socket or broker
+    takes.
 
     oslo.config lets `nan` pass: it is neither below nor above a bound.
     """
     for option in SHARED:
-        if option.unit == SECONDS:
+        if isinstance(value := _get(conf, option.group, option.name), float) and math.isnan(value):
+            yield f"[{option.group}] {option.name}: {value} is no number"
+        elif option.unit == SECONDS:
             seconds = _get(conf, option.group, option.name)
             if not seconds <= LONGEST:
                 yield f"[{option.group}] {option.name}: {seconds} is not up to {LONGEST:.0f}"
@@ -245,6 +249,11 @@ def _targets(conf: cfg.ConfigOpts, faults: list[str]) -> Iterator[Target]:
         except (cfg.Error, ValueError) as error:
             faults.append(f"[{group}]: {error}")
             continue
+        faults += (
+            f"[{group}] {name}: nan is no number"
+            for name, value in read.items()
+            if isinstance(value, float) and math.isnan(value)
+        )
         if not target.volume_type:
             faults.append(f"[{group}] volume_type is missing")
         if target.disk_formats - {"raw"} and target.strategy not in ("auto", "cache"):
