@@ -58,9 +58,8 @@ class Dispatcher:
         letters: list[DeadLetter] = [one.letter for one in routed if one.letter]
         for letter in letters:
             log.error("message_unreadable", reason=letter.reason)
-        await asyncio.gather(
-            self.submit(job for one in routed for job in one.jobs), self._bury(letters)
-        )
+        submitting = self.submit(job for one in routed for job in one.jobs)
+        await (asyncio.gather(submitting, self._bury(letters)) if letters else submitting)
 
     async def submit(self, jobs: Iterable[Job]) -> None:
         """Have these jobs done: at once if their key is here already, else through their lanes."""
@@ -116,8 +115,6 @@ class Dispatcher:
         self._on_gap(f"the lane {lane} takes jobs again")
 
     async def _bury(self, letters: list[DeadLetter]) -> None:
-        if not letters:
-            return
         try:
             await self._lanes.bury(letters)
         except Temporary as error:
