@@ -18,6 +18,7 @@ log = structlog.get_logger(__name__)
 # Seconds for which one count is used again
 COUNT_FOR = 30.0
 CONFIRM = "image-volume-worker reclaim --confirm"
+CONFIRM_LOCATIONS = f"{CONFIRM} --locations"
 
 
 class Brake:
@@ -93,12 +94,12 @@ class Brake:
                 missing_locations=missing,
                 image_volumes=shown,
                 most=most,
-                advice=CONFIRM,
+                advice=CONFIRM_LOCATIONS,
             )
         return (
             f"the brake: Cinder does not find {missing} volumes of locations, more than "
             f"[reclaim] max_at_once = {most}"
-            f"; if they are deleted: {CONFIRM}"
+            f"; if they are deleted: {CONFIRM_LOCATIONS}"
         )
 
     async def count_shown(self) -> int:

@@ -191,9 +191,26 @@ class Deletion:
                     raise Blocked(f"Image-Volume {volume.id} stays: {image_volume.HIDDEN}")
                 if any(one.volume_id == volume.id for one in locations or ()):
                     raise Conflict(f"Image-Volume {volume.id} stays: it is a location of the image")
+                if image.status != "queued":
+                    await self._check_discard(volume, image, locations, why=why)
                 await self._ask_to_delete(volume, why)
             return
         await self._ask_to_delete(volume, why)
+
+    async def _check_discard(
+        self, volume: Volume, image: Image, locations: tuple[Location, ...] | None, *, why: str
+    ) -> None:
+        """Raise unless an image that has data can do without a volume that is no location, and
+        `[reclaim]` lets it be deleted."""
+        if self._rules.dry_run:
+            log.info("volume_would_be_deleted", volume_id=volume.id, size=volume.size, why=why)
+            raise Blocked(f"Image-Volume {volume.id} stays: [reclaim] dry_run is set")
+        if image_volume.is_broken(volume):
+            return
+        if not self._rules.enabled:
+            raise Blocked(f"Image-Volume {volume.id} stays: [reclaim] is not enabled")
+        if reason := await self.last_copy.keep_reason(volume, image, locations):
+            raise Conflict(f"Image-Volume {volume.id} stays: {reason}")
 
     async def _ask_to_delete(self, volume: Volume, why: str) -> None:
         try:
@@ -244,6 +261,12 @@ class Deletion:
                 )
             if volume is None:
                 await self.proof.of_volume(volume_id, confirmed=confirmed)
+            if not self.may_delete:
+                if self._rules.dry_run:
+                    log.info("location_would_be_removed", store=store, volume_id=volume_id)
+                raise Blocked(
+                    f"the location in store {store} stays: [reclaim] does not let it be removed"
+                )
             await self._remove_from_store(image_id, store, volume_id)
             event = "location_removed" if sound else "broken_location_removed"
             log.warning(

@@ -6,6 +6,8 @@ from handlers import image_volume
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import NotFound
 
+NO_WHOLE = "no location of the image is whole, so it may hold the last copy of its data"
+
 
 class LastCopy:
     """Finds out whether an image can do without a volume."""
@@ -21,7 +23,10 @@ class LastCopy:
         if locations is None:
             return image_volume.HIDDEN if image_volume.may_be_location(volume) else ""
         if all(location.volume_id != volume.id for location in locations):
-            return ""
+            # An entry of Cinder's cache may have outlived every location
+            if image_volume.is_broken(volume) or await self.has_whole(image, locations):
+                return ""
+            return NO_WHOLE
         store = store_of(volume, locations)
         if not store:
             return "its location names no store, so Glance can't be told to remove it"
@@ -49,6 +54,14 @@ class LastCopy:
         """Whether another of the image's locations than this volume is whole."""
         others = [one for one in locations if one.volume_id != volume_id]
         return any([await self._is_whole(one, image) for one in others])
+
+    async def has_whole(self, image: Image, locations: tuple[Location, ...]) -> bool:
+        """Whether any of the image's locations is whole."""
+        # One outside of Cinder first: it costs no request
+        for location in sorted(locations, key=lambda one: bool(one.volume_id)):
+            if await self._is_whole(location, image):
+                return True
+        return False
 
     async def look(self, volume_id: str) -> Volume | None:
         """Read a volume; None if Cinder does not find it."""

@@ -23,15 +23,21 @@ def is_ours(volume: Volume, targets: Mapping[str, Target]) -> bool:
         return image_volume.is_ours(volume, target)
     if TAG in volume.metadata:
         return volume.metadata[TAG] == UPLOAD and bool(volume.source_volid)
-    return bool(volume.source_volid) or image_volume.is_unmarked_copy(volume)
+    return is_cinders_clone(volume) or image_volume.is_unmarked_copy(volume)
+
+
+def is_cinders_clone(volume: Volume) -> bool:
+    """Whether Cinder itself has cloned it, for an entry of its cache or for an upload: then it is
+    read-only, or notes the image's owner. A clone that a person has made has neither."""
+    noted = image_volume.is_readonly(volume) or "image_owner" in volume.metadata
+    return bool(volume.source_volid) and noted
 
 
 def is_known(volume: Volume, image_id: str) -> bool:
     """Whether it was kept for this image: by us or Glance (metadata), or by Cinder, for its cache
     or an upload."""
     claimed = "glance_image_id" in volume.metadata or TAG in volume.metadata
-    by_cinder = image_volume.is_readonly(volume) or volume.source_volid
-    return image_volume.is_kept_for(volume, image_id) and bool(claimed or by_cinder)
+    return image_volume.is_kept_for(volume, image_id) and (claimed or is_cinders_clone(volume))
 
 
 def is_free(volume: Volume, unlocated: frozenset[str], *, heard: bool) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from handlers import image_volume
-from handlers.deletion.brake import CONFIRM, Brake
+from handlers.deletion.brake import CONFIRM_LOCATIONS, Brake
 from handlers.deletion.marks import NOT_OURS, is_ours
 from worker.core import absence
 from worker.core.absence import PENDING
@@ -185,7 +185,7 @@ class Proof:
             raise NotProven(
                 f"Cinder does not find volume {volume_id} of a location, nor shows it this login "
                 f"any volume of another "
-                f"project, where it may be; doctor tells more. If it is deleted: {CONFIRM}",
+                f"project, where it may be; doctor tells more. If it is deleted: {CONFIRM_LOCATIONS}",
                 after=LATER,
             )
 

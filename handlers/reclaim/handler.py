@@ -72,7 +72,10 @@ class Reclaim:
             return await self._deletion.delete(
                 left, watch, why="nobody uses it any more", reason="left-over"
             )
-        if left := await left_of_imports(self._cloud, self._stores, image, kept):
+        last_copy = self._deletion.last_copy
+        if left := await left_of_imports(
+            self._cloud, self._stores, image, kept, last_copy=last_copy
+        ):
             free = [volume for volume in left if image_volume.may_be_deleted(volume, self._now())]
             for volume in left:
                 if volume not in free:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from handlers import image_volume
+from handlers.deletion.last_copy import LastCopy
 from handlers.target_store import TargetStores
 from handlers.upload.sources import UNDER_WAY
 from worker.core.cloud import Cloud, Image, Volume
@@ -40,9 +41,15 @@ def looks_left(
 
 
 async def left_of_imports(
-    cloud: Cloud, stores: TargetStores, image: Image, volumes: list[Volume]
+    cloud: Cloud,
+    stores: TargetStores,
+    image: Image,
+    volumes: list[Volume],
+    *,
+    last_copy: LastCopy,
 ) -> list[Volume]:
-    """Return the volumes that imports of Glance's have left behind on our targets."""
+    """Return the volumes that imports of Glance's have left behind on our targets; none while no
+    location of the image is whole: one of them may have its data."""
     left = [volume for volume in volumes if image_volume.is_left_of_import(volume, image)]
     if not left:
         return []
@@ -58,6 +65,8 @@ async def left_of_imports(
     # The import may have begun, or the deletion of the image, since it was read
     again = await cloud.get_image(image.id)
     if locations is None or again.status != "active" or again.import_locked:
+        return []
+    if not await last_copy.has_whole(again, locations):
         return []
     located = {location.volume_id for location in locations}
     return [

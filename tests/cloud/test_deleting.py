@@ -271,7 +271,11 @@ def test_a_database_that_lost_volumes_costs_no_location_before_an_operator_confi
         )
         assert located() == as_it_was
         with without_rows(*missing):
+            # To confirm that images are gone says nothing of volumes
             done = process.run("reclaim", "--confirm", "-f", "value")
+            assert "confirmed" not in done.stdout, done
+            assert located() == as_it_was
+            done = process.run("reclaim", "--confirm", "--locations", "-f", "value")
             assert done.returncode == 0, done.stderr
             assert done.stdout.count("confirmed") == 3, done
             look_again(process)

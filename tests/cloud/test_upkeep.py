@@ -944,6 +944,37 @@ def test_an_entry_that_cinder_does_not_let_go_of_is_waited_for_without_noise(
 
 
 @pytest.mark.usefixtures("image_cache")
+def test_an_entry_that_is_the_last_copy_of_an_images_data_stays(
+    worker: Worker, images: Images, alice: Person, operator: Person, admin: Person
+) -> None:
+    """The owner's own copy is in error; then they want it warm no more, and change it."""
+    with worker(settings("cache", targets=("local-1",))) as process:
+        process.wait_ready()
+        image_id = images(store="cinder-2")
+        entry = warmed_on(operator, image_id)
+        (located,) = ids(operator, image_id) - {entry}
+        admin.act(located, "os-reset_status", status="error")
+        done = process.run("evict", image_id, "--target", "local-1", timeout=300)
+        assert done.returncode == 0, done.stderr
+        soon(
+            lambda: (
+                "no location of the image is whole" in reasons(process, "job_skipped", image_id)
+            ),
+            what="evict is refused",
+        )
+        alice.property(image_id, "os_distro", "debian")
+        soon(
+            lambda: f"Volume {entry} has the data" in reasons(process, "job_parked", image_id),
+            what="told",
+        )
+        alice.property(image_id, "image_volume_prewarm", "no")
+        look_again(process)
+        assert status(operator, entry) == "available"
+        assert ids(operator, image_id) == {entry, located}, "no throw-away volume was made"
+        admin.act(located, "os-reset_status", status="available")
+
+
+@pytest.mark.usefixtures("image_cache")
 def test_a_resync_leaves_entries_that_are_fresh_alone(
     worker: Worker, images: Images, alice: Person, operator: Person
 ) -> None:

@@ -15,7 +15,7 @@ from worker.core import absence
 from worker.core.cloud import Image, Location, Store, Volume
 from worker.core.errors import Blocked, Conflict
 from worker.core.job import Key
-from worker.core.outcome import Again, Done, Outcome, Skip
+from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.target import Policy, Reclaiming, Target
 from worker.testing.fake_cloud import PROJECT, FakeCloud
 from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
@@ -822,3 +822,125 @@ async def test_a_volume_of_a_gone_image_that_is_not_ours_stays(cloud: FakeCloud)
             cloud.ahead += LOOK
         assert ours.id not in cloud.volumes
         assert [cloud.volumes.get(volume.id) for volume in theirs] == theirs
+
+
+# The last copy need not be a location
+
+
+def uploaded(cloud: FakeCloud, store: str, *others: str) -> Image:
+    """An image that its owner has uploaded into a cinder store, besides these other stores."""
+    image = cloud.upload(stores=frozenset(others))
+    if not others:
+        cloud.locations[image.id] = ()
+    volume = cloud.volume_of(
+        PROJECT,
+        name=image_volume.name_of(image.id),
+        volume_type=cloud.stores[store],
+        metadata={"glance_image_id": image.id, "image_size": "1", "image_owner": image.owner},
+        created_epoch=image.created_epoch,
+    )
+    cloud.locate(image.id, store, volume.id)
+    cloud.touch(image.id, stores=frozenset({store, *others}))
+    return cloud.images[image.id]
+
+
+def broken(cloud: FakeCloud, image_id: str) -> None:
+    """Have every location of the image be in error, or gone."""
+    for volume_id in located(cloud, image_id):
+        cloud.volumes[volume_id] = replace(cloud.volumes[volume_id], status="error")
+
+
+async def with_entry(rig: Rig, cloud: FakeCloud) -> tuple[Image, Volume]:
+    """An image whose one location is somebody else's volume on slow, with an entry of Cinder's cache
+    on fast."""
+    image = uploaded(cloud, "cinder-slow")
+    await rig.run(image.id)
+    await rig.quiet()
+    (entry,) = [one for one in cloud.of(image.id) if one.volume_type == "fast"]
+    assert entry.id not in located(cloud, image.id)
+    return image, entry
+
+
+@pytest.mark.parametrize("way", ["evict", "the owner", "the policy"])
+async def test_an_entry_that_is_the_last_copy_stays(cloud: FakeCloud, way: str) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image, entry = await with_entry(rig, cloud)
+        broken(cloud, image.id)
+        if way == "evict":
+            outcome = await rig.prewarm._deletion.delete_unwanted(
+                image, rig.parts.targets[0], why="an operator", by_operator=True
+            )
+            assert isinstance(outcome, Skip)
+            assert "no location of the image is whole" in outcome.reason
+        elif way == "the owner":
+            cloud.set_by_user(image.id, image_volume_prewarm="no")
+        else:
+            cloud.touch(image.id, visibility="private")
+        await rig.run(image.id)
+        await look(rig, image.id)
+        assert entry.id in cloud.volumes
+
+
+async def test_a_change_of_an_image_that_cannot_be_read_keeps_its_entry(cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image, entry = await with_entry(rig, cloud)
+        broken(cloud, image.id)
+        cloud.ahead += 600.0
+        cloud.set_by_user(image.id, os_distro="debian")
+        cloud.ahead += 600.0
+        cloud.calls.clear()
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Park)
+        assert f"Volume {entry.id} has the data" in outcome.reason
+        assert cloud.calls["create_volume"] == 0
+        assert entry.id in cloud.volumes
+
+
+async def test_what_an_import_left_stays_while_no_location_is_whole(cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = uploaded(cloud, "cinder-fast")
+        left = cloud.volume_of(
+            PROJECT,
+            name=image_volume.name_of(image.id),
+            volume_type="fast",
+            metadata={"glance_image_id": image.id, "image_size": "1", "image_owner": PROJECT},
+            created_epoch=image.created_epoch,
+        )
+        broken(cloud, image.id)
+        await look(rig, image.id)
+        assert left.id in cloud.volumes
+        for volume_id in located(cloud, image.id):
+            cloud.volumes[volume_id] = replace(cloud.volumes[volume_id], status="available")
+        await look(rig, image.id)
+        assert left.id not in cloud.volumes
+
+
+@pytest.mark.parametrize("rules", [Reclaiming(enabled=False), Reclaiming(dry_run=True)])
+async def test_reclaim_switched_off_removes_no_broken_location(
+    cloud: FakeCloud, rules: Reclaiming
+) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "store", FAST, reclaiming=rules) as rig:
+        image = uploaded(cloud, "cinder-fast", "file")
+        broken(cloud, image.id)
+        before = located(cloud, image.id)
+        with pytest.raises(Blocked, match="does not let it be removed"):
+            await rig.run(image.id)
+        assert located(cloud, image.id) == before
+
+
+async def test_a_clone_that_an_operator_has_made_stays(cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = await warmed(rig, cloud)
+        (warm,) = [one for one in cloud.of(image.id) if one.volume_type == "fast"]
+        clone = cloud.volume_of(
+            PROJECT, name=image_volume.name_of(image.id), source_volid=warm.id, metadata={}
+        )
+        cloud.delete_image(image.id)
+        rig.parts.deletions.note(image.id, "deleted")
+        await look(rig, image.id)
+        assert clone.id in cloud.volumes

@@ -298,7 +298,9 @@ GLANCES = marked(V1, readonly=None)
         (seen(volumes=(), warming=(), failed="it broke", hidden=True), Finish(Again("it broke"))),
         # The image has changed: the entry is stale, and so is a throw-away volume that was begun
         # before
-        (seen(CHANGED, volumes=(ENTRY,), warming=()), CreateVolume(
+        # Before that it must be certain that the image can be read: Cinder deletes a stale entry first
+        (seen(CHANGED, volumes=(ENTRY,), warming=()), LookAtLocations()),
+        (seen(CHANGED, volumes=(ENTRY,), warming=(), locations=FILE), CreateVolume(
             replace(THROW_AWAY, metadata={**THROW_AWAY.metadata, **NEWER, "image_volume_worker_anew": "yes"}),
             anew=True)),
         (seen(replace(CHANGED, updated_epoch=MOMENT), volumes=(ENTRY,), warming=()),

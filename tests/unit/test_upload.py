@@ -482,16 +482,21 @@ async def test_cinder_at_work_is_left_alone(rig: Rig, cloud: FakeCloud) -> None:
     assert cloud.calls["import_location"] == 0
 
 
-async def test_cinders_clone_of_an_image_that_is_gone_is_reclaimed(cloud: FakeCloud) -> None:
+@pytest.mark.parametrize("by", ["Cinder", "a person"])
+async def test_only_cinders_clone_of_an_image_that_is_gone_is_reclaimed(
+    cloud: FakeCloud, by: str
+) -> None:
+    # Cinder makes its clone read-only as soon as it is there
+    metadata = {"readonly": "True"} if by == "Cinder" else {}
     async with Rig(cloud, reclaiming=Reclaiming(grace=0.0)) as rig:
         cloud.upload(visibility="private")
         image = cloud.queue()
-        cloud.cinder_clones(cloud.volume_of("alice").id, image.id, metadata={})
+        cloud.cinder_clones(cloud.volume_of("alice").id, image.id, metadata=metadata)
         cloud.delete_image(image.id)
         for _ in range(absence.LOOKS):
             assert "reclaim" in [missing.key.handler for missing in await rig.resync()]
             await rig.quiet()
-        assert cloud.of(image.id) == []
+        assert len(cloud.of(image.id)) == (by == "a person")
 
 
 async def test_a_clone_stranded_in_the_owners_project_is_a_source(

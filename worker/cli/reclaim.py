@@ -16,7 +16,7 @@ from worker.cli.assembly import build_clouds, build_parts
 from worker.cli.preflight import check_cloud
 from worker.cli.table import Table
 from worker.core.cloud import Cloud, Location, Volume
-from worker.core.errors import Blocked, NotFound
+from worker.core.errors import Blocked, Misconfigured, NotFound
 from worker.engine.packed import Packed
 from worker.engine.resync import by_image
 from worker.observe.metrics import Metrics
@@ -56,7 +56,13 @@ class Reclaim(Table, Lister):
             action="store_true",
             help="Delete what the brake ([reclaim] max_at_once) holds back, of images that are "
             "proven to be gone, and "
-            "locations without a volume.",
+            "locations without a volume if --locations is given too.",
+        )
+        parser.add_argument(
+            "--locations",
+            action="store_true",
+            help="With --confirm: also remove the locations whose volume Cinder does not find, on "
+            "this one look. Only if you know that these volumes are deleted.",
         )
         return parser
 
@@ -67,7 +73,11 @@ class Reclaim(Table, Lister):
             settings.reclaiming.enabled and not settings.reclaiming.dry_run
         ):
             raise Blocked("[reclaim] does not let anything be deleted: see enabled and dry_run")
-        rows = asyncio.run(_reclaim(settings, confirm=parsed_args.confirm))
+        if parsed_args.locations and not parsed_args.confirm:
+            raise Misconfigured(["--locations is for --confirm"])
+        rows = asyncio.run(
+            _reclaim(settings, confirm=parsed_args.confirm, locations=parsed_args.locations)
+        )
         if not rows:
             self.app.LOG.warning(
                 "Glance finds the image of every Image-Volume, and Cinder the volume of every "
@@ -89,7 +99,7 @@ class _Watch:
         """Nobody asks."""
 
 
-async def _reclaim(settings: Settings, *, confirm: bool) -> list[Row]:
+async def _reclaim(settings: Settings, *, confirm: bool, locations: bool) -> list[Row]:
     metrics = Metrics()
     with closing(build_clouds(settings, metrics)) as clouds:
         await check_cloud(clouds.common, settings)
@@ -97,7 +107,7 @@ async def _reclaim(settings: Settings, *, confirm: bool) -> list[Row]:
         volumes = await by_image(clouds.common.list_volumes(), image_volume.image_of)
         await handler.prepare(volumes)
         missing, rows = await _missing(clouds.common, handler, volumes)
-        if confirm:
+        if locations:
             rows = [await _confirmed(handler, row) for row in rows]
         for image_id, left in missing:
             if confirm:
@@ -146,6 +156,7 @@ async def _missing(
 
 async def _is_gone(cloud: Cloud, volume_id: str) -> bool:
     try:
-        return image_volume.is_leaving(await cloud.get_volume(volume_id))
+        # One that is stuck in an error stays
+        return (await cloud.get_volume(volume_id)).status == "deleting"
     except NotFound:
         return True

@@ -115,6 +115,9 @@ def plan(seen: Seen, target: Target) -> Action:
     if entry and again and (wait := seen.rewarm_interval - age(entry.created_epoch, seen.now)) > 0:
         reason = "the image has changed again soon after it was made warm"
         return Finish(Again(reason, after=wait, counted=False), held_back=True)
+    # Cinder deletes a stale entry before it downloads the image: it may be the last copy by then
+    if stale and entry and (action := registered.lost(seen, entry)):
+        return action
     new = image_volume.new_volume(
         seen.image, target, name=image_volume.warming_name_of(seen.image.id)
     )

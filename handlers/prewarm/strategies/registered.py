@@ -185,9 +185,12 @@ def _encrypted(
     )
 
 
-def lost(seen: Seen) -> Action | None:
+def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
     """Return the next look before an image counts as lost, then how to finish; None if its data may
     be somewhere.
+
+    `entry` is an entry of Cinder's cache. Of an image with one, what is not certain to be readable
+    elsewhere may have its last copy there.
 
     A location in a store that lies on none of our targets is unknown: its volume may be in another
     region.
@@ -203,7 +206,7 @@ def lost(seen: Seen) -> Action | None:
         volume = known.get(location.volume_id)
         if not location.volume_id or (volume and not image_volume.is_broken(volume)):
             return None
-        if location.store not in seen.stores:
+        if location.store not in seen.stores and not (volume or entry):
             return None
         if volume is None and location.volume_id not in seen.gone:
             return LookAtVolume(location.volume_id)
@@ -215,6 +218,12 @@ def lost(seen: Seen) -> Action | None:
         "have the owner upload the "
         "image anew and delete this one, of which no volume can be made any more"
     )
+    if entry:
+        reason += (
+            f". Volume {entry.id} has the data, as it was at {entry.created_at}: make an image of "
+            f"it (openstack image create --volume {entry.id}) before anybody makes a volume of "
+            "this one, as Cinder deletes it then"
+        )
     return Finish(Park(reason), lost=True)
 
 

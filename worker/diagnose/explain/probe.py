@@ -32,6 +32,9 @@ EVERY = 0.2
 LATE = 5.0
 # Seconds that a volume has for going away
 LEAVE = 60.0
+# Seconds after which the volume of a probe counts as left behind; a probe takes 10 minutes unless
+# it is told to take longer
+ABANDONED = 3600.0
 # Seconds after which a volume that Cinder has not confirmed, and does not show, counts as never
 # made
 LOST = 15.0
@@ -168,7 +171,9 @@ def _advice(image: Image, volume: Volume, lying: tuple[Volume, ...]) -> str:
 async def _volume(cloud: Cloud, new: NewVolume) -> AsyncIterator[Volume]:
     """A volume that goes whatever happens, and those that killed probes have left behind."""
     for left in await cloud.find_volumes(NAME):
-        if image_volume.is_usable(left) or image_volume.is_broken(left):
+        # By its token, and old enough not to be that of a probe that runs now
+        ours = TOKEN in left.metadata and time.time() - left.created_epoch > ABANDONED
+        if ours and (image_volume.is_usable(left) or image_volume.is_broken(left)):
             with contextlib.suppress(NotFound, Conflict):
                 await cloud.delete_volume(left.id)
     # Cinder may have heard of it although its answer was not waited for, or got lost: its token
