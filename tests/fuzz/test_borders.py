@@ -1,6 +1,6 @@
 """Whatever comes in from outside: nothing raises past its border, nothing hangs, memory is bounded.
 
-FUZZ is how many inputs there are in all (15,000, with LONG=1 50,000). `scripts/fuzz` looks longer,
+FUZZ is how many inputs there are in all (10,000, with LONG=1 50,000). `scripts/fuzz` looks longer,
 steered by what code an input reaches.
 """
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from tests.fuzz.borders import Borders
 
-INPUTS = int(os.environ.get("FUZZ", "50000" if os.environ.get("LONG") else "15000"))
+INPUTS = int(os.environ.get("FUZZ", "50000" if os.environ.get("LONG") else "10000"))
 # Of these shares; parsing a configuration takes a hundred times as long as the others
 SHARES = {
     "wire": 0.33, "record": 0.05, "lane": 0.13, "capture": 0.1, "file": 0.02, "checkpoint": 0.02, "answer": 0.28,
