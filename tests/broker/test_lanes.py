@@ -627,6 +627,7 @@ async def test_a_full_queue_of_dead_letters_is_an_error_after_a_while(
     rabbitmq: RabbitMQ, opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.broker.lanes.BURY_WITHIN", 1.0)
+    monkeypatch.setattr(publisher, "PATIENCE", 1.0)
     made = await opened(Hands(), lane)
     letter = DeadLetter(lane=lane, reason="x", last_at=1.0, body=b"x")
     await made.bury([letter])

@@ -32,6 +32,7 @@ class Closable(MemoryLanes):
         self.closed: dict[str, asyncio.Event] = {}
         self.tried: list[str] = []
         self.buries = True
+        self.away = False
 
     async def publish(self, jobs: Iterable[Job], *, after: float = 0.0) -> None:
         jobs = tuple(jobs)
@@ -39,6 +40,9 @@ class Closable(MemoryLanes):
         for lane in {one.key.lane for one in jobs} & self.closed.keys():
             await self.closed[lane].wait()
         await super().publish(jobs, after=after)
+
+    def is_stuck(self, lane: str) -> bool:
+        return lane in self.closed and not self.away
 
     async def bury(self, letters: Iterable[DeadLetter]) -> None:
         if not self.buries:
@@ -132,6 +136,22 @@ async def test_a_lane_that_takes_nothing_for_long_is_given_up_until_it_does() ->
     await bed.accept("third")
     await until(lambda: Key("h", "third", "west") in bed.done)
     assert Key("h", "first", "west") in bed.done, "the one that found out"
+
+
+async def test_a_broker_that_is_away_is_waited_for() -> None:
+    bed = Bed(give_up=0.02)
+    await bed.open()
+    bed.lanes.away = True
+    for lane in ("h.west", "h.east"):
+        bed.lanes.closed[lane] = asyncio.Event()
+    accepting = asyncio.create_task(bed.accept("first"))
+    await asyncio.sleep(0.2)
+    assert not accepting.done()
+    for event in bed.lanes.closed.values():
+        event.set()
+    await accepting
+    await until(lambda: len(bed.done) == 2)
+    assert not bed.gaps
 
 
 async def test_it_ends_though_a_lane_takes_nothing() -> None:

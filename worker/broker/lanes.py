@@ -110,13 +110,16 @@ class RabbitLanes:
     async def bury(self, letters: Iterable[DeadLetter]) -> None:
         """Put dead letters into their queue; returns once the broker has confirmed each of them.
         Temporary if it takes none for minutes."""
+        burying = asyncio.create_task(
+            self._confirmed([(self._topology.dead, letter) for letter in letters], after=0.0)
+        )
         try:
-            async with asyncio.timeout(BURY_WITHIN):
-                await self._confirmed(
-                    [(self._topology.dead, letter) for letter in letters], after=0.0
-                )
-        except TimeoutError as error:
-            raise Temporary(f"the queue {self._topology.dead} takes no dead letters") from error
+            while not (await asyncio.wait([burying], timeout=BURY_WITHIN))[0]:
+                if self._publisher and self._publisher.is_stuck(self._topology.dead):
+                    raise Temporary(f"the queue {self._topology.dead} takes no dead letters")
+            burying.result()
+        finally:
+            burying.cancel()
 
     async def close(self) -> None:
         """Hand out nothing more, write the acks that were given, disconnect. A `publish` that
@@ -143,6 +146,11 @@ class RabbitLanes:
         consumer."""
         depth = self.depths().get(lane, 0)
         return not depth or (self._known is not None and self._known.count(lane) >= depth)
+
+    def is_stuck(self, lane: str) -> bool:
+        """Whether its queue has confirmed nothing for too long, on more than one connection."""
+        queue = self._topology.queue(lane)
+        return self._publisher is not None and self._publisher.is_stuck(queue)
 
     def depths(self) -> Mapping[str, int]:
         """Messages waiting in each open lane and in `dead`, counted a few seconds ago at most; none

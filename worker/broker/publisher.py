@@ -134,6 +134,12 @@ class Publisher:
                 return f"the queue {queue.name} has taken no message for {seconds:.0f} s"
         return None
 
+    def is_stuck(self, name: str) -> bool:
+        """Whether a queue has taken no message for too long while the broker was there. May be
+        called on any thread."""
+        queues = (self._queues.get((name, delayed)) for delayed in (False, True))
+        return any(queue and not math.isinf(queue.stuck_since) for queue in queues)
+
     def start(self) -> None:
         """Begin to connect; returns at once."""
         self._link.start()

@@ -27,8 +27,8 @@ class Dispatcher:
     """`worker.core.intake.Sink` of every intake. It calls `on_gap` on the event loop when
     notifications may have been missed.
 
-    A lane that takes no job for `give_up` seconds holds up nobody from then on: its jobs are
-    dropped, and once it takes one again a gap is reported, whose resync finds what they were about.
+    A lane that is stuck for `give_up` seconds holds up nobody from then on: its jobs are dropped,
+    and once it takes one again a gap is reported, whose resync finds what they were about.
     """
 
     def __init__(
@@ -92,15 +92,22 @@ class Dispatcher:
         """Put the jobs into their lane, unless it is given up."""
         if lane in self._probing:
             return
+        publishing = asyncio.create_task(self._lanes.publish(jobs))
         try:
-            async with asyncio.timeout(self._give_up):
-                await self._lanes.publish(jobs)
-        except TimeoutError:
-            if lane not in self._probing:
-                log.error("lane_given_up", lane=lane, seconds=self._give_up, jobs=len(jobs))
-                self._probing[lane] = asyncio.create_task(
-                    self._probe(lane, jobs[-1]), name=f"probe of {lane}"
-                )
+            while not (await asyncio.wait([publishing], timeout=self._give_up))[0]:
+                # A broker that is away is waited for: what comes in is safe where it is
+                if self._lanes.is_stuck(lane):
+                    break
+            else:
+                publishing.result()
+                return
+        finally:
+            publishing.cancel()
+        if lane not in self._probing:
+            log.error("lane_given_up", lane=lane, seconds=self._give_up, jobs=len(jobs))
+            self._probing[lane] = asyncio.create_task(
+                self._probe(lane, jobs[-1]), name=f"probe of {lane}"
+            )
 
     async def _probe(self, lane: str, job: Job) -> None:
         """Give the lane one job, however long that takes; then it takes the others again."""
