@@ -227,6 +227,19 @@ class Judge:
                 self.admin.act(item.id, "os-reset_status", status="error")
             if item.state == "broken":
                 user.delete(item)
+        for item in (*user.of("image", "deleting"), *user.of("upload", "deleting")):
+            self._detach(item)
+
+    def _detach(self, item: Item) -> None:
+        """Free what a Glance that was killed while it read keeps attached: nobody can delete its
+        image."""
+        for volume in of_image(self.operator, item.id):
+            still = age(volume["updated_at"] or volume["created_at"])
+            if volume["status"] == "in-use" and still > STILL:
+                self.admin.act(
+                    volume["id"], "os-reset_status", status="available", attach_status="detached"
+                )
+                self._note(f"{self._brief(volume)}, attached to a Glance that is gone", still)
 
     def _stuck(self) -> set[str]:
         """The volumes that workers have named as stuck. Logs are long: only what is new in them is

@@ -29,6 +29,9 @@ TRIES = 3
 # Seconds until another try when a volume is in use, and when its backend does not let go of it
 BUSY = 30.0
 DEPENDED_ON = 900.0
+# Seconds after which a volume that is in use is reported: a Glance that was killed while it read
+# leaves its attachment behind, and Cinder keeps it for ever
+ATTACHED_FOR = 900.0
 
 Reason = Literal["gone", "unwanted", "budget", "left-over"]
 
@@ -45,6 +48,8 @@ class Deletion:
         self._locks = parts.locks
         self._undone = parts.undone
         self._deletions = parts.deletions
+        self._now = parts.now
+        self._attached: dict[str, float] = {}
         self.brake = Brake(
             cloud=parts.cloud,
             rules=parts.reclaiming,
@@ -154,11 +159,30 @@ class Deletion:
             self._undone.made_room(target)
         for _ in range(gone):
             self._report.reclaimed(reason)
+        self._report_attached(left.values())
         if left:
             return _waiting(left.values(), asked, refusals)
         return Done(
             f"{gone} deleted", changed=gone > 0, state=State.GONE if reason == "gone" else None
         )
+
+    def _report_attached(self, left: Iterable[Volume]) -> None:
+        """Log a volume that has been in use at every try for so long that only an administrator may
+        help."""
+        now = self._now()
+        for volume in left:
+            if (
+                volume.status == "in-use"
+                and now - self._attached.setdefault(volume.id, now) >= ATTACHED_FOR
+            ):
+                report_stuck(volume, located=False)
+                self._attached[volume.id] = now
+        # What nobody has tried to delete lately is forgotten
+        self._attached = {
+            volume_id: since
+            for volume_id, since in self._attached.items()
+            if now - since < 2 * ATTACHED_FOR
+        }
 
     # Images that are there
 

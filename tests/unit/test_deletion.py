@@ -10,7 +10,7 @@ import pytest
 import structlog
 
 from handlers import image_volume, target_store
-from handlers.deletion import NotProven
+from handlers.deletion import NotProven, delete
 from worker.core import absence
 from worker.core.cloud import Image, Location, Store, Volume
 from worker.core.errors import Blocked, Conflict
@@ -299,6 +299,29 @@ async def test_a_deletion_that_was_heard_needs_no_day(cloud: FakeCloud) -> None:
         assert len(cloud.of(image.id)) == 2
         cloud.delete_image(image.id)
         await rig.quiet()
+        assert cloud.of(image.id) == []
+
+
+async def test_a_volume_that_a_dead_reader_keeps_attached_is_told_of(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = await warmed(rig, cloud)
+        (volume,) = cloud.of(image.id)
+        cloud.volumes[volume.id] = replace(volume, status="in-use")
+        cloud.lose(image.id)
+        rig.deletions.note(image.id, "deleted")
+        for ahead, times in ((0.0, 0), (delete.ATTACHED_FOR, 1), (30.0, 0)):
+            cloud.ahead += ahead
+            with structlog.testing.capture_logs() as told:
+                outcome = await look(rig, image.id)
+            assert isinstance(outcome, Again)
+            assert not outcome.counted
+            lines = [line for line in told if line["event"] == "volume_stuck"]
+            assert len(lines) == times
+            for line in lines:
+                assert f"--state error --detached {volume.id}" in line["advice"]
+        # Freed, it goes
+        cloud.volumes[volume.id] = replace(volume, status="error")
+        assert isinstance(await look(rig, image.id), Done)
         assert cloud.of(image.id) == []
 
 
