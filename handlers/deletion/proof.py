@@ -90,7 +90,7 @@ class Proof:
         proven, kept = list[Volume](), list[Kept]()
         doubt: str | None = None
         for volume in volumes:
-            noted = absence.absence_of(volume)
+            noted = absence.absence_of(volume).as_of(self._now(), self._rules.grace)
             if not is_ours(volume, self._targets):
                 kept.append(Kept(volume, f"volume {volume.id} stays: {NOT_OURS}"))
                 continue

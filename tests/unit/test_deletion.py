@@ -259,6 +259,21 @@ async def test_looks_one_after_the_other_are_one_look(cloud: FakeCloud) -> None:
         assert "not found at 1 of 5 looks" in outcome.reason
 
 
+async def test_looks_of_a_clock_that_was_ahead_count_for_nothing(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "cache", FAST, reclaiming=DAY) as rig:
+        image = await warmed(rig, cloud)
+        cloud.upload(visibility="private")
+        cloud.lose(image.id)
+        cloud.ahead += 365 * GRACE
+        await looks(rig, cloud, image.id, times=absence.LOOKS - 1)
+        cloud.ahead -= 366 * GRACE
+        outcome = await looks(rig, cloud, image.id, times=absence.LOOKS - 1)
+        assert isinstance(outcome, Skip)
+        assert f"{absence.LOOKS - 1} of {absence.LOOKS}" in outcome.reason
+        assert isinstance(await look(rig, image.id), Done)
+        assert cloud.of(image.id) == []
+
+
 async def test_an_image_that_comes_back_counts_from_the_beginning(cloud: FakeCloud) -> None:
     async with rig_of(cloud, "store", reclaiming=DAY) as rig:
         image = await warmed(rig, cloud)

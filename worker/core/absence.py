@@ -51,6 +51,14 @@ class Absence:
         seconds."""
         return self.last + grace / (LOOKS - 1) if self.looks else 0.0
 
+    def as_of(self, now: float, grace: float) -> Absence:
+        """The note, or none if a clock that was far ahead wrote it: the looks then count from the
+        beginning.
+
+        Else no look would count before that moment, which may be years ahead.
+        """
+        return NONE if now + grace / (LOOKS - 1) < self.last else self
+
     def seen(self, now: float) -> Absence:
         """The note after one more look that counts."""
         return replace(self, looks=self.looks + 1, last=now)

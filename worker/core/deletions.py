@@ -59,7 +59,7 @@ class Deletions:
         Unlike an image, it leaves nothing behind on which that could be noted.
         """
         with self._lock:
-            noted = self._missing.get(volume_id, NONE)
+            noted = self._missing.get(volume_id, NONE).as_of(now, grace)
             if now >= noted.next_look(grace):
                 noted = self._missing[volume_id] = noted.seen(now)
             return noted
