@@ -92,22 +92,29 @@ class Dispatcher:
         """Put the jobs into their lane, unless it is given up."""
         if lane in self._probing:
             return
-        publishing = asyncio.create_task(self._lanes.publish(jobs))
-        try:
-            while not (await asyncio.wait([publishing], timeout=self._give_up))[0]:
-                # A broker that is away is waited for: what comes in is safe where it is
-                if self._lanes.is_stuck(lane):
-                    break
+        patience = asyncio.timeout(None)
+        timer: asyncio.TimerHandle
+
+        def look() -> None:
+            nonlocal timer
+            if self._lanes.is_stuck(lane):
+                patience.reschedule(self._loop.time())
             else:
-                publishing.result()
-                return
+                # A broker that is away is waited for: what comes in is safe where it is
+                timer = self._loop.call_later(self._give_up, look)
+
+        timer = self._loop.call_later(self._give_up, look)
+        try:
+            async with patience:
+                await self._lanes.publish(jobs)
+        except TimeoutError:
+            if lane not in self._probing:
+                log.error("lane_given_up", lane=lane, seconds=self._give_up, jobs=len(jobs))
+                self._probing[lane] = asyncio.create_task(
+                    self._probe(lane, jobs[-1]), name=f"probe of {lane}"
+                )
         finally:
-            publishing.cancel()
-        if lane not in self._probing:
-            log.error("lane_given_up", lane=lane, seconds=self._give_up, jobs=len(jobs))
-            self._probing[lane] = asyncio.create_task(
-                self._probe(lane, jobs[-1]), name=f"probe of {lane}"
-            )
+            timer.cancel()
 
     async def _probe(self, lane: str, job: Job) -> None:
         """Give the lane one job, however long that takes; then it takes the others again."""
