@@ -177,7 +177,9 @@ async def test_nothing_is_acked_before_the_sink_has_it(
     running.sink.open.clear()
     rabbitmq.publish(*map(message, range(100)), exchange=exchange, routing_key=INFO)
     await until(lambda: len(running.sink.bodies) == 20 and rabbitmq.depth(queue) == 80)
-    assert running.sink.waiting == 1
+    # Several groups are handed over at once, but never more than were let in
+    assert 1 < running.sink.waiting <= 20
+    assert running.sink.ids == []
     running.sink.open.set()
     await until(lambda: running.sink.ids == numbers(100))
     await running.stop()
@@ -200,7 +202,7 @@ async def test_a_stopped_intake_settles_what_the_sink_has_and_gives_back_the_res
     running = await run(prefetch=10, group=5)
     running.sink.open.clear()
     rabbitmq.publish(*map(message, range(30)), exchange=exchange, routing_key=INFO)
-    await until(lambda: running.sink.waiting == 1)
+    await until(lambda: running.sink.waiting > 1)
     stopping = asyncio.create_task(running.stop())
     await until(lambda: running.intake.problem() is not None)
     running.sink.open.set()

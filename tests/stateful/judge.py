@@ -411,8 +411,9 @@ class Judge:
         ]
         if any(one.volume_id in self.foreign for one in stored):
             return
-        if any(not self.cloud.is_whole(one) for one in stored) and not self._is_safe_without(
-            stored, image
+        # Where nothing may be deleted, a location without a whole volume stays
+        if any(not self.cloud.is_whole(one) for one in stored) and not (
+            self.setup.reclaims and self._is_safe_without(stored, image)
         ):
             return
         here = [
