@@ -193,7 +193,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 
 {{- define "image-volume-worker.config" -}}
 # Options with passwords come from the environment
-{{- range $group := list "DEFAULT" "notifications" "work" "cloud" "prewarm" "uploads" "reclaim" "resync" "probes" "log" }}
+{{- range $group := list "DEFAULT" "notifications" "work" "cloud" "prewarm" "uploads" "reclaim" "resync" "probes" "log" "tracing" }}
 {{- $options := index $.Values.config $group | default dict }}
 {{- if eq $group "prewarm" }}
 {{- $options = merge (dict "targets" (keys $.Values.targets | sortAlpha)) $options }}
