@@ -16,9 +16,9 @@ LOCATION_IMPORT = "location_import"
 # Seconds between two looks at something that others end
 SOONEST, RAREST = 10.0, 900.0
 UNDER_WAY = frozenset({"pending", "processing"})
-# The owner must not learn whether it is another project's or is not there at all
 REFUSED = "refused: "
 """How the text begins that tells an owner of a refusal."""
+# The owner must not learn whether it is another project's or is not there at all
 NO_SUCH_VOLUME = "the image's project has no volume of this id"
 
 

@@ -260,7 +260,15 @@ def locked(scene: Scene) -> None:
     )
 
 
-@pytest.mark.parametrize("broken", [stuck, lost_deletion, lost_deletion_of_a_user, locked])
+def attached_to_a_dead_glance(scene: Scene) -> None:
+    scene.volume().update(status="in-use", updated_at=ago(STILL + 60))
+    scene.user.items[0].state = "deleting"
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [stuck, lost_deletion, lost_deletion_of_a_user, locked, attached_to_a_dead_glance],
+)
 @pytest.mark.parametrize("fault", ["", "rabbitmq killed"])
 def test_what_has_to_be_freed_is_a_failure_unless_a_fault_explains_it(
     scene: Scene, broken: Break, fault: str
@@ -275,8 +283,24 @@ def test_what_has_to_be_freed_is_a_failure_unless_a_fault_explains_it(
     assert noted[0].endswith(f"[{fault}]") if fault else noted[0].startswith("stuck: ")
 
 
-def test_nothing_is_freed_where_all_is_well_or_still_going_on(scene: Scene) -> None:
+def read_for_long(scene: Scene) -> None:
+    scene.volume().update(status="in-use", updated_at=ago(STILL + 60))
+
+
+def read_while_it_is_deleted(scene: Scene) -> None:
+    scene.volume().update(status="in-use", updated_at=ago(STILL - 60))
+    scene.user.items[0].state = "deleting"
+
+
+def being_deleted(scene: Scene) -> None:
     scene.volume().update(status="deleting", updated_at=ago(LOST - 60))
+
+
+@pytest.mark.parametrize("going_on", [being_deleted, read_for_long, read_while_it_is_deleted])
+def test_nothing_is_freed_where_all_is_well_or_still_going_on(
+    scene: Scene, going_on: Break
+) -> None:
+    going_on(scene)
     scene.judge.help()
     assert (scene.judge.helped, scene.judge.unexplained, scene.operator.acts) == ([], [], [])
 
