@@ -104,7 +104,7 @@ class OnePlace:
             finish = self._held_back.note_refused(seen, target) or finish
         if seen.failed.startswith(COULD_NOT_MAKE) and _is_unsized(seen, target):
             finish = self._held_back.note_unsized(seen, target) or finish
-        if isinstance(finish.outcome, Again) and finish.outcome.counted:
+        if isinstance(finish.outcome, Again) and finish.outcome.counted and not finish.lost:
             self._suspects.add(target.name)
             if seen.imported:
                 # One of them may have spoilt the copy for all: each is tried by itself

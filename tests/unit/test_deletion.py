@@ -15,7 +15,7 @@ from worker.core import absence
 from worker.core.cloud import Image, Location, Store, Volume
 from worker.core.errors import Blocked, Conflict
 from worker.core.job import Key
-from worker.core.outcome import Again, Done, Outcome, Park, Skip
+from worker.core.outcome import Again, Done, Outcome, Skip
 from worker.core.target import Policy, Reclaiming, Target
 from worker.testing.fake_cloud import PROJECT, FakeCloud
 from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
@@ -930,7 +930,7 @@ async def test_a_change_of_an_image_that_cannot_be_read_keeps_its_entry(cloud: F
         cloud.ahead += 600.0
         cloud.calls.clear()
         outcome = await rig.run(image.id)
-        assert isinstance(outcome, Park)
+        assert isinstance(outcome, Again)
         assert f"Volume {entry.id} has the data" in outcome.reason
         assert cloud.calls["create_volume"] == 0
         assert entry.id in cloud.volumes

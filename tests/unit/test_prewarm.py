@@ -15,7 +15,7 @@ from handlers import image_volume, target_store
 from worker.core.cloud import GIB, ImageTask, Location, Store, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.job import Key
-from worker.core.outcome import Again, Done, Park, Skip
+from worker.core.outcome import Again, Done, Skip
 from worker.core.target import Policy, Target
 from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
@@ -388,7 +388,7 @@ async def test_the_last_location_is_never_removed(store_rig: Rig, cloud: FakeClo
     )
     del cloud.volumes[broken]
     outcome = await store_rig.run(image.id)
-    assert isinstance(outcome, Park)
+    assert isinstance(outcome, Again)
     assert "nobody can repair" in outcome.reason
     assert cloud.locations[image.id]
     assert store_rig.count("images_beyond_repair") == 1

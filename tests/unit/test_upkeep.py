@@ -15,10 +15,11 @@ from tests.unit.rigs import rig_of
 from worker.core.cloud import GIB, Image, Location, Volume
 from worker.core.errors import Blocked, Temporary
 from worker.core.job import Key
-from worker.core.outcome import Again, Done, Park, Skip
+from worker.core.outcome import Again, Done, Skip
 from worker.core.target import Policy, Reclaiming, Target
+from worker.engine.retry import Backoff
 from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault
-from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located
+from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, job, located
 
 STRATEGIES = ["store", "location", "cache"]
 ORIGIN = "image_volume_worker_origin"
@@ -271,10 +272,42 @@ async def test_two_broken_locations_are_both_left_and_named(cloud: FakeCloud) ->
         broken = [f"0000000{n}-0000-4000-8000-000000000000" for n in (8, 9)]
         only_location(cloud, image, *broken)
         outcome = await rig.run(image.id)
-        assert isinstance(outcome, Park)
+        assert isinstance(outcome, Again)
         assert all(volume_id in outcome.reason for volume_id in broken)
         assert located(cloud, image.id) == broken
         assert rig.count("images_beyond_repair") == 1
+
+
+async def test_an_image_that_glance_is_deleting_leaves_no_dead_letter(cloud: FakeCloud) -> None:
+    # Glance removes the volumes of its locations first, then the image
+    async with rig_of(cloud, "store", FAST, backoff=Backoff(shortest=0.2)) as rig:
+        cloud.emit = rig.hear
+        image = cloud.upload()
+        await rig.quiet()
+        (volume,) = cloud.of(image.id)
+        only_location(cloud, image, volume.id)
+        rig.lose(volume.id)
+        await rig.dispatcher.submit([job(Key("prewarm", image.id, "fast"))])
+        async with asyncio.timeout(10):
+            while not rig.runner.queue.due():
+                await asyncio.sleep(0.003)
+        assert rig.count("images_beyond_repair") == 1
+        cloud.delete_image(image.id)
+        await rig.quiet()
+        assert rig.count("images_beyond_repair") == 0
+        assert not rig.lanes.dead_letters()
+
+
+async def test_an_image_that_stays_lost_becomes_a_dead_letter(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload()
+        only_location(cloud, image, NOBODY)
+        rig.deletions.note_volume(NOBODY)
+        await rig.dispatcher.submit([job(Key("prewarm", image.id, "fast"))])
+        await rig.quiet()
+        (letter,) = rig.lanes.dead_letters()
+        assert "nobody can repair" in letter.reason
+        assert located(cloud, image.id) == [NOBODY]
 
 
 @pytest.mark.parametrize("strategy", ["store", "cache"])
@@ -286,7 +319,7 @@ async def test_an_image_lost_elsewhere_is_named_by_other_targets_too(
         only_location(cloud, image, NOBODY)
         cloud.dead_types.add("slow")
         outcome = await rig.run(image.id, "slow")
-        assert isinstance(outcome, Park)
+        assert isinstance(outcome, Again)
         assert "nobody can repair" in outcome.reason
         assert kept(cloud, image) == []
 
@@ -873,7 +906,7 @@ async def test_a_lost_image_that_is_brought_back_counts_no_more(cloud: FakeCloud
         (volume,) = cloud.of(image.id)
         only_location(cloud, image, volume.id)
         cloud.volumes[volume.id] = replace(volume, status="error")
-        assert isinstance(await rig.run(image.id), Park)
+        assert isinstance(await rig.run(image.id), Again)
         assert rig.count("images_beyond_repair") == 1
         cloud.volumes[volume.id] = volume
         assert await rig.resync() == []
