@@ -138,12 +138,13 @@ def _by_location(
     ]
     if not own:
         return None, Reason.OWNER
-    # Cinder takes the first that it finds, in no order, and looks at neither status nor encryption
-    if not all(image_volume.is_usable(one) for one in own):
+    # Cinder takes the newest (volume_get_all sorts so), and looks at neither status nor encryption
+    newest = max(own, key=lambda volume: (volume.created_at, volume.id))
+    if not image_volume.is_usable(newest):
         return None, Reason.NOT_AVAILABLE
-    if any(one.encrypted for one in own):
+    if newest.encrypted:
         return None, Reason.ENCRYPTED
-    return own[0], Reason.NO_LOCATION
+    return newest, Reason.NO_LOCATION
 
 
 def _by_cache(image: Image, pool: Pool, evidence: Evidence) -> tuple[Volume | None, Reason]:

@@ -105,8 +105,8 @@ class Person:
         } | fields
         return str(self._checked(self.connection.image.post("/images", json=body)).json()["id"])
 
-    def property(self, image_id: str, name: str, value: str) -> None:
-        """Set a property of an image."""
+    def property(self, image_id: str, name: str, value: object) -> None:
+        """Set a property of an image; add to a list with the name `locations/-`."""
         headers = {"Content-Type": "application/openstack-images-v2.1-json-patch"}
         patch = [{"op": "add", "path": f"/{name}", "value": value}]
         self._checked(

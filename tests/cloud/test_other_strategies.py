@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from scripts.cloud.operate import TARGETS, groups, is_warm, of_image, switched, until
-from scripts.cloud.people import Person
+from scripts.cloud.people import CINDER_LOG, Person
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]
@@ -69,6 +69,33 @@ def test_location_killed_and_deleted_in_the_middle(
     until(lambda: is_warm(operator, alice, kept), what="warm")
     until(lambda: not of_image(operator, deleted), what="gone")
     assert process.stop() == 0
+
+
+@pytest.mark.usefixtures("old_locations")
+@pytest.mark.parametrize("newest_first", [True, False])
+def test_of_two_locations_in_a_pool_cinder_clones_the_newest_volume(
+    images: Images, bob: Person, operator: Person, admin: Person, newest_first: bool
+) -> None:
+    # As `clone_path` takes it to be
+    image_id = images()
+    older, newer = (operator.volume(image_id, "local-1").volume_id for _ in range(2))
+    owner = {"metadata": {"image_owner": admin.show(image_id)["owner"]}}
+    for volume_id in (older, newer):
+        url = f"/volumes/{volume_id}/metadata"
+        operator.connection.block_storage.post(url, json=owner).raise_for_status()
+    try:
+        for volume_id in (newer, older) if newest_first else (older, newer):
+            location = {"url": f"cinder://cinder-1/{volume_id}", "metadata": {"store": "cinder-1"}}
+            admin.property(image_id, "locations/-", location)
+        offset = CINDER_LOG.stat().st_size
+        with bob.temporary_volume(image_id, "local-1") as made:
+            assert made.cloned
+        log = CINDER_LOG.read_bytes()[offset:].decode()
+        assert f"Will clone a volume from the image volume {newer}" in log
+    finally:
+        admin.delete_image(image_id)
+        for volume_id in ids(operator, image_id):
+            operator.delete_volume(volume_id)
 
 
 @pytest.mark.usefixtures("image_cache")

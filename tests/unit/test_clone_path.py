@@ -37,7 +37,9 @@ VOLUME = Volume(
 ENTRY = replace(
     VOLUME, id="e1", metadata={"readonly": "True", "image_volume_worker_updated_at": "then"}
 )  # fmt: skip
+NEWER = replace(VOLUME, id="v2", created_at="2")
 LOCATED = (Location(url="cinder://c1/v1", store="c1", volume_id="v1"),)
+BOTH = (*LOCATED, Location(url="cinder://c1/v2", store="c1", volume_id="v2"))
 FILE = (Location(url="file:///x", store="file"),)
 
 
@@ -64,6 +66,12 @@ def read(
         (RAW, HERE, read(replace(VOLUME, metadata={})), Download((Reason.OWNER, Reason.ENTRY_MISSING))),
         (RAW, HERE, read(replace(VOLUME, status="error")), Download((Reason.NOT_AVAILABLE, Reason.ENTRY_MISSING))),
         (RAW, HERE, read(replace(VOLUME, encrypted=True)), Download((Reason.ENCRYPTED, Reason.ENTRY_MISSING))),
+        # The newest one of several, whatever the others are like
+        (RAW, HERE, read(NEWER, VOLUME, locations=BOTH), ImageVolumeClone(NEWER)),
+        (RAW, HERE, read(replace(VOLUME, status="error"), NEWER, locations=BOTH), ImageVolumeClone(NEWER)),
+        (RAW, HERE, read(VOLUME, replace(NEWER, status="error"), locations=BOTH),
+         Download((Reason.NOT_AVAILABLE, Reason.ENTRY_MISSING))),
+        (RAW, HERE, read(VOLUME, replace(NEWER, metadata={}), locations=BOTH), ImageVolumeClone(VOLUME)),
         (RAW, HERE, read(VOLUME, locations=FILE), Download((Reason.NO_LOCATION, Reason.ENTRY_MISSING))),
         (RAW, HERE, read(VOLUME, locations=None), Unknown((Reason.LOCATIONS_HIDDEN, Reason.ENTRY_MISSING))),
         # 3. The cache's entry, of any format, if it is fresh
