@@ -24,6 +24,7 @@ from worker.broker.inspect import look
 from worker.broker.subscription import Subscription
 from worker.broker.topology import Topology
 from worker.broker.url import parse
+from worker.diagnose import upgrade
 from worker.diagnose.check import Check
 from worker.diagnose.doctor import look_at_brokers
 from worker.diagnose.doctor.management import Management
@@ -370,6 +371,36 @@ def test_rights_are_tried(
         assert found["notifications 0 policies"].verdict == "skipped"
     finally:
         broker.ctl("delete_user", "poor")
+
+
+def test_upgrade_check(broker: Managed, vhosts: tuple[str, str], settings: Settings) -> None:
+    def verdicts() -> dict[str, str]:
+        return {one.name: one.verdict for one in upgrade.look_at_brokers(settings)}
+
+    assert verdicts() == {"Notifications 0": "ok", "Lanes": "ok"}
+    with working(settings):
+        before = state(broker, vhosts)
+        assert verdicts() == {"Notifications 0": "ok", "Lanes": "ok"}
+        assert state(broker, vhosts) == before
+
+
+def test_upgrade_check_of_queues_of_an_older_version(broker: Managed, settings: Settings) -> None:
+    old = {"x-queue-type": "quorum", "x-max-length": 100000, "x-overflow": "drop-head"}
+    topology = Topology(prefix=settings.queue, queue_type="quorum")
+    with connected(settings.transport_urls[0]) as services, connected(settings.work_url) as work:
+        expires = {"x-expires": round(settings.queue_expires * 1000)}
+        services.channel().queue_declare(
+            settings.queue, durable=True, auto_delete=False,
+            arguments={**old, **expires, "x-max-length": settings.queue_max_length},
+        )  # fmt: skip
+        work.channel().queue_declare(
+            topology.queue("upload"), durable=True, auto_delete=False, arguments=old
+        )
+    services_queue, lanes = upgrade.look_at_brokers(settings)
+    assert services_queue.verdict == "warn"
+    assert "x-delivery-limit" in services_queue.detail
+    assert lanes.verdict == "fail"
+    assert "declared otherwise" in lanes.detail
 
 
 def test_a_queue_made_with_other_options(settings: Settings, tmp_path: Path) -> None:

@@ -41,17 +41,24 @@ class Subscription:
         """Declare the queue; return whether it had to be made. PreconditionFailed if it exists with
         other arguments."""
         missing = queue_depth(connection, self.queue) is None
+        if not self.declare_limited(connection):
+            # Made by an older version, and good for all but that: no reason to hear nothing until
+            # somebody deletes it
+            self._declare(connection, {})
+            log.info("queue_without_delivery_limit", queue=self.queue)
+        return missing
+
+    def declare_limited(self, connection: Any) -> bool:
+        """Declare the queue with its delivery limit; return False if it exists without one, and is left
+        so."""
         limit = {"x-delivery-limit": DELIVERY_LIMIT} if self.queue_type == "quorum" else {}
         try:
             self._declare(connection, limit)
         except PreconditionFailed as error:
             if "'x-delivery-limit'" not in str(error.reply_text):
                 raise
-            # Made by an older version, and good for all but that: no reason to hear nothing until
-            # somebody deletes it
-            self._declare(connection, {})
-            log.info("queue_without_delivery_limit", queue=self.queue)
-        return missing
+            return False
+        return True
 
     def _declare(self, connection: Any, more: Mapping[str, Any]) -> None:
         with connection.channel() as channel:

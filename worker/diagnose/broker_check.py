@@ -17,15 +17,7 @@ from worker.settings import Settings
 def of_notifications(url: str, settings: Settings, *, besides: Iterable[str] = ()) -> Look:
     """Look at a broker that services publish to, and dry-run our queue if it exists; `besides` are
     more queues."""
-    subscription = Subscription(
-        queue=settings.queue,
-        queue_type=settings.queue_type,
-        max_length=settings.queue_max_length,
-        expires=settings.queue_expires,
-        exchanges=settings.exchanges,
-        topics=settings.topics,
-        priorities=settings.priorities,
-    )
+    subscription = _subscription(settings)
 
     def declare(connection: Any, there: Mapping[str, Depth]) -> None:
         # Declared again as it is, it stays as it is; else the broker says what is different, as it
@@ -34,6 +26,33 @@ def of_notifications(url: str, settings: Settings, *, besides: Iterable[str] = (
             subscription.declare(connection)
 
     return look(url, exchanges=settings.exchanges, queues=[settings.queue, *besides], trial=declare)
+
+
+def of_intake(url: str, settings: Settings) -> tuple[Look, bool]:
+    """Look at our queue on a broker that services publish to; whether it has our delivery limit, as
+    far as it is there."""
+    subscription = _subscription(settings)
+    limited = True
+
+    def declare(connection: Any, there: Mapping[str, Depth]) -> None:
+        nonlocal limited
+        if settings.queue in there:
+            subscription.declare(connection)
+            limited = subscription.declare_limited(connection)
+
+    return look(url, queues=[settings.queue], trial=declare), limited
+
+
+def _subscription(settings: Settings) -> Subscription:
+    return Subscription(
+        queue=settings.queue,
+        queue_type=settings.queue_type,
+        max_length=settings.queue_max_length,
+        expires=settings.queue_expires,
+        exchanges=settings.exchanges,
+        topics=settings.topics,
+        priorities=settings.priorities,
+    )
 
 
 def of_lanes(settings: Settings) -> Look:
