@@ -70,7 +70,11 @@ class Worker(App):
             help="Configuration file; may be repeated.",
         )
         parser.add_argument(
-            "--config-dir", action="append", default=[], metavar="D", help="Folder of *.conf files."
+            "--config-dir",
+            action="append",
+            default=[],
+            metavar="D",
+            help="Folder of files that end in .conf.",
         )
         return parser
 
