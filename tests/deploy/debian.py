@@ -251,12 +251,14 @@ def end(host: subprocess.Popen[bytes], init: int = 0) -> None:
 
 
 @contextmanager
-def booted(folder: Path) -> Iterator[Machine]:
+def booted(folder: Path, suite: str = SUITE) -> Iterator[Machine]:
     """A machine that has just been installed."""
     tree = folder / "tree"
     tree.mkdir()
     try:
-        run("tar", "--extract", f"--file={archive()}", f"--directory={tree}", "--numeric-owner")
+        run(
+            "tar", "--extract", f"--file={archive(suite)}", f"--directory={tree}", "--numeric-owner"
+        )
         with Machine(tree, folder / "console.log").running() as machine:
             yield machine
     finally:

@@ -70,6 +70,10 @@ def behind(
         yield process
 
 
+WORK = frozenset({"clone_creating", "location_added", "image_copy_began", "job_done"})
+"""Log events of a worker that has begun something, or ended it."""
+
+
 @pytest.mark.usefixtures("hashed")
 @pytest.mark.fault(f"the worker killed -9, {KILLS} times")
 def test_killed_at_any_moment(worker: Worker, scene: Scene) -> None:
@@ -90,11 +94,11 @@ def test_killed_at_any_moment(worker: Worker, scene: Scene) -> None:
         # to get there
         if life % 2:
             until(lambda: "started" in events(), what="it has started")
+        if life % 3 == 1:
+            until(lambda: events() & WORK or not loading.is_alive(), what="it has begun something")
         time.sleep(moments.uniform(0.5, 4.0))
         process.kill()
-        worked += bool(
-            events() & {"clone_creating", "location_added", "image_copy_began", "job_done"}
-        )
+        worked += bool(events() & WORK)
     loading.join()
     log.info("seed %s", seed)
     assert worked > KILLS / 10, "most lives were over before they had begun anything"

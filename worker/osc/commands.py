@@ -1,0 +1,301 @@
+"""The commands of the plug-in: `list`, `show`, `explain`, `warm` and `probe` of `openstack image
+volume`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Awaitable, Iterable, Iterator
+from typing import Any, TypeVar
+
+from cliff.command import Command
+from cliff.lister import Lister
+from cliff.show import ShowOne
+
+from handlers import image_volume
+from handlers.clone_path import Download, Evidence, Pool, Unknown, clone_path, is_native
+from handlers.reasons import WORDS
+from worker.cli import names, values
+from worker.cli.values import Moment
+from worker.core.cloud import Image, Location, Store, Volume
+from worker.core.errors import Blocked, Misconfigured, NotFound, Temporary
+from worker.core.plain import plain
+from worker.core.pool import Pool as CinderPool
+from worker.core.pool import VolumeType, places_of, pools_of
+from worker.core.target import Policy, Target, Uploads
+from worker.diagnose.explain import probe
+from worker.openstack.cloud import OpenStackCloud
+from worker.osc import plugin
+
+T = TypeVar("T")
+FAILED = 3
+WANTED = Policy().property
+TOLD = Uploads().status_property
+"""The property in which the worker tells an owner what is in the way of an upload."""
+NOBODY = "this login may not see it"
+
+
+class _Asking(Command):
+    """A command that asks the cloud of the client's login."""
+
+    app: Any
+
+    def ask(self, answer: Awaitable[T]) -> T:
+        """Return the answer, which may be several requests."""
+
+        async def whole() -> T:
+            return await answer
+
+        return asyncio.run(whole())
+
+    @property
+    def cloud(self) -> OpenStackCloud:
+        """The cloud, with the login of the client."""
+        found: OpenStackCloud = getattr(self.app.client_manager, plugin.API_NAME)
+        return found
+
+
+class ListImages(_Asking, Lister):
+    """List images with the stores of Glance that hold them, and what the worker says of them.
+
+    Those of the login's own project; an administrator sees those of all projects with
+    --all-projects.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser: argparse.ArgumentParser = super().get_parser(prog_name)
+        parser.add_argument("--all-projects", action="store_true", help="Of all projects.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
+        """The table of images."""
+        images = self.ask(_images(self.cloud, everybodys=parsed_args.all_projects))
+        rows = [
+            (
+                image.id,
+                plain(image.name),
+                image.status,
+                _kind(image),
+                ", ".join(sorted(image.stores or ())),
+                plain(image.properties.get(WANTED, "")),
+                plain(image.properties.get(TOLD, "")),
+            )
+            for image in images
+        ]
+        return ("ID", "Name", "Status", "Format", "Stores", "Prewarm", "Upload"), rows
+
+
+class ShowImage(_Asking, ShowOne):
+    """Show an image with its Image-Volumes, as far as this login may see them."""
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        return _with_image(super().get_parser(prog_name))
+
+    def take_action(
+        self, parsed_args: argparse.Namespace
+    ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        """The image, and a field for each Image-Volume."""
+        image, volumes = self.ask(_image_and_volumes(self.cloud, parsed_args.image))
+        locations = self.ask(self.cloud.get_locations(image.id))
+        shown: dict[str, Any] = {
+            "id": image.id,
+            "name": plain(image.name),
+            "owner": image.owner,
+            "status": image.status,
+            "format": _kind(image),
+            "size": image.size,
+            "stores": ", ".join(sorted(image.stores or ())),
+            "prewarm": plain(image.properties.get(WANTED, "")),
+            "upload": plain(image.properties.get(TOLD, "")),
+            "locations": NOBODY
+            if locations is None
+            else "\n".join(plain(location.url) for location in locations),
+        }
+        for volume in volumes:
+            used = image_volume.recorded_use(volume)
+            told = [
+                volume.status, f"{volume.size} GiB", f"type {plain(volume.volume_type)}",
+                f"on {plain(volume.host)}" if volume.host else "",
+                f"last used {Moment(used).human_readable()}" if used else "",
+            ]  # fmt: skip
+            shown[f"volume {volume.id}"] = ", ".join(one for one in told if one)
+        return tuple(shown), tuple(shown.values())
+
+
+class Explain(_Asking, Lister):
+    """Show how Cinder would make a volume of an image in each pool, and why it would download.
+
+    As for a volume of the login's own project. What this login may not see is said so. Exit status
+    3 if a volume would be a download.
+    """
+
+    _failed = False
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser = _with_image(super().get_parser(prog_name))
+        parser.add_argument(
+            "--type", action="append", default=[], metavar="TYPE", help="Only this volume type."
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
+        """The table of types and pools."""
+        rows = self.ask(_explained(self.cloud, parsed_args.image, parsed_args.type))
+        self._failed = any(row[2] == "download" for row in rows)
+        return ("Volume type", "Pool", "Volume is a", "Why", "What to do"), rows
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """The exit status, once the table is shown."""
+        status: int = super().run(parsed_args)
+        return FAILED if self._failed else status
+
+
+class Warm(_Asking):
+    """Ask the worker to keep an own image warm, or not to, by the image's property.
+
+    The operator's rules decide which images may be asked for.
+    """
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser = _with_image(super().get_parser(prog_name))
+        parser.add_argument("--no", action="store_true", help="Not to keep it warm.")
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> None:
+        """Set the property."""
+        image_id = self.ask(names.image_id(self.cloud, parsed_args.image))
+        # With the image's id it is not meant for the images that inherit it
+        value = "no" if parsed_args.no else f"yes/{image_id}"
+        self.ask(self.cloud.set_properties(image_id, {WANTED: value}))
+        self.app.stdout.write(f"{WANTED} = {value}\n")
+
+
+class Probe(_Asking, Lister):
+    """Make a volume of an image in the login's project, tell whether it was a clone, and delete
+    it."""
+
+    _failed = False
+
+    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
+        """The options of this command."""
+        parser = _with_image(super().get_parser(prog_name))
+        parser.add_argument("--type", required=True, metavar="TYPE", help="Of this volume type.")
+        parser.add_argument(
+            "--timeout", type=values.age, default=600.0, metavar="AGE", help="How long: 90s, 10m."
+        )
+        return parser
+
+    def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
+        """The verdict."""
+        check = self.ask(_probed(self.cloud, parsed_args))
+        self._failed = check[1] == "fail"
+        return ("Probe", "Result", "Detail", "What to do"), [check]
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """The exit status, once the verdict is shown."""
+        status: int = super().run(parsed_args)
+        return FAILED if self._failed else status
+
+
+async def _images(cloud: OpenStackCloud, *, everybodys: bool) -> list[Image]:
+    project_id = (await cloud.identity()).project_id
+    return [image async for image in cloud.list_images() if everybodys or image.owner == project_id]
+
+
+async def _image_and_volumes(cloud: OpenStackCloud, text: str) -> tuple[Image, list[Volume]]:
+    """An image, and its Image-Volumes of whatever project."""
+    image = await cloud.get_image(await names.image_id(cloud, text))
+    volumes = await cloud.find_all_volumes(image_volume.name_of(image.id))
+    return image, [volume for volume in volumes if image_volume.is_of(volume, image)]
+
+
+async def _explained(cloud: OpenStackCloud, text: str, wanted: Iterable[str]) -> list[Any]:
+    image, volumes = await _image_and_volumes(cloud, text)
+    if image.status in ("queued", "saving"):
+        told = image.properties.get(TOLD, "") or "the worker has said nothing of it yet"
+        return [("", "", "none", plain(f"the image is {image.status}: {told}"), "")]
+    project_id = (await cloud.identity()).project_id
+    types = [one for one in await cloud.describe_volume_types() if one.public or wanted]
+    if missing := set(wanted) - {one.name for one in types}:
+        raise NotFound(f"no volume type {', '.join(sorted(missing))}")
+    pools, stores = await _or_none(cloud.list_pools()), await _or_none(cloud.list_stores())
+    locations = await cloud.get_locations(image.id)
+    return list(
+        explained(
+            image,
+            [one for one in types if not wanted or one.name in set(wanted)],
+            pools=pools,
+            stores=stores or (),
+            locations=locations,
+            volumes=volumes,
+            project_id=project_id,
+        )
+    )
+
+
+def explained(
+    image: Image,
+    types: Iterable[VolumeType],
+    *,
+    pools: tuple[CinderPool, ...] | None,
+    stores: Iterable[Store],
+    locations: tuple[Location, ...] | None,
+    volumes: Iterable[Volume],
+    project_id: str,
+) -> Iterator[tuple[str, str, str, str, str]]:
+    """Yield a row for each type and pool: what a volume would be, why, and what to do. Pure.
+
+    `pools` is None for a login that may not see them: each type is then taken to be one pool.
+    """
+    evidence = Evidence(locations=locations, volumes=tuple(volumes))
+    rbd = frozenset(store.id for store in stores if store.type == "rbd")
+    for one in types:
+        places = places_of(pools_of(one, pools), pools) if pools is not None else ()
+        for hosts in [place.hosts for place in places] or [()]:
+            pool = Pool(hosts=frozenset(hosts), types=frozenset({one.name}))
+            path = clone_path(image, pool, evidence, project_id=project_id)
+            where = plain(hosts[0]) if hosts else ""
+            if not isinstance(path, Download):
+                yield one.name, where, "clone", "", ""
+            elif is_native(image, Pool(native=frozenset(frozenset({store}) for store in rbd))):
+                why = "Glance keeps it in Ceph: Cinder clones it where it has the same Ceph"
+                yield one.name, where, "clone or download", why, "image volume probe finds out"
+            elif isinstance(path, Unknown) or pools is None:
+                why = (
+                    f"{path}; {NOBODY}, and may see no Image-Volume" if pools is None else str(path)
+                )
+                yield one.name, where, "unknown", why, "image volume probe finds out"
+            else:
+                yield one.name, where, "download", str(path), WORDS[path.reasons[-1]].advice
+
+
+async def _probed(cloud: OpenStackCloud, options: argparse.Namespace) -> tuple[str, str, str, str]:
+    image, volumes = await _image_and_volumes(cloud, options.image)
+    if image.status != "active":
+        raise Misconfigured([f"the image is {image.status}: no volume can be made of it"])
+    target = Target(name=options.type, volume_type=options.type)
+    check = await probe.probe(
+        cloud, image, target, take=None, lying=volumes, within=options.timeout
+    )
+    return check.name, check.verdict, check.detail, check.advice
+
+
+async def _or_none(answer: Awaitable[T]) -> T | None:
+    """Return what an administrator sees; None for everybody else."""
+    try:
+        return await answer
+    except (Blocked, NotFound, Temporary):
+        return None
+
+
+def _with_image(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    parser.add_argument("image", metavar="IMAGE", help="Id or name of the image.")
+    return parser
+
+
+def _kind(image: Image) -> str:
+    return f"{image.disk_format}/{image.container_format}"

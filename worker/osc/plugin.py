@@ -1,0 +1,36 @@
+"""The plug-in as python-openstackclient wants it (osc_lib/clientmanager.py): a client by its API
+name."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from worker.openstack.cloud import OpenStackCloud
+
+API_NAME = "image_volume"
+API_VERSION_OPTION = "os_image_volume_api_version"
+DEFAULT_API_VERSION = "1"
+API_VERSIONS = {"1": "worker.osc.plugin"}
+TIMEOUT = 60.0
+"""Seconds for one request."""
+
+
+def make_client(instance: Any) -> OpenStackCloud:
+    """Return the cloud of the client's own session."""
+    from worker.observe.metrics import Metrics  # noqa: PLC0415  `openstack --help` needs none of it
+    from worker.openstack.cloud import OpenStackCloud  # noqa: PLC0415
+
+    return OpenStackCloud(
+        connection=instance.sdk_connection,
+        metrics=Metrics(),
+        concurrency=4,
+        admin_role="admin",
+        timeout=TIMEOUT,
+    )
+
+
+def build_option_parser(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Return the parser of the global options, to which nothing is added."""
+    return parser
