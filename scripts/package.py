@@ -33,7 +33,8 @@ BUILT_BY = Path(sys.executable).parent
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 LIBC = "2.28"
 """The oldest glibc that the wheels of the lock are made for (manylinux_2_28)."""
-MAINTAINER = "image-volume-worker maintainers <maintainers@image-volume-worker.invalid>"
+MAINTAINER = os.environ.get("MAINTAINER", "the authors <authors@image-volume-worker.invalid>")
+"""Name and address of whoever builds it for others."""
 FILES: Mapping[str, tuple[str, ...]] = {
     f"usr/lib/systemd/system/{NAME}.service": ("config", "systemd", f"{NAME}.service"),
     f"usr/lib/sysusers.d/{NAME}.conf": ("config", "systemd", "sysusers.conf"),

@@ -19,9 +19,18 @@ TIMEOUT = 60.0
 
 def make_client(instance: Any) -> OpenStackCloud:
     """Return the cloud of the client's own session."""
-    from worker.observe.metrics import Metrics  # noqa: PLC0415  `openstack --help` needs none of it
+    # `openstack --help` needs none of it
+    import structlog  # noqa: PLC0415
+
+    from worker.observe.metrics import Metrics  # noqa: PLC0415
     from worker.openstack.cloud import OpenStackCloud  # noqa: PLC0415
 
+    # Our log lines become the client's own, which shows them with --debug
+    structlog.configure(
+        processors=[structlog.stdlib.add_log_level, structlog.stdlib.render_to_log_kwargs],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
     return OpenStackCloud(
         connection=instance.sdk_connection,
         metrics=Metrics(),
