@@ -3,21 +3,18 @@ there."""
 
 from __future__ import annotations
 
-import json
 import time
 import uuid
-from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
-from urllib.request import Request, urlopen
 
 import pytest
 from amqp import Message
 
-from tests.broker.rabbitmq import RabbitMQ, free_ports, installed
+from tests.broker.managed import Managed, managed
+from tests.broker.rabbitmq import free_ports, installed
 from tests.configurations import GOOD, load
 from worker.broker.connection import connect
 from worker.broker.inspect import look
@@ -31,51 +28,17 @@ from worker.diagnose.doctor.management import Management
 from worker.settings import Settings
 
 
-class Managed(RabbitMQ):
-    """A RabbitMQ with the management API."""
-
-    management_port = 0
-
-    @property
-    def management(self) -> str:
-        """The URL of its management API."""
-        return f"http://worker:{self.password}@127.0.0.1:{self.management_port}"
-
-    def api(self, method: str, path: str, body: object = None) -> Any:
-        """What the management API answers, in a fraction of the time that rabbitmqctl takes to
-        start."""
-        token = b64encode(f"worker:{self.password}".encode()).decode()
-        request = Request(
-            f"http://127.0.0.1:{self.management_port}/api/{path}",
-            data=None if body is None else json.dumps(body).encode(),
-            headers={"Authorization": f"Basic {token}", "Content-Type": "application/json"},
-            method=method,
-        )
-        with urlopen(request, timeout=60) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
-
-    def at(self, vhost: str, *, user: str = "worker", password: str = "") -> str:
-        """The URL of a vhost."""
-        return f"amqp://{user}:{password or self.password}@127.0.0.1:{self.port}/{quote(vhost, safe='')}"
-
-
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
     scripts = installed()
     if scripts is None:
         pytest.fail("no RabbitMQ on this machine: scripts/test installs it")
-    (port,) = free_ports(1)
-    folder = tmp_path_factory.mktemp("managed")
-    config = f"management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}\n"
-    managed = Managed(folder=folder, scripts=scripts, config=config)
-    managed.management_port = port
-    (folder / "enabled_plugins").write_text("[rabbitmq_management].\n")
+    made = managed(tmp_path_factory.mktemp("managed"), scripts)
     try:
-        managed.start()
-        yield managed
+        made.start()
+        yield made
     finally:
-        managed.remove()
+        made.remove()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Random histories: whatever happens to cloud and worker, nothing is lost, and in the end all is as
 it should be.
 
-HISTORIES is how many (500, with LONG=1 3000). They are the same ones each time, so that a run of
+HISTORIES is how many (300, with LONG=1 3000). They are the same ones each time, so that a run of
 the tests depends on the code alone; `HISTORIES_SEED=new` takes others, and a failure says which
 seed repeats it. To make a failure small takes minutes: HISTORIES_SHRINK=0 does without.
 """
@@ -742,7 +742,7 @@ def test_histories(
     seed = random.SystemRandom().randrange(1 << 32) if seed == "new" else int(seed)
     hypothesis.seed(seed)(machine)
     how = settings(
-        max_examples=int(os.environ.get("HISTORIES", "3000" if os.environ.get("LONG") else "500")),
+        max_examples=int(os.environ.get("HISTORIES", "3000" if os.environ.get("LONG") else "300")),
         stateful_step_count=50,
         deadline=None,
         database=None,
