@@ -11,8 +11,14 @@ version = release = version_of()
 
 # The repository is the source folder, because the pages link to files outside of docs/
 root_doc = "docs/index"
-include_patterns = ["docs/**", "scripts/cloud/README.md", "README.md", "CHANGELOG.md"]
-exclude_patterns = ["docs/conf.py"]
+include_patterns = [
+    "docs/**",
+    ".github/*.md",
+    "scripts/cloud/README.md",
+    "README.md",
+    "CHANGELOG.md",
+]
+exclude_patterns = ["docs/conf.py", ".github/PULL_REQUEST_TEMPLATE.md"]
 
 extensions = ["cliff.sphinxext", "myst_parser", "openstackdocstheme", "oslo_config.sphinxext"]
 myst_heading_anchors = 3
