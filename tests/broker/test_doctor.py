@@ -336,6 +336,16 @@ def test_rights_are_tried(
         broker.ctl("delete_user", "poor")
 
 
+def test_the_lane_of_a_target_that_was_renamed_is_named(settings: Settings) -> None:
+    topology = Topology(prefix=settings.queue, queue_type="quorum")
+    with working(settings), connected(settings.work_url) as work:
+        assert checks(settings)["lanes left over"].verdict == "ok"
+        topology.declare_lane(work.channel(), topology.queue("prewarm.renamed"))
+        found = checks(settings)["lanes left over"]
+    assert found.verdict == "warn"
+    assert f"{settings.queue}.prewarm.renamed (" in found.detail
+
+
 def test_upgrade_check(broker: Managed, vhosts: tuple[str, str], settings: Settings) -> None:
     def verdicts() -> dict[str, str]:
         return {one.name: one.verdict for one in upgrade.look_at_brokers(settings)}

@@ -212,6 +212,22 @@ def lanes(
         )
     yield dead_letters(look.queues.get(dead))
     yield from managed(LANES, management, look, settings, [*names, dead])
+    if isinstance(management, Managed) and management.depths is not None:
+        yield left_over(management.depths, settings.queue, names)
+
+
+def left_over(depths: Mapping[str, int], prefix: str, names: Iterable[str]) -> Check:
+    """Check for lanes of targets that are not configured any more; `depths` are all queues of the
+    vhost. Nobody reads them."""
+    of_targets = {name for name in depths if name.startswith(f"{prefix}.prewarm.")}
+    if found := sorted(of_targets - set(names)):
+        told = ", ".join(f"{name} ({depths[name]} jobs)" for name in found)
+        advice = (
+            "of a target that was removed or renamed: rabbitmqctl delete_queue it; if a worker with "
+            "another configuration serves it, name its targets here too"
+        )
+        return Check("lanes left over", "warn", told, advice)
+    return Check("lanes left over", "ok", "none")
 
 
 def dead_letters(queue: Depth | None) -> Check:

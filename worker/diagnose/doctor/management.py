@@ -36,12 +36,14 @@ class Managed:
 
     `alarms` are resources that the nodes are short of. `rules` are told of queues that are there,
     and of others where we may read policies; `bound` has the exchanges that a queue gets messages
-    of. None: the user may not see it.
+    of. `depths` has all queues of the vhost, with the number of their messages. None: the user may
+    not see it.
     """
 
     alarms: tuple[str, ...] | None = None
     rules: Mapping[str, Rules] = field(default_factory=dict)
     bound: frozenset[str] | None = None
+    depths: Mapping[str, int] | None = None
 
 
 class Management:
@@ -75,7 +77,7 @@ class Management:
                 if policies is not None:
                     rules[name] = _would_apply(name, policies)
         bound = self._bound(place, bound_to) if bound_to else None
-        return Managed(alarms=self._alarms(), rules=rules, bound=bound)
+        return Managed(alarms=self._alarms(), rules=rules, bound=bound, depths=self._depths(place))
 
     def _policies(self, place: str) -> tuple[list[Any], ...] | None:
         """The users' policies and the operators', of which one each applies to a queue."""
@@ -90,6 +92,14 @@ class Management:
         except (Blocked, NotFound):
             return None
         return frozenset(str(row["source"]) for row in rows if row["source"])
+
+    def _depths(self, place: str) -> Mapping[str, int] | None:
+        try:
+            rows = self._get(f"/queues/{place}?columns=name,messages")
+        except (Blocked, NotFound):
+            return None
+        # A queue that was made a moment ago has no number yet
+        return {str(row["name"]): int(row.get("messages") or 0) for row in rows}
 
     def _alarms(self) -> tuple[str, ...] | None:
         try:
