@@ -47,7 +47,7 @@ class Watch(Protocol):
 
 
 class Kind(Enum):
-    """What kind of thing a listing shows to be missing."""
+    """The kind of thing that a listing shows to be missing."""
 
     WORK = "work"
     """There is something to do."""

@@ -7,6 +7,7 @@ API shows; so the entry is marked with the `updated_at` that it was made for.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from handlers import image_volume
@@ -82,29 +83,42 @@ def plan(seen: Seen, target: Target) -> Action:
         and image_volume.is_on(volume, target)
         and not image_volume.is_leaving(volume)
     ]
-    for volume in (*warming, *entries):
+    if action := _unusable((*warming, *entries)):
+        return action
+    if seen.failed:
+        return registered.lost(seen) or Finish(Again(seen.failed))
+    entry = entry_of(seen.volumes, target, host=warming[0].host if warming else "")
+    if entry and is_fresh(entry, seen.image.updated_at):
+        return _finish(entry, warming, seen, target)
+    if warming:
+        return _follow(warming[0], entry, seen, target)
+    return _begin(entry, seen, target)
+
+
+def _unusable(volumes: Iterable[Volume]) -> DeleteVolume | None:
+    """Return the deletion of a volume that will never serve; None if there is none."""
+    for volume in volumes:
         if image_volume.is_broken(volume):
             return DeleteVolume(volume.id, why=f"it is {volume.status}")
         if volume.encrypted and image_volume.is_usable(volume):
             return DeleteVolume(volume.id, why="it is encrypted", encrypted=True)
-    if seen.failed:
-        return registered.lost(seen) or Finish(Again(seen.failed))
-    entry = entry_of(seen.volumes, target, host=warming[0].host if warming else "")
-    if is_fresh(entry, seen.image.updated_at):
-        assert entry is not None
-        # An entry on another host may serve a pool that Cinder does not report at the moment
-        for volume in (
-            *warming,
-            *(one for one in _marked(seen.volumes, target) if one.host == entry.host),
-        ):
-            if volume.id != entry.id:
-                return DeleteVolume(
-                    volume.id,
-                    why="it has served" if volume in warming else "a newer entry is there",
-                )
-        return registered.put_right(entry, seen, target) or Finish(Done(entry.id, state=State.WARM))
-    if warming:
-        return _follow(warming[0], entry, seen, target)
+    return None
+
+
+def _finish(entry: Volume, warming: list[Volume], seen: Seen, target: Target) -> Action:
+    """Plan the steps after a fresh entry is there: nothing else stays in its pool."""
+    # An entry on another host may serve a pool that Cinder does not report at the moment
+    marked = [one for one in _marked(seen.volumes or (), target) if one.host == entry.host]
+    for volume in (*warming, *marked):
+        if volume.id != entry.id:
+            why = "it has served" if volume in warming else "a newer entry is there"
+            return DeleteVolume(volume.id, why=why)
+    return registered.put_right(entry, seen, target) or Finish(Done(entry.id, state=State.WARM))
+
+
+def _begin(entry: Volume | None, seen: Seen, target: Target) -> Action:
+    """Plan the throw-away volume, by which Cinder makes an entry; `entry` is one that is not
+    fresh."""
     quiet_for = age(seen.image.updated_epoch, seen.now)
     wait = (seen.settle if entry else min(seen.settle, FIRST_QUIET)) - quiet_for
     if wait > 0:
