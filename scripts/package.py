@@ -137,6 +137,8 @@ def stage(tree: Path, suite: Suite) -> None:
     for place, source in FILES.items():
         copy(ROOT.joinpath(*source), tree / place)
 
+    # It may hold passwords, and systemd reads it as root
+    (tree / "etc" / "default" / NAME).chmod(0o600)
     copy(ROOT / "config" / "debian" / "launcher", tree / HOME / NAME, mode=0o755)
     program = tree / "usr" / "bin" / NAME
     program.parent.mkdir(parents=True)
@@ -165,7 +167,11 @@ def libraries(folder: Path, suite: Suite) -> None:
     locked = ROOT / "scripts" / "requirements.txt"
     run(*install, "--only-binary", ":all:", "--require-hashes", "--requirement", locked)
     with tempfile.TemporaryDirectory() as made:
-        run(BUILT_BY / "uv", "build", "--quiet", "--wheel", "--out-dir", made, ROOT)
+        tools = ROOT / "scripts" / "requirements-build.txt"
+        run(
+            BUILT_BY / "uv", "build", "--quiet", "--wheel", "--out-dir", made,
+            "--build-constraint", tools, "--require-hashes", ROOT,
+        )  # fmt: skip
         run(*install, *Path(made).glob("*.whl"))
     shutil.rmtree(folder / "bin", ignore_errors=True)
     (folder / ".lock").unlink(missing_ok=True)

@@ -124,7 +124,8 @@ def _open(broker: Broker, host: Host) -> Connection | str:
     """Return a connection, or why there is none."""
     try:
         return connect(broker, host, name="doctor", on_blocked=_stop)
-    except (OSError, AMQPError) as error:
+    except (OSError, AMQPError, ValueError) as error:
+        # ValueError: a host that is no name, as `rabbit..example`
         return words(error)
 
 

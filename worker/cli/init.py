@@ -55,13 +55,14 @@ class Init(Command):
             metavar="URL",
             action="append",
             default=[],
-            help="transport_url of Glance or Cinder; repeat it for each broker.",
+            help="transport_url of Glance or Cinder; repeat it for each broker. Others see it in the "
+            "list of processes: OS_NOTIFICATIONS__TRANSPORT_URLS does without, separated by ;.",
         )
         parser.add_argument(
             "--work-url",
             metavar="URL",
             default="",
-            help="Broker and vhost for the worker's own queues; in memory if left out.",
+            help="Broker and vhost for the worker's own queues; else OS_WORK__URL, else in memory.",
         )
         return parser
 
@@ -70,6 +71,10 @@ class Init(Command):
         if parsed_args.output and os.path.lexists(parsed_args.output):
             raise Misconfigured([f"--output: {parsed_args.output} is there already"])
         name = parsed_args.cloud or os.environ.get("OS_CLOUD", "")
+        parsed_args.work_url = parsed_args.work_url or os.environ.get("OS_WORK__URL", "")
+        if not parsed_args.transport_url:
+            told = os.environ.get("OS_NOTIFICATIONS__TRANSPORT_URLS", "")
+            parsed_args.transport_url = [url.strip() for url in told.split(";") if url.strip()]
         exchanges = self._exchanges(parsed_args.transport_url)
         seen = asyncio.run(_read(name, parsed_args, exchanges))
         try:

@@ -17,6 +17,7 @@ from worker.diagnose import upgrade
 from worker.diagnose.check import Check
 from worker.observe.metrics import Metrics
 
+CRASHED = 255
 PATIENCE = 10.0
 """Seconds that a question to the cloud may take."""
 
@@ -25,7 +26,8 @@ class UpgradeCheck(Command):
     """Check whether this version can take over from the one that runs.
 
     Run it with the new version's program and the configuration in use, before the restart. Nothing
-    is changed. Exit status 0: it can. 1: it can, but read the warnings. 2: it cannot.
+    is changed. Exit status 0: it can. 1: it can, but read the warnings. 2: it cannot. 255: the
+    command itself has failed.
     """
 
     app: Worker
@@ -62,14 +64,23 @@ class UpgradeCheck(Command):
 
         return int(Commands().check())
 
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """The exit status; 1 would be a warning."""
+        try:
+            return self.take_action(parsed_args)
+        except Exception:  # the root of a command whose exit status 1 says that all is well
+            self.app.LOG.exception("upgrade check has failed, please report it")
+            return CRASHED
+
     def _checks(self) -> list[Check]:
         try:
             settings = self.app.read_settings(quiet=True)
+            settings = replace(settings, api_timeout=min(settings.api_timeout, PATIENCE))
+            clouds = build_clouds(settings, Metrics())
         except Misconfigured as error:
             advice = "CHANGELOG.md names the options that have changed"
             return [Check("Configuration", "fail", "; ".join(error.faults), advice)]
-        settings = replace(settings, api_timeout=min(settings.api_timeout, PATIENCE))
-        with closing(build_clouds(settings, Metrics())) as clouds:
+        with closing(clouds):
             return asyncio.run(upgrade.examine(settings, clouds.common))
 
 

@@ -14,7 +14,7 @@ from cliff.show import ShowOne
 
 from handlers import image_volume
 from handlers.clone_path import Download, Evidence, Pool, Unknown, clone_path, is_native
-from handlers.reasons import WORDS
+from handlers.reasons import WORDS, Reason
 from worker.cli import names, values
 from worker.cli.values import Moment
 from worker.core.cloud import Image, Location, Store, Volume
@@ -33,6 +33,9 @@ WANTED = Policy().property
 TOLD = Uploads().status_property
 """The property in which the worker tells an owner what is in the way of an upload."""
 NOBODY = "this login may not see it"
+FINDS_OUT = "openstack image volume probe finds out"
+CERTAIN = frozenset({Reason.ENCRYPTED})
+"""Reasons that the image itself shows, whatever else a login may not see."""
 
 
 class _Asking(Command):
@@ -109,9 +112,10 @@ class ShowImage(_Asking, ShowOne):
             "stores": ", ".join(sorted(image.stores or ())),
             "prewarm": plain(image.properties.get(WANTED, "")),
             "upload": plain(image.properties.get(TOLD, "")),
+            # One without data has none
             "locations": NOBODY
-            if locations is None
-            else "\n".join(plain(location.url) for location in locations),
+            if locations is None and image.status == "active"
+            else "\n".join(plain(location.url) for location in locations or ()),
         }
         for volume in volumes:
             used = image_volume.recorded_use(volume)
@@ -215,26 +219,38 @@ async def _image_and_volumes(cloud: OpenStackCloud, text: str) -> tuple[Image, l
 
 async def _explained(cloud: OpenStackCloud, text: str, wanted: Iterable[str]) -> list[Any]:
     image, volumes = await _image_and_volumes(cloud, text)
-    if image.status in ("queued", "saving"):
-        told = image.properties.get(TOLD, "") or "the worker has said nothing of it yet"
-        return [("", "", "none", plain(f"the image is {image.status}: {told}"), "")]
+    if image.status != "active":
+        told = image.properties.get(TOLD, "")
+        why = f"the image is {image.status}{': ' if told else ''}{told}"
+        return [("", "", "none", plain(why), "")]
     project_id = (await cloud.identity()).project_id
-    types = [one for one in await cloud.describe_volume_types() if one.public or wanted]
-    if missing := set(wanted) - {one.name for one in types}:
-        raise NotFound(f"no volume type {', '.join(sorted(missing))}")
-    pools, stores = await _or_none(cloud.list_pools()), await _or_none(cloud.list_stores())
-    locations = await cloud.get_locations(image.id)
+    types = await _types(cloud, wanted)
+    stores = await _or_none(cloud.list_stores())
     return list(
         explained(
             image,
-            [one for one in types if not wanted or one.name in set(wanted)],
-            pools=pools,
+            types,
+            pools=await _or_none(cloud.list_pools()),
             stores=stores or (),
-            locations=locations,
+            locations=await cloud.get_locations(image.id),
             volumes=volumes,
             project_id=project_id,
         )
     )
+
+
+async def _types(cloud: OpenStackCloud, wanted: Iterable[str]) -> list[VolumeType]:
+    """The volume types that the login may use, or those that are wanted; NotFound if one is not
+    there."""
+    types = [
+        one
+        for one in await cloud.describe_volume_types()
+        if not one.name.startswith(image_volume.PLACING)
+    ]
+    chosen = set(wanted)
+    if missing := chosen - {one.name for one in types}:
+        raise NotFound(f"no volume type {', '.join(map(repr, sorted(missing)))}")
+    return [one for one in types if not chosen or one.name in chosen]
 
 
 def explained(
@@ -249,10 +265,11 @@ def explained(
 ) -> Iterator[tuple[str, str, str, str, str]]:
     """Yield a row for each type and pool: what a volume would be, why, and what to do. Pure.
 
-    `pools` is None for a login that may not see them: each type is then taken to be one pool.
+    `pools` is None for a login that may see neither pools nor Image-Volumes: each type is then
+    taken to be one pool.
     """
     evidence = Evidence(locations=locations, volumes=tuple(volumes))
-    rbd = frozenset(store.id for store in stores if store.type == "rbd")
+    rbd = frozenset(frozenset({store.id}) for store in stores if store.type == "rbd")
     for one in types:
         places = places_of(pools_of(one, pools), pools) if pools is not None else ()
         for hosts in [place.hosts for place in places] or [()]:
@@ -261,14 +278,16 @@ def explained(
             where = plain(hosts[0]) if hosts else ""
             if not isinstance(path, Download):
                 yield one.name, where, "clone", "", ""
-            elif is_native(image, Pool(native=frozenset(frozenset({store}) for store in rbd))):
+            elif set(path.reasons) <= CERTAIN:
+                yield one.name, where, "download", str(path), WORDS[path.reasons[-1]].advice
+            elif is_native(image, Pool(native=rbd)):
                 why = "Glance keeps it in Ceph: Cinder clones it where it has the same Ceph"
-                yield one.name, where, "clone or download", why, "image volume probe finds out"
-            elif isinstance(path, Unknown) or pools is None:
-                why = (
-                    f"{path}; {NOBODY}, and may see no Image-Volume" if pools is None else str(path)
-                )
-                yield one.name, where, "unknown", why, "image volume probe finds out"
+                yield one.name, where, "clone or download", why, FINDS_OUT
+            elif pools is None:
+                why = "this login sees neither locations nor Image-Volumes"
+                yield one.name, where, "unknown", why, FINDS_OUT
+            elif isinstance(path, Unknown):
+                yield one.name, where, "unknown", str(path), FINDS_OUT
             else:
                 yield one.name, where, "download", str(path), WORDS[path.reasons[-1]].advice
 
@@ -277,10 +296,15 @@ async def _probed(cloud: OpenStackCloud, options: argparse.Namespace) -> tuple[s
     image, volumes = await _image_and_volumes(cloud, options.image)
     if image.status != "active":
         raise Misconfigured([f"the image is {image.status}: no volume can be made of it"])
-    target = Target(name=options.type, volume_type=options.type)
+    if not options.timeout:
+        raise Misconfigured(["--timeout 0 leaves no time for a volume"])
+    (volume_type,) = await _types(cloud, [options.type])
+    target = Target(name=volume_type.name, volume_type=volume_type.name)
     check = await probe.probe(
-        cloud, image, target, take=None, lying=volumes, within=options.timeout
+        cloud, image, target, take=None, lying=volumes or None, within=options.timeout
     )
+    if check.verdict == "fail" and not check.detail.startswith(probe.NO_CLONE):
+        raise Temporary(f"{check.detail}: {check.advice}")
     return check.name, check.verdict, check.detail, check.advice
 
 
@@ -288,7 +312,7 @@ async def _or_none(answer: Awaitable[T]) -> T | None:
     """Return what an administrator sees; None for everybody else."""
     try:
         return await answer
-    except (Blocked, NotFound, Temporary):
+    except (Blocked, NotFound):
         return None
 
 

@@ -21,6 +21,8 @@ from worker.core.notification import Notification
 from worker.core.target import TAG, Target
 from worker.diagnose.check import Check
 
+NO_CLONE = "no clone"
+"""The beginning of what is told of a download."""
 NAME = "image-volume-worker-probe"
 """The name of a probe's volume, which is deleted when it has told what it can."""
 PROBE = "probe"
@@ -77,11 +79,11 @@ async def probe(
     target: Target,
     *,
     take: Take | None,
-    lying: Iterable[Volume],
+    lying: Iterable[Volume] | None,
     within: float,
 ) -> Check:
     """Make a volume of the image on the target, delete it, and tell what it was. `lying` are its
-    Image-Volumes there.
+    Image-Volumes there, None if the login may not see them.
 
     `take` gives the notifications that came in since it was last called, blocks, and may be
     missing.
@@ -115,10 +117,10 @@ async def probe(
     except TimeoutError:
         advice = "cinder-scheduler's and cinder-volume's logs say what became of it"
         return Check(name, "fail", f"no volume after {within:.0f} s", advice)
-    return judged(name, image, signs, tuple(lying))
+    return judged(name, image, signs, None if lying is None else tuple(lying))
 
 
-def judged(name: str, image: Image, signs: Signs, lying: tuple[Volume, ...]) -> Check:
+def judged(name: str, image: Image, signs: Signs, lying: tuple[Volume, ...] | None) -> Check:
     """Judge the signs. Pure."""
     volume = signs.volume
     if image_volume.is_broken(volume):
@@ -141,16 +143,18 @@ def judged(name: str, image: Image, signs: Signs, lying: tuple[Volume, ...]) -> 
         if seen
     ]
     return Check(
-        name, "fail", f"no clone, {taken}: {', '.join(saw)}", _advice(image, volume, lying)
+        name, "fail", f"{NO_CLONE}, {taken}: {', '.join(saw)}", _advice(image, volume, lying)
     )
 
 
-def _advice(image: Image, volume: Volume, lying: tuple[Volume, ...]) -> str:
+def _advice(image: Image, volume: Volume, lying: tuple[Volume, ...] | None) -> str:
     if not image_volume.is_raw(image):
         return (
             f"Cinder converts {sources.kind_of(image)} each time, unless its image-volume "
             f"cache serves"
         )
+    if lying is None:
+        return "ask for it with: openstack image volume warm; the operator can tell more"
     usable = [one for one in lying if image_volume.is_usable(one)]
     if not usable:
         return "there is no Image-Volume here yet, see above"
@@ -247,6 +251,9 @@ async def _watched(
                 volume=volume,
                 seconds=time.monotonic() - began,
                 downloading=signs.downloading or volume.status == "downloading",
+                # An image may have that property by itself, and Cinder copies it
+                verified=signs.verified
+                or (volume.downloaded and DOWNLOADED not in image.properties),
             )
             signs = await _listened(signs, image, take)
             await asyncio.sleep(EVERY)
@@ -290,6 +297,6 @@ def with_message(signs: Signs, message: Mapping[str, Any], image: Image) -> Sign
         case "volume.create.end" if said.volume_id == volume.id:
             rows = payload.get("glance_metadata") or ()
             verified = any(isinstance(row, dict) and row.get("key") == DOWNLOADED for row in rows)
-            return replace(signs, heard=True, verified=verified)
+            return replace(signs, heard=True, verified=signs.verified or verified)
         case _:
             return signs
