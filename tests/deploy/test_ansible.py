@@ -165,7 +165,7 @@ def test_what_is_somebody_elses_is_left_alone(
     broker.api("PUT", "vhosts/services")
     before = broker.api("GET", "users"), {one["name"] for one in broker.api("GET", "vhosts")}
     changed = {**variables, f"image_volume_worker_work_{name}": value.replace("%2f", "/")}
-    with pytest.raises(AssertionError, match="somebody else's|of the worker's own"):
+    with pytest.raises(AssertionError, match=r"somebody else's|of the worker's own"):
         play(machine, "deploy", changed)
     changed["image_volume_worker_destroy"] = "yes-i-really-really-mean-it"
     play(machine, "destroy", changed)
