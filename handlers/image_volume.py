@@ -38,7 +38,9 @@ HIDDEN = (
     "Glance shows no locations of the image to this login (give it the role service), or "
     "the image is being deleted"
 )
-USABLE = frozenset({"available", "in-use"})
+# Glance that reads a volume attaches it, and one that is killed leaves it so for ever: its data is
+# whole, and Cinder clones it all the same
+USABLE = frozenset({"available", "in-use", "reserved", "attaching", "detaching"})
 MAKING = frozenset({"creating", "downloading"})
 
 
@@ -347,7 +349,7 @@ def is_stuck(volume: Volume) -> bool:
 
 
 def is_usable(volume: Volume) -> bool:
-    """Whether Cinder can clone it now; Glance reading it makes it in-use."""
+    """Whether Cinder can clone it now, by a location or as an entry of its cache."""
     return volume.status in USABLE
 
 

@@ -29,6 +29,7 @@ MOST = {"MiB": 16.0, "threads": 8.0, "file descriptors": 16.0}
 # And than a fresh worker, which has not yet made the threads of its pool ([cloud] api_concurrency,
 # 16), nor what each of them keeps open to Glance and Cinder
 MORE_THAN_FRESH = {"MiB": 40.0, "threads": 16.0 + 8.0, "file descriptors": 2 * 16.0 + 16.0}
+ATTACHED = ("in-use", "reserved", "attaching", "detaching")
 # Seconds after which an import of Glance's does nothing more: Cinder's answers take it five times
 # 30 s at most
 STILL = 240.0
@@ -235,7 +236,7 @@ class Judge:
         image."""
         for volume in of_image(self.operator, item.id):
             still = age(volume["updated_at"] or volume["created_at"])
-            if volume["status"] == "in-use" and still > STILL:
+            if volume["status"] in ATTACHED and still > STILL:
                 self.admin.act(
                     volume["id"], "os-reset_status", status="available", attach_status="detached"
                 )

@@ -384,6 +384,25 @@ def test_a_lost_image_is_named_and_not_touched(
         soon(lambda: not of_image(operator, image_id), what="its volume too")
 
 
+def test_what_a_dead_glance_keeps_attached_stays_warm(
+    worker: Worker, images: Images, alice: Person, bob: Person, operator: Person, admin: Person
+) -> None:
+    with worker(settings(targets=("local-1",), resync=RESYNC)) as process:
+        process.wait_ready()
+        image_id = images()
+        volume_id = warmed_on(operator, image_id)
+        admin.act(volume_id, "os-reset_status", status="reserved")
+        try:
+            with bob.temporary_volume(image_id, "local-1") as made:
+                assert made.cloned
+            before = len(process.events("resynced"))
+            soon(lambda: len(process.events("resynced")) > before + 1, what="compared again")
+            assert process.metric("images", target="local-1", state="warm") == 1
+            assert process.run("explain", image_id).returncode == 0
+        finally:
+            admin.act(volume_id, "os-reset_status", status="available")
+
+
 def test_a_lost_image_that_is_restored_as_the_log_advises_counts_no_more(
     worker: Worker, images: Images, alice: Person, operator: Person, admin: Person
 ) -> None:

@@ -124,8 +124,8 @@ def again(reason: str, after: float | None = None, *, wake: bool = False) -> Fin
         # A use is written down, at most once an hour
         (at(V1, used=OLD), SetMetadata("v1", {"image_volume_worker_used_at": "1970-01-01T01:23:20+00:00"})),
         # It is busy for a moment, or for longer
-        (at(replace(V1, status="attaching")), AwaitVolume("v1")),
-        (at(replace(V1, status="in-use")), WARM),
+        *((at(replace(V1, status=status)), WARM) for status in ("in-use", "reserved", "attaching", "detaching")),
+        (at(replace(V1, status="creating")), AwaitVolume("v1")),
         (at(replace(V1, status="backing-up")), again("its Image-Volume v1 is backing-up", 60.0, wake=True)),
         (at(replace(V1, status="error_deleting")), again(
             "its Image-Volume is no clone's source: volume v1 is error_deleting; if its data is whole: openstack volume"
@@ -228,7 +228,7 @@ def test_store(given: Seen, expected: Action) -> None:
         (seen(volumes=()), CreateVolume(NEW)),
         # Wait for it, not for ever
         (seen(volumes=(replace(V1, status="downloading", created_epoch=NOW - 100.0),)), AwaitVolume("v1")),
-        (seen(volumes=(replace(V1, status="reserved"),)), AwaitVolume("v1")),
+        (seen(volumes=(replace(V1, status="reserved"),)), AddLocation("cinder://c1/v1")),
         (seen(volumes=(replace(V1, status="downloading", created_epoch=NOW - 22_000.0),)),
          DeleteVolume("v1", why="it was made for too long", because="volume v1 was downloading for too long")),
         # Put right, then told to Glance

@@ -240,8 +240,9 @@ def await_or_give_up(volume: Volume, seen: Seen) -> Action:
 
 
 def _await_located(volume: Volume) -> Action:
-    """Wait for a volume that somebody uses; without a slot of the lane unless it takes moments."""
-    if volume.status in image_volume.MAKING | {"attaching", "detaching", "reserved"}:
+    """Wait for a volume that somebody works on; without a slot of the lane unless Cinder makes
+    it."""
+    if volume.status in image_volume.MAKING:
         return AwaitVolume(volume.id)
     return Finish(
         Again(
