@@ -40,7 +40,8 @@ HIDDEN = (
 )
 # Glance that reads a volume attaches it, and one that is killed leaves it so for ever: its data is
 # whole, and Cinder clones it all the same
-USABLE = frozenset({"available", "in-use", "reserved", "attaching", "detaching"})
+ATTACHED = frozenset({"in-use", "reserved", "attaching", "detaching"})
+USABLE = ATTACHED | {"available"}
 MAKING = frozenset({"creating", "downloading"})
 
 

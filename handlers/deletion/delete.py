@@ -167,12 +167,12 @@ class Deletion:
         )
 
     def _report_attached(self, left: Iterable[Volume]) -> None:
-        """Log a volume that has been in use at every try for so long that only an administrator may
+        """Log a volume that has been attached at every try for so long that only an administrator may
         help."""
         now = self._now()
         for volume in left:
             if (
-                volume.status == "in-use"
+                volume.status in image_volume.ATTACHED
                 and now - self._attached.setdefault(volume.id, now) >= ATTACHED_FOR
             ):
                 report_stuck(volume, located=False)

@@ -317,11 +317,14 @@ async def test_a_deletion_that_was_heard_needs_no_day(cloud: FakeCloud) -> None:
         assert cloud.of(image.id) == []
 
 
-async def test_a_volume_that_a_dead_reader_keeps_attached_is_told_of(cloud: FakeCloud) -> None:
+@pytest.mark.parametrize("status", ["in-use", "attaching", "reserved"])
+async def test_a_volume_that_a_dead_reader_keeps_attached_is_told_of(
+    cloud: FakeCloud, status: str
+) -> None:
     async with rig_of(cloud, "cache", FAST) as rig:
         image = await warmed(rig, cloud)
         (volume,) = cloud.of(image.id)
-        cloud.volumes[volume.id] = replace(volume, status="in-use")
+        cloud.volumes[volume.id] = replace(volume, status=status)
         cloud.lose(image.id)
         rig.deletions.note(image.id, "deleted")
         for ahead, times in ((0.0, 0), (delete.ATTACHED_FOR, 1), (30.0, 0)):
