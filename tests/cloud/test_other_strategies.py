@@ -78,7 +78,7 @@ def test_of_two_locations_in_a_pool_cinder_clones_the_newest_volume(
 ) -> None:
     # As `clone_path` takes it to be
     image_id = images()
-    older, newer = (operator.volume(image_id, "local-1").volume_id for _ in range(2))
+    older, newer = (operator.volume(image_id, "local-1").id for _ in range(2))
     owner = {"metadata": {"image_owner": admin.show(image_id)["owner"]}}
     for volume_id in (older, newer):
         url = f"/volumes/{volume_id}/metadata"
