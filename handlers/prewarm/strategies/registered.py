@@ -18,7 +18,7 @@ from handlers.prewarm.actions import (
 )
 from handlers.prewarm.seen import Seen
 from worker.core.cloud import Image, Volume
-from worker.core.outcome import Again, Done, Skip
+from worker.core.outcome import Again, Done, Park, Skip
 from worker.core.state import State
 from worker.core.target import TAG, Target
 
@@ -224,6 +224,9 @@ def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
             f"it (openstack image create --volume {entry.id}) before anybody makes a volume of "
             "this one, as Cinder deletes it then"
         )
+    if seen.failed or seen.imported:
+        # Each try would make another volume in vain
+        return Finish(Park(reason), lost=True)
     # Glance's deletion of an image removes the volumes first: for some time the image looks like
     # this too
     return Finish(Again(reason, wake_on_notification=True), lost=True)
