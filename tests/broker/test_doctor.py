@@ -14,7 +14,7 @@ import pytest
 from amqp import Message
 
 from tests.broker.managed import Managed, managed
-from tests.broker.rabbitmq import free_ports, installed
+from tests.broker.rabbitmq import free_ports
 from tests.configurations import GOOD, load
 from worker.broker.connection import connect
 from worker.broker.inspect import look
@@ -30,15 +30,8 @@ from worker.settings import Settings
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
-    scripts = installed()
-    if scripts is None:
-        pytest.fail("no RabbitMQ on this machine: scripts/test installs it")
-    made = managed(tmp_path_factory.mktemp("managed"), scripts)
-    try:
-        made.start()
+    with managed(tmp_path_factory.mktemp("managed")) as made:
         yield made
-    finally:
-        made.remove()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def openstack(cloud: str, *words: str, status: int = 0) -> Any:
 
 
 def paths(rows: list[dict[str, str]]) -> dict[str, str]:
-    """What a volume would be, by its type."""
+    """Return the column `Volume is a`, by volume type."""
     return {row["Volume type"]: row["Volume is a"] for row in rows}
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 
 from tests.broker.managed import Managed, managed
-from tests.broker.rabbitmq import installed
 from tests.deploy import debian
 from tests.deploy.debian import ROOT, Machine, SmallCloud
 from tests.worker_process import free_port
@@ -27,15 +26,8 @@ WANTED = ("ansible-core>=2.19,<2.20",)
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Managed]:
-    scripts = installed()
-    if scripts is None:
-        pytest.fail("no RabbitMQ on this machine: scripts/test installs it")
-    made = managed(tmp_path_factory.mktemp("managed"), scripts)
-    try:
-        made.start()
+    with managed(tmp_path_factory.mktemp("managed")) as made:
         yield made
-    finally:
-        made.remove()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +80,7 @@ def state(machine: Machine) -> dict[str, str]:
 
 @pytest.fixture
 def variables(broker: Managed) -> Iterator[dict[str, Any]]:
-    """What an operator sets, with a small cloud behind it."""
+    """The variables that an operator sets; a small cloud answers the worker."""
     cloud = SmallCloud()
     domain = {"user_domain_name": "Default", "project_domain_name": "Default"}
     login = {"username": "worker", "password": "se$cret", "project_name": "internal", **domain}
@@ -131,7 +123,7 @@ def test_from_nothing_to_nothing(
     before = state(machine)["MainPID"]
     assert play(machine, "deploy", variables)["changed"] == 0
     assert state(machine)["MainPID"] == before
-    # What cannot work is not taken over, and a play that failed loses no restart
+    # A faulty configuration restarts nothing; the next good one does
     options = variables["image_volume_worker_options"]
     options["prewarm"] = {"visibilities": ["nobody"]}
     with pytest.raises(AssertionError, match="visibilities"):

@@ -121,7 +121,7 @@ def test_installed_started_upgraded_and_purged(
         verdicts = {row["Check"]: row["Result"] for row in json.loads(shown[shown.index("[") :])}
         assert verdicts["login"] == verdicts["notifications 0 queue"] == "ok", verdicts
         before = state(debian_)["MainPID"]
-        # What the operator has changed stays
+        # A file that the operator has changed stays
         debian_.write(f"/etc/default/{NAME}", "OS_LOG__LEVEL=debug\n")
         install(debian_, newer(deb, tmp_path))
         until(lambda: state(debian_)["StatusText"] == "ready", what=lambda: state(debian_))

@@ -23,7 +23,7 @@ def test_a_release(tmp_path: Path) -> None:
     clone, key, public = tmp_path / "clone", tmp_path / "key", tmp_path / "key.pub"
     debian.run("git", "clone", "--quiet", ROOT, clone)
     debian.run("git", "-C", clone, "tag", f"v{version}")
-    # What is not of the tag does not get in
+    # A change that is not committed does not get in
     (clone / "README.md").write_text("changed")
     debian.run("minisign", "-G", "-W", "-s", key, "-p", public)
     first, second = tmp_path / "first", tmp_path / "the second"

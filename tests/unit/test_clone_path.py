@@ -66,7 +66,7 @@ def read(
         (RAW, HERE, read(replace(VOLUME, metadata={})), Download((Reason.OWNER, Reason.ENTRY_MISSING))),
         (RAW, HERE, read(replace(VOLUME, status="error")), Download((Reason.NOT_AVAILABLE, Reason.ENTRY_MISSING))),
         (RAW, HERE, read(replace(VOLUME, encrypted=True)), Download((Reason.ENCRYPTED, Reason.ENTRY_MISSING))),
-        # The newest one of several, whatever the others are like
+        # Of several volumes the newest counts alone
         (RAW, HERE, read(NEWER, VOLUME, locations=BOTH), ImageVolumeClone(NEWER)),
         (RAW, HERE, read(replace(VOLUME, status="error"), NEWER, locations=BOTH), ImageVolumeClone(NEWER)),
         (RAW, HERE, read(VOLUME, replace(NEWER, status="error"), locations=BOTH),

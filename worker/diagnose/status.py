@@ -17,7 +17,7 @@ from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import NotFound
 from worker.core.handler import Handler, Kind
 from worker.core.job import Job, Key
-from worker.core.outcome import Again
+from worker.core.outcome import Again, Park
 from worker.core.state import State
 from worker.core.target import Target
 from worker.engine.resync import by_image
@@ -253,7 +253,7 @@ async def _if_lost(
         - {""}
     )
     verdict = registered.lost(replace(seen, locations=locations, volumes=tuple(known), gone=gone))
-    if isinstance(verdict, Finish) and isinstance(verdict.outcome, Again):
+    if isinstance(verdict, Finish) and isinstance(verdict.outcome, Again | Park):
         return replace(row, state=State.LOST, why=verdict.outcome.reason)
     return row
 

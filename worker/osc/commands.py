@@ -15,6 +15,7 @@ from cliff.show import ShowOne
 from handlers import image_volume
 from handlers.clone_path import Download, Evidence, Pool, Unknown, clone_path, is_native
 from handlers.reasons import WORDS, Reason
+from handlers.upload import sources
 from worker.cli import names, values
 from worker.cli.values import Moment
 from worker.core.cloud import Image, Location, Store, Volume
@@ -35,7 +36,7 @@ TOLD = Uploads().status_property
 NOBODY = "this login may not see it"
 FINDS_OUT = "openstack image volume probe finds out"
 CERTAIN = frozenset({Reason.ENCRYPTED})
-"""Reasons that the image itself shows, whatever else a login may not see."""
+"""Reasons that the image itself shows to everybody."""
 
 
 class _Asking(Command):
@@ -56,6 +57,17 @@ class _Asking(Command):
         """The cloud, with the login of the client."""
         found: OpenStackCloud = getattr(self.app.client_manager, plugin.API_NAME)
         return found
+
+
+class _Judging(_Asking, Lister):
+    """A command whose exit status tells of a download."""
+
+    _failed = False
+
+    def run(self, parsed_args: argparse.Namespace) -> int:
+        """The exit status, once the table is shown."""
+        status: int = super().run(parsed_args)
+        return FAILED if self._failed else status
 
 
 class ListImages(_Asking, Lister):
@@ -79,7 +91,7 @@ class ListImages(_Asking, Lister):
                 image.id,
                 plain(image.name),
                 image.status,
-                _kind(image),
+                sources.kind_of(image),
                 ", ".join(sorted(image.stores or ())),
                 plain(image.properties.get(WANTED, "")),
                 plain(image.properties.get(TOLD, "")),
@@ -107,7 +119,7 @@ class ShowImage(_Asking, ShowOne):
             "name": plain(image.name),
             "owner": image.owner,
             "status": image.status,
-            "format": _kind(image),
+            "format": sources.kind_of(image),
             "size": image.size,
             "stores": ", ".join(sorted(image.stores or ())),
             "prewarm": plain(image.properties.get(WANTED, "")),
@@ -128,14 +140,12 @@ class ShowImage(_Asking, ShowOne):
         return tuple(shown), tuple(shown.values())
 
 
-class Explain(_Asking, Lister):
+class Explain(_Judging):
     """Show how Cinder would make a volume of an image in each pool, and why it would download.
 
-    As for a volume of the login's own project. What this login may not see is said so. Exit status
-    3 if a volume would be a download.
+    The volume is one of the login's own project. `unknown` is what this login may not see. Exit
+    status 3 if a volume would be a download.
     """
-
-    _failed = False
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
@@ -150,11 +160,6 @@ class Explain(_Asking, Lister):
         rows = self.ask(_explained(self.cloud, parsed_args.image, parsed_args.type))
         self._failed = any(row[2] == "download" for row in rows)
         return ("Volume type", "Pool", "Volume is a", "Why", "What to do"), rows
-
-    def run(self, parsed_args: argparse.Namespace) -> int:
-        """The exit status, once the table is shown."""
-        status: int = super().run(parsed_args)
-        return FAILED if self._failed else status
 
 
 class Warm(_Asking):
@@ -178,11 +183,9 @@ class Warm(_Asking):
         self.app.stdout.write(f"{WANTED} = {value}\n")
 
 
-class Probe(_Asking, Lister):
+class Probe(_Judging):
     """Make a volume of an image in the login's project, tell whether it was a clone, and delete
     it."""
-
-    _failed = False
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
@@ -198,11 +201,6 @@ class Probe(_Asking, Lister):
         check = self.ask(_probed(self.cloud, parsed_args))
         self._failed = check[1] == "fail"
         return ("Probe", "Result", "Detail", "What to do"), [check]
-
-    def run(self, parsed_args: argparse.Namespace) -> int:
-        """The exit status, once the verdict is shown."""
-        status: int = super().run(parsed_args)
-        return FAILED if self._failed else status
 
 
 async def _images(cloud: OpenStackCloud, *, everybodys: bool) -> list[Image]:
@@ -319,7 +317,3 @@ async def _or_none(answer: Awaitable[T]) -> T | None:
 def _with_image(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.add_argument("image", metavar="IMAGE", help="Id or name of the image.")
     return parser
-
-
-def _kind(image: Image) -> str:
-    return f"{image.disk_format}/{image.container_format}"

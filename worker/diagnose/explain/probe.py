@@ -22,7 +22,7 @@ from worker.core.target import TAG, Target
 from worker.diagnose.check import Check
 
 NO_CLONE = "no clone"
-"""The beginning of what is told of a download."""
+"""A verdict about a download begins with this."""
 NAME = "image-volume-worker-probe"
 """The name of a probe's volume, which is deleted when it has told what it can."""
 PROBE = "probe"
