@@ -185,7 +185,8 @@ class RabbitMQ:
             password=self._password,
             login_method="PLAIN",
             confirm_publish=True,
-            connect_timeout=5,
+            # On a busy machine a handshake has taken longer than 5 s
+            connect_timeout=30,
             read_timeout=30,
         )
 
