@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from handlers import image_volume
+from handlers import image_volume, last_use, marks
 from worker.core.cloud import Image, Volume
 from worker.core.target import Target
 from worker.core.uses import Uses
@@ -41,7 +41,7 @@ def held(volumes: Iterable[Volume], target: Target, uses: Uses) -> list[Held]:
     counted = (
         (volume, image_volume.image_of(volume))
         for volume in volumes
-        if image_volume.is_prewarmed(volume, target)
+        if marks.is_prewarmed(volume, target)
     )
     return sorted(
         (
@@ -64,7 +64,7 @@ async def lying(
         for number, own in enumerate(volumes.values()):
             for target in bounded:
                 found[target.name] += (
-                    volume for volume in own if image_volume.is_prewarmed(volume, target)
+                    volume for volume in own if marks.is_prewarmed(volume, target)
                 )
             if number % 1000 == 0:
                 await asyncio.sleep(0)
@@ -75,7 +75,7 @@ def last_used(volume: Volume, image_id: str, target: Target, uses: Uses) -> floa
     """Return the time when a volume was last made of it, as far as we know, or else when it was
     made itself."""
     return max(
-        volume.created_epoch, image_volume.recorded_use(volume), uses.last(image_id, target.name)
+        volume.created_epoch, last_use.recorded_use(volume), uses.last(image_id, target.name)
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import UTC, datetime
 
 from handlers.age import SKEW
 from worker.core.cloud import GIB, Image, NewVolume, Volume
@@ -17,12 +16,8 @@ ANEW = f"{TAG}_anew"
 # Set on what pre-warming has made, and on nothing else: only that may go while its image stays
 ORIGIN = f"{TAG}_origin"
 PREWARM = "prewarm"
-# The time when a volume was last made of it
-USED = f"{TAG}_used_at"
 # Begins the names of the private volume types by which a pool is chosen
 PLACING = "image-volume-worker:"
-# An hour is near enough for what is least recently used, in seconds
-RECORD_EVERY = 3600.0
 # Seconds after which a volume that Cinder is still making counts as lost
 STALLED_AFTER = 21_600.0
 # A scheduler takes seconds. A RabbitMQ that restarts forgets what Cinder's API has told the
@@ -220,81 +215,6 @@ def may_be_location(volume: Volume) -> bool:
     return not (is_throw_away(volume) or (is_entry(volume) and volume.source_volid))
 
 
-def is_prewarming(volume: Volume) -> bool:
-    """Whether pre-warming has made it, or keeps it as an entry of Cinder's cache."""
-    return ORIGIN in volume.metadata or FRESH in volume.metadata
-
-
-def is_prewarmed(volume: Volume, target: Target) -> bool:
-    """Whether pre-warming has made it for this target, and it is still to go; not a throw-away
-    volume."""
-    made = is_ours(volume, target) and volume.metadata.get(ORIGIN) == PREWARM
-    image_id = image_of(volume)
-    named = volume.name == name_of(image_id) and is_kept_for(volume, image_id)
-    return made and named and not is_leaving(volume)
-
-
-def is_unmarked_copy(volume: Volume) -> bool:
-    """Whether Glance has made it for somebody in the internal project, whom it notes as the
-    owner."""
-    asked = bool(volume.project_id) and volume.metadata.get("image_owner") == volume.project_id
-    return asked and not volume.source_volid and TAG not in volume.metadata
-
-
-def is_copy_of_ours(volume: Volume, image: Image) -> bool:
-    """Whether Glance has made it for a copy-image of ours: of an image of another project nobody
-    else asks for one."""
-    return is_unmarked_copy(volume) and volume.project_id != image.owner
-
-
-def may_be_ours(volume: Volume) -> bool:
-    """Whether it could be of pre-warming's making, so that it is no reason to let go of another
-    one."""
-    return ORIGIN in volume.metadata or is_unmarked_copy(volume)
-
-
-def may_go(volume: Volume, image: Image, target: Target) -> bool:
-    """Whether pre-warming has made it for this target, and it is still to go, marked or not marked
-    yet."""
-    if is_prewarmed(volume, target):
-        return True
-    settled = (
-        (is_usable(volume) or is_broken(volume))
-        and is_of(volume, image)
-        and volume.name == name_of(image.id)
-    )
-    return settled and is_copy_of_ours(volume, image) and is_on(volume, target)
-
-
-def is_outside(volume: Volume, image: Image, target: Target) -> bool:
-    """Whether it is a cache entry that pre-warming has made in a pool which the target leaves out
-    by now."""
-    left_out = bool(volume.host) and not target.takes(volume.host)
-    return left_out and is_entry(volume) and may_go(volume, image, target)
-
-
-def is_left_of_import(volume: Volume, image: Image) -> bool:
-    """Whether it is what an import of Glance's that has ended left behind, provided that it is no
-    location.
-
-    An import holds its lock from before its first volume is made until its last one is a location.
-    A Glance that was killed may drop the lock while its task goes on: who deletes the volume looks
-    at the tasks too.
-    """
-    made_by_glance = (
-        volume.metadata.get("glance_image_id") == image.id and "image_size" in volume.metadata
-    )
-    unknown = made_by_glance and not volume.source_volid and TAG not in volume.metadata
-    over = image.status == "active" and not image.import_locked
-    return (
-        unknown
-        and over
-        and is_of(volume, image)
-        and volume.name == name_of(image.id)
-        and not is_leaving(volume)
-    )
-
-
 def may_be_deleted(volume: Volume, now: float) -> bool:
     """Whether Cinder deletes it; not while a host is making it, while it is attached, or in
     error_deleting."""
@@ -315,22 +235,6 @@ def is_fresh(volume: Volume, now: float) -> bool:
     each removed what the other has made, none of it would stay.
     """
     return now - volume.created_epoch < FRESH_FOR
-
-
-def recorded_use(volume: Volume) -> float:
-    """The last use that is written on it, in epoch seconds; 0 if there is none."""
-    try:
-        return datetime.fromisoformat(volume.metadata.get(USED, "")).timestamp()
-    except ValueError:
-        return 0.0
-
-
-def use_to_record(volume: Volume, used: float) -> dict[str, str]:
-    """Return the metadata to write for a use at `used`, in epoch seconds; nothing if what is there
-    is near enough."""
-    if used - recorded_use(volume) < RECORD_EVERY:
-        return {}
-    return {USED: datetime.fromtimestamp(used, UTC).isoformat(timespec="seconds")}
 
 
 def is_broken(volume: Volume) -> bool:

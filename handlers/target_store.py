@@ -11,10 +11,11 @@ from dataclasses import replace
 import structlog
 
 from handlers import image_volume
+from handlers.resolve import arrays_of, find_places, missing_type, resolve
 from worker.core.cloud import Cloud, Store
 from worker.core.errors import Blocked, NotFound, Temporary
 from worker.core.handler import Parts
-from worker.core.pool import Place, Pool, VolumeType, places_of, pools_of
+from worker.core.pool import Place, Pool, VolumeType, pools_of
 from worker.core.target import Target
 from worker.core.type_map import TypeMap
 
@@ -28,68 +29,6 @@ MOST_TYPES = 200
 
 # Whether volumes of a type are encrypted, by the type's name; None where Cinder does not tell us
 Types = Mapping[str, bool | None]
-
-
-def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
-    """The target with its strategy and store decided. Pure. Blocked if Glance has not what the
-    target needs.
-
-    `auto` is `store` where Glance has a cinder store of the target's volume type (or the operator
-    names it), else `cache`, and may be another one for one image (`handlers.serving`). It is never
-    `location`, which needs an option of Glance that lets readers see locations (OSSN-0090).
-    """
-    names = {store.id for store in stores}
-    for option, wanted in (
-        ("glance_store", (target.glance_store,)),
-        ("native_stores", target.native_stores),
-    ):
-        if unknown := [store for store in wanted if store and store not in names]:
-            raise Blocked(
-                f"Glance has no store {unknown[0]}, which [target:{target.name}] {option} names"
-            )
-    found = [
-        store.id
-        for store in stores
-        if store.type == "cinder" and store.volume_type == target.volume_type
-    ]
-    if len(found) > 1 and not target.glance_store and target.strategy not in ("cache", "native"):
-        # They may be another region's, whose volumes are not found here
-        raise Blocked(
-            f"Glance has several cinder stores of volume type {target.volume_type} "
-            f"({', '.join(found)}): name the one "
-            f"of this region as glance_store in [target:{target.name}]"
-        )
-    store = target.glance_store or (found[0] if found else "")
-    strategy = target.strategy
-    if strategy == "auto":
-        if not store and any(not other.type for other in stores):
-            raise Blocked(
-                f"Glance does not tell the types of its stores: set strategy in "
-                f"[target:{target.name}]"
-            )
-        strategy = "store" if store else "cache"
-    if strategy == "native" and not target.native_stores:
-        raise Blocked(f"[target:{target.name}] native_stores is empty: strategy native needs it")
-    if strategy in ("store", "location") and not store:
-        raise Blocked(
-            f"Glance has no cinder store of volume type {target.volume_type}, target "
-            f"{target.name} needs one"
-        )
-    return replace(
-        target, strategy=strategy, glance_store=store, automatic=target.strategy == "auto"
-    )
-
-
-def missing_type(target: Target, types: Iterable[str]) -> str:
-    """Reason why the target can't be used, if its volume type is not there; else "". Pure."""
-    if target.volume_type in types:
-        return ""
-    names = ", ".join(sorted(types)) or "none"
-    return (
-        f"[target:{target.name}] volume_type: Cinder has no type {target.volume_type!r}, only "
-        f"{names}; "
-        "it was renamed or deleted, or never there"
-    )
 
 
 async def read_encryption(cloud: Cloud, types: Mapping[str, str], wanted: Iterable[str]) -> Types:
@@ -124,26 +63,6 @@ async def read_pools(cloud: Cloud) -> tuple[Pool, ...] | None:
     except Temporary as error:
         log.warning("pools_not_told", error=str(error))
         return None
-
-
-def find_places(
-    target: Target, types: Iterable[VolumeType], pools: tuple[Pool, ...]
-) -> tuple[Place, ...]:
-    """The places where volumes of the target come to lie, as far as Cinder tells. Pure."""
-    found = next((one for one in types if one.name == target.volume_type), None)
-    lead = pools_of(found, pools) if found else ()
-    zones = found.zones if found else frozenset()
-    if target.availability_zone:
-        zones = frozenset({target.availability_zone})
-    taken = (pool for pool in lead if target.takes(pool.name))
-    return places_of(
-        [pool for pool in taken if not (zones and pool.zone) or pool.zone in zones], pools
-    )
-
-
-def _arrays(target: Target) -> frozenset[str]:
-    """The arrays that the target leads to which clone across their pools."""
-    return frozenset(place.array for place in target.places) - {""}
 
 
 class TargetStores:
@@ -230,15 +149,15 @@ class TargetStores:
     def _may_locate(self, target: Target) -> bool:
         """Whether images may have locations on the target: of arrays that clone across pools on the
         first target's."""
-        own = _arrays(target)
+        own = arrays_of(target)
         for other in self._targets if own else ():
             with contextlib.suppress(Blocked):
                 places = self._places.get(other.name, ())
                 first = replace(resolve(other, self._stores), places=places)
-                if first.strategy == "store" and (not places or _arrays(first)):
+                if first.strategy == "store" and (not places or arrays_of(first)):
                     # Of one whose pools are down it is not known; once images were copied here they
                     # would stay
-                    return bool(_arrays(first) & own)
+                    return bool(arrays_of(first) & own)
         return True
 
     @property

@@ -8,11 +8,11 @@ from typing import Literal
 
 import structlog
 
-from handlers import image_volume
+from handlers import image_volume, marks
 from handlers.deletion.brake import Brake
 from handlers.deletion.last_copy import LastCopy, store_of
-from handlers.deletion.marks import is_free, is_known
 from handlers.deletion.proof import NotProven, Proof
+from handlers.marks import is_free, is_known
 from worker.core import absence
 from worker.core.cloud import Image, Location, Volume
 from worker.core.deletions import DELETED
@@ -309,7 +309,7 @@ class Deletion:
             raise NotProven(
                 f"volume {volume.id} of a location was broken or gone, and then whole", after=BUSY
             )
-        ours = image_volume.is_of(volume, image) and image_volume.may_be_ours(volume)
+        ours = image_volume.is_of(volume, image) and marks.may_be_ours(volume)
         if not ours or (reason := await self.last_copy.keep_reason(volume, image, locations)):
             raise Conflict(
                 f"Image-Volume {volume.id} stays: {reason if ours else 'we did not make it'}"
@@ -338,7 +338,7 @@ class Deletion:
         if image.status != "active" or not (self._rules.enabled or by_operator):
             return Skip(why)
         volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
-        ours = [volume for volume in volumes if image_volume.may_go(volume, image, target)]
+        ours = [volume for volume in volumes if marks.may_go(volume, image, target)]
         if ours:
             return await self.evict(
                 image.id, ours, why=why, reason="unwanted", by_operator=by_operator

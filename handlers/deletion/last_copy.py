@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers import image_volume
+from handlers import image_volume, marks
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import NotFound
 
@@ -92,7 +92,7 @@ class LastCopy:
         volume = await self.look(location.volume_id)
         if volume is None or not image_volume.is_usable(volume):
             return False
-        return image_volume.is_of(volume, image) and not image_volume.may_be_ours(volume)
+        return image_volume.is_of(volume, image) and not marks.may_be_ours(volume)
 
 
 def store_of(volume: Volume, locations: tuple[Location, ...]) -> str:

@@ -9,7 +9,7 @@ import structlog
 
 from handlers import image_volume
 from handlers.deletion.brake import CONFIRM_LOCATIONS, Brake
-from handlers.deletion.marks import NOT_OURS, is_ours
+from handlers.marks import NOT_OURS, is_ours
 from worker.core import absence
 from worker.core.absence import PENDING
 from worker.core.cloud import Cloud, Volume

@@ -7,7 +7,7 @@ from typing import assert_never
 
 import structlog
 
-from handlers import image_volume, policy
+from handlers import image_volume, marks, policy
 from handlers.actions import AddLocation, SetMetadata, SetReadonly
 from handlers.deletion import Deletion
 from handlers.prewarm.actions import (
@@ -127,7 +127,7 @@ class Actor:
         if change.encrypted:
             raise self._encrypted(target, change.volume_id)
         # It was made before, and has to be made again
-        repaired = known in volumes and image_volume.is_prewarmed(known, target)
+        repaired = known in volumes and marks.is_prewarmed(known, target)
         return replace(
             without(change.volume_id, seen),
             repaired=seen.repaired or repaired,

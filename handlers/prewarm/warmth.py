@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from handlers import budget, image_volume, policy
+from handlers import budget, image_volume, marks, policy
 from handlers.clone_path import Download
 from handlers.prewarm.held_back import HeldBack
 from handlers.prewarm.paths import Paths
@@ -88,7 +88,7 @@ class Listed:
             target = served(image, resolved, self._learned, now=self._now())
             if self._wishes.is_evicted(
                 Key("prewarm", image.id, target.name), now=self._now()
-            ) and not any(image_volume.may_go(one, image, target) for one in volumes):
+            ) and not any(marks.may_go(one, image, target) for one in volumes):
                 yield Warmth(target, State.HELD_BACK, EVICTED)
             elif refusal := policy.refusal(image, target, self._rules):
                 yield Warmth(target, State.UNWANTED, refusal)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import structlog
 
-from handlers import ROUTES, image_volume, policy
+from handlers import ROUTES, image_volume, marks, policy
 from handlers.deletion import Deletion, NotProven, report_stuck
 from handlers.reclaim.left_over import is_abandoned, left_of_imports
 from handlers.reclaim.listed import Listed, left_out
@@ -143,9 +143,7 @@ class Reclaim:
             if why := policy.refusal(image, target, self._policy):
                 done.append(await self._deletion.delete_unwanted(image, target, why=why))
                 continue
-            if outside := [
-                volume for volume in kept if image_volume.is_outside(volume, image, target)
-            ]:
+            if outside := [volume for volume in kept if marks.is_outside(volume, image, target)]:
                 done.append(
                     await self._deletion.evict(
                         image.id, outside, why=left_out(target), reason="unwanted"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from handlers import image_volume
+from handlers import image_volume, marks
 from handlers.deletion.last_copy import LastCopy
 from handlers.target_store import TargetStores
 from handlers.upload.sources import UNDER_WAY
@@ -29,7 +29,7 @@ def looks_left(
 
     A bulk listing shows no locations, so another volume of the image must serve there.
     """
-    return image_volume.is_left_of_import(volume, image) and any(
+    return marks.is_left_of_import(volume, image) and any(
         target.strategy != "cache"
         and image_volume.is_on(volume, target)
         and any(
@@ -50,7 +50,7 @@ async def left_of_imports(
 ) -> list[Volume]:
     """Return the volumes that imports of Glance's have left behind on our targets; none while no
     location of the image is whole: one of them may have its data."""
-    left = [volume for volume in volumes if image_volume.is_left_of_import(volume, image)]
+    left = [volume for volume in volumes if marks.is_left_of_import(volume, image)]
     if not left:
         return []
     stored = [target for target in await stores.all() if target.strategy != "cache"]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from handlers import budget, image_volume, policy
-from handlers.deletion.marks import is_ours
+from handlers import budget, image_volume, marks, policy
+from handlers.marks import is_ours
 from handlers.reclaim.left_over import is_abandoned, looks_left
 from handlers.serving import served
 from worker.core import absence
@@ -96,13 +96,13 @@ class Listed:
 
     def _unwanted(self, volume: Volume, image: Image, targets: Iterable[Target]) -> Iterator[str]:
         for target in targets:
-            if not image_volume.may_go(volume, image, target):
+            if not marks.may_go(volume, image, target):
                 continue
             if refusal := policy.refusal(image, target, self._rules):
                 only = image.stores == frozenset({target.glance_store})
                 unless = ", unless it is the image's only copy" if only else ""
                 yield f"not wanted on {target.name} any more, {refusal}: {_text([volume])}{unless}"
-            elif image_volume.is_outside(volume, image, target):
+            elif marks.is_outside(volume, image, target):
                 yield f"{left_out(target)}: {_text([volume])}"
             elif volume.id in self._too_much:
                 yield f"the budget of target {target.name} is used up: {_text([volume])}"

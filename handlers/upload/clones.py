@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from handlers import image_volume
+from handlers import image_volume, marks
 from worker.core.cloud import GIB, Image, Volume
 from worker.core.target import TAG
 
@@ -34,7 +34,7 @@ def clones_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
     return tuple(
         v
         for v in clones
-        if not image_volume.is_prewarming(v) and (image.status != "active" or _is_claimed(v))
+        if not marks.is_prewarming(v) and (image.status != "active" or _is_claimed(v))
     )
 
 

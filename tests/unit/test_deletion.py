@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from handlers import image_volume, target_store
+from handlers import image_volume
 from handlers.deletion import NotProven, delete
+from handlers.resolve import resolve
 from worker.core import absence
 from worker.core.cloud import Image, Location, Store, Volume
 from worker.core.errors import Blocked, Conflict
@@ -579,9 +580,9 @@ async def test_two_stores_of_a_type_have_to_be_told_apart_by_the_operator() -> N
         Store(id=name, type="cinder", volume_type="fast") for name in ("here", "elsewhere")
     )
     with pytest.raises(Blocked, match="name the one of this region as glance_store"):
-        target_store.resolve(FAST, stores)
-    assert target_store.resolve(replace(FAST, glance_store="here"), stores).glance_store == "here"
-    assert target_store.resolve(replace(FAST, strategy="cache"), stores).strategy == "cache"
+        resolve(FAST, stores)
+    assert resolve(replace(FAST, glance_store="here"), stores).glance_store == "here"
+    assert resolve(replace(FAST, strategy="cache"), stores).strategy == "cache"
 
 
 async def test_a_location_in_a_store_of_no_target_is_unknown(cloud: FakeCloud) -> None:

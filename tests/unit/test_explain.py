@@ -21,7 +21,7 @@ from worker.core.target import TAG, Policy
 from worker.diagnose import explain
 from worker.diagnose.check import Check
 from worker.diagnose.explain import clone, probe, upload
-from worker.diagnose.explain.probe import Signs
+from worker.diagnose.explain.signs import Signs, judged, with_message
 from worker.observe.live import LiveJob
 from worker.settings import Settings
 from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault
@@ -418,7 +418,7 @@ def test_what_notifications_tell() -> None:
     def after(*messages: dict[str, Any]) -> Signs:
         seen = blank
         for one in messages:
-            seen = probe.with_message(seen, one, image)
+            seen = with_message(seen, one, image)
         return seen
 
     sent = message("image.send", image_id=IMAGE, bytes_sent=5, receiver_tenant_id="p")
@@ -470,17 +470,17 @@ def test_what_notifications_tell() -> None:
     ],
 )  # fmt: skip
 def test_what_a_probe_says(warm: Image, seen: Signs, verdict: str, detail: str) -> None:
-    check = probe.judged("probe fast", warm, seen, ())
+    check = judged("probe fast", warm, seen, ())
     assert (check.verdict, check.detail, bool(check.advice)) == (verdict, detail, verdict == "fail")
 
 
 def test_why_a_probe_was_no_clone(warm: Image) -> None:
     here = signs().volume
     no = signs(downloading=True)
-    assert "there is no Image-Volume here yet" in probe.judged("x", warm, no, ()).advice
-    assert "one pool only" in probe.judged("x", warm, no, (replace(here, host="h@b#q"),)).advice
-    assert "allowed_direct_url_schemes" in probe.judged("x", warm, no, (here,)).advice
-    broken = probe.judged("x", warm, replace(no, volume=replace(here, status="error")), ())
+    assert "there is no Image-Volume here yet" in judged("x", warm, no, ()).advice
+    assert "one pool only" in judged("x", warm, no, (replace(here, host="h@b#q"),)).advice
+    assert "allowed_direct_url_schemes" in judged("x", warm, no, (here,)).advice
+    broken = judged("x", warm, replace(no, volume=replace(here, status="error")), ())
     assert (broken.verdict, broken.detail) == ("fail", "the volume is in status error")
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from handlers.clone_path import CacheClone, Evidence, ImageVolumeClone, Pool, clone_path
-from handlers.deletion.marks import is_ours
+from handlers.marks import is_ours
 from handlers.prewarm import Prewarm
-from handlers.target_store import find_places
+from handlers.resolve import find_places
 from worker.core import pool
 from worker.core.cloud import Image
 from worker.core.errors import Temporary

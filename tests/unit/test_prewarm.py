@@ -11,7 +11,8 @@ from dataclasses import replace
 import pytest
 import structlog
 
-from handlers import image_volume, target_store
+from handlers import image_volume
+from handlers.resolve import resolve
 from worker.core.cloud import GIB, ImageTask, Location, Store, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.job import Key
@@ -644,7 +645,7 @@ async def test_a_copy_that_is_refused_for_good_is_a_failure_not_a_wait(
 
 async def test_auto_is_not_guessed_where_glance_does_not_tell(cloud: FakeCloud) -> None:
     with pytest.raises(Blocked, match="set strategy"):
-        target_store.resolve(FAST, (Store(id="file"), Store(id="cinder-fast")))
+        resolve(FAST, (Store(id="file"), Store(id="cinder-fast")))
 
 
 @pytest.mark.parametrize("status", ["available", "error"])

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from handlers import policy, target_store
-from handlers.target_store import missing_type, read_encryption
+from handlers import policy
+from handlers.resolve import missing_type, resolve
+from handlers.target_store import read_encryption
 from worker.core.errors import Blocked, Misconfigured
 from worker.core.target import Target
 from worker.observe.web import listen, shown
@@ -56,7 +57,7 @@ async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
     for target in settings.targets:
         if target.name not in unusable:
             try:
-                target_store.resolve(target, stores)
+                resolve(target, stores)
             except Blocked as error:
                 unusable[target.name] = str(error)
     ids = {name: type_id for type_id, name in types.items()}
@@ -79,7 +80,7 @@ async def check_locations(cloud: OpenStackCloud, settings: Settings) -> str:
     stores = await cloud.list_stores()
     for target in settings.targets:
         try:
-            needed = target_store.resolve(target, stores).strategy != "cache"
+            needed = resolve(target, stores).strategy != "cache"
         except Blocked:
             continue
         if needed and not await cloud.shows_locations():

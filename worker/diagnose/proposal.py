@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from handlers.target_store import find_places
+from handlers.resolve import find_places
 from worker.core.cloud import Store
 from worker.core.pool import Pool, VolumeType, pools_of
 from worker.core.target import Target

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
-from handlers import image_volume
+from handlers import image_volume, last_use
 from handlers.prewarm import Prewarm, Warmth
 from handlers.prewarm.actions import Finish
 from handlers.prewarm.seen import Seen
-from handlers.prewarm.strategies import registered
+from handlers.prewarm.strategies.lost import lost
 from worker.core import absence
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import NotFound
@@ -230,7 +230,7 @@ def _with(row: Row, volume: Volume) -> Row:
         volume_id=volume.id,
         size=volume.size,
         since=volume.created_epoch,
-        used=image_volume.recorded_use(volume),
+        used=last_use.recorded_use(volume),
     )
 
 
@@ -252,7 +252,7 @@ async def _if_lost(
         - {volume.id for volume in known}
         - {""}
     )
-    verdict = registered.lost(replace(seen, locations=locations, volumes=tuple(known), gone=gone))
+    verdict = lost(replace(seen, locations=locations, volumes=tuple(known), gone=gone))
     if isinstance(verdict, Finish) and isinstance(verdict.outcome, Again | Park):
         return replace(row, state=State.LOST, why=verdict.outcome.reason)
     return row

@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from handlers import target_store
+from handlers.resolve import missing_type, resolve
 from worker.broker.inspect import Look
 from worker.broker.subscription import DELIVERY_LIMIT
 from worker.core.cloud import Store
@@ -103,11 +103,11 @@ def targets(settings: Settings, types: Iterable[str], stores: Iterable[Store]) -
     names, known = tuple(types), tuple(stores)
     for target in settings.targets:
         name = f"Target {target.name}"
-        if why := target_store.missing_type(target, names):
+        if why := missing_type(target, names):
             yield Check(name, "warn", why, "this target is left out until then")
             continue
         try:
-            strategy = target_store.resolve(target, known).strategy
+            strategy = resolve(target, known).strategy
         except Blocked as error:
             yield Check(name, "warn", str(error), "this target is left out until then")
             continue

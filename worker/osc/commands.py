@@ -12,7 +12,7 @@ from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
-from handlers import image_volume
+from handlers import image_volume, last_use
 from handlers.clone_path import Download, Evidence, Pool, Unknown, clone_path, is_native
 from handlers.reasons import WORDS, Reason
 from handlers.upload import sources
@@ -24,7 +24,7 @@ from worker.core.plain import plain
 from worker.core.pool import Pool as CinderPool
 from worker.core.pool import VolumeType, places_of, pools_of
 from worker.core.target import Policy, Target, Uploads
-from worker.diagnose.explain import probe
+from worker.diagnose.explain import probe, signs
 from worker.openstack.cloud import OpenStackCloud
 from worker.osc import plugin
 
@@ -130,7 +130,7 @@ class ShowImage(_Asking, ShowOne):
             else "\n".join(plain(location.url) for location in locations or ()),
         }
         for volume in volumes:
-            used = image_volume.recorded_use(volume)
+            used = last_use.recorded_use(volume)
             told = [
                 volume.status, f"{volume.size} GiB", f"type {plain(volume.volume_type)}",
                 f"on {plain(volume.host)}" if volume.host else "",
@@ -301,7 +301,7 @@ async def _probed(cloud: OpenStackCloud, options: argparse.Namespace) -> tuple[s
     check = await probe.probe(
         cloud, image, target, take=None, lying=volumes or None, within=options.timeout
     )
-    if check.verdict == "fail" and not check.detail.startswith(probe.NO_CLONE):
+    if check.verdict == "fail" and not check.detail.startswith(signs.NO_CLONE):
         raise Temporary(f"{check.detail}: {check.advice}")
     return check.name, check.verdict, check.detail, check.advice
 

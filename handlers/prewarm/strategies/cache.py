@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from handlers import image_volume
+from handlers import image_volume, marks
 from handlers.actions import LookAtLocations, SetMetadata
 from handlers.age import age
 from handlers.prewarm.actions import (
@@ -24,6 +24,7 @@ from handlers.prewarm.actions import (
 )
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import FIRST_QUIET, native, registered
+from handlers.prewarm.strategies.lost import lost
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Again, Done
 from worker.core.state import State
@@ -86,7 +87,7 @@ def plan(seen: Seen, target: Target) -> Action:
     if action := _unusable((*warming, *entries)):
         return action
     if seen.failed:
-        return registered.lost(seen) or Finish(Again(seen.failed))
+        return lost(seen) or Finish(Again(seen.failed))
     entry = entry_of(seen.volumes, target, host=warming[0].host if warming else "")
     if entry and is_fresh(entry, seen.image.updated_at):
         return _finish(entry, warming, seen, target)
@@ -130,7 +131,7 @@ def _begin(entry: Volume | None, seen: Seen, target: Target) -> Action:
         reason = "the image has changed again soon after it was made warm"
         return Finish(Again(reason, after=wait, counted=False), held_back=True)
     # Cinder deletes a stale entry before it downloads the image: it may be the last copy by then
-    if stale and entry and (action := registered.lost(seen, entry)):
+    if stale and entry and (action := lost(seen, entry)):
         return action
     new = image_volume.new_volume(
         seen.image, target, name=image_volume.warming_name_of(seen.image.id)
@@ -144,9 +145,7 @@ def _begin(entry: Volume | None, seen: Seen, target: Target) -> Action:
 def _marked(volumes: tuple[Volume, ...], target: Target) -> list[Volume]:
     """Return the entries on the target that we have marked, in any state."""
     return [
-        v
-        for v in volumes
-        if image_volume.is_prewarmed(v, target) and image_volume.FRESH in v.metadata
+        v for v in volumes if marks.is_prewarmed(v, target) and image_volume.FRESH in v.metadata
     ]
 
 

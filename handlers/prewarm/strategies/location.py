@@ -11,6 +11,7 @@ from handlers.actions import AddLocation
 from handlers.prewarm.actions import Action, CreateVolume, DeleteVolume, Finish, LookAtVolumes
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import registered
+from handlers.prewarm.strategies.lost import lost
 from worker.core.outcome import Again
 from worker.core.target import Target
 
@@ -32,7 +33,7 @@ def plan(seen: Seen, target: Target) -> Action:
         if volume.encrypted and image_volume.is_usable(volume):
             return DeleteVolume(volume.id, why="it is encrypted", encrypted=True)
     if seen.failed:
-        return registered.lost(seen) or Finish(Again(seen.failed))
+        return lost(seen) or Finish(Again(seen.failed))
     usable = [volume for volume in ours if image_volume.is_usable(volume)]
     if usable:
         # The oldest, as every worker finds

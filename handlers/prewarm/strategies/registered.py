@@ -5,7 +5,7 @@ For both strategies that end in a location.
 
 from __future__ import annotations
 
-from handlers import image_volume
+from handlers import image_volume, last_use, marks
 from handlers.actions import AwaitImage, LookAtLocations, SetMetadata, SetReadonly
 from handlers.prewarm.actions import (
     Action,
@@ -17,8 +17,9 @@ from handlers.prewarm.actions import (
     RemoveLocation,
 )
 from handlers.prewarm.seen import Seen
+from handlers.prewarm.strategies.lost import lost
 from worker.core.cloud import Image, Volume
-from worker.core.outcome import Again, Done, Park, Skip
+from worker.core.outcome import Again, Done, Skip
 from worker.core.state import State
 from worker.core.target import TAG, Target
 
@@ -131,7 +132,7 @@ def _is_one_too_many(
     Glance removes the location that is first by then: two workers at once would remove both. So
     none of them may be fresh.
     """
-    if first is None or len(usable) < 2 or not image_volume.is_prewarmed(first, target):
+    if first is None or len(usable) < 2 or not marks.is_prewarmed(first, target):
         return False
     return not any(image_volume.is_fresh(volume, seen.now) for volume in usable)
 
@@ -171,7 +172,7 @@ def _encrypted(
 ) -> Finish | AwaitImage | RemoveLocation:
     """Remove an encrypted location that prewarm has made; name one that somebody else has made."""
     first = serving[0]
-    if first.encrypted and image_volume.may_be_ours(first):
+    if first.encrypted and marks.may_be_ours(first):
         if seen.image.import_locked:
             return AwaitImage()
         return RemoveLocation(target.glance_store, first.id, whole=True, encrypted=True)
@@ -183,53 +184,6 @@ def _encrypted(
             "hands out its ciphertext; remove that location"
         )
     )
-
-
-def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
-    """Return the next look before an image counts as lost, then how to finish; None if its data may
-    be somewhere.
-
-    `entry` is an entry of Cinder's cache. Of an image with one, what is not certain to be readable
-    elsewhere may have its last copy there.
-
-    A location in a store that lies on none of our targets is unknown: its volume may be in another
-    region.
-    """
-    if seen.hidden:
-        return None
-    if seen.locations is None:
-        return LookAtLocations()
-    if seen.volumes is None:
-        return LookAtVolumes()
-    known = {volume.id: volume for volume in seen.volumes}
-    for location in seen.locations:
-        volume = known.get(location.volume_id)
-        if not location.volume_id or (volume and not image_volume.is_broken(volume)):
-            return None
-        if location.store not in seen.stores and not (volume or entry):
-            return None
-        if volume is None and location.volume_id not in seen.gone:
-            return LookAtVolume(location.volume_id)
-    broken = ", ".join(location.volume_id for location in seen.locations)
-    reason = (
-        f"nobody can repair it: every volume with the image's data is gone or in error "
-        f"({broken}). If Cinder can "
-        "restore one (cinder reset-state, or from a backup under the same id), do that; else "
-        "have the owner upload the "
-        "image anew and delete this one, of which no volume can be made any more"
-    )
-    if entry:
-        reason += (
-            f". Volume {entry.id} has the data, as it was at {entry.created_at}: make an image of "
-            f"it (openstack image create --volume {entry.id}) before anybody makes a volume of "
-            "this one, as Cinder deletes it then"
-        )
-    if seen.failed or seen.imported:
-        # Each try would make another volume in vain
-        return Finish(Park(reason), lost=True)
-    # Glance's deletion of an image removes the volumes first: for some time the image looks like
-    # this too
-    return Finish(Again(reason, wake_on_notification=True), lost=True)
 
 
 def await_or_give_up(volume: Volume, seen: Seen) -> Action:
@@ -271,13 +225,13 @@ def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
 def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
     """Add what the volume lacks for Cinder to clone it for everyone who may use the image; None if
     nothing."""
-    marks = image_volume.metadata_of(seen.image, target)
-    asked = target.glance_store in seen.asked and image_volume.is_unmarked_copy(volume)
-    if asked or image_volume.is_copy_of_ours(volume, seen.image):
-        marks[image_volume.ORIGIN] = image_volume.PREWARM
-    if missing := image_volume.lacking(
-        volume, marks | image_volume.use_to_record(volume, seen.used)
-    ):
+    wanted = image_volume.metadata_of(seen.image, target) | last_use.use_to_record(
+        volume, seen.used
+    )
+    asked = target.glance_store in seen.asked and marks.is_unmarked_copy(volume)
+    if asked or marks.is_copy_of_ours(volume, seen.image):
+        wanted[image_volume.ORIGIN] = image_volume.PREWARM
+    if missing := image_volume.lacking(volume, wanted):
         return SetMetadata(volume.id, missing)
     if not image_volume.is_readonly(volume):
         return SetReadonly(volume.id)

@@ -7,6 +7,7 @@ from handlers.age import age
 from handlers.prewarm.actions import Action, CopyImage, Finish
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import FIRST_QUIET, registered
+from handlers.prewarm.strategies.lost import lost
 from worker.core.outcome import Again
 from worker.core.target import Target
 
@@ -48,12 +49,12 @@ def copy(seen: Seen, store: str) -> Action:
             return Finish(Again(held, after=ASK_AGAIN, counted=False, wake_on_notification=True))
         return AwaitImage()
     if seen.imported and not {store} & (seen.image.failed | seen.image.importing):
-        return registered.lost(seen) or gone_again(store)
+        return lost(seen) or gone_again(store)
     if seen.imported:
         failed = Finish(
             Again(f"Glance could not copy the image into store {store}; its log has the reason")
         )
-        return registered.lost(seen) or failed
+        return lost(seen) or failed
     # Glance's import writes the whole image once it ends, as it was when it began: what its owner
     # changes meanwhile is lost
     wait = min(seen.settle, FIRST_QUIET) - age(seen.image.updated_epoch, seen.now)

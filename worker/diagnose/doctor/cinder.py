@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
-from handlers import image_volume
+from handlers import image_volume, marks
 from handlers.prewarm.placing import NO_WAY
 from handlers.prewarm.strategies import cache
 from worker.core.cloud import Store, Volume
@@ -303,7 +303,7 @@ def room(target: Target, matching: list[Pool], volumes: tuple[Volume, ...] | Unt
     held = (
         ()
         if isinstance(volumes, Untold)
-        else [one for one in volumes if image_volume.is_prewarmed(one, target)]
+        else [one for one in volumes if marks.is_prewarmed(one, target)]
     )
     more = target.max_gigabytes - sum(volume.size for volume in held)
     if target.max_gigabytes and more > most:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from handlers import target_store
+from handlers.resolve import resolve
 from worker.core.cloud import Location, Store, Volume
 from worker.core.errors import Blocked
 from worker.core.pool import Pool, VolumeType
@@ -189,6 +189,6 @@ def decided(target: Target, stores: tuple[Store, ...] | Untold) -> Target | str:
     if isinstance(stores, Untold):
         return target
     try:
-        return target_store.resolve(target, stores)
+        return resolve(target, stores)
     except Blocked as error:
         return str(error)

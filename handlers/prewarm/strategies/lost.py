@@ -1,0 +1,57 @@
+"""Lost: an image of whose data no readable copy is left. Pure."""
+
+from __future__ import annotations
+
+from handlers import image_volume
+from handlers.actions import LookAtLocations
+from handlers.prewarm.actions import Action, Finish, LookAtVolume, LookAtVolumes
+from handlers.prewarm.seen import Seen
+from worker.core.cloud import Volume
+from worker.core.outcome import Again, Park
+
+
+def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
+    """Return the next look before an image counts as lost, then how to finish; None if its data may
+    be somewhere.
+
+    `entry` is an entry of Cinder's cache. Of an image with one, what is not certain to be readable
+    elsewhere may have its last copy there.
+
+    A location in a store that lies on none of our targets is unknown: its volume may be in another
+    region.
+    """
+    if seen.hidden:
+        return None
+    if seen.locations is None:
+        return LookAtLocations()
+    if seen.volumes is None:
+        return LookAtVolumes()
+    known = {volume.id: volume for volume in seen.volumes}
+    for location in seen.locations:
+        volume = known.get(location.volume_id)
+        if not location.volume_id or (volume and not image_volume.is_broken(volume)):
+            return None
+        if location.store not in seen.stores and not (volume or entry):
+            return None
+        if volume is None and location.volume_id not in seen.gone:
+            return LookAtVolume(location.volume_id)
+    broken = ", ".join(location.volume_id for location in seen.locations)
+    reason = (
+        f"nobody can repair it: every volume with the image's data is gone or in error "
+        f"({broken}). If Cinder can "
+        "restore one (cinder reset-state, or from a backup under the same id), do that; else "
+        "have the owner upload the "
+        "image anew and delete this one, of which no volume can be made any more"
+    )
+    if entry:
+        reason += (
+            f". Volume {entry.id} has the data, as it was at {entry.created_at}: make an image of "
+            f"it (openstack image create --volume {entry.id}) before anybody makes a volume of "
+            "this one, as Cinder deletes it then"
+        )
+    if seen.failed or seen.imported:
+        # Each try would make another volume in vain
+        return Finish(Park(reason), lost=True)
+    # Glance's deletion of an image removes the volumes first: for some time the image looks like
+    # this too
+    return Finish(Again(reason, wake_on_notification=True), lost=True)
