@@ -42,7 +42,7 @@ from worker.core.state import State
 from worker.core.target import Policy, Target
 from worker.diagnose.status import Row as Shown
 from worker.diagnose.status import overview, summaries
-from worker.engine.runner import Limits
+from worker.engine.limits import Limits
 from worker.observe import log
 from worker.observe.activity import Activity
 from worker.testing.fake_cloud import FakeCloud

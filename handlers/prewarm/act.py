@@ -24,10 +24,9 @@ from handlers.prewarm.probes import Probes
 from handlers.prewarm.seen import Seen, believed, with_volume, without
 from handlers.reservations import Reservations
 from handlers.target_store import TargetStores
-from worker.core.cloud import Cloud, Image
+from worker.core.cloud import Image
 from worker.core.errors import Blocked, Conflict, NotFound
-from worker.core.handler import Report, Watch
-from worker.core.locks import Locks
+from worker.core.handler import Parts, Watch
 from worker.core.target import Target
 
 log = structlog.get_logger(__name__)
@@ -36,30 +35,17 @@ log = structlog.get_logger(__name__)
 class Actor:
     """Makes changes, and reads again what they may have affected."""
 
-    def __init__(
-        self,
-        *,
-        cloud: Cloud,
-        locks: Locks,
-        deletion: Deletion,
-        stores: TargetStores,
-        reservations: Reservations,
-        copies: Copies,
-        placing: Placing,
-        probes: Probes,
-        held_back: HeldBack,
-        report: Report,
-    ) -> None:
-        self._cloud = cloud
-        self._locks = locks
-        self._deletion = deletion
-        self._stores = stores
-        self._reservations = reservations
-        self._copies = copies
-        self._placing = placing
-        self._probes = probes
-        self._held_back = held_back
-        self._report = report
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.cloud
+        self._locks = parts.locks
+        self._report = parts.report
+        self._deletion = parts.shared(Deletion)
+        self._stores = parts.shared(TargetStores)
+        self._reservations = parts.shared(Reservations)
+        self._copies = parts.shared(Copies)
+        self._placing = parts.shared(Placing)
+        self._probes = parts.shared(Probes)
+        self._held_back = parts.shared(HeldBack)
 
     async def act(self, change: Change, seen: Seen, target: Target, watch: Watch) -> Seen:
         """Make one change, and add what came of it to what was seen."""

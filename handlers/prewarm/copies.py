@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import structlog
@@ -14,14 +14,11 @@ from handlers.prewarm.suspects import Suspects
 from handlers.reservations import Reservations
 from handlers.serving import served
 from handlers.target_store import TargetStores
-from worker.core.cloud import Cloud, Image
+from worker.core.cloud import Image
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
-from worker.core.handler import Watch
+from worker.core.handler import Parts, Watch
 from worker.core.job import Key
-from worker.core.learned import Learned
-from worker.core.locks import Locks
-from worker.core.target import Policy, Target
-from worker.core.wishes import Wishes
+from worker.core.target import Target
 
 log = structlog.get_logger(__name__)
 
@@ -32,30 +29,17 @@ COPIES = 10_000
 class Copies:
     """Asks Glance for copies, and remembers which were asked for by this process."""
 
-    def __init__(
-        self,
-        *,
-        cloud: Cloud,
-        locks: Locks,
-        rules: Policy,
-        learned: Learned,
-        popularity: Popularity,
-        suspects: Suspects,
-        stores: TargetStores,
-        reservations: Reservations,
-        wishes: Wishes,
-        now: Callable[[], float],
-    ) -> None:
-        self._cloud = cloud
-        self._locks = locks
-        self._rules = rules
-        self._learned = learned
-        self._popularity = popularity
-        self._suspects = suspects
-        self._stores = stores
-        self._reservations = reservations
-        self._wishes = wishes
-        self._now = now
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.cloud
+        self._locks = parts.locks
+        self._rules = parts.policy
+        self._learned = parts.learned
+        self._wishes = parts.wishes
+        self._now = parts.now
+        self._popularity = parts.shared(Popularity)
+        self._suspects = parts.shared(Suspects)
+        self._stores = parts.shared(TargetStores)
+        self._reservations = parts.shared(Reservations)
         self._beginning: set[str] = set()
         self._asked: dict[str, frozenset[str]] = {}
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from handlers import image_volume, policy
 from handlers.clone_path import (
     CacheClone,
     Download,
-    Evidence,
     ImageVolumeClone,
     NativeClone,
     Path,
-    Pool,
-    clone_path,
 )
+from handlers.prewarm.looks import Look
+from handlers.prewarm.paths import Paths
 from handlers.reasons import WORDS, Reason
-from handlers.serving import at, pool_of, served
+from handlers.serving import at, served
 from handlers.target_store import TargetStores
 from worker.core.cloud import Image, Location, Volume
 from worker.core.creation import NOTE, Creation, Made, Way
@@ -30,10 +28,6 @@ from worker.core.pool import pool_of_notification
 from worker.core.target import Target
 from worker.core.wishes import EVICTED
 
-KEEP = 20_000
-"""Images on targets whose looks are remembered."""
-LOOKS = 4
-"""Looks at one image on one target that are remembered."""
 FRESH = 15.0
 """Seconds for which what was read of an image serves for other volumes of it, too."""
 READINGS = 500
@@ -49,35 +43,6 @@ NO_SIGN = "Cinder has not been seen to note downloads here (verify_glance_signat
 NO_CAUSE = "everything that Cinder needs for a clone was there as far as the worker knows"
 
 
-class Look(NamedTuple):
-    """A look at an image on a target: its time, and the reasons for a download; () for a clone."""
-
-    at: float
-    reasons: tuple[Reason, ...]
-
-
-@dataclass(slots=True)
-class Looks:
-    """The last looks at images, by target or place of a target; one process's memory."""
-
-    _looks: OrderedDict[tuple[str, str], tuple[Look, ...]] = field(default_factory=OrderedDict)
-
-    def note(self, image_id: str, place: str, path: Path, *, at: float) -> None:
-        """Remember what Cinder would do now, unless the last look showed the same."""
-        reasons = path.reasons if isinstance(path, Download) else ()
-        before = self._looks.get((image_id, place), ())
-        if before and before[-1].reasons == reasons:
-            return
-        self._looks[image_id, place] = (*before, Look(at, reasons))[-LOOKS:]
-        self._looks.move_to_end((image_id, place))
-        if len(self._looks) > KEEP:
-            self._looks.popitem(last=False)
-
-    def of(self, image_id: str, place: str) -> tuple[Look, ...]:
-        """The looks at an image on a target or in a place of one, the oldest first."""
-        return self._looks.get((image_id, place), ())
-
-
 class Reading(NamedTuple):
     """An image and what belongs to it, as read at this time."""
 
@@ -90,15 +55,14 @@ class Reading(NamedTuple):
 class Creations:
     """Finds out how Cinder made a volume, at most four calls each, and one in a burst of them."""
 
-    def __init__(self, parts: Parts, stores: TargetStores, looks: Looks) -> None:
+    def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
         self._now = parts.now
         self._policy = parts.policy
         self._learned = parts.learned
-        self._undone = parts.undone
         self._wishes = parts.wishes
-        self._stores = stores
-        self._looks = looks
+        self._stores = parts.shared(TargetStores)
+        self._paths = parts.shared(Paths)
         self._readings: OrderedDict[str, Reading] = OrderedDict()
         # Cinder has been seen to note a download, so that a volume without that note was cloned
         self._notes_downloads = False
@@ -134,14 +98,21 @@ class Creations:
         )
         place = next((one for one in target.places if name in one.hosts), None)
         here = at(target, place) if place and target.is_spread else target
-        pool = pool_of(target, self._learned, place, now=self._now())
-        if place is None and creation.host:
-            pool = replace(pool, hosts=frozenset({creation.host}))
-        looks = (*self._looks.of(image.id, target.name), *self._looks.of(image.id, here.place))
+        path = self._paths.of(
+            image,
+            target,
+            place,
+            volumes=reading.volumes,
+            locations=reading.locations,
+            host=creation.host,
+            project_id=creation.project,
+        )
+        looks = self._paths.looks
+        earlier = {*looks.of(image.id, target.name), *looks.of(image.id, here.place)}
         return made(
             creation,
-            path=self._path(reading, pool, here, creation.project),
-            looks=sorted(set(looks)),
+            path=path,
+            looks=sorted(earlier),
             refusal=self._refusal(image, target),
             by_cache=here.strategy == "cache",
             notes_downloads=self._notes_downloads,
@@ -160,13 +131,6 @@ class Creations:
             return False
         self._asked_at = self._now()
         return await self._cloud.notes_downloads()
-
-    def _path(self, reading: Reading, pool: Pool, target: Target, project_id: str) -> Path:
-        full = target.strategy == "cache" and self._undone.full(target.place, now=self._now())
-        evidence = Evidence(
-            locations=reading.locations, volumes=reading.volumes, cache_off=bool(full)
-        )
-        return clone_path(reading.image, pool, evidence, project_id=project_id)
 
     async def _read(self, image_id: str) -> Reading:
         found = self._readings.get(image_id)

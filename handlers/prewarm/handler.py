@@ -8,9 +8,8 @@ from dataclasses import replace
 from handlers import ROUTES, budget, policy
 from handlers.clone_path import Path
 from handlers.deletion import Deletion, NotProven
-from handlers.prewarm.act import Actor
 from handlers.prewarm.copies import Copies
-from handlers.prewarm.creations import Creations, Looks
+from handlers.prewarm.creations import Creations
 from handlers.prewarm.held_back import HeldBack
 from handlers.prewarm.imports import Imports
 from handlers.prewarm.observe import Observer
@@ -18,9 +17,7 @@ from handlers.prewarm.one_place import OnePlace
 from handlers.prewarm.paths import Paths
 from handlers.prewarm.places import Places
 from handlers.prewarm.placing import Placing
-from handlers.prewarm.plan import Planner
 from handlers.prewarm.popularity import Popularity
-from handlers.prewarm.probes import Probes
 from handlers.prewarm.suspects import Suspects
 from handlers.prewarm.warmth import Listed, Warmth
 from handlers.reservations import Reservations
@@ -49,12 +46,11 @@ class Prewarm:
     event_types = ROUTES["prewarm"]
 
     def __init__(self, parts: Parts) -> None:
-        cloud, rules, learned, now = parts.cloud, parts.policy, parts.learned, parts.now
-        self._cloud = cloud
-        self._rules = rules
+        self._cloud = parts.cloud
+        self._rules = parts.policy
         self._uses = parts.uses
-        self._learned = learned
-        self._now = now
+        self._learned = parts.learned
+        self._now = parts.now
         self._report = parts.report
         self._keeps_order = parts.keeps_order
         self._wishes = parts.wishes
@@ -62,80 +58,19 @@ class Prewarm:
         self._resolved: tuple[Target, ...] = ()
         self._imports = Imports()
         self._deletion = parts.shared(Deletion)
-        self._stores = stores = parts.shared(TargetStores)
-        self._reservations = reservations = Reservations(parts)
-        self._suspects = suspects = Suspects(now=now)
-        self._popularity = popularity = Popularity(cloud=cloud, rules=rules, uses=parts.uses)
-        self._placing = placing = Placing(cloud, now)
-        self._held_back = held_back = HeldBack(
-            cloud=cloud, undone=parts.undone, rewarm_interval=rules.rewarm_interval, now=now
-        )
-        self._copies = copies = Copies(
-            cloud=cloud,
-            locks=parts.locks,
-            rules=rules,
-            learned=learned,
-            popularity=popularity,
-            suspects=suspects,
-            stores=stores,
-            reservations=reservations,
-            wishes=parts.wishes,
-            now=now,
-        )
-        looks, probes = Looks(), Probes(learned=learned, now=now)
-        self._creations = Creations(parts, stores, looks)
-        self._paths = paths = Paths(
-            learned=learned, held_back=held_back, placing=placing, looks=looks, now=now
-        )
-        self._listed = Listed(
-            rules=rules,
-            uses=parts.uses,
-            learned=learned,
-            popularity=popularity,
-            held_back=held_back,
-            placing=placing,
-            paths=paths,
-            wishes=parts.wishes,
-            now=now,
-        )
-        self._observer = observer = Observer(
-            cloud=cloud,
-            rules=rules,
-            may_delete=self._deletion.may_delete,
-            uses=parts.uses,
-            learned=learned,
-            stores=stores,
-            reservations=reservations,
-            copies=copies,
-            probes=probes,
-            now=now,
-        )
-        self._one_place = one_place = OnePlace(
-            observer=observer,
-            planner=Planner(rules=rules, popularity=popularity, held_back=held_back),
-            actor=Actor(
-                cloud=cloud,
-                locks=parts.locks,
-                deletion=self._deletion,
-                stores=stores,
-                reservations=reservations,
-                copies=copies,
-                placing=placing,
-                probes=probes,
-                held_back=held_back,
-                report=parts.report,
-            ),
-            reservations=reservations,
-            copies=copies,
-            placing=placing,
-            probes=probes,
-            suspects=suspects,
-            held_back=held_back,
-            paths=paths,
-            report=parts.report,
-            now=now,
-        )
-        self._places = Places(observer=observer, one_place=one_place, paths=paths, stores=stores)
+        self._stores = parts.shared(TargetStores)
+        self._reservations = parts.shared(Reservations)
+        self._suspects = parts.shared(Suspects)
+        self._popularity = parts.shared(Popularity)
+        self._placing = parts.shared(Placing)
+        self._held_back = parts.shared(HeldBack)
+        self._copies = parts.shared(Copies)
+        self._paths = parts.shared(Paths)
+        self._creations = parts.shared(Creations)
+        self._listed = parts.shared(Listed)
+        self._observer = parts.shared(Observer)
+        self._one_place = parts.shared(OnePlace)
+        self._places = parts.shared(Places)
 
     def keys(self, notification: Notification) -> Iterable[Key]:
         """Return the image on every target, or on one if the notification is about that alone."""

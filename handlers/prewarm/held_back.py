@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import structlog
 
 from handlers.prewarm.actions import Finish
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import cache
-from worker.core.cloud import Cloud, Image
+from worker.core.cloud import Image
 from worker.core.errors import NotFound
+from worker.core.handler import Parts
 from worker.core.outcome import Again, Skip
 from worker.core.state import State
 from worker.core.target import ON, Target
-from worker.core.undone import Past, Undone
+from worker.core.undone import Past
 
 log = structlog.get_logger(__name__)
 
@@ -38,13 +39,11 @@ class HeldBack:
     until the image changes, or until a day later.
     """
 
-    def __init__(
-        self, *, cloud: Cloud, undone: Undone, rewarm_interval: float, now: Callable[[], float]
-    ) -> None:
-        self._cloud = cloud
-        self._undone = undone
-        self._rewarm_interval = rewarm_interval
-        self._now = now
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.cloud
+        self._undone = parts.undone
+        self._rewarm_interval = parts.policy.rewarm_interval
+        self._now = parts.now
 
     def reason(self, image: Image, target: Target) -> str:
         """Return why the image is held back on a target, or in a place of it; "" if it is not."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import assert_never
 
@@ -10,6 +9,7 @@ import structlog
 
 from handlers import image_volume
 from handlers.actions import AwaitImage, LookAtLocations
+from handlers.deletion import Deletion
 from handlers.prewarm.actions import (
     AwaitEntry,
     AwaitVolume,
@@ -24,13 +24,11 @@ from handlers.prewarm.seen import Seen, with_volume, without
 from handlers.reservations import Reservations
 from handlers.serving import unproven
 from handlers.target_store import TargetStores
-from worker.core.cloud import Cloud, Image, Volume
+from worker.core.cloud import Image, Volume
 from worker.core.creation import NOTE
 from worker.core.errors import NotFound
-from worker.core.handler import Watch
-from worker.core.learned import Learned
-from worker.core.target import Policy, Target
-from worker.core.uses import Uses
+from worker.core.handler import Parts, Watch
+from worker.core.target import Target
 
 log = structlog.get_logger(__name__)
 
@@ -40,30 +38,17 @@ COULD_NOT_MAKE = "Cinder could not make volume"
 class Observer:
     """Makes observations, and waits for what others are doing."""
 
-    def __init__(
-        self,
-        *,
-        cloud: Cloud,
-        rules: Policy,
-        may_delete: bool,
-        uses: Uses,
-        learned: Learned,
-        stores: TargetStores,
-        reservations: Reservations,
-        copies: Copies,
-        probes: Probes,
-        now: Callable[[], float],
-    ) -> None:
-        self._cloud = cloud
-        self._rules = rules
-        self._may_delete = may_delete
-        self._uses = uses
-        self._learned = learned
-        self._stores = stores
-        self._reservations = reservations
-        self._copies = copies
-        self._probes = probes
-        self._now = now
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.cloud
+        self._rules = parts.policy
+        self._uses = parts.uses
+        self._learned = parts.learned
+        self._now = parts.now
+        self._may_delete = parts.shared(Deletion).may_delete
+        self._stores = parts.shared(TargetStores)
+        self._reservations = parts.shared(Reservations)
+        self._copies = parts.shared(Copies)
+        self._probes = parts.shared(Probes)
 
     async def begin(self, image: Image, target: Target) -> Seen:
         """Return what is known about an image on a target before the first observation."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from handlers import actions, image_volume
@@ -20,7 +19,7 @@ from handlers.prewarm.seen import Seen, volume_ids
 from handlers.prewarm.strategies import cache, store
 from handlers.prewarm.suspects import Suspects
 from handlers.reservations import Reservations
-from worker.core.handler import Report, Watch
+from worker.core.handler import Parts, Watch
 from worker.core.outcome import Again, Done, Outcome, Skip
 from worker.core.state import State
 from worker.core.target import Target
@@ -29,34 +28,19 @@ from worker.core.target import Target
 class OnePlace:
     """Follows the plan for one place, and notes what came of it."""
 
-    def __init__(
-        self,
-        *,
-        observer: Observer,
-        planner: Planner,
-        actor: Actor,
-        reservations: Reservations,
-        copies: Copies,
-        placing: Placing,
-        probes: Probes,
-        suspects: Suspects,
-        held_back: HeldBack,
-        paths: Paths,
-        report: Report,
-        now: Callable[[], float],
-    ) -> None:
-        self._observer = observer
-        self._planner = planner
-        self._actor = actor
-        self._reservations = reservations
-        self._copies = copies
-        self._placing = placing
-        self._probes = probes
-        self._suspects = suspects
-        self._held_back = held_back
-        self._paths = paths
-        self._report = report
-        self._now = now
+    def __init__(self, parts: Parts) -> None:
+        self._report = parts.report
+        self._now = parts.now
+        self._observer = parts.shared(Observer)
+        self._planner = parts.shared(Planner)
+        self._actor = parts.shared(Actor)
+        self._reservations = parts.shared(Reservations)
+        self._copies = parts.shared(Copies)
+        self._placing = parts.shared(Placing)
+        self._probes = parts.shared(Probes)
+        self._suspects = parts.shared(Suspects)
+        self._held_back = parts.shared(HeldBack)
+        self._paths = parts.shared(Paths)
 
     async def warm(
         self, seen: Seen, target: Target, watch: Watch, unlocated: set[str]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 
 from handlers.clone_path import Evidence, Path, clone_path
-from handlers.prewarm.creations import Looks
 from handlers.prewarm.held_back import HeldBack
+from handlers.prewarm.looks import Looks
 from handlers.prewarm.placing import Placing
 from handlers.prewarm.seen import Seen
 from handlers.serving import at, pool_of
 from worker.core.cloud import Image, Location, Volume
-from worker.core.learned import Learned
+from worker.core.handler import Parts
 from worker.core.pool import Place
 from worker.core.target import Target
 
@@ -19,20 +20,12 @@ from worker.core.target import Target
 class Paths:
     """Finds the clone path, and notes it for the question how a volume was made."""
 
-    def __init__(
-        self,
-        *,
-        learned: Learned,
-        held_back: HeldBack,
-        placing: Placing,
-        looks: Looks,
-        now: Callable[[], float],
-    ) -> None:
-        self._learned = learned
-        self._held_back = held_back
-        self._placing = placing
-        self._looks = looks
-        self._now = now
+    def __init__(self, parts: Parts) -> None:
+        self._learned = parts.learned
+        self._now = parts.now
+        self._held_back = parts.shared(HeldBack)
+        self._placing = parts.shared(Placing)
+        self.looks = Looks()
 
     def of(
         self,
@@ -42,13 +35,19 @@ class Paths:
         *,
         volumes: tuple[Volume, ...],
         locations: tuple[Location, ...] | None,
+        host: str = "",
+        project_id: str = "",
     ) -> Path:
-        """Return how Cinder would make a volume of the image on the target, or in a place of it."""
+        """Return how Cinder would make a volume of the image on the target, or in a place of it.
+
+        `host` is where it makes it, if the place is not known, and `project_id` who asks for it.
+        """
         pool = pool_of(target, self._learned, place, now=self._now())
-        full = self._held_back.full(at(target, place) if place else target)
-        return clone_path(
-            image, pool, Evidence(locations=locations, volumes=volumes, cache_off=bool(full))
-        )
+        if place is None and host:
+            pool = replace(pool, hosts=frozenset({host}))
+        full = self._held_back.full(at(target, place) if place and target.is_spread else target)
+        evidence = Evidence(locations=locations, volumes=volumes, cache_off=bool(full))
+        return clone_path(image, pool, evidence, project_id=project_id)
 
     def in_places(
         self,
@@ -67,7 +66,7 @@ class Paths:
 
     def note(self, image: Image, target: Target, path: Path) -> None:
         """Remember how Cinder would make a volume now."""
-        self._looks.note(image.id, target.place, path, at=self._now())
+        self.looks.note(image.id, target.place, path, at=self._now())
 
     def note_seen(self, seen: Seen, target: Target) -> None:
         """Remember how Cinder would make a volume now, if enough was read to tell."""

@@ -17,7 +17,7 @@ from handlers.prewarm.warmth import Missing, partly
 from handlers.serving import at
 from handlers.target_store import TargetStores
 from worker.core.cloud import Image
-from worker.core.handler import Watch
+from worker.core.handler import Parts, Watch
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.state import State
 from worker.core.target import Target
@@ -30,13 +30,11 @@ class Places:
     place gets an entry of Cinder's image-volume cache.
     """
 
-    def __init__(
-        self, *, observer: Observer, one_place: OnePlace, paths: Paths, stores: TargetStores
-    ) -> None:
-        self._observer = observer
-        self._one_place = one_place
-        self._paths = paths
-        self._stores = stores
+    def __init__(self, parts: Parts) -> None:
+        self._observer = parts.shared(Observer)
+        self._one_place = parts.shared(OnePlace)
+        self._paths = parts.shared(Paths)
+        self._stores = parts.shared(TargetStores)
 
     async def warm(self, seen: Seen, target: Target, watch: Watch, unlocated: set[str]) -> Outcome:
         """Have Cinder clone the image in each place, as far as that is possible.

@@ -8,13 +8,13 @@ in that pool.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 import structlog
 
 from handlers.image_volume import PLACING
-from worker.core.cloud import Cloud
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.handler import Parts
 from worker.core.target import Target
 
 log = structlog.get_logger(__name__)
@@ -43,9 +43,9 @@ class CannotPlace(Exception):
 class Placing:
     """The private volume types of one cloud."""
 
-    def __init__(self, cloud: Cloud, now: Callable[[], float]) -> None:
-        self._cloud = cloud
-        self._now = now
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.cloud
+        self._now = parts.now
         self._there: set[str] = set()
         self._unused: frozenset[str] = frozenset()
         self._refused_until = 0.0

@@ -12,10 +12,10 @@ from handlers.prewarm.popularity import Popularity
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import cache, location, native, registered, store
 from worker.core.cloud import Image, Volume
-from worker.core.handler import Watch
+from worker.core.handler import Parts, Watch
 from worker.core.outcome import Skip
 from worker.core.state import State
-from worker.core.target import Policy, Target
+from worker.core.target import Target
 from worker.core.wishes import Wish
 
 
@@ -51,10 +51,10 @@ LACKS: Mapping[str, Lacks] = {
 class Planner:
     """Plans by strategy, and makes nothing that is not wanted, not used or undone by others."""
 
-    def __init__(self, *, rules: Policy, popularity: Popularity, held_back: HeldBack) -> None:
-        self._rules = rules
-        self._popularity = popularity
-        self._held_back = held_back
+    def __init__(self, parts: Parts) -> None:
+        self._rules = parts.policy
+        self._popularity = parts.shared(Popularity)
+        self._held_back = parts.shared(HeldBack)
 
     def plan(self, seen: Seen, target: Target, watch: Watch) -> Action:
         """Return the next action. An operator gets what he asks for in spite of what others undid,

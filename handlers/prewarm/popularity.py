@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from handlers import policy
-from worker.core.cloud import Cloud, Image
+from worker.core.cloud import Image
 from worker.core.errors import Blocked, NotFound
+from worker.core.handler import Parts
 from worker.core.job import Key
-from worker.core.target import Policy, Target
-from worker.core.uses import Uses
+from worker.core.target import Target
 
 # Uses of an image on a target that make it wanted there where `when` is "used"
 POPULAR = 2
@@ -16,10 +16,10 @@ POPULAR = 2
 class Popularity:
     """The uses of images, compared with `[prewarm] when`."""
 
-    def __init__(self, *, cloud: Cloud, rules: Policy, uses: Uses) -> None:
-        self._cloud = cloud
-        self._rules = rules
-        self._uses = uses
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.cloud
+        self._rules = parts.policy
+        self._uses = parts.uses
 
     def is_lacking(self, image: Image, target: Target) -> bool:
         """Whether the image has to be used on the target before it is wanted there, and was not."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
 
 from handlers.prewarm.seen import Seen
 from handlers.serving import served
-from worker.core.learned import Learned
+from worker.core.handler import Parts
 from worker.core.target import Target
 
 log = structlog.get_logger(__name__)
@@ -18,9 +17,9 @@ log = structlog.get_logger(__name__)
 class Probes:
     """The probes that are under way, one at a time in a place, and what they have shown."""
 
-    def __init__(self, *, learned: Learned, now: Callable[[], float]) -> None:
-        self._learned = learned
-        self._now = now
+    def __init__(self, parts: Parts) -> None:
+        self._learned = parts.learned
+        self._now = parts.now
         self._under_way: dict[str, str] = {}
 
     def try_begin(self, seen: Seen, target: Target) -> bool:

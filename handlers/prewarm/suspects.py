@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from worker.core.handler import Parts
 
 # Seconds for which a target that has failed is left out
 SUSPECT_FOR = 600.0
@@ -11,8 +11,8 @@ SUSPECT_FOR = 600.0
 class Suspects:
     """The targets that failed lately, by name."""
 
-    def __init__(self, *, now: Callable[[], float]) -> None:
-        self._now = now
+    def __init__(self, parts: Parts) -> None:
+        self._now = parts.now
         self._until: dict[str, float] = {}
 
     def add(self, target: str) -> None:

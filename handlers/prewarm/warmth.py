@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from handlers import budget, image_volume, marks, policy
@@ -14,12 +14,11 @@ from handlers.prewarm.plan import LACKS
 from handlers.prewarm.popularity import Popularity
 from handlers.serving import at, served
 from worker.core.cloud import Image, Location, Volume
+from worker.core.handler import Parts
 from worker.core.job import Key
-from worker.core.learned import Learned
 from worker.core.state import State
-from worker.core.target import Policy, Target
-from worker.core.uses import Uses
-from worker.core.wishes import EVICTED, Wishes
+from worker.core.target import Target
+from worker.core.wishes import EVICTED
 
 # The places where an image is not warm: a state and the reason, by the name of the place
 Missing = dict[str, tuple[State, str]]
@@ -41,28 +40,16 @@ class Listed:
     target's budget.
     """
 
-    def __init__(
-        self,
-        *,
-        rules: Policy,
-        uses: Uses,
-        learned: Learned,
-        popularity: Popularity,
-        held_back: HeldBack,
-        placing: Placing,
-        paths: Paths,
-        wishes: Wishes,
-        now: Callable[[], float],
-    ) -> None:
-        self._rules = rules
-        self._uses = uses
-        self._learned = learned
-        self._popularity = popularity
-        self._held_back = held_back
-        self._placing = placing
-        self._paths = paths
-        self._wishes = wishes
-        self._now = now
+    def __init__(self, parts: Parts) -> None:
+        self._rules = parts.policy
+        self._uses = parts.uses
+        self._learned = parts.learned
+        self._wishes = parts.wishes
+        self._now = parts.now
+        self._popularity = parts.shared(Popularity)
+        self._held_back = parts.shared(HeldBack)
+        self._placing = parts.shared(Placing)
+        self._paths = parts.shared(Paths)
         self._targets: tuple[Target, ...] = ()
         self._shelves: dict[str, budget.Shelf] = {}
 

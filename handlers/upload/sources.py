@@ -7,9 +7,10 @@ own upload was made of.
 from __future__ import annotations
 
 from handlers.age import age
-from handlers.upload.actions import Bind
+from handlers.upload.actions import Bind, Finish
 from worker.core.cloud import Image, ImageTask, Location, Store, Volume
 from worker.core.notification import IMAGE_ID
+from worker.core.outcome import Skip
 from worker.core.target import Target, Uploads
 
 LOCATION_IMPORT = "location_import"
@@ -90,6 +91,11 @@ def refusal(source: Volume | None, image: Image, store: str) -> str:
     if not store:
         return f"no store of Glance serves volumes of type {source.volume_type}"
     return ""
+
+
+def refused(reason: str) -> Finish:
+    """Return the end of a try that another one would not better, which the owner is told."""
+    return Finish(Skip(reason), tell=f"{REFUSED}{reason}")
 
 
 def hindrance(source: Volume, rules: Uploads) -> str:

@@ -17,7 +17,7 @@ from amqp import Message
 from tests.broker import hostile
 from tests.broker.hands import PATIENCE, Hands, jobs, until
 from tests.broker.rabbitmq import FORWARD_AGAIN, RabbitMQ
-from worker.broker import consumer, publisher, pulse
+from worker.broker import consumed_lane, consumer, outgoing, publisher, pulse
 from worker.broker.lanes import RabbitLanes
 from worker.core.dead_letter import DeadLetter
 from worker.core.errors import Temporary
@@ -395,7 +395,7 @@ async def test_what_the_broker_never_confirms_is_sent_through_another_connection
             hear(self, tag, multiple)
 
     monkeypatch.setattr(publisher.Publisher, "_on_ack", on_ack)
-    monkeypatch.setattr(publisher, "PATIENCE", 1.0)
+    monkeypatch.setattr(outgoing, "PATIENCE", 1.0)
     hands = Hands()
     made = await opened(hands, lane)
     with structlog.testing.capture_logs() as logs:
@@ -422,7 +422,7 @@ async def test_what_is_refused_without_end_is_sent_through_another_connection(
         )
 
     monkeypatch.setattr(publisher.Publisher, "_on_ack", on_ack)
-    monkeypatch.setattr(publisher, "PATIENCE", 3.0)
+    monkeypatch.setattr(outgoing, "PATIENCE", 3.0)
     hands = Hands()
     made = await opened(hands, lane)
     with structlog.testing.capture_logs() as logs:
@@ -450,7 +450,7 @@ async def test_a_lane_whose_deliveries_were_lost_is_opened_again(
             receive(self, one, channel, message)
 
     monkeypatch.setattr(consumer.Consumer, "_receive", lose)
-    monkeypatch.setattr(consumer, "DEAF_AFTER", 1.0)
+    monkeypatch.setattr(consumed_lane, "DEAF_AFTER", 1.0)
     hands = Hands()
     made = await opened(hands, lane, prefetch=3)
     await made.publish(jobs(lane, 5))
@@ -584,7 +584,7 @@ async def test_what_another_replica_is_handed_out_is_not_known(opened: Open, lan
 async def test_a_lane_that_is_full_is_named_and_the_others_take_jobs(
     rabbitmq: RabbitMQ, opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publisher, "PATIENCE", 1.0)
+    monkeypatch.setattr(outgoing, "PATIENCE", 1.0)
     full, other = f"{QUEUE}.{lane}", f"{lane}-2"
     rule = '{"overflow": "reject-publish", "max-length": 3}'
     worker = Worker()
@@ -627,7 +627,7 @@ async def test_a_full_queue_of_dead_letters_is_an_error_after_a_while(
     rabbitmq: RabbitMQ, opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("worker.broker.lanes.BURY_WITHIN", 1.0)
-    monkeypatch.setattr(publisher, "PATIENCE", 1.0)
+    monkeypatch.setattr(outgoing, "PATIENCE", 1.0)
     made = await opened(Hands(), lane)
     letter = DeadLetter(lane=lane, reason="x", last_at=1.0, body=b"x")
     await made.bury([letter])

@@ -18,10 +18,11 @@ from worker.core.lanes import Delivery
 from worker.core.outcome import Done, Outcome
 from worker.core.uses import Uses
 from worker.engine.dispatcher import Dispatcher
+from worker.engine.limits import Limits
 from worker.engine.resync import enqueue
 from worker.engine.retry import Backoff
 from worker.engine.router import Router
-from worker.engine.runner import Limits, Runner
+from worker.engine.runner import Runner
 from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
 from worker.testing.rig import Scripted, job

@@ -38,8 +38,8 @@ from tests.stateful.judge import FRESH, ORIGIN, TAG, Judge, Setup
 from worker.core.cloud import GIB, Image, Location, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.target import Policy, Reclaiming, Uploads
+from worker.engine.limits import Limits
 from worker.engine.retry import Backoff
-from worker.engine.runner import Limits
 from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault, new_id
 from worker.testing.rig import FAST, SLOW, STORES, Rig
 

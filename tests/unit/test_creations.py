@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 
 from handlers.clone_path import CacheClone, Download, ImageVolumeClone, NativeClone, Path
-from handlers.prewarm.creations import Look, Looks, made
+from handlers.prewarm.creations import made
+from handlers.prewarm.looks import Look, Looks
 from handlers.reasons import Reason
 from worker.core.cloud import Volume
 from worker.core.creation import Creation, Made, Way

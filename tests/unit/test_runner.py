@@ -23,9 +23,10 @@ from worker.core.job import OPERATOR, Job, Key
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.uses import Uses
 from worker.engine.appointments import LATE
+from worker.engine.limits import Limits
 from worker.engine.queue import LOOK_FOR_LATE_EVERY
 from worker.engine.retry import Backoff
-from worker.engine.runner import Limits, Runner
+from worker.engine.runner import Runner
 from worker.observe.metrics import Metrics
 from worker.testing.rig import Scripted, Work, job
 

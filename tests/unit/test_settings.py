@@ -13,7 +13,8 @@ from worker import settings
 from worker.core.errors import Misconfigured
 from worker.diagnose.doctor.configuration import checks as configuration_checks
 from worker.settings import Settings
-from worker.settings.options import PARTS, TABLE
+from worker.settings.option import PARTS
+from worker.settings.options import TABLE
 
 ONE, TWO = "0" * 32, "1" * 32
 

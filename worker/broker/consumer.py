@@ -7,7 +7,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import structlog
@@ -15,6 +14,7 @@ from amqp import spec
 from amqp.exceptions import ChannelError, PreconditionFailed
 
 from worker.broker.connection import content, declared_otherwise_pause, words
+from worker.broker.consumed_lane import ConsumedLane, RabbitDelivery
 from worker.broker.inspect import queue_depth
 from worker.broker.link import Link
 from worker.broker.pulse import Pulse
@@ -29,12 +29,6 @@ log = structlog.get_logger(__name__)
 
 COUNT_EVERY = 3.0
 """Seconds between two looks at how long the queues are."""
-DEAF_AFTER = 15.0
-"""Seconds for which jobs wait in a lane and none comes, before the lane is opened again; longer
-each time in a row. When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can lose
-what it delivers and take it to be with us. To a worker that only stands by for the lane it looks
-the same, and does not matter."""
-LONGEST_DEAF = 320.0
 STRAY_AT_ONCE = 100
 """Jobs without a lane that are brought back at once."""
 OPEN_AGAIN = 5.0
@@ -44,51 +38,6 @@ _OPENING = frozenset(
     {spec.Exchange.Declare, spec.Queue.Declare, spec.Queue.Bind, spec.Basic.Qos, spec.Basic.Consume}
 )
 """The methods that open a lane, as a refusal names them."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RabbitDelivery:
-    """A job, and the way to settle it."""
-
-    job: Job
-    _ack: Callable[[], None]
-
-    def ack(self) -> None:
-        """Let the broker forget the job. Without effect if its connection is gone, and the job
-        back in its queue."""
-        self._ack()
-
-
-@dataclass(slots=True, eq=False)
-class _Lane:
-    """A lane on the current connection."""
-
-    name: str
-    queue: str
-    prefetch: int
-    channel: Any = None
-    unacked: set[int] = field(default_factory=set)
-    problem: str | None = "not open yet"
-    open_at: float = 0.0
-    broken: int = 0
-    refused: int = 0
-    activations: int = 0
-    active: bool = False
-    empty_at: float = 0.0
-    starved_since: float = math.inf
-    starved: int = 0
-
-    @property
-    def deaf_at(self) -> float:
-        """When to open the lane again, in monotonic seconds; infinite unless jobs wait and none
-        comes."""
-        return self.starved_since + min(LONGEST_DEAF, DEAF_AFTER * 2.0 ** min(self.starved, 16))
-
-    def closed(self, problem: str, *, open_at: float) -> None:
-        """Forget the channel and its deliveries: the broker takes them back."""
-        self.active, self.starved_since = False, math.inf
-        self.channel, self.problem, self.open_at = None, problem, open_at
-        self.unacked = set()
 
 
 class Consumer:
@@ -119,16 +68,16 @@ class Consumer:
         self._bring_back = bring_back
         self._on_lost = lost
         self._lanes = [
-            _Lane(name=lane, queue=topology.queue(lane), prefetch=limit)
+            ConsumedLane(name=lane, queue=topology.queue(lane), prefetch=limit)
             for lane, limit in prefetch.items()
         ]
         self._named = {lane.name: lane for lane in self._lanes}
-        self._stray = _Lane(name="stray", queue=topology.stray, prefetch=STRAY_AT_ONCE)
+        self._stray = ConsumedLane(name="stray", queue=topology.stray, prefetch=STRAY_AT_ONCE)
         self._lanes.append(self._stray)
         self._link = Link(broker=broker, session=self, name=name)
         self._pulse = Pulse(queue=topology.pulse)
-        self._opening: _Lane | None = None
-        self._acks: deque[tuple[_Lane, Any, int]] = deque()
+        self._opening: ConsumedLane | None = None
+        self._acks: deque[tuple[ConsumedLane, Any, int]] = deque()
         self._connection: Any = None
         self._count_at = 0.0
         self._depths: Mapping[str, int] = {}
@@ -218,7 +167,7 @@ class Consumer:
         """Whether every ack is written."""
         return not self._acks
 
-    def _check_deliveries(self, lane: _Lane, now: float) -> None:
+    def _check_deliveries(self, lane: ConsumedLane, now: float) -> None:
         """Close a lane that delivers nothing although jobs wait there; the next turn opens it
         again."""
         if lane.channel is None or lane.unacked or not self._depths.get(lane.name):
@@ -245,7 +194,7 @@ class Consumer:
         if opened := [lane.name for lane in due if lane.channel is not None]:
             log.info("lanes_opened", lanes=opened)
 
-    def _open_lane(self, lane: _Lane) -> None:
+    def _open_lane(self, lane: ConsumedLane) -> None:
         self._opening = lane
         channel = self._connection.channel()
         # We want bytes, even if a message claims to be text
@@ -278,7 +227,7 @@ class Consumer:
             lane.problem, lane.broken, lane.refused = None, 0, 0
         self._opening = None
 
-    def _cancelled(self, lane: _Lane, channel: Any) -> None:
+    def _cancelled(self, lane: ConsumedLane, channel: Any) -> None:
         """Note that the broker has ended our consumer, most likely because the queue was
         deleted. The next turn declares it again."""
         if lane.channel is channel:
@@ -286,7 +235,7 @@ class Consumer:
             lane.closed("its queue was deleted", open_at=0.0)
             channel.close()
 
-    def _receive(self, lane: _Lane, channel: Any, message: Any) -> None:
+    def _receive(self, lane: ConsumedLane, channel: Any, message: Any) -> None:
         if lane.channel is not channel:
             return
         tag = message.delivery_tag

@@ -8,9 +8,11 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
-from worker.broker.consumer import Consumer, RabbitDelivery
+from worker.broker.consumed_lane import RabbitDelivery
+from worker.broker.consumer import Consumer
+from worker.broker.outgoing import Written
 from worker.broker.published_keys import PublishedKeys
-from worker.broker.publisher import Publisher, Written
+from worker.broker.publisher import Publisher
 from worker.broker.topology import Topology
 from worker.broker.url import parse
 from worker.core.dead_letter import DeadLetter

@@ -8,9 +8,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from amqp import Message
@@ -18,6 +17,7 @@ from amqp.exceptions import PreconditionFailed
 
 from worker.broker.connection import words
 from worker.broker.link import Link
+from worker.broker.outgoing import Batch, Outgoing, OutgoingQueue, Written
 from worker.broker.pulse import Pulse
 from worker.broker.topology import Topology, broken_pause
 from worker.broker.url import Broker
@@ -28,74 +28,9 @@ WINDOW = 100
 """Messages on their way to a queue without a confirm: enough to keep the broker busy. Where a queue
 has no leader, RabbitMQ reads no more from a connection once 400 wait in its channel (credit flow):
 then no other queue gets any."""
-PATIENCE = 15.0
-"""Seconds that a confirm may take, or that a queue may refuse; doubled each time that another
-connection did not help. When the node that leads a quorum queue dies, RabbitMQ (seen with 3.10) can
-lose what a channel has sent to that queue. From then on it confirms, or takes, nothing of what the
-channel sends there."""
-LONGEST_PATIENCE = 120.0
-"""A queue that refuses is seen to take messages again by another connection only (RabbitMQ 3.10),
-which costs the other queues a moment."""
 REFUSED_PAUSE = 1.0
 """Seconds before what the broker refused (a full queue, no queue) is sent again."""
 NEVER = 3600.0
-
-
-class Written(Protocol):
-    """Something that can be put into a message: a job or a dead letter."""
-
-    def to_bytes(self) -> bytes:
-        """The message's body."""
-
-
-@dataclass(slots=True)
-class _Batch:
-    """One caller's messages: `done` is called once, on the link's thread, with the last confirm."""
-
-    missing: int
-    done: Callable[[], None]
-    withdrawn: bool = False
-
-    def confirm(self) -> None:
-        self.missing -= 1
-        if not self.missing:
-            self.done()
-
-
-@dataclass(frozen=True, slots=True)
-class _Outgoing:
-    item: Written
-    after: float
-    batch: _Batch
-
-
-@dataclass(slots=True)
-class _Queue:
-    """Messages on their way to one queue, with a window of its own: a queue without a leader delays
-    no other.
-
-    Delayed messages have a window of their own too, because RabbitMQ puts them into another queue
-    first. `in_flight` are the delivery tags of messages without a confirm and when they were sent,
-    the oldest first. `refusing_since` is when the queue began to refuse, infinite while it takes
-    messages. `unheard` is how often in a row another connection did not help, `stuck_since` when
-    the first of them was tried, infinite if none was. Times are monotonic.
-    """
-
-    name: str
-    waiting: deque[_Outgoing] = field(default_factory=deque)
-    in_flight: dict[int, float] = field(default_factory=dict)
-    declared: bool = False
-    refusing_since: float = math.inf
-    broken: int = 0
-    unheard: int = 0
-    stuck_since: float = math.inf
-    not_before: float = 0.0
-
-    @property
-    def overdue_at(self) -> float:
-        """When to try another connection; infinite if nothing is open."""
-        patience = min(LONGEST_PATIENCE, PATIENCE * 2.0 ** min(self.unheard, 16))
-        return min(self.refusing_since, next(iter(self.in_flight.values()), math.inf)) + patience
 
 
 class Publisher:
@@ -111,12 +46,12 @@ class Publisher:
         self._link = Link(broker=broker, session=self, name=name)
         self._pulse = Pulse(queue=topology.pulse)
         self._lock = threading.Lock()
-        self._submitted: deque[tuple[str, _Outgoing]] = deque()
+        self._submitted: deque[tuple[str, Outgoing]] = deque()
         self._withdrawn = False
-        self._queues: dict[tuple[str, bool], _Queue] = {}
-        self._unconfirmed: dict[int, tuple[_Queue, _Outgoing]] = {}
+        self._queues: dict[tuple[str, bool], OutgoingQueue] = {}
+        self._unconfirmed: dict[int, tuple[OutgoingQueue, Outgoing]] = {}
         self._returned: set[int] = set()
-        self._declaring: _Queue | None = None
+        self._declaring: OutgoingQueue | None = None
         self._delays_declared = False
         self._tag = 0
         self._connection: Any = None
@@ -154,11 +89,11 @@ class Publisher:
         those that are not on their way yet.
         """
         pairs = tuple(messages)
-        batch = _Batch(len(pairs), done)
+        batch = Batch(len(pairs), done)
         # One caller's messages stay together and in order, also when another calls at the same
         # time.
         with self._lock:
-            self._submitted.extend((queue, _Outgoing(item, after, batch)) for queue, item in pairs)
+            self._submitted.extend((queue, Outgoing(item, after, batch)) for queue, item in pairs)
         self._link.wake()
 
         def withdraw() -> None:
@@ -197,7 +132,7 @@ class Publisher:
             submitted, self._submitted = self._submitted, deque()
             withdrawn, self._withdrawn = self._withdrawn, False
         for name, outgoing in submitted:
-            self._queues.setdefault((name, outgoing.after > 0), _Queue(name)).waiting.append(
+            self._queues.setdefault((name, outgoing.after > 0), OutgoingQueue(name)).waiting.append(
                 outgoing
             )
         if withdrawn:
@@ -256,7 +191,7 @@ class Publisher:
                 # The broker has not read all of them
                 queue.in_flight = dict.fromkeys(queue.in_flight, now)
             elif queue.overdue_at <= now:
-                refused = queue.refusing_since + PATIENCE <= now
+                refused = queue.is_refusing_too_long(now)
                 queue.unheard += 1
                 queue.stuck_since = min(queue.stuck_since, now)
                 how = "refused" if refused else "neither confirmed nor refused"
@@ -270,7 +205,7 @@ class Publisher:
             or any(queue.waiting for queue in self._queues.values())
         )
 
-    def _declare(self, queue: _Queue) -> None:
+    def _declare(self, queue: OutgoingQueue) -> None:
         self._declaring = queue
         with self._connection.channel() as channel:
             try:
@@ -285,7 +220,7 @@ class Publisher:
         self._declaring = None
         queue.declared, queue.broken = True, 0
 
-    def _publish(self, queue: _Queue, outgoing: _Outgoing) -> None:
+    def _publish(self, queue: OutgoingQueue, outgoing: Outgoing) -> None:
         address = self._topology.address(queue.name, after=outgoing.after)
         # Before it is sent: sending also reads, maybe the confirm of this message
         self._tag += 1
@@ -329,7 +264,7 @@ class Publisher:
         it all the same, and we send it again."""
         self._returned.add(int(message.properties["message_id"]))
 
-    def _refused(self, queue: _Queue, outgoing: _Outgoing) -> None:
+    def _refused(self, queue: OutgoingQueue, outgoing: Outgoing) -> None:
         now = time.monotonic()
         if math.isinf(queue.refusing_since):
             log.warning("queue_refuses", queue=queue.name)
@@ -337,7 +272,7 @@ class Publisher:
         queue.waiting.append(outgoing)
         queue.not_before = now + REFUSED_PAUSE
 
-    def _settled(self, tag: int, multiple: bool) -> list[tuple[int, _Queue, _Outgoing]]:
+    def _settled(self, tag: int, multiple: bool) -> list[tuple[int, OutgoingQueue, Outgoing]]:
         """Return the messages that a confirm is about; they are no longer on their way."""
         tags = (
             tuple(takewhile(lambda number: number <= tag, self._unconfirmed))

@@ -97,7 +97,7 @@ def build_clouds(settings: Settings, metrics: Metrics) -> Clouds:
 
 def build_lanes(settings: Settings) -> Lanes:
     """Return the lanes of the settings, not open yet."""
-    if settings.work_url == "memory://":
+    if settings.in_memory:
         return MemoryLanes()
     return RabbitLanes(url=settings.work_url, queue=settings.queue)
 
@@ -105,7 +105,7 @@ def build_lanes(settings: Settings) -> Lanes:
 def build_pauses(settings: Settings) -> PauseWatch | None:
     """Return who tells of paused targets; None where jobs wait in memory, as nobody can pause
     those."""
-    if settings.work_url == "memory://":
+    if settings.in_memory:
         return None
     names = [target.name for target in settings.targets]
     return PauseWatch(url=settings.work_url, queue=settings.queue, targets=names)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Set
+from collections.abc import Mapping, Set
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -23,14 +23,14 @@ from worker.cli.assembly import (
 from worker.cli.cloud_watch import CloudWatch
 from worker.cli.comparisons import CENSUS, START, Comparisons
 from worker.cli.preflight import not_bound
+from worker.cli.status_document import status_document
 from worker.core.handler import Targeted
 from worker.core.job import Key
-from worker.core.release import release
 from worker.engine.creations import find_ways
 from worker.engine.dispatcher import Dispatcher
 from worker.engine.router import Router
 from worker.engine.runner import Runner
-from worker.engine.tasks import Tasks
+from worker.engine.tasks import Tasks, after
 from worker.observe.creations import Creations
 from worker.observe.http import Page, Probes
 from worker.observe.metrics import Metrics
@@ -259,29 +259,16 @@ class Daemon:
         return [handler for handler in self._handlers.values() if isinstance(handler, Targeted)]
 
     def _status(self, most: float) -> Mapping[str, Any]:
-        targeted = self._targeted()
-        decided = {target.name: target for handler in targeted for target in handler.resolved}
-        targets = (decided.get(one.name, one) for one in self._settings.targets)
-        unusable = {name: why for handler in targeted for name, why in handler.unusable.items()}
-        status = self._metrics.activity.status(
-            targets=targets,
+        return status_document(
+            self._targeted(),
+            self._settings.targets,
+            self._metrics.activity,
             lanes=self._queue.lanes,
             depths=self._lanes.depths(),
+            unusable=self._watch.unusable,
+            paused=self._wishes.paused,
             most=most,
-            unusable={**unusable, **self._watch.unusable},
         )
-        for row in status["targets"]:
-            row["paused"] = row["name"] in self._wishes.paused
-        held_back = [one for handler in targeted for one in handler.held_back()]
-        full = {name: why for handler in targeted for name, why in handler.full().items()}
-        learned = {name: sets for handler in targeted for name, sets in handler.learned().items()}
-        return {
-            "version": release(),
-            **status,
-            "held_back": held_back,
-            "cache_full": full,
-            "cloned_from": learned,
-        }
 
     def _images(self, choice: Choice) -> Mapping[str, Any]:
         return self._metrics.activity.images(
@@ -304,15 +291,3 @@ class Daemon:
             if self._pause_watch and (problem := self._pause_watch.problem):
                 problems["pauses"] = problem
         return problems
-
-
-def after(
-    event: asyncio.Event, run: Callable[[], Awaitable[object]]
-) -> Callable[[], Awaitable[object]]:
-    """Return a function that runs once the event is set."""
-
-    async def run_after() -> None:
-        await event.wait()
-        await run()
-
-    return run_after

@@ -21,6 +21,7 @@ from worker.broker.lanes import RabbitLanes
 from worker.cli import Worker, values
 from worker.cli.assembly import HANDLERS
 from worker.cli.handover import unserved
+from worker.cli.letters import fields_of, fits, narrows, row
 from worker.cli.table import Table
 from worker.core.errors import Misconfigured, NotFound
 from worker.core.job import OPERATOR, Job
@@ -65,7 +66,7 @@ class _Selecting(Command):
 
     def opened(self, settings: Settings) -> DeadQueue:
         """Return the queue; Misconfigured if the letters are in the memory of another process."""
-        if settings.work_url == "memory://":
+        if settings.in_memory:
             raise Misconfigured(
                 [
                     (
@@ -82,7 +83,7 @@ class _Selecting(Command):
         for kept in queue:
             if wanted and kept.id not in wanted:
                 continue
-            if _fits(kept, options, now):
+            if fits(kept, options, now):
                 yield kept
 
 
@@ -94,7 +95,7 @@ class List(_Selecting, Table, Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table."""
         with self.opened(self.app.read_settings()) as queue:
-            rows = [_row(kept) for kept in self.chosen(queue, parsed_args)]
+            rows = [row(kept) for kept in self.chosen(queue, parsed_args)]
         return ("Id", "Lane", "Image", "Tries", "Given up", "Reason"), rows
 
 
@@ -117,7 +118,7 @@ class Show(_Selecting, ShowOne):
     ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """The fields."""
         settings = self.app.read_settings()
-        if not (parsed_args.id or any(_narrows(parsed_args))):
+        if not (parsed_args.id or any(narrows(parsed_args))):
             raise Misconfigured(
                 ["say which: an id, as list shows it, or --handler, --target, --image-id, --reason"]
             )
@@ -125,7 +126,7 @@ class Show(_Selecting, ShowOne):
             for kept in self.chosen(queue, parsed_args):
                 fields = tuple(
                     (name, plain(value) if isinstance(value, str) else value)
-                    for name, value in _fields(kept)
+                    for name, value in fields_of(kept)
                 )
                 return tuple(zip(*fields, strict=True))  # type: ignore[return-value]
         raise NotFound("no such dead letter")
@@ -151,7 +152,7 @@ class _Taking(_Selecting, Table, Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The letters that were dealt with."""
         settings = self.app.read_settings()
-        if not (parsed_args.id or parsed_args.all or any(_narrows(parsed_args))):
+        if not (parsed_args.id or parsed_args.all or any(narrows(parsed_args))):
             raise Misconfigured(
                 [
                     (
@@ -169,7 +170,7 @@ class _Taking(_Selecting, Table, Lister):
                 self.deal(settings, batch)
                 for kept in batch:
                     queue.take(kept)
-                    rows.append(_row(kept))
+                    rows.append(row(kept))
                 batch.clear()
 
             staying: Counter[str] = Counter()
@@ -256,68 +257,3 @@ async def _publish(settings: Settings, jobs: list[Job]) -> None:
             await lanes.publish(jobs)
     finally:
         await lanes.close()
-
-
-def _narrows(options: argparse.Namespace) -> Iterator[object]:
-    yield from (
-        options.handler,
-        options.target,
-        options.image_id,
-        options.reason,
-        options.older_than,
-    )
-
-
-def _fits(kept: Kept, options: argparse.Namespace, now: float) -> bool:
-    letter = kept.letter
-    if letter is None:
-        return not any(_narrows(options))
-    key = letter.job.key if letter.job else None
-    return all((
-        not options.handler or (key is not None and key.handler == options.handler),
-        not options.target or (key is not None and key.target == options.target),
-        not options.image_id or (key is not None and key.image_id.lower() == options.image_id.lower()),
-        options.reason.lower() in letter.reason.lower(),
-        now - letter.last_at >= options.older_than,
-    ))  # fmt: skip
-
-
-def _row(kept: Kept) -> tuple[str, str, str, object, str, str]:
-    letter = kept.letter
-    if letter is None:
-        return kept.id, "", "", "", "", "not a dead letter of this program"
-    job = letter.job
-    return (
-        kept.id,
-        plain(letter.lane),
-        plain(job.key.image_id) if job else "",
-        job.attempt if job else "",
-        values.moment(letter.last_at),
-        plain(letter.reason),
-    )
-
-
-def _fields(kept: Kept) -> Iterator[tuple[str, object]]:
-    letter = kept.letter
-    yield "id", kept.id
-    if letter is None:
-        yield "message", kept.raw.decode(errors="replace")
-        return
-    yield "lane", letter.lane
-    yield "reason", letter.reason
-    yield "given up", values.moment(letter.last_at)
-    if job := letter.job:
-        yield from (
-            ("handler", job.key.handler),
-            ("image", job.key.image_id),
-            ("target", job.key.target),
-        )
-        yield from (
-            ("tries", job.attempt),
-            ("cause", job.cause),
-            ("first asked for", values.moment(job.first_at)),
-        )
-    if letter.body is not None:
-        yield "message", letter.body.decode(errors="replace")
-    if letter.traceback:
-        yield "traceback", letter.traceback

@@ -14,12 +14,10 @@ from worker.cli.table import Table
 from worker.core.errors import Misconfigured
 from worker.settings import Settings
 
-MEMORY = "memory://"
-
 
 def look(settings: Settings) -> Set[str]:
     """The paused targets, as the broker of the lanes tells; none where jobs wait in memory."""
-    if settings.work_url == MEMORY:
+    if settings.in_memory:
         return frozenset()
     names = [target.name for target in settings.targets]
     return pauses.read_pauses(settings.work_url, queue=settings.queue, targets=names)
@@ -40,7 +38,7 @@ class _Pausing(Table, Lister):
         """The table of targets, and which of them are paused now."""
         settings = self.app.read_settings()
         names = [target.name for target in settings.targets]
-        if settings.work_url == MEMORY:
+        if settings.in_memory:
             raise Misconfigured(
                 ["[work] url is memory://: only workers with lanes on RabbitMQ can be paused"]
             )

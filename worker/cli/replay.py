@@ -103,7 +103,7 @@ class Replay(ShowOne):
         """The summary."""
         settings = self.app.read_settings()
         faults = []
-        if not parsed_args.dry_run and not parsed_args.local and settings.work_url == "memory://":
+        if not parsed_args.dry_run and not parsed_args.local and settings.in_memory:
             faults.append(
                 "[work] url is memory://, so no worker could be given the jobs: use --local or "
                 "--dry-run"

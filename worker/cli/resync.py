@@ -100,7 +100,7 @@ async def _resync(
             for kind, count in others.items():
                 told(f"{count} {LOOKED_AT[kind]}")
         if found and not options.dry_run:
-            local = settings.work_url == "memory://"
+            local = settings.in_memory
             async with Handover(
                 settings, handlers, metrics=metrics, parts=parts, local=local
             ) as handover:

@@ -102,7 +102,7 @@ class _Wishing(Table, Lister):
                 for name in sorted(paused & {job.key.target for job in jobs})
             ]
             if jobs:
-                local = settings.work_url == "memory://"
+                local = settings.in_memory
                 async with Handover(
                     settings, handlers, metrics=metrics, parts=parts, local=local
                 ) as handover:

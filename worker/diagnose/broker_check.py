@@ -91,7 +91,7 @@ def _faults(settings: Settings, proven: Settings) -> Iterator[str]:
                         f"[notifications] transport_urls, number {number + 1}: {found.broker}: "
                         f"{reason}"
                     )
-    if settings.work_url != "memory://":
+    if not settings.in_memory:
         found = of_lanes(settings)
         for reason in (found.refused, settings.work_url != proven.work_url and found.problem):
             if reason:

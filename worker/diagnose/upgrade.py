@@ -51,7 +51,7 @@ def look_at_brokers(settings: Settings) -> list[Check]:
             continue
         look, limited = broker_check.of_intake(url, settings)
         found.append(notifications(name, look, settings.queue, limited=limited))
-    if settings.work_url == "memory://":
+    if settings.in_memory:
         told = "jobs wait in memory and end with the process; the first resync finds them again"
         return [*found, Check("Lanes", "ok", told)]
     return [*found, lanes(broker_check.of_lanes(settings))]

@@ -24,7 +24,8 @@ from worker.core.uses import Uses
 from worker.core.wishes import Wishes
 from worker.engine.appointments import Appointments
 from worker.engine.entry import Entry
-from worker.engine.turns import Sweep, Turns
+from worker.engine.giving_back import GivingBack
+from worker.engine.turns import Turns
 from worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -65,8 +66,9 @@ class Queue:
         self._deletions = deletions
         self._wishes = wishes
         self._turns: dict[str, Turns[Entry]] = {lane: Turns() for lane in widths}
-        self._sweeps = {lane: Sweep() for lane in widths}
-        self._returning: dict[str, asyncio.Task[None]] = {}
+        self._giving_back = GivingBack(
+            lanes=lanes, widths=widths, turns=self._turns, remove=self._remove
+        )
         self._bringing: set[asyncio.Task[None]] = set()
         self._busy = dict.fromkeys(widths, 0)
         self._entries: dict[Key, Entry] = {}
@@ -143,7 +145,9 @@ class Queue:
         self._turns[lane].add(job.project, entry)
         self._activity.held(job)
         self._ready(lane)
-        self._sweep(lane)
+        if lane not in self._paused:
+            # It would only go round and round
+            self._giving_back.sweep(lane)
 
     def pause(self, lanes: Set[str]) -> None:
         """Begin no job of these lanes, and those of all others again. Jobs in progress go on."""
@@ -262,9 +266,7 @@ class Queue:
         self._closed = True
         for turns in self._turns.values():
             turns.clear()
-        # Jobs that they took out are still the lane's, too
-        for task in self._returning.values():
-            task.cancel()
+        self._giving_back.close()
         for entry in self._entries.values():
             entry.awake.set()
         return self._bringing
@@ -281,13 +283,7 @@ class Queue:
         if self._closed:
             return
         now = time.monotonic()
-        for lane, turns in self._turns.items():
-            if turns and lane not in self._returning:
-                late = turns.take(lambda entry: now - entry.since > self._patience)
-                if late:
-                    self._returning[lane] = asyncio.create_task(
-                        self._put_back(lane, late), name=f"return to {lane}"
-                    )
+        self._giving_back.give_late(now - self._patience)
         if now - self._looked > LOOK_FOR_LATE_EVERY:
             self._looked = now
             if missing := self._appointments.take_late(self._entries, self._lanes.depths()):
@@ -314,41 +310,6 @@ class Queue:
             await self._lanes.publish(
                 [Job(key=key, cause="late", first_at=now, due=due) for key, due in late.items()]
             )
-
-    def _sweep(self, lane: str) -> None:
-        """Look behind what was handed out for the jobs of projects whose turn comes sooner."""
-        if lane in self._paused:
-            # It would only go round and round
-            return
-        depth = self._lanes.depths().get(lane, 0)
-        if lane in self._returning or not self._sweeps[lane].due(depth, now=time.monotonic()):
-            return
-        if surplus := self._turns[lane].surplus(self._widths[lane]):
-            self._returning[lane] = asyncio.create_task(
-                self._pass_on(lane, surplus), name=f"sweep of {lane}"
-            )
-
-    async def _pass_on(self, lane: str, surplus: list[Entry]) -> None:
-        try:
-            await self._put_back(lane, surplus)
-        finally:
-            self._sweeps[lane].passed(len(surplus), now=time.monotonic())
-
-    async def _put_back(self, lane: str, entries: list[Entry]) -> None:
-        """Put jobs that nobody has begun at the end of their lane, and take the next."""
-        for entry in entries:
-            self._remove(entry)
-        try:
-            # Without the time when it was due: a copy of the key may have another appointment now
-            await self._lanes.publish([replace(entry.job, due=0.0) for entry in entries])
-        except Temporary:
-            # The lanes were closed: the deliveries, which nobody has acked, are theirs again
-            return
-        finally:
-            del self._returning[lane]
-        for entry in entries:
-            for delivery in entry.deliveries:
-                delivery.ack()
 
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry.job.key]

@@ -7,7 +7,7 @@ import contextlib
 import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import assert_never
 
 import structlog
@@ -18,87 +18,24 @@ from worker.core.dead_letter import DeadLetter
 from worker.core.deletions import Deletions
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.core.handler import Handler
-from worker.core.job import NOTIFIED, OPERATOR, RESYNC, Job
+from worker.core.job import NOTIFIED, RESYNC, Job
 from worker.core.lanes import Lanes
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.uses import Uses
 from worker.core.wishes import Wishes
 from worker.engine.entry import Entry
+from worker.engine.limits import Limits
 from worker.engine.queue import Queue
 from worker.engine.retry import Backoff
+from worker.engine.watch import EntryWatch, Held
 from worker.observe import tracing
-from worker.observe.activity import Activity
 from worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """How long things may take and how often they may fail; times in seconds.
-
-    `job` bounds one try of a job. A job in progress holds its delivery for `hold` before that goes
-    back into its lane, one that waits for a slot for a third of it: a broker allows 30 minutes for
-    both. `poll_min` and `poll_max` bound the polls of a job that waits. Jobs in progress have
-    `drain` to end when the process is told to stop. A parked key is left alone for
-    `park_retry_after`.
-    """
-
-    max_attempts: int = 20
-    job: float = 3600.0
-    hold: float = 900.0
-    poll_min: float = 0.5
-    poll_max: float = 15.0
-    drain: float = 30.0
-    park_retry_after: float = 21600.0
-
-
 OUTCOMES = ("done", "skip", "again", "wait", "park")
 """As they are counted: `wait` is an `Again` that is no failure."""
-
-
-class Held(Exception):
-    """The job has held its delivery for long enough, or the process is leaving."""
-
-
-class _Watch:
-    """The waits of one try: for a notification, with polls that back off; raises Held at
-    `until`, in monotonic seconds."""
-
-    def __init__(
-        self, *, entry: Entry, queue: Queue, limits: Limits, activity: Activity, until: float
-    ) -> None:
-        self._entry = entry
-        self._queue = queue
-        self._limits = limits
-        self._activity = activity
-        self._until = until
-        self._poll = limits.poll_min
-
-    async def changed(self) -> None:
-        left = self._until - time.monotonic()
-        if left <= 0 or self._queue.closed or self._entry.lost:
-            raise Held
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(min(self._poll, left)):
-                await self._entry.awake.wait()
-        if self._queue.closed or self._entry.lost:
-            raise Held
-        self._poll = min(self._poll * 1.5, self._limits.poll_max)
-        self._entry.look()
-
-    @property
-    def by_operator(self) -> bool:
-        return self._entry.job.cause == OPERATOR
-
-    @property
-    def wish(self) -> str:
-        return self._entry.job.wish
-
-    def tell(self, step: str) -> None:
-        if self._entry.lost:
-            raise Held
-        self._activity.doing(self._entry.job.key, step)
 
 
 class Runner:
@@ -236,7 +173,7 @@ class Runner:
     async def _try(self, entry: Entry, until: float) -> Outcome:
         """Try once, with waits `until` then at most; every error becomes an outcome here."""
         job = entry.job
-        watch = _Watch(
+        watch = EntryWatch(
             entry=entry,
             queue=self.queue,
             limits=self._limits,

@@ -114,3 +114,15 @@ def watch_others(metrics: Metrics) -> None:
 
     asyncio.get_running_loop().set_exception_handler(of_loop)
     threading.excepthook = of_thread
+
+
+def after(
+    event: asyncio.Event, run: Callable[[], Awaitable[object]]
+) -> Callable[[], Awaitable[object]]:
+    """Return a function that runs once the event is set."""
+
+    async def run_after() -> None:
+        await event.wait()
+        await run()
+
+    return run_after

@@ -15,7 +15,7 @@ from worker.core.errors import Blocked, NotFound
 from worker.core.pool import Pool, VolumeType
 from worker.core.target import TAG
 from worker.openstack import parse
-from worker.openstack.session import Session
+from worker.openstack.keystone import Keystone
 from worker.openstack.survey import Limit, Service
 
 log = structlog.get_logger(__name__)
@@ -25,7 +25,7 @@ WITH_CLUSTER = "3.61"
 """The microversion of volumes that tells an administrator their cluster (Ussuri)."""
 
 
-class Cinder(Session):
+class Cinder(Keystone):
     """Verbs of the block storage API."""
 
     async def get_volume(self, volume_id: str) -> Volume:

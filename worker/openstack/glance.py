@@ -10,14 +10,14 @@ from urllib.parse import urlencode
 from worker.core.cloud import LISTED, Image, ImageTask, Location, Store
 from worker.core.errors import Blocked, NotFound
 from worker.openstack import parse
-from worker.openstack.session import Session
+from worker.openstack.keystone import Keystone
 from worker.openstack.survey import LOCATION_API, Shown
 
 PAGE = 1000
 PATCH_TYPE = "application/openstack-images-v2.1-json-patch"
 
 
-class Glance(Session):
+class Glance(Keystone):
     """Verbs of the image API."""
 
     async def get_image(self, image_id: str) -> Image:

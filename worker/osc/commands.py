@@ -5,38 +5,30 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 from cliff.command import Command
 from cliff.lister import Lister
 from cliff.show import ShowOne
 
-from handlers import image_volume, last_use
-from handlers.clone_path import Download, Evidence, Pool, Unknown, clone_path, is_native
-from handlers.reasons import WORDS, Reason
+from handlers import last_use
 from handlers.upload import sources
 from worker.cli import names, values
 from worker.cli.values import Moment
-from worker.core.cloud import Image, Location, Store, Volume
-from worker.core.errors import Blocked, Misconfigured, NotFound, Temporary
+from worker.core.cloud import Image
+from worker.core.errors import Misconfigured, Temporary
 from worker.core.plain import plain
-from worker.core.pool import Pool as CinderPool
-from worker.core.pool import VolumeType, places_of, pools_of
-from worker.core.target import Policy, Target, Uploads
+from worker.core.target import Policy, Target
 from worker.diagnose.explain import probe, signs
 from worker.openstack.cloud import OpenStackCloud
 from worker.osc import plugin
+from worker.osc.explain import TOLD, explained_for, image_and_volumes, types_of
 
 T = TypeVar("T")
 FAILED = 3
 WANTED = Policy().property
-TOLD = Uploads().status_property
-"""The property in which the worker tells an owner what is in the way of an upload."""
 NOBODY = "this login may not see it"
-FINDS_OUT = "openstack image volume probe finds out"
-CERTAIN = frozenset({Reason.ENCRYPTED})
-"""Reasons that the image itself shows to everybody."""
 
 
 class _Asking(Command):
@@ -112,7 +104,7 @@ class ShowImage(_Asking, ShowOne):
         self, parsed_args: argparse.Namespace
     ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """The image, and a field for each Image-Volume."""
-        image, volumes = self.ask(_image_and_volumes(self.cloud, parsed_args.image))
+        image, volumes = self.ask(image_and_volumes(self.cloud, parsed_args.image))
         locations = self.ask(self.cloud.get_locations(image.id))
         shown: dict[str, Any] = {
             "id": image.id,
@@ -157,7 +149,7 @@ class Explain(_Judging):
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table of types and pools."""
-        rows = self.ask(_explained(self.cloud, parsed_args.image, parsed_args.type))
+        rows = self.ask(explained_for(self.cloud, parsed_args.image, parsed_args.type))
         self._failed = any(row[2] == "download" for row in rows)
         return ("Volume type", "Pool", "Volume is a", "Why", "What to do"), rows
 
@@ -208,95 +200,13 @@ async def _images(cloud: OpenStackCloud, *, everybodys: bool) -> list[Image]:
     return [image async for image in cloud.list_images() if everybodys or image.owner == project_id]
 
 
-async def _image_and_volumes(cloud: OpenStackCloud, text: str) -> tuple[Image, list[Volume]]:
-    """An image, and its Image-Volumes of whatever project."""
-    image = await cloud.get_image(await names.image_id(cloud, text))
-    volumes = await cloud.find_all_volumes(image_volume.name_of(image.id))
-    return image, [volume for volume in volumes if image_volume.is_of(volume, image)]
-
-
-async def _explained(cloud: OpenStackCloud, text: str, wanted: Iterable[str]) -> list[Any]:
-    image, volumes = await _image_and_volumes(cloud, text)
-    if image.status != "active":
-        told = image.properties.get(TOLD, "")
-        why = f"the image is {image.status}{': ' if told else ''}{told}"
-        return [("", "", "none", plain(why), "")]
-    project_id = (await cloud.identity()).project_id
-    types = await _types(cloud, wanted)
-    stores = await _or_none(cloud.list_stores())
-    return list(
-        explained(
-            image,
-            types,
-            pools=await _or_none(cloud.list_pools()),
-            stores=stores or (),
-            locations=await cloud.get_locations(image.id),
-            volumes=volumes,
-            project_id=project_id,
-        )
-    )
-
-
-async def _types(cloud: OpenStackCloud, wanted: Iterable[str]) -> list[VolumeType]:
-    """The volume types that the login may use, or those that are wanted; NotFound if one is not
-    there."""
-    types = [
-        one
-        for one in await cloud.describe_volume_types()
-        if not one.name.startswith(image_volume.PLACING)
-    ]
-    chosen = set(wanted)
-    if missing := chosen - {one.name for one in types}:
-        raise NotFound(f"no volume type {', '.join(map(repr, sorted(missing)))}")
-    return [one for one in types if not chosen or one.name in chosen]
-
-
-def explained(
-    image: Image,
-    types: Iterable[VolumeType],
-    *,
-    pools: tuple[CinderPool, ...] | None,
-    stores: Iterable[Store],
-    locations: tuple[Location, ...] | None,
-    volumes: Iterable[Volume],
-    project_id: str,
-) -> Iterator[tuple[str, str, str, str, str]]:
-    """Yield a row for each type and pool: what a volume would be, why, and what to do. Pure.
-
-    `pools` is None for a login that may see neither pools nor Image-Volumes: each type is then
-    taken to be one pool.
-    """
-    evidence = Evidence(locations=locations, volumes=tuple(volumes))
-    rbd = frozenset(frozenset({store.id}) for store in stores if store.type == "rbd")
-    for one in types:
-        places = places_of(pools_of(one, pools), pools) if pools is not None else ()
-        for hosts in [place.hosts for place in places] or [()]:
-            pool = Pool(hosts=frozenset(hosts), types=frozenset({one.name}))
-            path = clone_path(image, pool, evidence, project_id=project_id)
-            where = plain(hosts[0]) if hosts else ""
-            if not isinstance(path, Download):
-                yield one.name, where, "clone", "", ""
-            elif set(path.reasons) <= CERTAIN:
-                yield one.name, where, "download", str(path), WORDS[path.reasons[-1]].advice
-            elif is_native(image, Pool(native=rbd)):
-                why = "Glance keeps it in Ceph: Cinder clones it where it has the same Ceph"
-                yield one.name, where, "clone or download", why, FINDS_OUT
-            elif pools is None:
-                why = "this login sees neither locations nor Image-Volumes"
-                yield one.name, where, "unknown", why, FINDS_OUT
-            elif isinstance(path, Unknown):
-                yield one.name, where, "unknown", str(path), FINDS_OUT
-            else:
-                yield one.name, where, "download", str(path), WORDS[path.reasons[-1]].advice
-
-
 async def _probed(cloud: OpenStackCloud, options: argparse.Namespace) -> tuple[str, str, str, str]:
-    image, volumes = await _image_and_volumes(cloud, options.image)
+    image, volumes = await image_and_volumes(cloud, options.image)
     if image.status != "active":
         raise Misconfigured([f"the image is {image.status}: no volume can be made of it"])
     if not options.timeout:
         raise Misconfigured(["--timeout 0 leaves no time for a volume"])
-    (volume_type,) = await _types(cloud, [options.type])
+    (volume_type,) = await types_of(cloud, [options.type])
     target = Target(name=volume_type.name, volume_type=volume_type.name)
     check = await probe.probe(
         cloud, image, target, take=None, lying=volumes or None, within=options.timeout
@@ -304,14 +214,6 @@ async def _probed(cloud: OpenStackCloud, options: argparse.Namespace) -> tuple[s
     if check.verdict == "fail" and not check.detail.startswith(signs.NO_CLONE):
         raise Temporary(f"{check.detail}: {check.advice}")
     return check.name, check.verdict, check.detail, check.advice
-
-
-async def _or_none(answer: Awaitable[T]) -> T | None:
-    """Return what an administrator sees; None for everybody else."""
-    try:
-        return await answer
-    except (Blocked, NotFound):
-        return None
 
 
 def _with_image(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:

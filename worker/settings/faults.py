@@ -13,7 +13,9 @@ from oslo_config import cfg
 from worker.broker.url import parse
 from worker.core.errors import Misconfigured
 from worker.core.target import Target
-from worker.settings.options import OPTIONS, SECONDS, SHARED_GROUP, TABLE, TARGET_OPTIONS, read
+from worker.settings.option import SECONDS
+from worker.settings.options import OPTIONS, SHARED_GROUP, TABLE, TARGET_OPTIONS, read
+from worker.settings.values import MEMORY
 
 # Keystone's own ids, with or without dashes, and the longer ones of LDAP
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -134,7 +136,7 @@ def of_urls(conf: cfg.ConfigOpts, urls: Sequence[str]) -> Iterator[str]:
     if collector and not _is_http(collector):
         yield "[tracing] otlp_endpoint: expected http(s)://host:port"
     work_url = get(conf, "work", "url")
-    if work_url != "memory://":
+    if work_url != MEMORY:
         yield from _broker("[work] url", work_url)
 
 

@@ -11,8 +11,8 @@ from oslo_config import cfg
 
 from worker.core.errors import Misconfigured
 from worker.core.target import UPLOAD, Policy, Reclaiming, Target, Uploads
+from worker.engine.limits import Limits
 from worker.engine.retry import Backoff
-from worker.engine.runner import Limits
 from worker.observe.web import address_of
 from worker.settings import faults
 from worker.settings.faults import get, split_urls

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from worker.core.target import Policy, Reclaiming, Target, Uploads
+from worker.engine.limits import Limits
 from worker.engine.retry import Backoff
-from worker.engine.runner import Limits
+
+MEMORY = "memory://"
+"""The URL of lanes in the memory of a process."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +52,11 @@ class Settings:
     config_files: tuple[str, ...] = ()
     config_dirs: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether jobs wait in the process, and no other process sees them."""
+        return self.work_url == MEMORY
 
     @property
     def lanes(self) -> list[str]:

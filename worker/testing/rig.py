@@ -22,10 +22,11 @@ from worker.core.outcome import Outcome
 from worker.core.target import Policy, Reclaiming, Strategy, Target, Uploads
 from worker.core.uses import Uses
 from worker.engine.dispatcher import Dispatcher
+from worker.engine.limits import Limits
 from worker.engine.resync import Census, compare, job_of
 from worker.engine.retry import Backoff
 from worker.engine.router import Router
-from worker.engine.runner import Limits, Runner
+from worker.engine.runner import Runner
 from worker.observe.creations import Creations
 from worker.observe.metrics import Metrics
 from worker.testing.fake_cloud import FakeCloud
@@ -114,7 +115,12 @@ class Rig:
         settled."""
         await self.lanes.close()
         queue = self.runner.queue
-        ending = [*self._hearing, *self.runner._tasks, *queue._bringing, *queue._returning.values()]
+        ending = [
+            *self._hearing,
+            *self.runner._tasks,
+            *queue._bringing,
+            *queue._giving_back._tasks.values(),
+        ]
         for task in ending:
             task.cancel()
         # A task that ends would start the next one

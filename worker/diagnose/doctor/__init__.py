@@ -96,7 +96,7 @@ def _notifications(
 
 
 def _lanes(settings: Settings, clusters: Mapping[Management, str | Untold]) -> Iterator[Check]:
-    if settings.work_url == "memory://":
+    if settings.in_memory:
         yield MEMORY
         return
     topology = Topology(prefix=settings.queue, queue_type="quorum")

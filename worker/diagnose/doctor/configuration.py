@@ -21,7 +21,7 @@ def checks(settings: Settings, files: Iterable[str]) -> Iterator[Check]:
 def _contradictions(settings: Settings) -> Iterator[tuple[str, str]]:
     for warning in settings.warnings:
         yield warning, "name it there, or delete the section"
-    memory = settings.work_url == "memory://"
+    memory = settings.in_memory
     if memory and not settings.resync_on_start:
         yield (
             "jobs wait in memory, and nothing looks for the lost ones at start",

@@ -13,6 +13,9 @@ from worker.diagnose.check import Check, Verdict
 
 T = TypeVar("T")
 
+SEE = "see cinder"
+ADMINS = "only an administrator may see this"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Untold:
