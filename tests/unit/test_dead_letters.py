@@ -9,7 +9,8 @@ import pytest
 
 from worker.broker.dead_letters import Kept
 from worker.cli import Worker
-from worker.cli.dead_letters import List, _fits
+from worker.cli.dead_letters import List
+from worker.cli.letters import fits
 from worker.core.dead_letter import DeadLetter
 from worker.core.job import Job, Key
 
@@ -58,4 +59,4 @@ def kept() -> list[Kept]:
 )
 def test_letters_are_selected(words: list[str], ids: str) -> None:
     options: argparse.Namespace = List(Worker(), None).get_parser("list").parse_args(words)
-    assert "".join(one.id for one in kept() if _fits(one, options, time.time())) == ids
+    assert "".join(one.id for one in kept() if fits(one, options, time.time())) == ids

@@ -21,7 +21,7 @@ from worker.core.errors import Blocked, Misconfigured, NotFound, Temporary
 from worker.core.pool import Pool, VolumeType
 from worker.core.target import TAG, Policy, Reclaiming, Target, Uploads
 from worker.diagnose.check import Check
-from worker.diagnose.doctor import brokers, cinder, configuration, daemon, glance, login
+from worker.diagnose.doctor import brokers, cinder, configuration, daemon, glance, login, pools
 from worker.diagnose.doctor.facts import Facts
 from worker.diagnose.doctor.management import Managed, Management, Rules, _would_apply
 from worker.diagnose.doctor.untold import Untold, ask, tell
@@ -759,8 +759,8 @@ def test_what_is_there_already_counts_for_the_budget() -> None:
         metadata=marks,
     )
     budget = replace(TARGET, max_gigabytes=40)
-    judged(cinder.room(budget, [replace(POOL, free=30.0)], ()), "warn", "40 GiB more")
-    judged(cinder.room(budget, [replace(POOL, free=30.0)], (there,)), "ok", "room for 30 GiB")
+    judged(pools.room(budget, [replace(POOL, free=30.0)], ()), "warn", "40 GiB more")
+    judged(pools.room(budget, [replace(POOL, free=30.0)], (there,)), "ok", "room for 30 GiB")
 
 
 @pytest.mark.parametrize(
