@@ -232,15 +232,18 @@ class Judge:
             self._detach(item)
 
     def _detach(self, item: Item) -> None:
-        """Free what a Glance that was killed while it read keeps attached: nobody can delete its
-        image."""
+        """Free what a Glance that was disturbed while it read keeps attached: nobody can delete its
+        image. A later read changes the volume too, so the fault may be as old as the volume."""
         for volume in of_image(self.operator, item.id):
             still = age(volume["updated_at"] or volume["created_at"])
             if volume["status"] in ATTACHED and still > STILL:
                 self.admin.act(
                     volume["id"], "os-reset_status", status="available", attach_status="detached"
                 )
-                self._note(f"{self._brief(volume)}, attached to a Glance that is gone", still)
+                self._note(
+                    f"{self._brief(volume)}, which a disturbed Glance keeps attached",
+                    age(volume["created_at"]),
+                )
 
     def _stuck(self) -> set[str]:
         """The volumes that workers have named as stuck. Logs are long: only what is new in them is

@@ -13,6 +13,7 @@ from handlers.clone_path import (
     ImageVolumeClone,
     NativeClone,
     Path,
+    Unknown,
 )
 from handlers.prewarm.looks import Look
 from handlers.prewarm.paths import Paths
@@ -172,9 +173,11 @@ def made(
     way = next((way for kind, way in WAYS if isinstance(path, kind)), Way.UNKNOWN)
     if way is Way.UNKNOWN and creation.hit:
         way = Way.CACHE
-    if way is Way.UNKNOWN:
-        return Made(way, why="it was a clone, and what it was cloned from is gone")
-    return Made(way)
+    if way is not Way.UNKNOWN:
+        return Made(way)
+    if isinstance(path, Unknown):
+        return Made(way, why=f"it was a clone; {path}")
+    return Made(way, why="it was a clone, and what it was cloned from is gone")
 
 
 def _downloaded(

@@ -19,8 +19,8 @@ from tests.worker_process import WorkerProcess
 Images = Callable[..., str]
 Worker = Callable[..., WorkerProcess]
 TYPE = "local-1"
-# Creates of each kind, mixed
-EACH = 10 if os.environ.get("LONG") else 2
+# Creates of each kind of clone, mixed
+EACH = int(os.environ.get("CREATES", "30" if os.environ.get("LONG") else "6")) // 3
 AT_ONCE = 4
 
 
@@ -166,6 +166,27 @@ def test_each_volume_has_its_path_and_its_reason(
     for volume_id in reversed(expected):
         owner = next(one for one in (alice, bob) if volume_id in {v["id"] for v in one.volumes()})
         owner.delete_volume(volume_id)
+
+
+def test_a_cinder_without_its_cache_is_the_reason(
+    worker: Worker, images: Images, bob: Person
+) -> None:
+    with switched("IMAGE_CACHE=0"), worker() as process:
+        process.wait_ready()
+        image_id = images(disk_format="qcow2")
+
+        def states() -> set[str]:
+            return set(
+                process.run("status", image_id, "-f", "value", "-c", "State").stdout.splitlines()
+            )
+
+        until(lambda: states() == {"held back"}, what=lambda: str(states()))
+        with bob.temporary_volume(image_id, TYPE) as volume:
+            until(
+                lambda: process.metric("volume_creates_total", target=TYPE, path="download") == 1,
+                what="the volume is seen",
+            )
+            assert decisive(told(process, volume.id)) == ("download", "cache_off")
 
 
 def test_a_volume_by_its_name(worker: Worker, bob: Person) -> None:

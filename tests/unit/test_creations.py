@@ -8,7 +8,14 @@ from dataclasses import replace
 
 import pytest
 
-from handlers.clone_path import CacheClone, Download, ImageVolumeClone, NativeClone, Path
+from handlers.clone_path import (
+    CacheClone,
+    Download,
+    ImageVolumeClone,
+    NativeClone,
+    Path,
+    Unknown,
+)
 from handlers.prewarm.creations import made
 from handlers.prewarm.looks import Look, Looks
 from handlers.reasons import Reason
@@ -302,6 +309,14 @@ def test_an_entry_that_cinder_has_deleted_meanwhile_was_out_of_date() -> None:
     looks = [Look(90.0, ()), Look(105.0, (Reason.FORMAT, Reason.ENTRY_MISSING))]
     found = made(evicted, path=CacheClone(ONE), looks=looks, by_cache=True)
     assert found.reasons == (Reason.ENTRY_STALE, Reason.FORMAT)
+
+
+def test_a_clone_by_a_location_that_is_hidden_is_told_to_be_one() -> None:
+    hidden = Unknown((Reason.LOCATIONS_HIDDEN, Reason.ENTRY_MISSING))
+    found = made(CREATION, path=hidden)
+    assert found.way is Way.UNKNOWN
+    assert "shows this login no locations" in found.why
+    assert "gone" not in found.why
 
 
 def test_what_policy_does_not_want_is_the_first_reason() -> None:
