@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from worker.observe.assets import asset
 from worker.observe.order import IMAGES, Choice
 from worker.observe.web import Answer, Bounds, Request, Server
 
 Problems = Callable[[], Mapping[str, str]]
-HTML = "text/html; charset=utf-8"
 # Jobs in /status.json unless the query says jobs=N or jobs=all
 JOBS = 200
 # Items of a list that are written as JSON in one go
@@ -39,27 +34,6 @@ class Page:
     status: Callable[[float], Mapping[str, Any]]
     images: Callable[[Choice], Mapping[str, Any]]
     volume: Callable[[str], Mapping[str, Any]] = field(default=lambda _: {})
-
-
-@cache
-def document() -> tuple[bytes, str]:
-    """Return the page, and the policy that allows a browser its style and script, and to ask us,
-    but nothing else."""
-    text = files("worker.observe").joinpath("page.html").read_text(encoding="utf-8")
-
-    def allowed(tag: str) -> str:
-        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-        return " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"
-            for part in parts
-        )
-
-    policy = (
-        f"default-src 'none'; script-src {allowed('script')}; style-src {allowed('style')}; "
-        f"connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return text.encode(), policy
 
 
 class Probes:
@@ -107,11 +81,8 @@ class Probes:
             return self._metrics(request)
         told = request.path in COMMANDS and request.client in LOOPBACK
         match request.path, None if self._hidden and not told else self._page:
-            case "/", Page():
-                text, policy = document()
-                return Answer(
-                    body=text, headers=(("Content-Type", HTML), ("Content-Security-Policy", policy))
-                )
+            case path, Page() if answer := asset(path):
+                return answer
             case "/status.json", Page() as page:
                 asked = _most(_parameter(request, "jobs"))
                 return _json({**page.status(asked), "problems": self._problems["/readyz"]()})
