@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
+from handlers import image_volume, last_use
 from worker.core.cloud import GIB, Image
 from worker.core.job import Job, Key
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
@@ -547,3 +548,23 @@ async def test_the_name_of_an_image_goes_from_the_page_with_its_being_public(
         cloud.announce("image.update", image_id)
         await rig.quiet()
         assert rig.metrics.activity.images(("fast",))["images"][0][1] == "first"
+
+
+async def test_to_note_a_use_is_not_to_make_an_image_warm() -> None:
+    cloud = FakeCloud(stores=STORES)
+    async with Rig(cloud, targets=(FAST,), policy=Policy(settle=0.0)) as rig:
+        made = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        name = "image_volume_worker_images_warmed_total"
+        labels = {"target": "fast"}
+        assert rig.metrics.registry.get_sample_value(name, labels) == 1
+        times = len(status(rig.metrics.activity)["times"]["time_to_warm"])
+        rig.uses.note(made.id, "fast", time.time() + 2 * last_use.RECORD_EVERY)
+        use = Job(key=Key("prewarm", made.id, "fast"), cause="use", first_at=time.time())
+        await rig.dispatcher.submit([use])
+        await rig.quiet()
+        (kept,) = [one for one in cloud.volumes.values() if image_volume.image_of(one) == made.id]
+        assert last_use.USED in kept.metadata, "the use is noted"
+        assert rig.metrics.registry.get_sample_value(name, labels) == 1
+        assert len(status(rig.metrics.activity)["times"]["time_to_warm"]) == times
