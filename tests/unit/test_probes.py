@@ -67,7 +67,8 @@ def test_anything_else_is_not_found(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/status.json", "/images.json", "/metrics", "/healthz", "/readyz", "/no"]
+    "path",
+    ["/", "/status.json", "/images.json", "/image.json", "/metrics", "/healthz", "/readyz", "/no"],
 )
 def test_other_sites_in_a_browser_can_read_nothing(paged: str, path: str) -> None:
     host, port = paged.removeprefix("http://").split(":")
@@ -105,6 +106,7 @@ def paged(problems: dict[str, str], asked: list[float], chosen: list[Choice]) ->
     page = Page(
         status=lambda most: asked.append(most) or {"jobs": []},  # type: ignore[func-returns-value]
         images=lambda choice: chosen.append(choice) or {"images": [["id", "name", 1, []]] * 1000},  # type: ignore[func-returns-value]
+        image=lambda image_id: {"id": "i1", "volumes": []} if image_id == "i1" else {},
     )
     probes = Probes(registry=Metrics().registry, sick=dict, unready=lambda: problems, page=page)
     yield f"http://127.0.0.1:{probes.start('127.0.0.1', 0)}"
@@ -112,7 +114,7 @@ def paged(problems: dict[str, str], asked: list[float], chosen: list[Choice]) ->
 
 
 def test_without_a_page_there_is_nothing_for_people(url: str) -> None:
-    for path in (*FILES, "/status.json", "/images.json", "/page.html"):
+    for path in (*FILES, "/status.json", "/images.json", "/image.json?id=i1", "/page.html"):
         assert get(f"{url}{path}")[0] == 404
 
 
@@ -122,7 +124,7 @@ def test_without_a_page_the_commands_on_this_host_are_told_how_jobs_stand() -> N
     port = probes.start("0.0.0.0", 0)
     try:
         assert get(f"http://127.0.0.1:{port}/status.json")[0] == 200
-        for path in (*FILES, "/images.json"):
+        for path in (*FILES, "/images.json", "/image.json?id=i1"):
             assert get(f"http://127.0.0.1:{port}{path}")[0] == 404
         # From elsewhere, as far as the address tells: any but 127.0.0.1 of the same network
         with socket.create_connection(
@@ -203,6 +205,7 @@ def test_which_images(paged: str, chosen: list[Choice]) -> None:
         "?from=400&count=50&text=a%20%26b&state=held%20back",
         "?from=-1&count=all",
         f"?from={'9' * 5000}",
+        "?target=fast&project=p1&reason=over%20quota&sort=size",
     ):
         assert get(f"{paged}/images.json{query}")[0] == 200
     assert chosen[:3] == [
@@ -211,6 +214,15 @@ def test_which_images(paged: str, chosen: list[Choice]) -> None:
         Choice(),
     ]
     assert chosen[3].start > 10**9
+    assert chosen[4] == Choice(target="fast", project="p1", reason="over quota", sort="size")
+
+
+def test_one_image(paged: str, url: str) -> None:
+    status, body = get(f"{paged}/image.json?id=i1")
+    assert (status, json.loads(body)) == (200, {"id": "i1", "volumes": []})
+    assert get(f"{paged}/image.json?id=other")[0] == 404
+    assert get(f"{paged}/image.json")[0] == 404
+    assert get(f"{url}/image.json?id=i1")[0] == 404, "there is no page"
 
 
 def test_a_long_list_is_the_same_json(paged: str) -> None:

@@ -22,18 +22,21 @@ JOBS = 200
 # Items of a list that are written as JSON in one go
 PART = 500
 LOOPBACK = ("127.0.0.1", "::1")
+# Parameters that choose images
+CHOICE = ("text", "state", "target", "project", "reason", "sort")
 # What the commands on this host ask for, also where there is no page
 COMMANDS = ("/status.json", "/volume.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """The sources of the page: lanes with at most so many jobs, some of the images, and how a volume
-    was made."""
+    """The sources of the page: lanes with at most so many jobs, some of the images, all about one
+    image, and how a volume was made."""
 
     status: Callable[[float], Mapping[str, Any]]
     images: Callable[[Choice], Mapping[str, Any]]
     volume: Callable[[str], Mapping[str, Any]] = field(default=lambda _: {})
+    image: Callable[[str], Mapping[str, Any]] = field(default=lambda _: {})
 
 
 class Probes:
@@ -91,6 +94,9 @@ class Probes:
                 return _json(page.volume(_parameter(request, "id")))
             case "/images.json", Page() as page:
                 return _json(page.images(_choice(request)))
+            case "/image.json", Page() as page:
+                found = page.image(_parameter(request, "id"))
+                return _json(found, status=200 if found else 404)
         return Answer(status=404, body=b"/metrics /healthz /readyz\n")
 
     def _metrics(self, request: Request) -> Answer:
@@ -122,8 +128,7 @@ def _choice(request: Request) -> Choice:
     return Choice(
         start=_number(_parameter(request, "from"), 0),
         count=_number(_parameter(request, "count"), IMAGES),
-        text=_parameter(request, "text"),
-        state=_parameter(request, "state"),
+        **{name: _parameter(request, name) for name in CHOICE},
     )
 
 
