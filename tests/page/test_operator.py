@@ -106,6 +106,7 @@ def test_an_image_in_detail(browser: Browser, served: Served) -> None:
         "target fast is full (20 of 20 GiB)",
         str(uuid.UUID(int=70)),
         "ctl@fast#pool",
+        "Pools of the target: ctl@fast#other, ctl@fast#pool",
         "3 d",
         "2 h ago",
         f"image-volume-worker explain {image_id(7)} --target fast",

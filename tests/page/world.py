@@ -13,6 +13,7 @@ from worker.core.cloud import GIB, Image, Volume
 from worker.core.creation import Creation, Made, Way
 from worker.core.job import Job, Key
 from worker.core.outcome import Again, Done, Park, Skip
+from worker.core.pool import Place
 from worker.core.state import State
 from worker.core.target import TAG, Target
 from worker.observe.activity import Activity
@@ -21,8 +22,16 @@ from worker.observe.image_volumes import ImageVolumes
 
 EVIL = "<script>document.title='evil'</script><b>bold</b>"
 TARGETS = ("fast", "slow")
+POOLS = (Place(("ctl@fast#pool",)), Place(("ctl@fast#other",)))
 PLACES = (
-    Target(name="fast", volume_type="fast", strategy="store", max_gigabytes=200, max_count=50),
+    Target(
+        name="fast",
+        volume_type="fast",
+        strategy="store",
+        max_gigabytes=200,
+        max_count=50,
+        places=POOLS,
+    ),
     Target(name="slow", volume_type="slow", strategy="store"),
 )
 LANES = {"upload": 8, "reclaim": 4, "prewarm.fast": 2, "prewarm.slow": 2}

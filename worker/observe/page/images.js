@@ -2,7 +2,7 @@
 const SPARE = 30;  // rows above and below those in sight, so that scrolling finds them there
 const EVERY = 5000;  // between two looks at the images when some have changed
 // The worker sorts and filters; here are only the images in sight, by their number
-let grid = {targets: [], total: 0, found: 0, revision: -1}, rows = new Map(), loads = 0, looking = false, again = false, drawn = "", back = {};
+let grid = {targets: [], total: 0, found: 0, revision: -1}, rows = new Map(), loads = 0, looking = false, again = false, drawn = "", back = {}, poolsOf = {};
 
 const CHOICES = {text: "filter", state: "state", target: "target", project: "project", reason: "reason", sort: "sort"};
 function filters() { return Object.entries(CHOICES).map(([name, id]) => `&${name}=${encodeURIComponent($(id).value.trim())}`).join(""); }
@@ -101,6 +101,7 @@ function volumeTable(volumes, now) {
 function targetPart(image, {target, state, why}) {
   const own = image.volumes.filter((volume) => volume.target === target);
   return el("section", {class: "part"}, el("h3", {}, chip(state, why), ` ${target}: ${state}`), el("p", {class: "small", text: why || (STATES[state] || ["", ""])[1]}),
+    ...(poolsOf[target]?.length > 1 ? [el("p", {class: "small dim", text: `Pools of the target: ${poolsOf[target].join(", ")}`})] : []),
     ...(own.length ? [volumeTable(own, present)] : [el("p", {class: "small dim", text: "No Image-Volume of this target."})]),
     command("explain", image.id, "--target", target));
 }

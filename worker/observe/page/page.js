@@ -19,6 +19,7 @@ async function tick() {
     present = status.now;
     document.body.classList.remove("stale");
     showHead(status);
+    poolsOf = Object.fromEntries(status.targets.map((target) => [target.name, target.pools]));
     offerTargets(status.targets.map((target) => target.name));
     // A worker that was started again counts from the beginning, and may have come to the same number
     if (gridOf !== `${status.started} ${status.grid}` && Date.now() - gridAt >= EVERY) {
