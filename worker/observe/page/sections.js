@@ -7,7 +7,7 @@ function showWorker(status) {
   const parts = [`This page shows one worker, on host ${status.host}.`];
   if (served.length) parts.push(`It serves the lane${served.length > 1 ? "s" : ""} ${served.join(", ")}.`);
   if (others.length) {
-    parts.push(`It has got no job yet of ${others.join(", ")}: if another worker serves ${others.length > 1 ? "them" : "it"}, that worker's page shows the jobs.`);
+    parts.push(`No job of ${others.join(", ")} has come here yet: if another worker serves ${others.length > 1 ? "them" : "it"}, look at that worker's page.`);
   }
   say($("worker"), parts.join(" "));
 }
