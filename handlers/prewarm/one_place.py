@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from handlers import actions, image_volume
-from handlers.actions import AddLocation
+from handlers import actions, image_volume, last_use
+from handlers.actions import AddLocation, SetMetadata
 from handlers.prewarm.act import Actor
 from handlers.prewarm.actions import CreateVolume, Finish, Observation
 from handlers.prewarm.copies import Copies
@@ -59,7 +59,7 @@ class OnePlace:
                 if not changed:
                     self._paths.note_seen(seen, target)
                 before, seen = seen, await self._actor.act(action, seen, target, watch)
-                changed = True
+                changed = changed or not _only_notes_use(action)
                 if isinstance(action, CreateVolume):
                     unlocated |= volume_ids(seen) - volume_ids(before)
                 elif isinstance(action, AddLocation):
@@ -106,6 +106,11 @@ class OnePlace:
                 await self._held_back.note_made(seen, target, finish.outcome.detail, began=began)
             return replace(finish.outcome, changed=True, warmed=True)
         return finish.outcome
+
+
+def _only_notes_use(action: object) -> bool:
+    """Whether an action only writes down when the image was used: that makes nothing warm."""
+    return isinstance(action, SetMetadata) and action.metadata.keys() <= {last_use.USED}
 
 
 def _is_unsized(seen: Seen, target: Target) -> bool:

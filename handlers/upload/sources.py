@@ -11,6 +11,7 @@ from handlers.upload.actions import Bind, Finish
 from worker.core.cloud import Image, ImageTask, Location, Store, Volume
 from worker.core.notification import IMAGE_ID
 from worker.core.outcome import Skip
+from worker.core.state import State
 from worker.core.target import Target, Uploads
 
 LOCATION_IMPORT = "location_import"
@@ -95,7 +96,7 @@ def refusal(source: Volume | None, image: Image, store: str) -> str:
 
 def refused(reason: str) -> Finish:
     """Return the end of a try that another one would not better, which the owner is told."""
-    return Finish(Skip(reason), tell=f"{REFUSED}{reason}")
+    return Finish(Skip(reason, State.UPLOAD), tell=f"{REFUSED}{reason}")
 
 
 def hindrance(source: Volume, rules: Uploads) -> str:

@@ -298,8 +298,14 @@ def test_the_dashboard_is_what_grafanas_sidecar_looks_for() -> None:
     dashboard = only(FULL, "ConfigMap", f"{NAME}-dashboard")
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
     assert dashboard["metadata"]["namespace"] == "monitoring"
-    original = json.loads((ROOT / "config/grafana/dashboard.json").read_text())
-    assert json.loads(dashboard["data"]["image-volume-worker.json"]) == original
+    text = (ROOT / "config/grafana/dashboard.json").read_text()
+    plain = only(changed(MINIMAL, "dashboard/enabled", True), "ConfigMap", f"{NAME}-dashboard")
+    assert json.loads(plain["data"]["image-volume-worker.json"]) == json.loads(text)
+    # As the alerts: the runbooks' address and the interval of the resync come from other values
+    text = text.replace(
+        "https://example.org/image-volume-worker", FULL["prometheusRule"]["runbookBase"]
+    ).replace("14400", str(4 * FULL["config"]["resync"]["interval"]))
+    assert json.loads(dashboard["data"]["image-volume-worker.json"]) == json.loads(text)
 
 
 @pytest.mark.parametrize("path", writer.wanted(), ids=lambda path: path.name)

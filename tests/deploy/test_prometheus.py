@@ -167,8 +167,79 @@ def test_rules_fire_when_they_should() -> None:
     )
 
 
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return found
+
+
+def test_each_panel_says_what_it_shows() -> None:
+    descriptions = [panel["description"] for panel in dashboard()["panels"]]
+    assert all(len(text) > 40 and text.endswith(".") for text in descriptions), descriptions
+    assert len(set(descriptions)) == len(descriptions)
+
+
+def test_what_has_a_target_is_chosen_by_target_and_everything_by_worker() -> None:
+    board = dashboard()
+    variables = {one["name"]: one for one in board["templating"]["list"]}
+    assert variables.keys() == {"datasource", "instance", "target", "runbooks"}
+    assert NAME.search(variables["target"]["query"]["query"])
+    for panel in board["panels"]:
+        for target in panel["targets"]:
+            for name, selector in SELECTOR.findall(target["expr"]):
+                assert 'instance=~"$instance"' in selector, (name, panel["title"])
+                if "target" in of_targets()[name]:
+                    assert 'target=~"$target"' in selector, (name, panel["title"])
+            # Nothing without a selector
+            assert len(NAME.findall(target["expr"])) == len(SELECTOR.findall(target["expr"]))
+
+
+def of_targets() -> dict[str, set[str]]:
+    """The labels of each metric by its name in queries."""
+    registry = Metrics().registry
+    return {
+        name: set(getattr(collector, "_labelnames", ()))
+        for collector, names in registry._collector_to_names.items()
+        for name in names
+    }
+
+
+def threshold_of(alert: dict[str, Any]) -> list[float]:
+    """What the alert compares with; above 0 a count is at least 1, and what is 0 is below 1."""
+    number = re.search(r"(?:==|>|<)\s*([\d.]+)", re.sub(r"#.*", "", alert["expr"]))
+    return [float(number[1]) or 1.0] if number else []
+
+
+def test_each_alert_has_a_panel_with_its_runbook_and_its_threshold() -> None:
+    linked: dict[str, list[dict[str, Any]]] = {}
+    for panel in dashboard()["panels"]:
+        for link in panel.get("links", ()):
+            linked.setdefault(link["url"], []).append(panel)
+    for alert in alerts():
+        panels = linked.pop(f"${{runbooks}}/{alert['annotations']['runbook_url']}", [])
+        assert panels, f"no panel for {alert['alert']}"
+        steps = [
+            step["value"]
+            for panel in panels
+            for step in panel["fieldConfig"]["defaults"]["thresholds"]["steps"]
+        ]
+        for number in threshold_of(alert):
+            assert number in steps, alert["alert"]
+    assert not linked, "links to no alert"
+
+
+def test_the_dashboard_leads_to_the_page_and_to_the_documents() -> None:
+    board = dashboard()
+    ready = next(panel for panel in board["panels"] if panel["title"] == "Ready")
+    (link,) = ready["fieldConfig"]["defaults"]["links"]
+    assert link["url"] == "http://${__field.labels.instance}/"
+    assert ready["targets"][0]["legendFormat"] == "{{instance}}"
+    for link in board["links"]:
+        _, _, path = link["url"].partition("${runbooks}/")
+        assert (ROOT / path).is_file()
+
+
 def test_panels_do_not_overlap() -> None:
-    panels = json.loads(DASHBOARD.read_text())["panels"]
+    panels = dashboard()["panels"]
     taken: set[tuple[int, int]] = set()
     for panel in panels:
         at = panel["gridPos"]
@@ -257,7 +328,8 @@ def test_a_real_prometheus_fires_and_resolves(prometheus: str, metrics: Metrics)
     until(prometheus, name="ImageVolumeWorkerDown", fires=False)
     for expression in expressions():
         # As Grafana fills it in
-        query = expression.replace("$__rate_interval", "1m").replace("$instance", ".*")
+        query = expression.replace("$__rate_interval", "1m")
+        query = query.replace("$instance", ".*").replace("$target", ".*")
         with urllib.request.urlopen(
             f"{prometheus}/api/v1/query?{urlencode({'query': query})}", timeout=5
         ) as answer:

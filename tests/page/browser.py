@@ -118,6 +118,20 @@ class Browser:
             time.sleep(0.05)
         return value
 
+    def press(self, key: str) -> None:
+        """Press and release a key: Tab, Enter or Escape."""
+        code = {"Tab": 9, "Enter": 13, "Escape": 27}[key]
+        more = {"text": "\r"} if key == "Enter" else {}
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode=code,
+                **(more if kind == "keyDown" else {}),
+            )
+
     def screenshot(self, file: Path) -> bytes:
         """The whole page as PNG, written to the file too."""
         answer = self.call("Page.captureScreenshot", captureBeyondViewport=True)

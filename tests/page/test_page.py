@@ -3,150 +3,27 @@ never does."""
 
 from __future__ import annotations
 
-import os
 import statistics
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from prometheus_client import CollectorRegistry
 
-from tests.page.browser import BINARY, Browser
-from worker.core.cloud import GIB, Image
-from worker.core.job import Job, Key
-from worker.core.outcome import Again, Done, Park, Skip
+from tests.page.browser import Browser
+from tests.page.world import (
+    EVIL,
+    TARGETS,
+    Served,
+    activity,
+    image,
+    image_id,
+    job,
+    opened,
+    text,
+)
+from worker.core.outcome import Done
 from worker.core.state import State
-from worker.core.target import Target
 from worker.observe.activity import Activity
-from worker.observe.http import Page, Probes
-
-EVIL = "<script>document.title='evil'</script><b>bold</b>"
-TARGETS = ("fast", "slow")
-PLACES = tuple(Target(name=name, volume_type=name, strategy="store") for name in TARGETS)
-LANES = {"upload": 8, "reclaim": 4, "prewarm.fast": 2, "prewarm.slow": 2}
-
-
-@pytest.fixture(scope="session", autouse=True)
-def chromium() -> None:
-    if not BINARY and not os.environ.get("CI"):
-        pytest.fail("no chromium: scripts/test installs it")
-    assert BINARY, "chromium is missing"
-
-
-def image_id(number: int) -> str:
-    return f"{number:08d}-0000-4000-8000-000000000000"
-
-
-def image(number: int, **fields: Any) -> Image:
-    defaults: dict[str, Any] = {
-        "id": image_id(number), "status": "active", "owner": "o", "disk_format": "raw", "container_format": "bare",
-        "visibility": "public", "name": f"image {number}", "size": (number % 7 + 1) * GIB,
-    }  # fmt: skip
-    return Image(**(defaults | fields))
-
-
-def job(number: int, target: str = "fast", *, handler: str = "prewarm", attempt: int = 0) -> Job:
-    return Job(
-        key=Key(handler, image_id(number), target),
-        cause="image.activate x",
-        attempt=attempt,
-        first_at=time.time() - 90,
-    )
-
-
-def activity(images: int = 40) -> Activity:
-    """Something of everything."""
-    made = Activity()
-    made.comparing()
-    for number in range(images):
-        states = dict.fromkeys(TARGETS, (State.WARM, ""))
-        if number % 5 == 1:
-            states["slow"] = (State.COLD, "not in store cinder-slow")
-        if number == 7:
-            states["fast"] = (State.FULL, "target fast is full (20 of 20 GiB)")
-        made.look(image(number), states)
-    made.look(
-        image(images, visibility="private", name="a tenant's secret"),
-        dict.fromkeys(TARGETS, (State.WARM, "")),
-    )
-    made.compared()
-    made.weighed({"fast": 120 * GIB, "slow": 90 * GIB})
-    for number in range(12):
-        made.warmed(job(number).key, 3.0 + number)
-        made.created("fast", 0.8 + number / 10, warm=True)
-    made.created("slow", 33.0, warm=False)
-    made.began(job(1, "slow"))
-    made.doing(job(1, "slow").key, "Have Glance copy the image into stores")
-    made.warmed(job(2, "slow").key, 12.0)
-    made.settled(job(6, "slow", attempt=3), Again(EVIL), due=time.time() + 95)
-    made.settled(job(11, "slow", attempt=20), Park("no such volume type"), due=time.time() + 95)
-    made.settled(job(16, "slow"), Skip("image is too small"))
-    return made
-
-
-class Served:
-    """A activity behind real probes, on a port that stays."""
-
-    def __init__(self, shown: Activity) -> None:
-        self.activity = shown
-        self.problems: dict[str, str] = {}
-        self.port = 0
-        self.start()
-
-    def start(self) -> None:
-        page = Page(
-            status=lambda most: {
-                "version": "1.2.3",
-                **self.activity.status(
-                    targets=PLACES, lanes=LANES, depths={"prewarm.fast": 17}, most=most
-                ),
-            },
-            images=lambda choice: self.activity.images(TARGETS, choice),
-        )
-        self._probes = Probes(
-            registry=CollectorRegistry(), sick=dict, unready=lambda: dict(self.problems), page=page
-        )
-        self.port = self._probes.start("127.0.0.1", self.port)
-
-    def stop(self) -> None:
-        self._probes.stop()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
-
-
-@pytest.fixture
-def served() -> Iterator[Served]:
-    made = Served(activity())
-    yield made
-    made.stop()
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("chromium")) as made:
-        yield made
-
-
-def opened(
-    browser: Browser, served: Served, *, width: int = 1280, height: int = 800, dark: bool = False
-) -> None:
-    browser.requests.clear()
-    browser.errors.clear()
-    browser.open(served.url, width=width, height=height, dark=dark)
-    browser.until(
-        "document.readyState === 'complete' && document.querySelectorAll('#images tbody "
-        "tr.image').length"
-    )
-
-
-def text(browser: Browser, selector: str) -> str:
-    return str(browser.value(f"document.querySelector({selector!r}).innerText"))
-
 
 # What is wider than its box
 TOO_WIDE = """
@@ -195,6 +72,7 @@ def test_everything_is_shown(browser: Browser, served: Served) -> None:
     assert "no such volume type" in failures
     assert "given up, try 20" in failures
     assert browser.value("document.querySelectorAll('#plot-create rect').length") == 1
+    assert browser.value("document.querySelectorAll('#plot-create path').length") == 1
     assert browser.value("document.querySelectorAll('#plot-create circle').length") == 12
     # What is not warm comes first
     assert text(browser, "#images tbody tr.image") != ""
@@ -296,6 +174,8 @@ def test_filters(browser: Browser, served: Served) -> None:
         ("dark", 1280, 800, True),
         ("phone", 375, 812, False),
         ("phone-dark", 375, 812, True),
+        ("tablet", 820, 1180, False),
+        ("wide", 2560, 1440, True),
     ],
 )
 def test_how_it_looks(
@@ -399,7 +279,7 @@ def test_a_row_tells_all_of_its_image(browser: Browser, served: Served) -> None:
     browser.value(
         "document.querySelector('tr.image button').focus(); document.activeElement.click()"
     )
-    told = text(browser, "#detail")
+    told = browser.until("!!document.querySelector('#d-body h3') && $('detail').innerText")
     assert image_id(6) in told
     assert "slow: failed" in told
     assert EVIL in told

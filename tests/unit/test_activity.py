@@ -16,12 +16,15 @@ from typing import Any
 import pytest
 from prometheus_client import generate_latest
 
+from handlers import image_volume, last_use
 from worker.core.cloud import GIB, Image
+from worker.core.creation import Creation, Made, Way
 from worker.core.job import Job, Key
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.state import State
 from worker.core.target import Policy
-from worker.observe.activity import FAILURES, TIMES, Activity
+from worker.observe.activity import Activity
+from worker.observe.history import FAILURES, TIMES
 from worker.observe.job_records import OVERDUE
 from worker.observe.metrics import Metrics
 from worker.observe.order import MOST_IMAGES, Choice
@@ -49,6 +52,13 @@ def job(
     cause: str = "x",
 ) -> Job:
     return Job(key=Key(handler, f"i{number}", target), cause=cause, attempt=attempt, first_at=5.0)
+
+
+def creation(number: int = 1, **fields: Any) -> Creation:
+    defaults: dict[str, Any] = {
+        "volume_id": VOLUME, "image_id": f"i{number}", "target": "fast", "began": 1.0, "ended": 2.0, "seconds": 1.0,
+    }  # fmt: skip
+    return Creation(**(defaults | fields))
 
 
 def status(activity: Activity, *, most: float = 200) -> dict[str, Any]:
@@ -93,6 +103,7 @@ def test_a_job_from_its_lane_to_its_end() -> None:
     )
     assert cells(activity) == {"i1": ["making", "warm"]}
     activity.weighed({"fast": 5, "other": 7})
+    unbounded = {"volumes": 0, "max_gigabytes": 0, "max_count": 0, "pools": []}
     assert status(activity)["targets"] == [
         {
             "name": "fast",
@@ -101,6 +112,7 @@ def test_a_job_from_its_lane_to_its_end() -> None:
             "states": {"making": 1},
             "bytes": 5,
             "unusable": "",
+            **unbounded,
         },
         {
             "name": "slow",
@@ -109,6 +121,7 @@ def test_a_job_from_its_lane_to_its_end() -> None:
             "states": {"warm": 1},
             "bytes": 0,
             "unusable": "",
+            **unbounded,
         },
     ]
     activity.settled(job(), Done(VOLUME, state=State.WARM))
@@ -342,6 +355,7 @@ def test_lanes_and_how_many_jobs() -> None:
     lane = {one["lane"]: one for one in document["lanes"]}["prewarm.fast"]
     assert lane == {
         "lane": "prewarm.fast", "width": 2, "in_progress": 1, "held": 297, "waiting": 1, "depth": 3, "oldest": 5.0,
+        "served": True,
     }  # fmt: skip
     assert (len(document["jobs"]), document["jobs_left_out"]) == (200, 100)
     states = [one["state"] for one in document["jobs"]]
@@ -356,7 +370,7 @@ def test_the_past_is_bounded() -> None:
     for number in range(TIMES + 50):
         activity.settled(job(number, attempt=1), Again("no", after=1.0), due=1.0)
         activity.warmed(job(number).key, 1.0)
-        activity.created("fast", 1.0, warm=True)
+        activity.created(creation(number), Made(Way.CACHE))
     document = status(activity)
     assert len(document["failures"]) == FAILURES
     assert document["failures"][0]["image_id"] == f"i{TIMES + 49}"
@@ -547,3 +561,23 @@ async def test_the_name_of_an_image_goes_from_the_page_with_its_being_public(
         cloud.announce("image.update", image_id)
         await rig.quiet()
         assert rig.metrics.activity.images(("fast",))["images"][0][1] == "first"
+
+
+async def test_to_note_a_use_is_not_to_make_an_image_warm() -> None:
+    cloud = FakeCloud(stores=STORES)
+    async with Rig(cloud, targets=(FAST,), policy=Policy(settle=0.0)) as rig:
+        made = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        name = "image_volume_worker_images_warmed_total"
+        labels = {"target": "fast"}
+        assert rig.metrics.registry.get_sample_value(name, labels) == 1
+        times = len(status(rig.metrics.activity)["times"]["time_to_warm"])
+        rig.uses.note(made.id, "fast", time.time() + 2 * last_use.RECORD_EVERY)
+        use = Job(key=Key("prewarm", made.id, "fast"), cause="use", first_at=time.time())
+        await rig.dispatcher.submit([use])
+        await rig.quiet()
+        (kept,) = [one for one in cloud.volumes.values() if image_volume.image_of(one) == made.id]
+        assert last_use.USED in kept.metadata, "the use is noted"
+        assert rig.metrics.registry.get_sample_value(name, labels) == 1
+        assert len(status(rig.metrics.activity)["times"]["time_to_warm"]) == times

@@ -25,6 +25,7 @@ from handlers.upload.actions import (
 from handlers.upload.seen import Seen
 from worker.core.cloud import GIB, Image, ImageTask, Location, Store, Volume
 from worker.core.outcome import Again, Done, Park, Skip
+from worker.core.state import State
 from worker.core.target import Target, Uploads
 
 IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
@@ -253,7 +254,7 @@ def test_the_clone_carries_everything_from_its_first_request() -> None:
     ],
 )  # fmt: skip
 def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason: str) -> None:
-    assert plan.plan(given, RULES) == Finish(Skip(reason), tell=f"refused: {reason}")
+    assert plan.plan(given, RULES) == Finish(Skip(reason, State.UPLOAD), tell=f"refused: {reason}")
 
 
 @pytest.mark.parametrize(

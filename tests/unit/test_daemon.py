@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -11,12 +12,14 @@ from unittest.mock import Mock
 import pytest
 
 from tests.configurations import GOOD, load
+from worker.broker.memory import MemoryLanes
 from worker.cli.cloud_watch import PING
 from worker.cli.comparisons import CENSUS
 from worker.cli.daemon import Daemon
 from worker.cli.preflight import check_bind, check_cloud, check_locations
 from worker.core.cloud import GIB
 from worker.core.errors import Misconfigured, Temporary
+from worker.core.state import State
 from worker.engine.retry import Backoff, Pace
 from worker.observe.metrics import Metrics
 from worker.openstack.survey import Identity
@@ -183,7 +186,7 @@ async def test_a_type_that_goes_and_comes_back_leaves_the_worker_ready(settings:
     await daemon._watch.look()
     assert usable() == 0.0
     assert "cloud" not in daemon._unready()
-    named = {one["name"]: one["unusable"] for one in daemon._status(0)["targets"]}
+    named = {one["name"]: one["unusable"] for one in daemon._page.status(0)["targets"]}
     assert "no type 'hdd'" in named["slow"]
     assert named["fast"] == ""
     assert not daemon._comparisons.wanted
@@ -223,7 +226,7 @@ async def test_what_is_made_and_deleted_between_two_resyncs_is_counted(settings:
     assert held(metrics, "fast") == (None, None)
     await daemon._comparisons.take_census()
     assert held(metrics, "fast") == (9.0, 9.0 * GIB)
-    assert daemon._status(0)["targets"][0]["bytes"] == 9 * GIB
+    assert daemon._page.status(0)["targets"][0]["bytes"] == 9 * GIB
     cloud.faults["list_volumes"] = Fault(Temporary("no answer"))
     assert await daemon._comparisons.take_census() >= CENSUS
     assert held(metrics, "fast") == (9.0, 9.0 * GIB), "what cannot be counted is not nothing"
@@ -289,3 +292,42 @@ def test_an_address_that_has_gone_is_a_reason_to_refuse_a_reload(settings: Setti
         check_bind(gone, proven=gone)
     here = replace(settings, bind=("127.0.0.1", 9417))
     check_bind(here, proven=here)
+
+
+async def test_the_page_says_whose_it_is_and_which_lanes_that_worker_serves(
+    daemon: Daemon,
+) -> None:
+    document = daemon._page.status(200)
+    assert document["host"] == socket.gethostname()
+    assert [one["served"] for one in document["lanes"]] == [False] * len(document["lanes"])
+    lanes = MemoryLanes()
+    daemon._page._lanes = lanes
+    await lanes.open({"prewarm.fast": 1}, lambda _: None)
+    served = {one["lane"]: one["served"] for one in daemon._page.status(200)["lanes"]}
+    assert [lane for lane, here in served.items() if here] == ["prewarm.fast"]
+
+
+async def test_the_page_shows_image_volumes_with_the_last_use_that_is_known(
+    settings: Settings,
+) -> None:
+    daemon = Daemon(settings=settings, metrics=Metrics())
+    cloud = Cloud(types={"ssd", "hdd"})
+    let_see(daemon, cloud)
+    made = cloud.fill(settings.targets[:1])
+    daemon._metrics.activity.look(made, {"fast": (State.WARM, "")})
+    await daemon._comparisons.take_census()
+    (volume,) = daemon._page.image(made.id)["volumes"]
+    assert (volume["target"], volume["used"]) == ("fast", 0.0)
+    daemon._page._uses.note(made.id, "fast", 3000.0)
+    assert daemon._page.image(made.id)["volumes"][0]["used"] == 3000.0
+    assert daemon._page.image("no such image") == {}
+
+
+async def test_without_a_page_no_image_volume_is_kept(settings: Settings) -> None:
+    daemon = Daemon(settings=replace(settings, page=False), metrics=Metrics())
+    cloud = Cloud(types={"ssd", "hdd"})
+    let_see(daemon, cloud)
+    made = cloud.fill(settings.targets[:1])
+    daemon._metrics.activity.look(made, {"fast": (State.WARM, "")})
+    await daemon._comparisons.take_census()
+    assert daemon._page.image(made.id)["volumes"] == []

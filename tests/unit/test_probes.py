@@ -6,10 +6,13 @@ import gzip
 import http.client
 import json
 import math
+import re
 import socket
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +20,7 @@ from tests.unit.test_web import has_ipv6
 from worker.core.job import Job, Key
 from worker.observe import live
 from worker.observe.activity import Activity
+from worker.observe.assets import FILES
 from worker.observe.http import Page, Probes
 from worker.observe.metrics import Metrics
 from worker.observe.order import Choice
@@ -63,7 +67,8 @@ def test_anything_else_is_not_found(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/status.json", "/images.json", "/metrics", "/healthz", "/readyz", "/no"]
+    "path",
+    ["/", "/status.json", "/images.json", "/image.json", "/metrics", "/healthz", "/readyz", "/no"],
 )
 def test_other_sites_in_a_browser_can_read_nothing(paged: str, path: str) -> None:
     host, port = paged.removeprefix("http://").split(":")
@@ -101,6 +106,7 @@ def paged(problems: dict[str, str], asked: list[float], chosen: list[Choice]) ->
     page = Page(
         status=lambda most: asked.append(most) or {"jobs": []},  # type: ignore[func-returns-value]
         images=lambda choice: chosen.append(choice) or {"images": [["id", "name", 1, []]] * 1000},  # type: ignore[func-returns-value]
+        image=lambda image_id: {"id": "i1", "volumes": []} if image_id == "i1" else {},
     )
     probes = Probes(registry=Metrics().registry, sick=dict, unready=lambda: problems, page=page)
     yield f"http://127.0.0.1:{probes.start('127.0.0.1', 0)}"
@@ -108,7 +114,7 @@ def paged(problems: dict[str, str], asked: list[float], chosen: list[Choice]) ->
 
 
 def test_without_a_page_there_is_nothing_for_people(url: str) -> None:
-    for path in ("/", "/status.json", "/images.json", "/page.html"):
+    for path in (*FILES, "/status.json", "/images.json", "/image.json?id=i1", "/page.html"):
         assert get(f"{url}{path}")[0] == 404
 
 
@@ -118,7 +124,7 @@ def test_without_a_page_the_commands_on_this_host_are_told_how_jobs_stand() -> N
     port = probes.start("0.0.0.0", 0)
     try:
         assert get(f"http://127.0.0.1:{port}/status.json")[0] == 200
-        for path in ("/", "/images.json"):
+        for path in (*FILES, "/images.json", "/image.json?id=i1"):
             assert get(f"http://127.0.0.1:{port}{path}")[0] == 404
         # From elsewhere, as far as the address tells: any but 127.0.0.1 of the same network
         with socket.create_connection(
@@ -133,12 +139,29 @@ def test_without_a_page_the_commands_on_this_host_are_told_how_jobs_stand() -> N
 def test_the_page_lets_nothing_in_from_elsewhere(paged: str) -> None:
     with urllib.request.urlopen(f"{paged}/", timeout=10) as answer:
         policy = answer.headers["Content-Security-Policy"]
-        assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        text = answer.read().decode()
-    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
     assert "unsafe" not in policy
-    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
-    assert "https://" not in text
+    assert "http" not in policy
+    for path in FILES:
+        with urllib.request.urlopen(f"{paged}{path}", timeout=10) as answer:
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+            text = answer.read().decode()
+        assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+        assert "https://" not in text
+
+
+def test_the_page_has_no_file_that_is_not_served_and_none_is_missing(paged: str) -> None:
+    served = {name for name, _ in FILES.values()}
+    folder = files("worker.observe").joinpath("page")
+    assert served == {file.name for file in folder.iterdir()}
+    text = folder.joinpath("page.html").read_text()
+    named = re.findall(r'(?:src|href)="([\w.]+)"', text)
+    assert {f"/{name}" for name in named} | {"/"} == set(FILES)
+    kinds = {".css": "text/css", ".js": "text/javascript"}
+    for path in FILES:
+        with urllib.request.urlopen(f"{paged}{path}", timeout=10) as answer:
+            kind = answer.headers["Content-Type"]
+        assert kind == f"{kinds.get(Path(path).suffix, 'text/html')}; charset=utf-8"
 
 
 def test_how_many_jobs(paged: str, asked: list[float], problems: dict[str, str]) -> None:
@@ -182,6 +205,7 @@ def test_which_images(paged: str, chosen: list[Choice]) -> None:
         "?from=400&count=50&text=a%20%26b&state=held%20back",
         "?from=-1&count=all",
         f"?from={'9' * 5000}",
+        "?target=fast&project=p1&reason=over%20quota&sort=size",
     ):
         assert get(f"{paged}/images.json{query}")[0] == 200
     assert chosen[:3] == [
@@ -190,6 +214,15 @@ def test_which_images(paged: str, chosen: list[Choice]) -> None:
         Choice(),
     ]
     assert chosen[3].start > 10**9
+    assert chosen[4] == Choice(target="fast", project="p1", reason="over quota", sort="size")
+
+
+def test_one_image(paged: str, url: str) -> None:
+    status, body = get(f"{paged}/image.json?id=i1")
+    assert (status, json.loads(body)) == (200, {"id": "i1", "volumes": []})
+    assert get(f"{paged}/image.json?id=other")[0] == 404
+    assert get(f"{paged}/image.json")[0] == 404
+    assert get(f"{url}/image.json?id=i1")[0] == 404, "there is no page"
 
 
 def test_a_long_list_is_the_same_json(paged: str) -> None:

@@ -149,6 +149,10 @@ class RabbitLanes:
         depth = self.depths().get(lane, 0)
         return not depth or (self._known is not None and self._known.count(lane) >= depth)
 
+    def serves(self, lane: str) -> bool:
+        """Whether we are the lane's active consumer."""
+        return self._consumer is not None and self._consumer.activation(lane) > 0
+
     def is_stuck(self, lane: str) -> bool:
         """Whether its queue has confirmed nothing for too long, on more than one connection."""
         queue = self._topology.queue(lane)

@@ -85,6 +85,10 @@ class MemoryLanes:
         """True: nobody else publishes here."""
         return True
 
+    def serves(self, lane: str) -> bool:
+        """Whether the lane is open: nobody else takes jobs here."""
+        return self._deliver is not None and lane in self._prefetch
+
     def is_stuck(self, lane: str) -> bool:  # noqa: ARG002
         """False: memory takes all."""
         return False

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
-from handlers import image_volume
+from handlers import image_volume, last_use
 from worker.core import request_id
 from worker.core.errors import Blocked, Malformed, NotFound, Temporary
 from worker.core.handler import Handler
@@ -18,6 +18,7 @@ from worker.core.lanes import Lanes
 from worker.engine.dispatcher import Dispatcher
 from worker.engine.resync import Census, compare, count, enqueue
 from worker.engine.retry import Backoff, Pace
+from worker.observe.image_volumes import ImageVolumes
 from worker.observe.metrics import Metrics
 from worker.settings import Settings
 
@@ -113,7 +114,7 @@ class Comparisons:
     async def _compare(self, dispatcher: Dispatcher, why: str) -> None:
         began = time.monotonic()
         self._metrics.activity.comparing()
-        census = Census()
+        census = self._census()
         found = compare(
             self._cloud, self._handlers.values(), image_of=image_volume.image_of, census=census
         )
@@ -123,7 +124,7 @@ class Comparisons:
             log.info("resync_left_out", keys=dict(left), why="jobs of another worker's wait there")
         self._metrics.last_resync.set_to_current_time()
         self._metrics.activity.compared()
-        self._metrics.census(census.volumes, census.sizes)
+        self._note(census)
         log.info(
             "resynced",
             why=why,
@@ -145,9 +146,20 @@ class Comparisons:
         began = time.monotonic()
         try:
             with request_id.bound():
-                census = await count(self._cloud, image_of=image_volume.image_of)
-            self._metrics.census(census.volumes, census.sizes)
+                census = self._census()
+                await count(self._cloud, image_of=image_volume.image_of, census=census)
+            self._note(census)
         except (Temporary, Blocked, NotFound, Malformed) as error:
             # The watch on the cloud reports that
             log.debug("census_failed", error=str(error))
         return max(self._census_every, CENSUS_SHARE * (time.monotonic() - began))
+
+    def _census(self) -> Census:
+        """Return an empty census. Only the page shows single Image-Volumes."""
+        kept = ImageVolumes(used_of=last_use.recorded_use) if self._settings.page else None
+        return Census(kept=kept)
+
+    def _note(self, census: Census) -> None:
+        self._metrics.census(census.volumes, census.sizes)
+        if census.kept is not None:
+            self._metrics.activity.listed(census.kept)

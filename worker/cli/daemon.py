@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping, Set
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -22,9 +21,8 @@ from worker.cli.assembly import (
 )
 from worker.cli.cloud_watch import CloudWatch
 from worker.cli.comparisons import CENSUS, START, Comparisons
+from worker.cli.page_source import PageSource
 from worker.cli.preflight import not_bound
-from worker.cli.status_document import status_document
-from worker.core.handler import Targeted
 from worker.core.job import Key
 from worker.engine.creations import find_ways
 from worker.engine.dispatcher import Dispatcher
@@ -34,7 +32,6 @@ from worker.engine.tasks import Tasks, after
 from worker.observe.creations import Creations
 from worker.observe.http import Page, Probes
 from worker.observe.metrics import Metrics
-from worker.observe.order import Choice
 from worker.observe.systemd import READY, WATCHDOG, extend, notify, status
 from worker.settings import Settings
 
@@ -102,6 +99,16 @@ class Daemon:
             uses=parts.uses,
             want_resync=self._comparisons.want,
         )
+        self._page = PageSource(
+            settings=settings,
+            activity=metrics.activity,
+            handlers=self._handlers.values(),
+            queue=self._queue,
+            lanes=self._lanes,
+            watch=self._watch,
+            uses=parts.uses,
+            wishes=parts.wishes,
+        )
         self._lanes_opened = asyncio.Event()
         self._ticked = time.monotonic()
         self._draining = False
@@ -115,7 +122,12 @@ class Daemon:
             registry=self._metrics.registry,
             sick=self._sick,
             unready=self._unready,
-            page=Page(status=self._status, images=self._images, volume=self._creations.document),
+            page=Page(
+                status=self._page.status,
+                images=self._page.images,
+                image=self._page.image,
+                volume=self._creations.document,
+            ),
             hidden=not self._settings.page,
         )
         # From the beginning to the end: a cloud that does not answer, and jobs that take long to
@@ -163,7 +175,7 @@ class Daemon:
             self._tasks.begin("resync", after(opened, partial(self._comparisons.run, dispatcher))),
             self._tasks.begin("census", after(seen, self._comparisons.keep_census)),
             self._tasks.begin(
-                "creations", after(seen, partial(find_ways, self._creations, self._targeted()))
+                "creations", after(seen, partial(find_ways, self._creations, self._page.targeted))
             ),
         ]
         if self._pause_watch:
@@ -254,26 +266,6 @@ class Daemon:
         if told != self._told:
             self._told = told
             notify(told if problems else f"{READY}\n{told}")
-
-    def _targeted(self) -> list[Targeted]:
-        return [handler for handler in self._handlers.values() if isinstance(handler, Targeted)]
-
-    def _status(self, most: float) -> Mapping[str, Any]:
-        return status_document(
-            self._targeted(),
-            self._settings.targets,
-            self._metrics.activity,
-            lanes=self._queue.lanes,
-            depths=self._lanes.depths(),
-            unusable=self._watch.unusable,
-            paused=self._wishes.paused,
-            most=most,
-        )
-
-    def _images(self, choice: Choice) -> Mapping[str, Any]:
-        return self._metrics.activity.images(
-            (target.name for target in self._settings.targets), choice
-        )
 
     def _sick(self) -> Mapping[str, str]:
         late = time.monotonic() - self._ticked

@@ -65,6 +65,10 @@ class Lanes(Protocol):
         """Whether `will_hand_out` tells of everything that waits in a lane; if not, somebody else's
         jobs do."""
 
+    def serves(self, lane: str) -> bool:
+        """Whether the lane hands out its jobs here, and not to another worker. False until the
+        first one has come."""
+
     def is_stuck(self, lane: str) -> bool:
         """Whether the lane takes no jobs though the broker is there: its queue has no leader, or a
         policy has it refuse them."""

@@ -16,6 +16,7 @@ from worker.core.handler import Handler, Missing
 from worker.core.job import RESYNC, Job
 from worker.core.target import TAG
 from worker.engine.packed import Packed
+from worker.observe.image_volumes import ImageVolumes
 from worker.observe.metrics import OTHER
 
 log = structlog.get_logger(__name__)
@@ -27,17 +28,20 @@ BATCH = 500
 @dataclass(slots=True)
 class Census:
     """Counts of a comparison: images, and Image-Volumes by (target, status) with their bytes by
-    target."""
+    target. With `kept`, the Image-Volumes themselves are put there."""
 
     images: int = 0
     volumes: Counter[tuple[str, str]] = field(default_factory=Counter)
     sizes: Counter[str] = field(default_factory=Counter)
+    kept: ImageVolumes | None = None
 
-    def add(self, volume: Volume) -> None:
+    def add(self, image_id: str, volume: Volume) -> None:
         """Count one Image-Volume."""
         target = volume.metadata.get(TAG, OTHER)
         self.volumes[target, volume.status] += 1
         self.sizes[target] += volume.size * GIB
+        if self.kept is not None:
+            self.kept.add(image_id, volume)
 
 
 async def by_image(volumes: AsyncIterator[Volume], image_of: Callable[[Volume], str]) -> Packed:
@@ -49,13 +53,11 @@ async def by_image(volumes: AsyncIterator[Volume], image_of: Callable[[Volume], 
     return found
 
 
-async def count(cloud: Cloud, *, image_of: Callable[[Volume], str]) -> Census:
+async def count(cloud: Cloud, *, image_of: Callable[[Volume], str], census: Census) -> None:
     """Count the Image-Volumes by one listing; see `compare` for `image_of`."""
-    census = Census()
     async for volume in cloud.list_volumes():
-        if image_of(volume):
-            census.add(volume)
-    return census
+        if image_id := image_of(volume):
+            census.add(image_id, volume)
 
 
 async def compare(
@@ -71,8 +73,8 @@ async def compare(
 
     async def counted() -> AsyncIterator[Volume]:
         async for volume in cloud.list_volumes():
-            if image_of(volume):
-                census.add(volume)
+            if image_id := image_of(volume):
+                census.add(image_id, volume)
             yield volume
 
     volumes = await by_image(counted(), image_of)

@@ -9,34 +9,33 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from worker.core.cloud import Image
+from worker.core.creation import Creation, Made
 from worker.core.job import Job, Key
 from worker.core.outcome import Again, Done, Outcome, Park
 from worker.core.state import State
 from worker.core.target import Target
 from worker.observe.grid import Grid, cell_at, cell_of, overlay_of
+from worker.observe.history import History
+from worker.observe.image_volumes import ImageVolumes
 from worker.observe.job_records import (
     HELD,
     IN_PROGRESS,
     PARKED,
     PREWARM,
+    UPLOAD,
     WAITING,
     JobRecord,
     Warmed,
-    lane_shown,
-    named,
-    shown,
 )
-from worker.observe.order import MOST_IMAGES, Choice, Order, arrange, sorted_in_runs
+from worker.observe.listing import Listing, Present
+from worker.observe.order import Choice, sorted_in_runs
+from worker.observe.status_document import Known, Services, status_document
 
-# Failures and times that we remember
-FAILURES = 50
-TIMES = 200
 JOBS = 200
 """Jobs in a document unless more are asked for."""
 
@@ -50,15 +49,13 @@ class Activity:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sorting = threading.Lock()
-        self._order: Order | None = None
         self._started = time.time()
         self._jobs: dict[Key, JobRecord] = {}
         self._grid = Grid()
-        self._failures: deque[dict[str, Any]] = deque(maxlen=FAILURES)
-        self._warmed: deque[Warmed] = deque(maxlen=TIMES)
-        self._created: deque[tuple[float, str, bool, float]] = deque(maxlen=TIMES)
+        self._listing = Listing(self._grid, self._present)
+        self._history = History()
         self._sizes: Mapping[str, int] = {}
+        self._volumes = ImageVolumes()
         self._revision = 0
         self._resynced = 0.0
 
@@ -106,15 +103,9 @@ class Activity:
                     patient=isinstance(outcome, Again) and outcome.wake_on_notification,
                 )
                 if parked or outcome.counted:  # type: ignore[union-attr]
-                    self._failures.appendleft(
-                        {
-                            "at": now,
-                            **named(key),
-                            "reason": outcome.reason,
-                            "attempt": job.attempt,
-                            "parked": parked,
-                        }
-                    )
+                    self._history.failed(job, outcome.reason, parked=parked, now=now)
+            if key.handler == UPLOAD:
+                self._history.upload_settled(key.image_id, outcome, now)
             if key.handler == PREWARM and not (isinstance(outcome, Again) and outcome.after == 0.0):
                 self._grid.put(key, cell_of(outcome, now), now)
             elif isinstance(outcome, Done) and outcome.state is State.GONE:
@@ -159,18 +150,24 @@ class Activity:
         with self._lock:
             self._sizes = dict(sizes)
 
+    def listed(self, volumes: ImageVolumes) -> None:
+        """Note all Image-Volumes, as they were listed."""
+        with self._lock:
+            self._volumes = volumes
+
     # Times
 
     def warmed(self, key: Key, seconds: float) -> None:
         """Note how many seconds after we heard of it an image has become warm on a target."""
         with self._lock:
             row = self._grid.row(key.image_id)
-            self._warmed.append(Warmed(time.time(), key.target, seconds, row.size if row else 0))
+            size = row.size if row else 0
+            self._history.warmed.append(Warmed(time.time(), key.target, seconds, size))
 
-    def created(self, target: str, seconds: float, *, warm: bool) -> None:
-        """Note how many seconds a user has waited for a volume of an image."""
+    def created(self, creation: Creation, made: Made) -> None:
+        """Note a volume that a user had made of an image, and how Cinder made it."""
         with self._lock:
-            self._created.append((time.time(), target, warm, seconds))
+            self._history.create(creation, made, time.time())
 
     # Documents
 
@@ -182,59 +179,37 @@ class Activity:
         depths: Mapping[str, int],
         most: float = JOBS,
         unusable: Mapping[str, str] | None = None,
+        serves: Callable[[str], bool] = lambda _: True,
     ) -> dict[str, Any]:
-        """Return targets, lanes, jobs, failures and times.
+        """Return targets, lanes, jobs, failures, uploads, dead letters and times.
 
         `lanes` gives their widths, `depths` the jobs on the broker, `unusable` why targets can't be
-        used.
+        used, `serves` whether this worker has the jobs of a lane.
         """
-        now = time.time()
+        services = Services(
+            targets=targets, lanes=lanes, depths=depths, unusable=unusable or {}, serves=serves
+        )
+        return status_document(self._known(time.time()), services, most=most)
+
+    def _known(self, now: float) -> Known:
+        """Return a copy of what is known."""
         records = self._current(now)
         states = self._states(records)
         with self._lock:
-            failures, warmed, created = (
-                list(self._failures),
-                list(self._warmed),
-                list(self._created),
+            known = Known(
+                started=self._started,
+                now=now,
+                resynced=self._resynced,
+                revision=self._revision,
+                records=records,
+                states=states,
+                sizes=self._sizes,
+                volumes=self._volumes.counts,
+                past=self._history.past(now),
+                row=self._grid.row,
             )
-            revision, resynced, volumes = self._revision, self._resynced, self._sizes
-        records = list(sorted_in_runs(records, lambda one: one.rank))
-        found: dict[str, list[JobRecord]] = {lane: [] for lane in lanes}
-        for record in records:
-            found.setdefault(record.job.key.lane, []).append(record)
-        shown_jobs = records if most >= len(records) else records[: int(most)]
-        return {
-            "started": self._started,
-            "now": now,
-            "last_resync": resynced,
-            "targets": [
-                {
-                    "name": target.name,
-                    "volume_type": target.volume_type,
-                    "strategy": str(target.strategy),
-                    "states": states.get(target.name, {}),
-                    "bytes": volumes.get(target.name, 0),
-                    "unusable": (unusable or {}).get(target.name, ""),
-                }
-                for target in targets
-            ],
-            "lanes": [
-                lane_shown(lane, width, depths.get(lane, 0), found[lane])
-                for lane, width in lanes.items()
-            ],
-            "jobs": [self._shown(one, warmed) for one in shown_jobs],
-            "jobs_left_out": len(records) - len(shown_jobs),
-            "failures": [{**one, "name": self._grid.name(one["image_id"])} for one in failures],
-            "times": {
-                "time_to_warm": [[one.at, one.target, one.seconds] for one in warmed],
-                "volume_create": [list(one) for one in created],
-            },
-            "grid": revision,
-        }
-
-    def _shown(self, record: JobRecord, warmed: Iterable[Warmed]) -> dict[str, Any]:
-        row = self._grid.row(record.job.key.image_id)
-        return shown(record, row.name if row else "", row.size if row else 0, warmed)
+        # Outside of the lock: there may be very many
+        return replace(known, records=list(sorted_in_runs(records, lambda one: one.rank)))
 
     def states(self) -> dict[str, dict[str, int]]:
         """Return how many images are in each state, by target."""
@@ -288,40 +263,37 @@ class Activity:
         `total` counts all images, `found` those that match the choice; their order is that of
         `revision`.
         """
-        targets, choice = tuple(targets), choice or Choice()
-        with self._sorting:
-            order = self._sorted(targets)
-        ids = order.matching(choice, self._grid.name)
-        start = min(max(choice.start, 0), len(ids))
-        rows = [
-            (image_id, row)
-            for image_id in ids[start : start + min(max(choice.count, 0), MOST_IMAGES)]
-            if (row := self._grid.row(image_id))
-        ]
+        return self._listing.document(targets, choice or Choice())
+
+    def image(self, image_id: str, targets: Iterable[str]) -> dict[str, Any]:
+        """Return an image with its cells and its Image-Volumes; empty if it is not known.
+
+        `listed` is when its Image-Volumes were, in epoch seconds.
+        """
+        targets = tuple(targets)
         with self._lock:
-            records = list(self._jobs.values())
+            row, volumes = self._grid.row(image_id), self._volumes
+            records = [
+                record
+                for target in targets
+                if (record := self._jobs.get(Key(PREWARM, image_id, target)))
+            ]
+        if row is None:
+            return {}
         overlay = overlay_of(records)
-        images = []
-        for image_id, row in rows:
-            cells = (cell_at(image_id, row, target, overlay) for target in targets)
-            images.append([image_id, row.name, row.size, [[one.state, one.why] for one in cells]])
+        cells = ((name, cell_at(image_id, row, name, overlay)) for name in targets)
         return {
-            "revision": order.revision,
-            "targets": list(targets),
-            "total": len(order.ids),
-            "found": len(ids),
-            "start": start,
-            "images": images,
+            "id": image_id,
+            "name": row.name,
+            "project": row.project,
+            "size": row.size,
+            "targets": [
+                {"target": name, "state": one.state, "why": one.why} for name, one in cells
+            ],
+            "volumes": [one._asdict() for one in volumes.of(image_id)],
+            "listed": volumes.at,
         }
 
-    def _sorted(self, targets: tuple[str, ...]) -> Order:
-        """Return the order of all images as it is now or, where that takes long, was a moment
-        ago."""
+    def _present(self) -> Present:
         with self._lock:
-            revision = self._revision
-        if self._order and self._order.serves(targets, revision, time.monotonic()):
-            return self._order
-        with self._lock:
-            ids, records = self._grid.ids(), list(self._jobs.values())
-        self._order = arrange(self._grid, ids, records, targets=targets, revision=revision)
-        return self._order
+            return Present(self._revision, self._grid.ids(), list(self._jobs.values()))

@@ -105,7 +105,7 @@ class Creations:
         if creation.seconds is not None:
             warm = WARM.get(made.way, "true")
             metrics.volume_create.labels(target, warm).observe(creation.seconds)
-            metrics.activity.created(target, creation.seconds, warm=warm != "false")
+        metrics.activity.created(creation, made)
         if made.way is Way.DOWNLOAD:
             log.info(
                 "volume_downloaded",

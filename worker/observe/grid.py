@@ -36,12 +36,14 @@ Overlay = Mapping[tuple[str, str], Cell]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """An image as it was found. Frozen, so that readers need no lock."""
+    """An image as it was found; `project` is the id of its owner. Frozen, so that readers need no
+    lock."""
 
     name: str
     size: int
     cells: dict[str, Cell]
     seen: float
+    project: str = ""
 
 
 class Grid:
@@ -93,10 +95,12 @@ class Grid:
             }
             cells = {**old.cells, **cells, **newer}
         name = image.name if image.visibility in OPEN else ""
-        new = old is None or (old.name, old.size, old.cells) != (name, image.size, cells)
+        # A few projects own most images
+        row = Row(name, image.size, cells, time.time(), sys.intern(image.owner))
+        new = old is None or replace(old, seen=row.seen) != row
         if new:
             self._count(old.cells if old else {}, cells)
-        self._rows[image.id] = Row(name, image.size, cells, time.time())
+        self._rows[image.id] = row
         return new
 
     def hide(self, image_id: str, visibility: str) -> bool:

@@ -2,64 +2,41 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import json
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from worker.observe.assets import asset
 from worker.observe.order import IMAGES, Choice
 from worker.observe.web import Answer, Bounds, Request, Server
 
 Problems = Callable[[], Mapping[str, str]]
-HTML = "text/html; charset=utf-8"
 # Jobs in /status.json unless the query says jobs=N or jobs=all
 JOBS = 200
 # Items of a list that are written as JSON in one go
 PART = 500
 LOOPBACK = ("127.0.0.1", "::1")
+# Parameters that choose images
+CHOICE = ("text", "state", "target", "project", "reason", "sort")
 # What the commands on this host ask for, also where there is no page
 COMMANDS = ("/status.json", "/volume.json")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """The sources of the page: lanes with at most so many jobs, some of the images, and how a volume
-    was made."""
+    """The sources of the page: lanes with at most so many jobs, some of the images, all about one
+    image, and how a volume was made."""
 
     status: Callable[[float], Mapping[str, Any]]
     images: Callable[[Choice], Mapping[str, Any]]
     volume: Callable[[str], Mapping[str, Any]] = field(default=lambda _: {})
-
-
-@cache
-def document() -> tuple[bytes, str]:
-    """Return the page, and the policy that allows a browser its style and script, and to ask us,
-    but nothing else."""
-    text = files("worker.observe").joinpath("page.html").read_text(encoding="utf-8")
-
-    def allowed(tag: str) -> str:
-        parts = re.findall(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-        return " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(part.encode()).digest()).decode()}'"
-            for part in parts
-        )
-
-    policy = (
-        f"default-src 'none'; script-src {allowed('script')}; style-src {allowed('style')}; "
-        f"connect-src 'self'; "
-        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    )
-    return text.encode(), policy
+    image: Callable[[str], Mapping[str, Any]] = field(default=lambda _: {})
 
 
 class Probes:
@@ -107,11 +84,8 @@ class Probes:
             return self._metrics(request)
         told = request.path in COMMANDS and request.client in LOOPBACK
         match request.path, None if self._hidden and not told else self._page:
-            case "/", Page():
-                text, policy = document()
-                return Answer(
-                    body=text, headers=(("Content-Type", HTML), ("Content-Security-Policy", policy))
-                )
+            case path, Page() if answer := asset(path):
+                return answer
             case "/status.json", Page() as page:
                 asked = _most(_parameter(request, "jobs"))
                 return _json({**page.status(asked), "problems": self._problems["/readyz"]()})
@@ -120,6 +94,9 @@ class Probes:
                 return _json(page.volume(_parameter(request, "id")))
             case "/images.json", Page() as page:
                 return _json(page.images(_choice(request)))
+            case "/image.json", Page() as page:
+                found = page.image(_parameter(request, "id"))
+                return _json(found, status=200 if found else 404)
         return Answer(status=404, body=b"/metrics /healthz /readyz\n")
 
     def _metrics(self, request: Request) -> Answer:
@@ -151,8 +128,7 @@ def _choice(request: Request) -> Choice:
     return Choice(
         start=_number(_parameter(request, "from"), 0),
         count=_number(_parameter(request, "count"), IMAGES),
-        text=_parameter(request, "text"),
-        state=_parameter(request, "state"),
+        **{name: _parameter(request, name) for name in CHOICE},
     )
 
 

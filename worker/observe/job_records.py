@@ -16,6 +16,7 @@ OVERDUE = 300.0
 # In the order in which jobs are shown: those that only wait for a slot are the first to be left out
 IN_PROGRESS, WAITING, PARKED, HELD = STATES = ("in progress", "waiting", "parked", "held")
 PREWARM = "prewarm"
+UPLOAD = "upload"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from worker.core.state import State
-from worker.observe.grid import UNKNOWN, Grid, cell_at, overlay_of
+from worker.observe.grid import UNKNOWN, Grid, Overlay, Row, cell_at, overlay_of
 from worker.observe.job_records import JobRecord
 
 T = TypeVar("T")
+Test = Callable[[str, Row], bool]
 
 BITS: Mapping[str, int] = {state: 1 << number for number, state in enumerate(State)}
 """A bit for each state: those that a person has to see come first, among thousands that are not
@@ -20,6 +21,13 @@ wanted."""
 IMAGES = 200
 """Images in a document unless more are asked for."""
 MOST_IMAGES = 1000
+SORTS: Mapping[str, Callable[[tuple[str, Row]], Any]] = {
+    # Images without a name that everybody may know come last
+    "name": lambda one: (not one[1].name, one[1].name.lower(), one[0]),
+    "size": lambda one: (-one[1].size, one[0]),
+    "project": lambda one: (one[1].project, one[1].name.lower(), one[0]),
+}
+"""Orders besides the one in which people have to see images."""
 RUN = 4096
 """Images that are sorted at once: the interpreter lets nobody else run meanwhile."""
 LONG = 0.05
@@ -31,21 +39,26 @@ SHARE = 20
 class Choice:
     """The images that a document is to have: `count` from number `start` on, of those that match.
 
-    They match by a part of their id or name, without regard to case, and by their state on any
-    target; "" for all.
+    They match by a part of their id or name, by a part of their project's id, and on any target (or
+    on `target`, if that is one) by their state and by a part of the reason; "" for all. Case does
+    not matter. `sort` is one of SORTS; by default, what a person has to see comes first.
     """
 
     start: int = 0
     count: int = IMAGES
     text: str = ""
     state: str = ""
+    target: str = ""
+    project: str = ""
+    reason: str = ""
+    sort: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
     """All images in the order in which they are shown, as of a revision.
 
-    `bits` are the states that each has. It was made at `at` and took `seconds`.
+    `bits` are the states that each has. It was made at `at` and took `seconds` of the processor.
     """
 
     revision: int
@@ -63,19 +76,39 @@ class Order:
             self.seconds > LONG and now - self.at < SHARE * self.seconds
         )
 
-    def matching(self, choice: Choice, name_of: Callable[[str], str]) -> list[str]:
+    def matching(self, choice: Choice, grid: Grid, overlay: Overlay) -> list[str]:
         """Return the ids of the images that match, in order."""
-        text, ids = choice.text.strip().lower(), self.ids
+        ids = self.ids
         if choice.state:
             bit = BITS.get(choice.state, 0)
             ids = [image_id for image_id, bits in zip(ids, self.bits, strict=True) if bits & bit]
-        if text:
+        tests = [*_tests(choice), *_reason_tests(choice, self.targets, overlay)]
+        if tests:
             ids = [
                 image_id
                 for image_id in ids
-                if text in image_id or text in name_of(image_id).lower()
+                if (row := grid.row(image_id)) and all(test(image_id, row) for test in tests)
             ]
+        if key := SORTS.get(choice.sort):
+            rows = ((image_id, row) for image_id in ids if (row := grid.row(image_id)))
+            ids = [image_id for image_id, _ in sorted_in_runs(list(rows), key)]
         return ids
+
+
+def _tests(choice: Choice) -> Iterator[Test]:
+    """Yield what an image and its row have to pass."""
+    if text := choice.text.strip().lower():
+        yield lambda image_id, row: text in image_id or text in row.name.lower()
+    if project := choice.project.strip().lower():
+        yield lambda _, row: project in row.project.lower()
+
+
+def _reason_tests(choice: Choice, targets: tuple[str, ...], overlay: Overlay) -> Iterator[Test]:
+    """Yield the test for the reason, if there is one."""
+    if reason := choice.reason.strip().lower():
+        yield lambda image_id, row: any(
+            reason in cell_at(image_id, row, target, overlay).why.lower() for target in targets
+        )
 
 
 def arrange(
@@ -87,7 +120,8 @@ def arrange(
     revision: int,
 ) -> Order:
     """Return the images in order, with what their jobs change. Takes long where they are many."""
-    began = time.monotonic()
+    # Of the processor: on a busy machine a wait for it makes no order dear
+    began = time.thread_time()
     overlay = overlay_of(records)
     concerned = {image_id for image_id, _ in overlay}
     # Images with the same lowest bit are shown together. Texts and numbers only: a hundred thousand
@@ -112,14 +146,13 @@ def arrange(
         for _, keys in sorted(groups.items())
         for key in sorted_in_runs(keys, str)
     ]
-    now = time.monotonic()
     return Order(
         revision=revision,
         targets=targets,
         ids=ordered,
         bits=[found[image_id] for image_id in ordered],
-        at=now,
-        seconds=now - began,
+        at=time.monotonic(),
+        seconds=time.thread_time() - began,
     )
 
 

@@ -1,0 +1,92 @@
+"""What the daemon tells its page: documents made of what its parts know. Asks nobody."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from handlers.reasons import WORDS, Reason
+from worker.cli.cloud_watch import CloudWatch
+from worker.core.handler import Handler, Targeted
+from worker.core.lanes import Lanes
+from worker.core.release import release
+from worker.core.uses import Uses
+from worker.core.wishes import Wishes
+from worker.engine.queue import Queue
+from worker.observe.activity import Activity
+from worker.observe.order import Choice
+from worker.settings import Settings
+
+
+class PageSource:
+    """The documents of the page."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        activity: Activity,
+        handlers: Iterable[Handler],
+        queue: Queue,
+        lanes: Lanes,
+        watch: CloudWatch,
+        uses: Uses,
+        wishes: Wishes,
+    ) -> None:
+        self._settings = settings
+        self._activity = activity
+        self.targeted = [one for one in handlers if isinstance(one, Targeted)]
+        self._queue = queue
+        self._lanes = lanes
+        self._watch = watch
+        self._uses = uses
+        self._wishes = wishes
+        self._host = socket.gethostname()
+
+    def status(self, most: float) -> Mapping[str, Any]:
+        """Return the document of /status.json, with at most so many jobs."""
+        targeted = self.targeted
+        decided = {target.name: target for handler in targeted for target in handler.resolved}
+        unusable = {name: why for handler in targeted for name, why in handler.unusable.items()}
+        status = self._activity.status(
+            targets=(decided.get(one.name, one) for one in self._settings.targets),
+            lanes=self._queue.lanes,
+            depths=self._lanes.depths(),
+            most=most,
+            unusable={**unusable, **self._watch.unusable},
+            serves=self._lanes.serves,
+        )
+        for row in status["targets"]:
+            row["paused"] = row["name"] in self._wishes.paused
+        full = {name: why for handler in targeted for name, why in handler.full().items()}
+        learned = {name: sets for handler in targeted for name, sets in handler.learned().items()}
+        return {
+            "version": release(),
+            "host": self._host,
+            **status,
+            "held_back": [one for handler in targeted for one in handler.held_back()],
+            "cache_full": full,
+            "cloned_from": learned,
+            "reasons": _words(row[3] for row in status["volumes_made"]["hours"]),
+        }
+
+    def images(self, choice: Choice) -> Mapping[str, Any]:
+        """Return the document of /images.json."""
+        return self._activity.images((target.name for target in self._settings.targets), choice)
+
+    def image(self, image_id: str) -> Mapping[str, Any]:
+        """Return the document of /image.json; empty if the image is not known.
+
+        The last use is the one that Cinder has, or a later one that this worker has heard of.
+        """
+        document = self._activity.image(image_id, [one.name for one in self._settings.targets])
+        for volume in document.get("volumes", ()):
+            volume["used"] = max(volume["used"], self._uses.last(image_id, volume["target"]))
+        return document
+
+
+def _words(reasons: Iterable[str]) -> dict[str, dict[str, str]]:
+    """Return what these reasons for downloads mean, and what to do about them."""
+    known = {reason for reason in reasons if reason in {*Reason}}
+    return {reason: WORDS[Reason(reason)]._asdict() for reason in sorted(known)}
