@@ -59,6 +59,13 @@ class HeldBack:
             self._undone.full(target.place, now=self._now()) if target.strategy == "cache" else ""
         )
 
+    def has_no_cache(self, image: Image, target: Target) -> bool:
+        """Whether Cinder's cache is full or off on the target, or has made no entry of this
+        image."""
+        return bool(self.full(target)) or self._undone.is_refused(
+            image.id, target.place, state=_state(image, target), why=cache.NO_CACHE
+        )
+
     def all(
         self, resolved: Iterable[Target], targets: Mapping[str, Target]
     ) -> Iterator[tuple[str, str, str]]:

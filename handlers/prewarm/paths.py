@@ -45,8 +45,12 @@ class Paths:
         pool = pool_of(target, self._learned, place, now=self._now())
         if place is None and host:
             pool = replace(pool, hosts=frozenset({host}))
-        full = self._held_back.full(at(target, place) if place and target.is_spread else target)
-        evidence = Evidence(locations=locations, volumes=volumes, cache_off=bool(full))
+        here = at(target, place) if place and target.is_spread else target
+        evidence = Evidence(
+            locations=locations,
+            volumes=volumes,
+            cache_off=self._held_back.has_no_cache(image, here),
+        )
         return clone_path(image, pool, evidence, project_id=project_id)
 
     def in_places(

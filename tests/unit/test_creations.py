@@ -393,6 +393,18 @@ async def test_by_the_cache() -> None:
         assert await ways.found(cloud.use(image.id, "fast")) == ("download", "entry_stale")
 
 
+async def test_the_cache_that_has_made_no_entry_of_the_image_is_off() -> None:
+    cloud = FakeCloud(stores={}, cached=frozenset())
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        ways = Ways(rig)
+        await rig.prewarm.prepare({})
+        image = cloud.upload(disk_format="qcow2", virtual_size=1 << 30)
+        assert await ways.found(cloud.use(image.id, "fast")) == ("download", "entry_missing")
+        cloud.announce("image.activate", image.id)
+        await rig.quiet()
+        assert await ways.found(cloud.use(image.id, "fast")) == ("download", "cache_off")
+
+
 async def test_by_the_driver_as_a_volume_of_ours_has_shown() -> None:
     """As on Ceph: one pool, and nobody has named `native_stores`."""
     cloud = FakeCloud(rbd_stores=frozenset({"rbd"}), native=frozenset({"fast"}))

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 import pytest
 from structlog.testing import capture_logs
 
-from worker.observe.web import HEAD, Answer, Bounds, Request, Server, shown
+from worker.observe.address import shown
+from worker.observe.web import HEAD, Answer, Bounds, Request, Server
 
 SHORT = Bounds(connections=8, threads=2, asking=0.3, taking=0.3)
 LONG = Bounds(connections=8, threads=2)

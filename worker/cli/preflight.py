@@ -11,7 +11,7 @@ from handlers.resolve import missing_type, resolve
 from handlers.target_store import read_encryption
 from worker.core.errors import Blocked, Misconfigured
 from worker.core.target import Target
-from worker.observe.web import listen, shown
+from worker.observe.address import listen, shown
 from worker.settings import Settings
 
 if TYPE_CHECKING:

@@ -19,9 +19,9 @@ from worker.core.job import Job, Key
 from worker.diagnose import explain, status
 from worker.diagnose.status import Row, Summary
 from worker.observe import live
+from worker.observe.address import shown
 from worker.observe.live import Live
 from worker.observe.metrics import Metrics
-from worker.observe.web import shown
 from worker.settings import Settings
 
 

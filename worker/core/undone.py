@@ -114,6 +114,11 @@ class Undone:
             else None
         )
 
+    def is_refused(self, image_id: str, target: str, *, state: str, why: str) -> bool:
+        """Whether nothing came of the last one, for this reason; changes nothing."""
+        past = self._pasts.get((image_id, target))
+        return past is not None and past.refused and past.state == state and past.why == why
+
     def all_held(self, *, now: float) -> dict[tuple[str, str], Past]:
         """Those that are not made again for now, by image and target."""
         with self._lock:

@@ -14,6 +14,7 @@ from worker.core.release import release
 from worker.core.state import State
 from worker.core.target import Target
 from worker.observe.activity import Activity
+from worker.observe.gauges import labels_of, remove, renew
 
 PREFIX = "image_volume_worker"
 OTHER = "other"
@@ -182,20 +183,20 @@ class Metrics:
             self.target_usable,
             self.target_paused,
         ):
-            _remove(
-                gauge, [labels for labels in _labels(gauge) if labels[0] not in {*targets, OTHER}]
+            remove(
+                gauge, [labels for labels in labels_of(gauge) if labels[0] not in {*targets, OTHER}]
             )
         for gauge in (self.jobs_in_progress, self.jobs_waiting, self.lane_depth, self.lane_oldest):
             # The part after the dot is a target
-            _remove(
+            remove(
                 gauge,
                 [
                     labels
-                    for labels in _labels(gauge)
+                    for labels in labels_of(gauge)
                     if labels[0].partition(".")[2] not in {*targets, ""}
                 ],
             )
-        for labels in _labels(self.jobs_in_progress):
+        for labels in labels_of(self.jobs_in_progress):
             self.jobs_in_progress.labels(*labels).set(0)
 
     def notification(self, event_type: str, outcome: str, *, known: bool = True) -> None:
@@ -245,7 +246,7 @@ class Metrics:
             for target in targets
             for place in target.places
         )
-        _renew(self.pools, counts.items())
+        renew(self.pools, counts.items())
 
     def missing(self, volumes: int, *, brake: bool) -> None:
         """See `worker.core.handler.Report`."""
@@ -262,8 +263,8 @@ class Metrics:
 
     def census(self, volumes: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> None:
         """Take over the numbers of Image-Volumes by (target, status), and their bytes by target."""
-        _renew(self.image_volumes, volumes.items())
-        _renew(self.image_volume_bytes, (((target,), size) for target, size in sizes.items()))
+        renew(self.image_volumes, volumes.items())
+        renew(self.image_volume_bytes, (((target,), size) for target, size in sizes.items()))
         self.activity.weighed(sizes)
         # Another worker may have repaired or deleted it
         self._lost = {one for one in self._lost if self.activity.has(one[0])}
@@ -275,7 +276,7 @@ class Metrics:
         counted = (
             (target, state, n) for target, counts in states.items() for state, n in counts.items()
         )
-        _renew(
+        renew(
             self.images, (((target, LABELS.get(state, state)), n) for target, state, n in counted)
         )
 
@@ -292,25 +293,3 @@ class Metrics:
                 self.dead_letters.labels("all").set(depth)
             else:
                 self.lane_depth.labels(lane).set(depth)
-
-
-def _labels(gauge: Gauge) -> set[tuple[str, ...]]:
-    """Return the labels of each series of a gauge."""
-    return {
-        tuple(sample.labels.values()) for family in gauge.collect() for sample in family.samples
-    }
-
-
-def _remove(gauge: Gauge, labels: Iterable[tuple[str, ...]]) -> None:
-    for values in labels:
-        gauge.remove(*values)
-
-
-def _renew(gauge: Gauge, values: Iterable[tuple[tuple[str, ...], float]]) -> None:
-    """Set each series of a gauge, then remove the others: a scrape may come at any moment, and
-    must not find none."""
-    current = set()
-    for labels, value in values:
-        gauge.labels(*labels).set(value)
-        current.add(labels)
-    _remove(gauge, _labels(gauge) - current)

@@ -13,7 +13,7 @@ from worker.core.errors import Misconfigured
 from worker.core.target import UPLOAD, Policy, Reclaiming, Target, Uploads
 from worker.engine.limits import Limits
 from worker.engine.retry import Backoff
-from worker.observe.web import address_of
+from worker.observe.address import address_of
 from worker.settings import faults
 from worker.settings.faults import get, split_urls
 from worker.settings.options import TABLE, TARGET_OPTIONS, read

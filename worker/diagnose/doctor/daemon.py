@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from prometheus_client.parser import text_string_to_metric_families
 
 from worker.diagnose.check import Check
+from worker.observe.address import shown
 from worker.observe.live import NOBODY, get
 from worker.observe.metrics import PREFIX
-from worker.observe.web import shown
 
 CACHE = "image_volume_cache."
 
