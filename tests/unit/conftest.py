@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 
+import hypothesis
 import pytest
 
 from tests.stateful.clock import Clock, Loop
@@ -23,6 +24,9 @@ LEAPING = {
     "test_upload",
 }
 CLOCK = Clock()
+# Hypothesis would fail a test that takes longer than 0.2 s, as on a busy machine
+hypothesis.settings.register_profile("unhurried", deadline=None)
+hypothesis.settings.load_profile("unhurried")
 
 
 def leaps(item: pytest.Item) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.configurations import GOOD, load
 from tests.worker_process import configuration
-from worker.broker.inspect import Depth, Look
+from worker.broker.inspect import DEAD, DELAYED, Depth, Look
 from worker.broker.url import parse
 from worker.cli import Worker
 from worker.core.cloud import Store
@@ -34,9 +34,14 @@ def test_notifications() -> None:
 
 
 def test_lanes() -> None:
-    assert lanes(NOBODY).verdict == "warn"
-    assert "3 jobs" in lanes(QUEUE).detail
-    assert lanes(Look(broker=BROKER, refused="declared otherwise")).verdict == "fail"
+    waiting = {DELAYED: Depth(messages=2), DEAD: Depth(messages=1)}
+    assert lanes(NOBODY, {}).verdict == "warn"
+    told = lanes(
+        Look(broker=BROKER, queues={"ivw.upload": Depth(messages=3), "ivw.dead": waiting[DEAD]}),
+        waiting,
+    )
+    assert told.detail.endswith("lanes: 3, waiting for their next try: 2, dead letters: 1")
+    assert lanes(Look(broker=BROKER, refused="declared otherwise"), waiting).verdict == "fail"
 
 
 def test_targets(tmp_path: Path) -> None:

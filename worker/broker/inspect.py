@@ -11,9 +11,9 @@ from typing import Any
 
 from amqp import Message
 from amqp.exceptions import AMQPError, ChannelError, NotFound
-from kombu.transport.native_delayed_delivery import MAX_NUMBER_OF_BITS_TO_USE, level_name
 from kombu.transport.pyamqp import Connection
 
+from worker.broker import delays
 from worker.broker.connection import CLASSIC, connect, connected, content, words
 from worker.broker.topology import Topology
 from worker.broker.url import Broker, Host, parse
@@ -177,17 +177,14 @@ def exchange_is_there(connection: Connection, exchange: str) -> bool:
     return True
 
 
-def look_at_lanes(url: str, *, queue: str, lanes: Iterable[str]) -> dict[str, Depth]:
+def look_at_lanes(url: str, *, queue: str, lanes: Iterable[str] = ()) -> dict[str, Depth]:
     """Return how full the lanes, the delays (DELAYED) and the dead letters (DEAD) are; Temporary if
     no host answers. Blocks."""
     topology = Topology(prefix=queue, queue_type="")
     with connected(url, name="status") as connection:
         found = {lane: _with_oldest(connection, topology.queue(lane)) for lane in lanes}
         found[DELAYED] = Depth(
-            messages=sum(
-                _there(connection, level_name(bit, topology.prefix)).messages
-                for bit in range(MAX_NUMBER_OF_BITS_TO_USE)
-            )
+            messages=sum(_there(connection, name).messages for name in delays.queues(queue))
         )
         found[DEAD] = Depth(messages=_there(connection, topology.dead).messages)
         return found

@@ -17,7 +17,7 @@ import structlog
 from kombu import compression
 from oslo_config import cfg
 
-from worker.core.compression import plain
+from worker.core.compression import METHODS, plain
 from worker.core.errors import Malformed, Misconfigured
 from worker.core.intake import Routed, Sink
 from worker.engine.threads import on_daemon_thread
@@ -96,7 +96,7 @@ class OsloIntake:
     async def run(self, sink: Sink) -> None:
         """Consume until cancelled. Misconfigured if the URL names no transport, or its options make
         no sense."""
-        _bound_decompression()
+        bound_decompression()
         conf = self._options()
         try:
             transport = oslo_messaging.get_notification_transport(conf, url=self._url)
@@ -245,7 +245,7 @@ def wire(message: object) -> bytes:
         return json.dumps({UNREADABLE: f"{type(error).__name__}: {error}"}).encode()
 
 
-def _bound_decompression() -> None:
+def bound_decompression() -> None:
     """Have kombu decompress like the rest of the worker: bounded, and with a dead letter for a
     message that can't be decompressed.
 
@@ -254,8 +254,10 @@ def _bound_decompression() -> None:
     letter.
     """
     registry: Any = compression
-    for method in registry.encoders():
-        encoder, _ = registry.get_encoder(method)
+    known = registry.encoders()
+    for method in {*known, *METHODS}:
+        # kombu before 5.7 knows zstd only by a library that we do not have. We compress nothing
+        encoder = registry.get_encoder(method)[0] if method in known else None
         registry.register(encoder, partial(_decompressed, method), method)
 
 

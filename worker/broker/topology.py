@@ -6,16 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from kombu.transport.native_delayed_delivery import (
-    CELERY_DELAYED_DELIVERY_EXCHANGE,
-    MAX_NUMBER_OF_BITS_TO_USE,
-    calculate_routing_key,
-    declare_native_delayed_delivery_exchanges_and_queues,
-    level_name,
-)
-
-LONGEST_DELAY = 2**MAX_NUMBER_OF_BITS_TO_USE - 1
-"""Seconds; what kombu's delay queues can express (eight years)."""
+from worker.broker import delays
 
 LONGEST_BROKEN_PAUSE = 300.0
 
@@ -72,9 +63,8 @@ class Topology:
         if not after > 0:
             # NaN is no time to wait for
             return Address("", queue)
-        delay = math.ceil(min(after, LONGEST_DELAY))
-        longest_level = level_name(MAX_NUMBER_OF_BITS_TO_USE - 1, self.prefix)
-        return Address(longest_level, calculate_routing_key(delay, queue))
+        delay = math.ceil(min(after, delays.LONGEST))
+        return Address(delays.entrance(self.prefix), delays.routing_key(delay, queue))
 
     @property
     def stray(self) -> str:
@@ -103,17 +93,12 @@ class Topology:
         self._declare(channel, self.pulse, {"x-max-length": 1})
 
     def declare_delays(self, connection: Any) -> None:
-        """Declare the queues and exchanges that delay (kombu's, one queue for each bit), and the
-        exchange behind them."""
-        declare_native_delayed_delivery_exchanges_and_queues(
-            connection, self.queue_type, self.prefix
-        )
+        """Declare the queues and exchanges that delay, and the exchange behind them."""
         with connection.channel() as channel:
+            delays.declare(channel, self.prefix, self.queue_type)
             self.declare_stray(channel)
             self._declare_due(channel)
-            channel.exchange_bind(
-                self._due, f"{self.prefix}_{CELERY_DELAYED_DELIVERY_EXCHANGE}", routing_key="#"
-            )
+            channel.exchange_bind(self._due, delays.exit_of(self.prefix), routing_key="#")
 
     def declare_stray(self, channel: Any) -> None:
         """Declare the queue of messages that were delayed for a lane without a queue."""
@@ -126,12 +111,7 @@ class Topology:
         exists with other arguments."""
         self._declare_due(channel)
         self._declare(channel, queue, {"x-single-active-consumer": True})
-        channel.queue_bind(
-            queue=queue,
-            exchange=self._due,
-            # As many words as the delay has bits, and then exactly this queue
-            routing_key="*." * MAX_NUMBER_OF_BITS_TO_USE + queue,
-        )
+        channel.queue_bind(queue, self._due, delays.binding_key(queue))
 
     def declare_dead(self, channel: Any) -> None:
         """Declare the queue of the dead letters."""

@@ -4,11 +4,11 @@ behind."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from handlers.resolve import missing_type, resolve
-from worker.broker.inspect import Look
+from worker.broker.inspect import DEAD, DELAYED, Depth, Look, look_at_lanes
 from worker.broker.subscription import DELIVERY_LIMIT
 from worker.core.cloud import Store
 from worker.core.errors import Blocked
@@ -54,7 +54,9 @@ def look_at_brokers(settings: Settings) -> list[Check]:
     if settings.in_memory:
         told = "jobs wait in memory and end with the process; the first resync finds them again"
         return [*found, Check("Lanes", "ok", told)]
-    return [*found, lanes(broker_check.of_lanes(settings))]
+    look = broker_check.of_lanes(settings)
+    waiting = {} if look.problem else look_at_lanes(settings.work_url, queue=settings.queue)
+    return [*found, lanes(look, waiting)]
 
 
 def notifications(name: str, look: Look, queue: str, *, limited: bool) -> Check:
@@ -77,8 +79,8 @@ def notifications(name: str, look: Look, queue: str, *, limited: bool) -> Check:
     return Check(name, "ok", f"{look.broker}: queue {queue} is used as it is")
 
 
-def lanes(look: Look) -> Check:
-    """Check the queues of the lanes. Pure."""
+def lanes(look: Look, waiting: Mapping[str, Depth]) -> Check:
+    """Check the queues of the lanes; `waiting`: what the delays and the dead letters hold. Pure."""
     if look.problem:
         return Check(
             "Lanes", "warn", f"{look.broker}: {look.problem}", "run it again with the broker up"
@@ -88,8 +90,12 @@ def lanes(look: Look) -> Check:
             "docs/upgrade.md tells how to replace a queue; the first resync finds its jobs again"
         )
         return Check("Lanes", "fail", f"{look.broker}: {look.refused}", advice)
-    waiting = sum(depth.messages for depth in look.queues.values())
-    return Check("Lanes", "ok", f"{look.broker}: {waiting} jobs and dead letters are taken over")
+    jobs = sum(depth.messages for depth in look.queues.values()) - waiting[DEAD].messages
+    told = (
+        f"{look.broker}: taken over: jobs in lanes: {jobs}, waiting for their next try: "
+        f"{waiting[DELAYED].messages}, dead letters: {waiting[DEAD].messages}"
+    )
+    return Check("Lanes", "ok", told)
 
 
 async def _targets(cloud: OpenStackCloud, settings: Settings) -> list[Check]:

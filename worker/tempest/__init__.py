@@ -1,0 +1,1 @@
+"""A plug-in of Tempest: scenarios that prove a deployment of the worker. Needs the extra tempest."""
