@@ -1,15 +1,18 @@
-"""Which dead letters the options select."""
+"""Which dead letters the options select, and which jobs are done again."""
 
 from __future__ import annotations
 
 import argparse
 import time
+from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
+from tests.configurations import GOOD, load
 from worker.broker.dead_letters import Kept
-from worker.cli import Worker
-from worker.cli.dead_letters import List
+from worker.cli import Worker, dead_letters
+from worker.cli.dead_letters import List, Replay
 from worker.cli.letters import fits
 from worker.core.dead_letter import DeadLetter
 from worker.core.job import Job, Key
@@ -60,3 +63,27 @@ def kept() -> list[Kept]:
 def test_letters_are_selected(words: list[str], ids: str) -> None:
     options: argparse.Namespace = List(Worker(), None).get_parser("list").parse_args(words)
     assert "".join(one.id for one in kept() if fits(one, options, time.time())) == ids
+
+
+@pytest.mark.parametrize(
+    ("key", "stays"),
+    [
+        (Key("prewarm", IMAGES[0], "fast"), False),
+        (Key("prewarm", IMAGES[0], "retired"), True),
+        (Key("upload", IMAGES[0]), False),
+        # Of a plug-in: one that is installed, and one that is not
+        (Key("label", IMAGES[0], "rack-1"), False),
+        (Key("nosuch", IMAGES[0]), True),
+    ],
+)
+def test_a_job_is_replayed_where_a_worker_may_take_it(
+    key: Key, stays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("prewarm", "upload", "reclaim", "label")
+    handlers = [EntryPoint(name, "here:it", "handlers") for name in names]
+    monkeypatch.setattr(dead_letters, "entry_points", lambda group: handlers)
+    letter = DeadLetter(
+        lane=key.lane, reason="", last_at=1.0, job=Job(key=key, cause="", first_at=1.0)
+    )
+    one = Kept("1", b"", letter, 1)
+    assert bool(Replay(Worker(), None).hindrance(load(tmp_path, GOOD), one)) is stays
