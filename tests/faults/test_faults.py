@@ -89,13 +89,18 @@ def test_killed_at_any_moment(worker: Worker, scene: Scene) -> None:
         def events(since: int = before) -> set[str]:
             return {line["event"] for line in process.lines()[since:]}
 
+        def idle(since: int = before) -> bool:
+            """Whether nothing is left to be begun."""
+            compared = (one for one in process.lines()[since:] if one["event"] == "resynced")
+            return not loading.is_alive() and any(not one["incomplete"] for one in compared)
+
         process.start()
         # From before its first request to the middle of its work, however long this machine takes
         # to get there
         if life % 2:
             until(lambda: "started" in events(), what="it has started")
         if life % 3 == 1:
-            until(lambda: events() & WORK or not loading.is_alive(), what="it has begun something")
+            until(lambda: events() & WORK or idle(), what="it has begun something")
         time.sleep(moments.uniform(0.5, 4.0))
         process.kill()
         worked += bool(events() & WORK)
