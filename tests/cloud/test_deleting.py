@@ -415,6 +415,14 @@ def stuck(admin: Person, operator: Person) -> Iterator[Callable[[str], None]]:
         discard(operator, volume_id)
 
 
+def deleted(person: Person, image_id: str) -> bool:
+    """Whether an image could be deleted: Glance answers 500 while it reads the data to hash it."""
+    with contextlib.suppress(RuntimeError):
+        person.delete_image(image_id)
+        return True
+    return False
+
+
 def test_volumes_in_error_deleting_are_left_out_and_told(
     worker: Worker, alice: Person, operator: Person, images: Images, stuck: Callable[[str], None]
 ) -> None:
@@ -437,7 +445,7 @@ def test_volumes_in_error_deleting_are_left_out_and_told(
             shown = process.run("resync", "--dry-run", "-f", "value")
             assert "see volume_stuck in the log" in shown.stdout, shown
     finally:
-        alice.delete_image(upload)
+        soon(lambda: deleted(alice, upload), what="the upload is deleted")
         discard(alice, source)
 
 

@@ -973,6 +973,7 @@ def test_an_entry_that_is_the_last_copy_of_an_images_data_stays(
         process.wait_ready()
         image_id = images(store="cinder-2")
         entry = warmed_on(operator, image_id)
+        soon(lambda: len(ids(operator, image_id)) == 2, what="the throw-away volume is gone")
         (located,) = ids(operator, image_id) - {entry}
         admin.act(located, "os-reset_status", status="error")
         done = process.run("evict", image_id, "--target", "local-1", timeout=300)
