@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import structlog
 
+from handlers.age import age
 from handlers.prewarm.actions import Finish
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import cache
@@ -101,7 +102,8 @@ class HeldBack:
             if target.strategy == "cache"
             else past.at
         )
-        if (wait := since + self._rewarm_interval - now) > 0:
+        # A clock that was ahead for a moment has noted a time that is yet to come
+        if (wait := self._rewarm_interval - age(since, now)) > 0:
             reason = "somebody else has deleted its Image-Volume"
             return Finish(Again(reason, after=wait, counted=False), held_back=True)
         return None

@@ -192,6 +192,22 @@ async def test_what_was_deleted_soon_is_made_again_once_in_rewarm_interval(
 
 
 @pytest.mark.parametrize("strategy", ["store", "location", "cache"])
+async def test_a_clock_that_was_ahead_makes_nobody_wait_for_that_time(
+    cloud: FakeCloud, strategy: str
+) -> None:
+    """It jumped two hours ahead and back, and a job waited for as long in the broker's delays."""
+    cloud.cached = frozenset({"fast"} if strategy == "cache" else ())
+    async with Rig(cloud, targets=using(strategy, FAST), policy=PATIENT) as rig:
+        image = cloud.upload()
+        cloud.ahead += 7200.0
+        assert isinstance(await rig.run(image.id), Done)
+        rig.lose(cloud.of(image.id)[0].id)
+        assert isinstance(await rig.run(image.id), Again)
+        cloud.ahead -= 7200.0
+        assert isinstance(await rig.run(image.id), Done)
+
+
+@pytest.mark.parametrize("strategy", ["store", "location", "cache"])
 async def test_what_was_there_for_a_day_is_made_again_at_once(
     cloud: FakeCloud, strategy: str
 ) -> None:
