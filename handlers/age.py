@@ -14,3 +14,11 @@ def age(moment: float, now: float) -> float:
     For waits alone: to wait until a clock that was set back has caught up could take hours.
     """
     return math.inf if moment > now + SKEW else now - moment
+
+
+def lasts(until: float, now: float, span: float) -> bool:
+    """Whether something that lasts for `span` seconds is not over yet.
+
+    A moment further away was noted while the clock was ahead, and counts for nothing.
+    """
+    return now < until <= now + span + SKEW

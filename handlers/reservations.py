@@ -10,6 +10,7 @@ from collections.abc import Callable
 import structlog
 
 from handlers import budget, image_volume
+from handlers.age import lasts
 from handlers.deletion import Deletion
 from worker.core.cloud import Image, Quota, Volume
 from worker.core.errors import Blocked, NotFound
@@ -166,7 +167,9 @@ class Reservations:
         """Repeat the choice until every chosen volume may be deleted; all are looked at before the
         first is deleted."""
         self._stuck = {
-            volume_id: until for volume_id, until in self._stuck.items() if until > self._now()
+            volume_id: until
+            for volume_id, until in self._stuck.items()
+            if lasts(until, self._now(), STUCK_FOR)
         }
         staying: set[str] = set(self._stuck)
         while True:

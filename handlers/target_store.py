@@ -11,6 +11,7 @@ from dataclasses import replace
 import structlog
 
 from handlers import image_volume
+from handlers.age import lasts
 from handlers.resolve import arrays_of, find_places, missing_type, resolve
 from worker.core.cloud import Cloud, Store
 from worker.core.errors import Blocked, NotFound, Temporary
@@ -173,7 +174,7 @@ class TargetStores:
     async def _refresh(self, *, afresh: bool = False) -> None:
         await self._refresh_stores(afresh=afresh)
         async with self._looking:
-            if self._now() < self._types_until and not afresh:
+            if lasts(self._types_until, self._now(), KEEP) and not afresh:
                 return
             described = await self._cloud.describe_volume_types()
             types = {one.id: one.name for one in described}
@@ -222,7 +223,7 @@ class TargetStores:
 
     async def _refresh_stores(self, *, afresh: bool = False) -> None:
         async with self._looking:
-            if self._now() < self._until and not afresh:
+            if lasts(self._until, self._now(), KEEP) and not afresh:
                 return
             self._stores = await self._cloud.list_stores()
             self._until = self._now() + KEEP

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from handlers import image_volume
+from handlers.age import lasts
 from worker.core import absence
 from worker.core.cloud import Cloud, Volume
 from worker.core.deletions import Deletions
@@ -50,7 +51,7 @@ class Brake:
 
     async def check(self) -> str:
         """Count the volumes of missing images, and return the reason as above."""
-        if self._now() >= self._counted_until:
+        if not lasts(self._counted_until, self._now(), COUNT_FOR):
             volumes = await self._image_volumes()
             self.count([absence.absence_of(volume) for volume in volumes])
             self._counted_until = self._now() + COUNT_FOR
@@ -104,7 +105,7 @@ class Brake:
 
     async def count_shown(self) -> int:
         """Return how many Image-Volumes Cinder shows; as of `COUNT_FOR` seconds ago at most."""
-        if self._now() >= self._shown_until:
+        if not lasts(self._shown_until, self._now(), COUNT_FOR):
             self._shown = len(await self._image_volumes())
             self._shown_until = self._now() + COUNT_FOR
         return self._shown

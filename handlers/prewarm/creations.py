@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from handlers import image_volume, policy
+from handlers.age import age
 from handlers.clone_path import (
     CacheClone,
     Download,
@@ -128,14 +129,14 @@ class Creations:
 
     async def _ask(self) -> bool:
         """Whether Cinder is seen to note downloads; asked now and then."""
-        if self._now() - self._asked_at < ASK_AGAIN:
+        if age(self._asked_at, self._now()) < ASK_AGAIN:
             return False
         self._asked_at = self._now()
         return await self._cloud.notes_downloads()
 
     async def _read(self, image_id: str) -> Reading:
         found = self._readings.get(image_id)
-        if found and self._now() - found.at < FRESH:
+        if found and age(found.at, self._now()) < FRESH:
             return found
         image = await self._cloud.get_image(image_id)
         volumes = await self._cloud.find_volumes(image_volume.name_of(image_id))

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import structlog
 
+from handlers.age import lasts
 from handlers.image_volume import PLACING
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.handler import Parts
@@ -57,9 +58,9 @@ class Placing:
         if not target.places[0].specs:
             return NO_WAY
         until, why = self._astray.get(target.volume_type, (0.0, ""))
-        if self._now() < until:
+        if lasts(until, self._now(), TRY_AGAIN):
             return why
-        return NOT_ALLOWED if self._now() < self._refused_until else ""
+        return NOT_ALLOWED if lasts(self._refused_until, self._now(), ASK_AGAIN) else ""
 
     def note_astray(self, target: Target, why: str) -> None:
         """Make no volume in the target's one place for a while: its private type does not lead

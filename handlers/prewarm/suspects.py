@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from handlers.age import lasts
 from worker.core.handler import Parts
 
 # Seconds for which a target that has failed is left out
@@ -25,4 +26,4 @@ class Suspects:
 
     def has(self, target: str) -> bool:
         """Whether a target is suspect now."""
-        return self._until.get(target, 0.0) >= self._now()
+        return lasts(self._until.get(target, 0.0), self._now(), SUSPECT_FOR)

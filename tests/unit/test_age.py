@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from handlers.age import SKEW, age
+from handlers.age import SKEW, age, lasts
 from handlers.prewarm.actions import CopyImage
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import store
@@ -20,6 +20,13 @@ from worker.testing.rig import FAST, STORES
 )
 def test_what_is_yet_to_come_is_old(moment: float, expected: float) -> None:
     assert age(moment, 100.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("until", "expected"), [(99.0, False), (101.0, True), (160.0, True), (7_300.0, False)]
+)
+def test_what_a_clock_that_was_ahead_has_noted_is_over(until: float, expected: bool) -> None:
+    assert lasts(until, 100.0, 60.0) is expected
 
 
 async def test_a_clock_that_was_set_back_delays_nothing() -> None:

@@ -415,6 +415,20 @@ async def test_a_lost_database_deletes_nothing_before_an_operator_says_so(cloud:
         assert rig.count("reclaim_brake") == rig.count("reclaim_held_back") == 0
 
 
+async def test_the_brake_counts_again_after_a_clock_was_ahead(cloud: FakeCloud) -> None:
+    """It took the count of that moment for today's for two hours, whatever went meanwhile."""
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        brake = rig.prewarm._deletion.brake
+        cloud.ahead += 7200.0
+        await brake.check()
+        counted = cloud.calls.total()
+        await brake.check()
+        assert cloud.calls.total() == counted
+        cloud.ahead -= 7200.0
+        await brake.check()
+        assert cloud.calls.total() > counted
+
+
 async def test_few_missing_images_are_no_reason_to_brake(cloud: FakeCloud) -> None:
     async with rig_of(cloud, "store", FAST, reclaiming=DAY) as rig:
         cloud.upload(visibility="private")
