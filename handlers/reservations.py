@@ -10,7 +10,7 @@ from collections.abc import Callable
 import structlog
 
 from handlers import budget, image_volume
-from handlers.age import lasts
+from handlers.age import age, lasts
 from handlers.deletion import Deletion
 from worker.core.cloud import Image, Quota, Volume
 from worker.core.errors import Blocked, NotFound
@@ -135,7 +135,7 @@ class Reservations:
         # missed by both
         kept = self._coming[target.name]
         for image_id in [
-            one for one, (_, since) in kept.items() if self._now() - since >= KEPT_FOR
+            one for one, (_, since) in kept.items() if age(since, self._now()) >= KEPT_FOR
         ]:
             del kept[image_id]
         coming = {

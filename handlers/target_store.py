@@ -137,7 +137,7 @@ class TargetStores:
     def _resolve(self, target: Target) -> Target:
         if why := missing_type(target, self._types.values()):
             raise Blocked(why)
-        found = self._found_encrypted.get(target.name, 0.0) > self._now()
+        found = lasts(self._found_encrypted.get(target.name, 0.0), self._now(), KEEP)
         encrypted = found or self._encryption.get(target.volume_type) is True
         places = self._places.get(target.name, ())
         resolved = replace(resolve(target, self._stores), encrypted=encrypted, places=places)

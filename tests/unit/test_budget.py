@@ -11,7 +11,7 @@ from handlers.budget import NoRoom, Shelf
 from worker.core.cloud import Volume
 from worker.core.uses import Uses
 from worker.testing.fake_cloud import PROJECT, FakeCloud
-from worker.testing.rig import FAST
+from worker.testing.rig import FAST, STORES, Polls, Rig
 
 
 def lying(*sizes_and_uses: tuple[int, float], **fields: object) -> list[budget.Held]:
@@ -190,3 +190,17 @@ def test_public_images_are_nobodys_share() -> None:
     image = FakeCloud().upload(visibility="public", owner="alice")
     assert budget.owner_of(image) == ""
     assert budget.owner_of(replace(image, visibility="community")) == "alice"
+
+
+async def test_a_place_that_was_kept_by_a_clock_that_was_ahead_is_free() -> None:
+    """A worker keeps a place for an hour; one noted two hours ahead was kept for three."""
+    cloud = FakeCloud(stores=dict(STORES))
+    target = replace(FAST, max_count=1)
+    async with Rig(cloud, targets=(target,)) as rig:
+        first, second = cloud.upload(), cloud.upload()
+        cloud.ahead += 7200.0
+        await rig.prewarm._reservations.reserve(first, target, Polls())
+        with pytest.raises(NoRoom):
+            await rig.prewarm._reservations.reserve(second, target, Polls())
+        cloud.ahead -= 7200.0
+        await rig.prewarm._reservations.reserve(second, target, Polls())
