@@ -112,8 +112,7 @@ def is_outside(volume: Volume, image: Image, target: Target) -> bool:
 
 
 def is_left_of_import(volume: Volume, image: Image) -> bool:
-    """Whether it is what an import of Glance's that has ended left behind, provided that it is no
-    location.
+    """Whether an import that has ended left it behind, provided that it is no location.
 
     An import holds its lock from before its first volume is made until its last one is a location.
     A Glance that was killed may drop the lock while its task goes on: who deletes the volume looks

@@ -163,5 +163,5 @@ def _last_change(clone: Volume) -> float:
 
 
 def is_still(clone: Volume, seen: Seen, rules: Uploads) -> bool:
-    """Whether nothing has happened to a clone of Cinder's for the grace period."""
+    """Whether a clone that Cinder made has not changed for the grace period."""
     return age(_last_change(clone), seen.now) >= rules.grace

@@ -95,7 +95,7 @@ def refusal(source: Volume | None, image: Image, store: str) -> str:
 
 
 def refused(reason: str) -> Finish:
-    """Return the end of a try that another one would not better, which the owner is told."""
+    """Return the end of a try: the upload is refused, and its owner is told why."""
     return Finish(Skip(reason, State.UPLOAD), tell=f"{REFUSED}{reason}")
 
 

@@ -204,7 +204,7 @@ def of_targets() -> dict[str, set[str]]:
 
 
 def threshold_of(alert: dict[str, Any]) -> list[float]:
-    """What the alert compares with; above 0 a count is at least 1, and what is 0 is below 1."""
+    """The number that the alert compares with. A panel marks 1 where the alert says above 0."""
     number = re.search(r"(?:==|>|<)\s*([\d.]+)", re.sub(r"#.*", "", alert["expr"]))
     return [float(number[1]) or 1.0] if number else []
 

@@ -1,4 +1,4 @@
-"""What an operator does with the page: see why, copy a command, find images, all by keyboard too."""
+"""An operator uses the page: sees reasons, copies commands, finds images, also by keyboard."""
 
 from __future__ import annotations
 

@@ -416,7 +416,7 @@ async def test_a_lost_database_deletes_nothing_before_an_operator_says_so(cloud:
 
 
 async def test_the_brake_counts_again_after_a_clock_was_ahead(cloud: FakeCloud) -> None:
-    """It took the count of that moment for today's for two hours, whatever went meanwhile."""
+    """Its count was two hours ahead, and it used that count until the clock got there."""
     async with Rig(cloud, targets=(FAST,)) as rig:
         brake = rig.prewarm._deletion.brake
         cloud.ahead += 7200.0

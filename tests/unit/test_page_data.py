@@ -1,5 +1,5 @@
-"""What the page is told besides jobs and states: uploads, dead letters, Image-Volumes, budgets, how
-volumes were made, and which images it is to show."""
+"""Data of the page besides jobs and states: uploads, dead letters, Image-Volumes, budgets, how volumes
+were made, and the choice of images."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One message: it is to be delivered `after` so many seconds."""
+    """One message, to be delivered in `after` seconds."""
 
     item: Written
     after: float

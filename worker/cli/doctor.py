@@ -14,11 +14,10 @@ from worker.cli import Worker
 from worker.cli.assembly import build_clouds
 from worker.cli.table import Table
 from worker.diagnose import doctor
-from worker.diagnose.check import Check
+from worker.diagnose.check import FAILED, Check
 from worker.observe.metrics import Metrics
 from worker.settings import Settings, config_dirs, config_files
 
-FAILED = 3
 # Seconds that a question to the cloud may take
 PATIENCE = 10.0
 

@@ -22,7 +22,7 @@ from worker.cli.preflight import check_cloud
 from worker.cli.table import Table
 from worker.core.errors import Misconfigured, Temporary
 from worker.diagnose import doctor, explain
-from worker.diagnose.check import Check
+from worker.diagnose.check import FAILED, Check
 from worker.diagnose.explain import probe
 from worker.observe import live
 from worker.observe.metrics import Metrics
@@ -31,7 +31,6 @@ from worker.settings import Settings
 if TYPE_CHECKING:
     from worker.openstack.cloud import OpenStackCloud
 
-FAILED = 3
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 

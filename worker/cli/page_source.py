@@ -1,4 +1,7 @@
-"""What the daemon tells its page: documents made of what its parts know. Asks nobody."""
+"""Page source: the documents behind the page, from what the parts of the daemon know.
+
+No service is asked.
+"""
 
 from __future__ import annotations
 

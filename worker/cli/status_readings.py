@@ -1,4 +1,4 @@
-"""What `status` reads: from Glance and Cinder, from the broker, and from a worker that runs here."""
+"""Readings of `status`: from Glance and Cinder, the broker, and a worker that runs here."""
 
 from __future__ import annotations
 

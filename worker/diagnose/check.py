@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+FAILED = 3
+"""The exit status of a command when a check has failed."""
 Verdict = Literal["ok", "skipped", "warn", "fail"]
 """`skipped`: it could not be looked at, which is no fault."""
 

@@ -27,7 +27,7 @@ MOST = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What others than the activity know: targets, the widths of lanes, jobs on the broker.
+    """Targets, the widths of lanes and jobs on the broker, which the activity does not know.
 
     `unusable` says why targets can't be used. `serves` tells whether this worker has the jobs of a
     lane; with several replicas another one may.

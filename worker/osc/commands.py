@@ -20,13 +20,13 @@ from worker.core.cloud import Image
 from worker.core.errors import Misconfigured, Temporary
 from worker.core.plain import plain
 from worker.core.target import Policy, Target
+from worker.diagnose.check import FAILED
 from worker.diagnose.explain import probe, signs
 from worker.openstack.cloud import OpenStackCloud
 from worker.osc import plugin
 from worker.osc.explain import TOLD, explained_for, image_and_volumes, types_of
 
 T = TypeVar("T")
-FAILED = 3
 WANTED = Policy().property
 NOBODY = "this login may not see it"
 

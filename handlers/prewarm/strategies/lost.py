@@ -14,8 +14,8 @@ def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
     """Return the next look before an image counts as lost, then how to finish; None if its data may
     be somewhere.
 
-    `entry` is an entry of Cinder's cache. Of an image with one, what is not certain to be readable
-    elsewhere may have its last copy there.
+    `entry` is the image's entry in Cinder's cache. It may be the last copy of the data, so with it a
+    location counts only if its volume was found.
 
     A location in a store that lies on none of our targets is unknown: its volume may be in another
     region.
