@@ -20,6 +20,7 @@ class Reason(StrEnum):
     OTHER_POOL = "other_pool"
     OWNER = "owner"
     NOT_AVAILABLE = "not_available"
+    CLONE_REFUSED = "clone_refused"
     CACHE_OFF = "cache_off"
     ENTRY_MISSING = "entry_missing"
     ENTRY_STALE = "entry_stale"
@@ -66,6 +67,12 @@ WORDS = {
     ),
     Reason.NOT_AVAILABLE: Words(
         "the Image-Volume is not available", "see its status; the worker repairs what it may"
+    ),
+    Reason.CLONE_REFUSED: Words(
+        "Cinder could not clone the Image-Volume, as when the backend has reached its limit of "
+        "clones or snapshots of one volume",
+        "cinder-volume logs why with debug = true (Failed to clone image volume); have Cinder's "
+        "image-volume cache on, which makes a new entry at each limit",
     ),
     Reason.CACHE_OFF: Words(
         "Cinder made no entry in its image-volume cache when it downloaded an image here",

@@ -1,5 +1,5 @@
-"""Benchmarks of clouds of several shapes: a type over several pools, other formats than raw, Ceph
-on both sides."""
+"""Benchmarks of clouds of several shapes: a type over several pools, other formats than raw, a
+limit of clones, Ceph on both sides."""
 
 from __future__ import annotations
 
@@ -143,6 +143,44 @@ def formats(options: argparse.Namespace) -> list[Row]:
                 }
             )
         for image_id in (*warm.values(), cold):
+            alice.delete_image(image_id)
+    return rows
+
+
+def limits(options: argparse.Namespace) -> list[Row]:
+    """Volumes of an image, all of them kept, on a backend that makes 32 clones of one volume: with
+    the worker, and without."""
+    alice, bob = Person("alice"), Person("bob")
+    rows: list[Row] = []
+    with worker() as process:
+        for kind, more in (
+            ("without the worker", {"image_volume_prewarm": "no"}),
+            ("with the worker", {}),
+        ):
+            before = warm_now(process)
+            image_id = alice.image("bench-limits", mebibytes=256, **more)
+            if not more:
+                until_warm(process, before + 1, TARGETS)
+            began = time.monotonic()
+            with ThreadPoolExecutor(options.at_once) as threads:
+                made = list(
+                    threads.map(
+                        lambda _, image_id=image_id: bob.volume(image_id, TARGETS[0]),  # type: ignore[misc]
+                        range(options.creates),
+                    )
+                )
+            rows.append(
+                {
+                    "image": kind,
+                    "creates": len(made),
+                    "downloads": sum(not one.cloned for one in made),
+                    "seconds": time.monotonic() - began,
+                    "median s": statistics.median(one.seconds for one in made),
+                    "longest s": max(one.seconds for one in made),
+                }
+            )
+            for one in made:
+                bob.delete_volume(one.id)
             alice.delete_image(image_id)
     return rows
 

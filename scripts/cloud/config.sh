@@ -235,6 +235,7 @@ volume_driver = reflink_driver.ReflinkDriver
 reflink_base = $POOL
 reflink_clone_across_pools = $(flag CLONE_ACROSS)
 reflink_pools = ${SWITCH[POOLS]}
+reflink_clone_limit = ${SWITCH[CLONE_LIMIT]}
 C
 }
 

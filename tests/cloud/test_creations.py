@@ -189,6 +189,50 @@ def test_a_cinder_without_its_cache_is_the_reason(
             assert decisive(told(process, volume.id)) == ("download", "cache_off")
 
 
+def test_at_a_limit_of_clones_the_cache_serves(
+    worker: Worker, images: Images, bob: Person, operator: Person
+) -> None:
+    """The backend makes three clones of one volume."""
+    settings = groups(resync={"interval": 5}, prewarm={"targets": TYPE})
+    made: list[str] = []
+
+    def creates(path: str, reason: str = "") -> None:
+        labels = {"target": TYPE, "path": path, "reason": reason}
+        count = process.metric("volume_creates_total", **labels)
+        made.append(bob.volume(image_id, TYPE).id)
+        until(
+            lambda: process.metric("volume_creates_total", **labels) > count,
+            what=lambda: str(told(process, made[-1])),
+        )
+
+    with switched("CLONE_LIMIT=3"), worker(settings) as process:
+        process.wait_ready()
+        # Until a download is seen nobody knows whether this Cinder notes any
+        image_id = images(image_volume_prewarm="no")
+        creates("download", "not_wanted")
+        image_id = images()
+        until(lambda: process.metric("images", target=TYPE, state="warm") == 1, what="it is warm")
+        [located] = of_image(operator, image_id)
+        for _ in range(3):
+            creates("image_volume")
+        creates("download", "clone_refused")
+        assert process.events("clone_refused")[0]["volume_id"] == located["id"]
+        # The download has left an entry, which the worker marks, and which Cinder clones
+        until(
+            lambda: [
+                one["id"]
+                for one in of_image(operator, image_id)
+                if "image_volume_worker_updated_at" in one["metadata"]
+            ],
+            what="the entry is marked",
+        )
+        until(lambda: process.metric("images", target=TYPE, state="warm") == 1, what="it is warm")
+        creates("cache")
+        assert {one["id"] for one in of_image(operator, image_id)} > {located["id"]}
+        for volume_id in reversed(made):
+            bob.delete_volume(volume_id)
+
+
 def test_a_volume_by_its_name(worker: Worker, bob: Person) -> None:
     process = worker()
     made = [bob.blank(TYPE, name="of-two") for _ in range(2)]

@@ -16,7 +16,7 @@ from worker.core.cloud import GIB, Image, Location, Volume
 from worker.core.errors import Blocked, Temporary
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Park, Skip
-from worker.core.target import Policy, Reclaiming, Target
+from worker.core.target import TAG, Policy, Reclaiming, Target
 from worker.engine.retry import Backoff
 from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault
 from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, job, located
@@ -670,7 +670,8 @@ async def test_with_used_an_image_is_made_warm_where_it_is_used_twice(
         assert await rig.resync() == []
         cloud.use(image.id, "fast", project="bob")
         await rig.quiet()
-        assert kept(cloud, image) == []
+        # Cinder itself may have made an entry in its cache
+        assert not any(TAG in volume.metadata for volume in cloud.of(image.id))
         cloud.ahead += 1.0
         cloud.use(image.id, "fast", project="alice")
         await rig.quiet()

@@ -77,7 +77,8 @@ class FakeCloud:
       whose entries on a type `cache_max_count` and `cache_max_gigabytes` bound, 0 for no limit. A
       volume is `creating` for `seconds`. `quota`: of the internal project. `held_by_backend` are
       volumes whose deletion comes to nothing, `depended_on` those that Cinder does not delete (a
-      snapshot, an attachment, a group), `elsewhere` ids of volumes in another region. `asked_by`
+      snapshot, an attachment, a group), `refusing` those that the backend makes no more clones of,
+      `elsewhere` ids of volumes in another region. `asked_by`
       is who asked for a volume that the services made: a project, or `cinder` for its cache.
     - Pools: `pools` is how many each type leads to, one if it is not named; volumes go round them,
       those of a private type into the pool that it names. Pools of types in `across` clone across.
@@ -108,6 +109,7 @@ class FakeCloud:
     quota: int | None = None
     held_by_backend: set[str] = field(default_factory=set)
     depended_on: set[str] = field(default_factory=set)
+    refusing: set[str] = field(default_factory=set)
     elsewhere: set[str] = field(default_factory=set)
     emptied: set[str] = field(default_factory=set)
     pending: dict[str, Image] = field(default_factory=dict)
@@ -226,6 +228,8 @@ class FakeCloud:
         if entry:
             payload = {"image_id": image_id, "host": volume.host}
             self.emit(notification("image_volume_cache.hit", payload, at=self.now()))
+        if volume.downloaded and _backend(volume) in self.cached:
+            self._cache(volume, image_id)
         self._announce_volume("volume.create.end", volume, image_id=image_id)
         return volume
 
@@ -744,16 +748,23 @@ class FakeCloud:
             return
         unread = bool(image_id) and not self.has_data(image_id)
         broken = unread or volume.volume_type in self.dead_types
-        native = bool(image_id) and not broken and self._clones_by_driver(image_id, volume)
+        cloned = (
+            bool(image_id)
+            and not broken
+            and (
+                self._clones_by_driver(image_id, volume)
+                or self._clones_by_location(image_id, volume)
+            )
+        )
+        by_entry = bool(image_id) and not cloned and bool(self._entry_for(volume, image_id))
         volume = replace(
             volume,
             status="error" if broken else "available",
-            downloaded=bool(image_id) and not native,
+            downloaded=bool(image_id) and not cloned and not by_entry,
         )
         self.volumes[volume_id] = volume
         if broken:
             return
-        cloned = bool(image_id) and (native or self._clones_by_location(image_id, volume))
         if image_id and not cloned and _backend(volume) in self.cached and not volume.encrypted:
             self._cache(volume, image_id)
         self._announce_volume("volume.create.end", volume)
@@ -774,7 +785,9 @@ class FakeCloud:
         ]
         owner = self.images[image_id].owner
         return self.images[image_id].disk_format == "raw" and any(
-            one.status == "available" and one.metadata.get("image_owner") == owner
+            one.status == "available"
+            and one.metadata.get("image_owner") == owner
+            and one.id not in self.refusing
             for one in located
         )
 

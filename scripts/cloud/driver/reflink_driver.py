@@ -42,7 +42,15 @@ OPTIONS = [
         help="Pools to report. A volume is cloned inside its pool only, unless "
         "reflink_clone_across_pools is set.",
     ),
+    cfg.IntOpt(
+        "reflink_clone_limit",
+        default=0,
+        min=0,
+        help="Clones that one volume may have at a time, as on many arrays; 0 for no limit.",
+    ),
 ]
+# The extended attribute of a clone that names the file it was cloned from
+SOURCE = "user.source"
 cfg.CONF.register_opts(OPTIONS, group=configuration.SHARED_CONF_GROUP)
 
 
@@ -159,7 +167,24 @@ class ReflinkDriver(driver.VolumeDriver):
                 data=f"cannot clone {src_vref.id} from {src_vref.host} to {volume.host}: another "
                 f"pool"
             )
-        self._clone(self._path(src_vref), self._path(volume), volume.size)
+        self._clone_counted(volume, src_vref)
+
+    @coordination.synchronized("reflink-clones-{source.id}")
+    def _clone_counted(self, volume: Any, source: Any) -> None:
+        path, limit = self._path(source), self.configuration.reflink_clone_limit
+        if limit and self._clones_of(path) >= limit:
+            raise exception.SnapshotLimitReached(set_limit=limit)
+        self._clone(path, self._path(volume), volume.size)
+        os.setxattr(self._path(volume), SOURCE, path.encode())
+
+    def _clones_of(self, source: str) -> int:
+        """The clones of a volume that are still there."""
+        found = 0
+        for pool in os.scandir(self.base):
+            for file in os.scandir(pool) if pool.is_dir() else ():
+                with contextlib.suppress(OSError):  # deleted meanwhile, or no clone
+                    found += os.getxattr(file.path, SOURCE) == source.encode()
+        return found
 
     def create_snapshot(self, snapshot: Any) -> None:
         self._clone(self._path(snapshot.volume), self._snapshot_path(snapshot))
