@@ -20,6 +20,8 @@ from scripts.cloud.people import HOME, Person
 from tests.worker_process import WorkerProcess
 
 LONG = bool(os.environ.get("LONG"))
+# The short form of the tests starts no worker from scratch
+FORKED = not LONG
 # Of a worker's log, in what is told of a failed test
 LOG_LINES = 60
 
@@ -125,7 +127,11 @@ def worker(tmp_path: Path, devcloud_up: None) -> Iterator[Callable[..., WorkerPr
     made: list[WorkerProcess] = []
 
     def make(settings: Groups | None = None) -> WorkerProcess:
-        made.append(WorkerProcess(tmp_path, settings or groups(), clouds=HOME / "clouds.yaml"))
+        made.append(
+            WorkerProcess(
+                tmp_path, settings or groups(), clouds=HOME / "clouds.yaml", forked=FORKED
+            )
+        )
         return made[-1]
 
     yield make

@@ -20,6 +20,9 @@ from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import forked
+from tests.forked import Forked
+
 
 def free_port() -> int:
     """A port that nobody listens on at the moment."""
@@ -58,7 +61,10 @@ class WorkerProcess:
         *,
         clouds: Path | None = None,
         environment: Mapping[str, str] | None = None,
+        forked: bool = False,
     ) -> None:
+        """`forked`: its processes are forked by a server that has its modules (`tests.forked`),
+        unless an `environment` is given, which may be for Python itself."""
         self.port = free_port()
         self.log = folder / f"worker-{self.port}.log"
         self.config_path = folder / f"worker-{self.port}.conf"
@@ -71,7 +77,8 @@ class WorkerProcess:
         if clouds:
             self._environment["OS_CLIENT_CONFIG_FILE"] = str(clouds)
         self._environment |= environment or {}
-        self._process: subprocess.Popen[bytes] | None = None
+        self._forked = forked and not environment
+        self._process: subprocess.Popen[bytes] | Forked | None = None
 
     def __enter__(self) -> WorkerProcess:
         self.start()
@@ -82,8 +89,11 @@ class WorkerProcess:
 
     def run(self, *words: str, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
         """One command with this configuration, to its end."""
+        words = ("--config-file", str(self.config_path), *words)
+        if self._forked:
+            return forked.run(words, self._environment, timeout=timeout)
         return subprocess.run(
-            [sys.executable, "-m", "worker", "--config-file", str(self.config_path), *words],
+            [sys.executable, "-m", "worker", *words],
             env=self._environment,
             capture_output=True,
             text=True,
@@ -93,9 +103,13 @@ class WorkerProcess:
 
     def start(self) -> None:
         """Start the daemon; it need not be ready when this returns."""
+        words = ("--config-file", str(self.config_path), "run")
+        if self._forked:
+            self._process = Forked(words, self._environment, stdout=self.log, stderr=self.log)
+            return
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "worker", "--config-file", str(self.config_path), "run"],
+                [sys.executable, "-m", "worker", *words],
                 env=self._environment,
                 stdout=log,
                 stderr=log,

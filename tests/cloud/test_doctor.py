@@ -25,7 +25,7 @@ from scripts.cloud.operate import GLANCE, PASSWORD, TARGETS, URL, devcloud, grou
 from scripts.cloud.people import HOME, Person
 from tests.broker.rabbitmq import free_ports
 from tests.cloud.proxy import Proxy
-from tests.devcloud import has_new_location_api
+from tests.devcloud import FORKED, has_new_location_api
 from tests.worker_process import WorkerProcess
 from worker.broker.connection import connect
 from worker.broker.inspect import look
@@ -136,7 +136,7 @@ def doctor(tmp_path: Path, devcloud_up: None) -> Doctor:
         file.write_text(yaml.safe_dump({"clouds": {"tried": entry}}))
         file.chmod(0o600)
         chosen = {"notifications": WELL, "cloud": {"name": "tried"}} | dict(settings or {})
-        process = WorkerProcess(tmp_path, groups(**chosen), clouds=file)
+        process = WorkerProcess(tmp_path, groups(**chosen), clouds=file, forked=FORKED)
         done = process.run("doctor", "-f", "json", timeout=300)
         assert "Traceback" not in done.stderr
         assert PASSWORD not in json.dumps(
@@ -486,7 +486,9 @@ def test_wrong_configuration_ends_with_2(tmp_path: Path, devcloud_up: None) -> N
     done = process.run("doctor")
     assert done.returncode == 2
     assert "transport_urls is empty" in done.stderr
-    process = WorkerProcess(tmp_path, groups(cloud={"name": "nobody"}), clouds=HOME / "clouds.yaml")
+    process = WorkerProcess(
+        tmp_path, groups(cloud={"name": "nobody"}), clouds=HOME / "clouds.yaml", forked=FORKED
+    )
     done = process.run("doctor")
     assert done.returncode == 2
     assert "nobody" in done.stderr

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from scripts.cloud.operate import PASSWORD, PATIENCE, TARGETS, groups, is_warm, rabbitmqctl, until
 from scripts.cloud.people import HOME, Person
 from tests.cloud.test_replay import Recording
+from tests.devcloud import FORKED
 from tests.worker_process import WorkerProcess
 
 log = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ def test_no_secret_is_told(
         work={"url": lanes}, log={"format": "json", "level": "debug"},
         notifications={"transport_urls": bus.replace("amqp", "rabbit"), "queue": "image-volume-worker-test"},
     )  # fmt: skip
-    process = WorkerProcess(tmp_path, settings, clouds=clouds)
+    process = WorkerProcess(tmp_path, settings, clouds=clouds, forked=FORKED)
     token = str(alice.connection.auth_token)
     told: dict[str, str] = {}
 

@@ -19,6 +19,7 @@ import yaml
 from scripts.cloud.operate import TARGETS, Groups, groups, is_warm, of_image, sql, switched, until
 from scripts.cloud.people import HOME, Person, data
 from tests.cloud.proxy import Proxy
+from tests.devcloud import FORKED
 from tests.worker_process import WorkerProcess, configuration
 
 log = logging.getLogger(__name__)
@@ -771,7 +772,7 @@ def test_an_answer_that_may_not_be_glances_is_not_believed(
         clouds["clouds"]["operator"]["image_endpoint_override"] = glance.url
         file = tmp_path / "clouds.yaml"
         file.write_text(yaml.safe_dump(clouds))
-        with WorkerProcess(tmp_path, settings(), clouds=file) as process:
+        with WorkerProcess(tmp_path, settings(), clouds=file, forked=FORKED) as process:
             process.wait_ready()
             image_id = images()
             before = warmed(operator, alice, image_id)

@@ -11,6 +11,7 @@ from typing import Any
 
 from scripts.cloud.operate import PASSWORD, TARGETS, groups, is_warm, of_image, until
 from scripts.cloud.people import HOME, Person
+from tests.devcloud import FORKED
 from tests.worker_process import WorkerProcess
 
 LANES = {"url": f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/worker"}
@@ -117,7 +118,9 @@ class Scene:
             for v in self.operator.volumes()
             if v["id"] in self.left and v["status"] not in ("available", "error")
         ]
-        with WorkerProcess(folder, groups(work=LANES), clouds=HOME / "clouds.yaml") as process:
+        with WorkerProcess(
+            folder, groups(work=LANES), clouds=HOME / "clouds.yaml", forked=FORKED
+        ) as process:
             process.wait_ready()
             for volume in stuck:
                 until(

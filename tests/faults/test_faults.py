@@ -21,6 +21,7 @@ from scripts.cloud import breakage
 from scripts.cloud.operate import CINDER, GLANCE, TARGETS, devcloud, groups, until
 from scripts.cloud.people import HOME, Person
 from tests.cloud.proxy import Fault, Proxy
+from tests.devcloud import FORKED
 from tests.faults.scene import HOUR, LANES, Scene
 from tests.worker_process import WorkerProcess
 
@@ -65,7 +66,9 @@ def behind(
     file.write_text(yaml.safe_dump(clouds))
     file.chmod(0o600)
     limits = {"cloud": {"name": "operator", "api_timeout": REQUEST}}
-    with WorkerProcess(folder, groups(**limits), clouds=file, environment=environment) as process:
+    with WorkerProcess(
+        folder, groups(**limits), clouds=file, environment=environment, forked=FORKED
+    ) as process:
         process.wait_ready()
         yield process
 
