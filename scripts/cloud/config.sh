@@ -181,6 +181,7 @@ glance_config() {
   local stores=file:file default=file
   if on_rbd_store; then
     stores=rbd:rbd,file:file default=rbd
+    if [ "${SWITCH[CEPH]}" = 2 ]; then stores+=,rbd-2:rbd; fi
   elif on CINDER_STORES; then stores+=,cinder-1:cinder,cinder-2:cinder; fi
   if on TWIN_STORE; then stores+=,cinder-twin:cinder; fi
   gunicorn "$GLANCE_APP" 9292 1 16 >"$ETC/glance/gunicorn.py"
@@ -217,7 +218,7 @@ disallowed_hosts = []
 allowed_hosts = [$IP,localhost]
 C
     if on_rbd_store; then
-      rbd_store
+      each_ceph rbd_store
     elif on CINDER_STORES; then
       cinder_store cinder-1 local-1 && cinder_store cinder-2 local-2
     fi
@@ -243,7 +244,7 @@ cinder_backend() { # NUMBER
   cat <<C
 [local-$1]
 volume_backend_name = local-$1
-$(if on CEPH; then ceph_backend "$1"; else reflink_backend; fi)
+$(if on_ceph; then ceph_backend "$1"; else reflink_backend; fi)
 image_upload_use_cinder_backend = $(flag UPLOAD_CLONE)
 image_upload_use_internal_tenant = $(flag UPLOAD_INTERNAL)
 image_volume_cache_enabled = $(flag IMAGE_CACHE)
@@ -310,7 +311,7 @@ C
 
 write_config() {
   mkdir -p "$ETC"/{mariadb,rabbitmq,keystone,glance,cinder,cinder-backends}
-  if on CEPH; then ceph_config; fi
+  if on_ceph; then each_ceph ceph_config; fi
   mariadb_config
   rabbitmq_config
   keystone_config

@@ -95,7 +95,7 @@ def seed_volume_types(cloud: Connection) -> None:
 def pools(home: pathlib.Path) -> set[str]:
     """Return the names of all pools, as the driver makes them up."""
     switches = dict(line.split("=") for line in home.joinpath("switches").read_text().split())
-    count = 1 if switches["CEPH"] == "1" else int(switches["POOLS"])
+    count = 1 if switches["CEPH"] != "0" else int(switches["POOLS"])
     return {
         f"{name}{letter}" for name in BACKENDS for letter in ("", *string.ascii_lowercase[1:count])
     }

@@ -106,9 +106,9 @@ launch() { # NAME: starts its processes, without waiting for an answer
       spawn keystone env OS_KEYSTONE_CONFIG_FILES="$ETC/keystone/keystone.conf" \
         GUNICORN_CMD_ARGS="-c $ETC/keystone/gunicorn.py" gunicorn
       ;;
-    ceph-mon) spawn ceph-mon ceph-mon -c "$ETC/ceph/ceph.conf" -f -i a ;;
-    ceph-mgr) spawn ceph-mgr ceph-mgr -c "$ETC/ceph/ceph.conf" -f -i x ;;
-    ceph-osd) spawn ceph-osd ceph-osd -c "$ETC/ceph/ceph.conf" -f -i 0 ;;
+    ceph-mon*) spawn "$1" ceph-mon -c "$ETC/ceph${1#ceph-mon}/ceph.conf" -f -i a ;;
+    ceph-mgr*) spawn "$1" ceph-mgr -c "$ETC/ceph${1#ceph-mgr}/ceph.conf" -f -i x ;;
+    ceph-osd*) spawn "$1" ceph-osd -c "$ETC/ceph${1#ceph-osd}/ceph.conf" -f -i 0 ;;
     glance-api)
       spawn glance-api env PYTHONPATH="$HOME_DIR/driver" OS_GLANCE_CONFIG_DIR="$ETC/glance" \
         GUNICORN_CMD_ARGS="-c $ETC/glance/gunicorn.py" gunicorn
@@ -145,6 +145,7 @@ config_digest() { # NAME: of all that its start depends on
   local files=()
   case $1 in
     mariadb | rabbitmq) files=("$ETC/$1") ;;
+    ceph-*-2) files=("$ETC/ceph-2") ;;
     ceph-*) files=("$ETC/ceph") ;;
     keystone) files=("$ETC/keystone" "$VENV/installed.txt") ;;
     glance-api) files=("$ETC/glance" "$VENV/installed.txt") ;;
@@ -201,9 +202,9 @@ answers() { # NAME
       # Not on the command line, where everybody could read the password.
       port_open 5672 && get -K - "http://$IP:15672/api/whoami" <<<"user = \"openstack:$PASSWORD\""
       ;;
-    ceph-mon) ceph_ quorum_status ;;
-    ceph-mgr) ceph_ mgr stat | grep -q '"available": true' ;;
-    ceph-osd) ceph_ osd stat | grep -q '1 up' ;;
+    ceph-mon*) ceph_ "${1#ceph-mon}" quorum_status ;;
+    ceph-mgr*) ceph_ "${1#ceph-mgr}" mgr stat | grep -q '"available": true' ;;
+    ceph-osd*) ceph_ "${1#ceph-osd}" osd stat | grep -q '1 up' ;;
     keystone) get "$KEYSTONE" ;;
     glance-api) get "$GLANCE/healthcheck" ;;
     cinder-api) get "$CINDER/healthcheck" ;;

@@ -16,10 +16,18 @@ Images = Callable[..., str]
 Worker = Callable[..., WorkerProcess]
 
 
-@pytest.fixture(autouse=True)
-def rbd_store(devcloud_up: None) -> None:
-    if switches()["RBD_STORE"] != "1":
+@pytest.fixture
+def one_cluster(devcloud_up: None) -> None:
+    if (switches()["CEPH"], switches()["RBD_STORE"]) != ("1", "1"):
         pytest.skip("the devcloud was not made with CEPH=1 RBD_STORE=1: scripts/test-releases rbd")
+
+
+@pytest.fixture
+def two_clusters(devcloud_up: None) -> None:
+    if (switches()["CEPH"], switches()["RBD_STORE"]) != ("2", "1"):
+        pytest.skip(
+            "the devcloud was not made with CEPH=2 RBD_STORE=1: scripts/test-releases sites"
+        )
 
 
 def made(process: WorkerProcess) -> list[str]:
@@ -40,6 +48,7 @@ def until_warm(process: WorkerProcess, image_id: str, strategy: str) -> None:
     until(lambda: states(process, image_id) == wanted, what=lambda: str(states(process, image_id)))
 
 
+@pytest.mark.usefixtures("one_cluster")
 def test_nothing_is_made_of_raw_images(
     worker: Worker, images: Images, bob: Person, operator: Person
 ) -> None:
@@ -56,6 +65,7 @@ def test_nothing_is_made_of_raw_images(
                 assert volume.cloned
 
 
+@pytest.mark.usefixtures("one_cluster")
 def test_not_even_that_where_the_store_is_named(
     worker: Worker, images: Images, operator: Person
 ) -> None:
@@ -68,6 +78,52 @@ def test_not_even_that_where_the_store_is_named(
         assert of_image(operator, image_id) == []
 
 
+@pytest.mark.usefixtures("two_clusters")
+def test_each_site_clones_from_its_own_cluster(
+    worker: Worker, images: Images, alice: Person, bob: Person, operator: Person
+) -> None:
+    stores = {"local-1": "rbd", "local-2": "rbd-2"}
+    named = {
+        f"target:{name}": {"volume_type": name, "native_stores": store}
+        for name, store in stores.items()
+    }
+    with worker(groups(**named)) as process:
+        process.wait_ready()
+        image_id = images()
+        until_warm(process, image_id, "native")
+        assert set(alice.show(image_id)["stores"].split(",")) == set(stores.values())
+        assert made(process) == []
+        assert of_image(operator, image_id) == []
+        for volume_type in TARGETS:
+            with bob.temporary_volume(image_id, volume_type) as volume:
+                assert volume.cloned
+                until(
+                    lambda target=volume_type: process.metric(
+                        "volume_creates_total", target=target, path="native"
+                    ),
+                    what=lambda: str(process.events("volume_downloaded")),
+                )
+
+
+@pytest.mark.usefixtures("two_clusters")
+def test_the_second_site_is_found_out_to_download_from_the_first(
+    worker: Worker, images: Images, bob: Person
+) -> None:
+    """Nobody has named a store: the cache serves where Cinder's driver cannot clone."""
+    with switched("IMAGE_CACHE=1"), worker() as process:
+        process.wait_ready()
+        image_id = images()
+        wanted = {"local-1": ("warm", "native"), "local-2": ("warm", "cache")}
+        until(
+            lambda: states(process, image_id) == wanted,
+            what=lambda: str(states(process, image_id)),
+        )
+        for volume_type in TARGETS:
+            with bob.temporary_volume(image_id, volume_type) as volume:
+                assert volume.cloned
+
+
+@pytest.mark.usefixtures("one_cluster")
 def test_other_formats_go_by_the_cache(
     worker: Worker, images: Images, bob: Person, operator: Person
 ) -> None:
