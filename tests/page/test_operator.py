@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 import uuid
 
 import pytest
@@ -15,6 +16,8 @@ from tests.page.world import (
     opened,
     text,
 )
+from worker.core.job import Job, Key
+from worker.observe.activity import Activity
 
 
 def test_whose_view_it_is(browser: Browser, served: Served) -> None:
@@ -25,6 +28,23 @@ def test_whose_view_it_is(browser: Browser, served: Served) -> None:
     assert "No job of prewarm.slow has come here yet" in told
     rows = browser.value("[...document.querySelectorAll('#lanes tbody tr')].map(r => r.innerText)")
     assert ["no job yet" in row for row in rows] == [False, False, False, True]
+
+
+def test_several_replicas_are_one_view(browser: Browser, served: Served) -> None:
+    other, silent = Activity(), Activity()
+    other.began(Job(key=Key("prewarm", image_id(2), "slow"), cause="x", first_at=time.time()))
+    served.others = [
+        (served.document(other, "controller-2"), 2.0),
+        (served.document(silent, "controller-3"), 45.0),
+    ]
+    opened(browser, served)
+    told = browser.until("$('worker').innerText.includes('replicas') && $('worker').innerText")
+    assert told.startswith("3 replicas: controller-1 (upload, reclaim, prewarm.fast), which shows")
+    assert "controller-2 (prewarm.slow)" in told
+    assert "silent for 45 s" in told
+    rows = browser.value("[...document.querySelectorAll('#lanes tbody tr')].map(r => r.innerText)")
+    assert ["controller-2" in row for row in rows] == [False, False, False, True]
+    assert image_id(2) in text(browser, "#now")
 
 
 def test_uploads_wait_are_refused_and_are_done(browser: Browser, served: Served) -> None:

@@ -19,6 +19,7 @@ from worker.core.target import TAG, Target
 from worker.observe.activity import Activity
 from worker.observe.http import Page, Probes
 from worker.observe.image_volumes import ImageVolumes
+from worker.observe.joint import joint
 
 EVIL = "<script>document.title='evil'</script><b>bold</b>"
 TARGETS = ("fast", "slow")
@@ -122,23 +123,15 @@ class Served:
         self.activity = shown
         self.problems: dict[str, str] = {}
         self.depths = {"prewarm.fast": 17, "dead": 3}
+        self.others: list[tuple[dict[str, Any], float]] = []
         self.port = 0
         self.start()
 
     def start(self) -> None:
         page = Page(
-            status=lambda most: {
-                "version": "1.2.3",
-                "host": "controller-1",
-                "reasons": {"no_location": {"sentence": "a sentence", "advice": "an advice"}},
-                **self.activity.status(
-                    targets=PLACES,
-                    lanes=LANES,
-                    depths=self.depths,
-                    most=most,
-                    serves=lambda lane: lane != "prewarm.slow",
-                ),
-            },
+            status=lambda most: joint(
+                self.document(self.activity, "controller-1", most), self.others, most=most
+            ),
             images=lambda choice: self.activity.images(TARGETS, choice),
             image=lambda one: self.activity.image(one, TARGETS),
         )
@@ -146,6 +139,20 @@ class Served:
             registry=CollectorRegistry(), sick=dict, unready=lambda: dict(self.problems), page=page
         )
         self.port = self._probes.start("127.0.0.1", self.port)
+
+    def document(self, shown: Activity, host: str, most: float = 200) -> dict[str, Any]:
+        """What one replica knows; only the first one serves most lanes."""
+        first = host == "controller-1"
+        status = shown.status(
+            targets=PLACES,
+            lanes=LANES,
+            depths=self.depths,
+            most=most,
+            serves=lambda lane: (lane != "prewarm.slow") is first,
+        )
+        words = {"no_location": {"sentence": "a sentence", "advice": "an advice"}}
+        named = {"version": "1.2.3", "host": host, "reasons": words}
+        return {**named, **status, "held_back": [], "cache_full": {}, "cloned_from": {}}
 
     def stop(self) -> None:
         self._probes.stop()

@@ -83,6 +83,12 @@ class Topology:
         """The exchange with a binding for each paused target, and the queue that they lead to."""
         return f"{self.prefix}.paused"
 
+    @property
+    def replicas(self) -> str:
+        """The exchange by which replicas tell each other of themselves; begins the names of their
+        queues."""
+        return f"{self.prefix}.replicas"
+
     def declare_paused(self, channel: Any) -> None:
         """Declare what tells which targets are paused."""
         channel.exchange_declare(self.paused, "direct", durable=True, auto_delete=False)

@@ -6,14 +6,16 @@ The only module that knows which handlers and which kinds of broker there are.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from worker.broker.intake import RabbitIntake
 from worker.broker.lanes import RabbitLanes
 from worker.broker.memory import MemoryLanes
 from worker.broker.pauses import PauseWatch
+from worker.broker.replicas import Replicas
 from worker.core.deletions import Deletions
 from worker.core.handler import Handler, HandlerFactory, Parts
 from worker.core.intake import Intake
@@ -109,6 +111,16 @@ def build_pauses(settings: Settings) -> PauseWatch | None:
         return None
     names = [target.name for target in settings.targets]
     return PauseWatch(url=settings.work_url, queue=settings.queue, targets=names)
+
+
+def build_replicas(
+    settings: Settings, document: Callable[[], Mapping[str, Any]]
+) -> Replicas | None:
+    """Return who tells and hears of the other replicas, with this one's `document`; None where
+    jobs wait in memory, as there are no others."""
+    if settings.in_memory:
+        return None
+    return Replicas(url=settings.work_url, queue=settings.queue, document=document)
 
 
 def build_intakes(settings: Settings) -> list[Intake]:

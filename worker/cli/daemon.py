@@ -18,6 +18,7 @@ from worker.cli.assembly import (
     build_lanes,
     build_parts,
     build_pauses,
+    build_replicas,
 )
 from worker.cli.cloud_watch import CloudWatch
 from worker.cli.comparisons import CENSUS, START, Comparisons
@@ -109,6 +110,9 @@ class Daemon:
             uses=parts.uses,
             wishes=parts.wishes,
         )
+        self._replicas = build_replicas(settings, self._page.part)
+        if self._replicas:
+            self._page.others = self._replicas.others
         self._lanes_opened = asyncio.Event()
         self._ticked = time.monotonic()
         self._draining = False
@@ -178,6 +182,8 @@ class Daemon:
                 "creations", after(seen, partial(find_ways, self._creations, self._page.targeted))
             ),
         ]
+        if self._replicas:
+            others.append(self._tasks.begin("replicas", after(seen, self._replicas.run)))
         if self._pause_watch:
             watching = after(seen, partial(self._pause_watch.run, self._pause))
             others.append(self._tasks.begin("pauses", watching))

@@ -6,10 +6,11 @@ No service is asked.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from handlers.reasons import WORDS, Reason
+from worker.broker.replicas import Part
 from worker.cli.cloud_watch import CloudWatch
 from worker.core.handler import Handler, Targeted
 from worker.core.lanes import Lanes
@@ -17,7 +18,8 @@ from worker.core.release import release
 from worker.core.uses import Uses
 from worker.core.wishes import Wishes
 from worker.engine.queue import Queue
-from worker.observe.activity import Activity
+from worker.observe.activity import JOBS, Activity
+from worker.observe.joint import joint
 from worker.observe.order import Choice
 from worker.settings import Settings
 
@@ -46,9 +48,20 @@ class PageSource:
         self._uses = uses
         self._wishes = wishes
         self._host = socket.gethostname()
+        self.others: Callable[[], Iterable[Part]] = tuple
+        """What the other replicas have told last."""
 
     def status(self, most: float) -> Mapping[str, Any]:
-        """Return the document of /status.json, with at most so many jobs."""
+        """Return the document of /status.json, with at most so many jobs, of all replicas."""
+        others = [(part.document, part.age) for part in self.others()]
+        return joint(self._own(most), others, most=most)
+
+    def part(self) -> Mapping[str, Any]:
+        """Return what the other replicas are told of this one."""
+        return self._own(JOBS)
+
+    def _own(self, most: float) -> Mapping[str, Any]:
+        """Return this replica's document, with at most so many jobs."""
         targeted = self.targeted
         decided = {target.name: target for handler in targeted for target in handler.resolved}
         unusable = {name: why for handler in targeted for name, why in handler.unusable.items()}

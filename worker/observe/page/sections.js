@@ -4,6 +4,13 @@ const SHOWN = 5;  // of each kind in a list; the commands show all
 function showWorker(status) {
   const served = status.lanes.filter((lane) => lane.served).map((lane) => lane.lane);
   const others = status.lanes.filter((lane) => !lane.served).map((lane) => lane.lane);
+  const replicas = status.replicas || [], lanes = (one) => (one.lanes.length ? ` (${one.lanes.join(", ")})` : "");
+  if (replicas.length > 1) {
+    const told = replicas.map((one) => `${one.host}${lanes(one)}${one.own ? ", which shows this page" : ""}${one.silent ? `, silent for ${span(one.silent)}` : ""}${one.version === status.version ? "" : `, of version ${one.version}: look at its own page`}`);
+    say($("worker"), `${many(replicas.length, "replica")}: ${told.join("; ")}. The images are shown as host ${status.host} has seen them.`);
+    $("worker").classList.toggle("alarm", replicas.some((one) => one.silent));
+    return;
+  }
   const parts = [`This page shows one worker, on host ${status.host}.`];
   if (served.length) parts.push(`It serves the lane${served.length > 1 ? "s" : ""} ${served.join(", ")}.`);
   if (others.length) {
@@ -46,7 +53,7 @@ function showTargets(status) {
 function showLanes(status) {
   const number = (label, value) => el("td", {class: "number", "data-label": label, text: value});
   fill($("lanes").tBodies[0], status.lanes.map((lane) => el("tr", {}, el("th", {scope: "row"}, ...lane.lane.split(/(?<=\.)/).flatMap((part) => [part, el("wbr")])),
-    number("Served here", lane.served ? "yes" : "no job yet"), number("Busy", `${lane.in_progress}/${lane.width}`), number("Held", lane.held),
+    number("Served by", lane.served_by || (lane.served ? "yes" : "no job yet")), number("Busy", `${lane.in_progress}/${lane.width}`), number("Held", lane.held),
     number("On broker", lane.depth), number("Next tries", lane.waiting),
     number("Oldest", lane.oldest ? span(status.now - lane.oldest) : "–"))));
 }

@@ -1,0 +1,94 @@
+"""What replicas tell each other, on a real RabbitMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from tests.broker.hands import until
+from tests.broker.rabbitmq import RabbitMQ
+from worker.broker import replicas
+from worker.broker.connection import connected
+from worker.broker.inspect import exchange_is_there
+from worker.broker.replicas import Replicas
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(replicas, "EVERY", 0.2)
+    return f"replicas-{uuid.uuid4().hex[:8]}"
+
+
+def document(host: str, **more: Any) -> dict[str, Any]:
+    return {"host": host, "version": "1", "started": 1.0, "lanes": [], **more}
+
+
+@asynccontextmanager
+async def telling(rabbitmq: RabbitMQ, queue: str, host: str) -> AsyncIterator[Replicas]:
+    one = Replicas(
+        url=rabbitmq.url, queue=queue, document=lambda: document(host, jobs=["x" * 100_000])
+    )
+    running = asyncio.create_task(one.run())
+    try:
+        yield one
+    finally:
+        running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+
+
+def hosts(one: Replicas) -> set[str]:
+    return {part.document["host"] for part in one.others()}
+
+
+async def test_each_hears_of_all_others_until_they_stop(rabbitmq: RabbitMQ, queue: str) -> None:
+    async with telling(rabbitmq, queue, "a") as a, telling(rabbitmq, queue, "b") as b:
+        await until(lambda: (hosts(a), hosts(b)) == ({"b"}, {"a"}))
+        async with telling(rabbitmq, queue, "c") as c:
+            await until(lambda: hosts(a) == {"b", "c"})
+            await until(lambda: hosts(c) == {"a", "b"})
+        # One that stops in order says so
+        await until(lambda: hosts(a) == {"b"})
+    with connected(rabbitmq.url, name="look") as connection:
+        assert not exchange_is_there(connection, f"{queue}.replicas")
+
+
+async def test_one_that_dies_is_silent_for_a_while_and_then_forgotten(
+    rabbitmq: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with telling(rabbitmq, queue, "a") as a, telling(rabbitmq, queue, "b") as b:
+        await until(lambda: hosts(a) == {"b"})
+        monkeypatch.setattr(b, "_tell", lambda _: None)
+        await until(lambda: a.others()[0].age > 1.0)
+        monkeypatch.setattr(replicas, "FORGOTTEN", 0.5)
+        assert a.others() == []
+
+
+async def test_after_a_restart_of_the_broker_they_hear_each_other_again(
+    rabbitmq: RabbitMQ, queue: str
+) -> None:
+    async with telling(rabbitmq, queue, "a") as a, telling(rabbitmq, queue, "b"):
+        await until(lambda: hosts(a) == {"b"})
+        await asyncio.to_thread(rabbitmq.stop, kill=True)
+        await until(lambda: a.others()[0].age > 1.0)
+        await asyncio.to_thread(rabbitmq.start)
+        await until(lambda: a.others()[0].age < 0.9)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"\0", b"{}", b"[]", b'{"replica": "x", "document": {"host": "y"}}']
+)
+async def test_what_nobody_understands_is_passed_over(
+    rabbitmq: RabbitMQ, queue: str, body: bytes
+) -> None:
+    async with telling(rabbitmq, queue, "a") as a, telling(rabbitmq, queue, "b"):
+        await until(lambda: hosts(a) == {"b"})
+        rabbitmq.publish(body, exchange=f"{queue}.replicas", routing_key="")
+        await until(lambda: a.others()[0].age < 0.1)
+        assert hosts(a) == {"b"}
