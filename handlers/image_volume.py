@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from handlers.age import SKEW
+from worker.core.age import SKEW
 from worker.core.cloud import GIB, Image, NewVolume, Volume
 from worker.core.notification import IMAGE_VOLUME_NAME
 from worker.core.target import TAG, UPLOAD, Target

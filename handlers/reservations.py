@@ -10,8 +10,8 @@ from collections.abc import Callable
 import structlog
 
 from handlers import budget, image_volume
-from handlers.age import age, lasts
 from handlers.deletion import Deletion
+from worker.core.age import age, lasts
 from worker.core.cloud import Image, Quota, Volume
 from worker.core.errors import Blocked, NotFound
 from worker.core.handler import Parts, Watch

@@ -11,8 +11,8 @@ from dataclasses import replace
 import structlog
 
 from handlers import image_volume
-from handlers.age import lasts
 from handlers.resolve import arrays_of, find_places, missing_type, resolve
+from worker.core.age import lasts
 from worker.core.cloud import Cloud, Store
 from worker.core.errors import Blocked, NotFound, Temporary
 from worker.core.handler import Parts

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from handlers import image_volume
-from handlers.age import lasts
 from worker.core import absence
+from worker.core.age import lasts
 from worker.core.cloud import Cloud, Volume
 from worker.core.deletions import Deletions
 from worker.core.handler import Report

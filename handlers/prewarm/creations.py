@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from handlers import image_volume, policy
-from handlers.age import age
 from handlers.clone_path import (
     CacheClone,
     Download,
@@ -21,6 +20,7 @@ from handlers.prewarm.paths import Paths
 from handlers.reasons import WORDS, Reason
 from handlers.serving import at, served
 from handlers.target_store import TargetStores
+from worker.core.age import age
 from worker.core.cloud import Image, Location, Volume
 from worker.core.creation import NOTE, Creation, Made, Way
 from worker.core.errors import Blocked, NotFound

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import structlog
 
-from handlers.age import age
 from handlers.prewarm.actions import Finish
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import cache
+from worker.core.age import age
 from worker.core.cloud import Image
 from worker.core.errors import NotFound
 from worker.core.handler import Parts

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 
 import structlog
 
-from handlers.age import lasts
 from handlers.image_volume import PLACING
+from worker.core.age import lasts
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.handler import Parts
 from worker.core.target import Target

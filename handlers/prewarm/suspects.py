@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers.age import lasts
+from worker.core.age import lasts
 from worker.core.handler import Parts
 
 # Seconds for which a target that has failed is left out

@@ -10,11 +10,11 @@ from typing import assert_never
 import structlog
 
 from handlers.actions import AddLocation, SetMetadata, SetReadonly
-from handlers.age import age
 from handlers.deletion import Deletion
 from handlers.upload import properties
 from handlers.upload.actions import Bind, Change, CreateClone, DeleteClone, KeepProperties
 from handlers.upload.seen import Seen, believed, without
+from worker.core.age import age
 from worker.core.cloud import Cloud
 from worker.core.errors import Blocked, Conflict, Temporary
 from worker.core.target import Uploads

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 from handlers import image_volume
 from handlers.actions import AddLocation, AwaitImage, SetMetadata, SetReadonly
-from handlers.age import age
 from handlers.upload import kept_properties
 from handlers.upload.actions import (
     Action,
@@ -27,6 +26,7 @@ from handlers.upload.sources import (
     stranded_volumes,
     wait_to_change,
 )
+from worker.core.age import age
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Again, Skip
 from worker.core.target import Target, Uploads

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from handlers import image_volume
 from handlers.actions import AwaitImage
-from handlers.age import age
 from handlers.upload import clean_up
 from handlers.upload.actions import (
     Action,
@@ -37,6 +36,7 @@ from handlers.upload.sources import (
     until_others_end,
     wait_to_change,
 )
+from worker.core.age import age
 from worker.core.cloud import NewVolume
 from worker.core.notification import IMAGE_ID
 from worker.core.outcome import Again, Skip

@@ -6,8 +6,8 @@ own upload was made of.
 
 from __future__ import annotations
 
-from handlers.age import age
 from handlers.upload.actions import Bind, Finish
+from worker.core.age import age
 from worker.core.cloud import Image, ImageTask, Location, Store, Volume
 from worker.core.notification import IMAGE_ID
 from worker.core.outcome import Skip

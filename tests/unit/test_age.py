@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from handlers.age import SKEW, age, lasts
 from handlers.prewarm.actions import CopyImage
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import store
+from worker.core.age import SKEW, age, lasts
 from worker.testing.fake_cloud import FakeCloud
 from worker.testing.rig import FAST, STORES
 

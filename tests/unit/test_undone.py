@@ -232,6 +232,20 @@ async def test_what_broke_is_nobodys_undoing(cloud: FakeCloud) -> None:
         assert isinstance(await rig.run(image.id), Done)
 
 
+def test_what_a_clock_that_was_years_ahead_has_noted_holds_nothing() -> None:
+    undone, ahead, now = Undone(), 2_000_000_000.0, 1_700_000_000.0
+    for _ in range(2):
+        undone.refused("i", "fast", state="s", at=ahead, why="none was made")
+    undone.fill("fast", "it is full", now=ahead)
+    assert undone.held("i", "fast", state="s", now=ahead)
+    assert undone.full("fast", now=ahead) == "it is full"
+    assert not undone.held("i", "fast", state="s", now=now)
+    assert not undone.all_held(now=now)
+    assert not undone.look("i", "fast", state="s", now=now)
+    assert undone.full("fast", now=now) == ""
+    assert undone.full_places("fast", now=now) == ()
+
+
 def test_what_is_remembered_is_bounded_and_forgotten() -> None:
     undone = Undone()
     undone.made("i", "fast", state="a", volume_id="v", at=0.0)

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass, replace
 
+from worker.core.age import age, lasts
 from worker.core.target import ON
 
 # (image, target) pairs remembered; those that were made the longest time ago are forgotten
@@ -91,11 +92,11 @@ class Undone:
             past = self._pasts.get((image_id, target))
             if past is None:
                 return None
-            if past.state != state or (now - past.at > HOLD_FOR and not past.gone_at):
+            if past.state != state or (age(past.at, now) > HOLD_FOR and not past.gone_at):
                 # It was changed, or was there for long: nobody fights over it
                 del self._pasts[image_id, target]
                 return None
-            if past.is_held and now - past.at > HOLD_FOR:
+            if past.is_held and age(past.at, now) > HOLD_FOR:
                 # One more try, after which it is held again
                 self._pasts[image_id, target] = replace(past, times=TIMES - 1)
                 return None
@@ -110,7 +111,7 @@ class Undone:
         past = self._pasts.get((image_id, target))
         return (
             past
-            if past and past.is_held and past.state == state and now - past.at <= HOLD_FOR
+            if past and past.is_held and past.state == state and age(past.at, now) <= HOLD_FOR
             else None
         )
 
@@ -125,7 +126,7 @@ class Undone:
             return {
                 pair: past
                 for pair, past in self._pasts.items()
-                if past.is_held and now - past.at <= HOLD_FOR
+                if past.is_held and age(past.at, now) <= HOLD_FOR
             }
 
     def standing(self, target: str, *, since: float) -> dict[str, Past]:
@@ -144,7 +145,7 @@ class Undone:
     def full(self, target: str, *, now: float) -> str:
         """Reason why nothing more fits on the target; "" if it is not known to be full."""
         until, why = self._full.get(target, (0.0, ""))
-        return why if now < until else ""
+        return why if lasts(until, now, HOLD_FOR) else ""
 
     def forget(self, image_id: str, target: str = "") -> None:
         """We have deleted it ourselves, or the image is gone: that is nobody's undoing."""
@@ -162,7 +163,9 @@ class Undone:
     def full_places(self, target: str, *, now: float) -> tuple[str, ...]:
         """Reasons why nothing more fits in a place of the target, or on all of it."""
         return tuple(
-            why for name, (until, why) in self._full.items() if _is_at(name, target) and now < until
+            why
+            for name, (until, why) in self._full.items()
+            if _is_at(name, target) and lasts(until, now, HOLD_FOR)
         )
 
     def _keep(self, image_id: str, target: str, past: Past) -> None:

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 from handlers import image_volume, marks
 from handlers.actions import LookAtLocations, SetMetadata
-from handlers.age import age
 from handlers.prewarm.actions import (
     Action,
     AwaitEntry,
@@ -25,6 +24,7 @@ from handlers.prewarm.actions import (
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import FIRST_QUIET, native, registered
 from handlers.prewarm.strategies.lost import lost
+from worker.core.age import age
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Again, Done
 from worker.core.state import State

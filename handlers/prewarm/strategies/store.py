@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from handlers.actions import AwaitImage
-from handlers.age import age
 from handlers.prewarm.actions import Action, CopyImage, Finish
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import FIRST_QUIET, registered
 from handlers.prewarm.strategies.lost import lost
+from worker.core.age import age
 from worker.core.outcome import Again
 from worker.core.target import Target
 
