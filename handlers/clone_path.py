@@ -144,8 +144,6 @@ def _by_location(
         return None, Reason.NOT_AVAILABLE
     if newest.encrypted:
         return None, Reason.ENCRYPTED
-    if image_volume.is_refused(newest):
-        return None, Reason.CLONE_REFUSED
     return newest, Reason.NO_LOCATION
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from worker.core.age import SKEW
 from worker.core.cloud import GIB, Image, NewVolume, Volume
@@ -15,8 +15,6 @@ FRESH = f"{TAG}_updated_at"
 ANEW = f"{TAG}_anew"
 # Set on what pre-warming has made, and on nothing else: only that may go while its image stays
 ORIGIN = f"{TAG}_origin"
-# Set on the volume of a location that Cinder could not clone, as at a backend's limit of clones
-REFUSED = f"{TAG}_refused"
 PREWARM = "prewarm"
 # Begins the names of the private volume types by which a pool is chosen
 PLACING = "image-volume-worker:"
@@ -258,16 +256,6 @@ def is_stuck(volume: Volume) -> bool:
 def is_usable(volume: Volume) -> bool:
     """Whether Cinder can clone it now, by a location or as an entry of its cache."""
     return volume.status in USABLE
-
-
-def is_refused(volume: Volume) -> bool:
-    """Whether Cinder was seen to download the image though this volume was there to be cloned."""
-    return bool(volume.metadata.get(REFUSED))
-
-
-def is_refused_on(volumes: Iterable[Volume], target: Target) -> bool:
-    """Whether one of the volumes is on the target, and Cinder could not clone it."""
-    return any(is_refused(volume) and is_on(volume, target) for volume in volumes)
 
 
 def needs_administrator(volume: Volume) -> bool:

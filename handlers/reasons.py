@@ -69,10 +69,10 @@ WORDS = {
         "the Image-Volume is not available", "see its status; the worker repairs what it may"
     ),
     Reason.CLONE_REFUSED: Words(
-        "Cinder could not clone the Image-Volume, as when the backend has reached its limit of "
-        "clones or snapshots of one volume",
-        "cinder-volume logs why with debug = true (Failed to clone image volume); have Cinder's "
-        "image-volume cache on, which makes a new entry at each limit",
+        "Cinder could not clone what was there to be cloned, as when the backend has reached its "
+        "limit of clones or snapshots of one volume",
+        "the log of cinder-volume says why (Failed to clone image volume, with debug = true); see "
+        "limits of clones in docs/strategies.md",
     ),
     Reason.CACHE_OFF: Words(
         "Cinder made no entry in its image-volume cache when it downloaded an image here",

@@ -39,12 +39,6 @@ def at(target: Target, place: Place) -> Target:
     )
 
 
-def by_entry(target: Target) -> Target:
-    """The target as an entry of Cinder's image-volume cache serves it besides the volume of a
-    location that Cinder could not clone."""
-    return replace(target, strategy="cache")
-
-
 def served(image: Image, target: Target, learned: Learned, *, now: float) -> Target:
     """The target as it serves this image: with strategy `auto` its format decides, and what Cinder
     clones by itself.

@@ -69,8 +69,8 @@ class Creations:
         # Cinder has been seen to note a download, so that a volume without that note was cloned
         self._notes_downloads = False
         self._asked_at = -ASK_AGAIN
-        # Targets, or places of them, where Cinder was seen to clone the volume of a location
-        self._cloned_on: set[str] = set()
+        # Targets, or places of them, where Cinder was seen to clone, and by which path
+        self._cloned_on: set[tuple[str, type[Path]]] = set()
 
     async def how_made(self, creation: Creation, targets: Iterable[Target]) -> Made | None:
         """Return how Cinder made the volume; None if it made it of another volume."""
@@ -120,11 +120,10 @@ class Creations:
             refusal=self._refusal(image, target),
             by_cache=here.strategy == "cache",
             notes_downloads=self._notes_downloads,
-            refused_before=any(image_volume.is_refused(one) for one in reading.volumes),
-            clones_here=here.place in self._cloned_on,
+            clones_here=(here.place, type(path)) in self._cloned_on,
         )
-        if found.way is Way.IMAGE_VOLUME:
-            self._cloned_on.add(here.place)
+        if found.way in (Way.IMAGE_VOLUME, Way.CACHE):
+            self._cloned_on.add((here.place, type(path)))
         if creation.project != image.owner:
             # For the next volume this is a look before
             looks.note(image.id, here.place, path, at=reading.at)
@@ -169,7 +168,6 @@ def made(
     refusal: str = "",
     by_cache: bool = False,
     notes_downloads: bool = True,
-    refused_before: bool = False,
     clones_here: bool = False,
 ) -> Made:
     """Return how Cinder made a volume. Pure.
@@ -178,8 +176,7 @@ def made(
     would have done earlier, the oldest first. `refusal` is why policy does not want the image on
     the target. `by_cache`: Cinder's image-volume cache is to serve the image there, so the reason
     why it did not is the decisive one. `notes_downloads`: Cinder is known to note downloads.
-    `refused_before`: Cinder could not clone the volume of the image's location at an earlier time.
-    `clones_here`: Cinder was seen to clone the volume of a location there, of any image.
+    `clones_here`: Cinder was seen to clone there by the same path, of any image.
     """
     if creation.downloaded:
         return _downloaded(
@@ -188,9 +185,6 @@ def made(
     if not notes_downloads and creation.read is not False and not creation.hit:
         return Made(Way.UNKNOWN, why=NO_SIGN)
     way = next((way for kind, way in WAYS if isinstance(path, kind)), Way.UNKNOWN)
-    if creation.hit is False and way in (Way.CACHE, Way.UNKNOWN) and refused_before:
-        # The backend takes clones of it again
-        way = Way.IMAGE_VOLUME
     if way is Way.UNKNOWN and creation.hit:
         way = Way.CACHE
     if way is not Way.UNKNOWN:
@@ -218,16 +212,16 @@ def _downloaded(
     found = bool(reasons)
     if not found and isinstance(path, Download):
         reasons = path.reasons
-    refused = ""
-    if clones_here and before and not reasons and isinstance(path, ImageVolumeClone):
-        # It was there to be cloned before, and it is now; cinder.conf lets Cinder clone here
-        reasons, found, refused = (Reason.CLONE_REFUSED,), True, path.volume.id
+    heard = creation.read is not None
+    if heard and clones_here and before and not reasons and not isinstance(path, Download):
+        # A source was there before it began and is now, and Cinder is configured to clone it
+        reasons, found = (Reason.CLONE_REFUSED,), True
     if creation.evicted:
         # Whoever has looked since has found no entry
         reasons = tuple(
             Reason.ENTRY_STALE if one is Reason.ENTRY_MISSING else one for one in reasons
         )
-    if by_cache and Reason.CLONE_REFUSED not in reasons:
+    if by_cache:
         # Those of the clone path stand in the order in which Cinder tries, the cache at last
         reasons = reasons[::-1]
     if refusal:
@@ -236,4 +230,4 @@ def _downloaded(
     told += [WORDS[reason].sentence for reason in reasons if reason is not Reason.NOT_WANTED]
     if reasons and not found:
         told.append("this was found afterwards")
-    return Made(Way.DOWNLOAD, tuple(reasons), "; ".join(told) or NO_CAUSE, refused)
+    return Made(Way.DOWNLOAD, tuple(reasons), "; ".join(told) or NO_CAUSE)

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-import structlog
-
-from handlers import ROUTES, budget, image_volume, policy
+from handlers import ROUTES, budget, policy
 from handlers.clone_path import Path
 from handlers.deletion import Deletion, NotProven
 from handlers.prewarm.copies import Copies
@@ -19,17 +17,15 @@ from handlers.prewarm.one_place import OnePlace
 from handlers.prewarm.paths import Paths
 from handlers.prewarm.places import Places
 from handlers.prewarm.placing import Placing
-from handlers.prewarm.plan import needs_entry
 from handlers.prewarm.popularity import Popularity
 from handlers.prewarm.suspects import Suspects
 from handlers.prewarm.warmth import Listed, Warmth
-from handlers.reasons import WORDS, Reason
 from handlers.reservations import Reservations
-from handlers.serving import by_entry, served
+from handlers.serving import served
 from handlers.target_store import TargetStores
 from worker.core.cloud import Image, Location, Volume
 from worker.core.creation import Creation, Made
-from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.errors import Blocked, Conflict, NotFound
 from worker.core.handler import Missing, Parts, Watch
 from worker.core.job import Key
 from worker.core.notification import Notification
@@ -37,8 +33,6 @@ from worker.core.outcome import Again, Done, Outcome, Skip
 from worker.core.state import State
 from worker.core.target import UPLOAD, Target
 from worker.core.wishes import EVICTED, Wish
-
-log = structlog.get_logger(__name__)
 
 # The status of images that have data. Glance announces that one is deactivated or reactivated as an
 # image.update
@@ -150,12 +144,7 @@ class Prewarm:
         seen = await self._observer.begin(image, target)
         if target.is_spread and target.strategy != "native":
             return await self._places.warm(seen, target, watch, unlocated)
-        outcome, seen = await self._one_place.warm(seen, target, watch, unlocated)
-        if isinstance(outcome, Done) and needs_entry(seen.volumes or (), target):
-            # The backend refuses to clone the volume of the location
-            target = by_entry(target)
-            seen = await self._observer.begin(seen.image, target)
-            outcome, _ = await self._one_place.warm(seen, target, watch, unlocated)
+        outcome, _ = await self._one_place.warm(seen, target, watch, unlocated)
         return outcome
 
     async def _evict(self, image: Image, key: Key, target: Target, *, asked: bool) -> Outcome:
@@ -263,22 +252,4 @@ class Prewarm:
 
     async def how_made(self, creation: Creation) -> Made | None:
         """See `worker.core.handler.Targeted`."""
-        made = await self._creations.how_made(creation, self._targets.values())
-        if made and made.refused and self._keeps_order:
-            await self._note_refused(creation, made.refused)
-        return made
-
-    async def _note_refused(self, creation: Creation, volume_id: str) -> None:
-        """Mark the volume of a location that Cinder could not clone, for all replicas."""
-        try:
-            await self._cloud.set_metadata(volume_id, {image_volume.REFUSED: "yes"})
-        except (Blocked, Conflict, NotFound, Temporary) as error:
-            log.info("volume_not_marked", volume_id=volume_id, error=str(error))
-            return
-        log.warning(
-            "clone_refused",
-            image_id=creation.image_id,
-            target=creation.target,
-            volume_id=volume_id,
-            advice=WORDS[Reason.CLONE_REFUSED].advice,
-        )
+        return await self._creations.how_made(creation, self._targets.values())

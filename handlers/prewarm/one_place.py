@@ -29,7 +29,6 @@ class OnePlace:
     """Follows the plan for one place, and notes what came of it."""
 
     def __init__(self, parts: Parts) -> None:
-        self._cloud = parts.cloud
         self._report = parts.report
         self._now = parts.now
         self._observer = parts.shared(Observer)
@@ -85,8 +84,6 @@ class OnePlace:
         if seen.failed.startswith(cache.ASTRAY) and not finish.lost:
             self._placing.note_astray(target, seen.failed)
             finish = Finish(Skip(seen.failed, state=State.PARTLY_WARM))
-        if seen.failed == cache.CLONED_AGAIN:
-            finish = await self._note_cloned_again(seen)
         if seen.failed == cache.NO_CACHE:
             finish = self._held_back.note_refused(seen, target) or finish
         if seen.failed.startswith(COULD_NOT_MAKE) and _is_unsized(seen, target):
@@ -109,13 +106,6 @@ class OnePlace:
                 await self._held_back.note_made(seen, target, finish.outcome.detail, began=began)
             return replace(finish.outcome, changed=True, warmed=True)
         return finish.outcome
-
-    async def _note_cloned_again(self, seen: Seen) -> Finish:
-        """Take back the mark of a volume that Cinder could not clone: it clones it again."""
-        marked = [one for one in seen.volumes or () if image_volume.is_refused(one)]
-        for volume in marked:
-            await self._cloud.set_metadata(volume.id, {image_volume.REFUSED: ""})
-        return Finish(Done(marked[0].id, state=State.WARM))
 
 
 def _only_notes_use(action: object) -> bool:

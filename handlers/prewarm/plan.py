@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from handlers import image_volume, policy
@@ -11,7 +11,6 @@ from handlers.prewarm.held_back import HeldBack
 from handlers.prewarm.popularity import Popularity
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import cache, location, native, registered, store
-from handlers.serving import by_entry
 from worker.core.cloud import Image, Volume
 from worker.core.handler import Parts, Watch
 from worker.core.outcome import Skip
@@ -47,23 +46,6 @@ LACKS: Mapping[str, Lacks] = {
     "cache": cache.lacks,
     "native": native.lacks,
 }
-
-
-def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | None:
-    """Return why the image does not look warm on the target in a bulk listing; None if it does."""
-    lack = LACKS[target.strategy]
-    if not needs_entry(volumes, target):
-        return lack(image, volumes, target)
-    located = tuple(volume for volume in volumes if image_volume.is_refused(volume))
-    others = tuple(volume for volume in volumes if not image_volume.is_refused(volume))
-    return lack(image, located, target) or cache.lacks(image, others, by_entry(target))
-
-
-def needs_entry(volumes: Iterable[Volume], target: Target) -> bool:
-    """Whether the target's one place needs an entry of Cinder's cache besides a location's volume:
-    Cinder could not clone that one."""
-    located = target.strategy in ("store", "location") and not target.is_spread
-    return located and image_volume.is_refused_on(volumes, target)
 
 
 class Planner:

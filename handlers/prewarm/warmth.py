@@ -10,9 +10,9 @@ from handlers.clone_path import Download
 from handlers.prewarm.held_back import HeldBack
 from handlers.prewarm.paths import Paths
 from handlers.prewarm.placing import Placing
-from handlers.prewarm.plan import lacks, needs_entry
+from handlers.prewarm.plan import LACKS
 from handlers.prewarm.popularity import Popularity
-from handlers.serving import at, by_entry, served
+from handlers.serving import at, served
 from worker.core.cloud import Image, Location, Volume
 from worker.core.handler import Parts
 from worker.core.job import Key
@@ -86,24 +86,24 @@ class Listed:
 
     def _on(self, image: Image, volumes: tuple[Volume, ...], target: Target) -> Warmth:
         """The state of an image on a target that has one place."""
-        why = lacks(image, volumes, target)
+        why = LACKS[target.strategy](image, volumes, target)
         if not why:
             return Warmth(target, State.WARM)
-        needs = needs_entry(volumes, target)
-        if _is_there(image, volumes, target) and not needs:
+        if _is_there(image, volumes, target):
             return Warmth(target, State.COLD, why)
-        if not needs and self._popularity.is_lacking(image, target):
+        if self._popularity.is_lacking(image, target):
             return _unused(target, why)
-        served_by = by_entry(target) if needs else target
-        if held := self._held_back.reason(image, served_by):
+        if held := self._held_back.reason(image, target):
             return Warmth(target, State.HELD_BACK, held)
-        if full := self._held_back.full(served_by) or self._no_room(image, served_by):
+        if full := self._held_back.full(target) or self._no_room(image, target):
             return Warmth(target, State.FULL, full)
         return Warmth(target, State.COLD, why)
 
     def _in_places(self, image: Image, volumes: tuple[Volume, ...], target: Target) -> Warmth:
         """The state of an image on a target that has several places."""
-        lack = lacks(image, volumes, target) if target.strategy != "cache" else None
+        lack = (
+            LACKS[target.strategy](image, volumes, target) if target.strategy != "cache" else None
+        )
         cold, stuck = self._not_warm(image, volumes, target)
         _, told = partly(target, cold | stuck)
         there = any(image_volume.is_ours(volume, target) for volume in volumes)

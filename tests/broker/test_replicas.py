@@ -70,6 +70,19 @@ async def test_one_that_dies_is_silent_for_a_while_and_then_forgotten(
         assert a.others() == []
 
 
+async def test_one_that_hears_nothing_any_more_connects_anew(
+    rabbitmq: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicas, "DEAF", 1.0)
+    async with telling(rabbitmq, queue, "a") as a, telling(rabbitmq, queue, "b"):
+        await until(lambda: hosts(a) == {"b"})
+        channel = a._channel
+        # As of a broker that has forgotten its consumer
+        channel.callbacks = dict.fromkeys(channel.callbacks, lambda _: None)
+        await until(lambda: a._channel is not None and a._channel is not channel)
+        await until(lambda: a.others()[0].age < 0.9)
+
+
 async def test_after_a_restart_of_the_broker_they_hear_each_other_again(
     rabbitmq: RabbitMQ, queue: str
 ) -> None:

@@ -25,6 +25,14 @@ import pytest
 ROOT = Path(__file__).parents[2]
 SUITE = "bookworm"
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "python3-venv", "iproute2")
+UBUNTU_KEYS = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")
+# Options of mmdebstrap and a mirror for what is no Debian
+OTHERS: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "noble": (
+        ("--components=main,universe", f"--keyring={UBUNTU_KEYS}"),
+        ("http://archive.ubuntu.com/ubuntu",),
+    )
+}
 # To make one takes a minute or two, most of which it waits for a mirror
 CACHE, LASTS = Path("/var/cache/image-volume-worker-tests"), 7 * 86_400.0
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin"
@@ -108,7 +116,8 @@ def archive(suite: str = SUITE, names: Sequence[str] = PACKAGES) -> Path:
                 "--format=tar",
                 f"--include={packages}",
             )
-            run("mmdebstrap", *options, suite, part)
+            more, mirror = OTHERS.get(suite, ((), ()))
+            run("mmdebstrap", *options, *more, suite, part, *mirror)
             part.rename(made)
         finally:
             part.unlink(missing_ok=True)

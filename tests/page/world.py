@@ -19,7 +19,7 @@ from worker.core.target import TAG, Target
 from worker.observe.activity import Activity
 from worker.observe.http import Page, Probes
 from worker.observe.image_volumes import ImageVolumes
-from worker.observe.joint import joint
+from worker.observe.joint import FORMAT, joint
 
 EVIL = "<script>document.title='evil'</script><b>bold</b>"
 TARGETS = ("fast", "slow")
@@ -151,7 +151,7 @@ class Served:
             serves=lambda lane: (lane != "prewarm.slow") is first,
         )
         words = {"no_location": {"sentence": "a sentence", "advice": "an advice"}}
-        named = {"version": "1.2.3", "host": host, "reasons": words}
+        named = {"format": FORMAT, "version": "1.2.3", "host": host, "reasons": words}
         return {**named, **status, "held_back": [], "cache_full": {}, "cloned_from": {}}
 
     def stop(self) -> None:

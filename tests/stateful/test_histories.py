@@ -445,17 +445,10 @@ class Histories(RuleBasedStateMachine):
         self.do(None, pace)
 
     @precondition(lambda self: self._image_volumes())
-    @rule(which=WHICH, seen=st.booleans(), pace=PACES)
-    def a_backend_refuses_clones_of_a_volume(self, which: int, seen: bool, pace: object) -> None:
-        """`seen`: the worker has noticed it, by a download, and marked the volume."""
-        volume = pick(self._image_volumes(), which)
-        self.cloud.refusing ^= {volume.id}
-
-        def act() -> None:
-            metadata = {**volume.metadata, "image_volume_worker_refused": "yes"}
-            self.cloud.volumes[volume.id] = replace(volume, metadata=metadata)
-
-        self.do(act if seen else None, pace)
+    @rule(which=WHICH, pace=PACES)
+    def a_backend_refuses_clones_of_a_volume(self, which: int, pace: object) -> None:
+        self.cloud.refusing ^= {pick(self._image_volumes(), which).id}
+        self.do(None, pace)
 
     @precondition(lambda self: self.cloud.images)
     @rule(which=WHICH, pace=PACES)

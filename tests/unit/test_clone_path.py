@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 
-from handlers import image_volume
 from handlers.clone_path import (
     CacheClone,
     Download,
@@ -39,7 +38,6 @@ ENTRY = replace(
     VOLUME, id="e1", metadata={"readonly": "True", "image_volume_worker_updated_at": "then"}
 )  # fmt: skip
 NEWER = replace(VOLUME, id="v2", created_at="2")
-REFUSED = replace(VOLUME, metadata={**VOLUME.metadata, image_volume.REFUSED: "yes"})
 LOCATED = (Location(url="cinder://c1/v1", store="c1", volume_id="v1"),)
 BOTH = (*LOCATED, Location(url="cinder://c1/v2", store="c1", volume_id="v2"))
 FILE = (Location(url="file:///x", store="file"),)
@@ -68,8 +66,6 @@ def read(
         (RAW, HERE, read(replace(VOLUME, metadata={})), Download((Reason.OWNER, Reason.ENTRY_MISSING))),
         (RAW, HERE, read(replace(VOLUME, status="error")), Download((Reason.NOT_AVAILABLE, Reason.ENTRY_MISSING))),
         (RAW, HERE, read(replace(VOLUME, encrypted=True)), Download((Reason.ENCRYPTED, Reason.ENTRY_MISSING))),
-        (RAW, HERE, read(REFUSED), Download((Reason.CLONE_REFUSED, Reason.ENTRY_MISSING))),
-        (RAW, HERE, read(REFUSED, ENTRY), CacheClone(ENTRY)),
         # Of several volumes the newest counts alone
         (RAW, HERE, read(NEWER, VOLUME, locations=BOTH), ImageVolumeClone(NEWER)),
         (RAW, HERE, read(replace(VOLUME, status="error"), NEWER, locations=BOTH), ImageVolumeClone(NEWER)),

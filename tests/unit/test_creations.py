@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import pytest
 
-from handlers import image_volume
 from handlers.clone_path import (
     CacheClone,
     Download,
@@ -20,13 +19,11 @@ from handlers.clone_path import (
 from handlers.prewarm.creations import made
 from handlers.prewarm.looks import Look, Looks
 from handlers.reasons import Reason
-from worker.core.cloud import Image, Volume
+from worker.core.cloud import Volume
 from worker.core.creation import Creation, Made, Way
 from worker.core.errors import Temporary
 from worker.core.job import Key
 from worker.core.notification import Notification
-from worker.core.outcome import Done
-from worker.core.state import State
 from worker.core.target import Policy
 from worker.core.type_map import TypeMap
 from worker.core.uses import Uses
@@ -41,7 +38,6 @@ from worker.testing.rig import FAST, SLOW, STORES, Rig
 IMAGE = "11111111-1111-1111-1111-111111111111"
 VOLUME = "22222222-2222-2222-2222-222222222222"
 ONE = Volume(id="v1", name="n", status="available", volume_type="ssd", size=1)
-WRITES = {"create_volume", "delete_volume", "set_metadata", "set_readonly", "copy_image"}
 CLONES = (NativeClone(), ImageVolumeClone(ONE), CacheClone(ONE))
 NO_LOCATION = Download((Reason.NO_LOCATION, Reason.ENTRY_MISSING))
 STALE = Download((Reason.FORMAT, Reason.ENTRY_STALE))
@@ -309,32 +305,28 @@ def test_why_it_was_a_download(
     assert found.reason == (reasons[0] if reasons else "unknown")
 
 
+@pytest.mark.parametrize("path", CLONES)
 @pytest.mark.parametrize(
-    ("looks", "path", "refused"),
+    ("looks", "refused"),
     [
-        ([Look(90.0, ())], ImageVolumeClone(ONE), "v1"),
+        ([Look(90.0, ())], True),
         # It may not have been there
-        ([], ImageVolumeClone(ONE), ""),
-        ([Look(105.0, ())], ImageVolumeClone(ONE), ""),
-        ([Look(90.0, NO_LOCATION.reasons)], ImageVolumeClone(ONE), ""),
-        # Cinder deletes an entry that it can't clone, and makes another one
-        ([Look(90.0, ())], CacheClone(ONE), ""),
+        ([], False),
+        ([Look(105.0, ())], False),
+        ([Look(90.0, NO_LOCATION.reasons)], False),
     ],
 )
-def test_a_download_in_spite_of_an_image_volume_where_cinder_clones_others(
-    looks: Iterable[Look], path: Path, refused: str
+def test_a_download_where_cinder_has_cloned_others(
+    looks: Iterable[Look], refused: bool, path: Path
 ) -> None:
-    found = made(DOWNLOADED, path=path, looks=looks, clones_here=True)
-    assert found.refused == refused
-    assert (found.reason == "clone_refused") is bool(refused)
-    assert not made(DOWNLOADED, path=path, looks=looks).refused
-
-
-def test_a_volume_that_could_not_be_cloned_is_cloned_again() -> None:
-    no_hit = replace(CREATION, hit=False)
-    for path in (Download((Reason.CLONE_REFUSED, Reason.ENTRY_MISSING)), CacheClone(ONE)):
-        assert made(no_hit, path=path, refused_before=True).way is Way.IMAGE_VOLUME
-        assert made(replace(CREATION, hit=True), path=path, refused_before=True).way is Way.CACHE
+    heard = replace(DOWNLOADED, read=True)
+    assert (
+        made(heard, path=path, looks=looks, clones_here=True).reason == "clone_refused"
+    ) is refused
+    assert made(heard, path=path, looks=looks).reason != "clone_refused"
+    # Nobody knows when one has begun whose beginning was not heard of
+    unheard = replace(DOWNLOADED, read=None)
+    assert made(unheard, path=path, looks=looks, clones_here=True).reason != "clone_refused"
 
 
 def test_an_entry_that_cinder_has_deleted_meanwhile_was_out_of_date() -> None:
@@ -438,75 +430,22 @@ async def test_the_cache_that_has_made_no_entry_of_the_image_is_off() -> None:
         assert await ways.found(cloud.use(image.id, "fast")) == ("download", "cache_off")
 
 
-async def refused(cloud: FakeCloud, rig: Rig) -> tuple[Image, Volume]:
-    """A warm image, and its Image-Volume, which has been cloned once and can't be any more."""
-    ways = Ways(rig)
-    await rig.prewarm.prepare({})
-    image = cloud.upload()
-    cloud.announce("image.activate", image.id)
-    await rig.quiet()
-    [located] = cloud.of(image.id)
-    assert await ways.found(cloud.use(image.id, "fast")) == ("image_volume", "")
-    cloud.refusing.add(located.id)
-    assert await ways.found(cloud.use(image.id, "fast")) == ("download", "clone_refused")
-    assert cloud.volumes[located.id].metadata[image_volume.REFUSED]
-    return image, located
-
-
-async def listed(rig: Rig, image: Image) -> State:
-    """The state of the image by a listing."""
-    volumes = tuple(rig.cloud.of(image.id))
-    await rig.prewarm.prepare({image.id: volumes})
-    [found] = rig.prewarm.warmth(rig.cloud.images[image.id], volumes)
-    return found.state
-
-
-async def test_at_a_limit_of_clones_an_entry_of_cinders_cache_serves_besides() -> None:
-    cloud = FakeCloud(stores=dict(STORES), cached=frozenset({"fast"}))
+async def test_at_a_limit_of_clones_the_download_has_a_name() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
     async with Rig(cloud, targets=(FAST,)) as rig:
         ways = Ways(rig)
-        image, located = await refused(cloud, rig)
-        # The download has left an entry, and Cinder clones that one
-        assert await ways.found(cloud.use(image.id, "fast")) == ("cache", "")
-        await rig.resync()
+        await rig.prewarm.prepare({})
+        image = cloud.upload()
+        cloud.announce("image.activate", image.id)
         await rig.quiet()
-        assert await listed(rig, image) is State.WARM
-        [entry] = [one for one in cloud.of(image.id) if one.id != located.id]
-        assert entry.metadata[image_volume.FRESH] == cloud.images[image.id].updated_at
-        assert await ways.found(cloud.use(image.id, "fast")) == ("cache", "")
-        assert not cloud.torn
-        # Nothing is to be done any more, and no job deletes the entry
-        before = cloud.calls.copy()
-        assert isinstance(await rig.run(image.id), Done)
-        assert not set(cloud.calls - before) & WRITES
-        # Once the image has changed, the entry is made anew
-        cloud.set_by_user(image.id, note="new")
-        await rig.quiet()
-        assert await listed(rig, image) is State.WARM
-        assert {one.id for one in cloud.of(image.id)} > {located.id}
-
-
-async def test_at_a_limit_of_clones_without_cinders_cache_the_image_is_held_back() -> None:
-    cloud = FakeCloud(stores=dict(STORES))
-    async with Rig(cloud, targets=(FAST,)) as rig:
-        image, located = await refused(cloud, rig)
-        for _ in range(3):
-            await rig.resync()
-            await rig.quiet()
-        assert await listed(rig, image) is State.HELD_BACK
-        assert [one.id for one in cloud.of(image.id)] == [located.id]
-
-
-async def test_a_volume_that_is_cloned_again_needs_no_entry() -> None:
-    cloud = FakeCloud(stores=dict(STORES))
-    async with Rig(cloud, targets=(FAST,)) as rig:
-        image, located = await refused(cloud, rig)
+        [located] = cloud.of(image.id)
+        assert await ways.found(cloud.use(image.id, "fast")) == ("image_volume", "")
+        cloud.refusing.add(located.id)
+        for _ in range(2):
+            # Without Cinder's cache each one is
+            assert await ways.found(cloud.use(image.id, "fast")) == ("download", "clone_refused")
         cloud.refusing.clear()
-        await rig.resync()
-        await rig.quiet()
-        assert await listed(rig, image) is State.WARM
-        assert [one.id for one in cloud.of(image.id)] == [located.id]
-        assert await Ways(rig).found(cloud.use(image.id, "fast")) == ("image_volume", "")
+        assert await ways.found(cloud.use(image.id, "fast")) == ("image_volume", "")
 
 
 async def test_by_the_driver_as_a_volume_of_ours_has_shown() -> None:

@@ -6,12 +6,14 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from worker.core.creation import Creation, Made, Way
 from worker.core.job import Job, Key
 from worker.core.outcome import Again, Done, Park
 from worker.core.target import Target
 from worker.observe.activity import Activity
-from worker.observe.joint import SILENT, joint
+from worker.observe.joint import FORMAT, SILENT, joint
 
 LANES = {"upload": 8, "prewarm.fast": 2}
 FAST = Target(name="fast", volume_type="ssd", glance_store="cinder-fast")
@@ -28,7 +30,14 @@ def document(activity: Activity, host: str, serves: tuple[str, ...], **more: Any
         depths={"prewarm.fast": 3, "dead": 2},
         serves=serves.__contains__,
     )
-    status |= {"version": "1", "host": host, "held_back": [], "cache_full": {}, "cloned_from": {}}
+    status |= {
+        "format": FORMAT,
+        "version": "1",
+        "host": host,
+        "held_back": [],
+        "cache_full": {},
+        "cloned_from": {},
+    }
     return status | {"reasons": {}} | more
 
 
@@ -116,11 +125,14 @@ def test_of_a_silent_replica_only_its_silence_is_told() -> None:
     assert [row["silent"] for row in told["replicas"]] == [0.0, SILENT + 1]
 
 
-def test_a_replica_of_another_version_may_tell_anything() -> None:
-    one, two = both()
-    strange = {"version": "2", "host": "b", "started": 1.0, "lanes": two["lanes"]}
+@pytest.mark.parametrize(
+    "strange", [{}, {"version": "2", "host": "b", "lanes": 7}, {"format": FORMAT + 1, "jobs": 0}]
+)
+def test_a_replica_of_another_form_may_tell_anything(strange: Mapping[str, Any]) -> None:
+    one, _ = both()
     told = joint(one, [(strange, 0.0)], most=10)
-    assert [row["version"] for row in told["replicas"]] == ["1", "2"]
+    assert [row["version"] for row in told["replicas"]] == ["1", strange.get("version", "")]
+    assert [row["merged"] for row in told["replicas"]] == [True, False]
     assert [row["host"] for row in told["jobs"]] == ["a"]
 
 

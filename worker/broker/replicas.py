@@ -29,14 +29,16 @@ from worker.core.errors import Malformed
 log = structlog.get_logger(__name__)
 
 EVERY = 5.0
-"""Seconds between two parts of a replica."""
+"""Seconds between two parts of a replica; more if one costs more than a fiftieth of that."""
+SHARE = 50
+DEAF = 30.0
+"""Seconds without a part of our own, which comes back to us as to all others, after which the
+connection is made anew."""
 FORGOTTEN = 600.0
 """Seconds after which a replica that tells nothing any more is forgotten."""
 MOST = 64
 """Replicas that are remembered."""
 GONE = "gone"
-NAMED = {"host", "version", "started", "lanes"}
-"""Of a document, what is shown of a replica of any version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Replicas:
         self._name = name
         self._channel: Any = None
         self._link: Link | None = None
-        self._due = 0.0
+        self._due = self._echo = 0.0
         self._lock = threading.Lock()
         self._heard: dict[str, _Heard] = {}
 
@@ -118,7 +120,7 @@ class Replicas:
             # The page shows this replica alone
             log.warning("replicas_unknown", error=words(error))
             return
-        self._channel, self._due = channel, 0.0
+        self._channel, self._due, self._echo = channel, 0.0, time.monotonic()
 
     def turn(self) -> float:
         """Tell this replica's part when it is due."""
@@ -126,8 +128,13 @@ class Replicas:
         if self._channel is not None and now >= self._due:
             self._due = now + EVERY
             # A broker that is short of memory reads nothing: to write would wait
-            if not (self._link and self._link.blocked):
+            if self._link and self._link.blocked:
+                self._echo = now
+            elif now - self._echo > DEAF:
+                raise ConnectionError("the broker delivers nothing of what replicas tell")
+            else:
                 self._tell({"document": self._document()})
+                self._due = now + max(EVERY, SHARE * (time.monotonic() - now))
         return max(0.1, self._due - now) if self._channel is not None else EVERY
 
     def lost(self) -> None:
@@ -155,11 +162,12 @@ class Replicas:
             log.debug("replica_unreadable", error=repr(error))
             return
         if replica == self._id:
+            self._echo = time.monotonic()
             return
         with self._lock:
             if told.get(GONE):
                 self._heard.pop(replica, None)
-            elif isinstance(document := told.get("document"), dict) and document.keys() >= NAMED:
+            elif isinstance(document := told.get("document"), dict):
                 known = self._heard.setdefault(replica, _Heard(document, 0.0))
                 known.document, known.at = document, time.monotonic()
                 while len(self._heard) > MOST:

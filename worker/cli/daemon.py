@@ -182,11 +182,15 @@ class Daemon:
                 "creations", after(seen, partial(find_ways, self._creations, self._page.targeted))
             ),
         ]
-        if self._replicas:
-            others.append(self._tasks.begin("replicas", after(seen, self._replicas.run)))
         if self._pause_watch:
             watching = after(seen, partial(self._pause_watch.run, self._pause))
             others.append(self._tasks.begin("pauses", watching))
+        # Until the last job has ended: the others show it
+        telling = (
+            [self._tasks.begin("replicas", after(seen, self._replicas.run))]
+            if self._replicas
+            else []
+        )
         stop = asyncio.create_task(leave.wait())
         log.info(
             "started",
@@ -197,7 +201,7 @@ class Daemon:
             # A task that fails begins again; one that ends has found a configuration that can't
             # work
             done, _ = await asyncio.wait(
-                [stop, ticking, *intakes, *others], return_when=asyncio.FIRST_COMPLETED
+                [stop, ticking, *intakes, *others, *telling], return_when=asyncio.FIRST_COMPLETED
             )
             for task in done - {stop}:
                 task.result()
@@ -211,6 +215,9 @@ class Daemon:
             await dispatcher.close()
             await self._runner.drain()
             await self._lanes.close()
+            for task in telling:
+                task.cancel()
+            await asyncio.gather(*telling, return_exceptions=True)
 
     async def _serve(self) -> None:
         """Take jobs, once it is known which targets are paused."""

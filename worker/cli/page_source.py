@@ -19,9 +19,12 @@ from worker.core.uses import Uses
 from worker.core.wishes import Wishes
 from worker.engine.queue import Queue
 from worker.observe.activity import JOBS, Activity
-from worker.observe.joint import joint
+from worker.observe.joint import FORMAT, joint
 from worker.observe.order import Choice
 from worker.settings import Settings
+
+TOLD = 1000
+"""Images that are held back, of which other replicas are told."""
 
 
 class PageSource:
@@ -58,7 +61,8 @@ class PageSource:
 
     def part(self) -> Mapping[str, Any]:
         """Return what the other replicas are told of this one."""
-        return self._own(JOBS)
+        own = self._own(JOBS)
+        return {**own, "held_back": own["held_back"][:TOLD]}
 
     def _own(self, most: float) -> Mapping[str, Any]:
         """Return this replica's document, with at most so many jobs."""
@@ -78,6 +82,7 @@ class PageSource:
         full = {name: why for handler in targeted for name, why in handler.full().items()}
         learned = {name: sets for handler in targeted for name, sets in handler.learned().items()}
         return {
+            "format": FORMAT,
             "version": release(),
             "host": self._host,
             **status,

@@ -61,8 +61,6 @@ class Made:
     reasons: tuple[str, ...] = ()
     why: str = ""
     """In a sentence, for people."""
-    refused: str = ""
-    """The volume of a location that Cinder could not clone, if it was seen for the first time."""
 
     @property
     def reason(self) -> str:

@@ -18,6 +18,8 @@ from worker.observe.status_document import MOST
 
 SILENT = 20.0
 """Seconds after which a replica that tells nothing counts as silent: its jobs are others' then."""
+FORMAT = 1
+"""The form of what is merged; replicas of another one are only named."""
 Document = Mapping[str, Any]
 
 
@@ -25,13 +27,11 @@ def joint(own: Document, others: Iterable[tuple[Document, float]], *, most: floa
     """Return the document for all replicas, with at most so many jobs.
 
     `others` are the documents of the other replicas, and how many seconds ago each was told. Those
-    that are silent, or of another version, are named in `replicas`; what they do is left out.
+    that are silent, or of another form, are named in `replicas`; what they do is left out.
     """
     others = list(others)
     heard = [
-        document
-        for document, age in others
-        if age <= SILENT and document["version"] == own["version"]
+        document for document, age in others if age <= SILENT and document.get("format") == FORMAT
     ]
     every = [own, *heard]
     jobs = sorted(({**job, "host": one["host"]} for one in every for job in one["jobs"]), key=_rank)
@@ -70,12 +70,14 @@ def joint(own: Document, others: Iterable[tuple[Document, float]], *, most: floa
 
 def _replica(document: Document, age: float, *, own: bool = False) -> dict[str, Any]:
     return {
-        "host": document["host"],
-        "version": document["version"],
-        "started": document["started"],
+        "host": str(document.get("host", "")),
+        "version": str(document.get("version", "")),
         "own": own,
+        "merged": own or (age <= SILENT and document.get("format") == FORMAT),
         "silent": round(age, 1) if age > SILENT else 0.0,
-        "lanes": [lane["lane"] for lane in document["lanes"] if lane["served"]],
+        "lanes": [lane["lane"] for lane in document["lanes"] if lane["served"]]
+        if document.get("format") == FORMAT
+        else [],
     }
 
 

@@ -35,7 +35,6 @@ LOOKS = 5
 # drivers we may have missed the download
 NATIVE = "rbd://"
 ASTRAY = "its private volume type leads to another pool:"
-CLONED_AGAIN = "Cinder clones the Image-Volume again, which it could not before"
 NO_CACHE = (
     "Cinder made no entry in its image-volume cache; is image_volume_cache_enabled set on this "
     "backend, and the image "
@@ -152,11 +151,10 @@ def _marked(volumes: tuple[Volume, ...], target: Target) -> list[Volume]:
 
 def _of_glance(volumes: tuple[Volume, ...], target: Target) -> Volume | None:
     """Return a volume on the target that may be a location of the image: Cinder clones that one,
-    and makes no entry, unless the backend refuses to clone it."""
+    and makes no entry."""
     for volume in volumes:
         claims = "glance_image_id" in volume.metadata and image_volume.FRESH not in volume.metadata
-        serves = image_volume.is_usable(volume) and not image_volume.is_refused(volume)
-        if claims and serves and image_volume.is_on(volume, target):
+        if claims and image_volume.is_usable(volume) and image_volume.is_on(volume, target):
             return volume
     return None
 
@@ -195,9 +193,6 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
                 )
         if seen.looks < LOOKS:
             return AwaitEntry()
-        if not seen.downloaded and image_volume.is_refused_on(seen.volumes or (), target):
-            why = "Cinder has cloned the Image-Volume for it"
-            return DeleteVolume(warming.id, why=why, because=CLONED_AGAIN)
         return DeleteVolume(warming.id, why="it has served", because=NO_CACHE)
     marks = image_volume.metadata_of(seen.image, target)
     marks |= {image_volume.FRESH: seen.image.updated_at, image_volume.ORIGIN: image_volume.PREWARM}

@@ -141,11 +141,7 @@ def _tidy(seen: Seen, target: Target) -> DeleteVolume | None:
     """Return the deletion of a volume of ours that no location names; None if there is none, or
     none may go."""
     located = {location.volume_id for location in seen.locations or ()}
-    refused = image_volume.is_refused_on(seen.volumes or (), target)
     for volume in seen.volumes or ():
-        if refused and image_volume.is_entry(volume):
-            # It serves in the place of a volume that Cinder could not clone
-            continue
         if seen.may_delete and volume.id not in located and _is_left_over(volume, seen, target):
             return DeleteVolume(volume.id, why="no location names it, and another volume serves")
     return None

@@ -5,10 +5,10 @@ function showWorker(status) {
   const served = status.lanes.filter((lane) => lane.served).map((lane) => lane.lane);
   const others = status.lanes.filter((lane) => !lane.served).map((lane) => lane.lane);
   const replicas = status.replicas || [], lanes = (one) => (one.lanes.length ? ` (${one.lanes.join(", ")})` : "");
+  $("worker").classList.toggle("alarm", replicas.some((one) => one.silent));
   if (replicas.length > 1) {
-    const told = replicas.map((one) => `${one.host}${lanes(one)}${one.own ? ", which shows this page" : ""}${one.silent ? `, silent for ${span(one.silent)}` : ""}${one.version === status.version ? "" : `, of version ${one.version}: look at its own page`}`);
+    const told = replicas.map((one) => `${one.host}${lanes(one)}${one.own ? ", which shows this page" : ""}${one.silent ? `, silent for ${span(one.silent)}` : ""}${one.merged || one.silent ? "" : `, of version ${one.version}: look at its own page`}`);
     say($("worker"), `${many(replicas.length, "replica")}: ${told.join("; ")}. The images are shown as host ${status.host} has seen them.`);
-    $("worker").classList.toggle("alarm", replicas.some((one) => one.silent));
     return;
   }
   const parts = [`This page shows one worker, on host ${status.host}.`];
