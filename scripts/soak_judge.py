@@ -285,6 +285,31 @@ class Judge:
                         f"for an hour"
                     )
                     self._note(text, time.monotonic() - item.born)
+            for item in (*user.of("image", "deleting"), *user.of("upload", "deleting")):
+                self._end_hashing(item)
+
+    def _end_hashing(self, item: Item) -> None:
+        """Free an image whose hash a killed Glance was computing: to delete it Glance first waits
+        for that, in vain, and answers 500 to its owner and to everybody else."""
+        since = f"updated_at < UTC_TIMESTAMP() - INTERVAL {STILL:.0f} SECOND"
+        task = (
+            f"SELECT value FROM image_properties WHERE image_id = '{item.id}' AND deleted = 0 "
+            f"AND name = 'os_glance_import_task'"
+        )
+        host = (
+            f"image_properties WHERE image_id = '{item.id}' AND deleted = 0 "
+            f"AND name = 'os_glance_hash_op_host'"
+        )
+        if self.sql(
+            "glance",
+            f"SELECT id FROM tasks WHERE status = 'processing' AND {since} AND id IN ({task}) "
+            f"AND EXISTS (SELECT 1 FROM {host})",
+        ):
+            self.sql("glance", f"DELETE FROM {host}")
+            text = (
+                f"{item.kind} {item.id}, which a Glance killed while it hashed lets nobody delete"
+            )
+            self._note(text, time.monotonic() - item.born)
 
     def _note(self, text: str, seconds: float) -> None:
         """Note what had to be freed, and the faults in the services so many seconds ago and since

@@ -138,6 +138,8 @@ class Actor:
             await add(seen.image.id, url)
         except Conflict as error:
             log.info("location_refused", url=url, why=str(error))
+            if seen.image.import_locked:
+                return replace(seen, lock_refused=True)
             raise
         log.info("location_added", url=url, location_api="new" if new else "old")
         # The new API has begun a task, and Glance's lock lies on the image

@@ -6,7 +6,7 @@ Nothing is done to an image that Cinder's own upload is working on, or that Glan
 from __future__ import annotations
 
 from handlers import image_volume
-from handlers.actions import AwaitImage
+from handlers.actions import AddLocation, AwaitImage
 from handlers.upload import clean_up
 from handlers.upload.actions import (
     Action,
@@ -17,6 +17,7 @@ from handlers.upload.actions import (
     LookAtSource,
     LookAtTasks,
     LookAtUsage,
+    Observation,
 )
 from handlers.upload.clones import is_ours, metadata_of
 from handlers.upload.complete import complete, is_still, judge_answer, to_keep
@@ -42,6 +43,8 @@ from worker.core.notification import IMAGE_ID
 from worker.core.outcome import Again, Skip
 from worker.core.target import TAG, UPLOAD, Target, Uploads
 
+# Seconds after which an import that has changed nothing may be dead
+SILENT = 300.0
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
 
 
@@ -57,13 +60,29 @@ def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action
     if image.status != "queued":
         return Finish(Skip(f"the image is {image.status}"))
     if image.import_locked:
-        return (
-            AwaitImage()
-            if seen.asked
-            else Finish(_patience("Glance is at work on the image", seen))
-        )
-    if seen.asked:
-        return judge_answer(seen)
+        return AwaitImage() if seen.asked else _locked(seen, rules, targets)
+    return judge_answer(seen) if seen.asked else _begin(seen, rules, targets)
+
+
+def _locked(seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
+    """Wait for the import that holds the image; once it has been silent for long, ask Glance for
+    the lock.
+
+    A Glance that was killed, or lost its database, leaves the lock behind. It takes it from a task
+    that has not changed for an hour, but only if asked for another import
+    (glance/api/v2/images.py, _enforce_import_lock); until then it refuses. Nothing else is changed
+    meanwhile, as an import writes the whole image.
+    """
+    waiting = Finish(_patience("Glance is at work on the image", seen))
+    if seen.lock_refused or age(seen.image.updated_epoch, seen.now) < SILENT:
+        return waiting
+    action = _begin(seen, rules, targets)
+    return action if isinstance(action, Observation | AddLocation) else waiting
+
+
+def _begin(seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
+    """Plan the way to the image's data."""
+    image = seen.image
     named = source_named(image, rules)
     if not_yet := _not_yet(named, seen, rules):
         return not_yet

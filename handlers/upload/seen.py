@@ -51,6 +51,8 @@ class Seen:
     """Glance's last reason for it."""
     at_once: int | None = None
     """Number of properties that Glance is asked for in one request; None for all."""
+    lock_refused: bool = False
+    """Glance did not give away the lock that an import has on the image."""
 
 
 def unlocated(seen: Seen | None) -> set[str]:

@@ -261,7 +261,7 @@ def test_refusals_reach_the_owner_and_tell_nothing_of_others(given: Seen, reason
     ("given", "outcome"),
     [
         (seen(replace(QUEUED, status="saving")), Skip("the image is saving for 0 minutes")),
-        (seen(replace(QUEUED, import_locked=True)),
+        (seen(replace(QUEUED, import_locked=True), lock_refused=True),
          Again("Glance is at work on the image", after=10.0, counted=False, wake_on_notification=True)),
         (seen(replace(UNNAMED, created_epoch=990.0)),
          Again("a new image, somebody may be at work on it", after=50.0, counted=False, wake_on_notification=True)),
@@ -317,12 +317,19 @@ def test_a_busy_source_is_waited_for_and_the_owner_knows(
 
 @pytest.mark.parametrize(("quiet", "after"), [(0.0, 10.0), (400.0, 100.0), (1000.0, 250.0)])
 def test_who_waits_for_others_looks_less_and_less_often(quiet: float, after: float) -> None:
-    given = seen(replace(QUEUED, created_epoch=0.0, updated_epoch=NOW - quiet, import_locked=True))
+    image = replace(QUEUED, created_epoch=0.0, updated_epoch=NOW - quiet, import_locked=True)
+    given = seen(image, lock_refused=True)
     assert plan.plan(given, RULES) == Finish(
         Again(
             "Glance is at work on the image", after=after, counted=False, wake_on_notification=True
         )
     )
+
+
+@pytest.mark.parametrize("quiet", [0.0, 299.0])
+def test_an_import_that_has_changed_something_lately_is_at_work(quiet: float) -> None:
+    locked = replace(QUEUED, created_epoch=0.0, updated_epoch=NOW - quiet, import_locked=True)
+    assert isinstance(plan.plan(seen(locked, clones=(OURS,), sure=True), RULES), Finish)
 
 
 def test_a_source_in_use_is_cloned_where_that_is_allowed() -> None:

@@ -206,6 +206,46 @@ async def test_a_refusal_is_withdrawn_though_glance_reads_the_image_for_long(
         assert rig.completed == ["property"]
 
 
+async def test_the_lock_of_an_import_that_died_is_taken_once_glance_gives_it_away(
+    cloud: FakeCloud,
+) -> None:
+    """A Glance that lost its database while it added our location: the image stayed queued for
+    ever."""
+    async with Rig(cloud, targets=()) as rig:
+        image = asked(cloud, cloud.volume_of("alice"))
+        cloud.faults["import_location"] = Fault(Temporary("503"))
+        with pytest.raises(Temporary):
+            await rig.complete(image.id)
+        cloud.touch(image.id, import_locked=True)
+        calls = cloud.calls["import_location"]
+        outcome = await rig.complete(image.id)
+        assert isinstance(outcome, Again)
+        assert not outcome.counted
+        # It may well be at work
+        assert cloud.calls["import_location"] == calls
+        cloud.ahead += 400.0
+        outcome = await rig.complete(image.id)
+        assert isinstance(outcome, Again)
+        assert not outcome.counted
+        # Glance itself knows whether it is, and refuses
+        assert cloud.calls["import_location"] == calls + 1
+        assert cloud.images[image.id].status == "queued"
+        cloud.dead_imports.add(image.id)
+        assert isinstance(await rig.complete(image.id), Done)
+        check_complete(cloud, image.id)
+
+
+async def test_nothing_is_changed_of_an_image_that_an_import_holds(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=()) as rig:
+        image = asked(cloud, cloud.volume_of("alice"))
+        cloud.touch(image.id, import_locked=True)
+        cloud.ahead += 400.0
+        cloud.dead_imports.add(image.id)
+        before, volumes = cloud.images[image.id], set(cloud.volumes)
+        assert isinstance(await rig.complete(image.id), Again)
+        assert (cloud.images[image.id], set(cloud.volumes)) == (before, volumes)
+
+
 UEFI = {"hw_firmware_type": "uefi", "os_type": "linux"}
 
 

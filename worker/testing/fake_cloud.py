@@ -71,7 +71,8 @@ class FakeCloud:
       a deleted image can be restored, its data stays (delayed_delete). `patching`: how long a PATCH
       holds what it has read, before it writes the whole image back. `most_properties` of an image.
       A copy into one of `refused_stores` is refused as a whole, one into `spoiling_stores` ends
-      without any store having got it. `torn` are volumes that were deleted although they were a
+      without any store having got it. `dead_imports` are images whose import has died so long ago
+      that Glance gives its lock away. `torn` are volumes that were deleted although they were a
       location of an image.
     - Cinder: `types`, and `encrypted_types` of them. `cached` are types with its image-volume cache,
       whose entries on a type `cache_max_count` and `cache_max_gigabytes` bound, 0 for no limit. A
@@ -115,6 +116,7 @@ class FakeCloud:
     pending: dict[str, Image] = field(default_factory=dict)
     lost: dict[str, tuple[Image, tuple[Location, ...]]] = field(default_factory=dict)
     torn: list[str] = field(default_factory=list)
+    dead_imports: set[str] = field(default_factory=set)
     emit: Callable[[bytes], None] = lambda _: None
     told: Callable[..., None] = lambda *_: None
     asked_by: dict[str, str] = field(default_factory=dict)
@@ -401,8 +403,9 @@ class FakeCloud:
             image = self._image(image_id)
             if image.status != "active":
                 raise Conflict("Only images with status active can be targeted for copying")
-            if image.import_locked:
+            if image.import_locked and image_id not in self.dead_imports:
                 raise Conflict("Image has active task")
+            self.dead_imports.discard(image_id)
             if present := [store for store in wanted if store in (image.stores or ())]:
                 raise Conflict(f"Image is already present at store '{present[0]}'")
             if unknown := [
@@ -438,8 +441,9 @@ class FakeCloud:
                 raise Conflict(
                     f"It's not allowed to add locations if image status is {image.status}."
                 )
-            if image.import_locked:
+            if image.import_locked and image_id not in self.dead_imports:
                 raise Conflict("Image has active task")
+            self.dead_imports.discard(image_id)
             self.told("import_location", image_id, Location.from_url(url).volume_id)
             task = ImageTask(id=new_id(), type="location_import", status="processing", url=url)
             self.image_tasks.setdefault(image_id, []).insert(0, task)
