@@ -196,9 +196,13 @@ class Load:
         )
 
     def queues(self) -> list[str]:
-        """The queues of the workers."""
+        """The queues of the workers, without those that one replica alone may ask."""
         listed = json.loads(self.node.ctl("list_queues", "name", "--formatter=json"))
-        return [row["name"] for row in listed if row["name"].startswith(self.queue)]
+        return [
+            name
+            for row in listed
+            if (name := row["name"]).startswith(self.queue) and ".replicas." not in name
+        ]
 
     def depths(self, queues: Iterable[str]) -> dict[str, int]:
         """Messages in each of these queues that exists."""

@@ -9,12 +9,22 @@ import os
 import random
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 
-from scripts.cloud.operate import devcloud, groups, is_warm, of_image, switched, switches, until
+from scripts.cloud.operate import (
+    devcloud,
+    groups,
+    is_warm,
+    of_image,
+    sql,
+    switched,
+    switches,
+    until,
+)
 from scripts.cloud.people import MIB, Person, data
 from tests.devcloud import cinder_uses_new_location_api, has_new_location_api
 from tests.worker_process import WorkerProcess
@@ -123,6 +133,23 @@ def status(alice: Person, image_id: str) -> str:
 def volume_status(person: Person, volume_id: str) -> str:
     return str(
         person.connection.block_storage.get(f"/volumes/{volume_id}").json()["volume"]["status"]
+    )
+
+
+def lock_of_a_dead_import(image_id: str) -> None:
+    """Leave what a Glance that lost its database leaves: the lock of an import that has shown no
+    sign of life for two hours."""
+    task, long_ago = str(uuid.uuid4()), "UTC_TIMESTAMP() - INTERVAL 2 HOUR"
+    sql(
+        "glance",
+        f"INSERT INTO tasks (id, type, status, owner, created_at, updated_at, deleted) "
+        f"SELECT '{task}', 'location_import', 'processing', owner, {long_ago}, {long_ago}, 0 "
+        f"FROM images WHERE id = '{image_id}'; "
+        f"INSERT INTO task_info (task_id, input) VALUES ('{task}', '{{}}'); "
+        f"INSERT INTO image_properties (image_id, name, value, created_at, deleted) "
+        f"VALUES ('{image_id}', 'os_glance_import_task', '{task}', {long_ago}, 0); "
+        f"UPDATE images SET created_at = {long_ago}, updated_at = {long_ago} "
+        f"WHERE id = '{image_id}'",
     )
 
 
@@ -833,3 +860,26 @@ def test_an_image_that_is_saving_is_named_with_its_time(
         arrives.set()
         sending.join()
     assert (status(alice, image_id), alice.show(image_id)["size"]) == ("active", 2 * MIB)
+
+
+@pytest.mark.needs_new_location_api
+def test_an_upload_whose_import_died_is_taken_up_again(
+    worker: Worker, alice: Person, operator: Person, queued: Queued, volumes: Volumes
+) -> None:
+    source = volumes()
+    image_id = queued()
+    alice.property(image_id, SOURCE, f"{source}/{image_id}")
+    # As the worker had made it by then
+    marks = {"glance_image_id": image_id, "image_owner": alice.project_id, "image_size": str(GIB)}
+    clone = operator.blank(
+        "local-1",
+        source_volid=source,
+        name=f"image-{image_id}",
+        metadata={**marks, "image_volume_worker": "upload"},
+    )
+    lock_of_a_dead_import(image_id)
+    with worker(groups(uploads=UPLOADS)) as process:
+        process.wait_ready()
+        until_active(alice, image_id)
+        assert [one["id"] for one in of_image(operator, image_id)] == [clone]
+        assert process.events("location_added")
