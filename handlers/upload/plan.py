@@ -6,7 +6,7 @@ Nothing is done to an image that Cinder's own upload is working on, or that Glan
 from __future__ import annotations
 
 from handlers import image_volume
-from handlers.actions import AddLocation, AwaitImage
+from handlers.actions import AddLocation, AwaitImage, SetMetadata, SetReadonly
 from handlers.upload import clean_up
 from handlers.upload.actions import (
     Action,
@@ -70,14 +70,15 @@ def _locked(seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
 
     A Glance that was killed, or lost its database, leaves the lock behind. It takes it from a task
     that has not changed for an hour, but only if asked for another import
-    (glance/api/v2/images.py, _enforce_import_lock); until then it refuses. Nothing else is changed
-    meanwhile, as an import writes the whole image.
+    (glance/api/v2/images.py, _enforce_import_lock); until then it refuses. Nothing else of the
+    image is changed meanwhile, as an import writes all of it.
     """
     waiting = Finish(_patience("Glance is at work on the image", seen))
     if seen.lock_refused or age(seen.image.updated_epoch, seen.now) < SILENT:
         return waiting
     action = _begin(seen, rules, targets)
-    return action if isinstance(action, Observation | AddLocation) else waiting
+    harmless = isinstance(action, Observation | SetMetadata | SetReadonly | AddLocation)
+    return action if harmless else waiting
 
 
 def _begin(seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
