@@ -172,6 +172,12 @@ class WorkerProcess:
             # The last two: it was killed in the middle of its answer
             return 0, {}
 
+    def states(self, image_id: str) -> dict[str, str]:
+        """The state of an image on each target as the worker knows it; empty if it does not know
+        the image. Asks no service, as the command `status` does."""
+        shown = self.probe(f"/image.json?id={image_id}")[1]
+        return {one["target"]: one["state"] for one in shown.get("targets", ())}
+
     def wait_ready(self, *, within: float = 120.0) -> None:
         """Return when /readyz says 200."""
         until = time.monotonic() + within

@@ -58,8 +58,7 @@ def told(process: WorkerProcess, volume: str) -> dict[str, str]:
 
 
 def warm(process: WorkerProcess, image_id: str) -> bool:
-    done = process.run("status", image_id, "-f", "value", "-c", "State")
-    return done.stdout.split() == ["warm"] * len(TARGETS)
+    return process.states(image_id) == dict.fromkeys(TARGETS, "warm")
 
 
 def decisive(shown: dict[str, str]) -> tuple[str, str]:
@@ -174,13 +173,10 @@ def test_a_cinder_without_its_cache_is_the_reason(
     with switched("IMAGE_CACHE=0"), worker() as process:
         process.wait_ready()
         image_id = images(disk_format="qcow2")
-
-        def states() -> set[str]:
-            return set(
-                process.run("status", image_id, "-f", "value", "-c", "State").stdout.splitlines()
-            )
-
-        until(lambda: states() == {"held back"}, what=lambda: str(states()))
+        until(
+            lambda: set(process.states(image_id).values()) == {"held back"},
+            what=lambda: str(process.states(image_id)),
+        )
         with bob.temporary_volume(image_id, TYPE) as volume:
             until(
                 lambda: process.metric("volume_creates_total", target=TYPE, path="download") == 1,
