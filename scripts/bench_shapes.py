@@ -7,9 +7,10 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ PATIENCE = 600.0
 SIZE = 2
 """GiB of the volumes: with its tables a qcow2 file of 1 GiB of data is a little larger, and Cinder
 goes by that."""
+KINDS: tuple[tuple[str, dict[str, str]], ...] = (
+    ("without the worker", {"image_volume_prewarm": "no"}),
+    ("with the worker", {}),
+)
+"""The images of a comparison, by their properties."""
 Row = dict[str, Any]
 
 
@@ -69,12 +75,17 @@ def creates(person: Person, image_id: str, count: int, at_once: int) -> list[Mad
     """Make volumes of the image on the first target, `at_once` at a time, and delete each once it
     is there."""
 
-    def one(_: int) -> Made:
+    def one() -> Made:
         with person.temporary_volume(image_id, TARGETS[0]) as made:
             return made
 
+    return many(one, count, at_once)
+
+
+def many(make: Callable[[], Made], count: int, at_once: int) -> list[Made]:
+    """Make so many volumes, `at_once` at a time."""
     with ThreadPoolExecutor(at_once) as threads:
-        return list(threads.map(one, range(count)))
+        return list(threads.map(lambda _: make(), range(count)))
 
 
 def pools(options: argparse.Namespace) -> list[Row]:
@@ -83,10 +94,7 @@ def pools(options: argparse.Namespace) -> list[Row]:
     alice, bob = Person("alice"), Person("bob")
     rows: list[Row] = []
     with worker() as process:
-        for kind, more in (
-            ("without the worker", {"image_volume_prewarm": "no"}),
-            ("with the worker", {}),
-        ):
+        for kind, more in KINDS:
             before = warm_now(process)
             image_id = alice.image("bench-pools", mebibytes=1024, **more)
             began = time.monotonic()
@@ -166,22 +174,14 @@ def limits(options: argparse.Namespace) -> list[Row]:
     alice, bob = Person("alice"), Person("bob")
     rows: list[Row] = []
     with worker() as process:
-        for kind, more in (
-            ("without the worker", {"image_volume_prewarm": "no"}),
-            ("with the worker", {}),
-        ):
+        for kind, more in KINDS:
             before = warm_now(process)
             image_id = alice.image("bench-limits", mebibytes=256, **more)
             if not more:
                 until_warm(process, before + 1, TARGETS)
             began = time.monotonic()
-            with ThreadPoolExecutor(options.at_once) as threads:
-                made = list(
-                    threads.map(
-                        lambda _, image_id=image_id: bob.volume(image_id, TARGETS[0]),  # type: ignore[misc]
-                        range(options.creates),
-                    )
-                )
+            make = partial(bob.volume, image_id, TARGETS[0])
+            made = many(make, options.creates, options.at_once)
             rows.append(
                 {
                     "image": kind,

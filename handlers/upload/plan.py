@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from handlers import image_volume
 from handlers.actions import AddLocation, AwaitImage, SetMetadata, SetReadonly
+from handlers.import_lock import may_be_dead
 from handlers.upload import clean_up
 from handlers.upload.actions import (
     Action,
@@ -43,8 +44,6 @@ from worker.core.notification import IMAGE_ID
 from worker.core.outcome import Again, Skip
 from worker.core.target import TAG, UPLOAD, Target, Uploads
 
-# Seconds after which an import that has changed nothing may be dead
-SILENT = 300.0
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
 
 
@@ -68,13 +67,10 @@ def _locked(seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
     """Wait for the import that holds the image; once it has been silent for long, ask Glance for
     the lock.
 
-    A Glance that was killed, or lost its database, leaves the lock behind. It takes it from a task
-    that has not changed for an hour, but only if asked for another import
-    (glance/api/v2/images.py, _enforce_import_lock); until then it refuses. Nothing else of the
-    image is changed meanwhile, as an import writes all of it.
+    Nothing else of the image is changed meanwhile, as an import writes all of it.
     """
     waiting = Finish(_patience("Glance is at work on the image", seen))
-    if seen.lock_refused or age(seen.image.updated_epoch, seen.now) < SILENT:
+    if seen.lock_refused or not may_be_dead(seen.image, seen.now):
         return waiting
     action = _begin(seen, rules, targets)
     harmless = isinstance(action, Observation | SetMetadata | SetReadonly | AddLocation)

@@ -7,12 +7,17 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.broker.hands import until
+from tests.broker.load import groups
+from tests.broker.load import until as wait
 from tests.broker.rabbitmq import RabbitMQ
+from tests.deploy.debian import SmallCloud
+from tests.worker_process import WorkerProcess
 from worker.broker import replicas
 from worker.broker.connection import connected
 from worker.broker.inspect import exchange_is_there
@@ -105,3 +110,37 @@ async def test_what_nobody_understands_is_passed_over(
         rabbitmq.publish(body, exchange=f"{queue}.replicas", routing_key="")
         await until(lambda: a.others()[0].age < 0.1)
         assert hosts(a) == {"b"}
+
+
+def test_any_worker_tells_what_all_do_and_which_is_silent(
+    rabbitmq: RabbitMQ, queue: str, tmp_path: Path
+) -> None:
+    cloud = SmallCloud()
+    clouds = tmp_path / "clouds.yaml"
+    clouds.write_text(cloud.clouds_yaml)
+    first, second = (
+        WorkerProcess(tmp_path, groups(rabbitmq.url, queue), clouds=clouds) for _ in range(2)
+    )
+
+    def silent(process: WorkerProcess) -> list[bool]:
+        """Of each replica, this one first, whether it is silent."""
+        shown = process.probe("/status.json")[1].get("replicas", ())
+        return [bool(one["silent"]) for one in shown]
+
+    try:
+        with first, second:
+            first.wait_ready()
+            second.wait_ready()
+            wait(lambda: silent(first) == silent(second) == [False, False], lambda: silent(first))
+            second.kill()
+            wait(lambda: silent(first) == [False, True], lambda: silent(first))
+            second.start()
+            second.wait_ready()
+            wait(lambda: silent(first) == [False, True, False], lambda: silent(first))
+            # One that stops in order is not missed
+            assert second.stop() == 0
+            wait(lambda: silent(first) == [False, True], lambda: silent(first))
+    finally:
+        cloud.close()
+        rabbitmq.delete(*(name for name in rabbitmq.ctl("list_queues", "-s", "name").split()
+                          if name.startswith(queue) and ".replicas." not in name))  # fmt: skip

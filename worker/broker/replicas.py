@@ -19,7 +19,7 @@ import structlog
 from amqp import Message
 from amqp.exceptions import AccessRefused, ChannelError
 
-from worker.broker.connection import words
+from worker.broker.connection import content, words
 from worker.broker.link import Link
 from worker.broker.topology import Topology
 from worker.broker.url import parse
@@ -156,7 +156,7 @@ class Replicas:
 
     def _hear(self, message: Any) -> None:
         try:
-            told = json.loads(plain(_bytes(message.body), GZIP))
+            told = json.loads(plain(content(message)[0], GZIP))
             replica = str(told["replica"])
         except (Malformed, ValueError, KeyError, TypeError) as error:
             log.debug("replica_unreadable", error=repr(error))
@@ -172,7 +172,3 @@ class Replicas:
                 known.document, known.at = document, time.monotonic()
                 while len(self._heard) > MOST:
                     del self._heard[min(self._heard, key=lambda one: self._heard[one].at)]
-
-
-def _bytes(body: bytes | str) -> bytes:
-    return body.encode("utf-8", "surrogateescape") if isinstance(body, str) else bytes(body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from handlers.actions import AwaitImage
+from handlers.import_lock import may_be_dead
 from handlers.prewarm.actions import Action, CopyImage, Finish
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import FIRST_QUIET, registered
@@ -11,8 +12,6 @@ from worker.core.age import age
 from worker.core.outcome import Again
 from worker.core.target import Target
 
-# Seconds after which an import that has changed nothing may be dead
-SILENT = 300.0
 # Seconds until we ask Glance again whether it is dead; until then the lane's slot is free
 ASK_AGAIN = 60.0
 
@@ -35,10 +34,9 @@ def copy(seen: Seen, store: str) -> Action:
     """The next action towards a copy of the image in a store of Glance where it is not yet."""
     if seen.image.import_locked:
         # Glance allows one import at a time per image, so we wait for somebody else's. A Glance
-        # that was killed leaves the lock behind, and takes it from a dead task only if asked for
-        # another import (glance/api/v2/images.py). One whose staging area is full drops the lock,
-        # and leaves `os_glance_importing_to_stores` behind: that alone tells nothing
-        silent = seen.now - seen.image.updated_epoch > SILENT
+        # whose staging area is full drops the lock, and leaves `os_glance_importing_to_stores`
+        # behind: that alone tells nothing
+        silent = may_be_dead(seen.image, seen.now)
         if silent and not seen.refused:
             return CopyImage((store,))
         if silent and store not in seen.asked:
