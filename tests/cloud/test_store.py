@@ -403,10 +403,6 @@ def test_by_the_listener_of_oslo_messaging(
 def test_a_full_quota_is_said_and_waited_for(
     worker: Worker, images: Images, alice: Person, operator: Person, admin: Person
 ) -> None:
-    # Not before what the test before has left is gone. Some may stay: Cinder keeps the reservation of
-    # a request that came to nothing for a day
-    leaving = {"deleting", "creating", "detaching", "in-use"}
-    until(lambda: not leaving & {volume["status"] for volume in operator.volumes()}, what="quiet")
     admin.limit(operator.project_id, 0)
     try:
         with worker() as process:
