@@ -130,7 +130,7 @@ def clone(options: argparse.Namespace) -> list[Row]:
 
 
 def by_hand(operator: Person, alice: Person, image_id: str) -> None:
-    """What the worker does, as a person would script it: one import into both stores, then the
+    """The work of the worker, as a person would script it: one import into both stores, then the
     owner put right."""
     body = {
         "method": {"name": "copy-image"},
@@ -523,7 +523,7 @@ def status(options: argparse.Namespace) -> list[Row]:
 
 
 def board(cloud: FakeCloud, names: tuple[str, ...]) -> Row:
-    """What the page costs a worker that has seen these images: MiB that it holds, KiB of an answer,
+    """The cost of the page for a worker that has seen these images: MiB that it holds, KiB of an answer,
     and for how long the event loop stands at the most while the first one is made."""
     shown = Activity()
     tracemalloc.start()
@@ -683,7 +683,7 @@ class Vast(FakeCloud):
 
 
 async def compared(cloud: FakeCloud, targets: tuple[Target, ...]) -> list[Missing]:
-    """What a worker with these targets finds missing."""
+    """The keys that a worker with these targets finds missing."""
     return await Rig(cloud, targets=targets).resync()
 
 

@@ -1,4 +1,4 @@
-"""What it costs as a cloud grows: images, targets, replicas; as a table and as plots."""
+"""The cost of the worker as a cloud grows: images, targets, replicas; as a table and as plots."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def grow(options: argparse.Namespace) -> list[Row]:
 
 
 def compared(images: int, targets: int) -> Row:
-    """What `scripts/bench resync` says of a cloud of this size."""
+    """The figures of `scripts/bench resync` for a cloud of this size."""
     with tempfile.TemporaryDirectory() as folder:
         said = Path(folder, "resync.json")
         words = ("resync", "--images", str(images), "--targets", str(targets), "--json", str(said))

@@ -57,9 +57,9 @@ class User:
     items: list[Item] = field(default_factory=list)
     done: Counter[str] = field(default_factory=Counter)
     explained: Counter[str] = field(default_factory=Counter)
-    """What services have failed, and the fault that explains it."""
+    """Failures of services, with the fault that explains each."""
     problems: list[str] = field(default_factory=list)
-    """What they have failed without one."""
+    """Failures of services that no fault explains."""
     source: str = ""
     content: str = ""
     hash_of_image: str = ""

@@ -1,4 +1,4 @@
-"""What the replicas of a worker tell each other on RabbitMQ: each publishes its part of the status
+"""The exchange of status between the replicas of a worker over RabbitMQ: each publishes its part
 every few seconds, and hears those of all others. Nothing is kept on the broker.
 """
 
@@ -43,7 +43,7 @@ GONE = "gone"
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What another replica has told last: its document, and the seconds since."""
+    """The last part that another replica has told, and how many seconds ago."""
 
     document: Mapping[str, Any]
     age: float

@@ -52,7 +52,7 @@ class PageSource:
         self._wishes = wishes
         self._host = socket.gethostname()
         self.others: Callable[[], Iterable[Part]] = tuple
-        """What the other replicas have told last."""
+        """The last part that each other replica has told."""
 
     def status(self, most: float) -> Mapping[str, Any]:
         """Return the document of /status.json, with at most so many jobs, of all replicas."""
