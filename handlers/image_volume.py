@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from worker.core.age import SKEW
@@ -133,7 +134,21 @@ def is_of(volume: Volume, image: Image) -> bool:
     (show_multiple_locations), and an id can be used again for another image (OSSN-0075): a volume
     older than its image holds other data.
     """
-    return is_kept_for(volume, image.id) and volume.created_epoch >= image.created_epoch - SKEW
+    return is_kept_for(volume, image.id) and made_at(volume) >= image.created_epoch - SKEW
+
+
+def made_at(volume: Volume) -> float:
+    """When the volume was made, in epoch seconds; of a clone, the latest time that is possible.
+
+    A clone that Cinder makes for its cache or its upload gets its source's created_at and
+    updated_at; the latter is put right once it has been cloned (cinder/volume/manager.py,
+    _clone_image_volume).
+    """
+    if not volume.source_volid:
+        return volume.created_epoch
+    if volume.status in MAKING:
+        return math.inf
+    return max(volume.created_epoch, volume.updated_epoch)
 
 
 def is_kept_for(volume: Volume, image_id: str) -> bool:
@@ -234,7 +249,7 @@ def is_fresh(volume: Volume, now: float) -> bool:
     Two work on one key for a moment when the broker drops the connection of the one that had it. If
     each removed what the other has made, none of it would stay.
     """
-    return now - volume.created_epoch < FRESH_FOR
+    return now - made_at(volume) < FRESH_FOR
 
 
 def is_broken(volume: Volume) -> bool:

@@ -6,7 +6,12 @@ from worker.core.age import age
 from worker.core.cloud import Image
 
 SILENT = 300.0
-"""Seconds after which an import that has changed nothing may be dead."""
+"""Seconds after which an import of a small image that has changed nothing may be dead."""
+GIVEN_AWAY = 3600.0
+"""Seconds after which Glance takes the lock from a task that has not changed."""
+SLOWEST = 10 * 2**20
+"""Bytes a second that an import reads or writes at least. Glance notes nothing on the image or its
+task while it stages the data of a copy, and while it computes a hash."""
 
 
 def may_be_dead(image: Image, now: float) -> bool:
@@ -14,6 +19,19 @@ def may_be_dead(image: Image, now: float) -> bool:
 
     A Glance that was killed, or lost its database, leaves the lock behind. It takes it from a task
     that has not changed for an hour, but only if asked for another import
-    (glance/api/v2/images.py, _enforce_import_lock); until then it refuses.
+    (glance/api/v2/images.py, _enforce_import_lock); until then it refuses. It would take it from an
+    import that is still alive, too, which then begins anew: so nobody asks before the image's data
+    can have been read.
     """
-    return age(image.updated_epoch, now) > SILENT
+    return _silence(image, now) > SILENT
+
+
+def is_held(image: Image, now: float) -> bool:
+    """Whether an import holds the image, unless it has been dead for so long that Glance would give
+    its lock to the next one."""
+    return image.import_locked and _silence(image, now) <= GIVEN_AWAY
+
+
+def _silence(image: Image, now: float) -> float:
+    """Seconds for which an import that is alive would have had something to note."""
+    return age(image.updated_epoch, now) - image.size / SLOWEST

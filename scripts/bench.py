@@ -39,7 +39,7 @@ from worker.core.cloud import Image, Volume
 from worker.core.handler import Missing
 from worker.core.job import Job, Key
 from worker.core.state import State
-from worker.core.target import Policy, Target
+from worker.core.target import TAG, Policy, Target
 from worker.diagnose.status import Row as Shown
 from worker.diagnose.status import overview, summaries
 from worker.engine.limits import Limits
@@ -636,8 +636,8 @@ def rest(options: argparse.Namespace) -> list[Row]:
 class Parsing(FakeCloud):
     """Shares no memory with who lists its volumes, as one that is read from JSON does not."""
 
-    async def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
-        async for volume in super().list_volumes(tag):
+    async def list_volumes(self, tag: str = "", *, key: str = TAG) -> AsyncIterator[Volume]:
+        async for volume in super().list_volumes(tag, key=key):
             yield Volume(**json.loads(json.dumps(asdict(volume))))
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import structlog
 
-from handlers import image_volume, marks
+from handlers import image_volume, import_lock, marks
 from handlers.deletion.brake import Brake
 from handlers.deletion.last_copy import LastCopy, store_of
 from handlers.deletion.proof import NotProven, Proof
@@ -435,10 +435,10 @@ class Deletion:
             return f"its image is {image.status}"
         if needed := await self.last_copy.keep_reason(volume, image, locations):
             return needed
-        if image.import_locked:
-            # And what is no location yet may be about to become one
-            raise Conflict("Glance is at work on the image")
         store = store_of(volume, locations or ())
+        if image.import_locked and not (store and not import_lock.is_held(image, self._now())):
+            # What is no location yet may be about to become one
+            raise Conflict("Glance is at work on the image")
         if not store:
             await self._cloud.delete_volume(volume.id)
             return ""

@@ -148,6 +148,8 @@ class HeldBack:
         standing = self._undone.standing(target.place, since=began)
         now, state = self._now(), _state(seen.image, target)
         self._undone.made(seen.image.id, target.place, state=state, volume_id=volume_id, at=now)
+        if target.strategy == "cache":
+            self._undone.cached(target.place)
         standing.pop(seen.image.id, None)
         if target.strategy != "cache" or not standing:
             return

@@ -58,12 +58,13 @@ class OnePlace:
                     continue
                 if not changed:
                     self._paths.note_seen(seen, target)
+                if isinstance(action, AddLocation):
+                    # Before: of what Glance was told we know nothing if its answer is lost
+                    unlocated.clear()
                 before, seen = seen, await self._actor.act(action, seen, target, watch)
                 changed = changed or not _only_notes_use(action)
                 if isinstance(action, CreateVolume):
                     unlocated |= volume_ids(seen) - volume_ids(before)
-                elif isinstance(action, AddLocation):
-                    unlocated.clear()
         finally:
             self._probes.end(seen.image.id, target)
         outcome = await self._settle(seen, target, action, began=began if changed else None)

@@ -14,13 +14,15 @@ from handlers.deletion import Deletion
 from handlers.upload import properties
 from handlers.upload.actions import Bind, Change, CreateClone, DeleteClone, KeepProperties
 from handlers.upload.seen import Seen, believed, without
-from worker.core.age import age
+from worker.core.age import age, lasts
 from worker.core.cloud import Cloud
 from worker.core.errors import Blocked, Conflict, Temporary
 from worker.core.target import Uploads
 
 log = structlog.get_logger(__name__)
 
+# For how long it counts which API of Glance adds locations, in seconds: it may be upgraded meanwhile
+KEEP = 600.0
 # Properties that Glance refuses to set one by one; then the others are not tried any more
 MOST_REFUSED = 16
 # Glance also answers 500 to a property that it can't store, or that its rules let us create and not
@@ -38,7 +40,8 @@ class Actor:
         self._rules = rules
         self._deletion = deletion
         self._now = now
-        self._imports_locations: bool | None = None
+        self._imports_locations = False
+        self._asked_until = 0.0
 
     async def act(self, change: Change, seen: Seen) -> Seen:
         """Make one change, and add what came of it to what was seen."""
@@ -79,7 +82,13 @@ class Actor:
             else "the property has changed"
         )
         clone = next(clone for clone in seen.clones or () if clone.id == change.volume_id)
-        await self._deletion.discard(seen.image.id, clone, why=change.because or other)
+        try:
+            await self._deletion.discard(seen.image.id, clone, why=change.because or other)
+        except Blocked as error:
+            if seen.image.status != "active":
+                raise
+            # The image has its data. Resync tells of the clone for as long as it stays
+            log.info("clone_stays", volume_id=clone.id, why=str(error))
         return replace(without(clone.id, seen), failed=change.because or seen.failed, sure=False)
 
     async def _bind(self, bind: Bind, seen: Seen) -> Seen:
@@ -136,9 +145,11 @@ class Actor:
         add = self._cloud.import_location if new else self._cloud.add_location
         try:
             await add(seen.image.id, url)
-        except Conflict as error:
+        except (Blocked, Conflict) as error:
+            # It may have been asked of a Glance of another release
+            self._asked_until = 0.0
             log.info("location_refused", url=url, why=str(error))
-            if seen.image.import_locked:
+            if isinstance(error, Conflict) and seen.image.import_locked:
                 return replace(seen, lock_refused=True)
             raise
         log.info("location_added", url=url, location_api="new" if new else "old")
@@ -154,6 +165,7 @@ class Actor:
         """Whether locations are added by Glance's new API, which adds them in a task."""
         if self._rules.location_api != "auto":
             return self._rules.location_api == "new"
-        if self._imports_locations is None:
+        if not lasts(self._asked_until, self._now(), KEEP):
             self._imports_locations = await self._cloud.imports_locations()
+            self._asked_until = self._now() + KEEP
         return self._imports_locations

@@ -64,7 +64,7 @@ def plan(seen: Seen, rules: Uploads) -> Action:
     ):
         return LookAtTasks()
     for clone in seen.clones:
-        old = seen.now - clone.created_epoch > LEFT_OVER_AFTER
+        old = seen.now - image_volume.made_at(clone) > LEFT_OVER_AFTER
         settled = image_volume.is_usable(clone) or image_volume.is_broken(clone)
         if clone.id not in located and settled and (is_ours(clone) or old):
             return DeleteClone(clone.id)

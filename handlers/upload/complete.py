@@ -38,7 +38,7 @@ PATIENCE = 60.0
 def complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
     """Plan the way from a clone in the internal project to a location of the image."""
     if not is_ours(clone) and not is_still(clone, seen, rules):
-        left = rules.grace - age(_last_change(clone), seen.now)
+        left = rules.grace - age(image_volume.made_at(clone), seen.now)
         return Finish(
             Again("Cinder's own upload may be at work", after=max(1.0, left), counted=False)
         )
@@ -158,10 +158,6 @@ def judge_answer(seen: Seen) -> Action:
     )
 
 
-def _last_change(clone: Volume) -> float:
-    return max(clone.created_epoch, clone.updated_epoch)
-
-
 def is_still(clone: Volume, seen: Seen, rules: Uploads) -> bool:
     """Whether a clone that Cinder made has not changed for the grace period."""
-    return age(_last_change(clone), seen.now) >= rules.grace
+    return age(image_volume.made_at(clone), seen.now) >= rules.grace

@@ -76,6 +76,7 @@ class Upload:
     async def reconcile(self, key: Key, watch: Watch) -> Outcome:
         """Observe, plan and act until the image is active, or the plan says why not."""
         seen: Seen | None = None
+        told = False
         try:
             seen = await self._observer.begin(key.image_id)
             try:
@@ -84,8 +85,13 @@ class Upload:
                     if isinstance(action, Observation):
                         seen = await self._observer.observe(action, seen, watch)
                     else:
+                        # Of what Glance was told we know nothing if its answer is lost
+                        told = told or isinstance(action, actions.AddLocation)
                         seen = await self._actor.act(action, seen)
             except Blocked as error:
+                if seen.image.status != "queued":
+                    # It has its data, so there is nothing that its owner waits for
+                    raise
                 # Its property may have been bound at the same time
                 image = await self._cloud.get_image(key.image_id)
                 after = await self._owner.tell(
@@ -95,7 +101,7 @@ class Upload:
                     return Again(str(error), after=after, counted=False, wake_on_notification=True)
                 raise
         except NotFound:
-            return await self._gone(key.image_id, watch, unlocated(seen))
+            return await self._gone(key.image_id, watch, set() if told else unlocated(seen))
         return await self._settle(action, seen, watch)
 
     async def _settle(self, finish: Finish, seen: Seen, watch: Watch) -> Outcome:

@@ -24,7 +24,7 @@ from handlers.upload.seen import Seen, with_clone, without
 from worker.core.cloud import Cloud, Image
 from worker.core.errors import NotFound
 from worker.core.handler import Watch
-from worker.core.target import UPLOAD
+from worker.core.target import UPLOADED_BY
 
 
 class Observer:
@@ -104,9 +104,8 @@ async def read_usage(cloud: Cloud, image: Image) -> int:
     return sum(
         [
             volume.size
-            async for volume in cloud.list_volumes(UPLOAD)
-            if volume.metadata.get("image_owner") == image.owner
-            and volume.name != image_volume.name_of(image.id)
+            async for volume in cloud.list_volumes(image.owner, key=UPLOADED_BY)
+            if volume.name != image_volume.name_of(image.id)
         ]
     )
 

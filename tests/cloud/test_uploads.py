@@ -584,11 +584,22 @@ def cinders_own(devcloud_up: None) -> Iterator[None]:
         yield
 
 
+def aged(*volume_ids: str) -> None:
+    """Make volumes an hour old. Cinder's clones get the created_at of their source."""
+    named = ", ".join(f"'{volume_id}'" for volume_id in volume_ids)
+    sql(
+        "cinder",
+        "update volumes set created_at = created_at - interval 1 hour, "
+        f"updated_at = updated_at - interval 1 hour where id in ({named})",
+    )
+
+
 def left_half_done(
     alice: Person, operator: Person, sources: Iterable[str], uploaded: Queued
 ) -> list[str]:
     """Images that Cinder has made clones for and then could not give the locations to: Glance was
     away."""
+    aged(*sources)
     devcloud("stop", "cinder-volume")
     made = {source: uploaded(source) for source in sources}
     devcloud("stop", "glance-api")
@@ -645,6 +656,7 @@ def test_cinder_at_work_is_left_alone(
     worker: Worker, uploaded: Queued, volumes: Volumes, alice: Person, operator: Person
 ) -> None:
     source = volumes()
+    aged(source)
     with worker(groups(uploads=UPLOADS)) as process:
         process.wait_ready()
         made = []

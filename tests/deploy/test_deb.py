@@ -16,7 +16,7 @@ import pytest
 from tests.broker.rabbitmq import RabbitMQ
 from tests.deploy import debian
 from tests.deploy.debian import CLOUD, ROOT, Machine, SmallCloud, until
-from tests.worker_process import configuration, free_port
+from tests.worker_process import Groups, configuration, free_port
 
 NAME = "image-volume-worker"
 FOLDER = f"/etc/{NAME}"
@@ -74,15 +74,15 @@ def install(machine: Machine, deb: Path) -> None:
     )  # fmt: skip
 
 
-def newer(deb: Path, folder: Path) -> Path:
+def newer(deb: Path, folder: Path, epoch: int = 1) -> Path:
     """The same package as a later version."""
-    tree = folder / "newer"
+    tree = folder / f"newer-{epoch}"
     debian.run("dpkg-deb", "--raw-extract", deb, tree)
     control = tree / "DEBIAN" / "control"
     control.write_text(
-        re.sub(r"^Version: ", "Version: 1:", control.read_text(), flags=re.MULTILINE)
+        re.sub(r"^Version: ", f"Version: {epoch}:", control.read_text(), flags=re.MULTILINE)
     )
-    made = folder / "newer.deb"
+    made = folder / f"newer-{epoch}.deb"
     debian.run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", tree, made)
     return made
 
@@ -129,6 +129,8 @@ def test_installed_started_upgraded_and_purged(
         until(lambda: state(debian_)["StatusText"] == "ready", what=lambda: state(debian_))
         assert state(debian_)["MainPID"] not in (before, "0")
         assert (debian_.tree / "etc" / "default" / NAME).read_text() == "OS_LOG__LEVEL=debug\n"
+        if os.environ.get("LONG"):
+            upgraded_without_a_broker(debian_, newer(deb, tmp_path, epoch=2), groups)
         debian_.do("apt-get", "remove", "--yes", NAME)
         assert state(debian_)["ActiveState"] == "inactive"
         assert (debian_.tree / f"etc/{NAME}/{NAME}.conf").exists()
@@ -141,6 +143,22 @@ def test_installed_started_upgraded_and_purged(
         "-not", "-path", "/var/lib/dpkg/*",
     )  # fmt: skip
     assert left == ""
+
+
+def upgraded_without_a_broker(machine: Machine, deb: Path, groups: Groups) -> None:
+    """It takes the place of one that waits for its broker, and nobody waits with it."""
+    away = {**groups["notifications"], "transport_urls": f"rabbit://a:b@127.0.0.1:{free_port()}/"}
+    machine.write(f"{FOLDER}/{NAME}.conf", configuration({**groups, "notifications": away}))
+    machine.do("systemctl", "restart", "--no-block", NAME)
+    until(lambda: "intake-0: " in state(machine)["StatusText"], what=lambda: state(machine))
+    before = state(machine)
+    assert before["ActiveState"] == "activating"
+    install(machine, deb)
+    until(lambda: state(machine)["MainPID"] not in (before["MainPID"], "0"), what=lambda: before)
+    assert "2:" in machine.do("dpkg-query", "--show", NAME)
+    machine.write(f"{FOLDER}/{NAME}.conf", configuration(groups))
+    machine.do("systemctl", "restart", NAME)
+    until(lambda: state(machine)["StatusText"] == "ready", what=lambda: state(machine))
 
 
 @pytest.mark.skipif(not os.environ.get("LONG"), reason="takes a minute; LONG=1")

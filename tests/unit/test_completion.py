@@ -32,6 +32,7 @@ IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
 SOURCE = "38adcc12-ea51-4d39-adea-b5a4c4162d30"
 OTHER = "11111111-1111-4111-8111-111111111111"
 NOW = 1000.0
+LATER = 10_000.0
 RULES = Uploads(grace=60.0)
 STORES = (Store(id="file", type="file"), Store(id="c1", type="cinder", volume_type="ssd"))
 
@@ -56,7 +57,12 @@ VOLUME = Volume(
     project_id="alice",
     foreign=True,
 )
-METADATA = {"glance_image_id": IMAGE, "image_owner": "alice", "image_size": str(2 * GIB)}
+METADATA = {
+    "glance_image_id": IMAGE,
+    "image_owner": "alice",
+    "image_size": str(2 * GIB),
+    "image_volume_worker_upload": "alice",
+}
 OURS = Volume(
     id="clone",
     name=f"image-{IMAGE}",
@@ -200,7 +206,7 @@ def test_the_bound_of_a_project(used: int | None, expected: object) -> None:
         (seen(UNNAMED), LookAtClones()),
         (seen(UNNAMED, clones=(CINDERS,)), LookAgain(SOURCE)),
         (sure(CINDERS, image=UNNAMED),
-         SetMetadata("clone", {"glance_image_id": IMAGE, "image_size": str(2 * GIB)})),
+         SetMetadata("clone", {key: value for key, value in METADATA.items() if key != "image_owner"})),
         (sure(with_metadata(CINDERS, **METADATA), image=UNNAMED), AddLocation("cinder://c1/clone")),
         (seen(UNNAMED, clones=(replace(CINDERS, status="error"),)), DeleteClone("clone", "Cinder could not clone "
          f"volume {SOURCE}")),
@@ -368,12 +374,12 @@ def test_what_glance_says_of_its_failure_is_the_reason() -> None:
 def test_a_clone_of_cinders_that_is_no_location_stays_until_it_is_old() -> None:
     active = replace(UNNAMED, status="active")
     locations = (Location(url="file:///x", store="file"),)
-    young = replace(CINDERS, created_epoch=NOW - 3000)
-    assert plan.plan(seen(active, clones=(young,), locations=locations), RULES) == Finish(Done(""))
-    old = replace(CINDERS, created_epoch=NOW - 4000)
-    assert plan.plan(seen(active, clones=(old,), locations=locations), RULES) == DeleteClone(
-        "clone"
-    )
+    # Its created_at is its source's
+    young = replace(CINDERS, created_epoch=0.0, updated_epoch=LATER - 3000)
+    late = replace(seen(active, locations=locations), now=LATER)
+    assert plan.plan(replace(late, clones=(young,)), RULES) == Finish(Done(""))
+    old = replace(young, updated_epoch=LATER - 4000)
+    assert plan.plan(replace(late, clones=(old,)), RULES) == DeleteClone("clone")
 
 
 def test_the_store_is_glances_word_or_the_configurations() -> None:

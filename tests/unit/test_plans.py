@@ -45,7 +45,7 @@ COLD = Image(id=IMAGE_ID, status="active", owner="alice", disk_format="raw", con
              visibility="public", size=GIB, stores=frozenset({"file"}), created_epoch=100.0, updated_epoch=OLD,
              updated_at="then")  # fmt: skip
 LOCATED = replace(COLD, stores=frozenset({"file", "c1"}))
-LOCKED = replace(LOCATED, import_locked=True)
+LOCKED = replace(LOCATED, import_locked=True, updated_epoch=MOMENT)
 V1 = Volume(id="v1", name=f"image-{IMAGE_ID}", status="available", volume_type="ssd", size=1, project_id="internal",
             created_at="1", created_epoch=OLD, metadata={**MARKS, "readonly": "True"})  # fmt: skip
 V2 = replace(V1, id="v2", created_at="2")
@@ -206,6 +206,8 @@ COPIED = {"imported": True, "asked": frozenset({"c1"})}
         # One import at a time. One that is silent is asked about by another import, once
         (seen(replace(COLD, import_locked=True, updated_epoch=MOMENT)), AwaitImage()),
         (seen(replace(COLD, import_locked=True)), CopyImage(("c1",))),
+        # Glance notes nothing while it stages so much, and would take the lock from it
+        (seen(replace(COLD, size=400 * GIB, import_locked=True)), AwaitImage()),
         (seen(replace(COLD, import_locked=True), refused=True, asked=frozenset({"c1"})), AwaitImage()),
         (seen(replace(COLD, import_locked=True), refused=True), again(
             "another import holds the image, or died and left its lock: Glance gives that away after an hour",

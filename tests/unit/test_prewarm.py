@@ -12,7 +12,10 @@ import pytest
 import structlog
 
 from handlers import image_volume
+from handlers.import_lock import SLOWEST
+from handlers.prewarm.strategies import registered
 from handlers.resolve import resolve
+from tests.unit.rigs import DeletedAtOnce
 from worker.core.cloud import GIB, ImageTask, Location, Store, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.job import Key
@@ -347,7 +350,7 @@ async def test_somebody_elses_import_is_waited_for(store_rig: Rig, cloud: FakeCl
 async def test_a_dead_lock_holds_no_slot(store_rig: Rig, cloud: FakeCloud) -> None:
     image = cloud.upload()
     cloud.touch(image.id, import_locked=True)
-    cloud.ahead = 301.0
+    cloud.ahead = 301.0 + GIB / SLOWEST
     cloud.faults["copy_image"] = Fault(Conflict("Image has active task"))
     outcome = await store_rig.run(image.id)
     assert isinstance(outcome, Again)
@@ -355,6 +358,37 @@ async def test_a_dead_lock_holds_no_slot(store_rig: Rig, cloud: FakeCloud) -> No
     # Glance gives it away
     cloud.touch(image.id, import_locked=False)
     assert isinstance(await store_rig.run(image.id), Done)
+
+
+async def test_a_lock_that_died_holds_up_no_repair(cloud: FakeCloud) -> None:
+    async with Rig(
+        cloud, targets=using("location", FAST), policy=Policy(settle=0.0, rewarm_interval=0.0)
+    ) as rig:
+        image = cloud.upload()
+        assert isinstance(await rig.run(image.id), Done)
+        broken = located(cloud, image.id)[0]
+        rig.lose(broken)
+        cloud.touch(image.id, import_locked=True)
+        cloud.ahead = 1000.0
+        waiting = await rig.run(image.id)
+        assert isinstance(waiting, Again)
+        assert (waiting.after, waiting.counted) == (registered.ASK_AGAIN, False)
+        assert located(cloud, image.id) == [broken]
+        # Glance would give it to the next import
+        cloud.ahead = 4000.0
+        await rig.run(image.id)
+        assert broken not in located(cloud, image.id)
+
+
+async def test_a_volume_whose_location_was_sent_is_not_deleted_on_a_404_alone() -> None:
+    """Its owner deletes the image before our next look at it; with delayed_delete the volume may be
+    needed to restore it."""
+    cloud = DeletedAtOnce(stores=STORES, multiple_locations=True, delayed=True)
+    async with Rig(cloud, targets=using("location", FAST), policy=Policy(settle=0.0)) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        await rig.quiet()
+        assert [volume.name for volume in cloud.of(image.id)] == [f"image-{image.id}"]
 
 
 async def test_the_owner_of_an_image_volume_is_put_right(store_rig: Rig, cloud: FakeCloud) -> None:

@@ -614,7 +614,7 @@ async def test_keys_that_went_to_another_worker_are_forgotten() -> None:
         await bed.give(job(ONE))
         await bed.until(lambda: bed.outcomes("again"))
         appointments = bed.queue._appointments
-        appointments._parked[TWO] = time.time() - 1.0
+        appointments._parked[TWO] = (time.time() - 1.0, 60.0)
         appointments._due[ONE] -= 10_000.0
         bed.queue._tidied -= 1000.0
         bed.queue.tidy()

@@ -572,8 +572,8 @@ class Interrupted(FakeCloud):
 
     meanwhile: Callable[[], Awaitable[None]] | None = None
 
-    async def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
-        there = [volume async for volume in super().list_volumes(tag)]
+    async def list_volumes(self, tag: str = "", *, key: str = TAG) -> AsyncIterator[Volume]:
+        there = [volume async for volume in super().list_volumes(tag, key=key)]
         if self.meanwhile:
             await self.meanwhile()
         for volume in there:

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 
 import pytest
 import structlog
 
+from tests.unit.rigs import DeletedAtOnce
 from worker.core import absence
 from worker.core.cloud import GIB, Image, ImageTask, Location, Volume
 from worker.core.errors import Blocked, Conflict, Temporary
 from worker.core.outcome import Again, Done, Skip
-from worker.core.target import Reclaiming, Uploads
+from worker.core.target import Policy, Reclaiming, Uploads
 from worker.engine.retry import Backoff
 from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from worker.testing.rig import FAST, LIMITS, SLOW, STORES, Rig, located
@@ -514,6 +516,62 @@ async def test_the_upload_that_cinder_left_is_finished_after_the_grace(
     assert cloud.calls["create_volume"] == 0
 
 
+async def test_a_clone_of_cinders_has_the_age_of_its_source(cloud: FakeCloud) -> None:
+    """Cinder gives it its source's created_at: of a volume of last year too it is this image's."""
+    uploads = Uploads(grace=0.0, quiet=0.0, untouched=0.0, tell_after=0.0)
+    async with Rig(cloud, uploads=uploads, policy=Policy(settle=0.0)) as rig:
+        source = cloud.volume_of("alice", created_epoch=1.0, volume_type="fast")
+        image = cloud.queue(created_epoch=time.time() - 100.0)
+        clone = cloud.cinder_clones(source.id, image.id)
+        assert clone.created_epoch == 1.0
+        assert isinstance(await rig.complete(image.id), Done)
+        assert check_complete(cloud, image.id).id == clone.id
+        # It is also warm where it lies
+        assert isinstance(await rig.run(image.id, "fast"), Done)
+        assert clone.id in located(cloud, image.id)
+
+
+async def test_a_clone_whose_location_was_sent_is_not_deleted_on_a_404_alone() -> None:
+    """Its owner deletes the image before our next look at it; with delayed_delete the clone is its
+    data."""
+    cloud = DeletedAtOnce(stores=STORES, new_locations=False, multiple_locations=True, delayed=True)
+    async with Rig(cloud, targets=()) as rig:
+        image = asked(cloud, cloud.volume_of("alice"))
+        await rig.complete(image.id)
+        await rig.quiet()
+        assert len(cloud.of(image.id)) == 1
+
+
+async def test_a_glance_of_the_release_before_answered_only_for_a_while(cloud: FakeCloud) -> None:
+    """In a rolling upgrade the first question reaches the old one."""
+    cloud.new_locations = False
+    async with Rig(cloud, targets=()) as rig:
+        first, second = (asked(cloud, cloud.volume_of("alice")) for _ in range(2))
+        with pytest.raises(Conflict, match="locations are invisible"):
+            await rig.complete(first.id)
+        cloud.new_locations = True
+        assert isinstance(await rig.complete(second.id), Done)
+        check_complete(cloud, second.id)
+
+
+@pytest.mark.parametrize("rules", [{"enabled": False}, {"dry_run": True}])
+async def test_an_image_that_has_its_data_waits_for_nobody(
+    cloud: FakeCloud, rules: Mapping[str, bool]
+) -> None:
+    """A second clone, of a request whose answer was lost, may not be deleted."""
+    async with Rig(cloud, targets=(), reclaiming=Reclaiming(**rules)) as rig:
+        image = asked(cloud, cloud.volume_of("alice"))
+        assert isinstance(await rig.complete(image.id), Done)
+        (clone,) = cloud.of(image.id)
+        second = replace(clone, id=str(uuid.uuid4()))
+        cloud.volumes[second.id] = second
+        with structlog.testing.capture_logs() as lines:
+            assert isinstance(await rig.complete(image.id), Done)
+        assert "clone_stays" in [line["event"] for line in lines]
+        assert STATUS not in cloud.images[image.id].properties
+        assert second.id in cloud.volumes
+
+
 async def test_cinder_at_work_is_left_alone(rig: Rig, cloud: FakeCloud) -> None:
     image = cloud.queue(created_epoch=1.0)
     volume = cloud.volume_of("alice", status="uploading")
@@ -817,11 +875,13 @@ async def test_an_image_that_saves_for_hours_is_found_by_a_resync(
 
 async def test_a_project_gets_no_more_than_its_gigabytes(cloud: FakeCloud) -> None:
     rules = Uploads(grace=0.2, quiet=0.02, untouched=0.0, tell_after=0.0, project_gigabytes=2)
-    async with Rig(cloud, targets=(), uploads=rules) as rig:
+    # Prewarm takes the clones over on its targets
+    async with Rig(cloud, uploads=rules, policy=Policy(settle=0.0)) as rig:
         first, second, third = (asked(cloud, cloud.volume_of("alice")) for _ in range(3))
         others = asked(cloud, cloud.volume_of("bob"), owner="bob")
         for image in (first, second, others):
             assert isinstance(await rig.complete(image.id), Done)
+            await rig.run(image.id, "fast")
         outcome = await rig.complete(third.id)
         assert isinstance(outcome, Again)
         assert not outcome.counted

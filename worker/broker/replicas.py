@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 EVERY = 5.0
 """Seconds between two parts of a replica; more if one costs more than a fiftieth of that."""
 SHARE = 50
+LONGEST = 10.0
+"""Seconds between two parts at most: who tells nothing for twice as long counts as silent."""
 DEAF = 30.0
 """Seconds without a part of our own, which comes back to us as to all others, after which the
 connection is made anew."""
@@ -134,7 +136,8 @@ class Replicas:
                 raise ConnectionError("the broker delivers nothing of what replicas tell")
             else:
                 self._tell({"document": self._document()})
-                self._due = now + max(EVERY, SHARE * (time.monotonic() - now))
+                cost = time.monotonic() - now
+                self._due = now + min(LONGEST, max(EVERY, SHARE * cost))
         return max(0.1, self._due - now) if self._channel is not None else EVERY
 
     def lost(self) -> None:

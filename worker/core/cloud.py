@@ -9,6 +9,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from worker.core.pool import Pool, VolumeType
+from worker.core.target import TAG
 
 GIB = 1 << 30
 LISTED = ("active", "queued", "saving", "deactivated")
@@ -218,8 +219,8 @@ class Cloud(Protocol):
     async def find_volumes(self, name: str) -> tuple[Volume, ...]:
         """The volumes of the internal project that have this name, oldest first."""
 
-    def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
-        """All volumes of the internal project, or those that carry our tag with this value, page by
+    def list_volumes(self, tag: str = "", *, key: str = TAG) -> AsyncIterator[Volume]:
+        """All volumes of the internal project, or those with this value in their metadata, page by
         page."""
 
     async def get_quota(self, volume_type: str) -> Quota:

@@ -7,6 +7,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
+from worker.core.age import age
 from worker.core.errors import Malformed
 
 # Causes of jobs that no notification asked for: a comparison by the daemon itself, a person who
@@ -21,6 +22,8 @@ MOST_TEXT = 4_000
 # A part of a key, of which image ids end up in URLs; those of plug-ins need not be UUIDs
 PART = re.compile(r"(?!\.)[\w.@:+-]{0,255}", re.ASCII)
 MOST_TRIES = 1_000_000
+# Seconds without a failure after which those before are none in a row with the next one
+FORGIVEN_AFTER = 21_600.0
 # Epoch seconds: until the year 5138; and what a notification may claim
 LATEST, CLAIMED = 1e11, 3e11
 
@@ -49,7 +52,8 @@ class Job:
     led to it; else "". `project` is whose doing it is, "" if nobody knows: projects take turns in a
     lane. `wish` is what an operator asks for (`worker.core.wishes`), else "". Texts that are too
     long are cut. `wish_id` tells one wish from another, however often its job is tried. `trace` is
-    the span of what led to the job, "" where nobody traces.
+    the span of what led to the job, "" where nobody traces. `failed_at` is when its last try failed,
+    0 if none has.
     """
 
     key: Key
@@ -66,6 +70,7 @@ class Job:
     wish: str = ""
     wish_id: str = ""
     trace: str = ""
+    failed_at: float = 0.0
 
     @property
     def is_urgent(self) -> bool:
@@ -89,9 +94,11 @@ class Job:
             wish_id=other.wish_id or self.wish_id,
         )
 
-    def tried(self, reason: str, *, counted: bool = True) -> Job:
-        """The same job after a try that ended for `reason`."""
-        return replace(self, attempt=self.attempt + counted, reason=reason)
+    def failed(self, reason: str, *, now: float) -> Job:
+        """The same job after a try that failed for `reason`. Failures of long ago do not count any
+        more: one may wait for weeks, with an outage now and then."""
+        over = self.failed_at and age(self.failed_at, now) > FORGIVEN_AFTER
+        return replace(self, attempt=1 if over else self.attempt + 1, reason=reason, failed_at=now)
 
     def to_bytes(self) -> bytes:
         """The job as it lies in a lane: a JSON object with the fields of `Job`, the key as a
@@ -120,6 +127,7 @@ class Job:
                 wish=_part(fields.get("wish", "")),
                 wish_id=_part(fields.get("wish_id", "")),
                 trace=_part(fields.get("trace", "")),
+                failed_at=_within(fields.get("failed_at", 0.0), LATEST),
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise Malformed(f"not a job: {error!r}") from error

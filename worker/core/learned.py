@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from worker.core.age import lasts
+
 Stores = frozenset[str]
 
 # For how long it holds what was seen, in seconds: an administrator may have changed it since
@@ -37,7 +39,9 @@ class Learned:
     def native(self, target: str, *, now: float) -> frozenset[Stores]:
         """Return the sets of stores whose images Cinder's driver clones on this target."""
         return frozenset(
-            stores for stores, (native, until) in self._seen_on(target) if native and until > now
+            stores
+            for stores, (native, until) in self._seen_on(target)
+            if native and lasts(until, now, KEEP)
         )
 
     def all_native(self, *, now: float) -> dict[str, frozenset[Stores]]:
@@ -48,7 +52,9 @@ class Learned:
     def is_known(self, target: str, stores: Stores, *, now: float) -> bool:
         """Whether it was seen lately what Cinder does on this target with an image in these
         stores."""
-        return any(stores == one and until > now for one, (_, until) in self._seen_on(target))
+        return any(
+            stores == one and lasts(until, now, KEEP) for one, (_, until) in self._seen_on(target)
+        )
 
     def _seen_on(self, target: str) -> tuple[tuple[Stores, tuple[bool, float]], ...]:
         return tuple(self._seen.get(target, {}).items())

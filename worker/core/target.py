@@ -13,6 +13,8 @@ from worker.core.pool import Place
 TAG = "image_volume_worker"
 # or this, for the clone that an upload was completed with, as long as it is no target's
 UPLOAD = "upload"
+# The key for the project whose upload the volume was made for. It stays when a target takes it over
+UPLOADED_BY = f"{TAG}_upload"
 
 Strategy = Literal["auto", "store", "location", "cache", "native"]
 LocationApi = Literal["auto", "new", "old"]

@@ -43,12 +43,25 @@ class Past:
         return bool(self.gone_at) and self.times >= TIMES
 
 
+@dataclass(frozen=True, slots=True)
+class Full:
+    """Reason why nothing more fits on a target, until when that counts, in epoch seconds, and
+    whether it is that Cinder made no cache entries of several images (`refused`)."""
+
+    until: float
+    why: str
+    refused: bool = False
+
+
+NOT_FULL = Full(0.0, "")
+
+
 class Undone:
     """Memory of one process; after a restart each is made once more."""
 
     def __init__(self) -> None:
         self._pasts: OrderedDict[tuple[str, str], Past] = OrderedDict()
-        self._full: dict[str, tuple[float, str]] = {}
+        self._full: dict[str, Full] = {}
         self._refusals: dict[str, set[str]] = {}
         self._lock = threading.Lock()
 
@@ -58,7 +71,13 @@ class Undone:
             past = self._pasts.pop((image_id, target), None)
             times = past.times if past and past.state == state else 0
             self._keep(image_id, target, Past(at, state, volume_id, times))
+
+    def cached(self, target: str) -> None:
+        """Cinder made a cache entry on the target: it does not refuse all images any more."""
+        with self._lock:
             self._refusals.pop(target, None)
+            if self._full.get(target, NOT_FULL).refused:
+                del self._full[target]
 
     def refused(
         self,
@@ -82,7 +101,7 @@ class Undone:
             images = self._refusals.setdefault(target, set())
             images.add(image_id)
             if len(images) >= IN_A_ROW:
-                self._full[target] = (at + HOLD_FOR, why)
+                self._full[target] = Full(at + HOLD_FOR, why, refused=True)
             return past
 
     def look(self, image_id: str, target: str, *, state: str, now: float) -> Past | None:
@@ -140,12 +159,12 @@ class Undone:
 
     def fill(self, target: str, why: str, *, now: float) -> None:
         """Nothing more fits on the target, as one that we made was undone for another."""
-        self._full[target] = (now + HOLD_FOR, why)
+        self._full[target] = Full(now + HOLD_FOR, why)
 
     def full(self, target: str, *, now: float) -> str:
         """Reason why nothing more fits on the target; "" if it is not known to be full."""
-        until, why = self._full.get(target, (0.0, ""))
-        return why if lasts(until, now, HOLD_FOR) else ""
+        full = self._full.get(target, NOT_FULL)
+        return full.why if lasts(full.until, now, HOLD_FOR) else ""
 
     def forget(self, image_id: str, target: str = "") -> None:
         """We have deleted it ourselves, or the image is gone: that is nobody's undoing."""
@@ -163,9 +182,10 @@ class Undone:
     def full_places(self, target: str, *, now: float) -> tuple[str, ...]:
         """Reasons why nothing more fits in a place of the target, or on all of it."""
         return tuple(
-            why
-            for name, (until, why) in self._full.items()
-            if _is_at(name, target) and lasts(until, now, HOLD_FOR)
+            full.why
+            # One copy at once: others ask on threads of their own
+            for name, full in tuple(self._full.items())
+            if _is_at(name, target) and lasts(full.until, now, HOLD_FOR)
         )
 
     def _keep(self, image_id: str, target: str, past: Past) -> None:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Set
 from enum import StrEnum
 
+from worker.core.age import lasts
 from worker.core.job import Key
 
 KEEP = 100_000
@@ -73,9 +74,9 @@ class Wishes:
 
     def is_evicted(self, key: Key, *, now: float) -> bool:
         """Whether an operator has evicted the image from the target lately."""
-        return self._evicted.get(key, 0.0) > now
+        return lasts(self._evicted.get(key, 0.0), now, HOLD_FOR)
 
     def evicted(self, *, now: float) -> tuple[Key, ...]:
         """The keys that an operator has evicted lately."""
         with self._lock:
-            return tuple(key for key, until in self._evicted.items() if until > now)
+            return tuple(key for key, until in self._evicted.items() if lasts(until, now, HOLD_FOR))

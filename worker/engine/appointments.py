@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Container, Mapping
 
+from worker.core.age import lasts
 from worker.core.job import Job, Key
 
 LATE = 20.0
@@ -24,7 +25,7 @@ class Appointments:
     def __init__(self) -> None:
         self._due: dict[Key, float] = {}
         self._waking: set[Key] = set()
-        self._parked: dict[Key, float] = {}
+        self._parked: dict[Key, tuple[float, float]] = {}
 
     def make(self, key: Key, due: float, *, wake_on_notification: bool) -> None:
         """Note that the key is looked at when `due`; with `wake_on_notification`, a notification
@@ -35,7 +36,7 @@ class Appointments:
 
     def park(self, key: Key, until: float) -> None:
         """Leave the key alone until then."""
-        self._parked[key] = until
+        self._parked[key] = (until, until - time.time())
 
     def keep(self, key: Key) -> None:
         """Forget the appointment of a key that is looked at now."""
@@ -54,7 +55,11 @@ class Appointments:
         now, due = time.time(), self._due.get(job.key, 0.0)
         if not job.due and job.key in self._waking:
             return False
-        return (due > now and job.due != due) or self._parked.get(job.key, 0.0) > now
+        return (due > now and job.due != due) or self._is_parked(job.key, now)
+
+    def _is_parked(self, key: Key, now: float) -> bool:
+        until, span = self._parked.get(key, (0.0, 0.0))
+        return lasts(until, now, span)
 
     def waiting(self) -> Mapping[str, int]:
         """Keys of each lane that wait for another try. May be called on any thread."""
@@ -86,6 +91,6 @@ class Appointments:
     def tidy(self) -> None:
         """Forget what is past, and keys that went to another worker."""
         now = time.time()
-        self._parked = {key: until for key, until in self._parked.items() if until > now}
+        self._parked = {key: it for key, it in self._parked.items() if self._is_parked(key, now)}
         self._due = {key: due for key, due in self._due.items() if due > now - OVERDUE}
         self._waking &= self._due.keys()

@@ -248,7 +248,9 @@ class Runner:
                 self._activity.settled(job, outcome)
             case Again(reason, after, counted, wake):
                 known = job.reason == reason
-                job = job.tried(reason, counted=counted)
+                job = (
+                    job.failed(reason, now=time.time()) if counted else replace(job, reason=reason)
+                )
                 if job.attempt >= self._limits.max_attempts:
                     await self._park(job, reason, "")
                 else:
@@ -260,7 +262,7 @@ class Runner:
                         job, after, wake_on_notification=wake, quietly=known and not counted
                     )
             case Park(reason, trace):
-                await self._park(job.tried(reason), reason, trace)
+                await self._park(job.failed(reason, now=time.time()), reason, trace)
             case never:
                 assert_never(never)
 

@@ -50,9 +50,9 @@ class Cinder(Keystone):
         # The database may not tell upper case from lower case
         return tuple(volume for volume in found if volume.name == name)
 
-    def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
+    def list_volumes(self, tag: str = "", *, key: str = TAG) -> AsyncIterator[Volume]:
         # Cinder reads a literal of Python's here (cinder/api/v3/volumes.py)
-        return self._volumes({"limit": str(PAGE)} | ({"metadata": str({TAG: tag})} if tag else {}))
+        return self._volumes({"limit": str(PAGE)} | ({"metadata": str({key: tag})} if tag else {}))
 
     async def find_volume_witness(self) -> str:
         project_id = await self._own_project()

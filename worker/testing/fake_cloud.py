@@ -197,7 +197,12 @@ class FakeCloud:
         clone = self._new(
             f"image-{image_id}", source.volume_type, source.size, {"image_owner": source.project_id}
         )
-        changes: dict[str, object] = {"status": "available", "source_volid": source_id}
+        changes: dict[str, object] = {
+            "status": "available",
+            "source_volid": source_id,
+            "created_at": source.created_at,
+            "created_epoch": source.created_epoch,
+        }
         self.volumes[clone.id] = replace(clone, **(changes | fields))  # type: ignore[arg-type]
         self._announce_volume("volume.create.end", self.volumes[clone.id])
         return self.volumes[clone.id]
@@ -515,11 +520,11 @@ class FakeCloud:
         async with self._call("find_volumes"):
             return tuple(v for v in self.volumes.values() if v.name == name and self._is_listed(v))
 
-    async def list_volumes(self, tag: str = "") -> AsyncIterator[Volume]:
+    async def list_volumes(self, tag: str = "", *, key: str = TAG) -> AsyncIterator[Volume]:
         mine = [
             v
             for v in self.volumes.values()
-            if self._is_listed(v) and (not tag or v.metadata.get(TAG) == tag)
+            if self._is_listed(v) and (not tag or v.metadata.get(key) == tag)
         ]
         async for volume in self._pages("list_volumes", mine):
             yield replace(volume, image_properties={})

@@ -5,7 +5,7 @@ For both strategies that end in a location.
 
 from __future__ import annotations
 
-from handlers import image_volume, last_use, marks
+from handlers import image_volume, import_lock, last_use, marks
 from handlers.actions import AwaitImage, LookAtLocations, SetMetadata, SetReadonly
 from handlers.prewarm.actions import (
     Action,
@@ -54,9 +54,7 @@ def plan(seen: Seen, target: Target) -> Action:
         return repair
     if first not in usable or _is_one_too_many(first, usable, seen, target):
         # Glance writes whole lists: an import that ends now would bring the location back
-        if seen.image.import_locked:
-            return AwaitImage()
-        return RemoveLocation(
+        return _await_import(seen) or RemoveLocation(
             target.glance_store, mine[0], whole=bool(first and not image_volume.is_broken(first))
         )
     return (
@@ -64,6 +62,17 @@ def plan(seen: Seen, target: Target) -> Action:
         or _tidy(seen, target)
         or Finish(Done(usable[0].id, state=State.WARM))
     )
+
+
+def _await_import(seen: Seen) -> AwaitImage | Finish | None:
+    """Wait for an import that holds the image, without a slot of the lane if it may have died; None
+    if none does."""
+    if not import_lock.is_held(seen.image, seen.now):
+        return None
+    if not import_lock.may_be_dead(seen.image, seen.now):
+        return AwaitImage()
+    dead = "an import holds the image, or died and left its lock"
+    return Finish(Again(dead, after=ASK_AGAIN, counted=False, wake_on_notification=True))
 
 
 def _located(seen: Seen, target: Target) -> list[str]:
@@ -160,11 +169,7 @@ def _leave(volume: Volume, seen: Seen, target: Target) -> Action:
             f"{target.volume_type}"
         )
         return Finish(Skip(f"{moved}: Cinder does not clone it on this target"))
-    return (
-        AwaitImage()
-        if seen.image.import_locked
-        else RemoveLocation(target.glance_store, volume.id, whole=True)
-    )
+    return _await_import(seen) or RemoveLocation(target.glance_store, volume.id, whole=True)
 
 
 def _encrypted(
@@ -173,9 +178,9 @@ def _encrypted(
     """Remove an encrypted location that prewarm has made; name one that somebody else has made."""
     first = serving[0]
     if first.encrypted and marks.may_be_ours(first):
-        if seen.image.import_locked:
-            return AwaitImage()
-        return RemoveLocation(target.glance_store, first.id, whole=True, encrypted=True)
+        return _await_import(seen) or RemoveLocation(
+            target.glance_store, first.id, whole=True, encrypted=True
+        )
     which = ", ".join(volume.id for volume in serving if volume.encrypted)
     return Finish(
         Skip(
