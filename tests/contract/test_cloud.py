@@ -832,8 +832,9 @@ async def test_an_image_that_gets_data_is_listed_and_takes_no_more(bed: Bed) -> 
 
     await until(saving)
     assert {one.id: one.status async for one in bed.cloud.list_images()}[image_id] == "saving"
-    with pytest.raises(Conflict):
-        await bed.cloud.import_location(image_id, f"cinder://{STORE}/{NOBODY}")
+    if await bed.cloud.imports_locations():
+        with pytest.raises(Conflict):
+            await bed.cloud.import_location(image_id, f"cinder://{STORE}/{NOBODY}")
     await sending
     image = await bed.cloud.get_image(image_id)
     assert (image.status, image.size) == ("active", 2)

@@ -57,6 +57,19 @@ def test_a_parked_key_is_left_alone_until_its_time() -> None:
     assert not appointments.answer(job(KEY))
 
 
+def test_a_key_that_was_parked_by_a_clock_that_was_ahead_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    appointments = Appointments()
+    monkeypatch.setattr(time, "time", lambda: NOW + 1e7)
+    appointments.park(KEY, NOW + 1e7 + 60.0)
+    assert appointments.answer(job(KEY))
+    monkeypatch.setattr(time, "time", lambda: NOW)
+    assert not appointments.answer(job(KEY))
+    appointments.tidy()
+    assert not appointments._parked
+
+
 def test_a_look_that_began_is_no_appointment_any_more() -> None:
     appointments = Appointments()
     appointments.make(KEY, IN_A_MINUTE, wake_on_notification=True)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Mapping
 from typing import Any
 
 import pytest
 
+from worker.broker.replicas import Replicas
 from worker.core.creation import Creation, Made, Way
 from worker.core.job import Job, Key
 from worker.core.outcome import Again, Done, Park
@@ -149,3 +151,24 @@ def test_alone_a_replica_tells_what_it_knows() -> None:
 
 def _sorted(value: Any) -> Any:
     return sorted(map(repr, value)) if isinstance(value, list) else value
+
+
+@pytest.mark.parametrize("cost", [0.0, 0.18, 0.6, 3.0])
+def test_a_part_that_costs_a_lot_makes_no_replica_silent(
+    monkeypatch: pytest.MonkeyPatch, cost: float
+) -> None:
+    now = 0.0
+
+    def made() -> Mapping[str, Any]:
+        nonlocal now
+        now += cost
+        return {}
+
+    class Channel:
+        def basic_publish(self, *_: object, **__: object) -> None:
+            """Take it."""
+
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    replicas = Replicas(url="amqp://a:b@c/d", queue="q", document=made)
+    replicas._channel = Channel()
+    assert replicas.turn() + cost <= SILENT / 2 + cost

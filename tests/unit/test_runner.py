@@ -19,7 +19,7 @@ from worker.core.dead_letter import DeadLetter
 from worker.core.deletions import Deletions
 from worker.core.errors import Blocked, Conflict, Malformed, NotFound, Temporary
 from worker.core.handler import Watch
-from worker.core.job import OPERATOR, Job, Key
+from worker.core.job import FORGIVEN_AFTER, OPERATOR, Job, Key
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.uses import Uses
 from worker.engine.appointments import LATE
@@ -183,6 +183,16 @@ async def test_waits_that_are_no_failure_are_not_counted() -> None:
         await bed.give(job(ONE))
         await bed.until(lambda: bed.outcomes("done"))
         assert bed.lanes.dead_letters() == ()
+
+
+def test_failures_of_long_ago_are_none_in_a_row() -> None:
+    """One that waits for weeks meets an outage now and then."""
+    first = job(ONE).failed("an outage", now=1000.0).failed("an outage", now=2000.0)
+    assert first.attempt == 2
+    assert first.failed("another", now=2001.0 + FORGIVEN_AFTER).attempt == 1
+    assert first.failed("another", now=1999.0 + FORGIVEN_AFTER).attempt == 3
+    # Noted by a clock that was ahead
+    assert first.failed("another", now=100.0).attempt == 1
 
 
 async def test_a_key_is_worked_on_by_one_at_a_time_and_deliveries_join() -> None:
@@ -403,6 +413,7 @@ def test_jobs_and_dead_letters_survive_the_wire() -> None:
         first_at=1.5,
         due=2.5,
         reason="ü",
+        failed_at=2.25,
     )
     assert Job.from_bytes(one.to_bytes()) == one
     for letter in (

@@ -11,8 +11,9 @@ import pytest
 from worker.core.cloud import GIB
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Skip
+from worker.core.state import State
 from worker.core.target import Policy
-from worker.core.undone import HOLD_FOR, Undone
+from worker.core.undone import HOLD_FOR, IN_A_ROW, Undone
 from worker.testing.fake_cloud import FakeCloud
 from worker.testing.rig import FAST, STORES, Polls, Rig, using
 
@@ -244,6 +245,22 @@ def test_what_a_clock_that_was_years_ahead_has_noted_holds_nothing() -> None:
     assert not undone.look("i", "fast", state="s", now=now)
     assert undone.full("fast", now=now) == ""
     assert undone.full_places("fast", now=now) == ()
+
+
+async def test_a_cache_that_was_switched_on_takes_new_images_too() -> None:
+    cloud = FakeCloud(stores={})
+    async with Rig(cloud, targets=using("cache", FAST), policy=Policy(settle=0.0)) as rig:
+        refused = [cloud.upload(disk_format="qcow2") for _ in range(IN_A_ROW)]
+        for image in refused:
+            await rig.run(image.id)
+        outcome = await rig.run(cloud.upload(disk_format="qcow2").id)
+        assert isinstance(outcome, Skip)
+        assert outcome.state is State.FULL
+        cloud.cached = frozenset({"fast"})
+        # An operator has switched it on, and asks for a resync
+        again = Key("prewarm", refused[0].id, "fast")
+        assert isinstance(await rig.prewarm.reconcile(again, Polls(by_operator=True)), Done)
+        assert isinstance(await rig.run(cloud.upload(disk_format="qcow2").id), Done)
 
 
 def test_what_is_remembered_is_bounded_and_forgotten() -> None:

@@ -38,6 +38,10 @@ def test_the_last_wish_holds_for_a_day() -> None:
     assert not wishes.note(KEY, "evict", "1", now=103.0)
     assert wishes.is_over(KEY, "1")
     assert not wishes.is_over(KEY, "3")
+    # By a clock that was ahead
+    wishes.hold(KEY, now=1e9)
+    assert not wishes.is_evicted(KEY, now=103.0)
+    assert wishes.evicted(now=103.0) == ()
     assert not wishes.is_evicted(KEY, now=103.0)
 
 
