@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import structlog
 
 from handlers import image_volume
 from worker.core import absence
 from worker.core.age import lasts
-from worker.core.cloud import Cloud, Volume
-from worker.core.deletions import Deletions
-from worker.core.handler import Report
-from worker.core.target import Reclaiming
+from worker.core.cloud import Volume
+from worker.core.handler import Parts
 
 log = structlog.get_logger(__name__)
 
@@ -25,20 +23,12 @@ CONFIRM_LOCATIONS = f"{CONFIRM} --locations"
 class Brake:
     """The counts of missing images and of missing volumes of locations, and whether each brakes."""
 
-    def __init__(
-        self,
-        *,
-        cloud: Cloud,
-        rules: Reclaiming,
-        deletions: Deletions,
-        report: Report,
-        now: Callable[[], float],
-    ) -> None:
-        self._cloud = cloud
-        self._rules = rules
-        self._deletions = deletions
-        self._report = report
-        self._now = now
+    def __init__(self, parts: Parts) -> None:
+        self._cloud = parts.cloud
+        self._rules = parts.reclaiming
+        self._deletions = parts.deletions
+        self._report = parts.report
+        self._now = parts.now
         self._reason = ""
         self._counted_until = 0.0
         self._locations_braked = False

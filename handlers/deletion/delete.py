@@ -50,21 +50,8 @@ class Deletion:
         self._deletions = parts.deletions
         self._now = parts.now
         self._attached: dict[str, float] = {}
-        self.brake = Brake(
-            cloud=parts.cloud,
-            rules=parts.reclaiming,
-            deletions=parts.deletions,
-            report=parts.report,
-            now=parts.now,
-        )
-        self.proof = Proof(
-            cloud=parts.cloud,
-            rules=parts.reclaiming,
-            targets={target.name: target for target in parts.targets},
-            deletions=parts.deletions,
-            brake=self.brake,
-            now=parts.now,
-        )
+        self.brake = Brake(parts)
+        self.proof = Proof(parts, self.brake)
         self.last_copy = LastCopy(cloud=parts.cloud)
 
     @property
@@ -108,7 +95,14 @@ class Deletion:
             outcome = await self.delete(proven, watch, why=why, reason="gone")
         if isinstance(outcome, Again) or not kept:
             return outcome
-        return Skip("; ".join(dict.fromkeys(one.why for one in kept)))
+        return Skip("; ".join(dict.fromkeys(kept)))
+
+    async def gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
+        """Find out whether it is the image that was not found; if so, release what was kept for
+        it."""
+        if await self.proof.is_there(image_id):
+            return Again("something went while it was looked at")
+        return await self.release(image_id, watch, unlocated=unlocated)
 
     async def left_of(self, image_id: str) -> list[Volume]:
         """The volumes of the internal project that were kept for an image."""

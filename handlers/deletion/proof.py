@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import structlog
 
@@ -12,10 +11,10 @@ from handlers.deletion.brake import CONFIRM_LOCATIONS, Brake
 from handlers.marks import NOT_OURS, is_ours
 from worker.core import absence
 from worker.core.absence import PENDING
-from worker.core.cloud import Cloud, Volume
-from worker.core.deletions import DELETED, Deletions
+from worker.core.cloud import Volume
+from worker.core.deletions import DELETED
 from worker.core.errors import NotFound
-from worker.core.target import Reclaiming, Target
+from worker.core.handler import Parts
 
 # Times that each question of a look is asked, one after the other: of several Glance hosts behind a
 # balancer one may hide images, and another one may show the image that is the proof
@@ -34,14 +33,6 @@ LATER = 900.0
 log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Kept:
-    """A volume of an image that is not found, and why it is not deleted yet."""
-
-    volume: Volume
-    why: str
-
-
 class NotProven(Exception):
     """A volume is not found, and that is no proof yet that it is gone; `after` are the seconds
     until the next look."""
@@ -57,22 +48,13 @@ class Proof:
     The looks for an image are noted on its volumes, those for a volume in memory.
     """
 
-    def __init__(
-        self,
-        *,
-        cloud: Cloud,
-        rules: Reclaiming,
-        targets: Mapping[str, Target],
-        deletions: Deletions,
-        brake: Brake,
-        now: Callable[[], float],
-    ) -> None:
-        self._cloud = cloud
-        self._rules = rules
-        self._targets = targets
-        self._deletions = deletions
+    def __init__(self, parts: Parts, brake: Brake) -> None:
+        self._cloud = parts.cloud
+        self._rules = parts.reclaiming
+        self._targets = {target.name: target for target in parts.targets}
+        self._deletions = parts.deletions
         self._brake = brake
-        self._now = now
+        self._now = parts.now
 
     async def is_there(self, image_id: str) -> bool:
         """Whether Glance finds an image."""
@@ -84,15 +66,15 @@ class Proof:
 
     async def of_image(
         self, image_id: str, volumes: Iterable[Volume], *, confirmed: bool
-    ) -> tuple[list[Volume], list[Kept]]:
+    ) -> tuple[list[Volume], list[str]]:
         """Look once more, if it is time; the volumes whose image is proven to be gone, and why the
         others stay."""
-        proven, kept = list[Volume](), list[Kept]()
+        proven, kept = list[Volume](), list[str]()
         doubt: str | None = None
         for volume in volumes:
             noted = absence.absence_of(volume).as_of(self._now(), self._rules.grace)
             if not is_ours(volume, self._targets):
-                kept.append(Kept(volume, f"volume {volume.id} stays: {NOT_OURS}"))
+                kept.append(f"volume {volume.id} stays: {NOT_OURS}")
                 continue
             if noted.pending and self._deletions.status(image_id) == DELETED:
                 # Restored, and deleted for good since
@@ -101,24 +83,24 @@ class Proof:
                 if not noted.pending:
                     noted = absence.Absence(pending=True)
                     await self._note(volume, noted)
-                kept.append(Kept(volume, f"volume {volume.id} stays: {noted}"))
+                kept.append(f"volume {volume.id} stays: {noted}")
                 continue
             final = noted.is_proven
             if not final and self._now() < noted.next_look(self._rules.grace):
-                kept.append(Kept(volume, f"the image may be gone: {noted}"))
+                kept.append(f"the image may be gone: {noted}")
                 continue
             # Also before a proven one is deleted: the image may have been restored since
             doubt = await self._doubt(image_id) if doubt is None else doubt
             if doubt:
-                kept.append(Kept(volume, f"the image may be gone, no proof: {doubt}"))
+                kept.append(f"the image may be gone, no proof: {doubt}")
                 continue
             if not final:
                 noted = noted.seen(self._now())
                 await self._note(volume, noted)
             if not noted.is_proven:
-                kept.append(Kept(volume, f"the image may be gone: {noted}"))
+                kept.append(f"the image may be gone: {noted}")
             elif not confirmed and (brake := await self._brake.check()):
-                kept.append(Kept(volume, brake))
+                kept.append(brake)
             else:
                 proven.append(volume)
         return proven, kept

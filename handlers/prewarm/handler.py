@@ -113,7 +113,10 @@ class Prewarm:
             return await self._warm(key, target, watch, unlocated)
         except NotFound:
             self._reservations.release(key.image_id, key.target)
-            return await self._gone(key.image_id, watch, unlocated)
+            outcome = await self._deletion.gone(key.image_id, watch, unlocated)
+            if not isinstance(outcome, Again):
+                self._copies.forget_all(key.image_id)
+            return outcome
         except budget.NoRoom as error:
             return Skip(str(error), state=State.FULL)
         except NotProven as error:
@@ -166,18 +169,6 @@ class Prewarm:
         if isinstance(outcome, Skip) and outcome.reason == EVICTED:
             return Skip(EVICTED, state=State.HELD_BACK)
         return outcome
-
-    async def _gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
-        """Find out whether the image was not found; if so, delete what may be deleted of it.
-
-        `unlocated` are volumes that this try has made and not told Glance of.
-        """
-        try:
-            await self._cloud.get_image(image_id)
-        except NotFound:
-            self._copies.forget_all(image_id)
-            return await self._deletion.release(image_id, watch, unlocated=unlocated)
-        return Again("something went while it was looked at")
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
         """Read Glance's stores, and what lies on targets with a budget."""

@@ -41,13 +41,7 @@ class Reclaim:
         self._reservations = Reservations(parts)
         self._now = parts.now
         self._learned = parts.learned
-        self._listed = Listed(
-            rules=parts.policy,
-            targets=parts.targets,
-            uses=parts.uses,
-            learned=parts.learned,
-            now=parts.now,
-        )
+        self._listed = Listed(parts)
 
     def keys(self, notification: Notification) -> Iterable[Key]:
         """One key for the image."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from handlers import budget, image_volume, marks, policy
 from handlers.marks import is_ours
@@ -10,28 +10,19 @@ from handlers.reclaim.left_over import is_abandoned, looks_left
 from handlers.serving import served
 from worker.core import absence
 from worker.core.cloud import Image, Volume
-from worker.core.learned import Learned
-from worker.core.target import Policy, Target
-from worker.core.uses import Uses
+from worker.core.handler import Parts
+from worker.core.target import Target
 
 
 class Listed:
     """Finds volumes that are not needed, by the targets and budgets as of `prepare`."""
 
-    def __init__(
-        self,
-        *,
-        rules: Policy,
-        targets: Iterable[Target],
-        uses: Uses,
-        learned: Learned,
-        now: Callable[[], float],
-    ) -> None:
-        self._rules = rules
-        self._targets = {target.name: target for target in targets}
-        self._uses = uses
-        self._learned = learned
-        self._now = now
+    def __init__(self, parts: Parts) -> None:
+        self._rules = parts.policy
+        self._targets = {target.name: target for target in parts.targets}
+        self._uses = parts.uses
+        self._learned = parts.learned
+        self._now = parts.now
         self._resolved: tuple[Target, ...] = ()
         self._too_much: frozenset[str] = frozenset()
 

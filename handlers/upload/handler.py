@@ -101,7 +101,8 @@ class Upload:
                     return Again(str(error), after=after, counted=False, wake_on_notification=True)
                 raise
         except NotFound:
-            return await self._gone(key.image_id, watch, set() if told else unlocated(seen))
+            mine = set() if told else unlocated(seen)
+            return await self._deletion.gone(key.image_id, watch, mine)
         return await self._settle(action, seen, watch)
 
     async def _settle(self, finish: Finish, seen: Seen, watch: Watch) -> Outcome:
@@ -139,17 +140,6 @@ class Upload:
         if source_named(seen.image, self._rules):
             return "property"
         return "stranded" if all(is_ours(clone) for clone in seen.clones or ()) else "cinder"
-
-    async def _gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
-        """Find out whether the image was not found; if so, delete what may be deleted of it.
-
-        `unlocated` are clones of ours that the image cannot have had as its location.
-        """
-        try:
-            await self._cloud.get_image(image_id)
-        except NotFound:
-            return await self._deletion.release(image_id, watch, unlocated=unlocated)
-        return Again("something went while it was looked at")
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:  # noqa: ARG002  not its concern
         """Read Glance's stores."""

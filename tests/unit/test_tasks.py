@@ -79,7 +79,7 @@ async def test_a_failure_is_a_problem_until_the_task_has_run_for_a_while() -> No
 async def test_a_configuration_that_cannot_work_ends_its_task() -> None:
     metrics = Metrics()
     task = Tasks(metrics=metrics, backoff=AT_ONCE).begin(
-        "intake-0", Flaky(Misconfigured(["no such transport"]))
+        "intake-0", Flaky(Misconfigured("no such transport"))
     )
     with pytest.raises(Misconfigured):
         await task

@@ -102,10 +102,10 @@ class OsloIntake:
             transport = oslo_messaging.get_notification_transport(conf, url=self._url)
         except (oslo_messaging.DriverLoadFailure, oslo_messaging.InvalidTransportURL):
             # Without the cause, whose text may have the URL in it, password and all
-            raise Misconfigured(["oslo.messaging knows no transport for the URL"]) from None
+            raise Misconfigured("oslo.messaging knows no transport for the URL") from None
         if faults := list(_faults(conf)):
             transport.cleanup()
-            raise Misconfigured(faults)
+            raise Misconfigured(*faults)
         try:
             while True:
                 await self._listen(transport, sink)

@@ -87,18 +87,16 @@ def parse(url: str) -> Broker:
     try:
         parts = urlsplit(url)
     except ValueError:
-        raise Misconfigured(["not a URL"]) from None
+        raise Misconfigured("not a URL") from None
     if parts.fragment:
-        raise Misconfigured(["a # in a user or password has to be percent-encoded, as @ : / have"])
+        raise Misconfigured("a # in a user or password has to be percent-encoded, as @ : / have")
     if parts.scheme not in _SCHEMES:
-        raise Misconfigured(
-            [f"{parts.scheme or 'no'} scheme: expected one of {', '.join(_SCHEMES)}"]
-        )
+        raise Misconfigured(f"{parts.scheme or 'no'} scheme: expected one of {', '.join(_SCHEMES)}")
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     encrypted = _flag(options, "ssl", default=_SCHEMES[parts.scheme])
     hosts = tuple(_hosts(parts.netloc, port=5671 if encrypted else 5672))
     if not hosts:
-        raise Misconfigured(["no host"])
+        raise Misconfigured("no host")
     tls = Tls(
         ca_file=options.get("ssl_ca_file", ""),
         cert_file=options.get("ssl_cert_file", ""),
@@ -116,7 +114,7 @@ def _hosts(netloc: str, *, port: int) -> Iterator[Host]:
         user, _, password = login.partition(":")
         match = _HOST.fullmatch(address)
         if match is None or int(match["port"] or port) > 65535:
-            raise Misconfigured([f"host {number} is no host:port"])
+            raise Misconfigured(f"host {number} is no host:port")
         yield Host(
             name=match["literal"] or match["name"],
             port=int(match["port"] or port),
@@ -130,5 +128,5 @@ def _flag(options: Mapping[str, str], name: str, *, default: bool) -> bool:
     if word is None:
         return default
     if word.lower() not in _WORDS:
-        raise Misconfigured([f"{name}: expected 1 or 0"])
+        raise Misconfigured(f"{name}: expected 1 or 0")
     return _WORDS[word.lower()]

@@ -188,7 +188,7 @@ def sources(paths: Iterable[str]) -> list[Source]:
         except OSError as error:
             faults.append(f"{path}: {error.strerror}")
     if faults:
-        raise Misconfigured(faults)
+        raise Misconfigured(*faults)
     return made
 
 

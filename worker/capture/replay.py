@@ -115,7 +115,7 @@ class Checkpoint:
         if path is None:
             return
         if not path.parent.is_dir():
-            raise Misconfigured([f"{path}: no such folder"])
+            raise Misconfigured(f"{path}: no such folder")
         try:
             self._held = owned.acquire(path)
             text = path.read_text()
@@ -123,10 +123,10 @@ class Checkpoint:
             done = json.loads(text) if text else {}
             self._done = {str(source): _Reached(**reached) for source, reached in done.items()}
         except BlockingIOError as error:
-            raise Misconfigured([f"{path}: another replay goes by it"]) from error
+            raise Misconfigured(f"{path}: another replay goes by it") from error
         except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             self.close()
-            raise Misconfigured([f"{path} is no checkpoint of a replay: {error}"]) from error
+            raise Misconfigured(f"{path} is no checkpoint of a replay: {error}") from error
 
     def close(self) -> None:
         """Let another replay have it."""
@@ -143,7 +143,7 @@ class Checkpoint:
         if reached.head != source.head(reached.length)[1]:
             # As when a recording was set aside, and a new one has its name
             raise Misconfigured(
-                [f"{source.path} is another file than the one that {self._path} tells of"]
+                f"{source.path} is another file than the one that {self._path} tells of"
             )
         return reached.number
 

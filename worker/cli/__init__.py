@@ -107,7 +107,7 @@ class Worker(App):
         files = settings.config_files(self.options.config_file)
         folders = settings.config_dirs(self.options.config_dir, files)
         if faults := list(settings.unreadable(files, folders)):
-            raise Misconfigured(faults)
+            raise Misconfigured(*faults)
         try:
             conf(
                 [],
@@ -116,14 +116,14 @@ class Worker(App):
                 default_config_dirs=folders,
             )
         except (cfg.Error, OSError) as error:
-            raise Misconfigured([str(error)]) from error
+            raise Misconfigured(str(error)) from error
         try:
             loaded = settings.load(conf)
         except Misconfigured as error:
             if files or folders:
                 raise
             raise Misconfigured(
-                [f"no configuration found; looked in {settings.DEFAULT_FILE}", *error.faults]
+                f"no configuration found; looked in {settings.DEFAULT_FILE}", *error.faults
             ) from error
         self.conf = conf
         for warning in () if quiet else loaded.warnings:

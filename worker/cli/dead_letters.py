@@ -70,12 +70,8 @@ class _Selecting(Command):
         """Return the queue; Misconfigured if the letters are in the memory of another process."""
         if settings.in_memory:
             raise Misconfigured(
-                [
-                    (
-                        "[work] url is memory://: dead letters are in the daemon's memory, its log "
-                        "tells them"
-                    )
-                ]
+                "[work] url is memory://: dead letters are in the daemon's memory, its log "
+                "tells them"
             )
         return DeadQueue(url=settings.work_url, queue=settings.queue)
 
@@ -122,7 +118,7 @@ class Show(_Selecting, ShowOne):
         settings = self.app.read_settings()
         if not (parsed_args.id or any(narrows(parsed_args))):
             raise Misconfigured(
-                ["say which: an id, as list shows it, or --handler, --target, --image-id, --reason"]
+                "say which: an id, as list shows it, or --handler, --target, --image-id, --reason"
             )
         with self.opened(settings) as queue:
             for kept in self.chosen(queue, parsed_args):
@@ -156,13 +152,7 @@ class _Taking(_Selecting, Table, Lister):
         settings = self.app.read_settings()
         if not (parsed_args.id or parsed_args.all or any(narrows(parsed_args))):
             raise Misconfigured(
-                [
-                    (
-                        "say which: ids, --handler, --target, --image-id, --reason, "
-                        "--older-than, or "
-                        "--all"
-                    )
-                ]
+                "say which: ids, --handler, --target, --image-id, --reason, --older-than, or --all"
             )
         rows: list[Any] = []
         with self.opened(settings) as queue:

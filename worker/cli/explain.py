@@ -78,7 +78,7 @@ class Explain(Table, Lister):
         if parsed_args.target and parsed_args.target not in {
             target.name for target in settings.targets
         }:
-            raise Misconfigured([f"no target {parsed_args.target!r} is configured"])
+            raise Misconfigured(f"no target {parsed_args.target!r} is configured")
         told = live.ask(settings.bind) if settings.bind else None
         try:
             self._checks = tuple(asyncio.run(_explain(settings, parsed_args, told)))

@@ -69,7 +69,7 @@ class Init(Command):
     def take_action(self, parsed_args: argparse.Namespace) -> int:
         """Exit status 0 once the configuration is written."""
         if parsed_args.output and os.path.lexists(parsed_args.output):
-            raise Misconfigured([f"--output: {parsed_args.output} is there already"])
+            raise Misconfigured(f"--output: {parsed_args.output} is there already")
         name = parsed_args.cloud or os.environ.get("OS_CLOUD", "")
         parsed_args.work_url = parsed_args.work_url or os.environ.get("OS_WORK__URL", "")
         if not parsed_args.transport_url:
@@ -80,7 +80,7 @@ class Init(Command):
         try:
             text = propose(seen)
         except ValueError as error:
-            raise Misconfigured([str(error)]) from error
+            raise Misconfigured(str(error)) from error
         if not parsed_args.output:
             self.app.stdout.write(text)
             return 0
@@ -88,7 +88,7 @@ class Init(Command):
             _write(Path(parsed_args.output), text)
         except OSError as error:
             raise Misconfigured(
-                [f"--output: {parsed_args.output}: {error.strerror or error}"]
+                f"--output: {parsed_args.output}: {error.strerror or error}"
             ) from error
         if not parsed_args.transport_url:
             self.app.LOG.warning("set transport_urls in %s, then run doctor", parsed_args.output)

@@ -60,6 +60,6 @@ def _only(kind: str, text: str, ids: Iterable[str]) -> str:
     if len(ids) > 1:
         more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
         raise Misconfigured(
-            [f"{len(ids)} {kind}s fit {text!r}, give an id: {', '.join(ids[:SHOWN])}{more}"]
+            f"{len(ids)} {kind}s fit {text!r}, give an id: {', '.join(ids[:SHOWN])}{more}"
         )
     return ids[0]

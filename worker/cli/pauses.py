@@ -40,11 +40,11 @@ class _Pausing(Table, Lister):
         names = [target.name for target in settings.targets]
         if settings.in_memory:
             raise Misconfigured(
-                ["[work] url is memory://: only workers with lanes on RabbitMQ can be paused"]
+                "[work] url is memory://: only workers with lanes on RabbitMQ can be paused"
             )
         if parsed_args.target not in names:
             raise Misconfigured(
-                [f"no target {parsed_args.target!r} is configured, only {', '.join(names)}"]
+                f"no target {parsed_args.target!r} is configured, only {', '.join(names)}"
             )
         self.change(settings, parsed_args.target)
         found = look(settings)

@@ -51,7 +51,7 @@ async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
     if len(unusable) == len(settings.targets):
         faults += unusable.values()
     if faults:
-        raise Misconfigured(faults)
+        raise Misconfigured(*faults)
     # A store that Glance lacks today may be there tomorrow: we name it, and start
     stores = await cloud.list_stores()
     for target in settings.targets:
@@ -115,4 +115,4 @@ def check_bind(settings: Settings, *, proven: Settings) -> None:
 
 def not_bound(address: tuple[str, int], error: OSError) -> Misconfigured:
     """Return the fault of a port that cannot be served."""
-    return Misconfigured([f"[probes] bind: {shown(address)}: {error.strerror or error}"])
+    return Misconfigured(f"[probes] bind: {shown(address)}: {error.strerror or error}")

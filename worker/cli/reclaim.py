@@ -74,7 +74,7 @@ class Reclaim(Table, Lister):
         ):
             raise Blocked("[reclaim] does not let anything be deleted: see enabled and dry_run")
         if parsed_args.locations and not parsed_args.confirm:
-            raise Misconfigured(["--locations is for --confirm"])
+            raise Misconfigured("--locations is for --confirm")
         rows = asyncio.run(
             _reclaim(settings, confirm=parsed_args.confirm, locations=parsed_args.locations)
         )

@@ -77,17 +77,12 @@ class Record(Command):
         self.app.setup_logs()
         if parsed_args.queue == settings.queue:
             raise Misconfigured(
-                [f"--queue {parsed_args.queue} is the daemon's own: it would miss what is recorded"]
+                f"--queue {parsed_args.queue} is the daemon's own: it would miss what is recorded"
             )
         given = {name: getattr(parsed_args, name) for name in ROTATION}
         if parsed_args.output == STDOUT and any(value is not None for value in given.values()):
             raise Misconfigured(
-                [
-                    (
-                        "--rotate-size, --rotate-every and --keep are for a file; standard output "
-                        "has none"
-                    )
-                ]
+                "--rotate-size, --rotate-every and --keep are for a file; standard output has none"
             )
         rotation = {
             name: ROTATION[name] if value is None else value for name, value in given.items()
@@ -108,7 +103,7 @@ async def _record(
     try:
         output.open()
     except OSError as error:
-        raise Misconfigured([f"{options.output}: {error.strerror}"]) from error
+        raise Misconfigured(f"{options.output}: {error.strerror}") from error
     stop = asyncio.Event()
     written = 0
     faults: list[str] = []

@@ -116,7 +116,7 @@ class Replay(ShowOne):
             if path and path.exists() and any(_is_same(path, source) for source in found):
                 faults.append(f"--{name} {path} is one of the sources")
         if faults:
-            raise Misconfigured(faults)
+            raise Misconfigured(*faults)
         with closing(Checkpoint(parsed_args.checkpoint)) as checkpoint:
             tally = asyncio.run(_replay(settings, found, parsed_args, checkpoint))
         names, values = zip(*tally.rows(), strict=True)
@@ -164,7 +164,7 @@ async def _replay(
             try:
                 rejects = stack.enter_context(closing(_Rejects(options.rejects)))
             except OSError as error:
-                raise Misconfigured([f"--rejects {options.rejects}: {error.strerror}"]) from error
+                raise Misconfigured(f"--rejects {options.rejects}: {error.strerror}") from error
         bar = stack.enter_context(_bar(found))
 
         def told(text: str) -> None:

@@ -71,7 +71,7 @@ class Resync(Table, Lister):
         if parsed_args.target and parsed_args.target not in {
             target.name for target in settings.targets
         }:
-            raise Misconfigured([f"no target {parsed_args.target!r} is configured"])
+            raise Misconfigured(f"no target {parsed_args.target!r} is configured")
         found = asyncio.run(_resync(settings, parsed_args, self.app.LOG.warning))
         if not found:
             self.app.LOG.warning("nothing is missing")

@@ -92,7 +92,7 @@ class Run(Command):
         refused = ""
         while not stop.is_set():
             reloading = asyncio.create_task(
-                self._keep_reloading(reload, leave, metrics, settings), name="reload"
+                self._reload(reload, leave, metrics, settings), name="reload"
             )
             try:
                 await Daemon(settings=settings, metrics=metrics, refused=refused).run(leave)
@@ -118,20 +118,6 @@ class Run(Command):
                 leave.clear()
                 if stop.is_set():
                     leave.set()
-
-    async def _keep_reloading(
-        self, reload: asyncio.Event, leave: asyncio.Event, metrics: Metrics, proven: Settings
-    ) -> Settings:
-        """Return the new settings as `_reload` does; not even an error that nobody has thought of
-        makes the worker deaf to the next SIGHUP."""
-        while True:
-            try:
-                return await self._reload(reload, leave, metrics, proven)
-            except Exception as error:
-                # The root of a task
-                metrics.task_failures.labels("reload").inc()
-                log.exception("reload_failed")
-                notify(f"{READY}\n{status(_refusal((repr(error),)))}")
 
     async def _reload(
         self, reload: asyncio.Event, leave: asyncio.Event, metrics: Metrics, proven: Settings

@@ -95,12 +95,12 @@ class Status(Table, Lister):
             parsed_args.state or "",
         )
         if target and target not in {one.name for one in settings.targets}:
-            raise Misconfigured([f"no target {target!r} is configured"])
+            raise Misconfigured(f"no target {target!r} is configured")
         if image_id and (parsed_args.summary or parsed_args.lanes):
-            raise Misconfigured(["--summary and --lanes are about all images"])
+            raise Misconfigured("--summary and --lanes are about all images")
         if (state and (parsed_args.summary or parsed_args.lanes)) or (target and parsed_args.lanes):
             raise Misconfigured(
-                ["--state is about images, and --target about images or, with --summary, targets"]
+                "--state is about images, and --target about images or, with --summary, targets"
             )
         self._seen = seen = read(
             settings, image_id, lanes_only=parsed_args.lanes, summary_only=parsed_args.summary

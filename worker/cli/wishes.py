@@ -47,11 +47,11 @@ class _Wishing(Table, Lister):
         """The table of targets, and what was asked for there."""
         settings = self.app.read_settings()
         if self.wish == Wish.EVICT and settings.reclaiming.dry_run:
-            raise Misconfigured(["[reclaim] dry_run does not let anything be deleted"])
+            raise Misconfigured("[reclaim] dry_run does not let anything be deleted")
         configured = [target.name for target in settings.targets]
         if parsed_args.target and parsed_args.target not in configured:
             raise Misconfigured(
-                [f"no target {parsed_args.target!r} is configured, only {', '.join(configured)}"]
+                f"no target {parsed_args.target!r} is configured, only {', '.join(configured)}"
             )
         rows, warnings = asyncio.run(self._ask(settings, parsed_args.image, parsed_args.target))
         for warning in warnings:

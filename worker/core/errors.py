@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 
 class Temporary(Exception):
     """It may work later: the job tries again with backoff, or after `after` seconds."""
@@ -32,6 +30,6 @@ class Malformed(ValueError):
 class Misconfigured(Exception):
     """The configuration can't work; `faults` names everything that is wrong with it."""
 
-    def __init__(self, faults: Sequence[str]) -> None:
+    def __init__(self, *faults: str) -> None:
         super().__init__("; ".join(faults))
-        self.faults = tuple(faults)
+        self.faults = faults

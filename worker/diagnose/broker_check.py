@@ -77,7 +77,7 @@ def check(settings: Settings, *, proven: Settings) -> None:
     already.
     """
     if faults := list(_faults(settings, proven)):
-        raise Misconfigured(faults)
+        raise Misconfigured(*faults)
 
 
 def _faults(settings: Settings, proven: Settings) -> Iterator[str]:

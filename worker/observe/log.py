@@ -55,7 +55,7 @@ class Journal(logging.Handler):
         except OSError as error:
             self._socket.close()
             raise Misconfigured(
-                [f"[log] format: journal: {path}: {error.strerror}; is this a systemd host?"]
+                f"[log] format: journal: {path}: {error.strerror}; is this a systemd host?"
             ) from error
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -161,7 +161,7 @@ def _opened(file: str) -> logging.Handler:
     try:
         return LogFile(file, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
-        raise Misconfigured([f"[DEFAULT] log_file: {file}: {error.strerror}"]) from error
+        raise Misconfigured(f"[DEFAULT] log_file: {file}: {error.strerror}") from error
 
 
 def _show_hidden(_: Any, __: str, line: structlog.typing.EventDict) -> structlog.typing.EventDict:

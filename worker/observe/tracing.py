@@ -68,10 +68,8 @@ def _built(
         from opentelemetry.sdk.trace.sampling import ParentBasedTraceIdRatio  # noqa: PLC0415
     except ImportError as error:
         raise Misconfigured(
-            [
-                "[tracing] otlp_endpoint: OpenTelemetry is not installed: "
-                "pip install 'image-volume-worker[otel]'"
-            ]
+            "[tracing] otlp_endpoint: OpenTelemetry is not installed: "
+            "pip install 'image-volume-worker[otel]'"
         ) from error
     # OTEL_RESOURCE_ATTRIBUTES and OTEL_EXPORTER_OTLP_* of the environment count too
     resource = Resource.create({"service.name": SERVICE, "service.version": version})

@@ -77,22 +77,18 @@ def connect(*, name: str | None, timeout: float, concurrency: int) -> Connection
         if hidden:
             looked = f"may not read {', '.join(hidden)}"
         raise Misconfigured(
-            [f"[cloud]: no usable credentials: {error} ({looked} for clouds.yaml)"]
+            f"[cloud]: no usable credentials: {error} ({looked} for clouds.yaml)"
         ) from error
     except Exception as error:
         # A clouds.yaml of another shape, or one that is not YAML, makes openstacksdk fail in many
         # ways
         raise Misconfigured(
-            [f"[cloud]: clouds.yaml or OS_* variables make no sense: {one_line(error)}"]
+            f"[cloud]: clouds.yaml or OS_* variables make no sense: {one_line(error)}"
         ) from error
     if not session.auth or not hasattr(session.auth, "get_access"):
         raise Misconfigured(
-            [
-                (
-                    "[cloud]: no credentials: set name, OS_CLOUD or OS_* (password or application "
-                    "credential)"
-                )
-            ]
+            "[cloud]: no credentials: set name, OS_CLOUD or OS_* (password or application "
+            "credential)"
         )
     # keystoneauth's own requests for tokens and versions get it too
     session.additional_headers = cast("MutableMapping[str, str]", _RequestId())

@@ -203,9 +203,9 @@ async def _images(cloud: OpenStackCloud, *, everybodys: bool) -> list[Image]:
 async def _probed(cloud: OpenStackCloud, options: argparse.Namespace) -> tuple[str, str, str, str]:
     image, volumes = await image_and_volumes(cloud, options.image)
     if image.status != "active":
-        raise Misconfigured([f"the image is {image.status}: no volume can be made of it"])
+        raise Misconfigured(f"the image is {image.status}: no volume can be made of it")
     if not options.timeout:
-        raise Misconfigured(["--timeout 0 leaves no time for a volume"])
+        raise Misconfigured("--timeout 0 leaves no time for a volume")
     (volume_type,) = await types_of(cloud, [options.type])
     target = Target(name=volume_type.name, volume_type=volume_type.name)
     check = await probe.probe(

@@ -38,7 +38,7 @@ def load(conf: cfg.ConfigOpts) -> Settings:
     found += faults.of_pairs(conf)
     reclaiming = _reclaiming(conf, found)
     if found:
-        raise Misconfigured(found)
+        raise Misconfigured(*found)
     return Settings(
         transport_urls=urls,
         management_urls=tuple(split_urls(conf.notifications.management_urls)),
