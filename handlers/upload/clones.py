@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from handlers import image_volume, marks
 from worker.core.cloud import GIB, Image, Volume
-from worker.core.target import TAG, UPLOADED_BY
+from worker.core.target import TAG
 
 
 def is_ours(clone: Volume) -> bool:
@@ -17,12 +17,7 @@ def is_ours(clone: Volume) -> bool:
 def metadata_of(image: Image, size: int) -> dict[str, str]:
     """Return the metadata that makes a clone of `size` GiB the image's data, and lets Cinder clone
     it for others."""
-    return {
-        "glance_image_id": image.id,
-        "image_owner": image.owner,
-        "image_size": str(size * GIB),
-        UPLOADED_BY: image.owner,
-    }
+    return {"glance_image_id": image.id, "image_owner": image.owner, "image_size": str(size * GIB)}
 
 
 def clones_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:

@@ -42,7 +42,7 @@ from worker.core.age import age
 from worker.core.cloud import NewVolume
 from worker.core.notification import IMAGE_ID
 from worker.core.outcome import Again, Skip
-from worker.core.target import TAG, UPLOAD, Target, Uploads
+from worker.core.target import TAG, UPLOAD, UPLOADED_BY, Target, Uploads
 
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
 
@@ -191,7 +191,8 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
             name=image_volume.name_of(seen.image.id),
             size=source.size,
             source_volid=source.id,
-            metadata=metadata_of(seen.image, source.size) | {TAG: UPLOAD},
+            metadata=metadata_of(seen.image, source.size)
+            | {TAG: UPLOAD, UPLOADED_BY: seen.image.owner},
         ),
         bind,
     )
