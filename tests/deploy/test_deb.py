@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,7 +16,7 @@ import pytest
 from tests.broker.rabbitmq import RabbitMQ
 from tests.deploy import debian
 from tests.deploy.debian import CLOUD, ROOT, Machine, SmallCloud, until
-from tests.worker_process import Groups, configuration, free_port
+from tests.worker_process import configuration, free_port
 
 NAME = "image-volume-worker"
 FOLDER = f"/etc/{NAME}"
@@ -145,7 +145,9 @@ def test_installed_started_upgraded_and_purged(
     assert left == ""
 
 
-def upgraded_without_a_broker(machine: Machine, deb: Path, groups: Groups) -> None:
+def upgraded_without_a_broker(
+    machine: Machine, deb: Path, groups: Mapping[str, Mapping[str, str]]
+) -> None:
     """It takes the place of one that waits for its broker, and nobody waits with it."""
     away = {**groups["notifications"], "transport_urls": f"rabbit://a:b@127.0.0.1:{free_port()}/"}
     machine.write(f"{FOLDER}/{NAME}.conf", configuration({**groups, "notifications": away}))
