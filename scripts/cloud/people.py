@@ -18,6 +18,9 @@ from openstack.connection import Connection
 HOME = Path(os.environ.get("DEVCLOUD_HOME", "/opt/devcloud"))
 CINDER_LOG = HOME / "log" / "cinder-volume.log"
 MIB = 1 << 20
+# Seconds until what others have left is gone, and Cinder's count is right
+COUNTED_WITHIN = 60.0
+UNSETTLED = frozenset({"creating", "deleting", "detaching", "in-use"})
 PATIENCE = 600.0
 CLONED_BY = 3.0
 """Seconds that no clone takes, on a machine with nothing else to do."""
@@ -214,35 +217,32 @@ class Person:
 
     def limit(self, project_id: str, left: int | None, name: str = "gigabytes") -> None:
         """Let a project have so much beside what it has, None for no limit; only for an admin."""
-        until = time.monotonic() + PATIENCE
-        while True:
-            allowed = -1 if left is None else self._held(project_id, name) + left
-            answer = self.connection.block_storage.put(
-                f"/os-quota-sets/{project_id}", json={"quota_set": {name: allowed}}
-            )
-            # Cinder takes no limit below its own count
-            if answer.status_code != 400 or time.monotonic() > until:
+        cinder, url = self.connection.block_storage, f"/os-quota-sets/{project_id}"
+        allowed, until = -1, time.monotonic() + COUNTED_WITHIN
+        while left is not None:
+            row = self._checked(cinder.get(f"{url}?usage=True")).json()["quota_set"][name]
+            allowed = int(row["in_use"]) + int(row["reserved"]) + left
+            # A service that was killed may have spoilt the count for good, or left a volume attached
+            if self._is_counted(project_id, name, row["in_use"]) or time.monotonic() > until:
                 break
             time.sleep(0.2)
-        self._checked(answer)
+        self._checked(cinder.put(url, json={"quota_set": {name: allowed}}))
 
-    def _held(self, project_id: str, name: str) -> int:
-        """A project's volumes, counted as its quota `name` counts them once deletions are over.
-
-        Cinder's own count still has a volume in it for a moment after its API answers 404. The
-        reservation of a request that came to nothing stays for a day.
-        """
-        cinder = self.connection.block_storage
-        usage = self._checked(cinder.get(f"/os-quota-sets/{project_id}?usage=True")).json()
+    def _is_counted(self, project_id: str, name: str, count: int) -> bool:
+        """Whether a count of a project's quota is that of its volumes, and none is about to go:
+        Cinder still counts a volume for a moment after its API answers 404."""
         kind, _, volume_type = name.partition("_")
-        listed = self._checked(
-            cinder.get(f"/volumes/detail?all_tenants=1&project_id={project_id}")
+        volumes = self._checked(
+            self.connection.block_storage.get(
+                f"/volumes/detail?all_tenants=1&project_id={project_id}"
+            )
         ).json()["volumes"]
-        return int(usage["quota_set"][name]["reserved"]) + sum(
+        if {volume["status"] for volume in volumes} & UNSETTLED:
+            return False
+        return count == sum(
             int(volume["size"]) if kind == "gigabytes" else 1
-            for volume in listed
-            if volume["status"] != "deleting"
-            and (not volume_type or volume["volume_type"] == volume_type)
+            for volume in volumes
+            if not volume_type or volume["volume_type"] == volume_type
         )
 
     def sha256(self, image_id: str) -> str:
