@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from worker.core.age import SKEW
 from worker.core.cloud import GIB, Image, NewVolume, Volume
 from worker.core.notification import IMAGE_VOLUME_NAME
-from worker.core.target import TAG, UPLOAD, Target
+from worker.core.target import TAG, UPLOAD, UPLOADED_BY, Target
 
 # The image's updated_at that an entry of Cinder's cache was made for
 FRESH = f"{TAG}_updated_at"
@@ -144,7 +144,7 @@ def made_at(volume: Volume) -> float:
     updated_at; the latter is put right once it has been cloned (cinder/volume/manager.py,
     _clone_image_volume).
     """
-    if not volume.source_volid:
+    if not volume.source_volid or UPLOADED_BY in volume.metadata:
         return volume.created_epoch
     if volume.status in MAKING:
         return math.inf

@@ -23,15 +23,15 @@ def may_be_dead(image: Image, now: float) -> bool:
     import that is still alive, too, which then begins anew: so nobody asks before the image's data
     can have been read.
     """
-    return _silence(image, now) > SILENT
+    return age(image.updated_epoch, now) - _reading(image) > SILENT
 
 
 def is_held(image: Image, now: float) -> bool:
     """Whether an import holds the image, unless it has been dead for so long that Glance would give
-    its lock to the next one."""
-    return image.import_locked and _silence(image, now) <= GIVEN_AWAY
+    its lock to the next one. By a clock that is ahead of ours it holds."""
+    return image.import_locked and now - image.updated_epoch - _reading(image) <= GIVEN_AWAY
 
 
-def _silence(image: Image, now: float) -> float:
-    """Seconds for which an import that is alive would have had something to note."""
-    return age(image.updated_epoch, now) - image.size / SLOWEST
+def _reading(image: Image) -> float:
+    """Seconds for which an import that is alive may have nothing to note."""
+    return image.size / SLOWEST

@@ -351,7 +351,7 @@ class Deletion:
             one for one in locations or () if one.store == target.glance_store and one.volume_id
         ]
         if (
-            image.import_locked
+            import_lock.is_held(image, self._now())
             or not here
             or not self.may_delete
             or await self.last_copy.look(here[0].volume_id)
@@ -430,7 +430,8 @@ class Deletion:
         if needed := await self.last_copy.keep_reason(volume, image, locations):
             return needed
         store = store_of(volume, locations or ())
-        if image.import_locked and not (store and not import_lock.is_held(image, self._now())):
+        settled = store or not image_volume.may_be_location(volume)
+        if import_lock.is_held(image, self._now()) if settled else image.import_locked:
             # What is no location yet may be about to become one
             raise Conflict("Glance is at work on the image")
         if not store:

@@ -85,9 +85,9 @@ class Actor:
         try:
             await self._deletion.discard(seen.image.id, clone, why=change.because or other)
         except Blocked as error:
-            if seen.image.status != "active":
+            if seen.image.status != "active" or self._deletion.may_delete:
                 raise
-            # The image has its data. Resync tells of the clone for as long as it stays
+            # The image has its data, and `[reclaim]` lets nothing be deleted
             log.info("clone_stays", volume_id=clone.id, why=str(error))
         return replace(without(clone.id, seen), failed=change.because or seen.failed, sure=False)
 

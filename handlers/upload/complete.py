@@ -38,7 +38,9 @@ PATIENCE = 60.0
 def complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
     """Plan the way from a clone in the internal project to a location of the image."""
     if not is_ours(clone) and not is_still(clone, seen, rules):
-        left = rules.grace - age(image_volume.made_at(clone), seen.now)
+        being_made = clone.status in image_volume.MAKING
+        since = 0.0 if being_made else age(image_volume.made_at(clone), seen.now)
+        left = rules.grace - since
         return Finish(
             Again("Cinder's own upload may be at work", after=max(1.0, left), counted=False)
         )
@@ -160,4 +162,7 @@ def judge_answer(seen: Seen) -> Action:
 
 def is_still(clone: Volume, seen: Seen, rules: Uploads) -> bool:
     """Whether a clone that Cinder made has not changed for the grace period."""
-    return age(image_volume.made_at(clone), seen.now) >= rules.grace
+    return (
+        clone.status not in image_volume.MAKING
+        and age(image_volume.made_at(clone), seen.now) >= rules.grace
+    )

@@ -105,7 +105,9 @@ async def read_usage(cloud: Cloud, image: Image) -> int:
         [
             volume.size
             async for volume in cloud.list_volumes(image.owner, key=UPLOADED_BY)
-            if volume.name != image_volume.name_of(image.id)
+            # Cinder's own upload hands on what users have written on their volumes, but for this
+            if volume.metadata.get("image_owner") == image.owner
+            and volume.name != image_volume.name_of(image.id)
         ]
     )
 

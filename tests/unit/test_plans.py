@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from handlers import image_volume
+from handlers import image_volume, import_lock
 from handlers.actions import AddLocation, AwaitImage, LookAtLocations, SetMetadata, SetReadonly
 from handlers.prewarm.actions import (
     Action,
@@ -354,3 +354,10 @@ COPYING = replace(COLD, import_locked=True)
 )
 def test_native(given: Seen, target: Target, expected: Action) -> None:
     assert native.plan(given, target) == expected
+
+
+def test_a_lock_by_a_clock_that_is_ahead_holds() -> None:
+    ahead = replace(COLD, import_locked=True, updated_epoch=NOW + 70.0)
+    assert import_lock.is_held(ahead, NOW)
+    assert not import_lock.is_held(replace(ahead, updated_epoch=NOW - 4000.0), NOW)
+    assert not import_lock.is_held(replace(ahead, import_locked=False), NOW)

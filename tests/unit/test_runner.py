@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from handlers.image_volume import STALLED_AFTER
 from worker.broker.memory import MemoryLanes
 from worker.core.dead_letter import DeadLetter
 from worker.core.deletions import Deletions
@@ -830,3 +831,8 @@ async def test_nothing_is_begun_in_a_lane_that_is_paused_and_what_is_in_progress
         bed.queue.pause(set())
         await bed.quiet()
         assert bed.outcomes("done") == 3
+
+
+def test_the_slowest_failure_in_a_row_is_not_forgiven() -> None:
+    """A volume that Cinder never makes is given up after hours, and made again."""
+    assert 4 * (STALLED_AFTER + Backoff().longest) < FORGIVEN_AFTER

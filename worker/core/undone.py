@@ -100,7 +100,7 @@ class Undone:
                 return past
             images = self._refusals.setdefault(target, set())
             images.add(image_id)
-            if len(images) >= IN_A_ROW:
+            if len(images) >= IN_A_ROW and not self.full(target, now=at):
                 self._full[target] = Full(at + HOLD_FOR, why, refused=True)
             return past
 
