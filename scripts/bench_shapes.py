@@ -83,7 +83,7 @@ def creates(person: Person, image_id: str, count: int, at_once: int) -> list[Mad
 
 
 def many(make: Callable[[], Made], count: int, at_once: int) -> list[Made]:
-    """Make so many volumes, `at_once` at a time."""
+    """Make `count` volumes, `at_once` at a time."""
     with ThreadPoolExecutor(at_once) as threads:
         return list(threads.map(lambda _: make(), range(count)))
 

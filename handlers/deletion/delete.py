@@ -432,7 +432,7 @@ class Deletion:
         store = store_of(volume, locations or ())
         settled = store or not image_volume.may_be_location(volume)
         if import_lock.is_held(image, self._now()) if settled else image.import_locked:
-            # What is no location yet may be about to become one
+            # The import may be about to make a location of it
             raise Conflict("Glance is at work on the image")
         if not store:
             await self._cloud.delete_volume(volume.id)

@@ -380,6 +380,19 @@ async def test_a_lock_that_died_holds_up_no_repair(cloud: FakeCloud) -> None:
         assert broken not in located(cloud, image.id)
 
 
+async def test_a_lock_that_died_holds_up_no_eviction(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=using("location", FAST), policy=Policy(settle=0.0)) as rig:
+        image = cloud.upload()
+        assert isinstance(await rig.run(image.id), Done)
+        cloud.touch(image.id, import_locked=True)
+        key = Key("prewarm", image.id, "fast")
+        assert isinstance(await rig.prewarm.reconcile(key, Polls(wish="evict")), Again)
+        assert cloud.of(image.id)
+        cloud.ahead = 4000.0
+        assert isinstance(await rig.prewarm.reconcile(key, Polls(wish="evict")), Done)
+        assert not cloud.of(image.id)
+
+
 async def test_a_volume_whose_location_was_sent_is_not_deleted_on_a_404_alone() -> None:
     """Its owner deletes the image before our next look at it; with delayed_delete the volume may be
     needed to restore it."""

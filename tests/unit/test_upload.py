@@ -17,7 +17,7 @@ from worker.core import absence
 from worker.core.cloud import GIB, Image, ImageTask, Location, Volume
 from worker.core.errors import Blocked, Conflict, Temporary
 from worker.core.outcome import Again, Done, Skip
-from worker.core.target import Policy, Reclaiming, Uploads
+from worker.core.target import UPLOADED_BY, Policy, Reclaiming, Uploads
 from worker.engine.retry import Backoff
 from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from worker.testing.rig import FAST, LIMITS, SLOW, STORES, Rig, located
@@ -882,6 +882,9 @@ async def test_a_project_gets_no_more_than_its_gigabytes(cloud: FakeCloud) -> No
         for image in (first, second, others):
             assert isinstance(await rig.complete(image.id), Done)
             await rig.run(image.id, "fast")
+        # Cinder's own upload hands on what bob has written on his volume
+        (bobs,) = cloud.of(others.id)
+        await cloud.set_metadata(bobs.id, {UPLOADED_BY: "alice"})
         outcome = await rig.complete(third.id)
         assert isinstance(outcome, Again)
         assert not outcome.counted
