@@ -189,7 +189,6 @@ glance_config() {
   {
     cat <<C
 [DEFAULT]
-debug = true
 transport_url = $RABBIT
 enabled_backends = $stores
 enabled_import_methods = [glance-direct,web-download,copy-image]
@@ -263,7 +262,8 @@ cinder_config() {
     cat <<C
 [DEFAULT]
 # The scheduler remembers a cluster for as long as it runs: CLUSTER=$(flag CLUSTER)
-debug = true
+# How a volume was made stands in lines of these, and only in those for debugging
+default_log_levels = amqp=WARN,sqlalchemy=WARN,cinder.volume.flows.manager.create_volume=DEBUG,cinder.volume.volume_utils=DEBUG,cinder.volume.drivers.rbd=DEBUG
 transport_url = $RABBIT
 auth_strategy = keystone
 host = cloudhost
