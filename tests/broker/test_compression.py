@@ -15,11 +15,11 @@ import amqp
 import pytest
 
 from tests.broker.hands import until
-from tests.broker.intakes import oslo_intake, rabbit_intake
+from tests.broker.intakes import oslo_intake, rabbit_intake, subscribed
 from tests.broker.rabbitmq import RabbitMQ
 from tests.broker.sink import RoutingSink
 from tests.broker.test_oslo_intake import Service
-from worker.broker.tap import Tap
+from worker.broker.tap import tap
 from worker.capture.forms import decoded
 from worker.capture.record import Output, Recorder
 from worker.core.intake import Intake
@@ -50,7 +50,7 @@ async def sink(
         intake = rabbit_intake(url=rabbitmq.url, exchanges=[exchange], queue=exchange)
     else:
         url = rabbitmq.url.replace("amqp://", "rabbit://")
-        intake = oslo_intake(url=url, exchanges=[exchange], pool=exchange)
+        intake = oslo_intake(url=url, exchanges=[exchange], queue=exchange)
     sink = RoutingSink()
     task = asyncio.create_task(intake.run(sink))
     await until(lambda: intake.problem() is None)
@@ -133,11 +133,9 @@ async def test_a_recording_has_compressed_notifications(
 
 
 def test_a_tap_takes_compressed_notifications(rabbitmq: RabbitMQ, exchange: str) -> None:
-    with Tap(
-        [rabbitmq.url], exchanges=[exchange], topics=["notifications"], priorities=["info"]
-    ) as tap:
+    with tap([rabbitmq.url], subscribed([exchange])) as take:
         publish(rabbitmq, exchange, zlib.compress(BODY), "application/x-gzip")
-        assert [message["payload"] for message in tap.take()] == [PAYLOAD]
+        assert [message["payload"] for message in take()] == [PAYLOAD]
 
 
 def test_a_replay_takes_what_rabbitmqadmin_got_compressed() -> None:

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import amqp
 import pytest
 
+from tests.broker.intakes import subscribed
 from tests.broker.rabbitmq import RabbitMQ
 from worker.broker.dead_letters import DeadQueue
 from worker.broker.inspect import look, scratch
 from worker.broker.lanes import RabbitLanes
-from worker.broker.tap import Tap
+from worker.broker.tap import tap
 from worker.core.dead_letter import DeadLetter
 
 
@@ -29,12 +30,12 @@ def url(rabbitmq: RabbitMQ) -> Iterator[str]:
 
 
 def test_notifications_are_tapped(rabbitmq: RabbitMQ, url: str) -> None:
-    with Tap([url], exchanges=["glance"], topics=["notifications"], priorities=["info"]) as tap:
+    with tap([url], subscribed(["glance"])) as take:
         listed = rabbitmq.ctl(
             "list_queues", "-p", url.rpartition("/")[2], "type", "--formatter=json"
         )
         assert [queue["type"] for queue in json.loads(listed)] == ["classic"]
-        assert list(tap.take()) == []
+        assert list(take()) == []
 
 
 def test_the_doctor_may_work_there(url: str) -> None:
@@ -66,7 +67,7 @@ def test_whatever_is_ours_alone_says_that_it_is_classic(
     monkeypatch.setattr(amqp.Channel, "queue_declare", declare)
     test_the_doctor_may_work_there(url)
     with (
-        Tap([url], exchanges=[], topics=[], priorities=[]),
+        tap([url], subscribed([])),
         DeadQueue(url=url, queue="image-volume-worker"),
     ):
         pass

@@ -18,10 +18,10 @@ from tests.broker.rabbitmq import free_ports
 from tests.configurations import GOOD, load
 from worker.broker.connection import connect
 from worker.broker.inspect import look
-from worker.broker.subscription import Subscription
 from worker.broker.topology import Topology
 from worker.broker.url import parse
 from worker.diagnose import upgrade
+from worker.diagnose.broker_check import subscription_of
 from worker.diagnose.check import Check
 from worker.diagnose.doctor import look_at_brokers
 from worker.diagnose.doctor.management import Management
@@ -79,18 +79,6 @@ def connected(url: str) -> Iterator[Any]:
         connection.close()
 
 
-def subscription(settings: Settings) -> Subscription:
-    return Subscription(
-        queue=settings.queue,
-        queue_type=settings.queue_type,
-        max_length=settings.queue_max_length,
-        expires=settings.queue_expires,
-        exchanges=("glance", "openstack"),
-        topics=("notifications",),
-        priorities=("info", "error"),
-    )
-
-
 @contextmanager
 def working(settings: Settings) -> Iterator[None]:
     """What a worker and the services have made on the brokers, and consumers as of a worker."""
@@ -98,9 +86,9 @@ def working(settings: Settings) -> Iterator[None]:
     with connected(settings.transport_urls[0]) as services, connected(settings.work_url) as work:
         for exchange in ("glance", "openstack"):
             services.channel().exchange_declare(exchange, "topic", durable=False, auto_delete=False)
-        subscription(settings).declare(services)
+        subscription_of(settings).declare(services)
         for exchange in ("glance", "openstack"):
-            subscription(settings).bind(services, exchange)
+            subscription_of(settings).bind(services, exchange)
         services.channel().basic_consume(settings.queue, callback=lambda message: None)
         topology.declare_delays(work)
         channel = work.channel()

@@ -240,7 +240,7 @@ async def test_replicas_share_the_notifications(
 
 
 async def test_the_queue_is_bounded_and_expires(rabbitmq: RabbitMQ, run: Run, queue: str) -> None:
-    await run(queue_max_length=1234, queue_expires=90.5)
+    await run(max_length=1234, expires=90.5)
     listed = await asyncio.to_thread(
         rabbitmq.ctl, "list_queues", "name", "durable", "arguments", "--formatter=json"
     )

@@ -13,10 +13,11 @@ from dataclasses import replace
 import pytest
 
 from tests.broker.hands import PATIENCE, Hands, jobs, until
+from tests.broker.intakes import subscribed
 from tests.broker.rabbitmq import RabbitMQ, free_ports
 from worker.broker.inspect import DEAD, DELAYED, Depth, look_at_lanes
 from worker.broker.lanes import RabbitLanes
-from worker.broker.tap import Tap
+from worker.broker.tap import tap
 from worker.core.dead_letter import DeadLetter
 from worker.core.errors import Temporary
 
@@ -95,12 +96,6 @@ def test_a_refused_login_shows_no_password(rabbitmq: RabbitMQ) -> None:
 def test_a_tap_hears_what_comes_while_it_is_open(rabbitmq: RabbitMQ) -> None:
     exchange = f"exchange-{uuid.uuid4().hex[:8]}"
     rabbitmq.declare_exchange(exchange)
-    tap = Tap(
-        [rabbitmq.url],
-        exchanges=(exchange, "not-there"),
-        topics=("notifications",),
-        priorities=("info", "error"),
-    )
 
     def send(event_type: str, key: str = "notifications.info") -> None:
         rabbitmq.publish(
@@ -108,7 +103,7 @@ def test_a_tap_hears_what_comes_while_it_is_open(rabbitmq: RabbitMQ) -> None:
         )
 
     send("before")
-    with tap:
+    with tap([rabbitmq.url], subscribed([exchange, "not-there"])) as take:
         send("one")
         rabbitmq.publish(b"{ half a", exchange=exchange, routing_key="notifications.info")
         send("two", "notifications.error")
@@ -116,9 +111,9 @@ def test_a_tap_hears_what_comes_while_it_is_open(rabbitmq: RabbitMQ) -> None:
         heard: list[str] = []
         deadline = time.monotonic() + PATIENCE
         while len(heard) < 2 and time.monotonic() < deadline:
-            heard += [str(message["event_type"]) for message in tap.take()]
+            heard += [str(message["event_type"]) for message in take()]
         assert heard == ["one", "two"]
-        assert list(tap.take()) == []
+        assert list(take()) == []
     queues = rabbitmq.ctl("list_queues", "name")
     assert "amq.gen" not in queues, "its queue goes with it"
     rabbitmq.delete_exchange(exchange)

@@ -106,7 +106,7 @@ async def running(intake: OsloIntake, sink: RecordingSink | RoutingSink) -> Any:
 
 async def test_notifications_arrive_without_their_context(url: str, exchange: str) -> None:
     sink = PayloadSink()
-    intake = oslo_intake(url=url, exchanges=[exchange], pool=f"pool-{exchange}", group=5)
+    intake = oslo_intake(url=url, exchanges=[exchange], queue=f"pool-{exchange}", group=5)
     async with running(intake, sink):
         service = Service(url=url, exchange=exchange)
         for number in range(12):
@@ -133,7 +133,7 @@ async def test_notifications_arrive_without_their_context(url: str, exchange: st
 async def test_what_the_sink_refuses_comes_again(url: str, exchange: str) -> None:
     sink = PayloadSink()
     sink.failures = 1
-    async with running(oslo_intake(url=url, exchanges=[exchange], pool=f"pool-{exchange}"), sink):
+    async with running(oslo_intake(url=url, exchanges=[exchange], queue=f"pool-{exchange}"), sink):
         service = Service(url=url, exchange=exchange)
         await asyncio.to_thread(service.notify, {"id": "1"})
         await until(lambda: sink.ids == ["1"])
@@ -191,7 +191,7 @@ async def test_a_bad_notification_keeps_none_of_its_batch_back(
         for image in images
     ]
     url = rabbitmq.url.replace("amqp://", "rabbit://")
-    async with running(oslo_intake(url=url, exchanges=[exchange], pool=pool), sink):
+    async with running(oslo_intake(url=url, exchanges=[exchange], queue=pool), sink):
         with rabbitmq.channel() as channel:
             for message in [*good[:50], *BAD, *good[50:]]:
                 body = json.dumps({"oslo.version": "2.0", "oslo.message": json.dumps(message)})
@@ -261,7 +261,9 @@ async def test_one_that_the_sink_refuses_keeps_no_other_back(
 
     sink, pool = Choosy(), f"pool-{exchange}"
     url = rabbitmq.url.replace("amqp://", "rabbit://")
-    async with running(oslo_intake(url=url, exchanges=[exchange], pool=pool, group_wait=1.0), sink):
+    async with running(
+        oslo_intake(url=url, exchanges=[exchange], queue=pool, group_wait=1.0), sink
+    ):
         service = Service(url=url, exchange=exchange)
         for number in range(12):
             await asyncio.to_thread(service.notify, {"id": str(number)})

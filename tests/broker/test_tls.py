@@ -77,7 +77,7 @@ async def test_the_oslo_driver_takes_tls_from_its_options(
     file = tmp_path / "worker.conf"
     file.write_text(f"[oslo_messaging_rabbit]\nssl = true\nssl_ca_file = {certificate}\n")
     url = f"rabbit://{address.format(host='localhost')}"
-    intake = oslo_intake(url=url, exchanges=["tls"], pool="tls", config_files=[str(file)])
+    intake = oslo_intake(url=url, exchanges=["tls"], queue="tls", config_files=[str(file)])
     sink = RecordingSink()
     task = asyncio.create_task(intake.run(sink))
     await until(lambda: intake.problem() is None)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterable
 from concurrent.futures import Future
 from typing import Any
 
@@ -38,13 +37,7 @@ class RabbitIntake:
         self,
         *,
         url: str,
-        exchanges: Iterable[str],
-        topics: Iterable[str],
-        priorities: Iterable[str],
-        queue: str,
-        queue_type: str,
-        queue_max_length: int,
-        queue_expires: float,
+        subscription: Subscription,
         prefetch: int,
         group: int = 100,
         grace: float = 5.0,
@@ -55,15 +48,7 @@ class RabbitIntake:
         settled; `grace`: seconds that a cancelled `run` waits for the sink; `look_every`: seconds
         between two looks at the exchanges that are there."""
         self._broker = parse(url)
-        self._subscription = Subscription(
-            queue=queue,
-            queue_type=queue_type,
-            max_length=queue_max_length,
-            expires=queue_expires,
-            exchanges=tuple(exchanges),
-            topics=tuple(topics),
-            priorities=tuple(priorities),
-        )
+        self._subscription = subscription
         self._prefetch = prefetch
         self._group = group
         self._grace = grace

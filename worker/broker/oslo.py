@@ -17,6 +17,7 @@ import structlog
 from kombu import compression
 from oslo_config import cfg
 
+from worker.broker.subscription import Subscription
 from worker.core.compression import METHODS, plain
 from worker.core.errors import Malformed, Misconfigured
 from worker.core.intake import Routed, Sink
@@ -65,27 +66,24 @@ class OsloIntake:
         self,
         *,
         url: str,
-        exchanges: Iterable[str],
-        topics: Iterable[str],
-        priorities: Iterable[str],
-        pool: str,
+        subscription: Subscription,
         group: int = 100,
         group_wait: float = 0.2,
         grace: float = 5.0,
         config_files: Iterable[str] = (),
         config_dirs: Iterable[str] = (),
     ) -> None:
-        """`pool`: the name under which replicas share the notifications; `group`: messages settled
-        together, or as many as come in `group_wait` seconds; `grace`: seconds a cancelled `run`
-        waits for the sink; `config_files` and `config_dirs` have the options of
+        """The queue's name is the pool by which replicas share the notifications; `group`: messages
+        settled together, or as many as come in `group_wait` seconds; `grace`: seconds a cancelled
+        `run` waits for the sink; `config_files` and `config_dirs` have the options of
         [oslo_messaging_*]."""
         self._url = url
         self._targets = [
             oslo_messaging.Target(exchange=exchange, topic=topic)
-            for exchange, topic in product(exchanges, topics)
+            for exchange, topic in product(subscription.exchanges, subscription.topics)
         ]
-        self._priorities = tuple(priorities)
-        self._pool = pool
+        self._priorities = subscription.priorities
+        self._pool = subscription.queue
         self._group = group
         self._group_wait = group_wait
         self._grace = grace

@@ -3,9 +3,9 @@ from the daemon."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from worker.broker.connection import CLASSIC, connected, content
@@ -14,66 +14,39 @@ from worker.core.errors import Malformed
 from worker.core.notification import decode
 
 
-class Tap:
-    """Queues of its own on each broker, opened as a context; they disappear with their
-    connections. All methods block."""
+@contextmanager
+def tap(
+    urls: Iterable[str], subscription: Subscription
+) -> Iterator[Callable[[], Iterator[dict[str, Any]]]]:
+    """A function that yields the notifications which have come in since its last call, without
+    unreadable ones.
 
-    def __init__(
-        self,
-        urls: Iterable[str],
-        *,
-        exchanges: Iterable[str],
-        topics: Iterable[str],
-        priorities: Iterable[str],
-    ) -> None:
-        self._urls = tuple(urls)
-        self._exchanges = tuple(exchanges)
-        self._topics = tuple(topics)
-        self._priorities = tuple(priorities)
-        self._visits = ExitStack()
-        self._queues: list[tuple[Any, Any, str]] = []
+    They come from queues of the tap's own, one a broker, which disappear with their connections.
+    All of it blocks; Temporary for a broker that does not answer.
+    """
+    with ExitStack() as opened:
+        queues = [opened.enter_context(_queue(url, subscription)) for url in urls]
 
-    def __enter__(self) -> Tap:
-        with ExitStack() as opening:
-            for url in self._urls:
-                connection = opening.enter_context(connected(url, name="probe"))
-                channel = connection.channel()
-                # We want bytes, even if a message claims to be text
-                channel.auto_decode = False
-                name = channel.queue_declare(
-                    "", exclusive=True, auto_delete=True, arguments=CLASSIC
-                ).queue
-                subscription = Subscription(
-                    queue=name,
-                    queue_type="classic",
-                    max_length=0,
-                    expires=0.0,
-                    exchanges=self._exchanges,
-                    topics=self._topics,
-                    priorities=self._priorities,
-                )
-                for exchange in self._exchanges:
-                    subscription.bind(connection, exchange)
-                self._queues.append((connection, channel, name))
-            self._visits = opening.pop_all()
-        return self
+        def take() -> Iterator[dict[str, Any]]:
+            for connection, channel, name in queues:
+                # Whoever asks often enough keeps the connection alive by it
+                connection.heartbeat_tick()
+                while (message := channel.basic_get(name, no_ack=True)) is not None:
+                    try:
+                        yield decode(*content(message))
+                    except Malformed:
+                        continue
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._visits.__exit__(kind, error, trace)
+        yield take
 
-    def take(self) -> Iterator[dict[str, Any]]:
-        """Yield the notifications that have come in since the last call, without unreadable
-        ones."""
-        for connection, channel, name in self._queues:
-            # Whoever asks often enough keeps the connection alive by it
-            connection.heartbeat_tick()
-            while (message := channel.basic_get(name, no_ack=True)) is not None:
-                try:
-                    yield decode(*content(message))
-                except Malformed:
-                    continue
+
+@contextmanager
+def _queue(url: str, subscription: Subscription) -> Iterator[tuple[Any, Any, str]]:
+    with connected(url, name="probe") as connection:
+        channel = connection.channel()
+        # We want bytes, even if a message claims to be text
+        channel.auto_decode = False
+        name = channel.queue_declare("", exclusive=True, auto_delete=True, arguments=CLASSIC).queue
+        for exchange in subscription.exchanges:
+            replace(subscription, queue=name).bind(connection, exchange)
+        yield connection, channel, name

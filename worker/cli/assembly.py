@@ -21,6 +21,7 @@ from worker.core.handler import Handler, HandlerFactory, Parts
 from worker.core.intake import Intake
 from worker.core.lanes import Lanes
 from worker.core.uses import Uses
+from worker.diagnose.broker_check import subscription_of
 from worker.observe.metrics import Metrics
 from worker.settings import Settings
 
@@ -125,6 +126,7 @@ def build_replicas(
 
 def build_intakes(settings: Settings) -> list[Intake]:
     """Return one intake for each transport URL."""
+    subscription = subscription_of(settings)
     if settings.driver == "oslo":
         # oslo.messaging takes a second and 30 MB to import, for nothing where the broker is
         # RabbitMQ
@@ -133,26 +135,13 @@ def build_intakes(settings: Settings) -> list[Intake]:
         return [
             OsloIntake(
                 url=url,
-                exchanges=settings.exchanges,
-                topics=settings.topics,
-                priorities=settings.priorities,
-                pool=settings.queue,
+                subscription=subscription,
                 config_files=settings.config_files,
                 config_dirs=settings.config_dirs,
             )
             for url in settings.transport_urls
         ]
     return [
-        RabbitIntake(
-            url=url,
-            exchanges=settings.exchanges,
-            topics=settings.topics,
-            priorities=settings.priorities,
-            queue=settings.queue,
-            queue_type=settings.queue_type,
-            queue_max_length=settings.queue_max_length,
-            queue_expires=settings.queue_expires,
-            prefetch=settings.prefetch,
-        )
+        RabbitIntake(url=url, subscription=subscription, prefetch=settings.prefetch)
         for url in settings.transport_urls
     ]

@@ -15,13 +15,14 @@ from cliff.lister import Lister
 
 from handlers import image_volume
 from handlers.prewarm import Prewarm
-from worker.broker.tap import Tap
+from worker.broker.tap import tap
 from worker.cli import Worker, ending, names, pauses, values
 from worker.cli.assembly import build_clouds, build_parts
 from worker.cli.preflight import check_cloud
 from worker.cli.table import Table
 from worker.core.errors import Misconfigured, Temporary
 from worker.diagnose import doctor, explain
+from worker.diagnose.broker_check import subscription_of
 from worker.diagnose.check import FAILED, Check
 from worker.diagnose.explain import probe
 from worker.observe import live
@@ -158,13 +159,7 @@ async def _probes(
     with ExitStack() as stack:
         take = None
         try:
-            tap = Tap(
-                settings.transport_urls,
-                exchanges=settings.exchanges,
-                topics=settings.topics,
-                priorities=settings.priorities,
-            )
-            take = stack.enter_context(tap).take
+            take = stack.enter_context(tap(settings.transport_urls, subscription_of(settings)))
         except Temporary as error:
             yield Check(
                 "notifications",

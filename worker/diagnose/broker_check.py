@@ -17,7 +17,7 @@ from worker.settings import Settings
 def of_notifications(url: str, settings: Settings, *, besides: Iterable[str] = ()) -> Look:
     """Look at a broker that services publish to, and dry-run our queue if it exists; `besides` are
     more queues."""
-    subscription = _subscription(settings)
+    subscription = subscription_of(settings)
 
     def declare(connection: Any, there: Mapping[str, Depth]) -> None:
         # Declared again as it is, it stays as it is; else the broker says what is different, as it
@@ -31,7 +31,7 @@ def of_notifications(url: str, settings: Settings, *, besides: Iterable[str] = (
 def of_intake(url: str, settings: Settings) -> tuple[Look, bool]:
     """Look at our queue on a broker that services publish to; whether it has our delivery limit, as
     far as it is there."""
-    subscription = _subscription(settings)
+    subscription = subscription_of(settings)
     limited = True
 
     def declare(connection: Any, there: Mapping[str, Depth]) -> None:
@@ -43,7 +43,8 @@ def of_intake(url: str, settings: Settings) -> tuple[Look, bool]:
     return look(url, queues=[settings.queue], trial=declare), limited
 
 
-def _subscription(settings: Settings) -> Subscription:
+def subscription_of(settings: Settings) -> Subscription:
+    """Our queue for notifications, and what goes into it."""
     return Subscription(
         queue=settings.queue,
         queue_type=settings.queue_type,
