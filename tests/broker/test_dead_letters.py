@@ -121,6 +121,11 @@ async def test_one_is_shown_with_all_that_is_known(
     assert shown["traceback"] == "Traceback of a bug"
     raw = await asyncio.to_thread(run, "show", "--raw", "--reason", "not a notification")
     assert raw.stdout.startswith('{"half": ')
+    # A job is no message, and what is not there is none either
+    for words in (("--handler", "prewarm"), ("no-such-id",)):
+        raw = await asyncio.to_thread(run, "show", "--raw", *words, check=1)
+        assert raw.stdout == ""
+        assert "no such dead letter that is a message" in raw.stderr
     assert (
         "no such dead letter"
         in (await asyncio.to_thread(lambda: run("show", "nothing", check=1))).stderr

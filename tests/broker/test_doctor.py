@@ -82,7 +82,7 @@ def connected(url: str) -> Iterator[Any]:
 @contextmanager
 def working(settings: Settings) -> Iterator[None]:
     """What a worker and the services have made on the brokers, and consumers as of a worker."""
-    topology = Topology(prefix=settings.queue, queue_type="quorum")
+    topology = Topology(prefix=settings.queue)
     with connected(settings.transport_urls[0]) as services, connected(settings.work_url) as work:
         for exchange in ("glance", "openstack"):
             services.channel().exchange_declare(exchange, "topic", durable=False, auto_delete=False)
@@ -318,7 +318,7 @@ def test_rights_are_tried(
 
 
 def test_the_lane_of_a_target_that_was_renamed_is_named(settings: Settings) -> None:
-    topology = Topology(prefix=settings.queue, queue_type="quorum")
+    topology = Topology(prefix=settings.queue)
     with working(settings), connected(settings.work_url) as work:
         assert checks(settings)["lanes left over"].verdict == "ok"
         topology.declare_lane(work.channel(), topology.queue("prewarm.renamed"))
@@ -340,7 +340,7 @@ def test_upgrade_check(broker: Managed, vhosts: tuple[str, str], settings: Setti
 
 def test_upgrade_check_of_queues_of_an_older_version(broker: Managed, settings: Settings) -> None:
     old = {"x-queue-type": "quorum", "x-max-length": 100000, "x-overflow": "drop-head"}
-    topology = Topology(prefix=settings.queue, queue_type="quorum")
+    topology = Topology(prefix=settings.queue)
     with connected(settings.transport_urls[0]) as services, connected(settings.work_url) as work:
         expires = {"x-expires": round(settings.queue_expires * 1000)}
         services.channel().queue_declare(

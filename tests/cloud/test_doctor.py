@@ -258,7 +258,7 @@ def test_a_worker_that_runs(worker: Callable[..., WorkerProcess], tmp_path: Path
 
 def remove(queue: str) -> None:
     """Delete the queues that begin like this, and the exchanges."""
-    topology = Topology(prefix=queue, queue_type="quorum")
+    topology = Topology(prefix=queue)
     names = [queue, topology.dead, *(topology.queue(f"prewarm.{name}") for name in TARGETS)]
     names += [topology.queue("upload"), topology.queue("reclaim")]
     names += [f"{queue}_celery_delayed_{bit}" for bit in range(28)]

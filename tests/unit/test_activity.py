@@ -426,13 +426,28 @@ def test_the_next_daemon_knows_of_no_targets_but_its_own() -> None:
     metrics.depths({"prewarm.fast": 3, "prewarm.slow": 1}, {"prewarm.fast": 2})
     metrics.states()
     metrics.repair("i1", "fast", possible=False)
-    metrics.begin(["slow"])
+    metrics.begin(["slow"], ["prewarm.slow"])
     metrics.states()
     metrics.depths({"prewarm.slow": 1}, {})
     text = generate_latest(metrics.registry).decode()
     assert "fast" not in text
     assert 'image_volume_worker_images{state="warm",target="slow"} 1.0' in text
     assert "image_volume_worker_images_beyond_repair 0.0" in text
+
+
+def test_the_next_daemon_knows_nothing_of_what_is_switched_off() -> None:
+    metrics = Metrics()
+    metrics.depths({"upload": 3, "reclaim": 1}, {"upload": 2})
+    metrics.jobs_in_progress.labels("upload").set(1)
+    metrics.target_paused.labels("fast").set(1)
+    metrics.held_back(40, brake=True)
+    metrics.missing(7, brake=True)
+    metrics.begin(["fast"], ["prewarm.fast"])
+    text = generate_latest(metrics.registry).decode()
+    assert '"upload"' not in text
+    assert 'target_paused{target="fast"} 0.0' in text
+    for name in ("reclaim_brake", "reclaim_held_back", "missing_volumes"):
+        assert f"image_volume_worker_{name} 0.0" in text
 
 
 def test_what_another_worker_has_repaired_or_deleted_is_lost_no_more() -> None:
@@ -492,7 +507,7 @@ def test_no_scrape_misses_a_gauge_that_is_being_set() -> None:
     def without_pause() -> None:
         for _ in range(20):
             # A reload between, which begins anew
-            metrics.begin(["fast", "slow"])
+            metrics.begin(["fast", "slow"], ["prewarm.fast", "prewarm.slow"])
             take_over()
 
     take_over()

@@ -621,6 +621,12 @@ def test_uploads(
         ({"strategy": "location", "glance_store": "cinder-fast"}, STORES, "warn", "location"),
         ({"strategy": "cache"}, STORES, "ok", "cache"),
         ({}, STORES[:1], "ok", "cache"),
+        (
+            {"strategy": "native", "native_stores": ("rbd",)},
+            (Store(id="rbd"),),
+            "ok",
+            "native of rbd",
+        ),
         ({}, (Store(id="x"),), "fail", "set strategy"),
     ],
 )

@@ -136,6 +136,28 @@ def test_without_a_page_the_commands_on_this_host_are_told_how_jobs_stand() -> N
         probes.stop()
 
 
+def test_who_asks_by_this_hosts_own_address_is_on_this_host() -> None:
+    """As with `bind` on the address of a management network: 127.0.0.2 stands for it here."""
+    page = Page(
+        status=lambda most: {"jobs": []}, images=lambda choice: {}, volume=lambda one: {"id": one}
+    )
+    probes = Probes(registry=Metrics().registry, sick=dict, unready=dict, page=page, hidden=True)
+    port = probes.start("127.0.0.2", 0)
+
+    def asked(path: str, client: str) -> str:
+        with socket.create_connection(
+            ("127.0.0.2", port), source_address=(client, 0), timeout=10
+        ) as connection:
+            connection.sendall(f"GET {path} HTTP/1.0\r\n\r\n".encode())
+            return connection.makefile("rb").readline().split()[1].decode()
+
+    try:
+        for path in ("/status.json", "/volume.json?id=x"):
+            assert [asked(path, client) for client in ("127.0.0.2", "127.0.0.3")] == ["200", "404"]
+    finally:
+        probes.stop()
+
+
 def test_the_page_lets_nothing_in_from_elsewhere(paged: str) -> None:
     with urllib.request.urlopen(f"{paged}/", timeout=10) as answer:
         policy = answer.headers["Content-Security-Policy"]

@@ -346,3 +346,13 @@ async def test_a_source_that_was_replayed_before_has_not_failed(tmp_path: Path) 
             one = replaying(Taken(), checkpoint=checkpoint)
             tally = await one.run(sources([str(file)]))
         assert (tally.malformed, tally.failed_sources) == (expected, 0)
+
+
+async def test_what_was_cut_off_is_replayed_once_the_file_is_whole(tmp_path: Path) -> None:
+    whole = gzip.compress(b"".join(deleted(number) + b"\n" for number in range(500)))
+    file, path, taken = tmp_path / "capture.gz", tmp_path / "checkpoint", Taken()
+    for content in (whole[:-200], whole):
+        file.write_bytes(content)
+        with closing(Checkpoint(path)) as checkpoint:
+            await replaying(taken, checkpoint=checkpoint).run(sources([str(file)]))
+    assert {key.image_id for key in taken.keys} == {image_id(number) for number in range(500)}

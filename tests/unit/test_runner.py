@@ -836,3 +836,61 @@ async def test_nothing_is_begun_in_a_lane_that_is_paused_and_what_is_in_progress
 def test_the_slowest_failure_in_a_row_is_not_forgiven() -> None:
     """A volume that Cinder never makes is given up after hours, and made again."""
     assert 4 * (STALLED_AFTER + Backoff().longest) < FORGIVEN_AFTER
+
+
+async def test_a_job_of_a_lane_that_went_to_another_worker_is_none_in_progress_here() -> None:
+    begun = asyncio.Event()
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        begun.set()
+        while True:
+            await watch.changed()
+
+    async with running(work) as bed:
+        await bed.give(job(ONE))
+        await begun.wait()
+        await bed.lanes.close()
+        bed.queue.lose("h")
+        await bed.until(lambda: bed.queue.idle)
+        assert bed.metrics.activity.oldest() == {}
+
+
+async def test_a_job_whose_letter_is_not_taken_stays_in_its_lane(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def refuse(letters: Iterable[DeadLetter]) -> None:
+        raise Temporary("the queue q.dead takes no dead letters")
+
+    async with running(answering(Park("broken"))) as bed:
+        with monkeypatch.context() as patch:
+            patch.setattr(bed.lanes, "bury", refuse)
+            await bed.give(replace(job(ONE), wish="warm", wish_id="w"))
+            await bed.until(lambda: bed.outcomes("park") > 2)
+            assert not bed.lanes.dead_letters()
+        await bed.until(bed.lanes.dead_letters)
+        [letter] = bed.lanes.dead_letters()
+        assert (letter.reason, letter.job and letter.job.wish) == ("broken", "warm")
+
+
+@pytest.mark.parametrize("outcome", [Again("busy", after=5.0), Park("broken")])
+async def test_what_a_person_asks_for_in_the_middle_of_a_try_is_tried_at_once(
+    outcome: Outcome,
+) -> None:
+    begun, asked, seen = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def work(key: Key, watch: Watch) -> Outcome:
+        seen.append(wish := watch.wish)
+        begun.set()
+        await asked.wait()
+        return Done() if wish else outcome
+
+    async with running(work) as bed:
+        await bed.give(job(ONE))
+        await begun.wait()
+        await bed.give(replace(job(ONE, cause=OPERATOR), wish="warm", wish_id="w"))
+        await bed.until(lambda: bed.queue._entries[ONE].job.wish)
+        asked.set()
+        await bed.until(lambda: bed.outcomes("done"))
+        assert seen == ["", "warm"]
+        assert not bed.lanes.dead_letters()
+        assert bed.queue.due() == 0

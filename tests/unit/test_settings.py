@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +40,13 @@ def test_options_of_other_services_in_a_shared_file_are_left_alone(tmp_path: Pat
         "keystone_authtoken": {"auth_url": "http://x"},
         "oslo_policy": {"policy_file": "x"},
     }
-    assert load(tmp_path, GOOD | shared) == load(tmp_path, GOOD)
+    loaded = load(tmp_path, GOOD | shared)
+    assert (loaded.log_level, loaded.log_file) == (
+        "debug",
+        "/var/log/kolla/x/image-volume-worker.log",
+    )
+    plain = load(tmp_path, GOOD)
+    assert replace(loaded, log_level=plain.log_level, log_file=plain.log_file) == plain
 
 
 def test_the_folder_beside_a_file_is_read_with_it(tmp_path: Path) -> None:
@@ -113,6 +119,18 @@ def test_the_environment_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("notifications", {}, "transport_urls is empty"),
         ("notifications", {"transport_urls": "http://h"}, "http scheme"),
         ("notifications", {"transport_urls": "rabbit://u:p@h:99999/"}, "no host:port"),
+        *(
+            ("notifications", {"transport_urls": "rabbit://h", **options}, fault)
+            for options, fault in (
+                ({"exchanges": ""}, "exchanges is empty: nothing would be heard"),
+                ({"topics": ""}, "topics is empty: nothing would be heard"),
+                ({"priorities": ""}, "priorities is empty: nothing would be heard"),
+                ({"priorities": "INFO, error"}, "priorities: 'INFO' is none of audit, critical"),
+                ({"queue": ""}, "queue: '' is no name for a queue"),
+                ({"queue": "amq.worker"}, "queue: 'amq.worker' is no name for a queue"),
+                ({"queue": "q" * 129}, "is no name for a queue (1 to 128 bytes"),
+            )
+        ),
         ("work", {"url": "redis://h"}, "[work] url: redis scheme"),
         ("work", {"backoff_min": 10, "backoff_max": 5}, "backoff_max is below"),
         ("cloud", {"poll_min": 10, "poll_max": 5}, "poll_max is below"),

@@ -35,7 +35,7 @@ class DeadQueue:
 
     def __init__(self, *, url: str, queue: str) -> None:
         self._url = url
-        self._name = Topology(prefix=queue, queue_type="").dead
+        self._name = Topology(prefix=queue).dead
         self._connected = ExitStack()
         self._connection: Any = None
         self._channel: Any = None

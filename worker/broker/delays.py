@@ -41,20 +41,19 @@ def binding_key(queue: str) -> str:
     return "*." * BITS + queue
 
 
-def declare(channel: Any, prefix: str, queue_type: str) -> None:
+def declare(channel: Any, prefix: str) -> None:
     """Declare the queues, and the exchanges before and behind them."""
-    strategy = {"x-dead-letter-strategy": "at-least-once"} if queue_type == "quorum" else {}
     after = exit_of(prefix)
     channel.exchange_declare(after, "topic", durable=True, auto_delete=False)
     for bit in range(BITS):
         level, earlier = _level(prefix, bit), "*." * (BITS - 1 - bit)
         channel.exchange_declare(level, "topic", durable=True, auto_delete=False)
         arguments = {
-            "x-queue-type": queue_type,
+            "x-queue-type": "quorum",
             "x-overflow": "reject-publish",
             "x-message-ttl": 2**bit * 1000,
             "x-dead-letter-exchange": after,
-            **strategy,
+            "x-dead-letter-strategy": "at-least-once",
         }
         channel.queue_declare(level, durable=True, auto_delete=False, arguments=arguments)
         channel.queue_bind(level, level, f"{earlier}1.#")

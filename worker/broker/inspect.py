@@ -180,7 +180,7 @@ def exchange_is_there(connection: Connection, exchange: str) -> bool:
 def look_at_lanes(url: str, *, queue: str, lanes: Iterable[str] = ()) -> dict[str, Depth]:
     """Return how full the lanes, the delays (DELAYED) and the dead letters (DEAD) are; Temporary if
     no host answers. Blocks."""
-    topology = Topology(prefix=queue, queue_type="")
+    topology = Topology(prefix=queue)
     with connected(url, name="status") as connection:
         found = {lane: _with_oldest(connection, topology.queue(lane)) for lane in lanes}
         found[DELAYED] = Depth(

@@ -36,7 +36,6 @@ class RabbitLanes:
         *,
         url: str,
         queue: str,
-        queue_type: str = "quorum",
         grace: float = 5.0,
         name: str = "image-volume-worker",
     ) -> None:
@@ -44,7 +43,7 @@ class RabbitLanes:
         confirms; `name`: of the connections, in the broker's listings. Misconfigured if `url` names
         no RabbitMQ."""
         self._broker = parse(url)
-        self._topology = Topology(prefix=queue, queue_type=queue_type)
+        self._topology = Topology(prefix=queue)
         self._grace = grace
         self._name = name
         self._publisher: Publisher | None = None

@@ -77,6 +77,11 @@ class OutgoingQueue:
         patience = min(LONGEST_PATIENCE, PATIENCE * 2.0 ** min(self.unheard, 16))
         return min(self.refusing_since, next(iter(self.in_flight.values()), math.inf)) + patience
 
+    def rest(self) -> None:
+        """Forget that it took nothing: it has taken a message, or nobody waits for it any more."""
+        self.refusing_since = self.stuck_since = math.inf
+        self.unheard = 0
+
     def is_refusing_too_long(self, now: float) -> bool:
         """Whether the queue has refused what was sent to it until another connection is due."""
         return self.refusing_since + PATIENCE <= now

@@ -51,7 +51,7 @@ class PauseWatch:
         self, *, url: str, queue: str, targets: Iterable[str], name: str = "image-volume-worker"
     ) -> None:
         """Misconfigured if `url` names no RabbitMQ. `queue` begins the names on the broker."""
-        self._topology = Topology(prefix=queue, queue_type="quorum")
+        self._topology = Topology(prefix=queue)
         self._targets = tuple(targets)
         self._name = name
         self._url = url
@@ -148,7 +148,7 @@ class PauseWatch:
 
 def read_pauses(url: str, *, queue: str, targets: Iterable[str]) -> Set[str]:
     """Those of the targets that are paused; Temporary if the broker can't be asked. Blocks."""
-    topology = Topology(prefix=queue, queue_type="quorum")
+    topology = Topology(prefix=queue)
     with connected(url, name="pauses") as connection:
         # Whoever only looks makes nothing
         if not exchange_is_there(connection, topology.paused):
@@ -158,7 +158,7 @@ def read_pauses(url: str, *, queue: str, targets: Iterable[str]) -> Set[str]:
 
 def pause(url: str, *, queue: str, target: str) -> None:
     """Pause a target; Temporary if the broker can't be asked. Blocks."""
-    topology = Topology(prefix=queue, queue_type="quorum")
+    topology = Topology(prefix=queue)
     with connected(url, name="pauses") as connection:
         channel = connection.channel()
         topology.declare_paused(channel)
@@ -168,7 +168,7 @@ def pause(url: str, *, queue: str, target: str) -> None:
 def resume(url: str, *, queue: str, target: str) -> None:
     """Resume a target, whether it is paused or not; Temporary if the broker can't be asked.
     Blocks."""
-    topology = Topology(prefix=queue, queue_type="quorum")
+    topology = Topology(prefix=queue)
     with connected(url, name="pauses") as connection:
         channel = connection.channel()
         topology.declare_paused(channel)

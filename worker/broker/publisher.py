@@ -138,6 +138,9 @@ class Publisher:
         if withdrawn:
             for queue in self._queues.values():
                 queue.waiting = deque(one for one in queue.waiting if not one.batch.withdrawn)
+        for queue in self._queues.values():
+            if not (queue.waiting or queue.in_flight):
+                queue.rest()
         now = time.monotonic()
         self._check_confirms(now)
         waiting = [queue for queue in self._queues.values() if queue.waiting]
@@ -249,8 +252,7 @@ class Publisher:
                     self._delays_declared = False
                 self._refused(queue, outgoing)
             else:
-                queue.refusing_since, queue.unheard = math.inf, 0
-                queue.stuck_since = math.inf
+                queue.rest()
                 outgoing.batch.confirm()
 
     def _on_nack(self, tag: int, multiple: bool) -> None:
@@ -269,7 +271,8 @@ class Publisher:
         if math.isinf(queue.refusing_since):
             log.warning("queue_refuses", queue=queue.name)
         queue.refusing_since = min(queue.refusing_since, now)
-        queue.waiting.append(outgoing)
+        if not outgoing.batch.withdrawn:
+            queue.waiting.append(outgoing)
         queue.not_before = now + REFUSED_PAUSE
 
     def _settled(self, tag: int, multiple: bool) -> list[tuple[int, OutgoingQueue, Outgoing]]:

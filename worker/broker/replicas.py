@@ -71,7 +71,7 @@ class Replicas:
         """Misconfigured if `url` names no RabbitMQ. `queue` begins the names on the broker,
         `document` makes this replica's part, on the link's thread."""
         self._id = uuid.uuid4().hex
-        self._topology = Topology(prefix=queue, queue_type="quorum")
+        self._topology = Topology(prefix=queue)
         self._url = url
         self._document = document
         self._name = name

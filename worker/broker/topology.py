@@ -41,12 +41,9 @@ class Topology:
     no queue, because it was deleted, they end in `.stray`. Otherwise they would stay in the delays,
     which all lanes share, until nothing else gets through (RabbitMQ's at-least-once dead lettering
     keeps 32 on the way).
-
-    `queue_type` is `quorum`, or `classic` for a broker that has no quorum queues.
     """
 
     prefix: str
-    queue_type: str
 
     @property
     def dead(self) -> str:
@@ -101,7 +98,7 @@ class Topology:
     def declare_delays(self, connection: Any) -> None:
         """Declare the queues and exchanges that delay, and the exchange behind them."""
         with connection.channel() as channel:
-            delays.declare(channel, self.prefix, self.queue_type)
+            delays.declare(channel, self.prefix)
             self.declare_stray(channel)
             self._declare_due(channel)
             channel.exchange_bind(self._due, delays.exit_of(self.prefix), routing_key="#")
@@ -134,13 +131,11 @@ class Topology:
         )
 
     def _declare(self, channel: Any, queue: str, arguments: dict[str, Any]) -> None:
-        if self.queue_type == "quorum":
-            # From RabbitMQ 4 on a job that came back 20 times would be dropped; every outage gives
-            # all of them back.
-            arguments = {**arguments, "x-delivery-limit": 1_000_000}
         channel.queue_declare(
             queue=queue,
             durable=True,
             auto_delete=False,
-            arguments={"x-queue-type": self.queue_type, **arguments},
+            # From RabbitMQ 4 on a job that came back 20 times would be dropped; every outage gives
+            # all of them back.
+            arguments={"x-queue-type": "quorum", "x-delivery-limit": 1_000_000, **arguments},
         )

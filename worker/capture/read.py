@@ -77,10 +77,7 @@ class Source:
             return 0
 
     def head(self, length: int) -> tuple[int, str]:
-        """How many of its first `length` bytes there are, and their hash; of standard input
-        none."""
-        if self.path == STDIN:
-            return 0, ""
+        """How many of the first `length` bytes of a file there are, and their hash."""
         with open(self.path, "rb") as file:
             head = file.read(length)
         return len(head), hashlib.sha256(head).hexdigest()

@@ -213,8 +213,8 @@ class Replay:
                 continue
             rejected = self.tally.malformed
             self._take(message, source)
-            if message.unended and self.tally.malformed > rejected:
-                # Half a line may be a whole one the next time
+            if message.last or (message.unended and self.tally.malformed > rejected):
+                # Half a line, or an end that can't be read, may be whole the next time
                 number -= 1
             count += 1
             readable += self.tally.malformed == rejected

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
-import os
 import signal
 from contextlib import nullcontext
 from importlib.metadata import entry_points
@@ -57,7 +56,6 @@ class Worker(App):
             deferred_help=True,
         )
         self.failure: BaseException | None = None
-        self.conf = cfg.ConfigOpts()
 
     def build_option_parser(self, *args: Any, **kwargs: Any) -> argparse.ArgumentParser:
         """Return the parser of the options that come before the command."""
@@ -125,21 +123,18 @@ class Worker(App):
             raise Misconfigured(
                 f"no configuration found; looked in {settings.DEFAULT_FILE}", *error.faults
             ) from error
-        self.conf = conf
         for warning in () if quiet else loaded.warnings:
             self.LOG.warning(warning)
         return loaded
 
-    def setup_logs(self) -> None:
+    def setup_logs(self, settings: Settings) -> None:
         """Log as the configuration says, for a command that is a daemon."""
         for name in TOLD_BY_ERRORS:
             logging.getLogger(name).setLevel(logging.NOTSET)
-        conf = self.conf
-        file = conf.log_file or ("image-volume-worker.log" if conf.log_dir else "")
         log.setup(
-            level="debug" if self.options.debug or conf.debug else conf.log.level,
-            style="journal" if conf.use_journal else conf.log.format,
-            file=os.path.join(conf.log_dir, file) if file else "",
+            level="debug" if self.options.debug else settings.log_level,
+            style=settings.log_style,
+            file=settings.log_file,
         )
 
     def run(self, argv: list[str]) -> int:

@@ -117,7 +117,7 @@ class Daemon:
         self._ticked = time.monotonic()
         self._draining = False
         self._told = ""
-        metrics.begin(target.name for target in settings.targets)
+        metrics.begin((target.name for target in settings.targets), settings.lanes)
 
     async def run(self, leave: asyncio.Event) -> None:
         """Work until `leave` is set, then drain. Misconfigured if the cloud is there and says that

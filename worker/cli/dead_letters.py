@@ -20,7 +20,7 @@ from worker.broker.dead_letters import DeadQueue, Kept
 from worker.broker.lanes import RabbitLanes
 from worker.cli import Worker, values
 from worker.cli.assembly import HANDLERS
-from worker.cli.handover import unserved
+from worker.cli.handover import publish, unserved
 from worker.cli.letters import fields_of, fits, narrows, row
 from worker.cli.table import Table
 from worker.core.errors import Misconfigured, NotFound
@@ -134,11 +134,17 @@ class Show(_Selecting, ShowOne):
         if not parsed_args.raw:
             result: int = super().run(parsed_args)
             return result
+        written = 0
         with self.opened(self.app.read_settings()) as queue:
             for kept in self.chosen(queue, parsed_args):
                 body = kept.raw if kept.letter is None else kept.letter.body
                 if body is not None:
                     sys.stdout.buffer.write(body.rstrip(b"\n") + b"\n")
+                    written += 1
+        if not written:
+            raise NotFound(
+                "no such dead letter that is a message; without --raw jobs are shown too"
+            )
         return 0
 
 
@@ -245,7 +251,6 @@ class Drop(_Taking):
 async def _publish(settings: Settings, jobs: list[Job]) -> None:
     lanes = RabbitLanes(url=settings.work_url, queue=settings.queue)
     try:
-        async with asyncio.timeout(settings.api_timeout):
-            await lanes.publish(jobs)
+        await publish(lanes, jobs, within=settings.api_timeout)
     finally:
         await lanes.close()

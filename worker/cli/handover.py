@@ -12,6 +12,7 @@ from worker.cli.assembly import build_lanes
 from worker.core.errors import Temporary
 from worker.core.handler import Handler, Parts
 from worker.core.job import Job
+from worker.core.lanes import Lanes
 from worker.engine.runner import Runner
 from worker.observe.metrics import Metrics
 from worker.settings import Settings
@@ -69,11 +70,7 @@ class Handover:
         known = self._runner.queue.lanes
         wanted = [job for job in jobs if job.key.lane in known]
         self._given |= {job.key.lane for job in wanted}
-        try:
-            async with asyncio.timeout(None if self._local else self._timeout):
-                await self._lanes.publish(wanted)
-        except TimeoutError as error:
-            raise Temporary(f"the lanes' broker is away: {self._lanes.problem()}") from error
+        await publish(self._lanes, wanted, within=None if self._local else self._timeout)
 
     @property
     def done(self) -> int:
@@ -109,6 +106,16 @@ class Handover:
             )
         if failing := self._runner.queue.due() + len(self._local.dead_letters()):
             raise Temporary(f"{failing} jobs keep failing; the warnings above say why")
+
+
+async def publish(lanes: Lanes, jobs: Iterable[Job], *, within: float | None) -> None:
+    """Put jobs into their lanes; Temporary if the broker has not confirmed them `within` so many
+    seconds."""
+    try:
+        async with asyncio.timeout(within):
+            await lanes.publish(jobs)
+    except TimeoutError as error:
+        raise Temporary(f"the lanes' broker is away: {lanes.problem()}") from error
 
 
 def unserved(settings: Settings, given: Set[str]) -> list[str]:

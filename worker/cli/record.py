@@ -74,7 +74,7 @@ class Record(Command):
     def take_action(self, parsed_args: argparse.Namespace) -> int:
         """Exit status 0 once it has been told to stop."""
         settings = self.app.read_settings()
-        self.app.setup_logs()
+        self.app.setup_logs(settings)
         if parsed_args.queue == settings.queue:
             raise Misconfigured(
                 f"--queue {parsed_args.queue} is the daemon's own: it would miss what is recorded"

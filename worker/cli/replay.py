@@ -110,6 +110,8 @@ class Replay(ShowOne):
             )
         if parsed_args.dry_run and parsed_args.checkpoint:
             faults.append("--checkpoint notes what was enqueued, and --dry-run enqueues nothing")
+        if parsed_args.checkpoint and STDIN in parsed_args.source:
+            faults.append("--checkpoint is for files: standard input may be another one each time")
         found = sources(parsed_args.source)
         for name in ("rejects", "checkpoint"):
             path = getattr(parsed_args, name)

@@ -54,7 +54,7 @@ class Run(Command):
 
     async def _observe(self, settings: Settings) -> None:
         """Log and trace as the configuration says."""
-        self.app.setup_logs()
+        self.app.setup_logs(settings)
         # It sends what is left to the collector before, which may take its time
         await on_daemon_thread(
             lambda: tracing.setup(
@@ -91,6 +91,8 @@ class Run(Command):
         proven: Settings | None = None
         refused = ""
         while not stop.is_set():
+            leave.clear()
+            failed: tuple[str, ...] = ()
             reloading = asyncio.create_task(
                 self._reload(reload, leave, metrics, settings), name="reload"
             )
@@ -105,19 +107,15 @@ class Run(Command):
                     # The root of the process: the configuration before this one has worked
                     metrics.task_failures.labels("reload").inc()
                     log.exception("start_failed")
-                settings, proven = proven, None
-                refused = _refusal(
-                    error.faults if isinstance(error, Misconfigured) else (repr(error),)
-                )
-                continue
+                failed = error.faults if isinstance(error, Misconfigured) else (repr(error),)
             finally:
                 reloading.cancel()
                 (following,) = await asyncio.gather(reloading, return_exceptions=True)
             if isinstance(following, Settings):
-                proven, settings, refused = settings, following, ""
-                leave.clear()
-                if stop.is_set():
-                    leave.set()
+                proven, settings, refused = proven if failed else settings, following, ""
+            elif failed and proven:
+                settings, proven, refused = proven, None, _refusal(failed)
+                await self._observe(settings)
 
     async def _reload(
         self, reload: asyncio.Event, leave: asyncio.Event, metrics: Metrics, proven: Settings

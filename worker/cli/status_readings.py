@@ -49,6 +49,8 @@ def read(settings: Settings, image_id: str, *, lanes_only: bool, summary_only: b
         seen.notes.append(
             f"no worker tells {where} what it is doing: next tries are not known here"
         )
+    for host in seen.live.left_out if seen.live else ():
+        seen.notes.append(f"the worker on {host} tells nothing now: its jobs are not shown")
     if not settings.in_memory:
         try:
             seen.depths = look_at_lanes(

@@ -58,7 +58,7 @@ def subscription_of(settings: Settings) -> Subscription:
 
 def of_lanes(settings: Settings) -> Look:
     """Look at the broker of the lanes, and dry-run their queues and our rights there."""
-    topology = Topology(prefix=settings.queue, queue_type="quorum")
+    topology = Topology(prefix=settings.queue)
     names = [topology.queue(lane) for lane in settings.lanes]
 
     def work(connection: Any, there: Mapping[str, Depth]) -> None:

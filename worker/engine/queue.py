@@ -257,9 +257,10 @@ class Queue:
         await self._lanes.publish([replace(job, due=due)], after=after)
 
     async def park(self, letter: DeadLetter, *, key: Key, until: float) -> None:
-        """Keep the dead letter, and leave the key alone until then (epoch seconds)."""
-        self._appointments.park(key, until)
+        """Keep the dead letter, and leave the key alone until then (epoch seconds). Temporary if
+        the letter can't be kept."""
         await self._lanes.bury([letter])
+        self._appointments.park(key, until)
 
     def close(self) -> Set[asyncio.Task[None]]:
         """Begin nothing more and end all waits. Returns publications that should be waited for."""

@@ -136,10 +136,11 @@ class Runner:
         key, until = entry.job.key, time.monotonic() + self._limits.hold
         while True:
             entry.look()
-            began = time.monotonic()
+            job, began = entry.job, time.monotonic()
             outcome = await self._try(entry, until)
             if entry.lost:
                 # Whoever has the key now settles it
+                self._activity.put_back(key)
                 log.info("job_lost", reason="the broker hands the lane out anew")
                 return
             self._metrics.job_seconds.labels(key.handler, key.target).observe(
@@ -150,6 +151,9 @@ class Runner:
             if isinstance(outcome, Done):
                 changed, warmed = changed or outcome.changed, warmed or outcome.warmed
                 outcome = replace(outcome, changed=changed, warmed=warmed)
+            if entry.job is not job and not self.queue.closed:
+                # A person has asked for it meanwhile: this try has not looked at that
+                continue
             over = (
                 not outcome.wake_on_notification
                 if isinstance(outcome, Again)
@@ -280,7 +284,15 @@ class Runner:
         until = now + self._limits.park_retry_after
         self._activity.settled(job, Park(reason, trace), due=until)
         letter = DeadLetter(lane=job.key.lane, reason=reason, last_at=now, job=job, traceback=trace)
-        await self.queue.park(letter, key=job.key, until=until)
+        try:
+            await self.queue.park(letter, key=job.key, until=until)
+        except Temporary as error:
+            if self.queue.closed:
+                raise
+            after = self._backoff.longest
+            log.error("job_not_parked", why=str(error), after=after)
+            self._activity.settled(job, Again(reason, after=after), due=time.time() + after)
+            await self.queue.add_after(job, after, wake_on_notification=False)
 
 
 def _counted_as(outcome: Outcome) -> str:

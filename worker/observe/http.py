@@ -21,7 +21,6 @@ Problems = Callable[[], Mapping[str, str]]
 JOBS = 200
 # Items of a list that are written as JSON in one go
 PART = 500
-LOOPBACK = ("127.0.0.1", "::1")
 # Parameters that choose images
 CHOICE = ("text", "state", "target", "project", "reason", "sort")
 # What the commands on this host ask for, also where there is no page
@@ -82,7 +81,7 @@ class Probes:
     def _handle(self, request: Request) -> Answer:
         if request.path == "/metrics":
             return self._metrics(request)
-        told = request.path in COMMANDS and request.client in LOOPBACK
+        told = request.path in COMMANDS and request.local
         match request.path, None if self._hidden and not told else self._page:
             case path, Page() if answer := asset(path):
                 return answer
@@ -90,7 +89,7 @@ class Probes:
                 asked = _most(_parameter(request, "jobs"))
                 return _json({**page.status(asked), "problems": self._problems["/readyz"]()})
             # It names projects and pools
-            case "/volume.json", Page() as page if request.client in LOOPBACK:
+            case "/volume.json", Page() as page if request.local:
                 return _json(page.volume(_parameter(request, "id")))
             case "/images.json", Page() as page:
                 return _json(page.images(_choice(request)))

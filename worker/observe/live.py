@@ -56,7 +56,8 @@ class Live:
 
     `held_back` has the reasons why keys are not made warm again for now, `cache_full` why targets
     take nothing more into Cinder's cache, `cloned_from` the sets of Glance's stores from which
-    Cinder's driver clones by itself, by target.
+    Cinder's driver clones by itself, by target. `left_out` are the hosts of replicas that have told
+    nothing for a while, or in a form that this one does not read.
     """
 
     jobs: Mapping[Key, LiveJob]
@@ -64,6 +65,7 @@ class Live:
     held_back: Mapping[Key, str] = field(default_factory=dict)
     cache_full: Mapping[str, str] = field(default_factory=dict)
     cloned_from: Mapping[str, frozenset[frozenset[str]]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
 
 def ask(address: tuple[str, int]) -> Live | None:
@@ -125,6 +127,9 @@ def _live(document: Mapping[str, Any]) -> Live:
             str(target): frozenset(frozenset(str(store) for store in stores) for stores in sets)
             for target, sets in document.get("cloned_from", {}).items()
         },
+        left_out=tuple(
+            str(one["host"]) for one in document.get("replicas", ()) if not one["merged"]
+        ),
     )
 
 

@@ -169,35 +169,30 @@ class Metrics:
         self.last_resync.set_to_current_time()
         gauge("build_info", "What this is; always 1", "version").labels(release()).set(1)
 
-    def begin(self, targets: Iterable[str]) -> None:
-        """Note that a daemon begins with these targets. The one before may have had others, and
-        its observations are over."""
+    def begin(self, targets: Iterable[str], lanes: Iterable[str]) -> None:
+        """Note that a daemon begins with these targets and lanes. The one before may have had
+        others, and its observations are over."""
         targets = frozenset(targets)
         self.activity.forget(targets)
         self._lost.clear()
         self.beyond_repair.set(0)
-        for gauge in (
+        of_targets = (
             self.images,
             self.image_volumes,
             self.image_volume_bytes,
             self.target_usable,
             self.target_paused,
-        ):
-            remove(
-                gauge, [labels for labels in labels_of(gauge) if labels[0] not in {*targets, OTHER}]
-            )
-        for gauge in (self.jobs_in_progress, self.jobs_waiting, self.lane_depth, self.lane_oldest):
-            # The part after the dot is a target
-            remove(
-                gauge,
-                [
-                    labels
-                    for labels in labels_of(gauge)
-                    if labels[0].partition(".")[2] not in {*targets, ""}
-                ],
-            )
-        for labels in labels_of(self.jobs_in_progress):
-            self.jobs_in_progress.labels(*labels).set(0)
+            self.pools,
+        )
+        of_lanes = (self.jobs_in_progress, self.jobs_waiting, self.lane_depth, self.lane_oldest)
+        for gauges, kept in ((of_targets, {*targets, OTHER}), (of_lanes, {*lanes})):
+            for gauge in gauges:
+                remove(gauge, [labels for labels in labels_of(gauge) if labels[0] not in kept])
+        for gauge in (self.jobs_in_progress, self.target_paused):
+            for labels in labels_of(gauge):
+                gauge.labels(*labels).set(0)
+        self.held_back(0, brake=False)
+        self.missing(0, brake=False)
 
     def notification(self, event_type: str, outcome: str, *, known: bool = True) -> None:
         """Count one notification, as one of its event type if that is known, else as `other`."""

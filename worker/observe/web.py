@@ -35,6 +35,7 @@ Headers = tuple[tuple[str, str], ...]
 GZIP = re.compile(r"\s*(?:x-)?gzip\s*(?:;.*)?", re.IGNORECASE)
 REFUSED = re.compile(r";\s*q\s*=\s*0(?:\.0*)?\s*(?:;|$)", re.IGNORECASE)
 METHODS = ("GET", "HEAD")
+LOOPBACK = ("127.0.0.1", "::1")
 ALLOW = ", ".join(METHODS)
 # Bytes of a request with all its headers
 HEAD = 16_384
@@ -62,13 +63,13 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """A request: `path` without its query, `client` the address that it comes from, header names in
-    lower case."""
+    """A request: `path` without its query, `local` whether it comes from this host, header names
+    in lower case."""
 
     method: str
     path: str
     query: str = ""
-    client: str = ""
+    local: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
 
     def parameters(self) -> dict[str, list[str]]:
@@ -164,7 +165,8 @@ class Server:
         sock = writer.get_extra_info("socket")
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
-            await self._exchange(reader, writer, client)
+            local = client in (*LOOPBACK, _plain(writer.get_extra_info("sockname")))
+            await self._exchange(reader, writer, local=local)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, KEEP)
         except (OSError, EOFError, TimeoutError, asyncio.CancelledError):
             # The client is gone, or too slow, or was dropped: nobody waits for this task, and
@@ -175,12 +177,12 @@ class Server:
             writer.transport.abort()
 
     async def _exchange(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, client: str
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, local: bool
     ) -> None:
         """Read the request, answer it; TimeoutError if the client takes too long."""
         async with asyncio.timeout(self._bounds.asking):
             try:
-                request = _request(await reader.readuntil(b"\r\n\r\n"), client)
+                request = _request(await reader.readuntil(b"\r\n\r\n"), local=local)
             except asyncio.LimitOverrunError:
                 request = TOO_LARGE
         answer = request if isinstance(request, Answer) else await self._answer(request)
@@ -264,7 +266,7 @@ NOT_ALLOWED = Answer(
 )
 
 
-def _request(head: bytes, client: str) -> Request | Answer:
+def _request(head: bytes, *, local: bool) -> Request | Answer:
     """Return the request in these bytes, or the answer if they hold none. Pure."""
     first, *lines = head.decode("latin-1").split("\r\n")
     words = first.split(" ")
@@ -277,4 +279,4 @@ def _request(head: bytes, client: str) -> Request | Answer:
         for name, _, value in (line.partition(":") for line in lines)
     }
     path, _, query = words[1].partition("?")
-    return Request(method=words[0], path=path, query=query, client=client, headers=headers)
+    return Request(method=words[0], path=path, query=query, local=local, headers=headers)

@@ -19,6 +19,10 @@ from worker.settings.values import MEMORY
 
 # Keystone's own ids, with or without dashes, and the longer ones of LDAP
 PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+PRIORITIES = frozenset({"audit", "debug", "info", "warn", "error", "critical", "sample"})
+"""Those that oslo.messaging's notifier publishes under."""
+LONGEST_QUEUE = 128
+"""Bytes of the queue's name: RabbitMQ takes 255, and the lanes' names have a target's besides."""
 LONGEST = 316_000_000.0
 """Seconds of any option: ten years."""
 SHARED = tuple(option for option in TABLE if option.group != "target")
@@ -138,6 +142,26 @@ def of_urls(conf: cfg.ConfigOpts, urls: Sequence[str]) -> Iterator[str]:
     work_url = get(conf, "work", "url")
     if work_url != MEMORY:
         yield from _broker("[work] url", work_url)
+
+
+def of_notifications(conf: cfg.ConfigOpts) -> Iterator[str]:
+    """Yield faults of what to listen to, with which nothing would ever be heard, and of our queue's
+    name."""
+    for name in ("exchanges", "topics", "priorities"):
+        if not any(get(conf, "notifications", name)):
+            yield f"[notifications] {name} is empty: nothing would be heard"
+    for one in get(conf, "notifications", "priorities"):
+        if one not in PRIORITIES:
+            yield (
+                f"[notifications] priorities: {one[:100]!r} is none of "
+                f"{', '.join(sorted(PRIORITIES))}"
+            )
+    queue = get(conf, "notifications", "queue")
+    if not queue or queue.startswith("amq.") or len(queue.encode()) > LONGEST_QUEUE:
+        yield (
+            f"[notifications] queue: {queue[:100]!r} is no name for a queue (1 to {LONGEST_QUEUE} "
+            "bytes, not with amq. at its beginning)"
+        )
 
 
 def _is_http(url: str) -> bool:

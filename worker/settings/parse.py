@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -31,6 +32,7 @@ def load(conf: cfg.ConfigOpts) -> Settings:
     found = [*faults.unreadable(conf), *faults.unknown(conf), *faults.endless(conf)]
     urls = tuple(split_urls(get(conf, "notifications", "transport_urls")))
     found += faults.of_urls(conf, urls)
+    found += faults.of_notifications(conf)
     targets = tuple(_targets(conf, found))
     bind = _bind(get(conf, "probes", "bind"), found)
     found += faults.of_targets(targets)
@@ -50,6 +52,9 @@ def load(conf: cfg.ConfigOpts) -> Settings:
         reclaiming=reclaiming,
         switched_off=frozenset(name for name, group in SWITCHES.items() if not conf[group].enabled),
         bind=bind,
+        log_level="debug" if conf.debug else conf.log.level,
+        log_style="journal" if conf.use_journal else conf.log.format,
+        log_file=_log_file(conf.log_dir, conf.log_file),
         config_files=tuple(conf.config_file or ()),
         config_dirs=tuple(conf.config_dir or ()),
         warnings=tuple(faults.unnamed(conf)),
@@ -131,6 +136,13 @@ def _targets(conf: cfg.ConfigOpts, found: list[str]) -> Iterator[Target]:
         if target.strategy == "native" and not target.native_stores:
             found.append(f"[{group}] native_stores is missing: strategy native needs it")
         yield target
+
+
+def _log_file(folder: str, file: str) -> str:
+    """Return the path of the log file, "" without one; as in every service of OpenStack, a folder
+    is enough."""
+    name = file or ("image-volume-worker.log" if folder else "")
+    return os.path.join(folder, name) if name else ""
 
 
 def _bind(text: str, found: list[str]) -> tuple[str, int] | None:

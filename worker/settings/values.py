@@ -47,6 +47,9 @@ class Settings:
     resync_on_start: bool
     bind: tuple[str, int] | None
     page: bool
+    log_level: str = "info"
+    log_style: str = "auto"
+    log_file: str = ""
     otlp_endpoint: str = ""
     trace_ratio: float = 1.0
     config_files: tuple[str, ...] = ()

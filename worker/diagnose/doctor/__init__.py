@@ -99,7 +99,7 @@ def _lanes(settings: Settings, clusters: Mapping[Management, str | Untold]) -> I
     if settings.in_memory:
         yield MEMORY
         return
-    topology = Topology(prefix=settings.queue, queue_type="quorum")
+    topology = Topology(prefix=settings.queue)
     names = [topology.queue(lane) for lane in settings.lanes]
 
     queues = [*names, topology.dead]

@@ -172,11 +172,12 @@ def place(target: Target, types: set[str], stores: tuple[Store, ...]) -> Check:
             f"type {target.volume_type}, strategy location in store {answer.glance_store}",
             "needs show_multiple_locations, which shows every reader where data lies (OSSN-0090)",
         )
-    if answer.strategy == "cache":
-        return Check(name, "ok", f"type {target.volume_type}, strategy cache")
-    return Check(
-        name, "ok", f"type {target.volume_type}, strategy store in store {answer.glance_store}"
-    )
+    how = f"type {target.volume_type}, strategy {answer.strategy}"
+    if answer.strategy == "native":
+        how += f" of {', '.join(answer.native_stores)}"
+    elif answer.glance_store:
+        how += f" in store {answer.glance_store}"
+    return Check(name, "ok", how)
 
 
 def zone(target: Target, answer: frozenset[str] | Untold) -> Check:
