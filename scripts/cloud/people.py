@@ -218,14 +218,17 @@ class Person:
     def limit(self, project_id: str, left: int | None, name: str = "gigabytes") -> None:
         """Let a project have so much beside what it has, None for no limit; only for an admin."""
         cinder, url = self.connection.block_storage, f"/os-quota-sets/{project_id}"
-        allowed, until = -1, time.monotonic() + COUNTED_WITHIN
+        allowed, before, until = -1, -1, time.monotonic() + COUNTED_WITHIN
         while left is not None:
             row = self._checked(cinder.get(f"{url}?usage=True")).json()["quota_set"][name]
             allowed = int(row["in_use"]) + int(row["reserved"]) + left
-            # A service that was killed may have spoilt the count for good, or left a volume attached
-            if self._is_counted(project_id, name, row["in_use"]) or time.monotonic() > until:
+            counted = self._is_counted(project_id, name, row["in_use"])
+            # A service that was killed may have spoilt the count for good, or left a volume attached.
+            # So it may be right for a moment by chance, while a volume goes
+            if (counted and allowed == before) or time.monotonic() > until:
                 break
-            time.sleep(0.2)
+            before = allowed if counted else -1
+            time.sleep(0.3)
         self._checked(cinder.put(url, json={"quota_set": {name: allowed}}))
 
     def _is_counted(self, project_id: str, name: str, count: int) -> bool:
