@@ -33,7 +33,7 @@ Worker = Callable[..., WorkerProcess]
 MARK = "h0st1le"
 LANES = {"url": f"amqp://openstack:{PASSWORD}@127.0.0.1:5672/worker"}
 # Images of one project at once
-BURST = 1000 if os.environ.get("LONG") else 16
+BURST = 1000 if os.environ.get("LONG") else 10
 PAGES = ("/", "/metrics", "/status.json", "/images.json", "/readyz", "/healthz")
 # As long as Glance lets them be; each with what marks it
 KINDS = {

@@ -32,7 +32,7 @@ Worker = Callable[..., WorkerProcess]
 LONG = bool(os.environ.get("LONG"))
 KILLS, IMAGES, UPLOADS = (
     int(os.environ.get(name, "0")) or (many if LONG else few)
-    for name, few, many in (("KILLS", 6, 30), ("IMAGES", 8, 40), ("UPLOADS", 3, 20))
+    for name, few, many in (("KILLS", 4, 30), ("IMAGES", 4, 40), ("UPLOADS", 2, 20))
 )
 AWAY = 10.0
 # How long a request may take behind a proxy; what is late takes longer

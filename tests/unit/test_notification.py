@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.core.errors import Malformed
-from worker.core.notification import Notification
+from worker.core.notification import Notification, decode
 
 RECORDED = sorted((Path(__file__).parents[1] / "fixtures" / "notifications").glob("*.jsonl"))
 IMAGE = "f8195267-dc43-443b-86bf-8a5200144f25"
@@ -29,7 +29,7 @@ def lines(path: Path) -> list[dict[str, object]]:
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
 def test_recorded_notifications_are_read_with_their_subject(path: Path) -> None:
     for line in lines(path):
-        notification = Notification.from_wire(str(line["raw"]).encode())
+        notification = Notification.of(decode(str(line["raw"]).encode()))
         message = line["message"]
         assert isinstance(message, dict)
         assert notification.event_type == message["event_type"]
@@ -48,7 +48,7 @@ def test_recorded_files_are_there() -> None:
 
 def test_a_volume_made_from_an_image_names_it_as_its_source() -> None:
     path = next(path for path in RECORDED if path.stem == "volume-from-image-cloned")
-    seen = [Notification.from_wire(str(line["raw"]).encode()) for line in lines(path)]
+    seen = [Notification.of(decode(str(line["raw"]).encode())) for line in lines(path)]
     ends = [n for n in seen if n.event_type == "volume.create.end" and n.source_image_id]
     assert ends
     # Users' volumes are no Image-Volumes: nobody has to look again because of them
@@ -57,7 +57,7 @@ def test_a_volume_made_from_an_image_names_it_as_its_source() -> None:
 
 def test_the_image_volume_of_an_upload_names_its_image() -> None:
     path = next(path for path in RECORDED if path.stem == "volume-upload-by-clone-raw")
-    seen = [Notification.from_wire(str(line["raw"]).encode()) for line in lines(path)]
+    seen = [Notification.of(decode(str(line["raw"]).encode())) for line in lines(path)]
     created = {n.image_id for n in seen if n.event_type == "image.create"}
     assert created & {n.image_id for n in seen if n.event_type == "volume.create.end"}
 
@@ -66,13 +66,13 @@ def test_a_bare_notification_is_read_as_well() -> None:
     body = json.dumps(
         {"event_type": "image.update", "payload": {"id": IMAGE, "status": "active"}}
     ).encode()
-    notification = Notification.from_wire(body)
+    notification = Notification.of(decode(body))
     assert (notification.image_id, notification.status) == (IMAGE, "active")
 
 
 def test_a_text_payload_has_no_subject() -> None:
-    notification = Notification.from_wire(
-        envelope({"event_type": "image.upload", "payload": "Failed", "priority": "ERROR"})
+    notification = Notification.of(
+        decode(envelope({"event_type": "image.upload", "payload": "Failed", "priority": "ERROR"}))
     )
     assert (notification.image_id, notification.priority) == ("", "error")
 
@@ -86,8 +86,8 @@ def test_metadata_names_image_and_target() -> None:
             {"key": "image_volume_worker", "value": "fast"},
         ],
     }
-    notification = Notification.from_wire(
-        envelope({"event_type": "volume.create.end", "payload": payload})
+    notification = Notification.of(
+        decode(envelope({"event_type": "volume.create.end", "payload": payload}))
     )
     assert (notification.image_id, notification.target, notification.volume_id) == (
         IMAGE,
@@ -101,7 +101,7 @@ def test_metadata_names_image_and_target() -> None:
 )
 def test_what_is_no_image_id_is_none(image_id: object) -> None:
     message = {"event_type": "image.update", "payload": {"id": image_id, "status": "active"}}
-    assert Notification.from_wire(envelope(message)).image_id == ""
+    assert Notification.of(decode(envelope(message))).image_id == ""
 
 
 def test_the_token_of_the_context_is_dropped() -> None:
@@ -110,7 +110,7 @@ def test_the_token_of_the_context_is_dropped() -> None:
         "payload": {"id": IMAGE},
         "_context_auth_token": "gAAAAAB-secret",
     }
-    assert "gAAAAAB-secret" not in repr(Notification.from_wire(envelope(message)))
+    assert "gAAAAAB-secret" not in repr(Notification.of(decode(envelope(message))))
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_the_token_of_the_context_is_dropped() -> None:
 )
 def test_anything_else_is_malformed(body: bytes) -> None:
     with pytest.raises(Malformed):
-        Notification.from_wire(body)
+        Notification.of(decode(body))
 
 
 json_values = st.recursive(
@@ -169,7 +169,7 @@ def test_no_payload_gets_past_as_anything_but_text(
     event_type: str, payload: object, timestamp: object
 ) -> None:
     body = envelope({"event_type": event_type, "payload": payload, "timestamp": timestamp})
-    notification = Notification.from_wire(body)
+    notification = Notification.of(decode(body))
     texts = (
         notification.status,
         notification.image_id,
@@ -182,7 +182,7 @@ def test_no_payload_gets_past_as_anything_but_text(
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_but_malformed(body: bytes) -> None:
     try:
-        event_type = Notification.from_wire(body).event_type
+        event_type = Notification.of(decode(body)).event_type
     except Malformed:
         event_type = "none"
     assert event_type

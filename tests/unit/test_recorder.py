@@ -18,7 +18,7 @@ from worker.capture.read import Source
 from worker.capture.record import Output, Recorder, line_of
 from worker.core.errors import Malformed
 from worker.core.intake import Routed
-from worker.core.notification import Notification
+from worker.core.notification import Notification, decode
 from worker.testing.fake_cloud import notification
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "notifications"
@@ -55,7 +55,7 @@ async def test_what_is_recorded_reads_the_same(tmp_path: Path, recorder: Make) -
     ]
     await record(recorder(file), *bodies)
     again = [Notification.of(decoded(message.body)) for message in Source(str(file)).messages()]
-    assert again == [Notification.from_wire(body) for body in bodies]
+    assert again == [Notification.of(decode(body)) for body in bodies]
 
 
 @pytest.mark.parametrize(

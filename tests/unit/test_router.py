@@ -12,7 +12,7 @@ import handlers
 from handlers.prewarm import imports
 from worker.core.handler import Watch
 from worker.core.job import Key
-from worker.core.notification import Notification
+from worker.core.notification import Notification, decode
 from worker.core.outcome import Done, Outcome
 from worker.core.uses import Uses
 from worker.engine.router import Router
@@ -105,7 +105,7 @@ async def test_a_copy_concerns_the_target_where_it_has_arrived(located_rig: Rig)
     told = []
     for line in (RECORDED / "image-import-copy-image.jsonl").read_text().splitlines():
         body = json.loads(line)["raw"].encode()
-        notification = Notification.from_wire(body)
+        notification = Notification.of(decode(body))
         if (
             "os_glance_importing_to_stores" in notification.properties
             and notification.status == "active"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from worker.core import uses as uses_module
-from worker.core.notification import Notification
+from worker.core.notification import Notification, decode
 from worker.core.uses import EVERY, Uses
 from worker.testing.fake_cloud import notification
 
@@ -25,7 +25,7 @@ def use(at: float, **payload: object) -> Notification:
         "glance_metadata": [{"key": "image_id", "value": IMAGE}],
     }
     return replace(
-        Notification.from_wire(notification("volume.create.end", fields | payload)), timestamp=at
+        Notification.of(decode(notification("volume.create.end", fields | payload))), timestamp=at
     )
 
 
@@ -110,6 +110,6 @@ def test_a_claim_that_was_false_takes_no_real_uses_place() -> None:
 
 def test_a_recorded_restore_of_a_snapshot_is_no_use() -> None:
     case = CASES / "volume-from-snapshot.json"
-    restored = Notification.from_wire(case.read_bytes())
+    restored = Notification.of(decode(case.read_bytes()))
     assert restored.source_image_id
     assert not restored.is_use

@@ -19,7 +19,7 @@ import structlog
 from amqp import Message
 from amqp.exceptions import AccessRefused, ChannelError
 
-from worker.broker.connection import content, words
+from worker.broker.connection import CLASSIC, content, words
 from worker.broker.link import Link
 from worker.broker.topology import Topology
 from worker.broker.url import parse
@@ -113,8 +113,7 @@ class Replicas:
                 queue,
                 exclusive=True,
                 auto_delete=True,
-                # A vhost may have another default type, which can't be exclusive
-                arguments={"x-queue-type": "classic", "x-max-length": 2 * MOST},
+                arguments={**CLASSIC, "x-max-length": 2 * MOST},
             )
             channel.queue_bind(queue, exchange=self._topology.replicas)
             channel.basic_consume(queue, no_ack=True, callback=self._hear)

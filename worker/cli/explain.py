@@ -20,7 +20,7 @@ from worker.cli import Worker, ending, names, pauses, values
 from worker.cli.assembly import build_clouds, build_parts
 from worker.cli.preflight import check_cloud
 from worker.cli.table import Table
-from worker.core.errors import Misconfigured, Temporary
+from worker.core.errors import Temporary
 from worker.diagnose import doctor, explain
 from worker.diagnose.broker_check import subscription_of
 from worker.diagnose.check import FAILED, Check
@@ -76,10 +76,7 @@ class Explain(Table, Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table of conditions."""
         settings = self.app.read_settings()
-        if parsed_args.target and parsed_args.target not in {
-            target.name for target in settings.targets
-        }:
-            raise Misconfigured(f"no target {parsed_args.target!r} is configured")
+        names.check_target(settings, parsed_args.target)
         told = live.ask(settings.bind) if settings.bind else None
         try:
             self._checks = tuple(asyncio.run(_explain(settings, parsed_args, told)))

@@ -13,6 +13,7 @@ from worker.core.notification import IMAGE_ID
 
 if TYPE_CHECKING:
     from worker.openstack.cloud import OpenStackCloud
+    from worker.settings import Settings
 
 BEGINNING = re.compile(r"[0-9a-f]{8}[0-9a-f-]{0,27}")
 SHOWN = 20
@@ -46,6 +47,13 @@ async def volume(cloud: OpenStackCloud, text: str) -> Volume:
         return await cloud.get_volume(text.strip().lower())
     found = {one.id: one for one in await cloud.find_all_volumes(text)}
     return found[_only("volume", text, found)]
+
+
+def check_target(settings: Settings, name: str) -> None:
+    """Misconfigured if a target is named that the configuration does not have."""
+    configured = [target.name for target in settings.targets]
+    if name and name not in configured:
+        raise Misconfigured(f"no target {name!r} is configured, only {', '.join(configured)}")
 
 
 def is_id(text: str) -> bool:

@@ -10,6 +10,7 @@ from cliff.lister import Lister
 
 from worker.broker import pauses
 from worker.cli import Worker
+from worker.cli.names import check_target
 from worker.cli.table import Table
 from worker.core.errors import Misconfigured
 from worker.settings import Settings
@@ -42,10 +43,7 @@ class _Pausing(Table, Lister):
             raise Misconfigured(
                 "[work] url is memory://: only workers with lanes on RabbitMQ can be paused"
             )
-        if parsed_args.target not in names:
-            raise Misconfigured(
-                f"no target {parsed_args.target!r} is configured, only {', '.join(names)}"
-            )
+        check_target(settings, parsed_args.target)
         self.change(settings, parsed_args.target)
         found = look(settings)
         return ("Target", "State"), [

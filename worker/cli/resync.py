@@ -17,7 +17,6 @@ from worker.cli.assembly import build_clouds, build_handlers, build_parts
 from worker.cli.handover import Handover
 from worker.cli.preflight import check_cloud
 from worker.cli.table import Table
-from worker.core.errors import Misconfigured
 from worker.core.handler import Handler, Kind, Missing
 from worker.core.job import OPERATOR
 from worker.diagnose import explain
@@ -68,10 +67,7 @@ class Resync(Table, Lister):
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
         """The table of what is missing."""
         settings = self.app.read_settings()
-        if parsed_args.target and parsed_args.target not in {
-            target.name for target in settings.targets
-        }:
-            raise Misconfigured(f"no target {parsed_args.target!r} is configured")
+        names.check_target(settings, parsed_args.target)
         found = asyncio.run(_resync(settings, parsed_args, self.app.LOG.warning))
         if not found:
             self.app.LOG.warning("nothing is missing")

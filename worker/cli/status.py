@@ -9,7 +9,7 @@ from typing import Any
 from cliff.lister import Lister
 
 from worker.broker.inspect import DEAD, DELAYED
-from worker.cli import Worker
+from worker.cli import Worker, names
 from worker.cli.status_readings import Readings, read
 from worker.cli.table import Table, fit, terminal_width
 from worker.cli.values import Moment
@@ -94,8 +94,7 @@ class Status(Table, Lister):
             parsed_args.target,
             parsed_args.state or "",
         )
-        if target and target not in {one.name for one in settings.targets}:
-            raise Misconfigured(f"no target {target!r} is configured")
+        names.check_target(settings, target)
         if image_id and (parsed_args.summary or parsed_args.lanes):
             raise Misconfigured("--summary and --lanes are about all images")
         if (state and (parsed_args.summary or parsed_args.lanes)) or (target and parsed_args.lanes):

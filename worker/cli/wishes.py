@@ -48,11 +48,7 @@ class _Wishing(Table, Lister):
         settings = self.app.read_settings()
         if self.wish == Wish.EVICT and settings.reclaiming.dry_run:
             raise Misconfigured("[reclaim] dry_run does not let anything be deleted")
-        configured = [target.name for target in settings.targets]
-        if parsed_args.target and parsed_args.target not in configured:
-            raise Misconfigured(
-                f"no target {parsed_args.target!r} is configured, only {', '.join(configured)}"
-            )
+        names.check_target(settings, parsed_args.target)
         rows, warnings = asyncio.run(self._ask(settings, parsed_args.image, parsed_args.target))
         for warning in warnings:
             self.app.LOG.warning(warning)

@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 
 from worker.core.compression import plain
+from worker.core.creation import NOTE
 from worker.core.errors import Malformed
 from worker.core.target import TAG
 
@@ -69,12 +70,6 @@ class Notification:
             self.event_type == "volume.create.end" and self.source_image_id and not self.snapshot_id
         )
         return bool(made and not self.image_id and not self.target)
-
-    @classmethod
-    def from_wire(cls, body: bytes) -> Notification:
-        """The notification in a message, as `decode` and `of` read it; Malformed if there is
-        none."""
-        return cls.of(decode(body))
 
     @classmethod
     def of(cls, message: Mapping[str, Any]) -> Notification:
@@ -143,7 +138,7 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
             "claimed": "glance_image_id" in metadata,
             "source_image_id": _uuid(of_image.get("image_id")),
             "host": _text(payload, "host"),
-            "downloaded": "signature_verified" in of_image,
+            "downloaded": NOTE in of_image,
             "target": metadata.get(TAG, ""),
         }
     if event_type == "scheduler.create_volume":

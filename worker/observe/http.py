@@ -12,13 +12,12 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
+from worker.observe.activity import JOBS
 from worker.observe.assets import asset
 from worker.observe.order import IMAGES, Choice
 from worker.observe.web import Answer, Bounds, Request, Server
 
 Problems = Callable[[], Mapping[str, str]]
-# Jobs in /status.json unless the query says jobs=N or jobs=all
-JOBS = 200
 # Items of a list that are written as JSON in one go
 PART = 500
 # Parameters that choose images

@@ -15,10 +15,11 @@ import structlog
 
 from handlers import image_volume
 from worker.core.cloud import Cloud, Image, NewVolume, Volume
+from worker.core.creation import NOTE
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.target import TAG, Target
 from worker.diagnose.check import Check
-from worker.diagnose.explain.signs import DOWNLOADED, Signs, judged, with_message
+from worker.diagnose.explain.signs import Signs, judged, with_message
 
 NAME = "image-volume-worker-probe"
 """The name of a probe's volume, which is deleted when it has told what it can."""
@@ -171,8 +172,7 @@ async def _watched(
                 seconds=time.monotonic() - began,
                 downloading=signs.downloading or volume.status == "downloading",
                 # An image may have that property by itself, and Cinder copies it
-                verified=signs.verified
-                or (volume.downloaded and DOWNLOADED not in image.properties),
+                verified=signs.verified or (volume.downloaded and NOTE not in image.properties),
             )
             signs = await _listened(signs, image, take)
             await asyncio.sleep(EVERY)

@@ -9,12 +9,12 @@ from typing import Any
 from handlers import image_volume
 from handlers.upload import sources
 from worker.core.cloud import GIB, Image, Volume
+from worker.core.creation import NOTE
 from worker.core.notification import Notification
 from worker.diagnose.check import Check
 
 NO_CLONE = "no clone"
 """A verdict about a download begins with this."""
-DOWNLOADED = "signature_verified"
 """Cinder writes this when it has downloaded an image (cinder/volume/flows/manager/create_volume.py)
 ."""
 
@@ -62,7 +62,7 @@ def judged(name: str, image: Image, signs: Signs, lying: tuple[Volume, ...] | No
         for text, seen in (
             (f"Glance has sent {signs.sent / GIB:.2g} GiB", signs.sent),
             ("Cinder was downloading", signs.downloading),
-            (f"Cinder has noted {DOWNLOADED}", signs.verified),
+            (f"Cinder has noted {NOTE}", signs.verified),
         )
         if seen
     ]
@@ -119,7 +119,7 @@ def with_message(signs: Signs, message: Mapping[str, Any], image: Image) -> Sign
             return replace(signs, hit=True) if ours else signs
         case "volume.create.end" if said.volume_id == volume.id:
             rows = payload.get("glance_metadata") or ()
-            verified = any(isinstance(row, dict) and row.get("key") == DOWNLOADED for row in rows)
+            verified = any(isinstance(row, dict) and row.get("key") == NOTE for row in rows)
             return replace(signs, heard=True, verified=signs.verified or verified)
         case _:
             return signs
