@@ -114,16 +114,16 @@ def size_on(image: Image, target: Target) -> int:
     return max(1, -(-bytes_on(image, target) // GIB))
 
 
-def new_volume(image: Image, target: Target, *, name: str) -> NewVolume:
-    """A volume of the image on the target, recognisable from its first moment should its creator
-    die."""
+def new_volume(image: Image, target: Target, *, name: str, keys: Mapping[str, str]) -> NewVolume:
+    """A volume of the image on the target, recognisable from its first moment, by these keys of its
+    metadata, should its creator die."""
     return NewVolume(
         name=name,
         size=size_on(image, target),
         volume_type=target.volume_type,
         image_id=image.id,
         availability_zone=target.availability_zone,
-        metadata=metadata_of(image, target) | {ORIGIN: PREWARM},
+        metadata={TAG: target.name, ORIGIN: PREWARM, **keys},
     )
 
 

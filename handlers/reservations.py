@@ -13,7 +13,7 @@ from handlers import budget, image_volume
 from handlers.deletion import Deletion
 from worker.core.age import age, lasts
 from worker.core.cloud import Image, Quota, Volume
-from worker.core.errors import Blocked, NotFound
+from worker.core.errors import Blocked, Conflict, NotFound
 from worker.core.handler import Parts, Watch
 from worker.core.outcome import Again, Skip
 from worker.core.target import Target
@@ -24,6 +24,8 @@ KEPT_FOR = 3600.0
 LOOKS = 20
 # For how many seconds a volume that could not be deleted is not chosen again
 STUCK_FOR = 900.0
+# Seconds after which a volume that its image has lost is asked for again
+LET_GO_WITHIN = 30.0
 
 log = structlog.get_logger(__name__)
 
@@ -39,6 +41,7 @@ class Reservations:
         self._coming: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stuck: dict[str, float] = {}
+        self._unlocated: set[str] = set()
 
     async def reserve(
         self, image: Image, target: Target, watch: Watch, *, volumes: int = 1
@@ -47,7 +50,7 @@ class Reservations:
         are made at once.
 
         Raises budget.NoRoom if the image can't have room, Blocked if the quota is used up; nothing
-        is evicted then.
+        is evicted then. Conflict while a volume is there that an image has lost for this.
         """
         size = image_volume.size_on(image, target)
         async with self._locks[target.name]:
@@ -69,13 +72,19 @@ class Reservations:
 
     async def _evicted(self, going: list[budget.Held], watch: Watch, *, why: str) -> bool:
         """Whether all of them were deleted. What Glance or Cinder does not let go of is left out of
-        the next choice."""
+        the next choice.
+
+        Conflict if it is no location of its image any more, as with Glance's delayed deletion: if
+        others followed, each image on the target would lose its own, and none would get room.
+        """
         for one in going:
             evicted = await self._deletion.evict(
                 one.image_id, [one.volume], why=why, reason="budget"
             )
             if isinstance(evicted, Again | Skip):
                 log.warning("image_volume_not_evicted", volume_id=one.volume.id, why=evicted.reason)
+                if one.volume.id in self._unlocated:
+                    raise _waiting_for(one.volume)
                 self._stuck[one.volume.id] = self._now() + STUCK_FOR
                 return False
         # Cinder takes the request, and its driver may give the volume back
@@ -83,11 +92,16 @@ class Reservations:
             for _ in range(LOOKS):
                 volume = await self._look(one.volume.id)
                 if volume is None:
+                    self._unlocated.discard(one.volume.id)
                     break
                 if not image_volume.is_leaving(volume):
                     log.warning(
                         "image_volume_handed_back", volume_id=volume.id, status=volume.status
                     )
+                    if image_volume.may_be_location(volume):
+                        # The least recently used as before, it is asked for again by the next try
+                        self._unlocated.add(volume.id)
+                        raise _waiting_for(volume)
                     self._stuck[volume.id] = self._now() + STUCK_FOR
                     return False
                 await watch.changed()
@@ -195,6 +209,13 @@ class Reservations:
             # Cinder's policy may keep it from us; then Cinder itself refuses what is too much
             log.debug("quota_unknown", error=str(error))
             return Quota()
+
+
+def _waiting_for(volume: Volume) -> Conflict:
+    return Conflict(
+        f"volume {volume.id} was evicted to make room, and Cinder has not let go of it yet",
+        after=LET_GO_WITHIN,
+    )
 
 
 def _shortage(quota: Quota, gigabytes: int, volumes: int) -> str:

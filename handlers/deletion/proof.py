@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import structlog
 
 from handlers import image_volume
+from handlers.actions import SetMetadata
 from handlers.deletion.brake import CONFIRM_LOCATIONS, Brake
 from handlers.marks import NOT_OURS, is_ours
 from worker.core import absence
@@ -175,7 +176,8 @@ class Proof:
         return self._deletions.status(image_id) == PENDING and image_volume.may_be_location(volume)
 
     async def _note(self, volume: Volume, noted: absence.Absence) -> None:
-        await self._cloud.set_metadata(volume.id, noted.to_metadata())
+        change = SetMetadata.of(volume, noted.to_metadata())
+        await self._cloud.set_metadata(volume.id, change.metadata, drop=change.drop)
 
     async def _doubt(self, image_id: str) -> str:
         """Return why the image may be there all the same; "" if Glance does not find it while it

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from handlers import image_volume
@@ -93,12 +93,9 @@ def volume_ids(seen: Seen) -> set[str]:
     return {volume.id for volume in (*(seen.volumes or ()), *(seen.warming or ()))}
 
 
-def believed(volume_id: str, metadata: Mapping[str, str], seen: Seen) -> Seen:
-    """Add metadata that was just written: Cinder has confirmed it."""
+def believed(volume_id: str, written: Callable[[Volume], Volume], seen: Seen) -> Seen:
+    """Take over what was just written on a volume: Cinder has confirmed it."""
     return replace(
         seen,
-        volumes=tuple(
-            replace(v, metadata={**v.metadata, **metadata}) if v.id == volume_id else v
-            for v in seen.volumes or ()
-        ),
+        volumes=tuple(written(v) if v.id == volume_id else v for v in seen.volumes or ()),
     )

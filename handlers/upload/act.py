@@ -54,12 +54,12 @@ class Actor:
                 return await self._create(change, seen)
             case DeleteClone():
                 return await self._delete(change, seen)
-            case SetMetadata(volume_id, metadata):
-                await self._cloud.set_metadata(volume_id, metadata)
-                return believed(volume_id, metadata, seen)
+            case SetMetadata(volume_id, metadata, drop):
+                await self._cloud.set_metadata(volume_id, metadata, drop=drop)
+                return believed(volume_id, change.written, seen)
             case SetReadonly(volume_id):
                 await self._cloud.set_readonly(volume_id)
-                return believed(volume_id, {"readonly": "True"}, seen)
+                return believed(volume_id, change.written, seen)
             case AddLocation(url):
                 return await self._add_location(url, seen)
             case never:

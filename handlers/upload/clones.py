@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from handlers import image_volume, marks
 from worker.core.cloud import GIB, Image, Volume
-from worker.core.target import TAG
+from worker.core.target import TAG, UPLOAD, UPLOADED_BY
 
 
 def is_ours(clone: Volume) -> bool:
@@ -18,6 +18,11 @@ def metadata_of(image: Image, size: int) -> dict[str, str]:
     """Return the metadata that makes a clone of `size` GiB the image's data, and lets Cinder clone
     it for others."""
     return {"glance_image_id": image.id, "image_owner": image.owner, "image_size": str(size * GIB)}
+
+
+def marks_of(image: Image) -> dict[str, str]:
+    """Return the metadata by which we know a clone for an upload of the image, and count it."""
+    return {TAG: UPLOAD, UPLOADED_BY: image.owner}
 
 
 def clones_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:

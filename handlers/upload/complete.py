@@ -16,7 +16,7 @@ from handlers.upload.actions import (
     LookAgain,
     LookAtTasks,
 )
-from handlers.upload.clones import is_ours, metadata_of
+from handlers.upload.clones import is_ours, marks_of, metadata_of
 from handlers.upload.seen import Seen
 from handlers.upload.sources import (
     binding,
@@ -44,6 +44,9 @@ def complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, .
         return Finish(
             Again("Cinder's own upload may be at work", after=max(1.0, left), counted=False)
         )
+    if is_ours(clone) and clone.inherited:
+        # Not its own before they stand beside its id, which is known only now
+        return SetMetadata.of(clone, marks_of(seen.image))
     if not image_volume.is_usable(clone):
         return _await(clone, seen)
     if not seen.sure:
@@ -93,7 +96,7 @@ def _locate(
     """Mark a clone that holds the image's data, then add it as a location, once the image is
     quiet."""
     if missing := image_volume.lacking(clone, metadata_of(seen.image, clone.size)):
-        return SetMetadata(clone.id, missing)
+        return SetMetadata.of(clone, missing)
     if not image_volume.is_readonly(clone):
         return SetReadonly(clone.id)
     ours = bool(seen.bound_at) and seen.image.updated_at == seen.bound_at

@@ -105,8 +105,9 @@ async def read_usage(cloud: Cloud, image: Image) -> int:
         [
             volume.size
             async for volume in cloud.list_volumes(image.owner, key=UPLOADED_BY)
-            # Cinder's own upload hands on what users have written on their volumes, but for this
-            if volume.metadata.get("image_owner") == image.owner
+            # What a clone has from its source, a user may have written
+            if not volume.inherited
+            and volume.metadata.get("image_owner") == image.owner
             and volume.name != image_volume.name_of(image.id)
         ]
     )

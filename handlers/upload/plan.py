@@ -20,7 +20,7 @@ from handlers.upload.actions import (
     LookAtUsage,
     Observation,
 )
-from handlers.upload.clones import is_ours, metadata_of
+from handlers.upload.clones import is_ours, marks_of, metadata_of
 from handlers.upload.complete import complete, is_still, judge_answer, to_keep
 from handlers.upload.seen import Seen
 from handlers.upload.sources import (
@@ -42,7 +42,7 @@ from worker.core.age import age
 from worker.core.cloud import NewVolume
 from worker.core.notification import IMAGE_ID
 from worker.core.outcome import Again, Skip
-from worker.core.target import TAG, UPLOAD, UPLOADED_BY, Target, Uploads
+from worker.core.target import Target, Uploads
 
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
 
@@ -191,8 +191,7 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
             name=image_volume.name_of(seen.image.id),
             size=source.size,
             source_volid=source.id,
-            metadata=metadata_of(seen.image, source.size)
-            | {TAG: UPLOAD, UPLOADED_BY: seen.image.owner},
+            metadata=metadata_of(seen.image, source.size) | marks_of(seen.image),
         ),
         bind,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from handlers.upload.clones import is_ours
@@ -76,14 +76,11 @@ def without(volume_id: str, seen: Seen) -> Seen:
     )
 
 
-def believed(volume_id: str, metadata: Mapping[str, str], seen: Seen) -> Seen:
-    """Add metadata that was just written: Cinder has confirmed it."""
+def believed(volume_id: str, written: Callable[[Volume], Volume], seen: Seen) -> Seen:
+    """Take over what was just written on a clone: Cinder has confirmed it."""
     return replace(
         seen,
         clones=tuple(
-            replace(clone, metadata={**clone.metadata, **metadata})
-            if clone.id == volume_id
-            else clone
-            for clone in seen.clones or ()
+            written(clone) if clone.id == volume_id else clone for clone in seen.clones or ()
         ),
     )

@@ -135,3 +135,40 @@ def ids(operator: Person, image_id: str) -> set[str]:
 def is_idle(operator: Person, image_id: str) -> bool:
     """Whether nobody has attached the image's volumes."""
     return all(volume["status"] == "available" for volume in of_image(operator, image_id))
+
+
+@pytest.mark.usefixtures("image_cache")
+def test_what_users_write_on_their_volumes_is_nothing_on_cinders_entries(
+    worker: Worker, images: Images, alice: Person, bob: Person, operator: Person
+) -> None:
+    """Cinder hands a volume's metadata on to the entry that it makes of it."""
+    image_id = images(disk_format="qcow2")
+    forged = {
+        "image_volume_worker": "local-1", "image_volume_worker_origin": "prewarm",
+        "image_volume_worker_updated_at": "now", "glance_image_id": image_id, "x": "y",
+    }  # fmt: skip
+    fields = {"imageRef": image_id, "volume_type": "local-1", "metadata": forged}
+    made = alice.blank(**fields)
+    try:
+        until(lambda: of_image(operator, image_id), what="an entry")
+        (entry,) = of_image(operator, image_id)
+        # As our fake has it
+        assert entry["metadata"].items() >= forged.items()
+        assert entry["source_volid"] == made
+        with worker(groups(strategy="cache")) as process:
+            process.wait_ready()
+            until(
+                lambda: process.states(image_id) == dict.fromkeys(TARGETS, "warm"),
+                what=lambda: str(process.states(image_id)),
+            )
+            # The throw-away volumes are on their way out
+            until(lambda: len(of_image(operator, image_id)) == len(TARGETS), what="only entries")
+            found = {one["id"]: one["metadata"] for one in of_image(operator, image_id)}
+            assert all(marks["image_volume_worker_of"] == own for own, marks in found.items())
+            assert found[entry["id"]]["image_volume_worker_updated_at"] != "now"
+            with bob.temporary_volume(image_id, "local-1") as volume:
+                assert volume.cloned
+            alice.delete_image(image_id)
+            until(lambda: not of_image(operator, image_id), what="gone")
+    finally:
+        alice.delete_volume(made)

@@ -57,6 +57,8 @@ VOLUME = Volume(
     project_id="alice",
     foreign=True,
 )
+# Its marks beside its own id
+OWN = {"image_volume_worker_of": "clone"}
 METADATA = {"glance_image_id": IMAGE, "image_owner": "alice", "image_size": str(2 * GIB)}
 OURS = Volume(
     id="clone",
@@ -127,7 +129,7 @@ def test_the_bound_of_a_project(used: int | None, expected: object) -> None:
         (seen(clones=(replace(OURS, status="creating"),)), AwaitClone("clone", SOURCE)),
         (seen(clones=(OURS,)), LookAgain(SOURCE)),
         # From the clone to the location
-        (sure(with_metadata(OURS, image_size=None)), SetMetadata("clone", {"image_size": str(2 * GIB)})),
+        (sure(with_metadata(OURS, image_size=None)), SetMetadata("clone", {"image_size": str(2 * GIB), **OWN})),
         (sure(with_metadata(OURS, readonly=None)), SetReadonly("clone")),
         (sure(OURS), AddLocation("cinder://c1/clone")),
         # An image that is being changed is waited for; one that nobody has changed since it was
@@ -201,7 +203,7 @@ def test_the_bound_of_a_project(used: int | None, expected: object) -> None:
         (seen(UNNAMED), LookAtClones()),
         (seen(UNNAMED, clones=(CINDERS,)), LookAgain(SOURCE)),
         (sure(CINDERS, image=UNNAMED),
-         SetMetadata("clone", {"glance_image_id": IMAGE, "image_size": str(2 * GIB)})),
+         SetMetadata("clone", {"glance_image_id": IMAGE, "image_size": str(2 * GIB), **OWN})),
         (sure(with_metadata(CINDERS, **METADATA), image=UNNAMED), AddLocation("cinder://c1/clone")),
         (seen(UNNAMED, clones=(replace(CINDERS, status="error"),)), DeleteClone("clone", "Cinder could not clone "
          f"volume {SOURCE}")),

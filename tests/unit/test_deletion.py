@@ -830,6 +830,32 @@ async def test_a_victim_that_can_not_be_deleted_is_not_the_only_one(
             assert sum(volume.name.startswith("image-") for volume in cloud.volumes.values()) <= 2
 
 
+@pytest.mark.parametrize("why", ["delayed", "busy"])
+async def test_room_that_is_not_given_costs_one_image_its_copy(cloud: FakeCloud, why: str) -> None:
+    """Glance removes the location, and the volume stays: by delayed deletion, or the driver's doing."""
+    async with rig_of(cloud, "store", replace(FAST, max_count=3)) as rig:
+        images = []
+        for _ in range(3):
+            cloud.ahead += 10.0
+            images.append(await warmed(rig, cloud))
+        (oldest,) = cloud.of(images[0].id)
+        cloud.delayed = why == "delayed"
+        cloud.held_by_backend |= {oldest.id} if why == "busy" else set()
+        cloud.ahead += 10.0
+        wanted = cloud.upload()
+        with pytest.raises(Conflict, match=f"{oldest.id} was evicted to make room"):
+            await rig.run(wanted.id)
+        cloud.held_by_backend.clear()
+        if why == "busy":
+            cloud.depended_on.add(oldest.id)
+            with pytest.raises(Conflict, match=f"{oldest.id} was evicted to make room"):
+                await rig.run(wanted.id)
+            cloud.depended_on.clear()
+        # Cinder itself is asked for it then
+        assert isinstance(await rig.run(wanted.id), Done)
+        assert [bool(cloud.of(image.id)) for image in images] == [False, True, True]
+
+
 async def test_a_target_where_nothing_can_be_deleted_takes_nothing_more(cloud: FakeCloud) -> None:
     async with rig_of(cloud, "store", replace(FAST, max_count=2)) as rig:
         for _ in range(2):

@@ -260,7 +260,11 @@ def test_location(given: Seen, expected: Action) -> None:
 THROW_AWAY = replace(
     NEW,
     name=f"warm-{IMAGE_ID}",
-    metadata={**NEW.metadata, "image_volume_worker_updated_at": "then"},
+    # Nothing that its entry must not have
+    metadata={
+        name: text for name, text in NEW.metadata.items() if name.startswith("image_volume_worker")
+    }
+    | {"image_volume_worker_updated_at": "then"},
 )
 CHANGED = replace(COLD, updated_at="now", updated_epoch=NOW - 100.0)
 NEWER = {"image_volume_worker_updated_at": "now"}

@@ -4,12 +4,12 @@ implements them."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from worker.core.pool import Pool, VolumeType
-from worker.core.target import TAG
+from worker.core.target import OF, TAG, UPLOAD, UPLOADED_BY
 
 GIB = 1 << 30
 LISTED = ("active", "queued", "saving", "deactivated")
@@ -87,7 +87,8 @@ class Volume:
     of the image that the volume was made from (`volume_image_metadata`). Users may write anything
     there; `list_volumes` leaves it out. `downloaded` tells that Cinder has noted a download of the
     image that it was made from; where Cinder verifies no signatures (`verify_glance_signatures =
-    disabled`) it notes none.
+    disabled`) it notes none. Of the marks in its metadata a clone has only its own, see `own`;
+    `inherited` are the keys of others.
     """
 
     id: str
@@ -107,7 +108,24 @@ class Volume:
     downloaded: bool = False
     foreign: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    inherited: frozenset[str] = frozenset()
     image_properties: Mapping[str, str] = field(default_factory=dict)
+
+
+def own(volume: Volume) -> Volume:
+    """The volume without the marks of ours that it may have from the one it was cloned from.
+
+    Cinder copies a volume's metadata, in which users write what they like, to what it clones from
+    it for its cache or an upload (cinder/volume/manager.py, _clone_image_volume). So a clone's
+    marks are its own only beside its own id, which nobody knows beforehand. Until then, that a
+    clone is one of ours for an upload is a claim, which gives no rights beyond its image.
+    """
+    if not volume.source_volid or volume.metadata.get(OF) == volume.id:
+        return volume
+    marks = frozenset(name for name in volume.metadata if name.startswith(TAG))
+    claim = {TAG, UPLOADED_BY} if volume.metadata.get(TAG) == UPLOAD else set[str]()
+    kept = {name: text for name, text in volume.metadata.items() if name not in marks - claim}
+    return replace(volume, metadata=kept, inherited=marks)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,8 +251,11 @@ class Cloud(Protocol):
         """Begin to delete a volume of the internal project; Conflict while it is in use or being
         made."""
 
-    async def set_metadata(self, volume_id: str, metadata: Mapping[str, str]) -> None:
-        """Set these keys of a volume's metadata, keep the others."""
+    async def set_metadata(
+        self, volume_id: str, metadata: Mapping[str, str], *, drop: Iterable[str] = ()
+    ) -> None:
+        """Set these keys of a volume's metadata, after those to `drop` are deleted; keep the
+        others."""
 
     async def set_readonly(self, volume_id: str) -> None:
         """Set a volume's read-only flag."""

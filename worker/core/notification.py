@@ -146,10 +146,11 @@ def _subject(event_type: str, payload: Mapping[str, Any]) -> dict[str, Any]:
         properties = spec.get("volume_properties") if isinstance(spec, dict) else None
         properties = properties if isinstance(properties, dict) else {}
         metadata = _pairs(properties.get("metadata"))
+        named = IMAGE_VOLUME_NAME.fullmatch(_text(properties, "display_name"))
         return {
             "status": _text(payload, "state"),
             "volume_id": _uuid(payload.get("volume_id")),
-            "image_id": _uuid(metadata.get("glance_image_id")),
+            "image_id": _uuid(metadata.get("glance_image_id")) or (named.group(1) if named else ""),
             "target": metadata.get(TAG, ""),
         }
     properties = _pairs(payload.get("properties"))

@@ -15,6 +15,8 @@ TAG = "image_volume_worker"
 UPLOAD = "upload"
 # The key for the project whose upload the volume was made for. It stays when a target takes it over
 UPLOADED_BY = f"{TAG}_upload"
+# The key for the id of the clone whose metadata it is: see `worker.core.cloud.own`
+OF = f"{TAG}_of"
 
 Strategy = Literal["auto", "store", "location", "cache", "native"]
 LocationApi = Literal["auto", "new", "old"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -32,7 +32,7 @@ class Cinder(Keystone):
         volume = await self._read(
             "block-storage",
             f"/volumes/{volume_id}",
-            lambda answer: parse.whole_volume(answer["volume"]),
+            lambda answer: self._volume(answer["volume"], parse.whole_volume),
             certain=volume_id,
             microversion=WITH_CLUSTER,
         )
@@ -96,13 +96,17 @@ class Cinder(Keystone):
         }
         body |= {name: value for name, value in more.items() if value}
         answer = await self._write("block-storage", "POST", "/volumes", {"volume": body})
-        return parse.parsed("block-storage", lambda made: parse.volume(made["volume"]), answer)
+        return parse.parsed("block-storage", lambda made: self._volume(made["volume"]), answer)
 
     async def delete_volume(self, volume_id: str) -> None:
         await self._write("block-storage", "DELETE", f"/volumes/{volume_id}")
 
-    async def set_metadata(self, volume_id: str, metadata: Mapping[str, str]) -> None:
+    async def set_metadata(
+        self, volume_id: str, metadata: Mapping[str, str], *, drop: Iterable[str] = ()
+    ) -> None:
         url, body = f"/volumes/{volume_id}/metadata", {"metadata": dict(metadata)}
+        for name in sorted(drop):
+            await self._drop(f"{url}/{name}")
         answer = await self._write("block-storage", "POST", url, body)
         shown = answer.get("metadata") if isinstance(answer, dict) else None
         if not isinstance(shown, dict):
@@ -112,9 +116,12 @@ class Cinder(Keystone):
         if doubled := [name for name, value in metadata.items() if shown.get(name, value) != value]:
             log.info("metadata_doubled", volume_id=volume_id, names=doubled)
             for name in doubled:
-                with contextlib.suppress(NotFound):
-                    await self._write("block-storage", "DELETE", f"{url}/{name}")
+                await self._drop(f"{url}/{name}")
             await self._write("block-storage", "POST", url, body)
+
+    async def _drop(self, url: str) -> None:
+        with contextlib.suppress(NotFound):
+            await self._write("block-storage", "DELETE", url)
 
     async def set_readonly(self, volume_id: str) -> None:
         body = {"os-update_readonly_flag": {"readonly": True}}
@@ -212,6 +219,13 @@ class Cinder(Keystone):
 
         return await self._guarded("block-storage", "GET", ask)
 
+    def _volume(
+        self,
+        fields: Mapping[str, Any],
+        as_volume: Callable[[Mapping[str, Any]], Volume] = parse.volume,
+    ) -> Volume:
+        return self._by_our_clock("block-storage", as_volume(fields))
+
     def _volumes(
         self,
         query: Mapping[str, str],
@@ -236,7 +250,7 @@ class Cinder(Keystone):
             "block-storage",
             f"/volumes/detail?{urlencode(query)}",
             "volumes",
-            as_volume,
+            lambda fields: self._volume(fields, as_volume),
             following,
             microversion=WITH_CLUSTER,
         )

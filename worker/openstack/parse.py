@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from worker.core.cloud import Image, ImageTask, Location, Quota, Store, Volume
+from worker.core.cloud import Image, ImageTask, Location, Quota, Store, Volume, own
 from worker.core.errors import Temporary
 
 # Fields of every image that are no properties of its own; a hash and two links a listed image would
@@ -142,7 +142,7 @@ def task(fields: Mapping[str, Any]) -> ImageTask:
 def volume(fields: Mapping[str, Any]) -> Volume:
     """Return the volume of an entry of GET /volumes/detail."""
     metadata = fields.get("metadata") or {}
-    return Volume(
+    shown = Volume(
         id=_word(fields, "id"),
         name=_text(fields, "name"),
         status=_word(fields, "status"),
@@ -164,6 +164,7 @@ def volume(fields: Mapping[str, Any]) -> Volume:
         downloaded="signature_verified" in (fields.get("volume_image_metadata") or {}),
         metadata={name: _text(metadata, name) for name in metadata},
     )
+    return own(shown)
 
 
 def whole_volume(fields: Mapping[str, Any]) -> Volume:

@@ -28,6 +28,7 @@ from worker.core.cloud import (
     Quota,
     Store,
     Volume,
+    own,
 )
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.pool import Pool, VolumeType
@@ -194,18 +195,10 @@ class FakeCloud:
     def cinder_clones(self, source_id: str, image_id: str, **fields: object) -> Volume:
         """Make the clone of Cinder's own upload, and nothing after it: Cinder was killed."""
         source = self.volumes[source_id]
-        clone = self._new(
-            f"image-{image_id}", source.volume_type, source.size, {"image_owner": source.project_id}
-        )
-        changes: dict[str, object] = {
-            "status": "available",
-            "source_volid": source_id,
-            "created_at": source.created_at,
-            "created_epoch": source.created_epoch,
-        }
-        self.volumes[clone.id] = replace(clone, **(changes | fields))  # type: ignore[arg-type]
-        self._announce_volume("volume.create.end", self.volumes[clone.id])
-        return self.volumes[clone.id]
+        noted = {"image_owner": source.project_id}
+        clone = self._cinder_clones(source, f"image-{image_id}", noted, **fields)
+        self._announce_volume("volume.create.end", clone)
+        return clone
 
     def set_by_user(self, image_id: str, **properties: str) -> None:
         """Have a user set properties of an image."""
@@ -507,18 +500,21 @@ class FakeCloud:
                 # Glance's cinder store fails then (glance_store/_drivers/cinder/store.py, delete)
                 raise Temporary("500 Internal Server Error")
             self.told("remove_from_store", image_id, first)
-            self.volumes.pop(first.volume_id, None)
+            # Delayed deletion marks the location, and nobody comes for it while the image is there
+            if not (self.delayed or first.volume_id in self.held_by_backend):
+                self.volumes.pop(first.volume_id, None)
             left = tuple(location for location in locations if location is not first)
             self.locations[image_id] = left
             self.touch(image_id, stores=frozenset(location.store for location in left))
 
     async def get_volume(self, volume_id: str) -> Volume:
         async with self._call("get_volume"):
-            return self._volume(volume_id)
+            return own(self._volume(volume_id))
 
     async def find_volumes(self, name: str) -> tuple[Volume, ...]:
         async with self._call("find_volumes"):
-            return tuple(v for v in self.volumes.values() if v.name == name and self._is_listed(v))
+            named = (v for v in self.volumes.values() if v.name == name and self._is_listed(v))
+            return tuple(own(volume) for volume in named)
 
     async def list_volumes(self, tag: str = "", *, key: str = TAG) -> AsyncIterator[Volume]:
         mine = [
@@ -527,7 +523,7 @@ class FakeCloud:
             if self._is_listed(v) and (not tag or v.metadata.get(key) == tag)
         ]
         async for volume in self._pages("list_volumes", mine):
-            yield replace(volume, image_properties={})
+            yield own(replace(volume, image_properties={}))
 
     async def get_quota(self, volume_type: str) -> Quota:
         async with self._call("get_quota"):
@@ -559,7 +555,7 @@ class FakeCloud:
             )
             self.asked_by[volume.id] = PROJECT
             self._spawn(self._create(volume.id, new.image_id))
-            return volume
+            return own(volume)
 
     async def delete_volume(self, volume_id: str) -> None:
         async with self._call("delete_volume"):
@@ -578,11 +574,14 @@ class FakeCloud:
             del self.volumes[volume_id]
             self._announce_volume("volume.delete.end", volume)
 
-    async def set_metadata(self, volume_id: str, metadata: Mapping[str, str]) -> None:
+    async def set_metadata(
+        self, volume_id: str, metadata: Mapping[str, str], *, drop: Iterable[str] = ()
+    ) -> None:
         async with self._call("set_metadata"):
             volume = self._volume(volume_id)
             self.told("set_metadata", volume_id)
-            self.volumes[volume_id] = replace(volume, metadata={**volume.metadata, **metadata})
+            kept = {name: text for name, text in volume.metadata.items() if name not in set(drop)}
+            self.volumes[volume_id] = replace(volume, metadata=kept | dict(metadata))
 
     async def set_readonly(self, volume_id: str) -> None:
         async with self._call("set_readonly"):
@@ -833,13 +832,26 @@ class FakeCloud:
                 self._evict(entry)
         if not self._ensure_space(volume):
             return
-        entry = self._new(
-            name, volume.volume_type, volume.size, {"readonly": "True", "_cached_for": stamp}
-        )
-        entry = replace(entry, host=volume.host)
-        self.asked_by[entry.id] = "cinder"
         # A clone, as those of uploads are
-        self.volumes[entry.id] = replace(entry, status="available", source_volid=volume.id)
+        self._cinder_clones(volume, name, {"readonly": "True", "_cached_for": stamp})
+
+    def _cinder_clones(
+        self, source: Volume, name: str, written: Mapping[str, str], **fields: object
+    ) -> Volume:
+        """Make a clone as Cinder itself does: it has its source's metadata and time
+        (cinder/volume/manager.py, _clone_image_volume)."""
+        clone = self._new(name, source.volume_type, source.size, {**source.metadata, **written})
+        changes: dict[str, object] = {
+            "status": "available",
+            "host": source.host,
+            "source_volid": source.id,
+            "created_at": source.created_at,
+            "created_epoch": source.created_epoch,
+            "updated_epoch": self.now(),
+        }
+        self.asked_by[clone.id] = "cinder"
+        self.volumes[clone.id] = replace(clone, **(changes | fields))  # type: ignore[arg-type]
+        return self.volumes[clone.id]
 
     def _ensure_space(self, volume: Volume) -> bool:
         """Whether the cache has room for an entry of this size, once the oldest ones are evicted.

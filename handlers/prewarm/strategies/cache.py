@@ -8,7 +8,6 @@ API shows; so the entry is marked with the `updated_at` that it was made for.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
 from handlers import image_volume, marks
 from handlers.actions import LookAtLocations, SetMetadata
@@ -42,14 +41,33 @@ NO_CACHE = (
 )
 
 
-def entry_of(volumes: tuple[Volume, ...], target: Target, *, host: str = "") -> Volume | None:
-    """Return Cinder's cache entry on the target: by our tag, the host it must be on, or type. Never
-    a location of Glance."""
+def entries_of(seen: Seen) -> tuple[Volume, ...]:
+    """Return the image's entries of Cinder's cache.
+
+    A clone that Cinder keeps read-only is one, whatever its metadata claims, if no location names
+    it: Cinder hands on what users have written on the volume that it was cloned from.
+    """
+    located = {one.volume_id for one in seen.locations or ()}
+    return tuple(
+        volume
+        for volume in seen.volumes or ()
+        if image_volume.is_entry(volume)
+        or (
+            seen.locations is not None
+            and volume.source_volid
+            and volume.id not in located
+            and image_volume.is_readonly(volume)
+        )
+    )
+
+
+def entry_of(entries: Iterable[Volume], target: Target, *, host: str = "") -> Volume | None:
+    """Return the entry of Cinder's cache on the target: by our tag, the host it must be on, or
+    type."""
     entries = [
         volume
-        for volume in volumes
+        for volume in entries
         if image_volume.is_usable(volume)
-        and image_volume.is_entry(volume)
         and image_volume.serves(volume, target)
         and (image_volume.is_on(volume, target) or (host and volume.host == host))
     ]
@@ -77,18 +95,17 @@ def plan(seen: Seen, target: Target) -> Action:
         for v in seen.warming
         if image_volume.is_warming_for(v, target) and not image_volume.is_leaving(v)
     ]
-    entries = [
-        volume
-        for volume in seen.volumes
-        if image_volume.is_entry(volume)
-        and image_volume.is_on(volume, target)
-        and not image_volume.is_leaving(volume)
-    ]
-    if action := _unusable((*warming, *entries)):
+    entries = entries_of(seen)
+    here = (
+        one
+        for one in entries
+        if image_volume.is_on(one, target) and not image_volume.is_leaving(one)
+    )
+    if action := _unusable((*warming, *here)):
         return action
     if seen.failed:
         return lost(seen) or Finish(Again(seen.failed))
-    entry = entry_of(seen.volumes, target, host=warming[0].host if warming else "")
+    entry = entry_of(entries, target, host=warming[0].host if warming else "")
     if entry and is_fresh(entry, seen.image.updated_at):
         return _finish(entry, warming, seen, target)
     if warming:
@@ -133,13 +150,15 @@ def _begin(entry: Volume | None, seen: Seen, target: Target) -> Action:
     # Cinder deletes a stale entry before it downloads the image: it may be the last copy by then
     if stale and entry and (action := lost(seen, entry)):
         return action
+    # Nothing that an Image-Volume has besides: Cinder hands it on to its entry
     new = image_volume.new_volume(
-        seen.image, target, name=image_volume.warming_name_of(seen.image.id)
+        seen.image,
+        target,
+        name=image_volume.warming_name_of(seen.image.id),
+        keys={image_volume.FRESH: seen.image.updated_at}
+        | ({image_volume.ANEW: "yes"} if stale else {}),
     )
-    marks = {**new.metadata, image_volume.FRESH: seen.image.updated_at} | (
-        {image_volume.ANEW: "yes"} if stale else {}
-    )
-    return CreateVolume(replace(new, metadata=marks), anew=stale)
+    return CreateVolume(new, anew=stale)
 
 
 def _marked(volumes: tuple[Volume, ...], target: Target) -> list[Volume]:
@@ -165,7 +184,9 @@ def _kept_by_glance(seen: Seen, target: Target) -> Action | None:
     if volume is None:
         return None
     if seen.hidden:
-        return None
+        # Whether it is an entry of Cinder's cache cannot be known
+        unknown = Again(image_volume.HIDDEN, after=registered.ASK_AGAIN, counted=False)
+        return Finish(unknown) if image_volume.is_readonly(volume) and volume.source_volid else None
     if seen.locations is None:
         return LookAtLocations()
     if not any(location.volume_id == volume.id for location in seen.locations):
@@ -197,7 +218,7 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
     marks = image_volume.metadata_of(seen.image, target)
     marks |= {image_volume.FRESH: seen.image.updated_at, image_volume.ORIGIN: image_volume.PREWARM}
     marks |= {name: value for name, value in warming.metadata.items() if name == image_volume.ANEW}
-    return SetMetadata(entry.id, image_volume.lacking(entry, marks))
+    return SetMetadata.of(entry, image_volume.lacking(entry, marks))
 
 
 def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | None:
@@ -215,7 +236,7 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
                 "the Image-Volume that Glance keeps there can be written to, or its metadata "
                 "is wrong"
             )
-    entry = entry_of(entries, target)
+    entry = entry_of((one for one in entries if image_volume.is_entry(one)), target)
     if entry is None:
         return "no entry in Cinder's image-volume cache"
     if sum(one.host == entry.host for one in _marked(entries, target)) > 1:

@@ -25,7 +25,8 @@ def plan(seen: Seen, target: Target) -> Action:
     ours = [
         v
         for v in seen.volumes
-        if image_volume.is_ours(v, target) and not image_volume.is_leaving(v)
+        # An entry of Cinder's cache, which Cinder may evict, is a clone
+        if image_volume.is_ours(v, target) and not (v.source_volid or image_volume.is_leaving(v))
     ]
     for volume in ours:
         if image_volume.is_broken(volume):
@@ -51,5 +52,10 @@ def plan(seen: Seen, target: Target) -> Action:
     if ours:
         return registered.await_or_give_up(ours[0], seen)
     return CreateVolume(
-        image_volume.new_volume(seen.image, target, name=image_volume.name_of(seen.image.id))
+        image_volume.new_volume(
+            seen.image,
+            target,
+            name=image_volume.name_of(seen.image.id),
+            keys=image_volume.metadata_of(seen.image, target),
+        )
     )

@@ -237,7 +237,7 @@ def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
     if asked or marks.is_copy_of_ours(volume, seen.image):
         wanted[image_volume.ORIGIN] = image_volume.PREWARM
     if missing := image_volume.lacking(volume, wanted):
-        return SetMetadata(volume.id, missing)
+        return SetMetadata.of(volume, missing)
     if not image_volume.is_readonly(volume):
         return SetReadonly(volume.id)
     return None

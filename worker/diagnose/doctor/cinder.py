@@ -203,7 +203,7 @@ def cached(
     entries = sum(
         cache.entry_of((volume,), target) is not None
         for volume in volumes
-        if image_volume.image_of(volume)
+        if image_volume.image_of(volume) and image_volume.is_entry(volume)
     )
     heard = {event.rpartition(".")[2]: count for event, count in (events or {}).items() if count}
     told = f"{entries} entries seen"

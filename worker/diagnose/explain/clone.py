@@ -124,7 +124,7 @@ def target_checks(
         if image_volume.is_on(one, decided) and one.name == image_volume.name_of(image.id)
     ]
     cached = decided.strategy == "cache"
-    if cached and (entry := cache.entry_of(tuple(here), decided)):
+    if cached and (entry := cache.entry_of(filter(image_volume.is_entry, here), decided)):
         here = [entry]
     copying = (
         decided.strategy == "store"

@@ -1,0 +1,194 @@
+"""Marks that a clone has from its source: Cinder hands on what users write on their volumes, and
+whoever writes ours there gets nothing by it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from handlers import image_volume
+from handlers.actions import SetMetadata
+from handlers.prewarm.actions import CreateVolume
+from handlers.prewarm.seen import Seen
+from handlers.prewarm.strategies import location
+from tests.unit.rigs import rig_of
+from worker.core import absence
+from worker.core.cloud import Image, Volume, own
+from worker.core.outcome import Done
+from worker.core.target import OF, TAG, UPLOAD, UPLOADED_BY, Policy, Reclaiming, Uploads
+from worker.testing.fake_cloud import PROJECT, FakeCloud
+from worker.testing.rig import FAST, STORES, Rig, located, using
+
+CLONE = Volume(
+    id="c1", name="image-x", status="available", volume_type="fast", size=1, source_volid="v1"
+)
+MARKS = {TAG: "fast", image_volume.ORIGIN: "prewarm", image_volume.FRESH: "then"}
+DAY = Reclaiming(grace=86_400.0)
+
+
+@pytest.fixture
+def cloud() -> FakeCloud:
+    return FakeCloud(stores=dict(STORES))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "shown"),
+    [
+        ({**MARKS, "x": "y"}, {"x": "y"}),
+        ({**MARKS, OF: "v1"}, {}),
+        ({**MARKS, OF: "c1"}, {**MARKS, OF: "c1"}),
+        # A claim, until the clone is marked by its own id
+        (
+            {**MARKS, TAG: UPLOAD, UPLOADED_BY: "alice"},
+            {TAG: UPLOAD, UPLOADED_BY: "alice"},
+        ),
+    ],
+)
+def test_a_clone_has_only_marks_beside_its_own_id(
+    metadata: dict[str, str], shown: dict[str, str]
+) -> None:
+    seen = own(replace(CLONE, metadata=metadata))
+    assert seen.metadata == shown
+    assert seen.inherited == (set() if seen.metadata.get(OF) else {*metadata} - {"x"})
+    plain = replace(CLONE, source_volid="", metadata=metadata)
+    assert own(plain) == plain
+
+
+def test_what_makes_marks_a_clones_own_leaves_no_other_of_them() -> None:
+    clone = own(replace(CLONE, metadata={**MARKS, absence.MISSING: "5 then", "x": "y"}))
+    change = SetMetadata.of(clone, {TAG: "slow"})
+    assert change.metadata == {TAG: "slow", OF: "c1"}
+    assert change.drop == {image_volume.ORIGIN, image_volume.FRESH, absence.MISSING}
+    assert change.written(clone) == replace(
+        clone, metadata={"x": "y", TAG: "slow", OF: "c1"}, inherited=frozenset()
+    )
+    # That it is one for an upload is not lost when something else is noted on it
+    clone = own(replace(CLONE, metadata={TAG: UPLOAD, UPLOADED_BY: "alice"}))
+    change = SetMetadata.of(clone, {absence.MISSING: "1 now"})
+    assert change.metadata == {TAG: UPLOAD, absence.MISSING: "1 now", OF: "c1"}
+    assert change.drop == {UPLOADED_BY}
+
+
+async def test_nobodys_uploads_push_images_off_a_target(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", replace(FAST, max_count=3)) as rig:
+        cloud.emit = rig.hear
+        good = [cloud.upload() for _ in range(3)]
+        await rig.quiet()
+        cloud.emit = lambda _: None
+        for _ in range(3):
+            source = cloud.volume_of("mallory", metadata=MARKS)
+            image = cloud.queue(owner="mallory", visibility="private")
+            clone = cloud.cinder_clones(source.id, image.id)
+            cloud.locate(image.id, "cinder-fast", clone.id)
+        cloud.emit = rig.hear
+        for _ in range(2):
+            await rig.resync()
+            await rig.quiet()
+        assert all(located(cloud, image.id) for image in good)
+
+
+async def test_nobody_uses_up_what_another_project_may_upload(cloud: FakeCloud) -> None:
+    cloud.cached = frozenset({"slow"})
+    rules = Uploads(grace=0.2, quiet=0.02, untouched=0.0, tell_after=0.0, project_gigabytes=1)
+    async with Rig(cloud, uploads=rules) as rig:
+        theirs = cloud.upload(owner="mallory", visibility="private")
+        forged = {TAG: UPLOAD, UPLOADED_BY: "alice", "image_owner": "alice"}
+        cloud.use(theirs.id, "slow", project="mallory", metadata=forged)  # type: ignore[arg-type]
+        assert len(cloud.of(theirs.id)) == 1
+        wanted = cloud.queue(properties={"image_volume_source": cloud.volume_of("alice").id})
+        assert isinstance(await rig.complete(wanted.id), Done)
+
+
+async def test_an_entry_is_one_whatever_its_metadata_claims(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "cache", FAST) as rig:
+        cloud.emit = rig.hear
+        images = []
+        for claims in ({}, {"glance_image_id": ""}, {"glance_image_id": "", **MARKS}):
+            cloud.emit = lambda _: None
+            image = cloud.upload(owner="mallory")
+            images.append(image)
+            metadata = {name: text or image.id for name, text in claims.items()}
+            cloud.use(image.id, "fast", project="mallory", metadata=metadata)  # type: ignore[arg-type]
+            cloud.emit = rig.hear
+        await rig.resync()
+        await rig.quiet()
+        assert not rig.prewarm.full()
+        for image in images:
+            (entry,) = cloud.of(image.id)
+            assert entry.metadata[OF] == entry.id
+            assert entry.metadata[image_volume.FRESH] == cloud.images[image.id].updated_at
+            assert (
+                not entry.metadata.get("image_size") or entry.metadata["image_owner"] == "mallory"
+            )
+
+
+async def test_an_entry_that_claims_to_be_ours_or_a_location_is_reclaimed(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "cache", FAST, reclaiming=DAY) as rig:
+        cloud.upload(visibility="private")
+        image = cloud.upload(
+            owner="mallory", visibility="private", properties={"image_volume_prewarm": "no"}
+        )
+        forged = {TAG: "nowhere", "glance_image_id": image.id}
+        cloud.use(image.id, "fast", project="mallory", metadata=forged)  # type: ignore[arg-type]
+        cloud.emit = rig.hear
+        cloud.delete_image(image.id)
+        for _ in range(absence.LOOKS + 1):
+            await rig.quiet()
+            cloud.ahead += 86_400.0 / (absence.LOOKS - 1) + 1.0
+            await rig.resync()
+        await rig.quiet()
+        assert cloud.of(image.id) == []
+
+
+def made_of_an_entry(cloud: FakeCloud, entry: Volume) -> tuple[Image, Volume]:
+    """`openstack image create --volume ENTRY`, as an operator does to save an image's data."""
+    image = cloud.queue(owner=PROJECT, visibility="private")
+    clone = cloud.cinder_clones(entry.id, image.id)
+    kept = {name: text for name, text in clone.metadata.items() if name != "_cached_for"}
+    cloud.volumes[clone.id] = replace(
+        clone, metadata={**kept, "image_owner": PROJECT, "glance_image_id": image.id}
+    )
+    cloud.locate(image.id, "cinder-fast", clone.id)
+    return image, clone
+
+
+@pytest.mark.parametrize("how", ["hidden", "pending"])
+async def test_the_only_copy_of_an_image_that_was_made_of_an_entry_stays(
+    cloud: FakeCloud, how: str
+) -> None:
+    cloud.delayed = how == "pending"
+    policy = Policy(settle=0.0, rewarm_interval=0.0, visibilities=frozenset({"public"}))
+    async with rig_of(cloud, "cache", FAST, policy=policy, reclaiming=DAY) as rig:
+        cloud.upload(visibility="private")
+        cloud.emit = rig.hear
+        warm = cloud.upload()
+        await rig.quiet()
+        (entry,) = cloud.of(warm.id)
+        cloud.emit = lambda _: None
+        image, clone = made_of_an_entry(cloud, entry)
+        cloud.emit = rig.hear
+        if how == "hidden":
+            cloud.hides_locations = True
+        else:
+            cloud.delete_image(image.id)
+        for _ in range(absence.LOOKS + 1):
+            await rig.resync()
+            await rig.quiet()
+            cloud.ahead += 86_400.0 / (absence.LOOKS - 1) + 1.0
+        assert clone.id in cloud.volumes
+        assert not cloud.torn
+
+
+def test_no_clone_becomes_a_location_by_the_strategy_of_that_name() -> None:
+    target = using("location", FAST)[0]
+    image = FakeCloud(stores=dict(STORES)).upload()
+    entry = Volume(
+        id="e1", name=f"image-{image.id}", status="available", volume_type="fast", size=1,
+        source_volid="w1", created_epoch=image.created_epoch,
+        metadata={**image_volume.metadata_of(image, target), **MARKS, OF: "e1", "readonly": "True"},
+    )  # fmt: skip
+    seen = Seen(
+        image=image, now=image.created_epoch, settle=0.0, rewarm_interval=0.0, volumes=(entry,)
+    )
+    assert isinstance(location.plan(seen, target), CreateVolume)
