@@ -213,10 +213,11 @@ class Session:
     def _by_our_clock(self, service: str, thing: T) -> T:
         """An image or volume with its times by our clock: two services' are compared with each
         other, and with ours."""
-        ahead = self._ahead.get(service, 0.0)
+        if not (ahead := self._ahead.get(service, 0.0)):
+            return thing
         times = ("created_epoch", "updated_epoch")
         changes = {name: at - ahead for name in times if (at := getattr(thing, name))}
-        return replace(thing, **changes) if ahead else thing  # type: ignore[type-var]
+        return replace(thing, **changes)  # type: ignore[type-var]
 
     async def _guarded(self, service: str, method: str, ask: Callable[[], T]) -> T:
         """Run a request in a span of its own; see `_translated`."""
