@@ -21,11 +21,11 @@ from worker.broker.inspect import look
 from worker.broker.topology import Topology
 from worker.broker.url import parse
 from worker.diagnose import upgrade
-from worker.diagnose.broker_check import subscription_of
 from worker.diagnose.check import Check
 from worker.diagnose.doctor import look_at_brokers
 from worker.diagnose.doctor.management import Management
 from worker.settings import Settings
+from worker.settings.subscription import subscription_of
 
 
 @pytest.fixture(scope="module")

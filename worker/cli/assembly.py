@@ -21,9 +21,9 @@ from worker.core.handler import Handler, HandlerFactory, Parts
 from worker.core.intake import Intake
 from worker.core.lanes import Lanes
 from worker.core.uses import Uses
-from worker.diagnose.broker_check import subscription_of
 from worker.observe.metrics import Metrics
 from worker.settings import Settings
+from worker.settings.subscription import subscription_of
 
 if TYPE_CHECKING:
     from worker.openstack.cloud import OpenStackCloud

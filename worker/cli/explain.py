@@ -22,12 +22,12 @@ from worker.cli.preflight import check_cloud
 from worker.cli.table import Table
 from worker.core.errors import Temporary
 from worker.diagnose import doctor, explain
-from worker.diagnose.broker_check import subscription_of
 from worker.diagnose.check import FAILED, Check
 from worker.diagnose.explain import probe
 from worker.observe import live
 from worker.observe.metrics import Metrics
 from worker.settings import Settings
+from worker.settings.subscription import subscription_of
 
 if TYPE_CHECKING:
     from worker.openstack.cloud import OpenStackCloud

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from worker.broker.inspect import Depth, Look, look, scratch
-from worker.broker.subscription import Subscription
 from worker.broker.topology import Topology
 from worker.core.errors import Misconfigured
 from worker.settings import Settings
+from worker.settings.subscription import subscription_of
 
 
 def of_notifications(url: str, settings: Settings, *, besides: Iterable[str] = ()) -> Look:
@@ -41,19 +41,6 @@ def of_intake(url: str, settings: Settings) -> tuple[Look, bool]:
             limited = subscription.declare_limited(connection)
 
     return look(url, queues=[settings.queue], trial=declare), limited
-
-
-def subscription_of(settings: Settings) -> Subscription:
-    """Our queue for notifications, and what goes into it."""
-    return Subscription(
-        queue=settings.queue,
-        queue_type=settings.queue_type,
-        max_length=settings.queue_max_length,
-        expires=settings.queue_expires,
-        exchanges=settings.exchanges,
-        topics=settings.topics,
-        priorities=settings.priorities,
-    )
 
 
 def of_lanes(settings: Settings) -> Look:
