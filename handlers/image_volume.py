@@ -212,8 +212,13 @@ def _lies(volume: Volume, target: Target) -> bool:
 def is_entry(volume: Volume) -> bool:
     """Whether it is an entry of Cinder's cache: marked by us, or with just the read-only flag that
     Cinder sets."""
-    claims = {"glance_image_id", "image_owner"} & volume.metadata.keys()
-    return FRESH in volume.metadata or (is_readonly(volume) and not claims)
+    return FRESH in volume.metadata or (is_readonly(volume) and not is_claimed(volume))
+
+
+def is_claimed(volume: Volume) -> bool:
+    """Whether its metadata claims that it is an image's data: Glance, Cinder's upload or we have
+    written that; on Cinder's clones it may be a user's doing."""
+    return not {"glance_image_id", "image_owner"}.isdisjoint(volume.metadata)
 
 
 def is_throw_away(volume: Volume) -> bool:

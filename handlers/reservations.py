@@ -13,7 +13,7 @@ from handlers import budget, image_volume
 from handlers.deletion import Deletion
 from worker.core.age import age, lasts
 from worker.core.cloud import Image, Quota, Volume
-from worker.core.errors import Blocked, Conflict, NotFound
+from worker.core.errors import Blocked, NotFound
 from worker.core.handler import Parts, Watch
 from worker.core.outcome import Again, Skip
 from worker.core.target import Target
@@ -24,8 +24,8 @@ KEPT_FOR = 3600.0
 LOOKS = 20
 # For how many seconds a volume that could not be deleted is not chosen again
 STUCK_FOR = 900.0
-# Seconds after which a volume that its image has lost is asked for again
-LET_GO_WITHIN = 30.0
+# The same for one that its image has lost all the same
+LOST_FOR = 21_600.0
 
 log = structlog.get_logger(__name__)
 
@@ -41,7 +41,8 @@ class Reservations:
         self._coming: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stuck: dict[str, float] = {}
-        self._unlocated: set[str] = set()
+        self._lost: dict[str, float] = {}
+        self._halted: dict[str, float] = {}
 
     async def reserve(
         self, image: Image, target: Target, watch: Watch, *, volumes: int = 1
@@ -50,7 +51,7 @@ class Reservations:
         are made at once.
 
         Raises budget.NoRoom if the image can't have room, Blocked if the quota is used up; nothing
-        is evicted then. Conflict while a volume is there that an image has lost for this.
+        is evicted then.
         """
         size = image_volume.size_on(image, target)
         async with self._locks[target.name]:
@@ -60,9 +61,8 @@ class Reservations:
                 quota = await self._quota(target)
                 if shortage := _shortage(quota, size * volumes - freed, volumes - len(going)):
                     raise Blocked(shortage)
-                if await self._evicted(
-                    going, watch, why=f"room on {target.name} for image {image.id}"
-                ):
+                why = f"room on {target.name} for image {image.id}"
+                if await self._evicted(going, watch, target=target, why=why):
                     break
             self._coming[target.name][image.id] = (size, self._now())
         for _ in range(LOOKS if _shortage(quota, size * volumes, volumes) else 0):
@@ -70,42 +70,56 @@ class Reservations:
             if not _shortage(await self._quota(target), size * volumes, volumes):
                 break
 
-    async def _evicted(self, going: list[budget.Held], watch: Watch, *, why: str) -> bool:
-        """Whether all of them were deleted. What Glance or Cinder does not let go of is left out of
-        the next choice.
+    async def _evicted(
+        self, going: list[budget.Held], watch: Watch, *, target: Target, why: str
+    ) -> bool:
+        """Whether all of them are gone, one after the other. The next choice leaves out what Glance
+        or Cinder does not let go of.
 
-        Conflict if it is no location of its image any more, as with Glance's delayed deletion: if
-        others followed, each image on the target would lose its own, and none would get room.
+        NoRoom if a volume stays although its image has lost it: then this is not done to another
+        image on the target before STUCK_FOR is over.
         """
         for one in going:
+            self._check_halt(target)
             evicted = await self._deletion.evict(
                 one.image_id, [one.volume], why=why, reason="budget"
             )
             if isinstance(evicted, Again | Skip):
                 log.warning("image_volume_not_evicted", volume_id=one.volume.id, why=evicted.reason)
-                if one.volume.id in self._unlocated:
-                    raise _waiting_for(one.volume)
                 self._stuck[one.volume.id] = self._now() + STUCK_FOR
                 return False
-        # Cinder takes the request, and its driver may give the volume back
-        for one in going:
-            for _ in range(LOOKS):
-                volume = await self._look(one.volume.id)
-                if volume is None:
-                    self._unlocated.discard(one.volume.id)
-                    break
-                if not image_volume.is_leaving(volume):
-                    log.warning(
-                        "image_volume_handed_back", volume_id=volume.id, status=volume.status
-                    )
-                    if image_volume.may_be_location(volume):
-                        # The least recently used as before, it is asked for again by the next try
-                        self._unlocated.add(volume.id)
-                        raise _waiting_for(volume)
-                    self._stuck[volume.id] = self._now() + STUCK_FOR
-                    return False
-                await watch.changed()
+            volume = await self._after_deletion(one.volume.id, watch)
+            if volume and image_volume.may_be_location(volume):
+                # With delayed deletion Glance has removed the location alone. Now Cinder is asked
+                await self._deletion.evict(one.image_id, [volume], why=why, reason="budget")
+                volume = await self._after_deletion(volume.id, watch)
+            if volume is None:
+                continue
+            # Cinder has taken the request, and its driver has given the volume back
+            log.warning("image_volume_handed_back", volume_id=volume.id, status=volume.status)
+            if not image_volume.may_be_location(volume):
+                self._stuck[volume.id] = self._now() + STUCK_FOR
+                return False
+            self._lost[volume.id] = self._halted[target.name] = self._now()
+            self._check_halt(target)
         return True
+
+    def _check_halt(self, target: Target) -> None:
+        since = self._halted.get(target.name)
+        if since is not None and age(since, self._now()) < STUCK_FOR:
+            raise budget.NoRoom(
+                f"target {target.name} is full, and Cinder has kept a volume that was to make room: no "
+                "other image loses its own for a while"
+            )
+
+    async def _after_deletion(self, volume_id: str, watch: Watch) -> Volume | None:
+        """Return a volume that does not go, although its deletion was asked for; else None."""
+        for _ in range(LOOKS):
+            volume = await self._look(volume_id)
+            if volume is None or not image_volume.is_leaving(volume):
+                return volume
+            await watch.changed()
+        return None
 
     async def _look(self, volume_id: str) -> Volume | None:
         try:
@@ -185,7 +199,12 @@ class Reservations:
             for volume_id, until in self._stuck.items()
             if lasts(until, self._now(), STUCK_FOR)
         }
-        staying: set[str] = set(self._stuck)
+        self._lost = {
+            volume_id: since
+            for volume_id, since in self._lost.items()
+            if age(since, self._now()) < LOST_FOR
+        }
+        staying = {*self._stuck, *self._lost}
         while True:
             going = choose(staying)
             stays = {one.volume.id for one in going if await self._stays(one)}
@@ -209,13 +228,6 @@ class Reservations:
             # Cinder's policy may keep it from us; then Cinder itself refuses what is too much
             log.debug("quota_unknown", error=str(error))
             return Quota()
-
-
-def _waiting_for(volume: Volume) -> Conflict:
-    return Conflict(
-        f"volume {volume.id} was evicted to make room, and Cinder has not let go of it yet",
-        after=LET_GO_WITHIN,
-    )
 
 
 def _shortage(quota: Quota, gigabytes: int, volumes: int) -> str:

@@ -11,11 +11,11 @@ from handlers.actions import SetMetadata
 from handlers.deletion.brake import CONFIRM_LOCATIONS, Brake
 from handlers.marks import NOT_OURS, is_ours
 from worker.core import absence
-from worker.core.absence import PENDING
 from worker.core.cloud import Volume
 from worker.core.deletions import DELETED
 from worker.core.errors import NotFound
 from worker.core.handler import Parts
+from worker.core.target import PENDING
 
 # Times that each question of a look is asked, one after the other: of several Glance hosts behind a
 # balancer one may hide images, and another one may show the image that is the proof

@@ -99,7 +99,7 @@ class Actor:
         log.info(
             "image_volume_creating", volume_id=volume.id, volume_type=new.volume_type, size=new.size
         )
-        return with_volume(volume, seen)
+        return replace(with_volume(volume, seen), made=seen.made | {volume.id})
 
     async def _delete(self, change: DeleteVolume, seen: Seen, target: Target) -> Seen:
         if change.native:

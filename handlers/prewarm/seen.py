@@ -40,6 +40,8 @@ class Seen:
     """Stores from which Cinder may clone the image itself; None if that is known, or cannot be."""
 
     # Results of the actions of this try
+    made: frozenset[str] = frozenset()
+    """Volumes that this try has asked for: how long ago, no clock but ours tells."""
     hidden: bool = False
     """Glance was asked for the locations and showed none, so nothing is known about them."""
     gone: frozenset[str] = frozenset()

@@ -73,7 +73,12 @@ class Actor:
         else:
             clone = await making
         log.info("clone_creating", volume_id=clone.id, source_volid=new.source_volid, size=new.size)
-        return replace(seen, clones=(*(seen.clones or ()), clone), sure=False)
+        return replace(
+            seen,
+            clones=(*(seen.clones or ()), clone),
+            made=seen.made | {clone.id},
+            sure=False,
+        )
 
     async def _delete(self, change: DeleteClone, seen: Seen) -> Seen:
         other = (

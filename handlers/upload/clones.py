@@ -43,6 +43,24 @@ def clones_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
     )
 
 
+def older_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
+    """Return clones for an upload of the image that are older than it, by Cinder's clock.
+
+    They are of an image that had this id before, or that clock is wrong.
+    """
+    return tuple(
+        v
+        for v in volumes
+        if v.source_volid
+        and is_ours(v)
+        and v.metadata[TAG] == UPLOAD
+        and image_volume.is_kept_for(v, image.id)
+        and not (image_volume.is_of(v, image) or image_volume.is_leaving(v))
+    )
+
+
 def _is_claimed(clone: Volume) -> bool:
-    """Whether Cinder's upload or we have marked it."""
-    return is_ours(clone) or "image_owner" in clone.metadata
+    """Whether Cinder's upload or we have marked it for an upload, not an older version of ours as
+    an entry of Cinder's cache."""
+    entry = not {image_volume.ORIGIN, image_volume.FRESH}.isdisjoint(clone.inherited)
+    return not entry and (is_ours(clone) or "image_owner" in clone.metadata)

@@ -45,7 +45,7 @@ def complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, .
             Again("Cinder's own upload may be at work", after=max(1.0, left), counted=False)
         )
     if is_ours(clone) and clone.inherited:
-        # Not its own before they stand beside its id, which is known only now
+        # Its marks count only beside its id, which nobody knew when it was asked for
         return SetMetadata.of(clone, marks_of(seen.image))
     if not image_volume.is_usable(clone):
         return _await(clone, seen)
@@ -116,8 +116,8 @@ def _locate(
 def _await(clone: Volume, seen: Seen) -> Action:
     """Wait for a clone that is being made: soon without a slot of the lane, and not for ever if
     its source is gone."""
-    age = seen.now - clone.created_epoch
-    if age > PATIENCE:
+    since = seen.now - clone.created_epoch
+    if since > PATIENCE and clone.id not in seen.made:
         if not seen.sure:
             return LookAgain(clone.source_volid)
         if clone.source_volid in seen.missing and is_ours(clone):

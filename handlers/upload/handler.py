@@ -64,7 +64,9 @@ class Upload:
             )
         else:
             # Of the volumes that claim their image from the start, only our clones are for uploads
-            concerned = notification.target == UPLOAD or not notification.claimed
+            concerned = notification.target == UPLOAD or not (
+                notification.claimed or notification.target
+            )
         return (
             (Key(self.name, notification.image_id),) if notification.image_id and concerned else ()
         )

@@ -19,7 +19,7 @@ from handlers.upload.actions import (
     LookAtUsage,
     Observation,
 )
-from handlers.upload.clones import clones_of
+from handlers.upload.clones import clones_of, older_of
 from handlers.upload.seen import Seen, with_clone, without
 from worker.core.cloud import Cloud, Image
 from worker.core.errors import NotFound
@@ -51,7 +51,9 @@ class Observer:
                 found, seen = await asyncio.gather(
                     cloud.find_volumes(image_volume.name_of(image_id)), looking
                 )
-                return replace(seen, clones=clones_of(seen.image, found))
+                return replace(
+                    seen, clones=clones_of(seen.image, found), older=older_of(seen.image, found)
+                )
             case LookAtSource(volume_id):
                 return await self._look_at_source(volume_id, seen)
             case LookAtUsage():

@@ -178,6 +178,13 @@ def _clone_of(source_id: str, seen: Seen, rules: Uploads, targets: tuple[Target,
             return LookAtUsage()
         if reason := excess(source, seen.used, rules):
             return Finish(_patience(reason, seen), tell=f"waiting: {reason}")
+    if seen.older:
+        ids = ", ".join(clone.id for clone in seen.older)
+        reason = (
+            f"clone {ids} is older than the image by Cinder's clock: it is of an image that had this "
+            "id before, and can be deleted, or that clock is wrong"
+        )
+        return Finish(_patience(reason, seen), tell="waiting: a clone of an earlier image is there")
     bind = None
     # Each change of an image is a risk to it. If there are properties to keep, one request does
     # both once the clone is there

@@ -21,6 +21,8 @@ class Seen:
     now: float
     stores: tuple[Store, ...] = ()
     clones: tuple[Volume, ...] | None = None
+    older: tuple[Volume, ...] = ()
+    """Clones like these that are older than the image."""
     source: Volume | None = None
     """The volume that was read last."""
     missing: frozenset[str] = frozenset()
@@ -33,6 +35,8 @@ class Seen:
     """Glance was asked for the locations and showed none."""
 
     # Results of the actions of this try
+    made: frozenset[str] = frozenset()
+    """Clones that this try has asked for: how long ago, no clock but ours tells."""
     sure: bool = False
     """Image and source were read again since the clone was there."""
     changed: bool = False

@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from handlers import image_volume
+from handlers import image_volume, last_use
 from handlers.actions import SetMetadata
 from handlers.prewarm.actions import CreateVolume
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import location
 from tests.unit.rigs import rig_of
 from worker.core import absence
-from worker.core.cloud import Image, Volume, own
-from worker.core.outcome import Done
+from worker.core.cloud import Image, NewVolume, Volume, own
+from worker.core.outcome import Again, Done
 from worker.core.target import OF, TAG, UPLOAD, UPLOADED_BY, Policy, Reclaiming, Uploads
 from worker.testing.fake_cloud import PROJECT, FakeCloud
 from worker.testing.rig import FAST, STORES, Rig, located, using
@@ -24,6 +24,10 @@ CLONE = Volume(
     id="c1", name="image-x", status="available", volume_type="fast", size=1, source_volid="v1"
 )
 MARKS = {TAG: "fast", image_volume.ORIGIN: "prewarm", image_volume.FRESH: "then"}
+KEYS = {
+    TAG, OF, UPLOADED_BY, image_volume.ORIGIN, image_volume.FRESH, image_volume.ANEW, last_use.USED,
+    absence.MISSING,
+}  # fmt: skip
 DAY = Reclaiming(grace=86_400.0)
 
 
@@ -38,6 +42,13 @@ def cloud() -> FakeCloud:
         ({**MARKS, "x": "y"}, {"x": "y"}),
         ({**MARKS, OF: "v1"}, {}),
         ({**MARKS, OF: "c1"}, {**MARKS, OF: "c1"}),
+        # Keys of users, who choose their names too
+        (
+            {f"{TAG}/../../other": "x", f"{TAG}_x": "y"},
+            {f"{TAG}/../../other": "x", f"{TAG}_x": "y"},
+        ),
+        # An older version may have written it, and it only protects
+        ({**MARKS, absence.MISSING: "pending_delete"}, {absence.MISSING: "pending_delete"}),
         # A claim, until the clone is marked by its own id
         (
             {**MARKS, TAG: UPLOAD, UPLOADED_BY: "alice"},
@@ -50,7 +61,7 @@ def test_a_clone_has_only_marks_beside_its_own_id(
 ) -> None:
     seen = own(replace(CLONE, metadata=metadata))
     assert seen.metadata == shown
-    assert seen.inherited == (set() if seen.metadata.get(OF) else {*metadata} - {"x"})
+    assert seen.inherited == (set() if seen.metadata.get(OF) else KEYS & metadata.keys())
     plain = replace(CLONE, source_volid="", metadata=metadata)
     assert own(plain) == plain
 
@@ -104,7 +115,13 @@ async def test_an_entry_is_one_whatever_its_metadata_claims(cloud: FakeCloud) ->
     async with rig_of(cloud, "cache", FAST) as rig:
         cloud.emit = rig.hear
         images = []
-        for claims in ({}, {"glance_image_id": ""}, {"glance_image_id": "", **MARKS}):
+        for claims in (
+            {},
+            {"glance_image_id": ""},
+            {"glance_image_id": "", **MARKS},
+            {"glance_image_id": "of another one"},
+            {"image_owner": "x"},
+        ):
             cloud.emit = lambda _: None
             image = cloud.upload(owner="mallory")
             images.append(image)
@@ -192,3 +209,47 @@ def test_no_clone_becomes_a_location_by_the_strategy_of_that_name() -> None:
         image=image, now=image.created_epoch, settle=0.0, rewarm_interval=0.0, volumes=(entry,)
     )
     assert isinstance(location.plan(seen, target), CreateVolume)
+
+
+async def test_entries_that_an_older_version_has_marked_stay_and_are_marked_anew(
+    cloud: FakeCloud,
+) -> None:
+    async with rig_of(cloud, "cache", FAST) as rig:
+        cloud.emit = rig.hear
+        images = [cloud.upload() for _ in range(3)]
+        await rig.quiet()
+        entries = {image.id: cloud.of(image.id)[0] for image in images}
+        for entry in entries.values():
+            kept = {name: text for name, text in entry.metadata.items() if name != OF}
+            cloud.volumes[entry.id] = replace(entry, metadata=kept)
+        # So old that an upload's clone without a location would go
+        cloud.ahead += 86_400.0
+        await rig.resync()
+        await rig.quiet()
+        for image in images:
+            (entry,) = cloud.of(image.id)
+            assert entry.id == entries[image.id].id
+            assert entry.metadata[OF] == entry.id
+        assert await rig.resync() == []
+
+
+async def test_a_clone_that_is_older_than_its_image_is_not_made_again(cloud: FakeCloud) -> None:
+    """Cinder's clock is behind, or it is of an image that had this id before."""
+    async with Rig(cloud, targets=()) as rig:
+        source = cloud.volume_of("alice")
+        image = cloud.queue(properties={"image_volume_source": source.id})
+        old = await cloud.create_volume(
+            NewVolume(
+                name=f"image-{image.id}", size=1, source_volid=source.id,
+                metadata={TAG: UPLOAD, UPLOADED_BY: "alice", "image_owner": "alice"},
+            )
+        )  # fmt: skip
+        await cloud.quiet()
+        cloud.volumes[old.id] = replace(
+            cloud.volumes[old.id], created_epoch=image.created_epoch - 300.0
+        )
+        outcome = await rig.complete(image.id)
+        assert isinstance(outcome, Again)
+        assert not outcome.counted
+        assert f"clone {old.id} is older than the image" in outcome.reason
+        assert [volume.id for volume in cloud.of(image.id)] == [old.id]

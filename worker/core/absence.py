@@ -13,15 +13,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from worker.core.cloud import Volume
-from worker.core.target import TAG
+from worker.core.target import MISSING, PENDING
 
-# The metadata that holds the note: "<looks> <time of the last one>", or "pending_delete"; empty
-# once the image is back
-MISSING = f"{TAG}_missing"
 LOOKS = 5
-PENDING = "pending_delete"
-"""Glance's delayed deletion: the image is not found any more, but an administrator can restore
-it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +58,9 @@ class Absence:
         return replace(self, looks=self.looks + 1, last=now)
 
     def to_metadata(self) -> dict[str, str]:
-        """The note as metadata of a volume."""
+        """The note as metadata of a volume: "<looks> <time of the last one>", "pending_delete" for
+        Glance's delayed deletion, after which an administrator can restore the image, or nothing once
+        the image is back."""
         if self.pending:
             return {MISSING: PENDING}
         if not self.looks:

@@ -9,7 +9,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from worker.core.pool import Pool, VolumeType
-from worker.core.target import OF, TAG, UPLOAD, UPLOADED_BY
+from worker.core.target import MARKS, MISSING, OF, PENDING, TAG, UPLOAD, UPLOADED_BY
 
 GIB = 1 << 30
 LISTED = ("active", "queued", "saving", "deactivated")
@@ -87,8 +87,8 @@ class Volume:
     of the image that the volume was made from (`volume_image_metadata`). Users may write anything
     there; `list_volumes` leaves it out. `downloaded` tells that Cinder has noted a download of the
     image that it was made from; where Cinder verifies no signatures (`verify_glance_signatures =
-    disabled`) it notes none. Of the marks in its metadata a clone has only its own, see `own`;
-    `inherited` are the keys of others.
+    disabled`) it notes none. `metadata` of a clone is without the marks that it may have from its
+    source (see `own`); `inherited` are the keys of those.
     """
 
     id: str
@@ -120,11 +120,19 @@ def own(volume: Volume) -> Volume:
     marks are its own only beside its own id, which nobody knows beforehand. Until then, that a
     clone is one of ours for an upload is a claim, which gives no rights beyond its image.
     """
-    if not volume.source_volid or volume.metadata.get(OF) == volume.id:
+    metadata = volume.metadata
+    if not volume.source_volid or metadata.get(OF) == volume.id:
         return volume
-    marks = frozenset(name for name in volume.metadata if name.startswith(TAG))
-    claim = {TAG, UPLOADED_BY} if volume.metadata.get(TAG) == UPLOAD else set[str]()
-    kept = {name: text for name, text in volume.metadata.items() if name not in marks - claim}
+    marks = MARKS & metadata.keys()
+    believed = {TAG, UPLOADED_BY} if metadata.get(TAG) == UPLOAD else set[str]()
+    if metadata.get(MISSING) == PENDING:
+        # It only ever protects, and an older version may have written it
+        believed.add(MISSING)
+    left_out = marks - believed
+    if volume.name != f"image-{metadata.get('glance_image_id')}":
+        # Cinder names the clone, and writes no other image's id on it
+        left_out |= {"glance_image_id"}
+    kept = {name: text for name, text in metadata.items() if name not in left_out}
     return replace(volume, metadata=kept, inherited=marks)
 
 

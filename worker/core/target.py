@@ -17,6 +17,19 @@ UPLOAD = "upload"
 UPLOADED_BY = f"{TAG}_upload"
 # The key for the id of the clone whose metadata it is: see `worker.core.cloud.own`
 OF = f"{TAG}_of"
+# The key for the looks for an image that were in vain, or this: see `worker.core.absence`
+MISSING = f"{TAG}_missing"
+PENDING = "pending_delete"
+# All keys that the worker writes
+MARKS = frozenset(
+    {
+        TAG,
+        UPLOADED_BY,
+        OF,
+        MISSING,
+        *(f"{TAG}_{name}" for name in ("origin", "updated_at", "anew", "used_at")),
+    }
+)
 
 Strategy = Literal["auto", "store", "location", "cache", "native"]
 LocationApi = Literal["auto", "new", "old"]

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 import structlog
 
@@ -32,7 +32,7 @@ class Cinder(Keystone):
         volume = await self._read(
             "block-storage",
             f"/volumes/{volume_id}",
-            lambda answer: self._volume(answer["volume"], parse.whole_volume),
+            lambda answer: parse.whole_volume(answer["volume"]),
             certain=volume_id,
             microversion=WITH_CLUSTER,
         )
@@ -96,7 +96,7 @@ class Cinder(Keystone):
         }
         body |= {name: value for name, value in more.items() if value}
         answer = await self._write("block-storage", "POST", "/volumes", {"volume": body})
-        return parse.parsed("block-storage", lambda made: self._volume(made["volume"]), answer)
+        return parse.parsed("block-storage", lambda made: parse.volume(made["volume"]), answer)
 
     async def delete_volume(self, volume_id: str) -> None:
         await self._write("block-storage", "DELETE", f"/volumes/{volume_id}")
@@ -106,7 +106,7 @@ class Cinder(Keystone):
     ) -> None:
         url, body = f"/volumes/{volume_id}/metadata", {"metadata": dict(metadata)}
         for name in sorted(drop):
-            await self._drop(f"{url}/{name}")
+            await self._drop(url, name)
         answer = await self._write("block-storage", "POST", url, body)
         shown = answer.get("metadata") if isinstance(answer, dict) else None
         if not isinstance(shown, dict):
@@ -116,12 +116,13 @@ class Cinder(Keystone):
         if doubled := [name for name, value in metadata.items() if shown.get(name, value) != value]:
             log.info("metadata_doubled", volume_id=volume_id, names=doubled)
             for name in doubled:
-                await self._drop(f"{url}/{name}")
+                await self._drop(url, name)
             await self._write("block-storage", "POST", url, body)
 
-    async def _drop(self, url: str) -> None:
+    async def _drop(self, url: str, name: str) -> None:
         with contextlib.suppress(NotFound):
-            await self._write("block-storage", "DELETE", url)
+            # Users choose the names of what they write: `..` in one would lead elsewhere
+            await self._write("block-storage", "DELETE", f"{url}/{quote(name, safe='')}")
 
     async def set_readonly(self, volume_id: str) -> None:
         body = {"os-update_readonly_flag": {"readonly": True}}
@@ -219,13 +220,6 @@ class Cinder(Keystone):
 
         return await self._guarded("block-storage", "GET", ask)
 
-    def _volume(
-        self,
-        fields: Mapping[str, Any],
-        as_volume: Callable[[Mapping[str, Any]], Volume] = parse.volume,
-    ) -> Volume:
-        return self._by_our_clock("block-storage", as_volume(fields))
-
     def _volumes(
         self,
         query: Mapping[str, str],
@@ -250,7 +244,7 @@ class Cinder(Keystone):
             "block-storage",
             f"/volumes/detail?{urlencode(query)}",
             "volumes",
-            lambda fields: self._volume(fields, as_volume),
+            as_volume,
             following,
             microversion=WITH_CLUSTER,
         )

@@ -21,7 +21,7 @@ class Glance(Keystone):
     """Verbs of the image API."""
 
     async def get_image(self, image_id: str) -> Image:
-        return await self._read("image", f"/v2/images/{image_id}", self._shown, certain=image_id)
+        return await self._read("image", f"/v2/images/{image_id}", parse.image, certain=image_id)
 
     async def list_images(self) -> AsyncIterator[Image]:
         # Glance lists either hidden images or the others, never both
@@ -159,12 +159,9 @@ class Glance(Keystone):
             "image", f"/v2/images?{urlencode(query)}", parse.each("images", Shown.from_api)
         )
 
-    def _shown(self, fields: Mapping[str, Any]) -> Image:
-        return self._by_our_clock("image", parse.image(fields))
-
     def _images(self, query: Mapping[str, str], *, limit: int) -> AsyncIterator[Image]:
         url = f"/v2/images?{urlencode({**query, 'limit': limit})}"
-        return self._pages("image", url, "images", self._shown, lambda page: page.get("next"))
+        return self._pages("image", url, "images", parse.image, lambda page: page.get("next"))
 
 
 def _change(name: str, value: str) -> dict[str, str]:

@@ -9,8 +9,6 @@ import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -30,9 +28,6 @@ from worker.openstack.parse import each, link, parsed
 
 # Of a listing: ten million rows. One with more never ends
 MOST_PAGES = 10_000
-# Seconds by which a service's clock may be wrong: two of an image's times are compared to within a
-# minute, and each answer comes from another host
-WRONG_BY = 20.0
 UNANSWERED = (
     ksa.ClientException,
     ksa.RetriableConnectionFailure,
@@ -69,7 +64,6 @@ class Session:
         self._under_way: set[Deadline] = set()
         self._sleep = sleep
         self._strange = ""
-        self._ahead: dict[str, float] = {}
 
     def close(self) -> None:
         """Let go of threads and connections; requests under way end with an error."""
@@ -169,7 +163,6 @@ class Session:
                 )
             if microversion:
                 where["microversion"] = microversion
-            asked = time.time()
             response = proxy.request(
                 url,
                 method,
@@ -184,7 +177,6 @@ class Session:
                 data=None if body is None else json.dumps(body),
             )
             self._metrics.api_requests.labels(service, method, str(response.status_code)).inc()
-            self._look_at_clock(service, response, asked)
             tracing.note("url.path", urlsplit(response.url).path)
             tracing.note("http.response.status_code", response.status_code)
             log.debug(
@@ -197,27 +189,6 @@ class Session:
             return read(service, method, response, certain)
 
         return await self._guarded(service, method, ask)
-
-    def _look_at_clock(self, service: str, response: requests.Response, asked: float) -> None:
-        """Remember how far a service's clock is ahead of ours, in whole seconds, if it is more
-        wrong than what we knew by WRONG_BY."""
-        try:
-            second = parsedate_to_datetime(response.headers["Date"]).timestamp()
-        except (KeyError, ValueError):
-            return
-        least, most, known = second - time.time(), second + 1 - asked, self._ahead.get(service, 0.0)
-        if least - WRONG_BY > known or known > most + WRONG_BY:
-            self._ahead[service] = float(round((least + most) / 2))
-            log.warning("clock_differs", service=service, ahead=self._ahead[service])
-
-    def _by_our_clock(self, service: str, thing: T) -> T:
-        """An image or volume with its times by our clock: two services' are compared with each
-        other, and with ours."""
-        if not (ahead := self._ahead.get(service, 0.0)):
-            return thing
-        times = ("created_epoch", "updated_epoch")
-        changes = {name: at - ahead for name in times if (at := getattr(thing, name))}
-        return replace(thing, **changes)  # type: ignore[type-var]
 
     async def _guarded(self, service: str, method: str, ask: Callable[[], T]) -> T:
         """Run a request in a span of its own; see `_translated`."""

@@ -27,7 +27,7 @@ from worker.core.age import age
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Again, Done
 from worker.core.state import State
-from worker.core.target import Target
+from worker.core.target import TAG, UPLOAD, Target
 
 LOOKS = 5
 # Only with RBD does a missing download show that the driver has cloned the image: with other
@@ -57,6 +57,8 @@ def entries_of(seen: Seen) -> tuple[Volume, ...]:
             and volume.source_volid
             and volume.id not in located
             and image_volume.is_readonly(volume)
+            # One that an upload has left is none
+            and (volume.inherited or volume.metadata.get(TAG) != UPLOAD)
         )
     )
 
@@ -172,8 +174,8 @@ def _of_glance(volumes: tuple[Volume, ...], target: Target) -> Volume | None:
     """Return a volume on the target that may be a location of the image: Cinder clones that one,
     and makes no entry."""
     for volume in volumes:
-        claims = "glance_image_id" in volume.metadata and image_volume.FRESH not in volume.metadata
-        if claims and image_volume.is_usable(volume) and image_volume.is_on(volume, target):
+        unknown = image_volume.is_claimed(volume) and not image_volume.is_entry(volume)
+        if unknown and image_volume.is_usable(volume) and image_volume.is_on(volume, target):
             return volume
     return None
 

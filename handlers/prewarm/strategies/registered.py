@@ -21,7 +21,7 @@ from handlers.prewarm.strategies.lost import lost
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Again, Done, Skip
 from worker.core.state import State
-from worker.core.target import TAG, Target
+from worker.core.target import TAG, UPLOADED_BY, Target
 
 # Seconds for which a job waits for an administrator
 ASK_AGAIN = 900.0
@@ -193,7 +193,7 @@ def _encrypted(
 
 def await_or_give_up(volume: Volume, seen: Seen) -> Action:
     """Wait for a volume that Cinder makes for us; delete it after too long."""
-    if image_volume.is_stalled(volume, seen.now):
+    if image_volume.is_stalled(volume, seen.now) and volume.id not in seen.made:
         late = f"volume {volume.id} was {volume.status} for too long"
         return DeleteVolume(volume.id, why="it was made for too long", because=late)
     if volume.status in image_volume.MAKING:
@@ -236,6 +236,8 @@ def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
     asked = target.glance_store in seen.asked and marks.is_unmarked_copy(volume)
     if asked or marks.is_copy_of_ours(volume, seen.image):
         wanted[image_volume.ORIGIN] = image_volume.PREWARM
+    if UPLOADED_BY in volume.inherited:
+        wanted[UPLOADED_BY] = seen.image.owner
     if missing := image_volume.lacking(volume, wanted):
         return SetMetadata.of(volume, missing)
     if not image_volume.is_readonly(volume):
