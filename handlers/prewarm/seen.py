@@ -41,7 +41,7 @@ class Seen:
 
     # Results of the actions of this try
     made: frozenset[str] = frozenset()
-    """Volumes that this try has asked for: how long ago, no clock but ours tells."""
+    """Volumes that this try has asked for. Cinder's clock may be wrong: it does not tell their age."""
     hidden: bool = False
     """Glance was asked for the locations and showed none, so nothing is known about them."""
     gone: frozenset[str] = frozenset()

@@ -52,15 +52,14 @@ def older_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
         v
         for v in volumes
         if v.source_volid
-        and is_ours(v)
-        and v.metadata[TAG] == UPLOAD
+        and v.metadata.get(TAG) == UPLOAD
         and image_volume.is_kept_for(v, image.id)
         and not (image_volume.is_of(v, image) or image_volume.is_leaving(v))
     )
 
 
 def _is_claimed(clone: Volume) -> bool:
-    """Whether Cinder's upload or we have marked it for an upload, not an older version of ours as
-    an entry of Cinder's cache."""
+    """Whether it is marked as a clone for an upload, by Cinder or by us. An older version of ours
+    marked entries of Cinder's cache without their own ids: these are none."""
     entry = not {image_volume.ORIGIN, image_volume.FRESH}.isdisjoint(clone.inherited)
     return not entry and (is_ours(clone) or "image_owner" in clone.metadata)

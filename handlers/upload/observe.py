@@ -107,7 +107,7 @@ async def read_usage(cloud: Cloud, image: Image) -> int:
         [
             volume.size
             async for volume in cloud.list_volumes(image.owner, key=UPLOADED_BY)
-            # What a clone has from its source, a user may have written
+            # Marks that a clone has from its source may be a user's
             if not volume.inherited
             and volume.metadata.get("image_owner") == image.owner
             and volume.name != image_volume.name_of(image.id)

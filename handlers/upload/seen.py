@@ -36,7 +36,7 @@ class Seen:
 
     # Results of the actions of this try
     made: frozenset[str] = frozenset()
-    """Clones that this try has asked for: how long ago, no clock but ours tells."""
+    """Clones that this try has asked for. Cinder's clock may be wrong: it does not tell their age."""
     sure: bool = False
     """Image and source were read again since the clone was there."""
     changed: bool = False

@@ -13,7 +13,7 @@ from handlers.prewarm.actions import CreateVolume
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import location
 from tests.unit.rigs import rig_of
-from worker.core import absence
+from worker.core import absence, target
 from worker.core.cloud import Image, NewVolume, Volume, own
 from worker.core.outcome import Again, Done
 from worker.core.target import OF, TAG, UPLOAD, UPLOADED_BY, Policy, Reclaiming, Uploads
@@ -81,6 +81,10 @@ def test_what_makes_marks_a_clones_own_leaves_no_other_of_them() -> None:
     assert change.drop == {UPLOADED_BY}
 
 
+def test_every_key_that_the_worker_writes_is_a_mark() -> None:
+    assert target.MARKS == KEYS
+
+
 async def test_nobodys_uploads_push_images_off_a_target(cloud: FakeCloud) -> None:
     async with rig_of(cloud, "store", replace(FAST, max_count=3)) as rig:
         cloud.emit = rig.hear
@@ -105,7 +109,7 @@ async def test_nobody_uses_up_what_another_project_may_upload(cloud: FakeCloud) 
     async with Rig(cloud, uploads=rules) as rig:
         theirs = cloud.upload(owner="mallory", visibility="private")
         forged = {TAG: UPLOAD, UPLOADED_BY: "alice", "image_owner": "alice"}
-        cloud.use(theirs.id, "slow", project="mallory", metadata=forged)  # type: ignore[arg-type]
+        cloud.use(theirs.id, "slow", project="mallory", metadata=forged)
         assert len(cloud.of(theirs.id)) == 1
         wanted = cloud.queue(properties={"image_volume_source": cloud.volume_of("alice").id})
         assert isinstance(await rig.complete(wanted.id), Done)
@@ -126,7 +130,7 @@ async def test_an_entry_is_one_whatever_its_metadata_claims(cloud: FakeCloud) ->
             image = cloud.upload(owner="mallory")
             images.append(image)
             metadata = {name: text or image.id for name, text in claims.items()}
-            cloud.use(image.id, "fast", project="mallory", metadata=metadata)  # type: ignore[arg-type]
+            cloud.use(image.id, "fast", project="mallory", metadata=metadata)
             cloud.emit = rig.hear
         await rig.resync()
         await rig.quiet()
@@ -147,7 +151,7 @@ async def test_an_entry_that_claims_to_be_ours_or_a_location_is_reclaimed(cloud:
             owner="mallory", visibility="private", properties={"image_volume_prewarm": "no"}
         )
         forged = {TAG: "nowhere", "glance_image_id": image.id}
-        cloud.use(image.id, "fast", project="mallory", metadata=forged)  # type: ignore[arg-type]
+        cloud.use(image.id, "fast", project="mallory", metadata=forged)
         cloud.emit = rig.hear
         cloud.delete_image(image.id)
         for _ in range(absence.LOOKS + 1):
@@ -198,17 +202,17 @@ async def test_the_only_copy_of_an_image_that_was_made_of_an_entry_stays(
 
 
 def test_no_clone_becomes_a_location_by_the_strategy_of_that_name() -> None:
-    target = using("location", FAST)[0]
+    on = using("location", FAST)[0]
     image = FakeCloud(stores=dict(STORES)).upload()
     entry = Volume(
         id="e1", name=f"image-{image.id}", status="available", volume_type="fast", size=1,
         source_volid="w1", created_epoch=image.created_epoch,
-        metadata={**image_volume.metadata_of(image, target), **MARKS, OF: "e1", "readonly": "True"},
+        metadata={**image_volume.metadata_of(image, on), **MARKS, OF: "e1", "readonly": "True"},
     )  # fmt: skip
     seen = Seen(
         image=image, now=image.created_epoch, settle=0.0, rewarm_interval=0.0, volumes=(entry,)
     )
-    assert isinstance(location.plan(seen, target), CreateVolume)
+    assert isinstance(location.plan(seen, on), CreateVolume)
 
 
 async def test_entries_that_an_older_version_has_marked_stay_and_are_marked_anew(

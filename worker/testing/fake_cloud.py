@@ -207,7 +207,7 @@ class FakeCloud:
         self.announce("image.update", image_id)
 
     def use(
-        self, image_id: str, volume_type: str, *, project: str = "bob", **fields: str
+        self, image_id: str, volume_type: str, *, project: str = "bob", **fields: object
     ) -> Volume:
         """Have a user make a volume of an image; with `source_volid` or `snapshot_id`, of a
         volume that was made of it."""
