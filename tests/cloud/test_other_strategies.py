@@ -78,7 +78,15 @@ def test_of_two_locations_in_a_pool_cinder_clones_the_newest_volume(
 ) -> None:
     # As `clone_path` takes it to be
     image_id = images()
-    older, newer = (operator.volume(image_id, "local-1").id for _ in range(2))
+    made = {operator.volume(image_id, "local-1").id for _ in range(2)}
+    # Of two that were made within one second Cinder takes the higher id
+    older, newer = (
+        volume["id"]
+        for volume in sorted(
+            (one for one in operator.volumes() if one["id"] in made),
+            key=lambda volume: (volume["created_at"], volume["id"]),
+        )
+    )
     owner = {"metadata": {"image_owner": admin.show(image_id)["owner"]}}
     for volume_id in (older, newer):
         url = f"/volumes/{volume_id}/metadata"
@@ -88,14 +96,15 @@ def test_of_two_locations_in_a_pool_cinder_clones_the_newest_volume(
             location = {"url": f"cinder://cinder-1/{volume_id}", "metadata": {"store": "cinder-1"}}
             admin.property(image_id, "locations/-", location)
         offset = CINDER_LOG.stat().st_size
-        with bob.temporary_volume(image_id, "local-1") as made:
-            assert made.cloned
+        with bob.temporary_volume(image_id, "local-1") as clone:
+            assert clone.cloned
         log = CINDER_LOG.read_bytes()[offset:].decode()
         assert f"Will clone a volume from the image volume {newer}" in log
     finally:
         admin.delete_image(image_id)
-        for volume_id in ids(operator, image_id):
-            operator.delete_volume(volume_id)
+        for volume in operator.volumes():
+            if volume["id"] in made and volume["status"] != "deleting":
+                operator.delete_volume(volume["id"])
 
 
 @pytest.mark.usefixtures("image_cache")
