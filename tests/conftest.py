@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import structlog
 
 from tests.broker.rabbitmq import RabbitMQ, installed
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave out what takes long, unless LONG=1 asks for it."""
+    for item in items if not os.environ.get("LONG") else ():
+        if item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="LONG=1"))
 
 
 @pytest.fixture(autouse=True)

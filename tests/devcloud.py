@@ -3,7 +3,6 @@ nothing behind."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -180,5 +179,4 @@ def making(person: Person) -> Iterator[Callable[..., str]]:
     yield make
     for image_id in made:
         # The test may have deleted it itself
-        with contextlib.suppress(RuntimeError):
-            person.delete_image(image_id)
+        person.delete_image(image_id, missing_ok=True)

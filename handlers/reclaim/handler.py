@@ -162,8 +162,11 @@ class Reclaim:
         )
 
     async def prepare(self, volumes: Mapping[str, tuple[Volume, ...]]) -> None:
-        """Read Glance's stores, find the volumes that exceed budgets, and set the brake."""
-        resolved = await self._stores.all(afresh=True)
+        """Find the volumes that exceed budgets, and set the brake.
+
+        Prewarm's turn, which comes first, has read stores and types afresh.
+        """
+        resolved = await self._stores.all()
         notes: list[absence.Absence] = []
         for number, own in enumerate(volumes.values()):
             notes += map(absence.absence_of, own)

@@ -22,6 +22,8 @@ MIB = 1 << 20
 COUNTED_WITHIN = 60.0
 UNSETTLED = frozenset({"creating", "deleting", "detaching", "in-use"})
 PATIENCE = 600.0
+# For so long a deletion is asked for again, in seconds
+BUSY = 120.0
 CLONED_BY = 3.0
 """Seconds that no clone takes, on a machine with nothing else to do."""
 
@@ -141,9 +143,19 @@ class Person:
         images: list[dict[str, Any]] = answer.json()["images"]
         return images
 
-    def delete_image(self, image_id: str) -> None:
-        """Delete an image."""
-        self._checked(self.connection.image.delete(f"/images/{image_id}"))
+    def delete_image(self, image_id: str, *, missing_ok: bool = False) -> None:
+        """Delete an image; tried again while Glance or Cinder is busy with its data."""
+        until, tries = time.monotonic() + BUSY, 0
+        while True:
+            answer = self.connection.image.delete(f"/images/{image_id}")
+            tries += 1
+            if answer.status_code == 404 and (missing_ok or tries > 1):
+                return
+            # Glance answers 500 while it reads a volume to hash it
+            if answer.status_code not in (409, 500) or time.monotonic() > until:
+                break
+            time.sleep(0.5)
+        self._checked(answer)
 
     def volume(self, image_id: str, volume_type: str, *, gibibytes: int = 1) -> Made:
         """Make a volume from an image and wait until it is available."""

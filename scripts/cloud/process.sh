@@ -58,7 +58,7 @@ spawn() { # NAME COMMAND...
   (cd "$RUN" && TMPDIR=$TMP exec setsid --fork "$HERE/detached" "$RUN/$name.pid" "$@") \
     </dev/null >>"$LOG/$name.log" 2>&1 9>&-
   local tries
-  for ((tries = 0; tries < 200; tries++)); do
+  for ((tries = 0; tries < 1500; tries++)); do
     [ -s "$RUN/$name.pid" ] && return 0
     sleep 0.02
   done

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from worker.core.job import Job, Key
 from worker.core.lanes import Delivery
 
-PATIENCE = 60.0
+PATIENCE = 120.0
 """Seconds after which something that has to happen counts as not happening; generous, as machines
 are busy."""
 

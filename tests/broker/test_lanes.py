@@ -113,8 +113,9 @@ async def test_a_delayed_job_survives_a_restart(
     await made.publish(jobs(lane, 1), after=1.0)
     await asyncio.to_thread(rabbitmq.stop)
     await asyncio.to_thread(rabbitmq.start)
-    # RabbitMQ forwards a job later if it expired before the queue of the lane was back
-    assert await hands.have(1, within=PATIENCE + FORWARD_AGAIN) == ["0"]
+    # RabbitMQ forwards a job later if it expired before the queue of the lane was back. It gives it
+    # again if it was given before it stopped
+    assert set(await hands.have(1, within=PATIENCE + FORWARD_AGAIN)) == {"0"}
 
 
 async def test_connections_closed_by_the_broker_come_back(
@@ -188,7 +189,8 @@ async def test_what_was_delayed_for_a_queue_that_is_made_again_is_brought_back(
 ) -> None:
     hands = Hands()
     made = await opened(hands)
-    await made.publish(jobs(lane, 50), after=2.0)
+    # Until they are due all that follows has to be done
+    await made.publish(jobs(lane, 50), after=10.0)
     await made.close()
     await asyncio.to_thread(rabbitmq.delete, f"{QUEUE}.{lane}")
     await until(lambda: rabbitmq.depth(f"{QUEUE}.stray") == 50)
@@ -613,11 +615,11 @@ async def test_a_publisher_for_which_there_was_no_thread_is_begun_again(
 async def test_a_full_queue_of_dead_letters_is_an_error_after_a_while(
     rabbitmq: RabbitMQ, opened: Open, lane: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.broker.lanes.BURY_WITHIN", 1.0)
-    monkeypatch.setattr(outgoing, "PATIENCE", 1.0)
     made = await opened(Hands(), lane)
     letter = DeadLetter(lane=lane, reason="x", last_at=1.0, body=b"x")
     await made.bury([letter])
+    monkeypatch.setattr("worker.broker.lanes.BURY_WITHIN", 1.0)
+    monkeypatch.setattr(outgoing, "PATIENCE", 1.0)
     rule = '{"overflow": "reject-publish", "max-length": 1}'
     rabbitmq.ctl("set_policy", lane, rf"^{QUEUE}\.dead$", rule, "--apply-to", "queues")
     try:

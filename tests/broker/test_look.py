@@ -39,7 +39,10 @@ def test_lanes_that_were_never_needed(rabbitmq: RabbitMQ, queue: str) -> None:
     assert rabbitmq.depth(f"{queue}.fast") is None, "looking declares nothing"
 
 
-async def test_jobs_without_a_worker(rabbitmq: RabbitMQ, queue: str) -> None:
+async def test_jobs_without_a_worker(
+    rabbitmq: RabbitMQ, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.broker.inspect.HEAD_TIMEOUT", 60.0)
     lanes = RabbitLanes(url=rabbitmq.url, queue=queue)
     older, newer = (
         replace(job, first_at=at) for job, at in zip(jobs("fast", 2), (100.0, 200.0), strict=True)

@@ -80,7 +80,7 @@ async def test_one_that_hears_nothing_any_more_connects_anew(
 ) -> None:
     monkeypatch.setattr(replicas, "DEAF", 1.0)
     async with telling(rabbitmq, queue, "a") as a, telling(rabbitmq, queue, "b"):
-        await until(lambda: hosts(a) == {"b"})
+        await until(lambda: hosts(a) == {"b"} and a._channel is not None)
         channel = a._channel
         # As of a broker that has forgotten its consumer
         channel.callbacks = dict.fromkeys(channel.callbacks, lambda _: None)

@@ -33,9 +33,11 @@ async def test_a_thousand_images_of_others_do_not_starve_a_project(
     rabbitmq: RabbitMQ, projects: int
 ) -> None:
     async def work(key: Key, watch: Watch) -> Outcome:
-        await asyncio.sleep(0.05)
+        # Slow until the other's turn has come: the lane takes a while to read what waits behind
+        await asyncio.sleep(0.0 if other in handler.tries else 0.3)
         return Done()
 
+    other = Key("h", "other")
     handler, lanes = Scripted(work, width=4), RabbitLanes(url=rabbitmq.url, queue="turns")
     limits, metrics = Limits(drain=1.0), Metrics()
     runner = Runner(
@@ -48,7 +50,6 @@ async def test_a_thousand_images_of_others_do_not_starve_a_project(
         deletions=Deletions(),
     )
     burst = [Key("h", f"burst-{number}") for number in range(1000)]
-    other = Key("h", "other")
     try:
         await lanes.publish(
             job(key, project=f"a{number % projects}") for number, key in enumerate(burst)

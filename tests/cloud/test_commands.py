@@ -120,7 +120,7 @@ def test_what_fails_is_shown_with_its_next_try(
                 found[:] = of(rows(process, "status"), image_id, State="failed")
                 return len(found) == len(TARGETS)
 
-            until(failing, seconds=120, what="failed on both")
+            until(failing, what="failed on both")
             assert all(
                 row["Next try"].endswith("Z") and "quota" in row["Why"].lower() for row in found
             )
@@ -277,7 +277,12 @@ def test_an_image_by_its_name(worker: Worker, images: Images, command: str) -> N
 
 @pytest.mark.parametrize(
     "shape",
-    [(), ("IMAGE_CACHE=1", "POOLS=3"), ("TWIN_STORE=1",), ("CINDER_STORES=0", "IMAGE_CACHE=1")],
+    [
+        (),
+        ("CINDER_STORES=0", "IMAGE_CACHE=1"),
+        pytest.param(("IMAGE_CACHE=1", "POOLS=3"), marks=pytest.mark.long),
+        pytest.param(("TWIN_STORE=1",), marks=pytest.mark.long),
+    ],
 )
 def test_doctor_finds_ok_what_init_has_written(
     worker: Worker, images: Images, tmp_path: Path, shape: tuple[str, ...]

@@ -76,7 +76,7 @@ def test_each_volume_has_its_path_and_its_reason(
     settings = groups(
         prewarm={
             "targets": ",".join(TARGETS),
-            "settle": 5,
+            "settle": 60,
             "rewarm_interval": 600,
             "visibilities": "community",
         }
@@ -167,6 +167,7 @@ def test_each_volume_has_its_path_and_its_reason(
         owner.delete_volume(volume_id)
 
 
+@pytest.mark.long
 def test_a_cinder_without_its_cache_is_the_reason(
     worker: Worker, images: Images, bob: Person
 ) -> None:

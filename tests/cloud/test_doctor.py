@@ -244,7 +244,7 @@ def test_a_worker_that_runs(worker: Callable[..., WorkerProcess], tmp_path: Path
                     done.returncode, {row["Check"]: row for row in json.loads(done.stdout)}
                 )
 
-            until(lambda: report()["lanes queues"] == "ok", seconds=60, what="the lanes are served")
+            until(lambda: report()["lanes queues"] == "ok", what="the lanes are served")
             last = report()
             assert last.of("fail") == {}
             last.says("worker", "ok", "is ready")

@@ -642,6 +642,7 @@ def old_locations() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("old_locations")
+@pytest.mark.long
 def test_worker_with_strategy_location(
     worker: Worker, images: Images, alice: Person, operator: Person
 ) -> None:

@@ -62,8 +62,8 @@ def test_openstack_image_volume(
         assert image_id not in {row["ID"] for row in openstack("bob", "list")}
         assert image_id in {row["ID"] for row in openstack("admin", "list", "--all-projects")}
         openstack("alice", "warm", "--no", image_id)
-        until(lambda: set(paths(openstack("admin", "explain", image_id, status=3))), what="answer")
         until(lambda: not is_warm(operator, alice, image_id), what="cold")
+        assert set(paths(openstack("admin", "explain", image_id, status=3)))
 
 
 def test_an_upload_tells_its_owner(images: Images, alice: Person) -> None:

@@ -44,7 +44,7 @@ class Recording:
         self._process = subprocess.Popen(self._command, stderr=subprocess.PIPE, text=True)
         assert self._process.stderr
         # It is bound from here on
-        until(lambda: "recording" in self._process.stderr.readline(), seconds=60, what="it records")  # type: ignore[union-attr]
+        until(lambda: "recording" in self._process.stderr.readline(), what="it records")  # type: ignore[union-attr]
         time.sleep(1)
         return self
 

@@ -20,6 +20,7 @@ from scripts.cloud.operate import (
     groups,
     is_warm,
     of_image,
+    rabbitmqctl,
     switches,
     until,
 )
@@ -394,7 +395,15 @@ def test_by_the_listener_of_oslo_messaging(
     with worker(settings) as process:
         process.wait_ready()
         # It can't say when its bindings are there
-        time.sleep(5)
+        until(
+            lambda: any(
+                line.split() == ["glance", "image-volume-worker-oslo"]
+                for line in rabbitmqctl(
+                    "list_bindings", "source_name", "destination_name"
+                ).splitlines()
+            ),
+            what="its queue is bound",
+        )
         image_id = images()
         until(lambda: is_warm(operator, alice, image_id), what="warm")
         assert process.stop() == 0

@@ -123,7 +123,7 @@ def other_types(devcloud_up: None) -> Iterator[tuple[str, str]]:
                 assert answer.status_code == 200, answer.text
     yield "unserved", "encrypted"
     for name in ("unserved", "encrypted"):
-        until(lambda one=have[name]: cinder.delete(f"/types/{one}").status_code == 202, seconds=60)
+        until(lambda one=have[name]: cinder.delete(f"/types/{one}").status_code == 202)
 
 
 def status(alice: Person, image_id: str) -> str:
@@ -361,7 +361,8 @@ def test_what_is_refused_leaves_nothing_and_tells_nothing_of_others(
                 del one[differs]
         assert shown[0] == shown[1]
         assert {status(alice, image_id) for image_id in refused} == {"queued"}
-        assert {v["id"] for v in operator.volumes()} == before
+        # What an earlier test has left may go meanwhile
+        assert {v["id"] for v in operator.volumes()} <= before
         # The right volume in its place, and it goes on
         alice.property(theirs, SOURCE, own)
         until_active(alice, theirs)
@@ -478,6 +479,7 @@ def test_a_users_own_volume_with_the_name_and_metadata_of_a_clone_is_never_regis
 
 
 @pytest.mark.usefixtures("unhashed")
+@pytest.mark.long
 def test_many_images_of_one_volume_updated_many_times_have_one_clone_each(
     worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
 ) -> None:
@@ -523,13 +525,8 @@ def test_a_volume_in_use_is_waited_for_or_cloned_as_configured(
 def test_a_full_quota_is_said_and_waited_for(
     worker: Worker, queued: Queued, volumes: Volumes, alice: Person, operator: Person
 ) -> None:
-    source = volumes()
-    admin, quotas = (
-        Person("admin").connection.block_storage,
-        f"/os-quota-sets/{operator.project_id}",
-    )
-    full = admin.get(f"{quotas}?usage=true").json()["quota_set"]["gigabytes"]["in_use"]
-    assert admin.put(quotas, json={"quota_set": {"gigabytes": full}}).status_code == 200
+    source, admin = volumes(), Person("admin")
+    admin.limit(operator.project_id, 0)
     try:
         with worker() as process:
             process.wait_ready()
@@ -540,10 +537,10 @@ def test_a_full_quota_is_said_and_waited_for(
             )
             assert any("413" in line["reason"] for line in process.events("job_again"))
             assert of_image(operator, image_id) == []
-            assert admin.put(quotas, json={"quota_set": {"gigabytes": -1}}).status_code == 200
+            admin.limit(operator.project_id, None)
             until_active(alice, image_id)
     finally:
-        admin.put(quotas, json={"quota_set": {"gigabytes": -1}})
+        admin.limit(operator.project_id, None)
 
 
 @pytest.mark.usefixtures("unhashed")
@@ -702,6 +699,7 @@ def test_a_property_that_cinder_hands_on_is_no_wish(
 
 
 @pytest.mark.usefixtures("unhashed")
+@pytest.mark.long
 def test_a_source_deleted_at_once_leaves_nothing(
     worker: Worker, queued: Queued, alice: Person, operator: Person
 ) -> None:
@@ -831,7 +829,6 @@ def test_data_that_is_sent_right_after_the_record_is_never_harmed(
         for image_id in made:
             until(
                 lambda image=image_id: told(alice, image) == NOT_MADE,
-                seconds=120,
                 what=f"{image_id} is told",
             )
         assert {status(alice, image_id) for image_id in made} == {"active"}
@@ -866,7 +863,7 @@ def test_an_image_that_is_saving_is_named_with_its_time(
     sending = threading.Thread(target=send)
     sending.start()
     try:
-        until(lambda: status(alice, image_id) == "saving", seconds=30)
+        until(lambda: status(alice, image_id) == "saving")
         assert "saving for 0 minutes" in worker().run("explain", image_id, "-f", "value").stdout
     finally:
         arrives.set()

@@ -62,7 +62,7 @@ def test_with_lanes_in_memory_the_command_does_it_itself(
     # One import of Glance's fills all stores where the image is wanted
     assert "local-2" in types_of(operator, image_id)
     assert process.run("evict", image_id, "--target", "local-2", timeout=300).returncode == 0
-    assert "local-2" not in types_of(operator, image_id)
+    until(lambda: "local-2" not in types_of(operator, image_id), what="evicted")
 
 
 def test_what_policy_refuses_is_named_with_the_rule(worker: Worker, images: Images) -> None:

@@ -230,7 +230,7 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
     cloud.close()
 
 
-async def until(check: Callable[[], Awaitable[bool]], *, seconds: float = 90.0) -> None:
+async def until(check: Callable[[], Awaitable[bool]], *, seconds: float = 240.0) -> None:
     async with asyncio.timeout(seconds):
         while not await check():
             await asyncio.sleep(0.1)
@@ -825,7 +825,7 @@ async def test_cinder_goes_by_min_disk_and_glances_store_by_the_size(bed: Bed) -
 
 async def test_an_image_that_gets_data_is_listed_and_takes_no_more(bed: Bed) -> None:
     image_id = await bed.queue()
-    sending = asyncio.create_task(bed.send(image_id, 4.0))
+    sending = asyncio.create_task(bed.send(image_id, 12.0))
 
     async def saving() -> bool:
         return (await bed.cloud.get_image(image_id)).status == "saving"

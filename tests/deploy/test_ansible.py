@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from tests.deploy import debian
 from tests.deploy.debian import ROOT, Machine, SmallCloud
 from tests.worker_process import free_port
 
-pytestmark = pytest.mark.skipif(not os.environ.get("LONG"), reason="takes two minutes; LONG=1")
+pytestmark = pytest.mark.long
 NAME = "image-volume-worker"
 VHOST = "lanes/of the worker"
 QUEUE = "test-ansible"

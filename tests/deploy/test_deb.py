@@ -126,8 +126,12 @@ def test_installed_started_upgraded_and_purged(
         # A file that the operator has changed stays
         debian_.write(f"/etc/default/{NAME}", "OS_LOG__LEVEL=debug\n")
         install(debian_, newer(deb, tmp_path))
-        until(lambda: state(debian_)["StatusText"] == "ready", what=lambda: state(debian_))
-        assert state(debian_)["MainPID"] not in (before, "0")
+
+        def is_new() -> bool:
+            now = state(debian_)
+            return now["StatusText"] == "ready" and now["MainPID"] not in (before, "0")
+
+        until(is_new, what=lambda: state(debian_))
         assert (debian_.tree / "etc" / "default" / NAME).read_text() == "OS_LOG__LEVEL=debug\n"
         if os.environ.get("LONG"):
             upgraded_without_a_broker(debian_, newer(deb, tmp_path, epoch=2), groups)
@@ -163,7 +167,7 @@ def upgraded_without_a_broker(
     until(lambda: state(machine)["StatusText"] == "ready", what=lambda: state(machine))
 
 
-@pytest.mark.skipif(not os.environ.get("LONG"), reason="takes a minute; LONG=1")
+@pytest.mark.long
 def test_it_is_the_same_whenever_and_wherever_it_is_built(built: Built, tmp_path: Path) -> None:
     source = tmp_path / "a checkout elsewhere"
     kept = shutil.ignore_patterns(".git", ".venv", "__pycache__", "dist", "build", ".*_cache")
@@ -184,6 +188,7 @@ def test_it_is_the_same_whenever_and_wherever_it_is_built(built: Built, tmp_path
     assert again.read_bytes() == built("bookworm").read_bytes()
 
 
+@pytest.mark.long
 def test_lintian(built: Built) -> None:
     debian.needs("lintian")
     done = subprocess.run(
@@ -193,7 +198,7 @@ def test_lintian(built: Built) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.skipif(not os.environ.get("LONG"), reason="takes a minute; LONG=1")
+@pytest.mark.long
 def test_rpm(tmp_path: Path) -> None:
     debian.needs("rpmbuild")
     words = ["-m", "scripts.package", "rpm", "--suite", "noble", "--out", str(tmp_path)]

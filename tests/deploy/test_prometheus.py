@@ -31,7 +31,7 @@ from worker.observe.metrics import LABELS, Metrics
 ROOT = Path(__file__).parents[2]
 RULES = ROOT / "config" / "prometheus" / "rules.yaml"
 DASHBOARD = ROOT / "config" / "grafana" / "dashboard.json"
-PATIENCE = 60.0
+PATIENCE = 120.0
 NAME = re.compile(r"image_volume_worker_\w+")
 SELECTOR = re.compile(r"(image_volume_worker_\w+)\{([^}]*)\}")
 # What Prometheus or its Grafana adds to what is scraped
@@ -294,7 +294,7 @@ def prometheus(url: str, tmp_path: Path) -> Iterator[str]:
 
 def firing(prometheus: str) -> set[str]:
     try:
-        with urllib.request.urlopen(f"{prometheus}/api/v1/alerts", timeout=5) as answer:
+        with urllib.request.urlopen(f"{prometheus}/api/v1/alerts", timeout=60) as answer:
             found = json.load(answer)["data"]["alerts"]
     except OSError:
         return set()
@@ -313,7 +313,7 @@ def until(prometheus: str, *, name: str, fires: bool) -> None:
 def scraped(prometheus: str) -> bool:
     try:
         with urllib.request.urlopen(
-            f"{prometheus}/api/v1/query?query=image_volume_worker_ready", timeout=5
+            f"{prometheus}/api/v1/query?query=image_volume_worker_ready", timeout=60
         ) as answer:
             return bool(json.load(answer)["data"]["result"])
     except OSError:
@@ -331,7 +331,7 @@ def test_a_real_prometheus_fires_and_resolves(prometheus: str, metrics: Metrics)
         query = expression.replace("$__rate_interval", "1m")
         query = query.replace("$instance", ".*").replace("$target", ".*")
         with urllib.request.urlopen(
-            f"{prometheus}/api/v1/query?{urlencode({'query': query})}", timeout=5
+            f"{prometheus}/api/v1/query?{urlencode({'query': query})}", timeout=60
         ) as answer:
             assert json.load(answer)["status"] == "success", expression
     metrics.ready.set(0)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import tomllib
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from tests.deploy import debian
 from tests.deploy.debian import ROOT
 
-pytestmark = pytest.mark.skipif(not os.environ.get("LONG"), reason="takes minutes; LONG=1")
+pytestmark = pytest.mark.long
 
 
 def test_a_release(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def short_of_memory() -> None:
     "what",
     [
         "stopped for a while",
-        "closes all connections, five times",
+        pytest.param("closes all connections, five times", marks=pytest.mark.long),
         "loses our queues",
         "is short of memory for a while",
     ],
@@ -315,6 +315,7 @@ def short_tokens() -> Iterator[None]:
 
 @pytest.mark.usefixtures("unhashed", "short_tokens")
 @pytest.mark.fault("its token expired, with two hours to go by its own clock")
+@pytest.mark.long
 def test_the_token_expires(tmp_path: Path, scene: Scene) -> None:
     late = breakage.set_clock(tmp_path, -2 * HOUR)
     with (

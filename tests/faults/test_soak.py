@@ -13,7 +13,7 @@ import pytest
 from scripts.cloud.operate import ROOT
 
 
-@pytest.mark.skipif(not os.environ.get("LONG"), reason="takes a quarter of an hour; LONG=1")
+@pytest.mark.long
 @pytest.mark.usefixtures("devcloud_up")
 def test_five_minutes_of_faults_leave_nothing_behind(tmp_path: Path) -> None:
     words = ("--minutes", "5", "--logs", str(tmp_path / "logs"))

@@ -736,14 +736,14 @@ async def test_a_resync_with_nothing_to_do_costs_pages_only() -> None:
         cloud.fill(targets)
     cloud.calls.clear()
     assert await rig.resync() == []
-    # Two handlers look at targets, and ask of each type whether it is encrypted
+    # Handlers share one look at the targets
     reads = {
         "list_volumes": 6,
         "list_images": 2,
-        "list_stores": 3,
-        "describe_volume_types": 2,
-        "list_pools": 2,
-        "encrypts": 6,
+        "list_stores": 2,
+        "describe_volume_types": 1,
+        "list_pools": 1,
+        "encrypts": 3,
     }
     assert cloud.calls == reads
 
