@@ -102,11 +102,13 @@ class Creations:
         )
         place = next((one for one in target.places if name in one.hosts), None)
         here = at(target, place) if place and target.is_spread else target
+        # An entry of its cache that Cinder has made of this very volume was not there before
+        volumes = tuple(one for one in reading.volumes if one.source_volid != volume.id)
         path = self._paths.of(
             image,
             target,
             place,
-            volumes=reading.volumes,
+            volumes=volumes,
             locations=reading.locations,
             host=creation.host,
             project_id=creation.project,

@@ -418,6 +418,18 @@ async def test_by_the_cache() -> None:
         assert await ways.found(cloud.use(image.id, "fast")) == ("download", "entry_stale")
 
 
+async def test_an_entry_that_cinder_has_made_of_the_volume_itself_was_not_there_before() -> None:
+    cloud = FakeCloud(stores={}, cached={"fast"})
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        ways = Ways(rig)
+        await rig.prewarm.prepare({})
+        image = cloud.upload(disk_format="qcow2", virtual_size=1 << 30)
+        assert await ways.found(cloud.use(image.id, "fast")) == ("download", "entry_missing")
+        assert len(cloud.of(image.id)) == 1
+        # It is there for the next one
+        assert await ways.found(cloud.use(image.id, "fast")) == ("cache", "")
+
+
 async def test_the_cache_that_has_made_no_entry_of_the_image_is_off() -> None:
     cloud = FakeCloud(stores={}, cached=frozenset())
     async with Rig(cloud, targets=(FAST,)) as rig:
