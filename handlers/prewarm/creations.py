@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -26,6 +25,7 @@ from worker.core.creation import NOTE, Creation, Made, Way
 from worker.core.errors import Blocked, NotFound
 from worker.core.handler import Parts
 from worker.core.job import Key
+from worker.core.newest import Newest
 from worker.core.pool import pool_of_notification
 from worker.core.target import Target
 from worker.core.wishes import EVICTED
@@ -65,7 +65,7 @@ class Creations:
         self._wishes = parts.wishes
         self._stores = parts.shared(TargetStores)
         self._paths = parts.shared(Paths)
-        self._readings: OrderedDict[str, Reading] = OrderedDict()
+        self._readings: Newest[str, Reading] = Newest(READINGS)
         # Cinder has been seen to note a download, so that a volume without that note was cloned
         self._notes_downloads = False
         self._asked_at = -ASK_AGAIN
@@ -156,9 +156,6 @@ class Creations:
         locations = await self._cloud.get_locations(image_id) if raw else ()
         reading = Reading(self._now(), image, own, locations)
         self._readings[image_id] = reading
-        self._readings.move_to_end(image_id)
-        if len(self._readings) > READINGS:
-            self._readings.popitem(last=False)
         return reading
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 
+from worker.core.newest import Newest
 from worker.core.notification import Notification
 
 # Images whose copies are remembered; the oldest are forgotten
@@ -20,7 +20,7 @@ class Imports:
     """
 
     def __init__(self) -> None:
-        self._coming: OrderedDict[str, frozenset[str]] = OrderedDict()
+        self._coming: Newest[str, frozenset[str]] = Newest(KEEP)
         # Several intakes ask, each on its own thread
         self._lock = threading.Lock()
 
@@ -33,8 +33,6 @@ class Imports:
             if not coming:
                 return None
             self._coming[image_id] = coming
-            if len(self._coming) > KEEP:
-                self._coming.popitem(last=False)
         if before is None:
             return None
         if arrived := before - coming:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from handlers.clone_path import Download, Path
 from handlers.reasons import Reason
+from worker.core.newest import Newest
 
 KEEP = 20_000
 """Images on targets whose looks are remembered."""
@@ -26,7 +26,7 @@ class Look(NamedTuple):
 class Looks:
     """The last looks at images, by target or place of a target; one process's memory."""
 
-    _looks: OrderedDict[tuple[str, str], tuple[Look, ...]] = field(default_factory=OrderedDict)
+    _looks: Newest[tuple[str, str], tuple[Look, ...]] = field(default_factory=lambda: Newest(KEEP))
 
     def note(self, image_id: str, place: str, path: Path, *, at: float) -> None:
         """Remember what Cinder would do now, unless the last look showed the same."""
@@ -35,9 +35,6 @@ class Looks:
         if before and before[-1].reasons == reasons:
             return
         self._looks[image_id, place] = (*before, Look(at, reasons))[-LOOKS:]
-        self._looks.move_to_end((image_id, place))
-        if len(self._looks) > KEEP:
-            self._looks.popitem(last=False)
 
     def of(self, image_id: str, place: str) -> tuple[Look, ...]:
         """The looks at an image on a target or in a place of one, the oldest first."""

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import handlers
-from handlers.prewarm import imports
 from worker.core.handler import Watch
 from worker.core.job import Key
+from worker.core.newest import Newest
 from worker.core.notification import Notification, decode
 from worker.core.outcome import Done, Outcome
 from worker.core.uses import Uses
@@ -136,10 +136,8 @@ async def test_what_a_failed_import_has_left_behind_hides_no_change(located_rig:
         assert keys(located_rig, event_type, id=IMAGE, status="active", properties=left) == BOTH
 
 
-async def test_only_so_many_copies_are_remembered(
-    located_rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(imports, "KEEP", 2)
+async def test_only_so_many_copies_are_remembered(located_rig: Rig) -> None:
+    located_rig.prewarm._imports._coming = Newest(2)
     running = {"os_glance_importing_to_stores": "cinder-1", "os_glance_import_task": "one"}
     for number in range(4):
         keys(

@@ -4,9 +4,9 @@ that."""
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 
 from worker.core.absence import NONE, Absence
+from worker.core.newest import Newest
 
 # Images and volumes remembered, each; the oldest are forgotten, and their deletion is then proven
 # by looking
@@ -21,8 +21,8 @@ class Deletions:
     its own looks."""
 
     def __init__(self) -> None:
-        self._statuses: OrderedDict[str, str] = OrderedDict()
-        self._volumes: OrderedDict[str, str] = OrderedDict()
+        self._statuses: Newest[str, str] = Newest(KEEP)
+        self._volumes: Newest[str, str] = Newest(KEEP)
         self._missing: dict[str, Absence] = {}
         # Lanes deliver on threads of their own
         self._lock = threading.Lock()
@@ -30,7 +30,7 @@ class Deletions:
     def note(self, image_id: str, status: str) -> None:
         """Remember the status that an image's deletion was announced with."""
         with self._lock:
-            _keep(self._statuses, image_id, status)
+            self._statuses[image_id] = status
 
     def forget(self, image_id: str) -> None:
         """The image is there: what was announced is over."""
@@ -46,7 +46,7 @@ class Deletions:
         deleted."""
         with self._lock:
             self._missing.pop(volume_id, None)
-            _keep(self._volumes, volume_id, DELETED)
+            self._volumes[volume_id] = DELETED
 
     def is_volume_deleted(self, volume_id: str) -> bool:
         """Whether Cinder has announced the volume's deletion, or we have had it deleted."""
@@ -78,10 +78,3 @@ class Deletions:
                 if noted.last < now - FORGET_AFTER:
                     del self._missing[volume_id]
             return len(self._missing)
-
-
-def _keep(known: OrderedDict[str, str], key: str, value: str) -> None:
-    known[key] = value
-    known.move_to_end(key)
-    if len(known) > KEEP:
-        known.popitem(last=False)

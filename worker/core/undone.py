@@ -4,10 +4,10 @@ without end."""
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 
 from worker.core.age import age, lasts
+from worker.core.newest import Newest
 from worker.core.target import ON
 
 # (image, target) pairs remembered; those that were made the longest time ago are forgotten
@@ -60,7 +60,7 @@ class Undone:
     """Memory of one process; after a restart each is made once more."""
 
     def __init__(self) -> None:
-        self._pasts: OrderedDict[tuple[str, str], Past] = OrderedDict()
+        self._pasts: Newest[tuple[str, str], Past] = Newest(KEEP)
         self._full: dict[str, Full] = {}
         self._refusals: dict[str, set[str]] = {}
         self._lock = threading.Lock()
@@ -70,7 +70,7 @@ class Undone:
         with self._lock:
             past = self._pasts.pop((image_id, target), None)
             times = past.times if past and past.state == state else 0
-            self._keep(image_id, target, Past(at, state, volume_id, times))
+            self._pasts[image_id, target] = Past(at, state, volume_id, times)
 
     def cached(self, target: str) -> None:
         """Cinder made a cache entry on the target: it does not refuse all images any more."""
@@ -95,7 +95,7 @@ class Undone:
             past = self._pasts.pop((image_id, target), None)
             times = past.times if past and past.refused and past.state == state else 0
             past = Past(at, state, times=times + 1, gone_at=at, refused=True, why=why)
-            self._keep(image_id, target, past)
+            self._pasts[image_id, target] = past
             if of_image:
                 return past
             images = self._refusals.setdefault(target, set())
@@ -187,11 +187,6 @@ class Undone:
             for name, full in tuple(self._full.items())
             if _is_at(name, target) and lasts(full.until, now, HOLD_FOR)
         )
-
-    def _keep(self, image_id: str, target: str, past: Past) -> None:
-        self._pasts[image_id, target] = past
-        if len(self._pasts) > KEEP:
-            self._pasts.popitem(last=False)
 
 
 def _is_at(name: str, target: str) -> bool:

@@ -4,11 +4,11 @@ popularity go by."""
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from worker.core.newest import Newest
 from worker.core.notification import Notification
 from worker.core.type_map import TypeMap
 
@@ -63,9 +63,9 @@ class Uses:
     def __init__(self) -> None:
         self._targets: Mapping[str, str] = {}
         self._sharing = TypeMap()
-        self._heard: OrderedDict[Pair, _Heard] = OrderedDict()
-        self._noted: OrderedDict[Pair, _Noted] = OrderedDict()
-        self._claims: OrderedDict[Pair, list[Claim]] = OrderedDict()
+        self._heard: Newest[Pair, _Heard] = Newest(KEEP)
+        self._noted: Newest[Pair, _Noted] = Newest(KEEP)
+        self._claims: Newest[Pair, list[Claim]] = Newest(KEEP)
         # Several intakes ask, each on its own thread
         self._lock = threading.Lock()
 
@@ -144,9 +144,6 @@ class Uses:
         return use.count if use else 0
 
 
-def _of(memory: OrderedDict[Pair, T], pair: Pair, new: Callable[[], T]) -> T:
-    use = memory.get(pair) or memory.setdefault(pair, new())
-    memory.move_to_end(pair)
-    if len(memory) > KEEP:
-        memory.popitem(last=False)
+def _of(memory: Newest[Pair, T], pair: Pair, new: Callable[[], T]) -> T:
+    use = memory[pair] = memory.get(pair) or new()
     return use

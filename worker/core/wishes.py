@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Set
 from enum import StrEnum
 
 from worker.core.age import lasts
 from worker.core.job import Key
+from worker.core.newest import Newest
 
 KEEP = 100_000
 """Keys whose wish is remembered, and wishes that are known; the oldest are forgotten."""
@@ -35,9 +35,9 @@ class Wishes:
 
     def __init__(self) -> None:
         self.paused: Set[str] = frozenset()
-        self._evicted: OrderedDict[Key, float] = OrderedDict()
-        self._known: OrderedDict[str, None] = OrderedDict()
-        self._last: OrderedDict[Key, str] = OrderedDict()
+        self._evicted: Newest[Key, float] = Newest(KEEP)
+        self._known: Newest[str, None] = Newest(KEEP)
+        self._last: Newest[Key, str] = Newest(KEEP)
         # Lanes deliver on threads of their own
         self._lock = threading.Lock()
 
@@ -52,15 +52,10 @@ class Wishes:
                 return False
             self._known[wish_id] = None
             self._last[key] = wish_id
-            self._last.move_to_end(key)
             if wish == Wish.EVICT:
                 self._evicted[key] = now + HOLD_FOR
-                self._evicted.move_to_end(key)
             else:
                 self._evicted.pop(key, None)
-            for memory in (self._known, self._evicted, self._last):
-                if len(memory) > KEEP:
-                    memory.popitem(last=False)
             return True
 
     def is_over(self, key: Key, wish_id: str) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import structlog
 
 from worker.core.creation import Creation, Made, Way
+from worker.core.newest import Newest
 from worker.core.notification import Notification
 from worker.core.uses import Uses
 from worker.observe.metrics import Metrics
@@ -57,13 +58,13 @@ class Creations:
         """`uses` knows which target serves a volume."""
         self._metrics = metrics
         self._uses = uses
-        self._started: OrderedDict[str, _Heard] = OrderedDict()
-        self._read: OrderedDict[str, _Heard] = OrderedDict()
-        self._hits: OrderedDict[tuple[str, str], _Heard] = OrderedDict()
-        self._evictions: OrderedDict[tuple[str, str], _Heard] = OrderedDict()
+        self._started: Newest[str, _Heard] = Newest(KEEP)
+        self._read: Newest[str, _Heard] = Newest(KEEP)
+        self._hits: Newest[tuple[str, str], _Heard] = Newest(KEEP)
+        self._evictions: Newest[tuple[str, str], _Heard] = Newest(KEEP)
         self._waiting: deque[Creation] = deque()
-        self._made: OrderedDict[str, tuple[Creation, Made]] = OrderedDict()
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self._made: Newest[str, tuple[Creation, Made]] = Newest(KEEP)
+        self._ended: Newest[str, None] = Newest(KEEP)
         self._order = itertools.count(1)
         # Several intakes feed this, each on its own thread
         self._lock = threading.Lock()
@@ -119,8 +120,6 @@ class Creations:
             )
         with self._lock:
             self._made[creation.volume_id] = (creation, made)
-            while len(self._made) > KEEP:
-                self._made.popitem(last=False)
 
     def document(self, volume_id: str) -> dict[str, Any]:
         """How a volume was made, as a JSON-able document; empty if that is not known here."""
@@ -140,8 +139,6 @@ class Creations:
             if not target or not notification.is_use or notification.volume_id in self._ended:
                 return
             self._ended[notification.volume_id] = None
-            if len(self._ended) > KEEP:
-                self._ended.popitem(last=False)
             read = self._read.get(image_id)
             hit = self._hits.get((image_id, notification.host))
             evicted = self._evictions.get((image_id, notification.host))
@@ -167,7 +164,7 @@ class Creations:
 
     def _note(
         self,
-        heard: OrderedDict[Any, _Heard],
+        heard: Newest[Any, _Heard],
         key: object,
         notification: Notification,
         *,
@@ -178,9 +175,6 @@ class Creations:
         with self._lock:
             if not (first and key in heard):
                 heard[key] = _Heard(next(self._order), when, time.time())
-                heard.move_to_end(key)
-            while len(heard) > KEEP:
-                heard.popitem(last=False)
 
 
 def _since(heard: _Heard | None, began: _Heard | None) -> bool | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from worker.core.creation import Creation, Made
 from worker.core.job import Job
+from worker.core.newest import Newest
 from worker.core.outcome import Done, Outcome, Skip
 from worker.core.state import State
 from worker.observe.job_records import Warmed, named
@@ -65,7 +66,7 @@ class History:
         self.failures: deque[dict[str, Any]] = deque(maxlen=FAILURES)
         self.warmed: deque[Warmed] = deque(maxlen=TIMES)
         self.created: deque[Created] = deque(maxlen=TIMES)
-        self.uploads: OrderedDict[str, Upload] = OrderedDict()
+        self.uploads: Newest[str, Upload] = Newest(UPLOADS)
         self.uploads_done = 0
         self._hours: deque[tuple[int, Counter[tuple[str, str, str]]]] = deque(maxlen=HOURS)
 
@@ -80,17 +81,11 @@ class History:
         match outcome:
             case Done(changed=True, state=None):
                 self.uploads_done += 1
-                self._keep(Upload(image_id, "done", "", now))
+                self.uploads[image_id] = Upload(image_id, "done", "", now)
             case Skip(reason, State.UPLOAD):
-                self._keep(Upload(image_id, "refused", reason, now))
+                self.uploads[image_id] = Upload(image_id, "refused", reason, now)
             case _ if self.uploads.get(image_id, Upload("", "", "", 0.0)).state != "done":
                 self.uploads.pop(image_id, None)
-
-    def _keep(self, upload: Upload) -> None:
-        self.uploads[upload.image_id] = upload
-        self.uploads.move_to_end(upload.image_id)
-        if len(self.uploads) > UPLOADS:
-            self.uploads.popitem(last=False)
 
     def create(self, creation: Creation, made: Made, now: float) -> None:
         """Note a volume that a user had made of an image, and how Cinder made it."""

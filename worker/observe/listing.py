@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from worker.core.newest import Newest
 from worker.observe.grid import Grid, cell_at, overlay_of
 from worker.observe.job_records import JobRecord
 from worker.observe.order import MOST_IMAGES, Choice, Order, arrange
@@ -35,8 +35,8 @@ class Listing:
         self._grid = grid
         self._look = look
         self._lock = threading.Lock()
-        self._orders: OrderedDict[tuple[str, ...], Order] = OrderedDict()
-        self._chosen: OrderedDict[tuple[object, ...], list[str]] = OrderedDict()
+        self._orders: Newest[tuple[str, ...], Order] = Newest(KEPT)
+        self._chosen: Newest[tuple[object, ...], list[str]] = Newest(KEPT)
 
     def document(self, targets: Iterable[str], choice: Choice) -> dict[str, Any]:
         """Return some of the images with their cells, as JSON."""
@@ -78,7 +78,7 @@ class Listing:
                 targets=targets,
                 revision=present.revision,
             )
-        _keep(self._orders, targets, order)
+        self._orders[targets] = order
         return order
 
     def _matching(self, order: Order, choice: Choice, present: Present) -> list[str]:
@@ -87,12 +87,5 @@ class Listing:
         ids = self._chosen.get(key)
         if ids is None:
             ids = order.matching(choice, self._grid, overlay_of(present.records))
-        _keep(self._chosen, key, ids)
+        self._chosen[key] = ids
         return ids
-
-
-def _keep(memory: OrderedDict[Any, Any], key: object, value: object) -> None:
-    memory[key] = value
-    memory.move_to_end(key)
-    if len(memory) > KEPT:
-        memory.popitem(last=False)
