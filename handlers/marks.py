@@ -8,7 +8,19 @@ from handlers import image_volume
 from worker.core.cloud import Image, Volume
 from worker.core.target import TAG, UPLOAD, Target
 
-NOT_OURS = "it does not carry this worker's marks, or is not of its target's type"
+
+def why_not_ours(volume: Volume, targets: Mapping[str, Target]) -> str:
+    """Return what a volume lacks that is not ours (`is_ours`)."""
+    tag = volume.metadata.get(TAG, "")
+    if not tag:
+        lacks = "it does not carry this worker's marks"
+    elif tag == UPLOAD:
+        lacks = "it is marked as an upload's, and is no clone"
+    elif tag not in targets:
+        lacks = f"it is marked for target {tag}, which is not configured"
+    else:
+        lacks = f"it is marked for target {tag}, and not of its volume type"
+    return f"{lacks}: the worker never deletes it; look whose it is, and delete it by hand"
 
 
 def is_ours(volume: Volume, targets: Mapping[str, Target]) -> bool:

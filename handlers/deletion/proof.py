@@ -9,7 +9,7 @@ import structlog
 from handlers import image_volume
 from handlers.actions import SetMetadata
 from handlers.deletion.brake import CONFIRM_LOCATIONS, Brake
-from handlers.marks import NOT_OURS, is_ours
+from handlers.marks import is_ours, why_not_ours
 from worker.core import absence
 from worker.core.cloud import Volume
 from worker.core.deletions import DELETED
@@ -75,7 +75,7 @@ class Proof:
         for volume in volumes:
             noted = absence.absence_of(volume).as_of(self._now(), self._rules.grace)
             if not is_ours(volume, self._targets):
-                kept.append(f"volume {volume.id} stays: {NOT_OURS}")
+                kept.append(f"volume {volume.id} stays: {why_not_ours(volume, self._targets)}")
                 continue
             if noted.pending and self._deletions.status(image_id) == DELETED:
                 # Restored, and deleted for good since
@@ -114,10 +114,10 @@ class Proof:
             return image_volume.stuck_advice(volume, located=True)
         if noted.pending:
             return str(noted)
-        if not is_ours(volume, self._targets) or not image_volume.is_kept_for(
-            volume, image_volume.image_of(volume)
-        ):
-            return NOT_OURS
+        if not image_volume.is_kept_for(volume, image_volume.image_of(volume)):
+            return "its metadata names another image than its name: the worker never deletes it"
+        if not is_ours(volume, self._targets):
+            return why_not_ours(volume, self._targets)
         if noted.is_proven:
             return self._brake.reason or f"{noted}: the next resync deletes it"
         when = (

@@ -85,6 +85,13 @@ class Creations:
             return Made(Way.UNKNOWN, why="no such target is configured any more")
         try:
             reading = await self._read(creation.image_id)
+            on, here, path = await self._path(creation, volume, target, reading)
+            cloned = isinstance(path, Download) and not creation.downloaded
+            if cloned and reading.at < creation.ended:
+                # What it was cloned from may have been made since
+                self._readings.pop(creation.image_id, None)
+                reading = await self._read(creation.image_id)
+                on, here, path = await self._path(creation, volume, target, reading)
         except NotFound:
             way = Way.DOWNLOAD if creation.downloaded else Way.UNKNOWN
             return Made(way, why="the image is gone")
@@ -96,30 +103,13 @@ class Creations:
             self._notes_downloads = True
         elif not self._notes_downloads:
             self._notes_downloads = await self._ask()
-        target = served(image, await self._stores.resolve(target), self._learned, now=self._now())
-        name = pool_of_notification(
-            creation.host, [host for one in target.places for host in one.hosts]
-        )
-        place = next((one for one in target.places if name in one.hosts), None)
-        here = at(target, place) if place and target.is_spread else target
-        # An entry of its cache that Cinder has made of this very volume was not there before
-        volumes = tuple(one for one in reading.volumes if one.source_volid != volume.id)
-        path = self._paths.of(
-            image,
-            target,
-            place,
-            volumes=volumes,
-            locations=reading.locations,
-            host=creation.host,
-            project_id=creation.project,
-        )
         looks = self._paths.looks
-        earlier = {*looks.of(image.id, target.name), *looks.of(image.id, here.place)}
+        earlier = {*looks.of(image.id, on.name), *looks.of(image.id, here.place)}
         found = made(
             creation,
             path=path,
             looks=sorted(earlier),
-            refusal=self._refusal(image, target),
+            refusal=self._refusal(image, on),
             by_cache=here.strategy == "cache",
             notes_downloads=self._notes_downloads,
             clones_here=(here.place, type(path)) in self._cloned_on,
@@ -130,6 +120,30 @@ class Creations:
             # For the next volume this is a look before
             looks.note(image.id, here.place, path, at=reading.at)
         return found
+
+    async def _path(
+        self, creation: Creation, volume: Volume, target: Target, reading: Reading
+    ) -> tuple[Target, Target, Path]:
+        """Return the target with all decided, its place where the volume lies, and what Cinder
+        would do there for another volume like this one."""
+        resolved = await self._stores.resolve(target)
+        target = served(reading.image, resolved, self._learned, now=self._now())
+        name = pool_of_notification(
+            creation.host, [host for one in target.places for host in one.hosts]
+        )
+        place = next((one for one in target.places if name in one.hosts), None)
+        path = self._paths.of(
+            reading.image,
+            target,
+            place,
+            # An entry of its cache that Cinder has made of this very volume was not there before
+            volumes=tuple(one for one in reading.volumes if one.source_volid != volume.id),
+            locations=reading.locations,
+            host=creation.host,
+            project_id=creation.project,
+        )
+        here = at(target, place) if place and target.is_spread else target
+        return target, here, path
 
     def _refusal(self, image: Image, target: Target) -> str:
         """Why the image is not wanted on the target, by policy or by an operator; "" if it is."""

@@ -418,6 +418,19 @@ async def test_by_the_cache() -> None:
         assert await ways.found(cloud.use(image.id, "fast")) == ("download", "entry_stale")
 
 
+async def test_a_clone_of_what_was_made_a_moment_ago(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("handlers.prewarm.creations.FRESH", 60.0)
+    cloud = FakeCloud(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        ways = Ways(rig)
+        await rig.prewarm.prepare({})
+        image = cloud.upload()
+        assert await ways.found(cloud.use(image.id, "fast")) == ("download", "no_location")
+        cloud.announce("image.activate", image.id)
+        await rig.quiet()
+        assert await ways.found(cloud.use(image.id, "fast")) == ("image_volume", "")
+
+
 async def test_an_entry_that_cinder_has_made_of_the_volume_itself_was_not_there_before() -> None:
     cloud = FakeCloud(stores={}, cached={"fast"})
     async with Rig(cloud, targets=(FAST,)) as rig:

@@ -367,12 +367,15 @@ def test_what_a_worker_says_is_heard(ready: bool) -> None:
         "/readyz": json.dumps({"ok": ready, "problems": {} if ready else {"lanes": "closed"}}),
         "/metrics": "# TYPE image_volume_worker_notifications_total counter\n"
         'image_volume_worker_notifications_total{event_type="image_volume_cache.miss",outcome="routed"} 3\n'
-        'image_volume_worker_notifications_total{event_type="image.update",outcome="routed"} 9\n',
+        'image_volume_worker_notifications_total{event_type="image.update",outcome="routed"} 9\n'
+        "# TYPE image_volume_worker_last_notification_timestamp_seconds gauge\n"
+        'image_volume_worker_last_notification_timestamp_seconds{service="image"} 1700000000\n',
+        "/status.json?jobs=0": json.dumps({"replicas": [{"host": "a"}, {"host": "b"}]}),
     }
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(200 if ready or self.path == "/metrics" else 503)
+            self.send_response(200 if ready or self.path != "/readyz" else 503)
             self.end_headers()
             self.wfile.write(answers[self.path].encode())
 
@@ -385,7 +388,30 @@ def test_what_a_worker_says_is_heard(ready: bool) -> None:
         server.shutdown()
         assert heard is not None
         assert heard.events == {"image_volume_cache.miss": 3.0}
+        assert heard.last == {"image": 1_700_000_000.0}
+        assert not heard.alone
         assert heard.problems == ({} if ready else {"lanes": "closed"})
+
+
+def test_a_service_that_sends_no_notifications() -> None:
+    def checks(*, image: float, volume: float, **fields: object) -> list[Check]:
+        last = {"image": 1000.0, "block-storage": 1000.0}
+        heard = replace(daemon.Heard(last=last), **fields)  # type: ignore[arg-type]
+        shown = replace(SHOWN, created_epoch=image)
+        made = replace(ENTRY, created_epoch=volume)
+        return list(daemon.notifications(heard, (shown,), (made,)))
+
+    (check,) = checks(image=1030.0, volume=900.0)
+    judged(check, "ok", "heard of Glance and Cinder")
+    (check,) = checks(image=1400.0, volume=900.0)
+    judged(check, "warn", "an image was made 400 s after the worker last heard of Glance")
+    assert "every glance-api" in check.advice
+    (check,) = checks(image=0.0, volume=1400.0)
+    judged(check, "warn", "a volume was made 400 s after the worker last heard of Cinder")
+    (check,) = checks(image=1400.0, volume=1400.0, alone=False)
+    judged(check, "skipped", "several replicas")
+    assert checks(image=1400.0, volume=0.0, last={}) == []
+    assert list(daemon.notifications(None, (), ())) == []
 
 
 def test_nobody_or_somebody_else_at_the_probes() -> None:

@@ -356,8 +356,8 @@ async def test_the_quota_of_an_upload(cloud: FakeCloud, settings: Settings) -> N
     ("state", "attempt", "verdict", "detail"),
     [
         ("in progress", 0, "ok", "CopyImage"),
-        ("waiting", 0, "ok", "no answer; next try in 5 s, 0 tries failed"),
-        ("waiting", 2, "warn", "no answer; next try in 5 s, 2 tries failed"),
+        ("waiting", 0, "ok", "no answer; next try in 5 s"),
+        ("waiting", 2, "warn", "no answer; next try in 5 s; 2 tries failed"),
         ("parked", 20, "fail", "given up after 20 tries: no answer"),
         ("held", 0, "ok", "waits for a slot"),
     ],
@@ -378,6 +378,27 @@ def test_what_a_worker_is_doing_about_it(
     other = replace(job, key=Key("prewarm", "j", "fast"))
     (check,) = explain.work_checks("i", {key: job, other.key: other}, now=10.0)
     assert (check.name, check.verdict, check.detail) == ("job prewarm.fast", verdict, detail)
+
+
+def test_what_failed_is_told_beside_what_is_waited_for() -> None:
+    key = Key("prewarm", "i", "fast")
+    job = LiveJob(
+        key=key, state="waiting", attempt=3, first_at=1.0, due=15.0, doing="", reason="no quota left",
+        failure="Glance could not copy the image",
+    )  # fmt: skip
+    (check,) = explain.work_checks("i", {key: job}, now=10.0)
+    assert check.detail == (
+        "no quota left; next try in 5 s; 3 tries failed, the last one: Glance could not copy the image"
+    )
+    (check,) = explain.work_checks(
+        "i", {key: replace(job, state="held")}, now=10.0, paused=frozenset({"fast"})
+    )
+    assert check.detail.startswith("waits until the target is resumed; 3 tries failed")
+
+
+@pytest.mark.parametrize(("cold", "names"), [(True, ["jobs"]), (False, [])])
+def test_an_image_that_nobody_works_on_though_it_is_cold(cold: bool, names: list[str]) -> None:
+    assert [check.name for check in explain.work_checks("i", {}, now=1.0, cold=cold)] == names
 
 
 # The probe

@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Set
 from contextlib import ExitStack, closing
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from worker.cli import Worker, ending, names, pauses, values
 from worker.cli.assembly import build_clouds, build_parts
 from worker.cli.preflight import check_cloud
 from worker.cli.table import Table
-from worker.core.errors import Temporary
+from worker.core.errors import NotFound, Temporary
 from worker.diagnose import doctor, explain
 from worker.diagnose.check import FAILED, Check
 from worker.diagnose.explain import probe
@@ -115,7 +115,13 @@ async def _explain(
             target=options.target,
             project_id=project_id,
         )
-        checks = [check async for check in explaining]
+        try:
+            checks = [check async for check in explaining]
+        except NotFound:
+            raise NotFound(
+                f"Glance finds no image {image_id}; image-volume-worker reclaim lists volumes that "
+                f"were kept for one"
+            ) from None
         if options.probe:
             probing = _probes(settings, cloud, prewarm, options, image_id)
             probed = [check async for check in probing]
@@ -123,15 +129,20 @@ async def _explain(
                 # The probe shows whether cinder.conf is right, which no API tells
                 checks = [check for check in checks if check.name != explain.CINDER_CONF]
             checks += probed
+        cold = any(check.advice == explain.ASK for check in checks)
+        paused: Set[str] = frozenset()
         with contextlib.suppress(Temporary):
             # Without the broker the rest is true all the same
+            paused = await asyncio.to_thread(pauses.look, settings)
             checks += [
                 check
-                for check in doctor.paused(await asyncio.to_thread(pauses.look, settings))
+                for check in doctor.paused(paused)
                 if options.target in ("", check.name.split()[1])
             ]
         if told:
-            checks += explain.work_checks(image_id, told.jobs, now=time.time())
+            checks += explain.work_checks(
+                image_id, told.jobs, now=time.time(), paused=paused, cold=cold
+            )
         return checks
 
 

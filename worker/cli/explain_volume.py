@@ -84,7 +84,9 @@ class ExplainVolume(ShowOne):
             "Seconds": "" if found.seconds is None else round(found.seconds, 1),
             "Reasons": ", ".join(made.reasons) or made.reason,
             "Why": plain(made.why),
-            "What to do": "; ".join(WORDS[Reason(reason)].advice for reason in reasons),
+            "What to do": "; ".join(
+                dict.fromkeys(WORDS[Reason(reason)].advice for reason in reasons)
+            ),
             "Known": found.source,
         }
         return tuple(shown), tuple(shown.values())
@@ -107,7 +109,12 @@ async def _find(settings: Settings, text: str) -> _Found:
         image_id = volume.image_properties.get("image_id", "")
         parts = build_parts(settings, clouds, Metrics())
         why = name = ""
-        if not image_id:
+        if not image_id and volume.status.startswith("error"):
+            why = (
+                f"it is {volume.status}, and has nothing of an image: if it was to be made of one, "
+                f"that has failed, and the log of cinder-volume says why"
+            )
+        elif not image_id:
             why = "it was not made of an image"
         elif volume.source_volid or volume.snapshot_id:
             why = "it was made of another volume or of a snapshot"

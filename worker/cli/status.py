@@ -73,7 +73,12 @@ class Status(Table, Lister):
             help="Id or name of an image; all if left out.",
         )
         parser.add_argument("--target", default="", metavar="T", help="Only this target.")
-        parser.add_argument("--state", choices=[*State], metavar="S", help="Only this state.")
+        parser.add_argument(
+            "--state",
+            choices=[state.value for state in State],
+            metavar="S",
+            help="Only this state.",
+        )
         parser.add_argument("--all", action="store_true", help="What is not wanted too.")
         which = parser.add_mutually_exclusive_group()
         which.add_argument(

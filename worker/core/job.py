@@ -54,7 +54,7 @@ class Job:
     lane. `wish` is what an operator asks for (`worker.core.wishes`), else "". Texts that are too
     long are cut. `wish_id` tells one wish from another, however often its job is tried. `trace` is
     the span of what led to the job, "" where nobody traces. `failed_at` is when its last try failed,
-    0 if none has.
+    0 if none has, and `failure` why: `reason` may be another wait since.
     """
 
     key: Key
@@ -72,6 +72,7 @@ class Job:
     wish_id: str = ""
     trace: str = ""
     failed_at: float = 0.0
+    failure: str = ""
 
     @property
     def is_urgent(self) -> bool:
@@ -80,7 +81,7 @@ class Job:
 
     def __post_init__(self) -> None:
         """Cut what users and errors can make as long as they like."""
-        for name in ("cause", "reason", "project"):
+        for name in ("cause", "reason", "project", "failure"):
             if len(text := getattr(self, name)) > MOST_TEXT:
                 object.__setattr__(self, name, text[:MOST_TEXT])
 
@@ -99,7 +100,8 @@ class Job:
         """The same job after a try that failed for `reason`. Failures of long ago do not count any
         more: one may wait for weeks, with an outage now and then."""
         over = self.failed_at and age(self.failed_at, now) > FORGIVEN_AFTER
-        return replace(self, attempt=1 if over else self.attempt + 1, reason=reason, failed_at=now)
+        attempt = 1 if over else self.attempt + 1
+        return replace(self, attempt=attempt, reason=reason, failed_at=now, failure=reason)
 
     def to_bytes(self) -> bytes:
         """The job as it lies in a lane: a JSON object with the fields of `Job`, the key as a
@@ -129,6 +131,7 @@ class Job:
                 wish_id=_part(fields.get("wish_id", "")),
                 trace=_part(fields.get("trace", "")),
                 failed_at=_within(fields.get("failed_at", 0.0), LATEST),
+                failure=_text(fields.get("failure", "")),
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise Malformed(f"not a job: {error!r}") from error

@@ -74,6 +74,7 @@ def shown(record: JobRecord, name: str, size: int, warmed: Iterable[Warmed]) -> 
         "due": record.due,
         "doing": record.doing,
         "reason": record.reason,
+        "failure": job.failure,
         "expected": _expected(record, size, warmed),
     }
 

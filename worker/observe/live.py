@@ -23,7 +23,8 @@ class LiveJob:
     """A job that a worker knows of. `state` is in progress, held, waiting or parked; `due` in epoch
     seconds, or 0.
 
-    `doing` is its last step, `reason` why it waits.
+    `doing` is its last step, `reason` why it waits, `failure` why its last try failed, "" if none
+    has.
     """
 
     key: Key
@@ -33,6 +34,7 @@ class LiveJob:
     due: float
     doing: str
     reason: str
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,4 +146,6 @@ def _jobs(rows: list[Mapping[str, Any]]) -> Iterator[LiveJob]:
             due=float(row["due"] or 0.0),
             doing=row["doing"] or "",
             reason=row["reason"] or "",
+            # A worker of a release before tells none
+            failure=row.get("failure") or "",
         )

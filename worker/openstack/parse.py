@@ -95,9 +95,9 @@ def image(fields: Mapping[str, Any]) -> Image:
         size=int(fields.get("size") or 0),
         virtual_size=int(fields.get("virtual_size") or 0),
         min_disk=int(fields.get("min_disk") or 0),
-        created_epoch=_epoch(_text(fields, "created_at")),
+        created_epoch=epoch(_text(fields, "created_at")),
         updated_at=updated_at,
-        updated_epoch=_epoch(updated_at),
+        updated_epoch=epoch(updated_at),
         stores=_names(_text(fields, "stores")) if "stores" in fields else None,
         importing=_names(_text(fields, "os_glance_importing_to_stores")),
         failed=_names(_text(fields, "os_glance_failed_import")),
@@ -149,8 +149,8 @@ def volume(fields: Mapping[str, Any]) -> Volume:
         volume_type=_text(fields, "volume_type"),
         size=int(fields["size"]),
         created_at=_text(fields, "created_at"),
-        created_epoch=_epoch(_text(fields, "created_at")),
-        updated_epoch=_epoch(_text(fields, "updated_at")),
+        created_epoch=epoch(_text(fields, "created_at")),
+        updated_epoch=epoch(_text(fields, "updated_at")),
         # As the scheduler names its pools: active-active services share one name, their cluster's
         host=_text(fields, "cluster_name") or _text(fields, "os-vol-host-attr:host"),
         project_id=_text(fields, "os-vol-tenant-attr:tenant_id"),
@@ -205,7 +205,8 @@ def version(fields: Mapping[str, Any]) -> tuple[int, ...]:
     )
 
 
-def _epoch(text: str) -> float:
+def epoch(text: str) -> float:
+    """Return the time in epoch seconds; 0 if the text is none."""
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:

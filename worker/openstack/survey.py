@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from worker.openstack.parse import epoch
+
 UNLIMITED = -1
 LOCATION_API = (2, 17)
 """Glance's first API version with POST /v2/images/{id}/locations."""
@@ -48,8 +50,8 @@ class Clock:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shown:
-    """An image in a listing: whether Glance shows its locations (`locations`, `direct_url`), and
-    its stores."""
+    """An image in a listing: whether Glance shows its locations (`locations`, `direct_url`), its
+    stores, and when it was made, in epoch seconds."""
 
     id: str
     status: str
@@ -57,6 +59,7 @@ class Shown:
     locations: bool
     direct_url: bool
     stores: frozenset[str]
+    created_epoch: float = 0.0
 
     @classmethod
     def from_api(cls, fields: Mapping[str, Any]) -> Shown:
@@ -68,6 +71,7 @@ class Shown:
             locations="locations" in fields,
             direct_url="direct_url" in fields,
             stores=frozenset(str(fields.get("stores") or "").split(",")) - {""},
+            created_epoch=epoch(str(fields.get("created_at") or "")),
         )
 
 

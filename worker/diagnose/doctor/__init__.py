@@ -50,6 +50,7 @@ async def examine(settings: Settings, cloud: OpenStackCloud, files: Iterable[str
         return [*found, untold("cloud", facts, "run it again with --debug", verdict="fail")]
     return [
         *found,
+        *daemon.notifications(heard, facts.images, facts.volumes),
         *login.checks(facts, settings),
         *glance.checks(facts, settings),
         *cinder.checks(facts, settings, heard.events if heard else None),

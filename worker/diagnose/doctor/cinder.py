@@ -13,7 +13,7 @@ from worker.diagnose.check import Check
 from worker.diagnose.doctor.facts import Facts, decided
 from worker.diagnose.doctor.pools import LITTLE, arrays, pools
 from worker.diagnose.doctor.untold import ADMINS, SEE, Untold, untold
-from worker.openstack.survey import Limit, Service
+from worker.openstack.survey import Identity, Limit, Service
 from worker.settings import Settings
 
 FEW_VOLUMES = 10
@@ -25,7 +25,7 @@ def checks(facts: Facts, settings: Settings, events: Mapping[str, float] | None)
     yield api(facts.volume_api, facts.types)
     yield services(facts.services)
     yield cloning()
-    yield quota("quota", facts.limits, "")
+    yield quota("quota", facts.limits, "", facts.identity)
     yield from arrays(settings.targets, facts)
     for target in settings.targets:
         yield from of_target(target, facts, events)
@@ -83,7 +83,12 @@ def cloning() -> Check:
     )
 
 
-def quota(name: str, answer: Mapping[str, Limit] | Untold, volume_type: str) -> Check:
+def quota(
+    name: str,
+    answer: Mapping[str, Limit] | Untold,
+    volume_type: str,
+    identity: Identity | Untold,
+) -> Check:
     """Check the internal project's quota: of a volume type, or of all with ""."""
     if isinstance(answer, Untold):
         # The worker goes by it only where a target has a budget
@@ -97,12 +102,12 @@ def quota(name: str, answer: Mapping[str, Limit] | Untold, volume_type: str) -> 
     if not limited:
         return Check(name, "ok", "no limit")
     told = ", ".join(f"{kind} {limit.used} of {limit.limit}" for kind, limit in limited.items())
+    project = "PROJECT" if isinstance(identity, Untold) else identity.project_id
+    of_type = f"--volume-type {volume_type} " if volume_type else ""
     advice = (
-        "openstack quota set --volumes N --gigabytes N PROJECT, or bound the targets by "
-        "max_gigabytes, max_count"
+        f"openstack quota set --volumes N --gigabytes N {of_type}{project}, or bound the targets "
+        f"by max_gigabytes, max_count"
     )
-    if volume_type:
-        advice = advice.replace("PROJECT", f"--volume-type {volume_type} PROJECT")
     if any(limit.left <= 0 for limit in limited.values()):
         return Check(name, "fail", f"used up: {told}", advice)
     scarce = [
@@ -140,7 +145,7 @@ def of_target(target: Target, facts: Facts, events: Mapping[str, float] | None) 
     if target.availability_zone:
         yield zone(target, facts.zones)
     yield from pools(target, found, facts.pools, facts.volumes)
-    yield quota(f"{name} quota", facts.limits, target.volume_type)
+    yield quota(f"{name} quota", facts.limits, target.volume_type, facts.identity)
     answer = decided(target, facts.stores)
     if isinstance(answer, Target) and answer.strategy == "cache":
         yield cached(answer, facts.volumes, events)

@@ -3,7 +3,7 @@ only."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Set
 
 from handlers import image_volume
 from handlers.prewarm import Prewarm
@@ -11,6 +11,7 @@ from handlers.upload import sources
 from worker.core.cloud import Cloud, Volume
 from worker.core.errors import Blocked
 from worker.core.job import Key
+from worker.core.state import State
 from worker.core.target import Target
 from worker.diagnose.check import Check
 from worker.diagnose.explain import clone, upload
@@ -19,6 +20,8 @@ from worker.observe.live import LiveJob
 from worker.settings import Settings
 
 CINDER_CONF = clone.CINDER_CONF
+ASK = clone.ADVICE[State.COLD]
+"""The advice where an image is wanted, and the worker has something to do."""
 
 
 async def explain(
@@ -93,24 +96,40 @@ async def explain(
             yield check
 
 
-def work_checks(image_id: str, jobs: Mapping[Key, LiveJob], *, now: float) -> Iterator[Check]:
-    """Check what a running worker is doing about the image. Pure."""
-    for job in jobs.values():
-        if job.key.image_id != image_id:
-            continue
+def work_checks(
+    image_id: str,
+    jobs: Mapping[Key, LiveJob],
+    *,
+    now: float,
+    paused: Set[str] = frozenset(),
+    cold: bool = False,
+) -> Iterator[Check]:
+    """Check what a running worker is doing about the image; `cold`: there is something to do on a
+    target. Pure."""
+    own = [job for job in jobs.values() if job.key.image_id == image_id]
+    if cold and not own:
+        yield Check(
+            "jobs",
+            "warn",
+            "the worker here has no job for it: it waits in its lane, or nobody has told the worker "
+            "of the image",
+            "status shows what waits, doctor when Glance was heard of; resync --image-id asks for "
+            "it",
+        )
+    for job in own:
         name = f"job {job.key.lane}"
+        failed = f"{job.attempt} tries failed" if job.attempt else ""
+        if failed and job.failure and job.failure != job.reason:
+            failed += f", the last one: {job.failure}"
         match job.state:
             case "in progress":
                 yield Check(name, "ok", job.doing or "is being worked on")
             case "waiting":
-                text = (
-                    f"{job.reason}; next try in {max(0.0, job.due - now):.0f} s, "
-                    f"{job.attempt} tries failed"
-                )
+                text = f"{job.reason}; next try in {max(0.0, job.due - now):.0f} s"
                 yield Check(
                     name,
                     "warn" if job.attempt else "ok",
-                    text,
+                    "; ".join(filter(None, (text, failed))),
                     "resync tries at once" if job.attempt else "",
                 )
             case "parked":
@@ -118,8 +137,12 @@ def work_checks(image_id: str, jobs: Mapping[Key, LiveJob], *, now: float) -> It
                 yield Check(
                     name, "fail", f"given up after {job.attempt} tries: {job.reason}", advice
                 )
+            case _ if job.key.target in paused:
+                text = "waits until the target is resumed"
+                yield Check(name, "warn", "; ".join(filter(None, (text, failed))))
             case _:
-                yield Check(name, "ok", "waits for a slot")
+                text = "waits for a slot"
+                yield Check(name, "ok", "; ".join(filter(None, (text, failed))))
 
 
 async def volumes_of(cloud: Cloud, image_id: str) -> tuple[Volume, ...]:

@@ -23,12 +23,15 @@ from worker.diagnose.check import Check
 CINDER_CONF = "cinder.conf"
 ADVICE = {
     State.COLD: "the worker's log tells of each try; resync asks for another",
-    State.UNWANTED: "see [prewarm], and the image's own property",
+    State.UNWANTED: "by [prewarm], [target:{target}] strategy and disk_formats, or the owner's "
+    "property image_volume_prewarm on the image",
     State.FULL: "raise the limits of [target:{target}]",
     State.PARTLY_WARM: "each pool is told below",
     State.HELD_BACK: "resync tries at once; else it is tried in a day",
     State.UNUSED: "see [prewarm] when, and the image's own property",
 }
+# The image is wanted there, and Cinder clones it nowhere on the target
+MISSED = frozenset({State.COLD, State.FULL, State.HELD_BACK})
 EVERYBODYS = frozenset({"public", "community"})
 
 
@@ -38,8 +41,8 @@ def image_checks(image: Image) -> Iterator[Check]:
         yield Check("format", "ok", "raw/bare")
     else:
         advice = (
-            "upload it as raw/bare; strategy cache takes other formats too, as Cinder keeps "
-            "the converted volume"
+            "upload it as raw/bare; strategy cache takes other formats too, as Cinder's "
+            "image-volume cache (image_volume_cache_enabled) keeps the converted volume"
         )
         yield Check(
             "format", "warn", f"{sources.kind_of(image)}: Cinder converts it each time", advice
@@ -206,7 +209,10 @@ def _warm(one: Warmth) -> Check:
         return Check(name, "ok", f"warm, by strategy {one.target.strategy}")
     found = "not wanted" if one.state is State.UNWANTED else "not warm"
     return Check(
-        name, "warn", f"{found}: {one.why}", ADVICE[one.state].format(target=one.target.name)
+        name,
+        "fail" if one.state in MISSED else "warn",
+        f"{found}: {one.why}",
+        ADVICE[one.state].format(target=one.target.name),
     )
 
 

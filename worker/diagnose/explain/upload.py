@@ -202,12 +202,13 @@ def _source(seen: Seen, settings: Settings) -> Iterator[Check]:
         f"{source.size} GiB of type {source.volume_type}, served by store {store}",
     )
     if reason := sources.hindrance(source, settings.uploads):
-        yield Check(
-            "source status",
-            "warn",
-            reason,
-            "it is tried again; [uploads] allow_in_use for attached ones",
+        advice = (
+            "it is tried again; detach it, or set [uploads] allow_in_use"
+            if source.status == "in-use"
+            else "it is tried again; what has it: openstack --os-volume-api-version 3.27 volume "
+            f"attachment list --volume-id {source.id}"
         )
+        yield Check("source status", "warn", reason, advice)
     else:
         yield Check("source status", "ok", source.status)
 

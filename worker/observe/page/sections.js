@@ -104,7 +104,7 @@ function showDead(status) {
     el("div", {class: "small dim", text: `given up ${ago(status.now, one.at)}, after ${one.attempt === 1 ? "1 try" : `${one.attempt} tries`}`}),
     command("dead-letters", "replay", "--handler", one.handler, ...(one.target ? ["--target", one.target] : []), "--image-id", one.image_id)));
   const count = dead.count === null ? "The broker has not told how many there are." : gone ? "None." :
-    `${many(dead.count, "dead letter")} on the broker, of all workers. ${known.length ? "The latest of this worker:" : "None is this worker's."}`;
+    `${many(dead.count, "dead letter")} on the broker, of all workers. ${known.length ? "The latest of this worker:" : "None is a job of this worker: image-volume-worker dead-letters list shows them."}`;
   say($("dead-count"), count);
   if (dead.count) parts.push(el("p", {class: "small dim", text: "All of them, with their ids:"}), command("dead-letters", "list"));
   fill($("dead"), parts);
