@@ -92,7 +92,8 @@ def owner_of(image: Image) -> str:
 
 
 class Shelf:
-    """A target's budget and what lies on it; `reserved` are GiB by image that are on their way.
+    """A target's budget and what lies on it; `reserved` are GiB by image that are on their way, and
+    `owners` whose images these are, as `owner_of` says.
 
     `staying` are volumes that can't go. `size` in GiB and `count` are what is taken of the budget.
     A project that takes more than the target's `project_share` of a full budget gets room in the
@@ -106,13 +107,18 @@ class Shelf:
         reserved: Mapping[str, int] | None = None,
         *,
         staying: Iterable[str] = (),
+        owners: Mapping[str, str] | None = None,
     ) -> None:
         self._target = target
         self._held = list(lying)
         self._reserved = dict(reserved or {})
         self._staying = frozenset(staying)
         there = {one.image_id for one in self._held}
-        coming = [size for image_id, size in self._reserved.items() if image_id not in there]
+        self._coming = {
+            image_id: size for image_id, size in self._reserved.items() if image_id not in there
+        }
+        self._owners = dict(owners or {})
+        coming = self._coming.values()
         self.size = sum(one.size for one in self._held) + sum(coming)
         self.count = len(self._held) + len(coming)
 
@@ -166,7 +172,9 @@ class Shelf:
         share = self._target.project_share
         if not owner or share >= 1.0:
             return False
-        own = [one.size for one in self._held if one.owner == owner]
+        own = [one.size for one in self._held if one.owner == owner] + [
+            size for image_id, size in self._coming.items() if self._owners.get(image_id) == owner
+        ]
         if not own:
             # The first one of a project may have anybody's room, however small the budget is
             return False

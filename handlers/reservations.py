@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
+from typing import NamedTuple
 
 import structlog
 
@@ -30,6 +31,14 @@ LOST_FOR = 21_600.0
 log = structlog.get_logger(__name__)
 
 
+class _Coming(NamedTuple):
+    """An image on its way to a target: its GiB, since when, and whose it is (`budget.owner_of`)."""
+
+    size: int
+    since: float
+    owner: str
+
+
 class Reservations:
     """Reservations on each target, so that jobs at the same time do not all take the last place."""
 
@@ -38,7 +47,7 @@ class Reservations:
         self._uses = parts.uses
         self._deletion = parts.shared(Deletion)
         self._now = parts.now
-        self._coming: dict[str, dict[str, tuple[int, float]]] = defaultdict(dict)
+        self._coming: dict[str, dict[str, _Coming]] = defaultdict(dict)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stuck: dict[str, float] = {}
         self._lost: dict[str, float] = {}
@@ -64,7 +73,7 @@ class Reservations:
                 why = f"room on {target.name} for image {image.id}"
                 if await self._evicted(going, watch, target=target, why=why):
                     break
-            self._coming[target.name][image.id] = (size, self._now())
+            self._coming[target.name][image.id] = _Coming(size, self._now(), budget.owner_of(image))
         for _ in range(LOOKS if _shortage(quota, size * volumes, volumes) else 0):
             await watch.changed()
             if not _shortage(await self._quota(target), size * volumes, volumes):
@@ -144,13 +153,15 @@ class Reservations:
                     return False
             except budget.NoRoom:
                 return False
-            self._coming[target.name].setdefault(image.id, (size, self._now()))
+            self._coming[target.name].setdefault(
+                image.id, _Coming(size, self._now(), budget.owner_of(image))
+            )
         return True
 
     def extend(self, image_id: str, target: str) -> None:
         """Extend the image's reservation: it is still on its way."""
         if kept := self._coming[target].get(image_id):
-            self._coming[target][image_id] = (kept[0], self._now())
+            self._coming[target][image_id] = kept._replace(since=self._now())
 
     def release(self, image_id: str, target: str) -> None:
         """Release the image's reservation: it is there, or not needed."""
@@ -163,19 +174,18 @@ class Reservations:
         # missed by both
         kept = self._coming[target.name]
         for image_id in [
-            one for one, (_, since) in kept.items() if age(since, self._now()) >= KEPT_FOR
+            one for one, coming in kept.items() if age(coming.since, self._now()) >= KEPT_FOR
         ]:
             del kept[image_id]
-        coming = {
-            image_id: gigabytes for image_id, (gigabytes, _) in kept.items() if image_id != image.id
-        }
+        coming = {one: kept[one].size for one in kept if one != image.id}
+        owners = {one: kept[one].owner for one in coming}
         there = [volume async for volume in self._cloud.list_volumes(target.name)]
         lying = budget.held(there, target, self._uses)
         since = budget.since(image, target, self._uses)
         going = await self._able(
-            lambda staying: budget.Shelf(target, lying, coming, staying=staying).victims(
-                size, since=since, owner=budget.owner_of(image)
-            )
+            lambda staying: budget.Shelf(
+                target, lying, coming, staying=staying, owners=owners
+            ).victims(size, since=since, owner=budget.owner_of(image))
         )
         if going and not self._deletion.may_delete:
             raise budget.NoRoom(

@@ -28,6 +28,12 @@ def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
             raise Blocked(
                 f"Glance has no store {unknown[0]}, which [target:{target.name}] {option} names"
             )
+    named = next((store for store in stores if store.id == target.glance_store), None)
+    if named and named.type not in ("cinder", ""):
+        raise Blocked(
+            f"Glance's store {named.id}, which [target:{target.name}] glance_store names, keeps no "
+            f"volumes: it is of type {named.type}"
+        )
     found = [
         store.id
         for store in stores

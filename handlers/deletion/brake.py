@@ -10,6 +10,7 @@ from handlers import image_volume
 from worker.core import absence
 from worker.core.age import lasts
 from worker.core.cloud import Volume
+from worker.core.deletions import DELETED
 from worker.core.handler import Parts
 
 log = structlog.get_logger(__name__)
@@ -43,9 +44,16 @@ class Brake:
         """Count the volumes of missing images, and return the reason as above."""
         if not lasts(self._counted_until, self._now(), COUNT_FOR):
             volumes = await self._image_volumes()
-            self.count([absence.absence_of(volume) for volume in volumes])
+            self.count([self.note_of(volume) for volume in volumes])
             self._counted_until = self._now() + COUNT_FOR
         return self._reason
+
+    def note_of(self, volume: Volume) -> absence.Absence:
+        """Return what is noted of the volume's image; nothing if its deletion was announced, which
+        is no loss."""
+        if self._deletions.status(image_volume.image_of(volume)) == DELETED:
+            return absence.NONE
+        return absence.absence_of(volume)
 
     def count(self, notes: Sequence[absence.Absence]) -> None:
         """Set the brake by the notes of all Image-Volumes that there are."""

@@ -13,6 +13,7 @@ from handlers.deletion.brake import Brake
 from handlers.deletion.last_copy import LastCopy, store_of
 from handlers.deletion.proof import NotProven, Proof
 from handlers.marks import is_free, is_known
+from handlers.target_store import TargetStores
 from worker.core import absence
 from worker.core.cloud import Image, Location, Volume
 from worker.core.deletions import DELETED
@@ -52,7 +53,7 @@ class Deletion:
         self._attached: dict[str, float] = {}
         self.brake = Brake(parts)
         self.proof = Proof(parts, self.brake)
-        self.last_copy = LastCopy(cloud=parts.cloud)
+        self.last_copy = LastCopy(cloud=parts.cloud, stores=parts.shared(TargetStores))
 
     @property
     def may_delete(self) -> bool:
@@ -253,6 +254,8 @@ class Deletion:
         find the volume and that need not mean that it is gone, or if it does and the caller saw it
         broken. `confirmed`: an operator has looked, one look is enough.
         """
+        if not volume_id:
+            raise Conflict(f"the location in store {store} stays: it is no volume")
         async with self._locks.of(image_id):
             locations = await self._cloud.get_locations(image_id)
             image = await self._cloud.get_image(image_id)
@@ -439,7 +442,9 @@ class Deletion:
             return ""
         for _ in range(TRIES):
             await self._remove_from_store(image_id, store, volume.id)
-            if not store_of(volume, await self._cloud.get_locations(image_id) or ()):
+            left = await self._cloud.get_locations(image_id) or ()
+            # Glance removes the first one in the store: once more only if it is this one again
+            if next((one.volume_id for one in left if one.store == store), "") != volume.id:
                 break
         return ""
 

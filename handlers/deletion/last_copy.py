@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from handlers import image_volume, marks
+from handlers.target_store import TargetStores
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import NotFound
 
@@ -12,8 +13,9 @@ NO_WHOLE = "no location of the image is whole, so it may hold the last copy of i
 class LastCopy:
     """Finds out whether an image can do without a volume."""
 
-    def __init__(self, *, cloud: Cloud) -> None:
+    def __init__(self, *, cloud: Cloud, stores: TargetStores) -> None:
         self._cloud = cloud
+        self._stores = stores
 
     async def keep_reason(
         self, volume: Volume, image: Image, locations: tuple[Location, ...] | None
@@ -72,12 +74,12 @@ class LastCopy:
 
     async def _is_whole(self, location: Location, image: Image) -> bool:
         """Whether the image's data can be had from a location; one outside of Cinder is taken for
-        whole.
+        whole while Glance has its store.
 
         A volume that is not this image's holds other data, or is under somebody else's control.
         """
         if not location.volume_id:
-            return True
+            return await self._is_served(location)
         volume = await self.look(location.volume_id)
         return (
             volume is not None
@@ -88,11 +90,16 @@ class LastCopy:
     async def _is_anchor(self, location: Location, image: Image) -> bool:
         """Whether a location is whole and none that we might remove as well."""
         if not location.volume_id:
-            return True
+            return await self._is_served(location)
         volume = await self.look(location.volume_id)
         if volume is None or not image_volume.is_usable(volume):
             return False
         return image_volume.is_of(volume, image) and not marks.may_be_ours(volume)
+
+    async def _is_served(self, location: Location) -> bool:
+        """Whether Glance has the store of a location, as far as it tells its stores."""
+        stores = {store.id for store in await self._stores.stores()}
+        return not stores or not location.store or location.store in stores
 
 
 def store_of(volume: Volume, locations: tuple[Location, ...]) -> str:

@@ -169,7 +169,7 @@ class Reclaim:
         resolved = await self._stores.all()
         notes: list[absence.Absence] = []
         for number, own in enumerate(volumes.values()):
-            notes += map(absence.absence_of, own)
+            notes += map(self._deletion.brake.note_of, own)
             for volume in own:
                 self._deletions.found_volume(volume.id)
             if number % 1000 == 0:

@@ -77,6 +77,7 @@ class Actor:
             seen,
             clones=(*(seen.clones or ()), clone),
             made=seen.made | {clone.id},
+            asked_at=self._now(),
             sure=False,
         )
 

@@ -27,12 +27,18 @@ from handlers.upload.sources import (
     wait_to_change,
 )
 from worker.core.age import age
-from worker.core.cloud import Image, Volume
+from worker.core.cloud import Volume
 from worker.core.outcome import Again, Skip
 from worker.core.target import Target, Uploads
 
 # Seconds for which a job waits for a clone that is being made, and for a clone whose source is gone
 PATIENCE = 60.0
+# Nobody is given a volume, writes to it and deletes it within so many seconds
+OWNED_FOR = 15.0
+DELETED_EARLY = (
+    "the volume was deleted before the image was made of it; the cloud's operator may still have its "
+    "data"
+)
 
 
 def complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
@@ -54,7 +60,10 @@ def complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, .
     source = seen.source if seen.source and seen.source.id == clone.source_volid else None
     if not is_ours(clone) and source and source.status == "uploading":
         return Finish(Again("Cinder's own upload is at work"))
-    if not _is_owners(clone, source, seen.image):
+    if not _is_owners(clone, source, seen):
+        if source is None and clone.metadata.get("image_owner") == seen.image.owner:
+            # It may be another project's by now, which has deleted it; or all that is left of it
+            return refused(DELETED_EARLY)
         # Ours is of no use any more. Cinder's may still be of use to the user who asked for it
         if is_ours(clone):
             return DeleteClone(
@@ -116,14 +125,15 @@ def _locate(
 def _await(clone: Volume, seen: Seen) -> Action:
     """Wait for a clone that is being made: soon without a slot of the lane, and not for ever if
     its source is gone."""
-    since = seen.now - clone.created_epoch
-    if since > PATIENCE and clone.id not in seen.made:
+    ours_now = clone.id in seen.made
+    since = seen.now - (seen.asked_at if ours_now else clone.created_epoch)
+    if since > PATIENCE:
         if not seen.sure:
             return LookAgain(clone.source_volid)
         if clone.source_volid in seen.missing and is_ours(clone):
             # Our request may have come a moment too late, and Cinder leaves the clone as it is
             return DeleteClone(clone.id, because="the volume was deleted before it was cloned")
-        if is_ours(clone) and image_volume.is_stalled(clone, seen.now):
+        if is_ours(clone) and not ours_now and image_volume.is_stalled(clone, seen.now):
             return DeleteClone(clone.id, because="Cinder has lost the request for the clone")
         reason = "the volume is being cloned"
         return Finish(
@@ -133,20 +143,23 @@ def _await(clone: Volume, seen: Seen) -> Action:
     return AwaitClone(clone.id, clone.source_volid)
 
 
-def _is_owners(clone: Volume, source: Volume | None, image: Image) -> bool:
+def _is_owners(clone: Volume, source: Volume | None, seen: Seen) -> bool:
     """Whether what was cloned belongs to the image's owner: by the source, and by who asked for the
     clone.
 
-    A source that is gone can't be asked: then the clone's own word counts, which Cinder or we have
-    written.
+    A source that is gone can't be asked: then the clone's own word counts, which Cinder has written,
+    or we before it was cloned: the source may have been another project's by then. So ours counts
+    only if the source was seen after that, for which the clone was made read-only, or a moment ago.
     """
-    word = clone.metadata.get("image_owner")
+    word, owner = clone.metadata.get("image_owner"), seen.image.owner
     if source is None:
-        return word == image.owner
+        lately = age(seen.owned_at, seen.now) < OWNED_FOR
+        known = not is_ours(clone) or image_volume.is_readonly(clone) or lately
+        return word == owner and known
     if is_ours(clone):
-        return word == source.project_id == image.owner
+        return word == source.project_id == owner
     # If an admin asks Cinder for an upload, the upload is the admin's
-    return (word or source.project_id) == image.owner
+    return (word or source.project_id) == owner
 
 
 def judge_answer(seen: Seen) -> Action:

@@ -81,9 +81,11 @@ class Observer:
 
     async def _look_at_source(self, volume_id: str, seen: Seen) -> Seen:
         try:
-            return replace(seen, source=await self._cloud.get_volume(volume_id))
+            source = await self._cloud.get_volume(volume_id)
         except NotFound:
             return replace(seen, source=None, missing=seen.missing | {volume_id})
+        own = source.project_id == seen.image.owner
+        return replace(seen, source=source, owned_at=self._now() if own else 0.0)
 
     async def _look_again(self, source_volid: str, seen: Seen) -> Seen:
         image, again = await asyncio.gather(

@@ -25,6 +25,8 @@ class Seen:
     """Clones like these that are older than the image."""
     source: Volume | None = None
     """The volume that was read last."""
+    owned_at: float = 0.0
+    """When that was last seen to be the image's project's; 0 if it was another's since."""
     missing: frozenset[str] = frozenset()
     """Volumes that Cinder does not find."""
     used: int | None = None
@@ -37,6 +39,8 @@ class Seen:
     # Results of the actions of this try
     made: frozenset[str] = frozenset()
     """Clones that this try has asked for. Cinder's clock may be wrong: it does not tell their age."""
+    asked_at: float = 0.0
+    """When it has asked for the last one, by our clock."""
     sure: bool = False
     """Image and source were read again since the clone was there."""
     changed: bool = False

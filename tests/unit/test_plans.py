@@ -214,7 +214,7 @@ COPIED = {"imported": True, "asked": frozenset({"c1"})}
             store.ASK_AGAIN, wake=True)),
         # The import is over, and the copy is not there
         (seen(replace(COLD, failed=frozenset({"c1"})), locations=(Location(url="f", store="file"),), volumes=(),
-              **COPIED), Finish(Again("Glance could not copy the image into store c1; its log has the reason"))),
+              **COPIED), Finish(Again("Glance could not copy the image into store c1: see glance's log by its id"))),
         (seen(locations=(Location(url="f", store="file"),), volumes=(), **COPIED), store.gone_again("c1")),
         (seen(**COPIED), LookAtLocations()),
     ],

@@ -99,6 +99,10 @@ def _look(seen: Seen, target: Target) -> Action | None:
                 f"that store"
             )
         )
+    if "" in mine:
+        return Finish(
+            Skip(f"its location in store {target.glance_store} is no volume, and is left alone")
+        )
     known = {volume.id for volume in seen.volumes} | seen.gone
     unknown = next((volume_id for volume_id in mine if volume_id not in known), None)
     return LookAtVolume(unknown) if unknown is not None else None
@@ -179,7 +183,11 @@ def _encrypted(
     first = serving[0]
     if first.encrypted and marks.may_be_ours(first):
         return _await_import(seen) or RemoveLocation(
-            target.glance_store, first.id, whole=True, encrypted=True
+            target.glance_store,
+            first.id,
+            whole=True,
+            # Of a volume that somebody has retyped it says nothing about the target's type
+            encrypted=first.volume_type == target.volume_type,
         )
     which = ", ".join(volume.id for volume in serving if volume.encrypted)
     return Finish(

@@ -50,10 +50,7 @@ def copy(seen: Seen, store: str) -> Action:
         return lost(seen) or gone_again(store)
     if seen.imported:
         failed = Finish(
-            Again(
-                f"Glance could not copy the image into store {store}; the log of glance-api has the "
-                f"reason, beside the image's id"
-            )
+            Again(f"Glance could not copy the image into store {store}: see glance's log by its id")
         )
         return lost(seen) or failed
     # Glance's import writes the whole image once it ends, as it was when it began: what its owner
