@@ -139,6 +139,7 @@ class HeldBack:
             state=_state(seen.image, target),
             at=self._now(),
             why=cache.NO_CACHE,
+            owner=seen.image.owner,
         )
         return _finish(past, target) if past.is_held else None
 

@@ -172,6 +172,26 @@ async def test_a_burst_of_one_project_keeps_to_its_share(strategy: str) -> None:
         assert owners["mallory"] <= 2, owners
 
 
+# Cinder's cache
+
+
+@pytest.mark.parametrize(("owners", "warm"), [(("m", "m", "m"), 2), (("m", "n", "m"), 0)])
+async def test_images_of_one_project_that_are_too_large_switch_no_cache_off(
+    owners: tuple[str, ...], warm: int
+) -> None:
+    cloud = FakeCloud(stores=dict(STORES), cached=frozenset({"fast"}), cache_max_gigabytes=100)
+    async with Rig(cloud, targets=using("cache", FAST), policy=QUICK) as rig:
+        cloud.emit = rig.hear
+        cloud.upload(owner="alice", visibility="private")
+        await rig.quiet()
+        for owner in owners:
+            cloud.upload(owner=owner, visibility="private", min_disk=200, size=1)
+        await rig.quiet()
+        later = [cloud.upload(owner=f"q{number}", visibility="private") for number in range(2)]
+        await rig.quiet()
+        assert sum(bool(cloud.of(image.id)) for image in later) == warm
+
+
 # The brake
 
 

@@ -62,7 +62,7 @@ class Undone:
     def __init__(self) -> None:
         self._pasts: Newest[tuple[str, str], Past] = Newest(KEEP)
         self._full: dict[str, Full] = {}
-        self._refusals: dict[str, set[str]] = {}
+        self._refusals: dict[str, dict[str, str]] = {}
         self._lock = threading.Lock()
 
     def made(self, image_id: str, target: str, *, state: str, volume_id: str, at: float) -> None:
@@ -87,10 +87,15 @@ class Undone:
         state: str,
         at: float,
         why: str,
+        owner: str = "",
         of_image: bool = False,
     ) -> Past:
-        """Note that Cinder made no cache entry of the image, and `why`. Unless that is a matter
-        `of_image`, several images in a row are one of the target."""
+        """Note that Cinder made no cache entry of the image, which is `owner`'s, and `why`. Unless
+        that is a matter `of_image`, several images in a row are one of the target.
+
+        While an entry of ours stands there, they are not if one project has all of them: it may
+        have made images that are too large.
+        """
         with self._lock:
             past = self._pasts.pop((image_id, target), None)
             times = past.times if past and past.refused and past.state == state else 0
@@ -98,9 +103,14 @@ class Undone:
             self._pasts[image_id, target] = past
             if of_image:
                 return past
-            images = self._refusals.setdefault(target, set())
-            images.add(image_id)
-            if len(images) >= IN_A_ROW and not self.full(target, now=at):
+            images = self._refusals.setdefault(target, {})
+            images[image_id] = owner
+            stands = any(
+                name == target and not one.refused and not one.gone_at
+                for (_, name), one in self._pasts.items()
+            )
+            several = len(images) >= IN_A_ROW and (len({*images.values()}) > 1 or not stands)
+            if several and not self.full(target, now=at):
                 self._full[target] = Full(at + HOLD_FOR, why, refused=True)
             return past
 
