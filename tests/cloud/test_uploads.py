@@ -717,7 +717,9 @@ def test_a_source_deleted_at_once_leaves_nothing(
                     status(alice, image) == "active" or told(alice, image).startswith("refused")
                 )
             )
-            if status(alice, image_id) == "queued":
+            # A clone whose source was not seen for long stays for an operator to look at
+            early = "deleted before the image was made" in told(alice, image_id)
+            if status(alice, image_id) == "queued" and not early:
                 until(lambda image=image_id: not of_image(operator, image), what="nothing stays")
 
 
