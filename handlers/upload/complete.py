@@ -153,7 +153,8 @@ def _is_owners(clone: Volume, source: Volume | None, seen: Seen) -> bool:
     """
     word, owner = clone.metadata.get("image_owner"), seen.image.owner
     if source is None:
-        lately = age(seen.owned_at, seen.now) < OWNED_FOR
+        volume_id, at = seen.owned
+        lately = volume_id == clone.source_volid and age(at, seen.now) < OWNED_FOR
         known = not is_ours(clone) or image_volume.is_readonly(clone) or lately
         return word == owner and known
     if is_ours(clone):

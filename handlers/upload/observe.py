@@ -85,7 +85,7 @@ class Observer:
         except NotFound:
             return replace(seen, source=None, missing=seen.missing | {volume_id})
         own = source.project_id == seen.image.owner
-        return replace(seen, source=source, owned_at=self._now() if own else 0.0)
+        return replace(seen, source=source, owned=(volume_id, self._now()) if own else ("", 0.0))
 
     async def _look_again(self, source_volid: str, seen: Seen) -> Seen:
         image, again = await asyncio.gather(

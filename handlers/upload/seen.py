@@ -25,8 +25,8 @@ class Seen:
     """Clones like these that are older than the image."""
     source: Volume | None = None
     """The volume that was read last."""
-    owned_at: float = 0.0
-    """When that was last seen to be the image's project's; 0 if it was another's since."""
+    owned: tuple[str, float] = ("", 0.0)
+    """The id of that volume and the time of that look, if it was the image's project's."""
     missing: frozenset[str] = frozenset()
     """Volumes that Cinder does not find."""
     used: int | None = None

@@ -1,4 +1,4 @@
-"""What users and operators could do to other people's images and volumes, and can't."""
+"""Attacks on other people's images and volumes: each of them worked once."""
 
 from __future__ import annotations
 
