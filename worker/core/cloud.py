@@ -9,7 +9,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from worker.core.pool import Pool, VolumeType
-from worker.core.target import MARKS, MISSING, OF, PENDING, TAG, UPLOAD, UPLOADED_BY
+from worker.core.target import MARKS, OF, TAG, UPLOAD, UPLOADED_BY
 
 GIB = 1 << 30
 LISTED = ("active", "queued", "saving", "deactivated")
@@ -125,9 +125,6 @@ def own(volume: Volume) -> Volume:
         return volume
     marks = MARKS & metadata.keys()
     believed = {TAG, UPLOADED_BY} if metadata.get(TAG) == UPLOAD else set[str]()
-    if metadata.get(MISSING) == PENDING:
-        # It only ever protects, and an older version may have written it
-        believed.add(MISSING)
     left_out = marks - believed
     if volume.name != f"image-{metadata.get('glance_image_id')}":
         # Cinder names the clone, and writes no other image's id on it
