@@ -36,6 +36,15 @@ class Held:
         return self.volume.metadata.get("image_owner", "")
 
 
+@dataclass(frozen=True, slots=True)
+class Coming:
+    """An image on its way to a target: its GiB, since when, and whose it is (`owner_of`)."""
+
+    size: int
+    since: float = 0.0
+    owner: str = ""
+
+
 def held(volumes: Iterable[Volume], target: Target, uses: Uses) -> list[Held]:
     """Those of the volumes that count against the target's budget, least recently used first."""
     counted = (
@@ -92,8 +101,7 @@ def owner_of(image: Image) -> str:
 
 
 class Shelf:
-    """A target's budget and what lies on it; `reserved` are GiB by image that are on their way, and
-    `owners` whose images these are, as `owner_of` says.
+    """A target's budget and what lies on it; `coming` are the images on their way, by id.
 
     `staying` are volumes that can't go. `size` in GiB and `count` are what is taken of the budget.
     A project that takes more than the target's `project_share` of a full budget gets room in the
@@ -104,23 +112,18 @@ class Shelf:
         self,
         target: Target,
         lying: Iterable[Held],
-        reserved: Mapping[str, int] | None = None,
+        coming: Mapping[str, Coming] | None = None,
         *,
         staying: Iterable[str] = (),
-        owners: Mapping[str, str] | None = None,
     ) -> None:
         self._target = target
         self._held = list(lying)
-        self._reserved = dict(reserved or {})
+        self._reserved = frozenset(coming or ())
         self._staying = frozenset(staying)
         there = {one.image_id for one in self._held}
-        self._coming = {
-            image_id: size for image_id, size in self._reserved.items() if image_id not in there
-        }
-        self._owners = dict(owners or {})
-        coming = self._coming.values()
-        self.size = sum(one.size for one in self._held) + sum(coming)
-        self.count = len(self._held) + len(coming)
+        self._coming = [one for image_id, one in (coming or {}).items() if image_id not in there]
+        self.size = sum(one.size for one in self._held) + sum(one.size for one in self._coming)
+        self.count = len(self._held) + len(self._coming)
 
     def excess(self) -> list[Held]:
         """Choose the volumes to delete where the budget is smaller than what lies there."""
@@ -172,9 +175,8 @@ class Shelf:
         share = self._target.project_share
         if not owner or share >= 1.0:
             return False
-        own = [one.size for one in self._held if one.owner == owner] + [
-            size for image_id, size in self._coming.items() if self._owners.get(image_id) == owner
-        ]
+        taking: tuple[Held | Coming, ...] = (*self._held, *self._coming)
+        own = [one.size for one in taking if one.owner == owner]
         if not own:
             # The first one of a project may have anybody's room, however small the budget is
             return False

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import replace
 
 import structlog
 
@@ -31,14 +31,6 @@ LOST_FOR = 21_600.0
 log = structlog.get_logger(__name__)
 
 
-class _Coming(NamedTuple):
-    """An image on its way to a target: its GiB, since when, and whose it is (`budget.owner_of`)."""
-
-    size: int
-    since: float
-    owner: str
-
-
 class Reservations:
     """Reservations on each target, so that jobs at the same time do not all take the last place."""
 
@@ -47,7 +39,7 @@ class Reservations:
         self._uses = parts.uses
         self._deletion = parts.shared(Deletion)
         self._now = parts.now
-        self._coming: dict[str, dict[str, _Coming]] = defaultdict(dict)
+        self._coming: dict[str, dict[str, budget.Coming]] = defaultdict(dict)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stuck: dict[str, float] = {}
         self._lost: dict[str, float] = {}
@@ -73,7 +65,7 @@ class Reservations:
                 why = f"room on {target.name} for image {image.id}"
                 if await self._evicted(going, watch, target=target, why=why):
                     break
-            self._coming[target.name][image.id] = _Coming(size, self._now(), budget.owner_of(image))
+            self._coming[target.name][image.id] = self._as_coming(image, size)
         for _ in range(LOOKS if _shortage(quota, size * volumes, volumes) else 0):
             await watch.changed()
             if not _shortage(await self._quota(target), size * volumes, volumes):
@@ -153,19 +145,20 @@ class Reservations:
                     return False
             except budget.NoRoom:
                 return False
-            self._coming[target.name].setdefault(
-                image.id, _Coming(size, self._now(), budget.owner_of(image))
-            )
+            self._coming[target.name].setdefault(image.id, self._as_coming(image, size))
         return True
 
     def extend(self, image_id: str, target: str) -> None:
         """Extend the image's reservation: it is still on its way."""
         if kept := self._coming[target].get(image_id):
-            self._coming[target][image_id] = kept._replace(since=self._now())
+            self._coming[target][image_id] = replace(kept, since=self._now())
 
     def release(self, image_id: str, target: str) -> None:
         """Release the image's reservation: it is there, or not needed."""
         self._coming[target].pop(image_id, None)
+
+    def _as_coming(self, image: Image, size: int) -> budget.Coming:
+        return budget.Coming(size, self._now(), budget.owner_of(image))
 
     async def _victims(self, image: Image, target: Target, size: int) -> list[budget.Held]:
         if not target.has_budget:
@@ -177,15 +170,14 @@ class Reservations:
             one for one, coming in kept.items() if age(coming.since, self._now()) >= KEPT_FOR
         ]:
             del kept[image_id]
-        coming = {one: kept[one].size for one in kept if one != image.id}
-        owners = {one: kept[one].owner for one in coming}
+        coming = {image_id: one for image_id, one in kept.items() if image_id != image.id}
         there = [volume async for volume in self._cloud.list_volumes(target.name)]
         lying = budget.held(there, target, self._uses)
         since = budget.since(image, target, self._uses)
         going = await self._able(
-            lambda staying: budget.Shelf(
-                target, lying, coming, staying=staying, owners=owners
-            ).victims(size, since=since, owner=budget.owner_of(image))
+            lambda staying: budget.Shelf(target, lying, coming, staying=staying).victims(
+                size, since=since, owner=budget.owner_of(image)
+            )
         )
         if going and not self._deletion.may_delete:
             raise budget.NoRoom(

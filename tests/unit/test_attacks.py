@@ -142,9 +142,10 @@ async def test_nor_by_a_worker_that_was_away_meanwhile(cloud: FakeCloud) -> None
 
 def test_what_is_on_its_way_counts_for_its_project() -> None:
     target = replace(FAST, max_count=8, project_share=0.25)
-    coming = {"a": 1, "b": 1}
-    own = budget.Shelf(target, [], coming, owners={"a": "mallory", "b": "mallory"})
-    others = budget.Shelf(target, [], coming, owners={"a": "alice", "b": "bob"})
+    own = budget.Shelf(target, [], {one: budget.Coming(1, owner="mallory") for one in "ab"})
+    others = budget.Shelf(
+        target, [], {one: budget.Coming(1, owner=one) for one in ("alice", "bob")}
+    )
     assert own._beyond_share(1, "mallory")
     assert not others._beyond_share(1, "mallory")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from handlers import budget
-from handlers.budget import NoRoom, Shelf
+from handlers.budget import Coming, NoRoom, Shelf
 from worker.core.cloud import Volume
 from worker.core.uses import Uses
 from worker.testing.fake_cloud import PROJECT, FakeCloud
@@ -74,9 +74,11 @@ def test_what_is_on_its_way_takes_room_and_does_not_go() -> None:
     held = lying((1, 1.0))
     target = replace(FAST, max_count=2)
     with pytest.raises(NoRoom):
-        Shelf(target, held, {held[0].image_id: 1, "another": 1}).victims(1, since=99.0)
-    assert going(Shelf(target, held, {held[0].image_id: 1}), 1, since=99.0) == []
-    assert going(Shelf(target, held, {"another": 1}), 1, since=99.0) == ["volume-0"]
+        Shelf(target, held, {held[0].image_id: Coming(1), "another": Coming(1)}).victims(
+            1, since=99.0
+        )
+    assert going(Shelf(target, held, {held[0].image_id: Coming(1)}), 1, since=99.0) == []
+    assert going(Shelf(target, held, {"another": Coming(1)}), 1, since=99.0) == ["volume-0"]
 
 
 def test_what_must_stay_is_passed_over() -> None:

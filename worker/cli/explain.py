@@ -129,7 +129,7 @@ async def _explain(
                 # The probe shows whether cinder.conf is right, which no API tells
                 checks = [check for check in checks if check.name != explain.CINDER_CONF]
             checks += probed
-        cold = any(check.advice == explain.ASK for check in checks)
+        cold = any(check.awaits_job for check in checks)
         paused: Set[str] = frozenset()
         with contextlib.suppress(Temporary):
             # Without the broker the rest is true all the same

@@ -13,9 +13,13 @@ Verdict = Literal["ok", "skipped", "warn", "fail"]
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: its name, its verdict, the details, and what to do about it ("" for nothing)."""
+    """One check: its name, its verdict, the details, and what to do about it ("" for nothing).
+
+    `awaits_job`: the worker has something to do about it.
+    """
 
     name: str
     verdict: Verdict
     detail: str
     advice: str = ""
+    awaits_job: bool = False

@@ -11,7 +11,6 @@ from handlers.upload import sources
 from worker.core.cloud import Cloud, Volume
 from worker.core.errors import Blocked
 from worker.core.job import Key
-from worker.core.state import State
 from worker.core.target import Target
 from worker.diagnose.check import Check
 from worker.diagnose.explain import clone, upload
@@ -20,8 +19,6 @@ from worker.observe.live import LiveJob
 from worker.settings import Settings
 
 CINDER_CONF = clone.CINDER_CONF
-ASK = clone.ADVICE[State.COLD]
-"""The advice where an image is wanted, and the worker has something to do."""
 
 
 async def explain(

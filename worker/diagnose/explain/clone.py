@@ -213,6 +213,7 @@ def _warm(one: Warmth) -> Check:
         "fail" if one.state in MISSED else "warn",
         f"{found}: {one.why}",
         ADVICE[one.state].format(target=one.target.name),
+        awaits_job=one.state is State.COLD,
     )
 
 
