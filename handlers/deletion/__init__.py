@@ -5,7 +5,10 @@ empty; an image is gone only when that is proven; only what carries our marks an
 ours; an image that is there keeps a whole location that we did not make.
 """
 
-from handlers.deletion.delete import Deletion, report_stuck
+from handlers.deletion.delete import Deletion
+from handlers.deletion.gone import Gone
 from handlers.deletion.proof import NotProven
+from handlers.deletion.stuck import report_stuck
+from handlers.deletion.unwanted import Unwanted
 
-__all__ = ["Deletion", "NotProven", "report_stuck"]
+__all__ = ["Deletion", "Gone", "NotProven", "Unwanted", "report_stuck"]

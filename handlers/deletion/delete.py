@@ -12,11 +12,9 @@ from handlers import image_volume, import_lock, marks
 from handlers.deletion.brake import Brake
 from handlers.deletion.last_copy import LastCopy, store_of
 from handlers.deletion.proof import NotProven, Proof
-from handlers.marks import is_free, is_known
+from handlers.deletion.stuck import Attached, report_stuck
 from handlers.target_store import TargetStores
-from worker.core import absence
 from worker.core.cloud import Image, Location, Volume
-from worker.core.deletions import DELETED
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.handler import Parts, Watch
 from worker.core.outcome import Again, Done, Outcome, Skip
@@ -30,9 +28,6 @@ TRIES = 3
 # Seconds until another try when a volume is in use, and when its backend does not let go of it
 BUSY = 30.0
 DEPENDED_ON = 900.0
-# Seconds after which a volume that is in use is reported: a Glance that was killed while it read
-# leaves its attachment behind, and Cinder keeps it for ever
-ATTACHED_FOR = 900.0
 
 Reason = Literal["gone", "unwanted", "budget", "left-over"]
 
@@ -50,7 +45,7 @@ class Deletion:
         self._undone = parts.undone
         self._deletions = parts.deletions
         self._now = parts.now
-        self._attached: dict[str, float] = {}
+        self._attached = Attached(parts.now)
         self.brake = Brake(parts)
         self.proof = Proof(parts, self.brake)
         self.last_copy = LastCopy(cloud=parts.cloud, stores=parts.shared(TargetStores))
@@ -60,61 +55,16 @@ class Deletion:
         """Whether `[reclaim]` lets anything be deleted at all."""
         return self._rules.enabled and not self._rules.dry_run
 
-    # Images that are not found
-
-    async def release(
-        self, image_id: str, watch: Watch, *, unlocated: Iterable[str] = (), confirmed: bool = False
-    ) -> Outcome:
-        """Delete what was kept for an image that Glance does not find, as far as the image is
-        proven to be gone.
-
-        `unlocated` are volumes that the caller has made and never told Glance of. `confirmed`: an
-        operator has looked, and the brake does not count.
-        """
-        self._report.repair(image_id, possible=True)
-        self._undone.forget(image_id)
-        left = await self.left_of(image_id)
-        heard, own = self._deletions.status(image_id) == DELETED, frozenset(unlocated)
-        free = [volume for volume in left if is_free(volume, own, heard=heard)]
-        outcome: Outcome = Done("nothing is left of it", state=State.GONE)
-        if free:
-            if await self.proof.is_there(image_id):
-                return Again("the image was not found, and then it was", counted=False)
-            outcome = await self.delete(free, watch, why=self._evidence(image_id), reason="gone")
-        waiting = [
-            volume for volume in left if volume not in free and not image_volume.is_leaving(volume)
-        ]
-        if not waiting:
-            return outcome
-        if not self.may_delete:
-            return outcome if free else Skip("[reclaim] does not let anything be deleted")
-        proven, kept = await self.proof.of_image(image_id, waiting, confirmed=confirmed)
-        if proven:
-            why = (
-                f"image is gone: not found at {absence.LOOKS} looks over {self._rules.grace:.0f} s"
-            )
-            outcome = await self.delete(proven, watch, why=why, reason="gone")
-        if isinstance(outcome, Again) or not kept:
-            return outcome
-        return Skip("; ".join(dict.fromkeys(kept)))
-
-    async def gone(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
-        """Find out whether it is the image that was not found; if so, release what was kept for
-        it."""
-        if await self.proof.is_there(image_id):
-            return Again("something went while it was looked at")
-        return await self.release(image_id, watch, unlocated=unlocated)
-
-    async def left_of(self, image_id: str) -> list[Volume]:
-        """The volumes of the internal project that were kept for an image."""
-        named = await self._cloud.find_volumes(image_volume.name_of(image_id))
-        warming = await self._cloud.find_volumes(image_volume.warming_name_of(image_id))
-        return [volume for volume in (*named, *warming) if is_known(volume, image_id)]
-
-    def _evidence(self, image_id: str) -> str:
-        if status := self._deletions.status(image_id):
-            return f"image is gone: its image.delete said {status}, and Glance does not find it"
-        return "image is not found, and this volume was never its location"
+    def _refusal(self, volumes: Iterable[Volume], why: str) -> str:
+        """Return why `[reclaim]` lets none of the volumes be deleted, "" if it does; a dry run logs
+        them."""
+        if not self._rules.enabled:
+            return "[reclaim] is not enabled"
+        if not self._rules.dry_run:
+            return ""
+        for one in volumes:
+            log.info("volume_would_be_deleted", volume_id=one.id, size=one.size, why=why)
+        return "[reclaim] dry_run is set"
 
     async def delete(
         self, volumes: Iterable[Volume], watch: Watch, *, why: str, reason: Reason
@@ -123,12 +73,8 @@ class Deletion:
         left = {volume.id: volume for volume in volumes if not volume.foreign}
         for volume in [volume for volume in left.values() if image_volume.is_stuck(volume)]:
             report_stuck(left.pop(volume.id), located=False)
-        if left and not self._rules.enabled:
-            return Skip("[reclaim] is not enabled")
-        if left and self._rules.dry_run:
-            for volume in left.values():
-                log.info("volume_would_be_deleted", volume_id=volume.id, size=volume.size, why=why)
-            return Skip("[reclaim] dry_run is set")
+        if left and (refusal := self._refusal(left.values(), why)):
+            return Skip(refusal)
         chosen = list(left.values())
         asked, refusals = set[str](), dict[str, str]()
         for _ in range(LOOKS):
@@ -154,32 +100,12 @@ class Deletion:
             self._undone.made_room(target)
         for _ in range(gone):
             self._report.reclaimed(reason)
-        self._report_attached(left.values())
+        self._attached.report(left.values())
         if left:
             return _waiting(left.values(), asked, refusals)
         return Done(
             f"{gone} deleted", changed=gone > 0, state=State.GONE if reason == "gone" else None
         )
-
-    def _report_attached(self, left: Iterable[Volume]) -> None:
-        """Log a volume that has been attached at every try for so long that only an administrator may
-        help."""
-        now = self._now()
-        for volume in left:
-            if (
-                volume.status in image_volume.ATTACHED
-                and now - self._attached.setdefault(volume.id, now) >= ATTACHED_FOR
-            ):
-                report_stuck(volume, located=False)
-                self._attached[volume.id] = now
-        # What nobody has tried to delete lately is forgotten
-        self._attached = {
-            volume_id: since
-            for volume_id, since in self._attached.items()
-            if now - since < 2 * ATTACHED_FOR
-        }
-
-    # Images that are there
 
     async def discard(self, image_id: str, volume: Volume, *, why: str) -> None:
         """Delete a volume of ours that no location names: throw-away, broken, or one too many.
@@ -221,13 +147,12 @@ class Deletion:
     ) -> None:
         """Raise unless an image that has data can do without a volume that is no location, and
         `[reclaim]` lets it be deleted."""
-        if self._rules.dry_run:
-            log.info("volume_would_be_deleted", volume_id=volume.id, size=volume.size, why=why)
-            raise Blocked(f"Image-Volume {volume.id} stays: [reclaim] dry_run is set")
-        if image_volume.is_broken(volume):
+        broken = image_volume.is_broken(volume)
+        # A broken one is made again, which [reclaim] need not be enabled for
+        if (self._rules.dry_run or not broken) and (refusal := self._refusal([volume], why)):
+            raise Blocked(f"Image-Volume {volume.id} stays: {refusal}")
+        if broken:
             return
-        if not self._rules.enabled:
-            raise Blocked(f"Image-Volume {volume.id} stays: [reclaim] is not enabled")
         if reason := await self.last_copy.keep_reason(volume, image, locations):
             raise Conflict(f"Image-Volume {volume.id} stays: {reason}")
 
@@ -325,48 +250,6 @@ class Deletion:
         here = [one for one in locations or () if one.store in stores and one.volume_id]
         return [one for one in here if await self.last_copy.look(one.volume_id) is None]
 
-    async def delete_unwanted(
-        self, image: Image, target: Target, *, why: str, by_operator: bool = False
-    ) -> Outcome:
-        """Delete what prewarm made on a target that does not want the image.
-
-        `by_operator`: an operator asks for it, also where `[reclaim]` is switched off.
-        """
-        if image.status != "active" or not (self._rules.enabled or by_operator):
-            return Skip(why)
-        volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
-        ours = [volume for volume in volumes if marks.may_go(volume, image, target)]
-        if ours:
-            return await self.evict(
-                image.id, ours, why=why, reason="unwanted", by_operator=by_operator
-            )
-        if target.glance_store in (image.stores or ()) and await self._remove_dangling(
-            image, target
-        ):
-            return Done(why, changed=True, state=State.UNWANTED)
-        return Skip(why)
-
-    async def _remove_dangling(self, image: Image, target: Target) -> bool:
-        """Whether a location on the target was removed whose volume is gone; another one of the
-        image's is whole."""
-        locations = await self._cloud.get_locations(image.id)
-        here = [
-            one for one in locations or () if one.store == target.glance_store and one.volume_id
-        ]
-        if (
-            import_lock.is_held(image, self._now())
-            or not here
-            or not self.may_delete
-            or await self.last_copy.look(here[0].volume_id)
-        ):
-            return False
-        try:
-            await self.remove_location(image.id, target.glance_store, here[0].volume_id)
-        except (Blocked, Conflict, NotProven) as error:
-            log.info("location_stays", store=target.glance_store, why=str(error))
-            return False
-        return True
-
     async def evict(
         self,
         image_id: str,
@@ -447,13 +330,6 @@ class Deletion:
             if next((one.volume_id for one in left if one.store == store), "") != volume.id:
                 break
         return ""
-
-
-def report_stuck(volume: Volume, *, located: bool) -> None:
-    """Log a volume that Cinder does not delete before an administrator has acted; `located` if it
-    is a location."""
-    advice = image_volume.stuck_advice(volume, located=located)
-    log.warning("volume_stuck", volume_id=volume.id, status=volume.status, advice=advice)
 
 
 def _waiting(left: Iterable[Volume], asked: set[str], refusals: Mapping[str, str]) -> Again:

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from handlers import ROUTES, budget, policy
 from handlers.clone_path import Path
-from handlers.deletion import Deletion, NotProven
+from handlers.deletion import Deletion, Gone, NotProven, Unwanted
 from handlers.prewarm.copies import Copies
 from handlers.prewarm.creations import Creations
 from handlers.prewarm.held_back import HeldBack
@@ -57,7 +57,9 @@ class Prewarm:
         self._targets = {target.name: target for target in parts.targets}
         self._resolved: tuple[Target, ...] = ()
         self._imports = Imports()
-        self._deletion = parts.shared(Deletion)
+        self._may_delete = parts.shared(Deletion).may_delete
+        self._gone = parts.shared(Gone)
+        self._unwanted = parts.shared(Unwanted)
         self._stores = parts.shared(TargetStores)
         self._reservations = parts.shared(Reservations)
         self._suspects = parts.shared(Suspects)
@@ -113,7 +115,7 @@ class Prewarm:
             return await self._warm(key, target, watch, unlocated)
         except NotFound:
             self._reservations.release(key.image_id, key.target)
-            outcome = await self._deletion.gone(key.image_id, watch, unlocated)
+            outcome = await self._gone.find_out(key.image_id, watch, unlocated)
             if not isinstance(outcome, Again):
                 self._copies.forget_all(key.image_id)
             return outcome
@@ -133,7 +135,7 @@ class Prewarm:
             return await self._evict(image, key, target, asked=watch.wish == Wish.EVICT)
         if refusal := policy.refusal(image, target, self._rules):
             known = await self._stores.known(target)
-            return await self._deletion.delete_unwanted(image, known, why=refusal)
+            return await self._unwanted.delete(image, known, why=refusal)
         if missing := await self._stores.missing_type(target):
             # The target's fault, not this image's: once the type is there a resync finds what is
             # missing
@@ -143,7 +145,7 @@ class Prewarm:
         target = served(image, resolved, self._learned, now=self._now())
         if refusal := policy.refusal(image, target, self._rules):
             # It depends on the strategy or the type, which were not known before
-            return await self._deletion.delete_unwanted(image, target, why=refusal)
+            return await self._unwanted.delete(image, target, why=refusal)
         seen = await self._observer.begin(image, target)
         if target.is_spread and target.strategy != "native":
             return await self._places.warm(seen, target, watch, unlocated)
@@ -158,7 +160,7 @@ class Prewarm:
             return Skip(
                 "Cinder's driver clones it by itself: nothing was made that could be evicted"
             )
-        outcome = await self._deletion.delete_unwanted(image, known, why=EVICTED, by_operator=True)
+        outcome = await self._unwanted.delete(image, known, why=EVICTED, by_operator=True)
         if isinstance(outcome, Again):
             return outcome
         if asked:
@@ -176,7 +178,7 @@ class Prewarm:
         self._uses.share(self._stores.sharing)
         self._report.targets(self._resolved)
         await self._listed.prepare(self._resolved, volumes)
-        if self._keeps_order and self._deletion.may_delete:
+        if self._keeps_order and self._may_delete:
             used = {volume.volume_type for own in volumes.values() for volume in own}
             await self._placing.tidy(self._stores.types, used)
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 import structlog
 
 from handlers import ROUTES, image_volume, marks, policy
-from handlers.deletion import Deletion, NotProven, report_stuck
+from handlers.deletion import Deletion, Gone, NotProven, Unwanted, report_stuck
 from handlers.reclaim.left_over import is_abandoned, left_of_imports
 from handlers.reclaim.listed import Listed, left_out
 from handlers.reservations import Reservations
@@ -36,9 +36,11 @@ class Reclaim:
         self._cloud = parts.cloud
         self._policy = parts.policy
         self._deletion = parts.shared(Deletion)
+        self._gone = parts.shared(Gone)
+        self._unwanted = parts.shared(Unwanted)
         self._deletions = parts.deletions
         self._stores = parts.shared(TargetStores)
-        self._reservations = Reservations(parts)
+        self._reservations = parts.shared(Reservations)
         self._now = parts.now
         self._learned = parts.learned
         self._listed = Listed(parts)
@@ -56,8 +58,8 @@ class Reclaim:
         try:
             image = await self._cloud.get_image(key.image_id)
         except NotFound:
-            return await self._deletion.release(key.image_id, watch)
-        kept = await self._deletion.left_of(key.image_id)
+            return await self._gone.release(key.image_id, watch)
+        kept = await self._gone.left_of(key.image_id)
         back = await self._deletion.proof.withdraw(key.image_id, kept)
         await self._report_stuck(
             [volume for volume in kept if image_volume.is_stuck(volume)], image
@@ -89,7 +91,7 @@ class Reclaim:
 
     async def confirm(self, image_id: str, watch: Watch) -> Outcome:
         """Delete what was kept for an image in spite of the brake, after an operator has looked."""
-        return await self._deletion.release(image_id, watch, confirmed=True)
+        return await self._gone.release(image_id, watch, confirmed=True)
 
     async def bare_locations(self, image: Image, volumes: Iterable[Volume]) -> list[Location]:
         """The image's locations whose volumes Cinder does not find, where none of its listed
@@ -135,7 +137,7 @@ class Reclaim:
         for resolved in await self._stores.all() if image.status == "active" else ():
             target = served(image, resolved, self._learned, now=self._now())
             if why := policy.refusal(image, target, self._policy):
-                done.append(await self._deletion.delete_unwanted(image, target, why=why))
+                done.append(await self._unwanted.delete(image, target, why=why))
                 continue
             if outside := [volume for volume in kept if marks.is_outside(volume, image, target)]:
                 done.append(

@@ -8,7 +8,7 @@ from dataclasses import replace
 import structlog
 
 from handlers import ROUTES, actions
-from handlers.deletion import Deletion
+from handlers.deletion import Deletion, Gone
 from handlers.target_store import TargetStores
 from handlers.upload import listed
 from handlers.upload.act import Actor
@@ -48,11 +48,13 @@ class Upload:
         self._targets = parts.targets
         self._now = parts.now
         self._report = parts.report
-        self._deletion = parts.shared(Deletion)
+        self._gone = parts.shared(Gone)
         self._stores = parts.shared(TargetStores)
         self._known: tuple[Store, ...] = ()
         self._observer = Observer(cloud=parts.cloud, stores=self._stores, now=parts.now)
-        self._actor = Actor(cloud=parts.cloud, rules=rules, deletion=self._deletion, now=parts.now)
+        self._actor = Actor(
+            cloud=parts.cloud, rules=rules, deletion=parts.shared(Deletion), now=parts.now
+        )
         self._owner = Owner(cloud=parts.cloud, rules=rules, now=parts.now)
 
     def keys(self, notification: Notification) -> Iterable[Key]:
@@ -104,7 +106,7 @@ class Upload:
                 raise
         except NotFound:
             mine = set() if told else unlocated(seen)
-            return await self._deletion.gone(key.image_id, watch, mine)
+            return await self._gone.find_out(key.image_id, watch, mine)
         return await self._settle(action, seen, watch)
 
     async def _settle(self, finish: Finish, seen: Seen, watch: Watch) -> Outcome:

@@ -71,7 +71,7 @@ async def test_a_location_that_is_no_volume_is_never_removed(cloud: FakeCloud) -
         assert "is no volume, and is left alone" in outcome.reason
         assert cloud.locations[image.id] == before
         with pytest.raises(Conflict, match="it is no volume"):
-            await rig.prewarm._deletion.remove_location(image.id, "file", "", confirmed=True)
+            await rig.reclaim._deletion.remove_location(image.id, "file", "", confirmed=True)
 
 
 async def test_a_store_that_glance_has_no_more_keeps_no_copy() -> None:

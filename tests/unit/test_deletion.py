@@ -10,7 +10,8 @@ import pytest
 import structlog
 
 from handlers import image_volume
-from handlers.deletion import NotProven, delete
+from handlers.deletion import NotProven
+from handlers.deletion.stuck import ATTACHED_FOR
 from handlers.resolve import resolve
 from worker.core import absence
 from worker.core.cloud import GIB, Image, Location, Store, Volume
@@ -127,7 +128,7 @@ async def test_what_may_be_a_location_is_not_discarded_in_the_dark(
         cloud.touch(image.id, status=status)
         cloud.hides_locations = True
         with pytest.raises(Blocked, match="shows no locations"):
-            await rig.prewarm._deletion.discard(image.id, volume, why="test")
+            await rig.reclaim._deletion.discard(image.id, volume, why="test")
         assert volume.id in cloud.volumes
 
 
@@ -328,7 +329,7 @@ async def test_a_volume_that_a_dead_reader_keeps_attached_is_told_of(
         cloud.volumes[volume.id] = replace(volume, status=status)
         cloud.lose(image.id)
         rig.deletions.note(image.id, "deleted")
-        for ahead, times in ((0.0, 0), (delete.ATTACHED_FOR, 1), (30.0, 0)):
+        for ahead, times in ((0.0, 0), (ATTACHED_FOR, 1), (30.0, 0)):
             cloud.ahead += ahead
             with structlog.testing.capture_logs() as told:
                 outcome = await look(rig, image.id)
@@ -418,7 +419,7 @@ async def test_a_lost_database_deletes_nothing_before_an_operator_says_so(cloud:
 async def test_the_brake_counts_again_after_a_clock_was_ahead(cloud: FakeCloud) -> None:
     """Its count was two hours ahead, and it used that count until the clock got there."""
     async with Rig(cloud, targets=(FAST,)) as rig:
-        brake = rig.prewarm._deletion.brake
+        brake = rig.reclaim._deletion.brake
         cloud.ahead += 7200.0
         await brake.check()
         counted = cloud.calls.total()
@@ -529,7 +530,7 @@ async def test_a_volume_that_is_found_again_in_between_keeps_its_location(cloud:
         image = await warmed(rig, cloud)
         before = cloud.locations[image.id]
         with pytest.raises(NotProven, match="and then whole"):
-            await rig.prewarm._deletion.remove_location(
+            await rig.reclaim._deletion.remove_location(
                 image.id, before[-1].store, before[-1].volume_id
             )
         assert cloud.locations[image.id] == before
@@ -971,7 +972,7 @@ async def test_an_entry_that_is_the_last_copy_stays(cloud: FakeCloud, way: str) 
         image, entry = await with_entry(rig, cloud)
         broken(cloud, image.id)
         if way == "evict":
-            outcome = await rig.prewarm._deletion.delete_unwanted(
+            outcome = await rig.prewarm._unwanted.delete(
                 image, rig.parts.targets[0], why="an operator", by_operator=True
             )
             assert isinstance(outcome, Skip)
