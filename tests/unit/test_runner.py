@@ -24,8 +24,8 @@ from worker.core.job import FORGIVEN_AFTER, OPERATOR, Job, Key
 from worker.core.outcome import Again, Done, Outcome, Park, Skip
 from worker.core.uses import Uses
 from worker.engine.appointments import LATE
+from worker.engine.late import LOOK_EVERY
 from worker.engine.limits import Limits
-from worker.engine.queue import LOOK_FOR_LATE_EVERY
 from worker.engine.retry import Backoff
 from worker.engine.runner import Runner
 from worker.observe.metrics import Metrics
@@ -628,7 +628,7 @@ async def test_keys_that_went_to_another_worker_are_forgotten() -> None:
         appointments = bed.queue._appointments
         appointments._parked[TWO] = (time.time() - 1.0, 60.0)
         appointments._due[ONE] -= 10_000.0
-        bed.queue._tidied -= 1000.0
+        bed.queue._late._tidied -= 1000.0
         bed.queue.tidy()
         assert not appointments._parked
         assert not appointments._due
@@ -771,7 +771,7 @@ async def test_a_late_try_is_no_second_look_where_another_worker_has_looked_and_
         standby.lanes._add = brought.extend  # type: ignore[method-assign]
         add([job(ONE)])
         await standby.until(lambda: standby.outcomes("again"))
-        await asyncio.sleep(1.0 + LATE + LOOK_FOR_LATE_EVERY)
+        await asyncio.sleep(1.0 + LATE + LOOK_EVERY)
         standby.runner.queue.tidy()
         await standby.until(lambda: len(brought) == 2)
     waits = Again("a volume is being made", after=600.0, counted=False, wake_on_notification=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
 
@@ -17,7 +16,6 @@ import structlog
 
 from worker.core.dead_letter import DeadLetter
 from worker.core.deletions import Deletions
-from worker.core.errors import Temporary
 from worker.core.job import NOTIFIED, Job, Key
 from worker.core.lanes import Delivery, Lanes
 from worker.core.uses import Uses
@@ -25,15 +23,11 @@ from worker.core.wishes import Wishes
 from worker.engine.appointments import Appointments
 from worker.engine.entry import Entry
 from worker.engine.giving_back import GivingBack
+from worker.engine.late import LateTries
 from worker.engine.turns import Turns
 from worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
-
-TIDY_EVERY = 60.0
-"""Seconds between two looks for appointments of keys that went to another worker."""
-LOOK_FOR_LATE_EVERY = 10.0
-"""Seconds between two looks for tries that were due and did not come."""
 
 
 class Queue:
@@ -69,13 +63,12 @@ class Queue:
         self._giving_back = GivingBack(
             lanes=lanes, widths=widths, turns=self._turns, remove=self._remove
         )
-        self._bringing: set[asyncio.Task[None]] = set()
         self._busy = dict.fromkeys(widths, 0)
         self._entries: dict[Key, Entry] = {}
         self._appointments = Appointments()
+        self._late = LateTries(lanes=lanes, appointments=self._appointments)
         self._closed = False
         self._paused = frozenset[str]()
-        self._tidied = self._looked = time.monotonic()
 
     @property
     def lanes(self) -> Mapping[str, int]:
@@ -270,7 +263,7 @@ class Queue:
         self._giving_back.close()
         for entry in self._entries.values():
             entry.awake.set()
-        return self._bringing
+        return self._late.tasks
 
     def _count(self, lane: str, change: int) -> None:
         self._busy[lane] += change
@@ -283,34 +276,8 @@ class Queue:
         late, and forget what is past. Called every second or so."""
         if self._closed:
             return
-        now = time.monotonic()
-        self._giving_back.give_late(now - self._patience)
-        if now - self._looked > LOOK_FOR_LATE_EVERY:
-            self._looked = now
-            if missing := self._appointments.take_late(self._entries, self._lanes.depths()):
-                task = asyncio.create_task(self._bring(missing), name="bring late tries")
-                self._bringing.add(task)
-                task.add_done_callback(self._bringing.discard)
-        if now - self._tidied > TIDY_EVERY:
-            self._tidied = now
-            self._appointments.tidy()
-
-    async def _bring(self, late: Mapping[Key, float]) -> None:
-        """Put new jobs for these keys into their lanes. If the stuck ones come after all, they find
-        nothing to do.
-
-        We cannot tell a stuck lane from one that has gone to another worker together with what was
-        due. So the job says when it was due: a worker that has looked at the key and waits since
-        does not look again for this.
-        """
-        for lane, count in Counter(key.lane for key in late).items():
-            log.warning("late_tries_brought", lane=lane, jobs=count)
-        with contextlib.suppress(Temporary):
-            # If the lanes are closed, the stuck jobs are still theirs
-            now = time.time()
-            await self._lanes.publish(
-                [Job(key=key, cause="late", first_at=now, due=due) for key, due in late.items()]
-            )
+        self._giving_back.give_late(time.monotonic() - self._patience)
+        self._late.tidy(self._entries)
 
     def _remove(self, entry: Entry) -> None:
         del self._entries[entry.job.key]

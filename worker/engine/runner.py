@@ -8,27 +8,26 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import assert_never
 
 import structlog
 from structlog.contextvars import bound_contextvars
 
 from worker.core import request_id
-from worker.core.dead_letter import DeadLetter
 from worker.core.deletions import Deletions
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.core.handler import Handler
-from worker.core.job import NOTIFIED, RESYNC, Job
+from worker.core.job import OPERATOR
 from worker.core.lanes import Lanes
-from worker.core.outcome import Again, Done, Outcome, Park, Skip
+from worker.core.outcome import Again, Done, Outcome, Park
 from worker.core.uses import Uses
 from worker.core.wishes import Wishes
 from worker.engine.entry import Entry
 from worker.engine.limits import Limits
 from worker.engine.queue import Queue
 from worker.engine.retry import Backoff
-from worker.engine.watch import EntryWatch, Held
+from worker.engine.settling import Settler
 from worker.observe import tracing
+from worker.observe.activity import Activity
 from worker.observe.metrics import Metrics
 
 log = structlog.get_logger(__name__)
@@ -69,6 +68,7 @@ class Runner:
             deletions=deletions,
             wishes=wishes or Wishes(),
         )
+        self._settler = Settler(queue=self.queue, limits=limits, backoff=backoff, metrics=metrics)
         for handler in handlers.values():
             for lane in handler.lanes():
                 # From the beginning, or nobody sees the first of them happen
@@ -126,7 +126,7 @@ class Runner:
         except Exception as error:
             log.exception("outcome_not_written")
             with contextlib.suppress(Temporary):
-                await self._settle(
+                await self._settler.settle(
                     entry, Park(f"{type(error).__name__}: {error}", traceback.format_exc())
                 )
 
@@ -163,7 +163,7 @@ class Runner:
                 break
             if again or self.queue.closed:
                 # An image that changes all the time must not keep a slot for it
-                await self._settle(
+                await self._settler.settle(
                     entry,
                     outcome,
                     look_again=0.0 if self.queue.closed else self._limits.poll_min,
@@ -172,7 +172,7 @@ class Runner:
             # The first time it was most likely the job's own work: not worth a trip through the
             # lane
             again = True
-        await self._settle(entry, outcome)
+        await self._settler.settle(entry, outcome)
 
     async def _try(self, entry: Entry, until: float) -> Outcome:
         """Try once, with waits `until` then at most; every error becomes an outcome here."""
@@ -211,88 +211,49 @@ class Runner:
             # The root of a job's task: a bug in a handler must not end the daemon, nor be silent
             return Park(f"{type(error).__name__}: {error}", traceback.format_exc())
 
-    async def _settle(
-        self, entry: Entry, outcome: Outcome, *, look_again: float | None = None
+
+class Held(Exception):
+    """The job has held its delivery for long enough, or the process is leaving."""
+
+
+class EntryWatch:
+    """The waits of one try: for a notification, with polls that back off; raises Held at
+    `until`, in monotonic seconds."""
+
+    def __init__(
+        self, *, entry: Entry, queue: Queue, limits: Limits, activity: Activity, until: float
     ) -> None:
-        """Tell the lane the outcome, then ack.
+        self._entry = entry
+        self._queue = queue
+        self._limits = limits
+        self._activity = activity
+        self._until = until
+        self._poll = limits.poll_min
 
-        With `look_again` the key is looked at once more in so many seconds, after any outcome.
-        """
-        with self.queue.settling(entry):
-            await self._write_down(entry.job, outcome, look_again=look_again)
+    async def changed(self) -> None:
+        left = self._until - time.monotonic()
+        if left <= 0 or self._queue.closed or self._entry.lost:
+            raise Held
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(self._poll, left)):
+                await self._entry.awake.wait()
+        if self._queue.closed or self._entry.lost:
+            raise Held
+        self._poll = min(self._poll * 1.5, self._limits.poll_max)
+        self._entry.look()
 
-    async def _write_down(self, job: Job, outcome: Outcome, *, look_again: float | None) -> None:
-        if look_again is not None:
-            if isinstance(outcome, Again):
-                outcome = replace(outcome, after=look_again, counted=False)
-            else:
-                # What a person has asked for is done
-                following = replace(
-                    job,
-                    cause=NOTIFIED if job.is_urgent else job.cause,
-                    attempt=0,
-                    first_at=time.time(),
-                    reason="notified again",
-                    wish="",
-                    wish_id="",
-                )
-                await self._again(following, look_again, wake_on_notification=False, quietly=True)
-        match outcome:
-            case Done(detail, changed, warmed):
-                (log.info if changed else log.debug)("job_done", detail=detail, changed=changed)
-                if warmed:
-                    self._metrics.images_warmed.labels(job.key.target).inc()
-                if warmed and job.cause != RESYNC:
-                    seconds = time.time() - job.first_at
-                    self._metrics.time_to_warm.labels(job.key.target).observe(seconds)
-                    self._activity.warmed(job.key, seconds)
-                self._activity.settled(job, outcome)
-            case Skip(reason):
-                log.info("job_skipped", reason=reason)
-                self._activity.settled(job, outcome)
-            case Again(reason, after, counted, wake):
-                known = job.reason == reason
-                job = (
-                    job.failed(reason, now=time.time()) if counted else replace(job, reason=reason)
-                )
-                if job.attempt >= self._limits.max_attempts:
-                    await self._park(job, reason, "")
-                else:
-                    after = self._backoff.after(job.attempt - 1) if after is None else after
-                    self._activity.settled(
-                        job, replace(outcome, after=after), due=time.time() + after
-                    )
-                    await self._again(
-                        job, after, wake_on_notification=wake, quietly=known and not counted
-                    )
-            case Park(reason, trace):
-                await self._park(job.failed(reason, now=time.time()), reason, trace)
-            case never:
-                assert_never(never)
+    @property
+    def by_operator(self) -> bool:
+        return self._entry.job.cause == OPERATOR
 
-    async def _again(
-        self, job: Job, after: float, *, wake_on_notification: bool, quietly: bool
-    ) -> None:
-        # A wait that is no failure is worth a line when it begins, not each time it goes on
-        level = log.debug if quietly else log.info if job.attempt == 0 else log.warning
-        level("job_again", reason=job.reason, after=round(after, 1), attempt=job.attempt)
-        await self.queue.add_after(job, after, wake_on_notification=wake_on_notification)
+    @property
+    def wish(self) -> str:
+        return self._entry.job.wish
 
-    async def _park(self, job: Job, reason: str, trace: str) -> None:
-        log.error("job_parked", reason=reason, attempt=job.attempt, traceback=trace)
-        now = time.time()
-        until = now + self._limits.park_retry_after
-        self._activity.settled(job, Park(reason, trace), due=until)
-        letter = DeadLetter(lane=job.key.lane, reason=reason, last_at=now, job=job, traceback=trace)
-        try:
-            await self.queue.park(letter, key=job.key, until=until)
-        except Temporary as error:
-            if self.queue.closed:
-                raise
-            after = self._backoff.longest
-            log.error("job_not_parked", why=str(error), after=after)
-            self._activity.settled(job, Again(reason, after=after), due=time.time() + after)
-            await self.queue.add_after(job, after, wake_on_notification=False)
+    def tell(self, step: str) -> None:
+        if self._entry.lost:
+            raise Held
+        self._activity.doing(self._entry.job.key, step)
 
 
 def _counted_as(outcome: Outcome) -> str:

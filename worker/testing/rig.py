@@ -118,7 +118,7 @@ class Rig:
         ending = [
             *self._hearing,
             *self.runner._tasks,
-            *queue._bringing,
+            *queue._late.tasks,
             *queue._giving_back._tasks.values(),
         ]
         for task in ending:
