@@ -117,28 +117,18 @@ class HeldBack:
         state = _state(image, target)
         self._undone.made(image.id, target.place, state=state, volume_id="", at=self._now())
 
-    def note_unsized(self, seen: Seen, target: Target) -> Finish | None:
-        """Note that Cinder could not make a volume of an image whose size nobody knows; how to
-        finish if it is held back now."""
+    def note_refused(
+        self, seen: Seen, target: Target, why: str, *, of_image: bool = False
+    ) -> Finish | None:
+        """Note that Cinder has refused what would keep the image warm; how to finish if it is held
+        back now. `of_image`: no other image of the target is concerned."""
         past = self._undone.refused(
             seen.image.id,
             target.place,
             state=_state(seen.image, target),
             at=self._now(),
-            why=UNSIZED,
-            of_image=True,
-        )
-        return _finish(past, target) if past.is_held else None
-
-    def note_refused(self, seen: Seen, target: Target) -> Finish | None:
-        """Note that Cinder made no cache entry of the image; how to finish if it is held back
-        now."""
-        past = self._undone.refused(
-            seen.image.id,
-            target.place,
-            state=_state(seen.image, target),
-            at=self._now(),
-            why=cache.NO_CACHE,
+            why=why,
+            of_image=of_image,
             owner=seen.image.owner,
         )
         return _finish(past, target) if past.is_held else None

@@ -9,7 +9,7 @@ from handlers.actions import AddLocation, SetMetadata
 from handlers.prewarm.act import Actor
 from handlers.prewarm.actions import CreateVolume, Finish, Observation
 from handlers.prewarm.copies import Copies
-from handlers.prewarm.held_back import HeldBack
+from handlers.prewarm.held_back import UNSIZED, HeldBack
 from handlers.prewarm.observe import COULD_NOT_MAKE, Observer
 from handlers.prewarm.paths import Paths
 from handlers.prewarm.placing import Placing
@@ -86,9 +86,9 @@ class OnePlace:
             self._placing.note_astray(target, seen.failed)
             finish = Finish(Skip(seen.failed, state=State.PARTLY_WARM))
         if seen.failed == cache.NO_CACHE:
-            finish = self._held_back.note_refused(seen, target) or finish
+            finish = self._held_back.note_refused(seen, target, cache.NO_CACHE) or finish
         if seen.failed.startswith(COULD_NOT_MAKE) and _is_unsized(seen, target):
-            finish = self._held_back.note_unsized(seen, target) or finish
+            finish = self._held_back.note_refused(seen, target, UNSIZED, of_image=True) or finish
         if isinstance(finish.outcome, Again) and finish.outcome.counted and not finish.lost:
             self._suspects.add(target.name)
             if seen.imported:
