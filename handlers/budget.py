@@ -101,7 +101,8 @@ def owner_of(image: Image) -> str:
 
 
 class Shelf:
-    """A target's budget and what lies on it; `coming` are the images on their way, by id.
+    """A target's budget and what lies on it; `coming` are the images on their way, by id, `wasted`
+    those for which others had to go, and of which nothing came: they count for their projects.
 
     `staying` are volumes that can't go. `size` in GiB and `count` are what is taken of the budget.
     A project that takes more than the target's `project_share` of a full budget gets room in the
@@ -115,11 +116,13 @@ class Shelf:
         coming: Mapping[str, Coming] | None = None,
         *,
         staying: Iterable[str] = (),
+        wasted: Iterable[Coming] = (),
     ) -> None:
         self._target = target
         self._held = list(lying)
         self._reserved = frozenset(coming or ())
         self._staying = frozenset(staying)
+        self._wasted = tuple(wasted)
         there = {one.image_id for one in self._held}
         self._coming = [one for image_id, one in (coming or {}).items() if image_id not in there]
         self.size = sum(one.size for one in self._held) + sum(one.size for one in self._coming)
@@ -135,15 +138,29 @@ class Shelf:
         name, most = self._target.name, self._target.max_gigabytes
         if most and size > most:
             raise NoRoom(f"image of {size} GiB is above max_gigabytes = {most} of target {name}")
-        own = self._beyond_share(size, owner)
+        taken = self._taken(owner)
+        beyond = self._is_beyond_share(size, taken)
+        own = beyond and bool(taken)
         going = self._victims(size, 1, before=since, owner=owner if own else None)
-        if not self._fits(size - sum(one.size for one in going), 1 - len(going)):
-            limits = (f"{self.size} of {most} GiB" if most else "", self._counted())
+        # The first one of a project may have anybody's room, however small the budget is, but not
+        # everybody's: nobody knows yet whether anything comes of it, or whether it ever goes again
+        swept = beyond and not own and len(going) > 1
+        if swept or not self._fits(size - sum(one.size for one in going), 1 - len(going)):
+            limits = (
+                f"{self.size} of {most} GiB" if most else "",
+                self._counted(),
+                self._immovable(),
+            )
             full = ", ".join(text for text in limits if text)
             if own:
                 raise NoRoom(
                     f"target {name} is full ({full}), and its project's images may take "
                     f"{self._target.project_share:.0%} of it; its others were used later"
+                )
+            if swept:
+                raise NoRoom(
+                    f"target {name} is full ({full}), and an image above its project's share, "
+                    f"{self._target.project_share:.0%}, takes the place of one other at most"
                 )
             raise NoRoom(
                 f"target {name} is full ({full}), and what is there was used later than this image"
@@ -163,27 +180,35 @@ class Shelf:
         most = self._target.max_count
         return f"{self.count} of {most} Image-Volumes" if most else ""
 
+    def _immovable(self) -> str:
+        """Return how much of it can't go, with the first of the images; "" if all can."""
+        stays = [one for one in self._held if one.volume.id in self._staying]
+        if not stays:
+            return ""
+        size, more = sum(one.size for one in stays), " and others" if len(stays) > 1 else ""
+        return f"{size} GiB of it cannot be evicted: image {stays[0].image_id}{more}"
+
     def _fits(self, size: int, count: int) -> bool:
         most_size, most_count = self._target.max_gigabytes, self._target.max_count
         return (not most_size or self.size + size <= most_size) and (
             not most_count or self.count + count <= most_count
         )
 
-    def _beyond_share(self, size: int, owner: str) -> bool:
-        """Whether the project's images take more than its share of the budget, with one more of
+    def _taken(self, owner: str) -> list[int] | None:
+        """The GiB of each of the project's images; None if it needs no share."""
+        if not owner or self._target.project_share >= 1.0:
+            return None
+        taking: tuple[Held | Coming, ...] = (*self._held, *self._coming, *self._wasted)
+        return [one.size for one in taking if one.owner == owner]
+
+    def _is_beyond_share(self, size: int, taken: list[int] | None) -> bool:
+        """Whether a project's images take more than its share of the budget, with one more of
         `size` GiB."""
         share = self._target.project_share
-        if not owner or share >= 1.0:
-            return False
-        taking: tuple[Held | Coming, ...] = (*self._held, *self._coming)
-        own = [one.size for one in taking if one.owner == owner]
-        if not own:
-            # The first one of a project may have anybody's room, however small the budget is
-            return False
         most_size, most_count = self._target.max_gigabytes, self._target.max_count
-        return bool(
-            (most_size and sum(own) + size > share * most_size)
-            or (most_count and len(own) + 1 > share * most_count)
+        return taken is not None and bool(
+            (most_size and sum(taken) + size > share * most_size)
+            or (most_count and len(taken) + 1 > share * most_count)
         )
 
     def _victims(

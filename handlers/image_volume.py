@@ -114,6 +114,15 @@ def size_on(image: Image, target: Target) -> int:
     return max(1, -(-bytes_on(image, target) // GIB))
 
 
+def kept_on(image: Image, target: Target) -> int:
+    """GiB that stay on the target for the image. Cinder makes an entry of its cache as large as the
+    data is, and extends only the volume that it was asked for
+    (cinder/volume/flows/manager/create_volume.py, _create_from_image_cache_or_download)."""
+    if target.strategy != "cache" or not (is_raw(image) or image.virtual_size):
+        return size_on(image, target)
+    return max(1, -(-max(image.size, image.virtual_size) // GIB))
+
+
 def new_volume(image: Image, target: Target, *, name: str, keys: Mapping[str, str]) -> NewVolume:
     """A volume of the image on the target, recognisable from its first moment, by these keys of its
     metadata, should its creator die."""

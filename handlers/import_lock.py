@@ -5,6 +5,8 @@ from __future__ import annotations
 from worker.core.age import age
 from worker.core.cloud import Image
 
+# Seconds between two looks at something that others end
+SOONEST, RAREST = 10.0, 900.0
 SILENT = 300.0
 """Seconds after which an import of a small image that has changed nothing may be dead."""
 GIVEN_AWAY = 3600.0
@@ -35,3 +37,10 @@ def is_held(image: Image, now: float) -> bool:
 def _reading(image: Image) -> float:
     """Seconds for which an import that is alive may have nothing to note."""
     return image.size / SLOWEST
+
+
+def until_others_end(image: Image, now: float) -> float:
+    """Seconds until the next look at an image that others are at work on: more, the longer it has
+    not changed."""
+    quiet = age(max(image.created_epoch, image.updated_epoch), now)
+    return max(SOONEST, min(quiet / 4, RAREST))

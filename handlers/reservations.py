@@ -14,15 +14,20 @@ from handlers import budget, image_volume
 from handlers.deletion import Deletion
 from worker.core.age import age, lasts
 from worker.core.cloud import Image, Quota, Volume
-from worker.core.errors import Blocked, NotFound
+from worker.core.errors import Blocked, Malformed, NotFound, Temporary
 from worker.core.handler import Parts, Watch
 from worker.core.outcome import Again, Skip
 from worker.core.target import Target
 
 # A place that was kept for a copy which nobody has come for, in seconds
 KEPT_FOR = 3600.0
+# For how many seconds an image counts for its project for which others had to go, and of which
+# nothing came
+WASTED_FOR = 86_400.0
 # Looks at what was evicted while it is being deleted, and at the quota after it
 LOOKS = 20
+# Volumes that could not be looked at, before the fault is not theirs
+FAILURES = 3
 # For how many seconds a volume that could not be deleted is not chosen again
 STUCK_FOR = 900.0
 # The same for one that its image has lost all the same
@@ -40,6 +45,7 @@ class Reservations:
         self._deletion = parts.shared(Deletion)
         self._now = parts.now
         self._coming: dict[str, dict[str, budget.Coming]] = defaultdict(dict)
+        self._wasted: dict[str, dict[str, budget.Coming]] = defaultdict(dict)
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stuck: dict[str, float] = {}
         self._lost: dict[str, float] = {}
@@ -55,17 +61,21 @@ class Reservations:
         is evicted then.
         """
         size = image_volume.size_on(image, target)
+        coming = self._as_coming(image, target)
         async with self._locks[target.name]:
             while True:
-                going = await self._victims(image, target, size)
+                going = await self._victims(image, target)
                 freed = sum(one.size for one in going)
                 quota = await self._quota(target)
                 if shortage := _shortage(quota, size * volumes - freed, volumes - len(going)):
                     raise Blocked(shortage)
                 why = f"room on {target.name} for image {image.id}"
+                if any(one.owner != coming.owner for one in going):
+                    # Until it is there
+                    self._wasted[target.name][image.id] = coming
                 if await self._evicted(going, watch, target=target, why=why):
                     break
-            self._coming[target.name][image.id] = self._as_coming(image, size)
+            self._coming[target.name][image.id] = coming
         for _ in range(LOOKS if _shortage(quota, size * volumes, volumes) else 0):
             await watch.changed()
             if not _shortage(await self._quota(target), size * volumes, volumes):
@@ -141,11 +151,11 @@ class Reservations:
             return True
         async with self._locks[target.name]:
             try:
-                if await self._victims(image, target, size):
+                if await self._victims(image, target):
                     return False
             except budget.NoRoom:
                 return False
-            self._coming[target.name].setdefault(image.id, self._as_coming(image, size))
+            self._coming[target.name].setdefault(image.id, self._as_coming(image, target))
         return True
 
     def extend(self, image_id: str, target: str) -> None:
@@ -157,12 +167,19 @@ class Reservations:
         """Release the image's reservation: it is there, or not needed."""
         self._coming[target].pop(image_id, None)
 
-    def _as_coming(self, image: Image, size: int) -> budget.Coming:
-        return budget.Coming(size, self._now(), budget.owner_of(image))
+    def arrived(self, image_id: str, target: str) -> None:
+        """The image is there: what had to go for it has not gone in vain."""
+        self._wasted[target].pop(image_id, None)
 
-    async def _victims(self, image: Image, target: Target, size: int) -> list[budget.Held]:
+    def _as_coming(self, image: Image, target: Target) -> budget.Coming:
+        return budget.Coming(
+            image_volume.kept_on(image, target), self._now(), budget.owner_of(image)
+        )
+
+    async def _victims(self, image: Image, target: Target) -> list[budget.Held]:
         if not target.has_budget:
             return []
+        size = image_volume.kept_on(image, target)
         # Before the look at what lies there: one that arrives meanwhile is then seen twice, not
         # missed by both
         kept = self._coming[target.name]
@@ -171,13 +188,21 @@ class Reservations:
         ]:
             del kept[image_id]
         coming = {image_id: one for image_id, one in kept.items() if image_id != image.id}
+        self._wasted[target.name] = wasted = {
+            image_id: one
+            for image_id, one in self._wasted[target.name].items()
+            if age(one.since, self._now()) < WASTED_FOR
+        }
+        in_vain = [
+            one for image_id, one in wasted.items() if image_id not in kept and image_id != image.id
+        ]
         there = [volume async for volume in self._cloud.list_volumes(target.name)]
         lying = budget.held(there, target, self._uses)
         since = budget.since(image, target, self._uses)
         going = await self._able(
-            lambda staying: budget.Shelf(target, lying, coming, staying=staying).victims(
-                size, since=since, owner=budget.owner_of(image)
-            )
+            lambda staying: budget.Shelf(
+                target, lying, coming, staying=staying, wasted=in_vain
+            ).victims(size, since=since, owner=budget.owner_of(image))
         )
         if going and not self._deletion.may_delete:
             raise budget.NoRoom(
@@ -207,9 +232,28 @@ class Reservations:
             if age(since, self._now()) < LOST_FOR
         }
         staying = {*self._stuck, *self._lost}
+        failures = list[Exception]()
         while True:
-            going = choose(staying)
-            stays = {one.volume.id for one in going if await self._stays(one)}
+            try:
+                going = choose(staying)
+            except budget.NoRoom:
+                if failures:
+                    raise failures[0] from None
+                raise
+            stays = set[str]()
+            for one in going:
+                try:
+                    if await self._stays(one):
+                        stays.add(one.volume.id)
+                except (Temporary, Blocked, Malformed) as error:
+                    # A fault of this image alone keeps nobody else from room
+                    log.warning(
+                        "image_volume_not_looked_at", volume_id=one.volume.id, why=str(error)
+                    )
+                    stays.add(one.volume.id)
+                    failures.append(error)
+                    if len(failures) > FAILURES:
+                        raise
             if not stays:
                 return going
             staying |= stays

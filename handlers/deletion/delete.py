@@ -284,7 +284,7 @@ class Deletion:
                 return Again(
                     f"Image-Volume {volume.id} is in use: {error}", after=BUSY, counted=False
                 )
-            except Temporary as error:
+            except (Temporary, Blocked) as error:
                 # Glance answers 500 where Cinder does not let go of the volume: a snapshot, an
                 # attachment, a group
                 return Again(
@@ -293,7 +293,7 @@ class Deletion:
             if needed:
                 stays.append(f"Image-Volume {volume.id} stays: {needed}")
                 continue
-            self._undone.forget(image_id, volume.metadata.get(TAG, ""))
+            self._undone.gave_up(image_id, volume.metadata.get(TAG, ""))
             log.info("image_volume_evicted", **about)
             self._report.reclaimed(reason)
             deleted += 1
@@ -311,12 +311,14 @@ class Deletion:
         locations = await self._cloud.get_locations(image_id)
         # After its locations: while an image is being deleted they are gone before it is
         image = await self._cloud.get_image(image_id)
-        if image.status != "active":
+        entry = not image_volume.may_be_location(volume)
+        # Of a deactivated one Glance removes no location, but Cinder deletes its entry
+        if image.status != "active" and not (entry and image.status == "deactivated"):
             return f"its image is {image.status}"
         if needed := await self.last_copy.keep_reason(volume, image, locations):
             return needed
         store = store_of(volume, locations or ())
-        settled = store or not image_volume.may_be_location(volume)
+        settled = store or entry
         if import_lock.is_held(image, self._now()) if settled else image.import_locked:
             # The import may be about to make a location of it
             raise Conflict("Glance is at work on the image")

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import structlog
 
+from handlers import image_volume
 from handlers.prewarm.actions import Finish
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import cache
@@ -102,9 +103,14 @@ class HeldBack:
             if target.strategy == "cache"
             else past.at
         )
+        reason = "somebody else has deleted its Image-Volume"
+        if not past and (spent := self._undone.spent(seen.image.id, target.place)):
+            since, reason = (
+                spent,
+                "it was made a short while ago, and nothing came of it, or not for long",
+            )
         # A clock that was ahead for a moment has noted a time that is yet to come
         if (wait := self._rewarm_interval - age(since, now)) > 0:
-            reason = "somebody else has deleted its Image-Volume"
             return Finish(Again(reason, after=wait, counted=False), held_back=True)
         return None
 
@@ -117,21 +123,41 @@ class HeldBack:
         state = _state(image, target)
         self._undone.made(image.id, target.place, state=state, volume_id="", at=self._now())
 
-    def note_refused(
+    async def note_refused(
         self, seen: Seen, target: Target, why: str, *, of_image: bool = False
     ) -> Finish | None:
         """Note that Cinder has refused what would keep the image warm; how to finish if it is held
-        back now. `of_image`: no other image of the target is concerned."""
+        back now. `of_image`: no other image of the target is concerned.
+
+        Nor is one if Cinder keeps no larger entry there: it may be too large for the cache's limit.
+        """
+        largest = 0 if of_image else await self._largest_entry(target)
+        size = image_volume.kept_on(seen.image, target)
         past = self._undone.refused(
             seen.image.id,
             target.place,
             state=_state(seen.image, target),
             at=self._now(),
             why=why,
-            of_image=of_image,
+            of_image=of_image or 0 < largest < size,
             owner=seen.image.owner,
+            stands=largest > 0,
         )
         return _finish(past, target) if past.is_held else None
+
+    async def _largest_entry(self, target: Target) -> int:
+        """GiB of the largest entry of Cinder's cache that stands on the target; 0 if none does."""
+        volumes = [one async for one in self._cloud.list_volumes(target.name)]
+        return max(
+            (
+                one.size
+                for one in volumes
+                if image_volume.is_entry(one)
+                and image_volume.is_on(one, target)
+                and image_volume.is_usable(one)
+            ),
+            default=0,
+        )
 
     async def note_made(self, seen: Seen, target: Target, volume_id: str, *, began: float) -> None:
         """Note a volume that was made since `began`, and find out whether Cinder has evicted

@@ -77,7 +77,8 @@ class OnePlace:
         image_id = seen.image.id
         self._paths.note_seen(seen, target)
         # Not when the try was interrupted: the copy that Glance makes is still on its way then
-        self._reservations.release(image_id, target.name)
+        if not (seen.image.import_locked and target.glance_store in seen.image.importing):
+            self._reservations.release(image_id, target.name)
         self._copies.forget(image_id, target.glance_store)
         if seen.imported and finish == store.gone_again(_copied_into(target)):
             # Somebody was faster than our look at it
@@ -86,9 +87,10 @@ class OnePlace:
             self._placing.note_astray(target, seen.failed)
             finish = Finish(Skip(seen.failed, state=State.PARTLY_WARM))
         if seen.failed == cache.NO_CACHE:
-            finish = self._held_back.note_refused(seen, target, cache.NO_CACHE) or finish
+            finish = await self._held_back.note_refused(seen, target, cache.NO_CACHE) or finish
         if seen.failed.startswith(COULD_NOT_MAKE) and _is_unsized(seen, target):
-            finish = self._held_back.note_refused(seen, target, UNSIZED, of_image=True) or finish
+            unsized = await self._held_back.note_refused(seen, target, UNSIZED, of_image=True)
+            finish = unsized or finish
         if isinstance(finish.outcome, Again) and finish.outcome.counted and not finish.lost:
             self._suspects.add(target.name)
             if seen.imported:
@@ -98,6 +100,8 @@ class OnePlace:
                 )
         else:
             self._suspects.clear(target.name)
+        if isinstance(finish.outcome, Done):
+            self._reservations.arrived(image_id, target.name)
         if finish.lost or isinstance(finish.outcome, Done):
             self._report.repair(image_id, target.name, possible=not finish.lost)
         if finish.held_back:

@@ -160,7 +160,7 @@ class Listed:
         if shelf := self._shelves.get(target.name):
             try:
                 shelf.take(
-                    image_volume.size_on(image, target),
+                    image_volume.kept_on(image, target),
                     since=budget.since(image, target, self._uses),
                     owner=budget.owner_of(image),
                 )

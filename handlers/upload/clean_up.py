@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from handlers import image_volume
 from handlers.actions import LookAtLocations
+from handlers.import_lock import until_others_end
 from handlers.upload.actions import Action, DeleteClone, Finish, LookAtClones, LookAtTasks
 from handlers.upload.clones import is_ours
 from handlers.upload.seen import Seen
-from handlers.upload.sources import LOCATION_IMPORT, binding, source_named, until_others_end
+from handlers.upload.sources import LOCATION_IMPORT, binding, source_named
 from worker.core.cloud import GIB
 from worker.core.outcome import Again, Done, Park
 from worker.core.target import Uploads
 
-# Seconds after which a clone of Cinder's is deleted that is no location of its active image. Cinder
-# deletes its own within moments
-LEFT_OVER_AFTER = 3600.0
 # Glance forgets its tasks after two days, in seconds
 TASKS_KEPT = 172_800.0
 DATA_UPLOADED = "not made from the volume: data was uploaded"
@@ -64,9 +62,9 @@ def plan(seen: Seen, rules: Uploads) -> Action:
     ):
         return LookAtTasks()
     for clone in seen.clones:
-        old = seen.now - image_volume.made_at(clone) > LEFT_OVER_AFTER
         settled = image_volume.is_usable(clone) or image_volume.is_broken(clone)
-        if clone.id not in located and settled and (is_ours(clone) or old):
+        # One of Cinder's may be an entry of its cache with what a user has written on the volume
+        if clone.id not in located and settled and is_ours(clone):
             return DeleteClone(clone.id)
     if not any(clone.id in located for clone in seen.clones):
         return _without_clone(seen, rules)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from handlers import image_volume, marks
+from handlers.upload.sources import source_named
 from worker.core.cloud import GIB, Image, Volume
-from worker.core.target import TAG, UPLOAD, UPLOADED_BY
+from worker.core.target import TAG, UPLOAD, UPLOADED_BY, Uploads
+
+CLAIM = frozenset({TAG, UPLOADED_BY})
 
 
 def is_ours(clone: Volume) -> bool:
@@ -25,22 +29,35 @@ def marks_of(image: Image) -> dict[str, str]:
     return {TAG: UPLOAD, UPLOADED_BY: image.owner}
 
 
-def clones_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
+def clones_of(image: Image, volumes: Iterable[Volume], rules: Uploads) -> tuple[Volume, ...]:
     """Return the volumes of the internal project that are clones for an upload of the image.
 
+    That one without its own mark is ours is believed only of an image that we may have cloned a
+    volume for: else a user who writes our mark on a volume has us delete what Cinder clones from it.
     A volume that Glance fills, or that we make from an image, has no source. An entry of Cinder's
-    cache is a clone as well: if the image has data, a clone without marks is an entry.
+    cache is a clone as well: if the image has data, a clone that is not ours counts as an entry.
     """
     name = image_volume.name_of(image.id)
     named = (
         v for v in volumes if v.name == name and v.source_volid and image_volume.is_of(v, image)
     )
-    clones = (v for v in named if not image_volume.is_leaving(v))
-    return tuple(
-        v
-        for v in clones
-        if not marks.is_prewarming(v) and (image.status != "active" or _is_claimed(v))
+    asked = source_named(image, rules)
+    clones = (
+        v if asked and (image.status == "queued" or v.source_volid == asked) else _unclaimed(v)
+        for v in named
+        if not image_volume.is_leaving(v)
     )
+    return tuple(
+        v for v in clones if not marks.is_prewarming(v) and (image.status != "active" or is_ours(v))
+    )
+
+
+def _unclaimed(clone: Volume) -> Volume:
+    """The clone without an inherited claim that we made it."""
+    if not clone.inherited:
+        return clone
+    metadata = {key: text for key, text in clone.metadata.items() if key not in CLAIM}
+    return replace(clone, metadata=metadata)
 
 
 def older_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
@@ -56,10 +73,3 @@ def older_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
         and image_volume.is_kept_for(v, image.id)
         and not (image_volume.is_of(v, image) or image_volume.is_leaving(v))
     )
-
-
-def _is_claimed(clone: Volume) -> bool:
-    """Whether it is marked as a clone for an upload, by Cinder or by us. An older version of ours
-    marked entries of Cinder's cache without their own ids: these are none."""
-    entry = not {image_volume.ORIGIN, image_volume.FRESH}.isdisjoint(clone.inherited)
-    return not entry and (is_ours(clone) or "image_owner" in clone.metadata)

@@ -51,7 +51,9 @@ class Upload:
         self._gone = parts.shared(Gone)
         self._stores = parts.shared(TargetStores)
         self._known: tuple[Store, ...] = ()
-        self._observer = Observer(cloud=parts.cloud, stores=self._stores, now=parts.now)
+        self._observer = Observer(
+            cloud=parts.cloud, stores=self._stores, rules=rules, now=parts.now
+        )
         self._actor = Actor(
             cloud=parts.cloud, rules=rules, deletion=parts.shared(Deletion), now=parts.now
         )
@@ -158,7 +160,7 @@ class Upload:
             return
         why, kind = listed.lack(
             image,
-            clones_of(image, volumes),
+            clones_of(image, volumes, self._rules),
             self._rules,
             stores=self._known,
             targets=self._targets,

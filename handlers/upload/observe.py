@@ -24,14 +24,17 @@ from handlers.upload.seen import Seen, with_clone, without
 from worker.core.cloud import Cloud, Image
 from worker.core.errors import NotFound
 from worker.core.handler import Watch
-from worker.core.target import UPLOADED_BY
+from worker.core.target import UPLOADED_BY, Uploads
 
 
 class Observer:
     """Makes observations, and waits for what Cinder and Glance are doing."""
 
-    def __init__(self, *, cloud: Cloud, stores: TargetStores, now: Callable[[], float]) -> None:
+    def __init__(
+        self, *, cloud: Cloud, stores: TargetStores, rules: Uploads, now: Callable[[], float]
+    ) -> None:
         self._cloud = cloud
+        self._rules = rules
         self._stores = stores
         self._now = now
 
@@ -52,7 +55,9 @@ class Observer:
                     cloud.find_volumes(image_volume.name_of(image_id)), looking
                 )
                 return replace(
-                    seen, clones=clones_of(seen.image, found), older=older_of(seen.image, found)
+                    seen,
+                    clones=clones_of(seen.image, found, self._rules),
+                    older=older_of(seen.image, found),
                 )
             case LookAtSource(volume_id):
                 return await self._look_at_source(volume_id, seen)

@@ -6,8 +6,9 @@ from collections.abc import Callable
 
 import structlog
 
+from handlers.import_lock import until_others_end
 from handlers.upload import properties
-from handlers.upload.sources import until_others_end, wait_to_change
+from handlers.upload.sources import wait_to_change
 from worker.core.cloud import Cloud, Image
 from worker.core.errors import Blocked, NotFound, Temporary
 from worker.core.handler import Watch

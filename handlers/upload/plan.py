@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from handlers import image_volume
 from handlers.actions import AddLocation, AwaitImage, SetMetadata, SetReadonly
-from handlers.import_lock import may_be_dead
+from handlers.import_lock import may_be_dead, until_others_end
 from handlers.upload import clean_up
 from handlers.upload.actions import (
     Action,
@@ -35,7 +35,6 @@ from handlers.upload.sources import (
     source_named,
     store_of,
     stranded_volumes,
-    until_others_end,
     wait_to_change,
 )
 from worker.core.age import age

@@ -15,8 +15,6 @@ from worker.core.state import State
 from worker.core.target import Target, Uploads
 
 LOCATION_IMPORT = "location_import"
-# Seconds between two looks at something that others end
-SOONEST, RAREST = 10.0, 900.0
 UNDER_WAY = frozenset({"pending", "processing"})
 REFUSED = "refused: "
 """How the text begins that tells an owner of a refusal."""
@@ -138,13 +136,6 @@ def wait_to_change(image: Image, untouched: float, now: float) -> float:
     if image.status != "queued":
         return 0.0
     return untouched - age(max(image.created_epoch, image.updated_epoch), now)
-
-
-def until_others_end(image: Image, now: float) -> float:
-    """Seconds until the next look at an image that others are at work on: more, the longer it has
-    not changed."""
-    quiet = age(max(image.created_epoch, image.updated_epoch), now)
-    return max(SOONEST, min(quiet / 4, RAREST))
 
 
 def saving_for(image: Image, now: float) -> float:

@@ -372,15 +372,13 @@ def test_what_glance_says_of_its_failure_is_the_reason() -> None:
     assert action.tell.startswith("waiting: ")
 
 
-def test_a_clone_of_cinders_that_is_no_location_stays_until_it_is_old() -> None:
+def test_a_clone_of_cinders_that_is_no_location_stays() -> None:
     active = replace(UNNAMED, status="active")
     locations = (Location(url="file:///x", store="file"),)
-    # Its created_at is its source's
-    young = replace(CINDERS, created_epoch=0.0, updated_epoch=LATER - 3000)
+    # It may be an entry of Cinder's cache, on whose volume a user has written all this
+    old = replace(CINDERS, created_epoch=0.0, updated_epoch=LATER - 400_000)
     late = replace(seen(active, locations=locations), now=LATER)
-    assert plan.plan(replace(late, clones=(young,)), RULES) == Finish(Done(""))
-    old = replace(young, updated_epoch=LATER - 4000)
-    assert plan.plan(replace(late, clones=(old,)), RULES) == DeleteClone("clone")
+    assert plan.plan(replace(late, clones=(old,)), RULES) == Finish(Done(""))
 
 
 def test_the_store_is_glances_word_or_the_configurations() -> None:

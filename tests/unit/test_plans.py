@@ -45,6 +45,7 @@ COLD = Image(id=IMAGE_ID, status="active", owner="alice", disk_format="raw", con
              visibility="public", size=GIB, stores=frozenset({"file"}), created_epoch=100.0, updated_epoch=OLD,
              updated_at="then")  # fmt: skip
 LOCATED = replace(COLD, stores=frozenset({"file", "c1"}))
+OTHERS = "another import holds the image"
 LOCKED = replace(LOCATED, import_locked=True, updated_epoch=MOMENT)
 V1 = Volume(id="v1", name=f"image-{IMAGE_ID}", status="available", volume_type="ssd", size=1, project_id="internal",
             created_at="1", created_epoch=OLD, metadata={**MARKS, "readonly": "True"})  # fmt: skip
@@ -135,10 +136,10 @@ def again(reason: str, after: float | None = None, *, wake: bool = False) -> Fin
          RemoveLocation("c1", "v1")),
         (at(gone=frozenset({"v1"}), locations=(*FIRST, Location(url="f", store="file"))), RemoveLocation("c1", "v1")),
         (at(replace(V1, status="error"), image=LOCKED, locations=(*FIRST, Location(url="f", store="file"))),
-         AwaitImage()),
+         again(OTHERS, 10.0, wake=True)),
         # It was retyped: ours goes, what is not ours stays
         (at(replace(marked(V1, **OURS), volume_type="hdd")), RemoveLocation("c1", "v1", whole=True)),
-        (at(replace(marked(V1, **OURS), volume_type="hdd"), image=LOCKED), AwaitImage()),
+        (at(replace(marked(V1, **OURS), volume_type="hdd"), image=LOCKED), again(OTHERS, 10.0, wake=True)),
         (at(replace(marked(V1, **OURS), volume_type="hdd"), may_delete=False), Finish(Skip(
             "its Image-Volume v1 is of type hdd now, not ssd: Cinder does not clone it on this target"))),
         (at(replace(V1, volume_type="hdd")), Finish(Skip(
@@ -146,13 +147,13 @@ def again(reason: str, after: float | None = None, *, wake: bool = False) -> Fin
         # It is encrypted
         (at(replace(marked(V1, **OURS), encrypted=True)),
          RemoveLocation("c1", "v1", whole=True, encrypted=True)),
-        (at(replace(marked(V1, **OURS), encrypted=True), image=LOCKED), AwaitImage()),
+        (at(replace(marked(V1, **OURS), encrypted=True), image=LOCKED), again(OTHERS, 10.0, wake=True)),
         (at(replace(V1, encrypted=True)), Finish(Skip(
             "its location in store c1 is encrypted volume v1, which we did not make: Cinder hands out its ciphertext; "
             "remove that location"))),
         # Two locations in the store: the first goes if we made it and both are old
         (at(marked(V1, **OURS), V2, locations=BOTH), RemoveLocation("c1", "v1", whole=True)),
-        (at(marked(V1, **OURS), V2, locations=BOTH, image=LOCKED), AwaitImage()),
+        (at(marked(V1, **OURS), V2, locations=BOTH, image=LOCKED), again(OTHERS, 10.0, wake=True)),
         (at(marked(V1, **OURS), replace(V2, created_epoch=MOMENT), locations=BOTH), WARM),
         (at(V1, V2, locations=BOTH), WARM),
         (at(replace(V1, status="error"), V2, locations=BOTH), RemoveLocation("c1", "v1")),
@@ -204,10 +205,12 @@ COPIED = {"imported": True, "asked": frozenset({"c1"})}
         (seen(replace(COLD, updated_epoch=MOMENT), repaired=True), CopyImage(("c1",))),
         (seen(replace(COLD, updated_epoch=MOMENT), settle=0.5), CopyImage(("c1",))),
         # One import at a time. One that is silent is asked about by another import, once
-        (seen(replace(COLD, import_locked=True, updated_epoch=MOMENT)), AwaitImage()),
+        (seen(replace(COLD, import_locked=True, updated_epoch=MOMENT), asked=frozenset({"c2"})), AwaitImage()),
+        # Somebody else's holds no slot of the lane
+        (seen(replace(COLD, import_locked=True, updated_epoch=MOMENT)), again(OTHERS, 10.0, wake=True)),
         (seen(replace(COLD, import_locked=True)), CopyImage(("c1",))),
         # Glance notes nothing while it stages so much, and would take the lock from it
-        (seen(replace(COLD, size=400 * GIB, import_locked=True)), AwaitImage()),
+        (seen(replace(COLD, size=400 * GIB, import_locked=True)), again(OTHERS, 900.0, wake=True)),
         (seen(replace(COLD, import_locked=True), refused=True, asked=frozenset({"c1"})), AwaitImage()),
         (seen(replace(COLD, import_locked=True), refused=True), again(
             "another import holds the image, or died and left its lock: Glance gives that away after an hour",
@@ -348,7 +351,7 @@ COPYING = replace(COLD, import_locked=True)
         # Into the first of the stores, by the rules of every copy
         (seen(), NATIVE, CopyImage(("rbd-b",))),
         (seen(COPYING), NATIVE, CopyImage(("rbd-b",))),
-        (seen(replace(COPYING, updated_epoch=MOMENT)), NATIVE, AwaitImage()),
+        (seen(replace(COPYING, updated_epoch=MOMENT)), NATIVE, again(OTHERS, 10.0, wake=True)),
         (
             seen(replace(COLD, updated_epoch=MOMENT)),
             NATIVE,

@@ -343,6 +343,12 @@ async def test_somebody_elses_import_is_waited_for(store_rig: Rig, cloud: FakeCl
     cloud.seconds = 0.05
     image = cloud.upload()
     await cloud.copy_image(image.id, ["cinder-slow"])
+    outcome = await store_rig.run(image.id, "fast")
+    # It holds no slot of the lane meanwhile
+    assert isinstance(outcome, Again)
+    assert (outcome.counted, outcome.wake_on_notification) == (False, True)
+    while cloud.images[image.id].import_locked:
+        await asyncio.sleep(0.01)
     assert isinstance(await store_rig.run(image.id, "fast"), Done)
     assert set(cloud.images[image.id].stores or ()) == {"file", "cinder-slow", "cinder-fast"}
 

@@ -120,6 +120,10 @@ async def test_an_image_above_the_caches_size_is_tried_twice_a_day(cloud: FakeCl
         # The image is another one
         cloud.emit = lambda _: None
         cloud.touch(large.id, size=GIB)
+        outcome = await rig.run(large.id)
+        assert isinstance(outcome, Again)
+        assert outcome.after == pytest.approx(PATIENT.rewarm_interval, abs=2.0)
+        cloud.ahead += PATIENT.rewarm_interval
         assert isinstance(await rig.run(large.id), Done)
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from worker.core.cloud import Volume
-from worker.core.errors import Misconfigured, NotFound
+from worker.core.errors import Misconfigured, NotFound, SpelledOtherwise
 from worker.core.notification import IMAGE_ID
 
 if TYPE_CHECKING:
@@ -29,8 +28,12 @@ async def image_id(cloud: OpenStackCloud, text: str) -> str:
     if is_id(text):
         text = text.strip()
         if text != text.lower():
-            with contextlib.suppress(NotFound):
-                return (await cloud.get_image(text)).id
+            try:
+                await cloud.get_image(text)
+            except SpelledOtherwise as error:
+                return error.image_id
+            except NotFound:
+                pass
         return text
     found = [one.id for one in await cloud.find_images(text)]
     if not found and BEGINNING.fullmatch(beginning := text.strip().lower()):

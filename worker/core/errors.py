@@ -23,6 +23,15 @@ class NotFound(Exception):
     """The thing is not there (404): the caller looks again or is done."""
 
 
+class SpelledOtherwise(NotFound):
+    """There is an image `image_id` whose id differs in nothing but capital letters. On MySQL Glance
+    answers for it; a key of its own would be worked on beside the image's."""
+
+    def __init__(self, image_id: str) -> None:
+        super().__init__(f"Glance spells the id of the image {image_id}")
+        self.image_id = image_id
+
+
 class Malformed(ValueError):
     """Bytes from outside that are not what they claim to be: kept as a dead letter."""
 

@@ -4,6 +4,7 @@ without end."""
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from worker.core.age import age, lasts
@@ -63,6 +64,7 @@ class Undone:
         self._pasts: Newest[tuple[str, str], Past] = Newest(KEEP)
         self._full: dict[str, Full] = {}
         self._refusals: dict[str, dict[str, str]] = {}
+        self._spent: Newest[tuple[str, str], float] = Newest(KEEP)
         self._lock = threading.Lock()
 
     def made(self, image_id: str, target: str, *, state: str, volume_id: str, at: float) -> None:
@@ -89,26 +91,23 @@ class Undone:
         why: str,
         owner: str = "",
         of_image: bool = False,
+        stands: bool = False,
     ) -> Past:
         """Note that Cinder made no cache entry of the image, which is `owner`'s, and `why`. Unless
         that is a matter `of_image`, several images in a row are one of the target.
 
-        While an entry of ours stands there, they are not if one project has all of them: it may
-        have made images that are too large.
+        Where an entry `stands`, they are not if one project has all of them.
         """
         with self._lock:
             past = self._pasts.pop((image_id, target), None)
             times = past.times if past and past.refused and past.state == state else 0
             past = Past(at, state, times=times + 1, gone_at=at, refused=True, why=why)
             self._pasts[image_id, target] = past
+            self._spent[image_id, target] = at
             if of_image:
                 return past
             images = self._refusals.setdefault(target, {})
             images[image_id] = owner
-            stands = any(
-                name == target and not one.refused and not one.gone_at
-                for (_, name), one in self._pasts.items()
-            )
             several = len(images) >= IN_A_ROW and (len({*images.values()}) > 1 or not stands)
             if several and not self.full(target, now=at):
                 self._full[target] = Full(at + HOLD_FOR, why, refused=True)
@@ -177,11 +176,24 @@ class Undone:
         return full.why if lasts(full.until, now, HOLD_FOR) else ""
 
     def forget(self, image_id: str, target: str = "") -> None:
-        """We have deleted it ourselves, or the image is gone: that is nobody's undoing."""
+        """It was broken, or the image is gone: that is nobody's undoing."""
         with self._lock:
-            names = [name for one, name in self._pasts if one == image_id and _is_at(name, target)]
-            for name in names:
-                self._pasts.pop((image_id, name), None)
+            for memory in (self._pasts, self._spent):
+                for pair in _of(image_id, target, memory):
+                    memory.pop(pair, None)
+
+    def gave_up(self, image_id: str, target: str) -> None:
+        """We have deleted it ourselves, as it was not wanted or for another one: that is nobody's
+        undoing, but it has cost what it costs."""
+        with self._lock:
+            for pair in _of(image_id, target, self._pasts):
+                if past := self._pasts.pop(pair, None):
+                    self._spent[pair] = past.at
+
+    def spent(self, image_id: str, target: str) -> float:
+        """When one was last made that we deleted, or that came to nothing, in epoch seconds,
+        whatever has changed since; 0 for never."""
+        return self._spent.get((image_id, target), 0.0)
 
     def made_room(self, target: str) -> None:
         """Something on the target was deleted for good, so that something else may fit."""
@@ -197,6 +209,10 @@ class Undone:
             for name, full in tuple(self._full.items())
             if _is_at(name, target) and lasts(full.until, now, HOLD_FOR)
         )
+
+
+def _of(image_id: str, target: str, pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [(one, name) for one, name in pairs if one == image_id and _is_at(name, target)]
 
 
 def _is_at(name: str, target: str) -> bool:

@@ -125,6 +125,8 @@ class Queue:
             entry.join(delivery)
             if job.is_urgent:
                 self._hurry(entry, job)
+            else:
+                self._move_up(entry, job.project)
             return
         lane = job.key.lane
         if lane not in self._turns:
@@ -157,6 +159,12 @@ class Queue:
             entry.job = replace(entry.job, project=job.project)
             turns.add(job.project, entry)
 
+    def _move_up(self, entry: Entry, project: str) -> None:
+        """Have a job that waits here take its turn with another project's, if that comes sooner:
+        else whoever claims an image of others has its job wait behind all of his own."""
+        if self._turns[entry.job.key.lane].move_up(entry, entry.job.project, project):
+            entry.job = replace(entry.job, project=project)
+
     def lose(self, lane: str) -> None:
         """Let go of a lane's jobs: the broker hands them out anew, maybe to another worker.
 
@@ -176,6 +184,7 @@ class Queue:
         entry = self._entries.get(job.key)
         if entry and not entry.settling:
             entry.notify()
+            self._move_up(entry, job.project)
         elif not self._appointments.answer(job) and not self._waits(job):
             # An outcome that is being written down answers nothing that comes in now
             return False

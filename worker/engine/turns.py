@@ -90,6 +90,17 @@ class Turns(Generic[T]):
                     del self._waiting[project]
         return taken
 
+    def move_up(self, item: T, before: str, project: str) -> bool:
+        """Whether an item of the project `before` now waits behind those of another one, where
+        fewer are before it."""
+        own = self._waiting.get(before, deque())
+        place = next((number for number, one in enumerate(own) if one is item), 0)
+        if place <= len(self._waiting.get(project, ())):
+            return False
+        del own[place]
+        self.add(project, item)
+        return True
+
     def clear(self) -> None:
         """Forget all items that wait."""
         self._waiting.clear()

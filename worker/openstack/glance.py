@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from worker.core.cloud import LISTED, Image, ImageTask, Location, Store
-from worker.core.errors import Blocked, NotFound
+from worker.core.errors import Blocked, NotFound, SpelledOtherwise
 from worker.openstack import parse
 from worker.openstack.keystone import Keystone
 from worker.openstack.survey import LOCATION_API, Shown
@@ -21,7 +21,10 @@ class Glance(Keystone):
     """Verbs of the image API."""
 
     async def get_image(self, image_id: str) -> Image:
-        return await self._read("image", f"/v2/images/{image_id}", parse.image, certain=image_id)
+        image = await self._read("image", f"/v2/images/{image_id}", parse.image, certain=image_id)
+        if image.id != image_id and image.id.lower() == image_id.lower():
+            raise SpelledOtherwise(image.id)
+        return image
 
     async def list_images(self) -> AsyncIterator[Image]:
         # Glance lists either hidden images or the others, never both

@@ -30,7 +30,7 @@ from worker.core.cloud import (
     Volume,
     own,
 )
-from worker.core.errors import Blocked, Conflict, NotFound, Temporary
+from worker.core.errors import Blocked, Conflict, NotFound, SpelledOtherwise, Temporary
 from worker.core.pool import Pool, VolumeType
 from worker.core.target import TAG, Target
 
@@ -360,7 +360,10 @@ class FakeCloud:
 
     async def get_image(self, image_id: str) -> Image:
         async with self._call("get_image"):
-            return self._image(image_id)
+            image = self._image(image_id)
+        if image.id != image_id:
+            raise SpelledOtherwise(image.id)
+        return image
 
     async def list_images(self) -> AsyncIterator[Image]:
         shown = [image for image in self.images.values() if image.status in LISTED]
@@ -830,6 +833,10 @@ class FakeCloud:
                 return
             if "_cached_for" in entry.metadata:
                 self._evict(entry)
+        image = self.images[image_id]
+        # As large as the data is; the volume that was asked for is extended afterwards
+        if image_volume.is_raw(image) or image.virtual_size:
+            volume = replace(volume, size=max(1, -(-max(image.size, image.virtual_size) // GIB)))
         if not self._ensure_space(volume):
             return
         # A clone, as those of uploads are

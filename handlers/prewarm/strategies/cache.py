@@ -21,8 +21,9 @@ from handlers.prewarm.actions import (
     LookAtWarming,
 )
 from handlers.prewarm.seen import Seen
-from handlers.prewarm.strategies import FIRST_QUIET, native, registered
+from handlers.prewarm.strategies import native, registered
 from handlers.prewarm.strategies.lost import lost
+from handlers.prewarm.strategies.waits import FIRST_QUIET
 from worker.core.age import age
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Again, Done

@@ -18,6 +18,7 @@ from handlers.prewarm.actions import (
 )
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies.lost import lost
+from handlers.prewarm.strategies.waits import others_import
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Again, Done, Skip
 from worker.core.state import State
@@ -70,7 +71,7 @@ def _await_import(seen: Seen) -> AwaitImage | Finish | None:
     if not import_lock.is_held(seen.image, seen.now):
         return None
     if not import_lock.may_be_dead(seen.image, seen.now):
-        return AwaitImage()
+        return AwaitImage() if seen.asked else others_import(seen)
     dead = "an import holds the image, or died and left its lock"
     return Finish(Again(dead, after=ASK_AGAIN, counted=False, wake_on_notification=True))
 

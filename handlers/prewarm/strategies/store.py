@@ -6,8 +6,9 @@ from handlers.actions import AwaitImage
 from handlers.import_lock import may_be_dead
 from handlers.prewarm.actions import Action, CopyImage, Finish
 from handlers.prewarm.seen import Seen
-from handlers.prewarm.strategies import FIRST_QUIET, registered
+from handlers.prewarm.strategies import registered
 from handlers.prewarm.strategies.lost import lost
+from handlers.prewarm.strategies.waits import FIRST_QUIET, others_import
 from worker.core.age import age
 from worker.core.outcome import Again
 from worker.core.target import Target
@@ -45,7 +46,7 @@ def copy(seen: Seen, store: str) -> Action:
                 "away after an hour"
             )
             return Finish(Again(held, after=ASK_AGAIN, counted=False, wake_on_notification=True))
-        return AwaitImage()
+        return AwaitImage() if seen.asked else others_import(seen)
     if seen.imported and not {store} & (seen.image.failed | seen.image.importing):
         return lost(seen) or gone_again(store)
     if seen.imported:

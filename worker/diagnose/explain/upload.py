@@ -27,7 +27,7 @@ SENDING = 15.0
 async def look(cloud: Cloud, rules: Uploads, image: Image, *, now: float) -> Seen:
     """All that concerns the upload of a queued image."""
     named = sources.source_named(image, rules)
-    clones = clones_of(image, await cloud.find_volumes(image_volume.name_of(image.id)))
+    clones = clones_of(image, await cloud.find_volumes(image_volume.name_of(image.id)), rules)
     seen = Seen(
         image=image,
         now=now,
