@@ -11,12 +11,13 @@ import pytest
 from handlers import budget
 from handlers.resolve import resolve
 from tests.unit.rigs import rig_of
-from worker.core.cloud import GIB, Image, Store
-from worker.core.errors import Blocked, Conflict
-from worker.core.outcome import Skip
-from worker.core.target import Policy
-from worker.testing.fake_cloud import FakeCloud
-from worker.testing.rig import FAST, SLOW, STORES, Rig, located, using
+from worker.core.cloud import GIB, Image, Location, Store
+from worker.core.errors import Blocked, Conflict, Temporary
+from worker.core.job import Key
+from worker.core.outcome import Again, Done, Skip
+from worker.core.target import TAG, UPLOAD, Policy
+from worker.testing.fake_cloud import FakeCloud, Fault, notification
+from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 
 QUICK = Policy(settle=0.0, rewarm_interval=0.0)
 
@@ -233,3 +234,244 @@ async def test_one_encrypted_volume_says_nothing_about_the_target(strategy: str)
             await rig.quiet()
             assert all(cloud.of(image.id) for image in images[1:])
         assert [one.volume_type for one in cloud.of(images[0].id)] == ["fast"]
+
+
+# Marks that users write on their volumes
+
+
+@pytest.mark.parametrize("planted", [{TAG: UPLOAD}, {"image_owner": "mallory"}])
+@pytest.mark.parametrize("later", [0.0, 4000.0])
+async def test_an_entry_of_cinders_with_a_users_marks_stays(
+    planted: dict[str, str], later: float
+) -> None:
+    cloud = FakeCloud(stores=dict(STORES), cached=frozenset({"slow"}))
+    async with Rig(cloud, targets=(), policy=QUICK) as rig:
+        cloud.emit = rig.hear
+        image = cloud.upload(owner="admin", visibility="public")
+        cloud.use(image.id, "slow", project="mallory", metadata=planted)
+        (entry,) = cloud.of(image.id)
+        await rig.quiet()
+        cloud.ahead += later
+        await rig.resync()
+        await rig.quiet()
+        assert cloud.of(image.id) == [entry]
+
+
+async def test_a_clone_that_cinder_is_at_work_on_stays(cloud: FakeCloud) -> None:
+    planted = {TAG: UPLOAD}
+    async with Rig(cloud, targets=using("store", FAST)) as rig:
+        source = cloud.volume_of("mallory", metadata=planted)
+        # An administrator's, of a volume that is another project's
+        image = cloud.queue(owner="admin", visibility="private")
+        cloud.volumes[source.id] = replace(source, status="uploading")
+        cloud.ahead += 100.0
+        clone = cloud.cinder_clones(source.id, image.id, metadata=planted)
+        cloud.ahead += 100.0
+        assert await rig.complete(image.id) == Again("Cinder's own upload is at work")
+        assert clone.id in cloud.volumes
+
+
+# An id in other letters
+
+
+class Insensitive(FakeCloud):
+    """A Glance on MySQL, which compares ids without their case."""
+
+    def _image(self, image_id: str) -> Image:
+        return super()._image(image_id.lower())
+
+
+async def test_an_id_in_capitals_is_no_second_image() -> None:
+    cloud = Insensitive(stores=dict(STORES))
+    async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
+        image = cloud.upload(visibility="public")
+        await rig.run(image.id.upper())
+        assert not cloud.of(image.id)
+        assert isinstance(await rig.run(image.id), Done)
+        before = cloud.of(image.id)
+        for handler in (rig.prewarm, rig.upload, rig.reclaim):
+            await handler.reconcile(Key(handler.name, image.id.upper(), "fast"), Polls())
+        assert cloud.of(image.id) == before
+
+
+# A budget
+
+
+def caching(**limits: int) -> FakeCloud:
+    return FakeCloud(stores=dict(STORES), cached=frozenset({"fast"}), **limits)  # type: ignore[arg-type]
+
+
+async def fill(cloud: FakeCloud, rig: Rig, count: int, **fields: int) -> list[Image]:
+    """Make images of as many projects warm."""
+    images = []
+    for _ in range(count):
+        owner = f"p{len(cloud.images)}"
+        image = cloud.upload(owner=owner, visibility="private", **fields)
+        cloud.ahead += 10.0
+        assert isinstance(await rig.run(image.id), Done)
+        images.append(image)
+    return images
+
+
+def warm(cloud: FakeCloud, images: list[Image]) -> int:
+    return sum(bool(cloud.of(image.id)) for image in images)
+
+
+async def test_what_is_never_allocated_pushes_nobody_out() -> None:
+    cloud = caching()
+    target = replace(FAST, max_gigabytes=60)
+    async with Rig(cloud, targets=using("cache", target), policy=QUICK) as rig:
+        others = await fill(cloud, rig, 9, size=6 * GIB)
+        large = cloud.upload(owner="mallory", visibility="private", size=1, min_disk=60)
+        cloud.ahead += 10.0
+        assert isinstance(await rig.run(large.id), Done)
+        assert warm(cloud, others) == 9
+
+
+async def test_the_first_image_of_a_project_does_not_sweep_the_target() -> None:
+    cloud = caching()
+    target = replace(FAST, max_gigabytes=60)
+    async with Rig(cloud, targets=using("cache", target), policy=QUICK) as rig:
+        others = await fill(cloud, rig, 10, size=6 * GIB)
+        large = cloud.upload(owner="mallory", visibility="private", size=60 * GIB)
+        cloud.ahead += 10.0
+        outcome = await rig.run(large.id)
+        assert isinstance(outcome, Skip)
+        assert "takes the place of one other at most" in outcome.reason
+        assert warm(cloud, others) == 10
+
+
+async def test_images_of_which_nothing_comes_push_out_no_more_than_a_share() -> None:
+    cloud = caching(cache_max_gigabytes=100)
+    target = replace(FAST, max_gigabytes=60)
+    async with Rig(cloud, targets=using("cache", target), policy=QUICK) as rig:
+        others = await fill(cloud, rig, 10, size=6 * GIB)
+        # Cinder keeps no entry as large as this any more
+        cloud.cache_max_gigabytes = 11
+        for _ in range(6):
+            image = cloud.upload(owner="mallory", visibility="private", size=12 * GIB)
+            cloud.ahead += 10.0
+            await rig.run(image.id)
+            cloud.delete_image(image.id)
+        assert warm(cloud, others) >= 7
+
+
+@pytest.mark.parametrize(("strategy", "stays"), [("cache", False), ("location", True)])
+async def test_a_deactivated_images_entry_makes_room_and_its_location_is_named(
+    strategy: str, stays: bool
+) -> None:
+    cached = frozenset({"fast"} if strategy == "cache" else ())
+    cloud = FakeCloud(stores=dict(STORES), multiple_locations=True, cached=cached)
+    async with rig_of(cloud, strategy, replace(FAST, max_gigabytes=4), policy=QUICK) as rig:
+        first = cloud.upload(owner="mallory", visibility="private", size=4 * GIB)
+        cloud.ahead += 10.0
+        await rig.run(first.id)
+        cloud.touch(first.id, status="deactivated")
+        second = cloud.upload(owner="alice", visibility="private", size=GIB)
+        cloud.ahead += 10.0
+        outcome = await rig.run(second.id)
+        assert bool(cloud.of(first.id)) == stays
+        if stays:
+            assert isinstance(outcome, Skip)
+            assert f"4 GiB of it cannot be evicted: image {first.id})" in outcome.reason
+
+
+async def test_a_victim_that_cannot_be_looked_at_keeps_nobody_from_room() -> None:
+    class Sick(FakeCloud):
+        sick = ""
+
+        async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
+            if image_id == self.sick:
+                raise Temporary("500")
+            return await super().get_locations(image_id)
+
+    cloud = Sick(stores=dict(STORES))
+    async with Rig(cloud, targets=using("store", replace(FAST, max_count=3)), policy=QUICK) as rig:
+        (first, *_) = await fill(cloud, rig, 3)
+        cloud.sick = first.id
+        await fill(cloud, rig, 3)
+        assert cloud.of(first.id)
+
+
+async def test_victims_that_nobody_can_look_at_are_no_full_target(cloud: FakeCloud) -> None:
+    target = replace(FAST, max_count=1)
+    async with Rig(cloud, targets=using("store", target), policy=QUICK) as rig:
+        await fill(cloud, rig, 1)
+        later = cloud.upload(owner="bob", visibility="private")
+        cloud.ahead += 10.0
+        cloud.faults["get_locations"] = Fault(Temporary("down"))
+        with pytest.raises(Temporary, match="down"):
+            await rig.run(later.id)
+
+
+# Copies without end
+
+
+@pytest.mark.parametrize("strategy", ["store", "location", "cache"])
+async def test_who_takes_a_wish_back_again_and_again_gets_one_copy_an_interval(
+    strategy: str,
+) -> None:
+    cloud = FakeCloud(
+        stores=dict(STORES),
+        multiple_locations=True,
+        cached=frozenset({"fast"} if strategy == "cache" else ()),
+    )
+    policy = Policy(settle=0.0, rewarm_interval=600.0)
+    async with rig_of(cloud, strategy, FAST, policy=policy) as rig:
+        image = cloud.upload(owner="mallory", visibility="private")
+        for _ in range(10):
+            cloud.ahead += 10.0
+            await rig.run(image.id)
+            cloud.set_by_user(image.id, image_volume_prewarm="no")
+            await rig.run(image.id)
+            assert not cloud.of(image.id)
+            cloud.set_by_user(image.id, image_volume_prewarm="maybe")
+        assert cloud.calls["copy_image"] + cloud.calls["create_volume"] == 1
+        cloud.ahead += 600.0
+        assert isinstance(await rig.run(image.id), Done)
+
+
+async def test_who_changes_an_image_that_cinder_does_not_cache_gets_one_try_an_interval() -> None:
+    cloud = caching(cache_max_gigabytes=10)
+    policy = Policy(settle=0.0, rewarm_interval=600.0)
+    async with Rig(cloud, targets=using("cache", FAST), policy=policy) as rig:
+        image = cloud.upload(owner="mallory", visibility="private", size=20 * GIB)
+        for number in range(10):
+            cloud.ahead += 10.0
+            await rig.run(image.id)
+            cloud.set_by_user(image.id, x=str(number))
+        assert cloud.calls["create_volume"] == 1
+
+
+# Turns
+
+
+async def test_who_claims_others_images_does_not_have_them_wait(cloud: FakeCloud) -> None:
+    cloud.seconds = 0.05
+    target = replace(FAST, max_concurrent=1)
+    async with Rig(cloud, targets=using("store", target), policy=QUICK) as rig:
+
+        def hear(event_type: str, project: str, **payload: object) -> None:
+            rig.hear(notification(event_type, payload | {"owner": project, "tenant_id": project}))
+
+        image = cloud.queue(owner="admin", visibility="public")
+        for _ in range(10):
+            theirs = cloud.upload(owner="mallory", visibility="private")
+            hear("image.activate", "mallory", id=theirs.id, status="active", properties={})
+        claim = [{"key": "glance_image_id", "value": image.id}]
+        volume = cloud.volume_of("mallory")
+        hear(
+            "volume.create.end", "mallory", volume_id=volume.id, display_name="x",
+            status="available", metadata=claim,
+        )  # fmt: skip
+        await asyncio.sleep(0.02)
+        cloud.touch(image.id, status="active", size=GIB, stores=frozenset({"file"}))
+        cloud.locations[image.id] = (Location(url="file:///x", store="file"),)
+        hear("image.activate", "admin", id=image.id, status="active", properties={})
+        while not located(cloud, image.id):
+            await asyncio.sleep(0.01)
+        warm_by_then = [
+            one for one in cloud.images.values() if one.owner == "mallory" and cloud.of(one.id)
+        ]
+        assert len(warm_by_then) < 5
+        await rig.crash()

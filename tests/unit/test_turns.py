@@ -56,6 +56,18 @@ def test_only_so_many_projects_are_remembered(monkeypatch: pytest.MonkeyPatch) -
     assert [turns.begin() for _ in range(3)] == ["a", "b", "c"]
 
 
+def test_what_another_project_asks_for_too_comes_sooner() -> None:
+    turns = lane(a=4, b=1)
+    last = turns._waiting["a"][3]
+    assert not turns.move_up("a9", "a", "b")
+    assert turns.move_up(last, "a", "b")
+    assert [turns.begin() for _ in range(5)] == ["a0", "b0", "a1", "a3", "a2"]
+    # Not where it would wait longer
+    turns = lane(a=1, b=3)
+    assert not turns.move_up(turns._waiting["a"][0], "a", "b")
+    assert not turns.move_up("b0", "nobody", "b")
+
+
 def test_nothing_waits() -> None:
     with pytest.raises(LookupError):
         lane().begin()
