@@ -113,10 +113,12 @@ def test_cache(
 ) -> None:
     with worker(groups(strategy="cache")) as process:
         process.wait_ready()
-        image_id = images()
+        image_id = images(min_disk=2)
         until(lambda: is_warm(operator, alice, image_id, locations=False), what="warm")
+        # As large as the data is, not as the volume that was made to have Cinder make it
+        assert {volume["size"] for volume in of_image(operator, image_id)} == {1}
         for volume_type in TARGETS:
-            with bob.temporary_volume(image_id, volume_type) as made:
+            with bob.temporary_volume(image_id, volume_type, gibibytes=2) as made:
                 assert made.cloned
         # Any change makes Cinder's entry stale: it is made anew once the image is quiet, before a
         # user has to wait
@@ -129,7 +131,7 @@ def test_cache(
             ),
             what="warm again",
         )
-        with bob.temporary_volume(image_id, "local-1") as made:
+        with bob.temporary_volume(image_id, "local-1", gibibytes=2) as made:
             assert made.cloned
         # Cinder keeps the entries of deleted images for ever; we don't
         alice.delete_image(image_id)

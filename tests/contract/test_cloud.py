@@ -311,6 +311,13 @@ async def test_what_is_not_there_is_not_found(bed: Bed) -> None:
     assert await bed.cloud.find_volumes(f"image-{NOBODY}") == ()
 
 
+async def test_an_id_in_other_letters_is_none(bed: Bed) -> None:
+    image_id = await bed.upload()
+    # On MySQL Glance finds the image all the same
+    with pytest.raises(NotFound):
+        await bed.cloud.get_image(image_id.upper())
+
+
 async def test_a_deleted_image_is_not_found(bed: Bed) -> None:
     image_id = await bed.upload()
     await bed.delete(image_id)

@@ -14,7 +14,14 @@ import pytest
 import requests
 
 from worker.core.cloud import Location, NewVolume
-from worker.core.errors import Blocked, Conflict, Misconfigured, NotFound, Temporary
+from worker.core.errors import (
+    Blocked,
+    Conflict,
+    Misconfigured,
+    NotFound,
+    SpelledOtherwise,
+    Temporary,
+)
 from worker.observe.metrics import Metrics
 from worker.openstack import answers, login
 from worker.openstack.cloud import OpenStackCloud
@@ -275,6 +282,13 @@ async def test_a_glance_without_the_location_api_shows_them_in_the_image() -> No
     }
     bed = Bed(answer(404), answer(200, image))
     assert [location.volume_id for location in await bed.cloud.get_locations(IMAGE_ID)] == ["v1"]
+
+
+async def test_an_image_is_known_by_its_own_spelling_alone() -> None:
+    bed = Bed(answer(200, {"id": IMAGE_ID, "status": "active"}))
+    with pytest.raises(SpelledOtherwise) as caught:
+        await bed.cloud.get_image(IMAGE_ID.upper())
+    assert caught.value.image_id == IMAGE_ID
 
 
 async def test_a_new_volume_carries_its_metadata_from_the_first_request() -> None:
