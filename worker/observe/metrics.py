@@ -14,7 +14,6 @@ from worker.core.release import release
 from worker.core.state import State
 from worker.core.target import Target
 from worker.observe.activity import Activity
-from worker.observe.gauges import labels_of, remove, renew
 
 PREFIX = "image_volume_worker"
 OTHER = "other"
@@ -46,12 +45,69 @@ class Metrics:
         ) -> Histogram:
             return Histogram(f"{PREFIX}_{name}", text, labels, registry=r, buckets=buckets)
 
+        # One metric, one row
+        # fmt: off
         self.notifications = counter("notifications", "Notifications seen", "event_type", "outcome")
         last_notification = gauge(
             "last_notification_timestamp_seconds",
-            "When a service was last heard of by a notification; until the first, the start",
-            "service",
-        )
+            "When a service was last heard of by a notification; until the first, the start", "service")
+        self.notification_lag = seconds("notification_lag_seconds", "From a notification's timestamp to its routing")
+        self.jobs = counter("jobs", "Settled tries of jobs", "handler", "target", "outcome")
+        self.job_seconds = seconds("job_seconds", "Duration of one try of a job", "handler", "target")
+        self.jobs_in_progress = gauge("jobs_in_progress", "Jobs being worked on", "lane")
+        self.jobs_waiting = gauge("jobs_waiting", "Jobs that wait for another try", "lane")
+        self.lane_depth = gauge("lane_depth", "Jobs that wait in a lane", "lane")
+        self.lane_oldest = gauge(
+            "lane_oldest_timestamp_seconds",
+            "Since when the oldest job of a lane is asked for; 0 without one", "lane")
+        self.images = gauge(
+            "images", "Images by state on a target, as of the last resync and jobs since", "target", "state")
+        self.pools = gauge(
+            "pools", "Pools that a target leads to, by whether the worker can choose them", "target", "state")
+        self.target_usable = gauge(
+            "target_usable", "1 while the target's volume type is there and not encrypted", "target")
+        self.target_paused = gauge("target_paused", "1 while an operator has paused the target", "target")
+        self.ready = gauge("ready", "1 while every intake consumes, the lanes are open and the cloud is there")
+        self.dead_letters = gauge("dead_letters", "Dead letters kept", "lane")
+        self.image_volumes = gauge("image_volumes", "Image-Volumes, as last listed", "target", "state")
+        self.image_volume_bytes = gauge("image_volume_bytes", "Size of the Image-Volumes, as last listed", "target")
+        self.time_to_warm = seconds(
+            "time_to_warm_seconds",
+            "From the notification of an image to its Image-Volume being usable", "target")
+        self.images_warmed = counter("images_warmed", "Image-Volumes made or made anew, and now usable", "target")
+        self.uploads_completed = counter("uploads_completed", "Uploads that became active images", "path")
+        self.volume_creates = counter(
+            "volume_creates",
+            "Volumes that users had made of an image, by how Cinder made them", "target", "path", "reason")
+        self.volume_create = seconds(
+            "volume_create_seconds", "What users wait for a volume of an image", "target", "warm")
+        self.api_requests = counter(
+            "api_requests", "Requests to Glance, Cinder, Keystone", "service", "method", "status")
+        self.api_seconds = seconds(
+            "api_request_seconds", "Duration of a request", "service", "method", buckets=API_SECONDS)
+        self.api_retries = counter("api_retries", "Requests that were tried again", "service", "reason")
+        self.rewarms = counter("rewarms", "Image-Volumes made anew, because changed or broken", "target", "reason")
+        self.rewarms_held_back = counter("rewarms_held_back", "Changes too soon after the last re-warm", "target")
+        self.beyond_repair = gauge("images_beyond_repair", "Images whose data cannot be had anywhere any more")
+        self.reclaimed_volumes = counter("reclaimed_volumes", "Volumes deleted since nobody needs them", "reason")
+        self.reclaim_held_back = gauge(
+            "reclaim_held_back",
+            "Volumes that the grace or the brake keeps, of images that Glance does not find")
+        self.missing_volumes = gauge(
+            "missing_volumes",
+            "Volumes of locations that Cinder does not find and whose deletion it did not announce")
+        self.reclaim_brake = gauge(
+            "reclaim_brake",
+            "1 while so many images, or volumes of locations, are not found that nothing is deleted")
+        self.task_failures = counter("task_failures", "Failures of the process's own tasks, which begin again", "task")
+        self.last_resync = gauge(
+            "last_resync_timestamp_seconds",
+            "When the last resync ended; until the first, the start")
+        build_info = gauge("build_info", "What this is; always 1", "version")
+        # fmt: on
+
+        build_info.labels(release()).set(1)
+        self.last_resync.set_to_current_time()
         self._heard = dict.fromkeys(ANNOUNCERS.values(), time.time())
         for service in self._heard:
             last_notification.labels(service).set_function(
@@ -59,115 +115,8 @@ class Metrics:
             )
         # For each notification, and finding a child takes longer than counting with it
         self._notifications = cache(self.notifications.labels)
-        self.notification_lag = seconds(
-            "notification_lag_seconds", "From a notification's timestamp to its routing"
-        )
-        self.jobs = counter("jobs", "Settled tries of jobs", "handler", "target", "outcome")
-        self.job_seconds = seconds(
-            "job_seconds", "Duration of one try of a job", "handler", "target"
-        )
-        self.jobs_in_progress = gauge("jobs_in_progress", "Jobs being worked on", "lane")
-        self.jobs_waiting = gauge("jobs_waiting", "Jobs that wait for another try", "lane")
-        self.lane_depth = gauge("lane_depth", "Jobs that wait in a lane", "lane")
-        self.lane_oldest = gauge(
-            "lane_oldest_timestamp_seconds",
-            "Since when the oldest job of a lane is asked for; 0 without one",
-            "lane",
-        )
-        self.images = gauge(
-            "images",
-            "Images by state on a target, as of the last resync and jobs since",
-            "target",
-            "state",
-        )
-        self.pools = gauge(
-            "pools",
-            "Pools that a target leads to, by whether the worker can choose them",
-            "target",
-            "state",
-        )
-        self.target_usable = gauge(
-            "target_usable", "1 while the target's volume type is there and not encrypted", "target"
-        )
-        self.target_paused = gauge(
-            "target_paused", "1 while an operator has paused the target", "target"
-        )
-        self.ready = gauge(
-            "ready", "1 while every intake consumes, the lanes are open and the cloud is there"
-        )
-        self.dead_letters = gauge("dead_letters", "Dead letters kept", "lane")
-        self.image_volumes = gauge(
-            "image_volumes", "Image-Volumes, as last listed", "target", "state"
-        )
-        self.image_volume_bytes = gauge(
-            "image_volume_bytes", "Size of the Image-Volumes, as last listed", "target"
-        )
-        self.time_to_warm = seconds(
-            "time_to_warm_seconds",
-            "From the notification of an image to its Image-Volume being usable",
-            "target",
-        )
-        self.images_warmed = counter(
-            "images_warmed", "Image-Volumes made or made anew, and now usable", "target"
-        )
-        self.uploads_completed = counter(
-            "uploads_completed", "Uploads that became active images", "path"
-        )
-        self.volume_creates = counter(
-            "volume_creates",
-            "Volumes that users had made of an image, by how Cinder made them",
-            "target",
-            "path",
-            "reason",
-        )
-        self.volume_create = seconds(
-            "volume_create_seconds", "What users wait for a volume of an image", "target", "warm"
-        )
-        self.api_requests = counter(
-            "api_requests", "Requests to Glance, Cinder, Keystone", "service", "method", "status"
-        )
-        self.api_seconds = seconds(
-            "api_request_seconds", "Duration of a request", "service", "method", buckets=API_SECONDS
-        )
-        self.api_retries = counter(
-            "api_retries", "Requests that were tried again", "service", "reason"
-        )
-        self.rewarms = counter(
-            "rewarms", "Image-Volumes made anew, because changed or broken", "target", "reason"
-        )
-        self.rewarms_held_back = counter(
-            "rewarms_held_back", "Changes too soon after the last re-warm", "target"
-        )
-        self.beyond_repair = gauge(
-            "images_beyond_repair", "Images whose data cannot be had anywhere any more"
-        )
-        self.reclaimed_volumes = counter(
-            "reclaimed_volumes", "Volumes deleted since nobody needs them", "reason"
-        )
-        self.reclaim_held_back = gauge(
-            "reclaim_held_back",
-            "Volumes that the grace or the brake keeps, of images that Glance does not find",
-        )
-        self.missing_volumes = gauge(
-            "missing_volumes",
-            "Volumes of locations that Cinder does not find and whose deletion it did not announce",
-        )
-        self.reclaim_brake = gauge(
-            "reclaim_brake",
-            "1 while so many images, or volumes of locations, are not found that nothing is "
-            "deleted",
-        )
         self._brakes = frozenset[str]()
-        self.task_failures = counter(
-            "task_failures", "Failures of the process's own tasks, which begin again", "task"
-        )
         self._lost: set[tuple[str, str]] = set()
-        self.last_resync = gauge(
-            "last_resync_timestamp_seconds",
-            "When the last resync ended; until the first, the start",
-        )
-        self.last_resync.set_to_current_time()
-        gauge("build_info", "What this is; always 1", "version").labels(release()).set(1)
 
     def begin(self, targets: Iterable[str], lanes: Iterable[str]) -> None:
         """Note that a daemon begins with these targets and lanes. The one before may have had
@@ -187,9 +136,9 @@ class Metrics:
         of_lanes = (self.jobs_in_progress, self.jobs_waiting, self.lane_depth, self.lane_oldest)
         for gauges, kept in ((of_targets, {*targets, OTHER}), (of_lanes, {*lanes})):
             for gauge in gauges:
-                remove(gauge, [labels for labels in labels_of(gauge) if labels[0] not in kept])
+                _remove(gauge, [labels for labels in _labels_of(gauge) if labels[0] not in kept])
         for gauge in (self.jobs_in_progress, self.target_paused):
-            for labels in labels_of(gauge):
+            for labels in _labels_of(gauge):
                 gauge.labels(*labels).set(0)
         self.held_back(0, brake=False)
         self.missing(0, brake=False)
@@ -241,7 +190,7 @@ class Metrics:
             for target in targets
             for place in target.places
         )
-        renew(self.pools, counts.items())
+        _renew(self.pools, counts.items())
 
     def missing(self, volumes: int, *, brake: bool) -> None:
         """See `worker.core.handler.Report`."""
@@ -258,8 +207,8 @@ class Metrics:
 
     def census(self, volumes: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> None:
         """Take over the numbers of Image-Volumes by (target, status), and their bytes by target."""
-        renew(self.image_volumes, volumes.items())
-        renew(self.image_volume_bytes, (((target,), size) for target, size in sizes.items()))
+        _renew(self.image_volumes, volumes.items())
+        _renew(self.image_volume_bytes, (((target,), size) for target, size in sizes.items()))
         self.activity.weighed(sizes)
         # Another worker may have repaired or deleted it
         self._lost = {one for one in self._lost if self.activity.has(one[0])}
@@ -271,7 +220,7 @@ class Metrics:
         counted = (
             (target, state, n) for target, counts in states.items() for state, n in counts.items()
         )
-        renew(
+        _renew(
             self.images, (((target, LABELS.get(state, state)), n) for target, state, n in counted)
         )
 
@@ -279,12 +228,32 @@ class Metrics:
         """Take over how many jobs are in each lane (`dead` are the dead letters), and how many
         wait for another try."""
         oldest = self.activity.oldest()
-        for lane in depths:
-            if lane != "dead":
-                self.jobs_waiting.labels(lane).set(waiting.get(lane, 0))
-                self.lane_oldest.labels(lane).set(oldest.get(lane, 0.0))
         for lane, depth in depths.items():
             if lane == "dead":
                 self.dead_letters.labels("all").set(depth)
-            else:
-                self.lane_depth.labels(lane).set(depth)
+                continue
+            self.lane_depth.labels(lane).set(depth)
+            self.jobs_waiting.labels(lane).set(waiting.get(lane, 0))
+            self.lane_oldest.labels(lane).set(oldest.get(lane, 0.0))
+
+
+def _labels_of(gauge: Gauge) -> set[tuple[str, ...]]:
+    """Return the labels of each series of a gauge."""
+    return {
+        tuple(sample.labels.values()) for family in gauge.collect() for sample in family.samples
+    }
+
+
+def _remove(gauge: Gauge, labels: Iterable[tuple[str, ...]]) -> None:
+    for values in labels:
+        gauge.remove(*values)
+
+
+def _renew(gauge: Gauge, values: Iterable[tuple[tuple[str, ...], float]]) -> None:
+    """Set each series of a gauge, then remove the others: a scrape may come at any moment, and
+    must not find none."""
+    current = set()
+    for labels, value in values:
+        gauge.labels(*labels).set(value)
+        current.add(labels)
+    _remove(gauge, _labels_of(gauge) - current)
