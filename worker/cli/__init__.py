@@ -60,20 +60,12 @@ class Worker(App):
     def build_option_parser(self, *args: Any, **kwargs: Any) -> argparse.ArgumentParser:
         """Return the parser of the options that come before the command."""
         parser: argparse.ArgumentParser = _brief(super().build_option_parser(*args, **kwargs))
-        parser.add_argument(
-            "--config-file",
-            action="append",
-            default=[],
-            metavar="F",
-            help="Configuration file; may be repeated.",
-        )
-        parser.add_argument(
-            "--config-dir",
-            action="append",
-            default=[],
-            metavar="D",
-            help="Folder of files that end in .conf.",
-        )
+        # fmt: off
+        parser.add_argument("--config-file", action="append", default=[], metavar="F",
+                            help="Configuration file; may be repeated.")
+        parser.add_argument("--config-dir", action="append", default=[], metavar="D",
+                            help="Folder of files that end in .conf.")
+        # fmt: on
         return parser
 
     def get_fuzzy_matches(self, cmd: str) -> list[str]:

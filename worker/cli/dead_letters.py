@@ -44,22 +44,17 @@ class _Selecting(Command):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options that select."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument(
-            "id", metavar="ID", nargs="*", help="Id of a letter, as list shows it; all if left out."
-        )
+        # fmt: off
+        parser.add_argument("id", metavar="ID", nargs="*",
+                            help="Id of a letter, as list shows it; all if left out.")
         parser.add_argument("--handler", default="", metavar="H", help="Only jobs of this handler.")
         parser.add_argument("--target", default="", metavar="T", help="Only jobs on this target.")
         parser.add_argument("--image-id", default="", metavar="ID", help="Only jobs on this image.")
-        parser.add_argument(
-            "--reason", default="", metavar="TEXT", help="Only where the reason contains this text."
-        )
-        parser.add_argument(
-            "--older-than",
-            type=values.age,
-            default=0.0,
-            metavar="AGE",
-            help="Only what was given up before: 90s, 10m, 2h, 3d.",
-        )
+        parser.add_argument("--reason", default="", metavar="TEXT",
+                            help="Only where the reason contains this text.")
+        parser.add_argument("--older-than", type=values.age, default=0.0, metavar="AGE",
+                            help="Only what was given up before: 90s, 10m, 2h, 3d.")
+        # fmt: on
         if self.careful:
             parser.add_argument(
                 "--all", action="store_true", help="All of them; needed if nothing else selects."

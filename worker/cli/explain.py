@@ -51,26 +51,16 @@ class Explain(Table, Lister):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
+        # fmt: off
         parser.add_argument("image", metavar="IMAGE", help="Id or name of the image.")
         parser.add_argument("--target", default="", metavar="T", help="Only this target.")
-        parser.add_argument(
-            "--project",
-            default="",
-            metavar="P",
-            help="As this project would get it, by id or name; else as anybody.",
-        )
-        parser.add_argument(
-            "--probe",
-            action="store_true",
-            help="Make a volume of it on each target, and delete it.",
-        )
-        parser.add_argument(
-            "--timeout",
-            type=values.age,
-            default=600.0,
-            metavar="AGE",
-            help="How long a probe may take: 90s, 10m.",
-        )
+        parser.add_argument("--project", default="", metavar="P",
+                            help="As this project would get it, by id or name; else as anybody.")
+        parser.add_argument("--probe", action="store_true",
+                            help="Make a volume of it on each target, and delete it.")
+        parser.add_argument("--timeout", type=values.age, default=600.0, metavar="AGE",
+                            help="How long a probe may take: 90s, 10m.")
+        # fmt: on
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:

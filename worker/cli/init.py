@@ -43,27 +43,19 @@ class Init(Command):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument(
-            "--output",
-            metavar="FILE",
-            default="",
-            help="Write this new file, readable by its owner alone, instead of standard output.",
-        )
+        # fmt: off
+        parser.add_argument("--output", metavar="FILE", default="",
+                            help="Write this new file, readable by its owner alone, instead of "
+                                 "standard output.")
         parser.add_argument("--cloud", metavar="NAME", default="", help="Entry of clouds.yaml.")
-        parser.add_argument(
-            "--transport-url",
-            metavar="URL",
-            action="append",
-            default=[],
-            help="transport_url of Glance or Cinder; repeat it for each broker. Others see it in the "
-            "list of processes: OS_NOTIFICATIONS__TRANSPORT_URLS does without, separated by ;.",
-        )
-        parser.add_argument(
-            "--work-url",
-            metavar="URL",
-            default="",
-            help="Broker and vhost for the worker's own queues; else OS_WORK__URL, else in memory.",
-        )
+        parser.add_argument("--transport-url", metavar="URL", action="append", default=[],
+                            help="transport_url of Glance or Cinder; repeat it for each broker. "
+                                 "Others see it in the list of processes: "
+                                 "OS_NOTIFICATIONS__TRANSPORT_URLS does without, separated by ;.")
+        parser.add_argument("--work-url", metavar="URL", default="",
+                            help="Broker and vhost for the worker's own queues; else "
+                                 "OS_WORK__URL, else in memory.")
+        # fmt: on
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> int:

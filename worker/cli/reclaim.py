@@ -51,19 +51,16 @@ class Reclaim(Table, Lister):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument(
-            "--confirm",
-            action="store_true",
-            help="Delete what the brake ([reclaim] max_at_once) holds back, of images that are "
-            "proven to be gone, and "
-            "locations without a volume if --locations is given too.",
-        )
-        parser.add_argument(
-            "--locations",
-            action="store_true",
-            help="With --confirm: also remove the locations whose volume Cinder does not find, on "
-            "this one look. Only if you know that these volumes are deleted.",
-        )
+        # fmt: off
+        parser.add_argument("--confirm", action="store_true",
+                            help="Delete what the brake ([reclaim] max_at_once) holds back, of "
+                                 "images that are proven to be gone, and locations without a "
+                                 "volume if --locations is given too.")
+        parser.add_argument("--locations", action="store_true",
+                            help="With --confirm: also remove the locations whose volume Cinder "
+                                 "does not find, on this one look. Only if you know that these "
+                                 "volumes are deleted.")
+        # fmt: on
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:

@@ -37,38 +37,20 @@ class Record(Command):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument(
-            "output",
-            metavar="FILE",
-            nargs="?",
-            default=STDOUT,
-            help="- or nothing: standard output.",
-        )
-        parser.add_argument(
-            "--rotate-size",
-            type=values.size,
-            metavar="SIZE",
-            help="10k, 100M (so if left out), 1G; 0 never.",
-        )
-        parser.add_argument(
-            "--rotate-every",
-            type=values.age,
-            metavar="AGE",
-            help="10m, 1h, 1d (so if left out); 0 never.",
-        )
-        parser.add_argument(
-            "--keep", type=values.count, metavar="N", help="Files set aside that stay; 0 for all."
-        )
-        parser.add_argument(
-            "--count",
-            type=values.count,
-            default=0,
-            metavar="N",
-            help="Stop after so many notifications; 0 for no end.",
-        )
-        parser.add_argument(
-            "--queue", default="", metavar="NAME", help="Its queue; else the daemon's with -record."
-        )
+        # fmt: off
+        parser.add_argument("output", metavar="FILE", nargs="?", default=STDOUT,
+                            help="- or nothing: standard output.")
+        parser.add_argument("--rotate-size", type=values.size, metavar="SIZE",
+                            help="10k, 100M (so if left out), 1G; 0 never.")
+        parser.add_argument("--rotate-every", type=values.age, metavar="AGE",
+                            help="10m, 1h, 1d (so if left out); 0 never.")
+        parser.add_argument("--keep", type=values.count, metavar="N",
+                            help="Files set aside that stay; 0 for all.")
+        parser.add_argument("--count", type=values.count, default=0, metavar="N",
+                            help="Stop after so many notifications; 0 for no end.")
+        parser.add_argument("--queue", default="", metavar="NAME",
+                            help="Its queue; else the daemon's with -record.")
+        # fmt: on
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> int:

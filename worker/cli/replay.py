@@ -46,55 +46,28 @@ class Replay(ShowOne):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument(
-            "source", metavar="SOURCE", nargs="+", help="File, folder, or - for standard input."
-        )
-        parser.add_argument(
-            "--since",
-            metavar="T",
-            type=_time,
-            help="Only what was sent at this time (UTC) or later.",
-        )
-        parser.add_argument(
-            "--until", metavar="T", type=_time, help="Only what was sent at this time or before."
-        )
-        parser.add_argument(
-            "--event-type",
-            metavar="E",
-            action="append",
-            default=[],
-            help="Only this event type; may be repeated.",
-        )
-        parser.add_argument(
-            "--image-id",
-            metavar="ID",
-            action="append",
-            type=values.image_id,
-            default=[],
-            help="Only this image; may be repeated.",
-        )
-        parser.add_argument(
-            "--rate",
-            metavar="N",
-            type=_rate,
-            default=0.0,
-            help="Notifications a second at the most.",
-        )
-        parser.add_argument(
-            "--dry-run", action="store_true", help="Only print the keys that would be enqueued."
-        )
-        parser.add_argument(
-            "--local", action="store_true", help="Do the work here, and end when it is done."
-        )
-        parser.add_argument(
-            "--checkpoint",
-            metavar="FILE",
-            type=Path,
-            help="Remember there how far it got, and go on from there.",
-        )
-        parser.add_argument(
-            "--rejects", metavar="FILE", type=Path, help="Keep there what nobody can read."
-        )
+        # fmt: off
+        parser.add_argument("source", metavar="SOURCE", nargs="+",
+                            help="File, folder, or - for standard input.")
+        parser.add_argument("--since", metavar="T", type=_time,
+                            help="Only what was sent at this time (UTC) or later.")
+        parser.add_argument("--until", metavar="T", type=_time,
+                            help="Only what was sent at this time or before.")
+        parser.add_argument("--event-type", metavar="E", action="append", default=[],
+                            help="Only this event type; may be repeated.")
+        parser.add_argument("--image-id", metavar="ID", action="append", type=values.image_id,
+                            default=[], help="Only this image; may be repeated.")
+        parser.add_argument("--rate", metavar="N", type=_rate, default=0.0,
+                            help="Notifications a second at the most.")
+        parser.add_argument("--dry-run", action="store_true",
+                            help="Only print the keys that would be enqueued.")
+        parser.add_argument("--local", action="store_true",
+                            help="Do the work here, and end when it is done.")
+        parser.add_argument("--checkpoint", metavar="FILE", type=Path,
+                            help="Remember there how far it got, and go on from there.")
+        parser.add_argument("--rejects", metavar="FILE", type=Path,
+                            help="Keep there what nobody can read.")
+        # fmt: on
         return parser
 
     def take_action(

@@ -47,21 +47,14 @@ class Resync(Table, Lister):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
+        # fmt: off
         parser.add_argument("--dry-run", action="store_true", help="Only show what is missing.")
-        parser.add_argument(
-            "--image-id",
-            metavar="IMAGE",
-            action="append",
-            default=[],
-            help="Only this image, by id, whether Glance has it or not, or by name; may be "
-            "repeated.",
-        )
-        parser.add_argument(
-            "--target",
-            default="",
-            metavar="T",
-            help="Only pre-warming on this target: no uploads, nothing reclaimed.",
-        )
+        parser.add_argument("--image-id", metavar="IMAGE", action="append", default=[],
+                            help="Only this image, by id, whether Glance has it or not, or by "
+                                 "name; may be repeated.")
+        parser.add_argument("--target", default="", metavar="T",
+                            help="Only pre-warming on this target: no uploads, nothing reclaimed.")
+        # fmt: on
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:

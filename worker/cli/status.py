@@ -66,20 +66,14 @@ class Status(Table, Lister):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
-        parser.add_argument(
-            "image",
-            metavar="IMAGE",
-            nargs="?",
-            help="Id or name of an image; all if left out.",
-        )
+        # fmt: off
+        parser.add_argument("image", metavar="IMAGE", nargs="?",
+                            help="Id or name of an image; all if left out.")
         parser.add_argument("--target", default="", metavar="T", help="Only this target.")
-        parser.add_argument(
-            "--state",
-            choices=[state.value for state in State],
-            metavar="S",
-            help="Only this state.",
-        )
+        parser.add_argument("--state", choices=[state.value for state in State], metavar="S",
+                            help="Only this state.")
         parser.add_argument("--all", action="store_true", help="What is not wanted too.")
+        # fmt: on
         which = parser.add_mutually_exclusive_group()
         which.add_argument(
             "--summary",
