@@ -244,5 +244,4 @@ class Prewarm:
         return {place: sorted(sorted(stores) for stores in sets) for place, sets in found.items()}
 
     async def how_made(self, creation: Creation) -> Made | None:
-        """See `worker.core.handler.Targeted`."""
         return await self._creations.how_made(creation, self._targets.values())

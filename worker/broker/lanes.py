@@ -57,7 +57,6 @@ class RabbitLanes:
         deliver: Callable[[Delivery], None],
         lost: Callable[[str], None] = ignore,
     ) -> None:
-        """Begin to hand out; returns at once, also when the broker can't be reached."""
         loop = asyncio.get_running_loop()
         publisher = self._started_publisher()
 
@@ -94,7 +93,6 @@ class RabbitLanes:
         consumer.start()
 
     async def publish(self, jobs: Iterable[Job], *, after: float = 0.0) -> None:
-        """Put jobs into their lanes; returns once the broker has confirmed each of them."""
         jobs = tuple(jobs)
         if self._known is not None and not after:
             # Before it is sent: it may come back sooner than its confirm
@@ -109,8 +107,6 @@ class RabbitLanes:
             raise
 
     async def bury(self, letters: Iterable[DeadLetter]) -> None:
-        """Put dead letters into their queue; returns once the broker has confirmed each of them.
-        Temporary if it takes none for minutes."""
         burying = asyncio.create_task(
             self._confirmed([(self._topology.dead, letter) for letter in letters], after=0.0)
         )
@@ -149,7 +145,6 @@ class RabbitLanes:
         return not depth or (self._known is not None and self._known.count(lane) >= depth)
 
     def serves(self, lane: str) -> bool:
-        """Whether we are the lane's active consumer."""
         return self._consumer is not None and self._consumer.activation(lane) > 0
 
     def is_stuck(self, lane: str) -> bool:
@@ -163,7 +158,6 @@ class RabbitLanes:
         return {} if self._consumer is None else self._consumer.depths
 
     def problem(self) -> str | None:
-        """None when every lane is open and can be published to, else the problem."""
         if self._consumer is None or self._publisher is None:
             return (self._publisher and self._publisher.problem) or "the lanes are closed"
         return self._consumer.problem or self._publisher.problem

@@ -54,7 +54,6 @@ class MemoryLanes:
             self._hand_out(name)
 
     async def publish(self, jobs: Iterable[Job], *, after: float = 0.0) -> None:
-        """Put jobs into their lanes, now or `after` seconds from now."""
         jobs = tuple(jobs)
         if after > 0:
             asyncio.get_running_loop().call_later(after, self._add, jobs)
@@ -74,7 +73,6 @@ class MemoryLanes:
             lane.unacked.clear()
 
     def will_hand_out(self, key: Key) -> bool:
-        """Whether a job of the key waits."""
         return (
             self._deliver is not None
             and key.lane in self._prefetch
@@ -94,13 +92,11 @@ class MemoryLanes:
         return False
 
     def depths(self) -> Mapping[str, int]:
-        """Jobs waiting in each lane and, as `dead`, dead letters; counted now."""
         return {name: len(lane.waiting) for name, lane in self._lanes.items()} | {
             "dead": len(self._dead)
         }
 
     def problem(self) -> str | None:
-        """None once open."""
         return None if self._deliver is not None else "the lanes are closed"
 
     def dead_letters(self) -> tuple[DeadLetter, ...]:

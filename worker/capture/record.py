@@ -73,7 +73,6 @@ class Recorder:
             return Routed()
 
     async def accept(self, routed: Sequence[Routed]) -> None:
-        """See `Sink`."""
         lines = [one.line for one in routed if isinstance(one, Recorded)][: self._left]
         if self._left is not None:
             self._left -= len(lines)
@@ -87,7 +86,6 @@ class Recorder:
         self._wrote(len(lines))
 
     def gap(self, reason: str) -> None:
-        """See `Sink`."""
         log.info("recording", why=reason)
 
 

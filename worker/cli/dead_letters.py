@@ -86,7 +86,6 @@ class List(_Selecting, Table, Lister):
     optional = ("Tries", "Given up")
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
-        """The table."""
         with self.opened(self.app.read_settings()) as queue:
             rows = [row(kept) for kept in self.chosen(queue, parsed_args)]
         return ("Id", "Lane", "Image", "Tries", "Given up", "Reason"), rows
@@ -99,7 +98,6 @@ class Show(_Selecting, ShowOne):
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser = super().get_parser(prog_name)
         parser.add_argument(
             "--raw", action="store_true", help="Write the bytes of messages that nobody can read."
@@ -109,7 +107,6 @@ class Show(_Selecting, ShowOne):
     def take_action(
         self, parsed_args: argparse.Namespace
     ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-        """The fields."""
         settings = self.app.read_settings()
         if not (parsed_args.id or any(narrows(parsed_args))):
             raise Misconfigured(
@@ -125,7 +122,6 @@ class Show(_Selecting, ShowOne):
         raise NotFound("no such dead letter")
 
     def run(self, parsed_args: argparse.Namespace) -> int:
-        """The exit status."""
         if not parsed_args.raw:
             result: int = super().run(parsed_args)
             return result

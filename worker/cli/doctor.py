@@ -33,13 +33,11 @@ class Doctor(Table, Lister):
     _checks: tuple[Check, ...] = ()
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser = super().get_parser(prog_name)
         parser.add_argument("--all", action="store_true", help="Show the checks that are ok too.")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:  # noqa: ARG002
-        """The table of checks."""
         settings = self.app.read_settings()
         files = config_files(self.app.options.config_file)
         files += config_dirs(self.app.options.config_dir, files)
@@ -59,7 +57,6 @@ class Doctor(Table, Lister):
         return status
 
     def run(self, parsed_args: argparse.Namespace) -> int:
-        """The exit status, once the table is shown."""
         super().run(parsed_args)
         return FAILED if any(check.verdict == "fail" for check in self._checks) else 0
 

@@ -49,7 +49,6 @@ class Explain(Table, Lister):
     _checks: tuple[Check, ...] = ()
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         # fmt: off
         parser.add_argument("image", metavar="IMAGE", help="Id or name of the image.")
@@ -64,7 +63,6 @@ class Explain(Table, Lister):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
-        """The table of conditions."""
         settings = self.app.read_settings()
         names.check_target(settings, parsed_args.target)
         told = live.ask(settings.bind) if settings.bind else None
@@ -76,7 +74,6 @@ class Explain(Table, Lister):
         return ("Condition", "Result", "Detail", "What to do"), rows
 
     def run(self, parsed_args: argparse.Namespace) -> int:
-        """Show the table; exit status 3 if a condition is not met."""
         super().run(parsed_args)
         return FAILED if any(check.verdict == "fail" for check in self._checks) else 0
 

@@ -57,7 +57,6 @@ class ExplainVolume(ShowOne):
     app: Worker
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         parser.add_argument("volume", metavar="VOLUME", help="Id or name of the volume.")
         return parser

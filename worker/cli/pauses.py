@@ -30,7 +30,6 @@ class _Pausing(Table, Lister):
     app: Worker
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         parser.add_argument("target", metavar="TARGET", help="Name of the target.")
         return parser

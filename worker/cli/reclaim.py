@@ -49,7 +49,6 @@ class Reclaim(Table, Lister):
     app: Worker
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         # fmt: off
         parser.add_argument("--confirm", action="store_true",

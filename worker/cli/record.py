@@ -35,7 +35,6 @@ class Record(Command):
     app: Worker
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         # fmt: off
         parser.add_argument("output", metavar="FILE", nargs="?", default=STDOUT,

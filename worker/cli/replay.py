@@ -44,7 +44,6 @@ class Replay(ShowOne):
     app: Worker
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         # fmt: off
         parser.add_argument("source", metavar="SOURCE", nargs="+",
@@ -73,7 +72,6 @@ class Replay(ShowOne):
     def take_action(
         self, parsed_args: argparse.Namespace
     ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-        """The summary."""
         settings = self.app.read_settings()
         faults = []
         if not parsed_args.dry_run and not parsed_args.local and settings.in_memory:

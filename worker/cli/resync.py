@@ -45,7 +45,6 @@ class Resync(Table, Lister):
     app: Worker
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         # fmt: off
         parser.add_argument("--dry-run", action="store_true", help="Only show what is missing.")
@@ -58,7 +57,6 @@ class Resync(Table, Lister):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
-        """The table of what is missing."""
         settings = self.app.read_settings()
         names.check_target(settings, parsed_args.target)
         found = asyncio.run(_resync(settings, parsed_args, self.app.LOG.warning))

@@ -64,7 +64,6 @@ class Status(Table, Lister):
     optional = ("Strategy", "GiB", "Age", "Last use", "Image-Volume", "Next try")
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         # fmt: off
         parser.add_argument("image", metavar="IMAGE", nargs="?",

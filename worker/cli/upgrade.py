@@ -33,7 +33,6 @@ class UpgradeCheck(Command):
     app: Worker
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         parser.add_argument("--json", action="store_true", help="Print the results as JSON.")
         return parser

@@ -38,7 +38,6 @@ class _Wishing(Table, Lister):
     wish = Wish.NONE
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         parser.add_argument("image", metavar="IMAGE", help="Id or name of the image.")
         return parser
@@ -139,7 +138,6 @@ class Warm(_Wishing):
     wish = Wish.WARM
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser = super().get_parser(prog_name)
         parser.add_argument("--target", default="", metavar="T", help="Only on this target.")
         return parser
@@ -161,7 +159,6 @@ class Evict(_Wishing):
     wish = Wish.EVICT
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser = super().get_parser(prog_name)
         parser.add_argument("--target", required=True, metavar="T", help="From this target.")
         return parser

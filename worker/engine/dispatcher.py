@@ -50,11 +50,9 @@ class Dispatcher:
         self._probing: dict[str, asyncio.Task[None]] = {}
 
     def route(self, body: bytes, compression: str = "") -> Routed:
-        """See `Sink`."""
         return self._router.route(body, compression)
 
     async def accept(self, routed: Sequence[Routed]) -> None:
-        """See `Sink`."""
         letters: list[DeadLetter] = [one.letter for one in routed if one.letter]
         for letter in letters:
             log.error("message_unreadable", reason=letter.reason)
@@ -78,7 +76,6 @@ class Dispatcher:
         await asyncio.gather(*(self._publish(lane, some) for lane, some in new.items()))
 
     def gap(self, reason: str) -> None:
-        """See `Sink`."""
         self._loop.call_soon_threadsafe(self._on_gap, reason)
 
     async def close(self) -> None:

@@ -150,19 +150,15 @@ class Metrics:
             self._heard[service] = time.time()
 
     def upload_completed(self, path: str) -> None:
-        """See `worker.core.handler.Report`."""
         self.uploads_completed.labels(path).inc()
 
     def rewarm_began(self, target: str, reason: str) -> None:
-        """See `worker.core.handler.Report`."""
         self.rewarms.labels(target, reason).inc()
 
     def rewarm_held_back(self, target: str) -> None:
-        """See `worker.core.handler.Report`."""
         self.rewarms_held_back.labels(target).inc()
 
     def repair(self, image_id: str, target: str = "", *, possible: bool) -> None:
-        """See `worker.core.handler.Report`."""
         if not possible:
             self._lost.add((image_id, target))
         elif self._lost:
@@ -172,16 +168,13 @@ class Metrics:
         self.beyond_repair.set(len({lost for lost, _ in self._lost}))
 
     def seen(self, image: Image, states: Mapping[str, tuple[State, str]]) -> None:
-        """See `worker.core.handler.Report`."""
         self.activity.look(image, states)
 
     def held_back(self, volumes: int, *, brake: bool) -> None:
-        """See `worker.core.handler.Report`."""
         self.reclaim_held_back.set(volumes)
         self._brake("images", brake)
 
     def targets(self, targets: Iterable[Target]) -> None:
-        """See `worker.core.handler.Report`."""
         counts = collections.Counter(
             (
                 target.name,
@@ -193,7 +186,6 @@ class Metrics:
         _renew(self.pools, counts.items())
 
     def missing(self, volumes: int, *, brake: bool) -> None:
-        """See `worker.core.handler.Report`."""
         self.missing_volumes.set(volumes)
         self._brake("volumes", brake)
 
@@ -202,7 +194,6 @@ class Metrics:
         self.reclaim_brake.set(bool(self._brakes))
 
     def reclaimed(self, reason: str) -> None:
-        """See `worker.core.handler.Report`."""
         self.reclaimed_volumes.labels(reason).inc()
 
     def census(self, volumes: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> None:

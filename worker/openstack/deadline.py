@@ -159,12 +159,10 @@ class Adapter(requests.adapters.HTTPAdapter):
         return response
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        """See requests."""
         super().init_poolmanager(*args, **options)
         self.poolmanager.pool_classes_by_scheme = _POOLS
 
     def proxy_manager_for(self, *args: Any, **options: Any) -> Any:
-        """See requests."""
         manager = super().proxy_manager_for(*args, **options)
         manager.pool_classes_by_scheme = _POOLS
         return manager

@@ -57,7 +57,6 @@ class _Judging(_Asking, Lister):
     _failed = False
 
     def run(self, parsed_args: argparse.Namespace) -> int:
-        """The exit status, once the table is shown."""
         status: int = super().run(parsed_args)
         return FAILED if self._failed else status
 
@@ -70,13 +69,11 @@ class ListImages(_Asking, Lister):
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         parser.add_argument("--all-projects", action="store_true", help="Of all projects.")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
-        """The table of images."""
         images = self.ask(_images(self.cloud, everybodys=parsed_args.all_projects))
         rows = [
             (
@@ -97,7 +94,6 @@ class ShowImage(_Asking, ShowOne):
     """Show an image with its Image-Volumes, as far as this login may see them."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         return _with_image(super().get_parser(prog_name))
 
     def take_action(
@@ -140,7 +136,6 @@ class Explain(_Judging):
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser = _with_image(super().get_parser(prog_name))
         parser.add_argument(
             "--type", action="append", default=[], metavar="TYPE", help="Only this volume type."
@@ -148,7 +143,6 @@ class Explain(_Judging):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
-        """The table of types and pools."""
         rows = self.ask(explained_for(self.cloud, parsed_args.image, parsed_args.type))
         self._failed = any(row[2] == "download" for row in rows)
         return ("Volume type", "Pool", "Volume is a", "Why", "What to do"), rows
@@ -161,13 +155,11 @@ class Warm(_Asking):
     """
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser = _with_image(super().get_parser(prog_name))
         parser.add_argument("--no", action="store_true", help="Not to keep it warm.")
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        """Set the property."""
         image_id = self.ask(names.image_id(self.cloud, parsed_args.image))
         # With the image's id it is not meant for the images that inherit it
         value = "no" if parsed_args.no else f"yes/{image_id}"
@@ -180,7 +172,6 @@ class Probe(_Judging):
     it."""
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        """The options of this command."""
         parser = _with_image(super().get_parser(prog_name))
         parser.add_argument("--type", required=True, metavar="TYPE", help="Of this volume type.")
         parser.add_argument(
@@ -189,7 +180,6 @@ class Probe(_Judging):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
-        """The verdict."""
         check = self.ask(_probed(self.cloud, parsed_args))
         self._failed = check[1] == "fail"
         return ("Probe", "Result", "Detail", "What to do"), [check]
