@@ -4,10 +4,10 @@ Reads only."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Set
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from handlers.resolve import resolve
 from worker.core.cloud import Location, Store, Volume
@@ -67,94 +67,56 @@ ask = partial(untold.ask, within=PATIENCE)
 async def gather(cloud: OpenStackCloud, settings: Settings) -> Facts:
     """Ask for everything; without a login only for the time of day at Keystone."""
     identity, keystone = await asyncio.gather(
-        ask(cloud.identity), ask(lambda: cloud.clock("keystone"))
+        ask(cloud.identity), ask(partial(cloud.clock, "keystone"))
     )
     if isinstance(identity, Untold):
         return Facts(identity=identity, clocks={"keystone": keystone})
 
-    async def kept_and_located() -> tuple[
-        tuple[Shown, ...] | Untold,
-        tuple[Store, ...] | Untold,
-        tuple[Location, ...] | Untold | None,
-        Mapping[str, tuple[Volume | Untold, ...]],
-    ]:
-        images, stores = await asyncio.gather(ask(cloud.newest_images), ask(cloud.list_stores))
-        if isinstance(images, Untold):
-            return images, stores, images, {}
-        located = await _located(cloud, images)
-        cinders = (
-            ()
-            if isinstance(stores, Untold)
-            else [store.id for store in stores if store.type == "cinder"]
-        )
-        found = await asyncio.gather(*(_kept(cloud, images, store) for store in cinders))
-        return images, stores, located, dict(zip(cinders, found, strict=True))
-
-    async def types_and_encrypted() -> tuple[
-        tuple[VolumeType, ...] | Untold, Mapping[str, bool | Untold]
-    ]:
-        types = await ask(cloud.describe_volume_types)
-        if isinstance(types, Untold):
-            return types, {}
-        wanted = {target.volume_type for target in settings.targets}
-        named = [one for one in types if one.name in wanted]
-        answers = await asyncio.gather(*(ask(partial(cloud.encrypts, one.id)) for one in named))
-        return types, {one.name: answer for one, answer in zip(named, answers, strict=True)}
-
     async def volumes() -> tuple[Volume, ...]:
         return tuple([volume async for volume in cloud.list_volumes()])
 
-    (
-        (images, stores, located, kept),
-        (types, encrypted),
-        (glance, cinder),
-        (login, image_api, methods, volume_api),
-        (pools, services, zones),
-        (limits, volume_witness, all_volumes, witness),
-    ) = await asyncio.gather(
-        kept_and_located(),
-        types_and_encrypted(),
-        asyncio.gather(
-            ask(lambda: cloud.clock("image")), ask(lambda: cloud.clock("block-storage"))
-        ),
-        asyncio.gather(
-            ask(cloud.login),
-            ask(cloud.image_api_version),
-            ask(cloud.import_methods),
-            ask(cloud.volume_api_version),
-        ),
-        asyncio.gather(ask(cloud.list_pools), ask(cloud.list_services), ask(cloud.list_zones)),
-        asyncio.gather(
-            ask(cloud.limits), ask(cloud.find_volume_witness), ask(volumes), ask(cloud.find_witness)
-        ),
+    # By the names that the answers have in Facts
+    questions: Mapping[str, Callable[[], Awaitable[Any]]] = {
+        "login": cloud.login,
+        "image_api": cloud.image_api_version,
+        "stores": cloud.list_stores,
+        "methods": cloud.import_methods,
+        "images": cloud.newest_images,
+        "volume_api": cloud.volume_api_version,
+        "types": cloud.describe_volume_types,
+        "pools": cloud.list_pools,
+        "services": cloud.list_services,
+        "zones": cloud.list_zones,
+        "limits": cloud.limits,
+        "volume_witness": cloud.find_volume_witness,
+        "witness": cloud.find_witness,
+        "volumes": volumes,
+    }
+    glance, cinder, *found = await asyncio.gather(
+        ask(partial(cloud.clock, "image")),
+        ask(partial(cloud.clock, "block-storage")),
+        *map(ask, questions.values()),
     )
-    return Facts(
+    answers: Mapping[str, Any] = dict(zip(questions, found, strict=True))
+    facts = Facts(
         identity=identity,
-        login=login,
         clocks={"keystone": keystone, "glance": glance, "cinder": cinder},
-        image_api=image_api,
-        stores=stores,
-        methods=methods,
-        images=images,
-        located=located,
-        kept=kept,
-        volume_api=volume_api,
-        types=types,
-        encrypted=encrypted,
-        pools=pools,
-        services=services,
-        zones=zones,
-        limits=limits,
-        volume_witness=volume_witness,
-        witness=witness,
-        volumes=all_volumes,
+        **answers,
     )
+    located, kept, encrypted = await asyncio.gather(
+        _located(cloud, facts.images),
+        _kept(cloud, facts.images, facts.stores),
+        _encrypted(cloud, facts.types, {target.volume_type for target in settings.targets}),
+    )
+    return replace(facts, located=located, kept=kept, encrypted=encrypted)
 
 
 async def _located(
-    cloud: OpenStackCloud, images: tuple[Shown, ...]
+    cloud: OpenStackCloud, images: tuple[Shown, ...] | Untold
 ) -> tuple[Location, ...] | Untold | None:
     """Where an image's data lies; None if there is no image that could be asked about."""
+    if isinstance(images, Untold):
+        return images
     for image in [image for image in images if image.status == "active"][:FOLLOWED]:
         answer = await ask(partial(cloud.read_locations, image.id))
         # Deleted meanwhile, or a Glance before 2.17
@@ -164,9 +126,19 @@ async def _located(
 
 
 async def _kept(
+    cloud: OpenStackCloud, images: tuple[Shown, ...] | Untold, stores: tuple[Store, ...] | Untold
+) -> Mapping[str, tuple[Volume | Untold, ...]]:
+    """Volumes that each cinder store keeps the newest images in."""
+    if isinstance(images, Untold) or isinstance(stores, Untold):
+        return {}
+    cinders = [store.id for store in stores if store.type == "cinder"]
+    found = await asyncio.gather(*(_kept_in(cloud, images, store) for store in cinders))
+    return dict(zip(cinders, found, strict=True))
+
+
+async def _kept_in(
     cloud: OpenStackCloud, images: tuple[Shown, ...], store: str
 ) -> tuple[Volume | Untold, ...]:
-    """Volumes that a store keeps the newest images in."""
     found: list[Volume | Untold] = []
     for image in [image for image in images if store in image.stores and image.status == "active"][
         :FOLLOWED
@@ -182,6 +154,17 @@ async def _kept(
         ]
         found += [await ask(partial(cloud.get_volume, volume_id)) for volume_id in ids]
     return tuple(found)
+
+
+async def _encrypted(
+    cloud: OpenStackCloud, types: tuple[VolumeType, ...] | Untold, wanted: Set[str]
+) -> Mapping[str, bool | Untold]:
+    """Whether the wanted volume types are encrypted, by name."""
+    if isinstance(types, Untold):
+        return {}
+    named = [one for one in types if one.name in wanted]
+    answers = await asyncio.gather(*(ask(partial(cloud.encrypts, one.id)) for one in named))
+    return {one.name: answer for one, answer in zip(named, answers, strict=True)}
 
 
 def decided(target: Target, stores: tuple[Store, ...] | Untold) -> Target | str:
