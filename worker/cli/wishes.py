@@ -40,6 +40,9 @@ class _Wishing(Table, Lister):
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
         parser.add_argument("image", metavar="IMAGE", help="Id or name of the image.")
+        evict = self.wish == Wish.EVICT
+        told = "From this target." if evict else "Only on this target."
+        parser.add_argument("--target", required=evict, default="", metavar="T", help=told)
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
@@ -83,7 +86,7 @@ class _Wishing(Table, Lister):
                     one.target.name,
                     one.state.value,
                     one.why,
-                    self.refusal(one) or ASKED,
+                    _refusal(self.wish, one) or ASKED,
                 )
                 for one in found
             ]
@@ -122,10 +125,6 @@ class _Wishing(Table, Lister):
                 wish_id=uuid.uuid4().hex,
             )
 
-    def refusal(self, one: Warmth) -> str:
-        """Why nothing is asked for on a target; "" if it is."""
-        raise NotImplementedError
-
 
 class Warm(_Wishing):
     """Make an image warm now, ahead of the images that wait.
@@ -136,16 +135,6 @@ class Warm(_Wishing):
     """
 
     wish = Wish.WARM
-
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        parser.add_argument("--target", default="", metavar="T", help="Only on this target.")
-        return parser
-
-    def refusal(self, one: Warmth) -> str:
-        """Why nothing is asked for on a target; "" if it is."""
-        # What looks warm may be about to be evicted
-        return "not wanted" if one.state is State.UNWANTED else ""
 
 
 class Evict(_Wishing):
@@ -158,11 +147,10 @@ class Evict(_Wishing):
 
     wish = Wish.EVICT
 
-    def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
-        parser = super().get_parser(prog_name)
-        parser.add_argument("--target", required=True, metavar="T", help="From this target.")
-        return parser
 
-    def refusal(self, one: Warmth) -> str:
-        """Why nothing is asked for on a target; "" if it is."""
+def _refusal(wish: str, one: Warmth) -> str:
+    """Why nothing is asked for on a target; "" if it is."""
+    if wish == Wish.EVICT:
         return "Cinder clones it by itself" if one.target.strategy == "native" else ""
+    # What looks warm may be about to be evicted
+    return "not wanted" if one.state is State.UNWANTED else ""
