@@ -6,7 +6,8 @@ The only module that knows which handlers and which kinds of broker there are.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -96,6 +97,15 @@ def build_clouds(settings: Settings, metrics: Metrics) -> Clouds:
         )
 
     return Clouds(cloud(settings.api_concurrency), cloud(RESERVED))
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[tuple[OpenStackCloud, Parts, Metrics]]:
+    """Yield the cloud of the settings, and the parts and metrics of handlers on it, for a command.
+    Nothing has been asked of the cloud yet."""
+    metrics = Metrics()
+    with closing(build_clouds(settings, metrics)) as clouds:
+        yield clouds.common, build_parts(settings, clouds, metrics), metrics
 
 
 def build_lanes(settings: Settings) -> Lanes:

@@ -8,7 +8,7 @@ import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Set
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from cliff.lister import Lister
@@ -17,7 +17,7 @@ from handlers import image_volume
 from handlers.prewarm import Prewarm
 from worker.broker.tap import tap
 from worker.cli import Worker, ending, names, pauses, values
-from worker.cli.assembly import build_clouds, build_parts
+from worker.cli.assembly import opened
 from worker.cli.preflight import check_cloud
 from worker.cli.table import Table
 from worker.core.errors import NotFound, Temporary
@@ -25,7 +25,6 @@ from worker.diagnose import doctor, explain
 from worker.diagnose.check import FAILED, Check
 from worker.diagnose.explain import probe
 from worker.observe import live
-from worker.observe.metrics import Metrics
 from worker.settings import Settings
 from worker.settings.subscription import subscription_of
 
@@ -81,15 +80,12 @@ class Explain(Table, Lister):
 async def _explain(
     settings: Settings, options: argparse.Namespace, told: live.Live | None
 ) -> list[Check]:
-    metrics = Metrics()
-    with closing(build_clouds(settings, metrics)) as clouds:
-        cloud = clouds.common
+    with opened(settings) as (cloud, parts, _):
         await check_cloud(cloud, settings)
         image_id = await names.image_id(cloud, options.image)
         project_id = options.project
         if project_id and not PROJECT_ID.fullmatch(project_id):
             project_id = await cloud.find_project(project_id)
-        parts = build_parts(settings, clouds, metrics)
         if told:
             parts.learned.take_over(told.cloned_from, now=parts.now())
         prewarm = Prewarm(parts)

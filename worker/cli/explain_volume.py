@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +13,13 @@ from handlers.prewarm import Prewarm
 from handlers.reasons import WORDS, Reason
 from handlers.target_store import TargetStores
 from worker.cli import Worker, names
-from worker.cli.assembly import build_clouds, build_parts
+from worker.cli.assembly import opened
 from worker.cli.values import Moment
 from worker.core.cloud import Volume
 from worker.core.creation import Creation, Made, Way
 from worker.core.handler import Parts
 from worker.core.plain import plain
 from worker.observe import live
-from worker.observe.metrics import Metrics
 from worker.settings import Settings
 
 WAYS = {
@@ -92,8 +90,7 @@ class ExplainVolume(ShowOne):
 
 
 async def _find(settings: Settings, text: str) -> _Found:
-    with closing(build_clouds(settings, Metrics())) as clouds:
-        cloud = clouds.common
+    with opened(settings) as (cloud, parts, _):
         volume = await names.volume(cloud, text)
         told = live.volume(settings.bind, volume.id) if settings.bind else {}
         if told:
@@ -106,7 +103,6 @@ async def _find(settings: Settings, text: str) -> _Found:
                 SEEN,
             )
         image_id = volume.image_properties.get("image_id", "")
-        parts = build_parts(settings, clouds, Metrics())
         why = name = ""
         if not image_id and volume.status.startswith("error"):
             why = (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 from types import TracebackType
 
 from worker.broker.inspect import look_at_lanes
 from worker.broker.memory import MemoryLanes
+from worker.cli import progress
 from worker.cli.assembly import build_lanes
 from worker.core.errors import Temporary
 from worker.core.handler import Handler, Parts
@@ -106,6 +107,24 @@ class Handover:
             )
         if failing := self._runner.queue.due() + len(self._local.dead_letters()):
             raise Temporary(f"{failing} jobs keep failing; the warnings above say why")
+
+
+async def hand_over(
+    settings: Settings,
+    handlers: Mapping[str, Handler],
+    jobs: Collection[Job],
+    *,
+    metrics: Metrics,
+    parts: Parts,
+) -> list[str]:
+    """Have jobs done: by the workers that run, or here where jobs wait in memory. Return warnings
+    about those that no worker takes now."""
+    local = settings.in_memory
+    async with Handover(settings, handlers, metrics=metrics, parts=parts, local=local) as handover:
+        await handover.submit(jobs)
+        async with progress.shown(lambda: handover.done, unit=" jobs", total=len(jobs)):
+            await handover.settled()
+        return await handover.warnings()
 
 
 async def publish(lanes: Lanes, jobs: Iterable[Job], *, within: float | None) -> None:

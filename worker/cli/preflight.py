@@ -26,6 +26,11 @@ class Found:
     targets: Mapping[str, str]
     unusable: Mapping[str, str]
 
+    @property
+    def warnings(self) -> list[str]:
+        """The same reasons, as lines for a person."""
+        return [f"target {name} can't be used: {why}" for name, why in self.unusable.items()]
+
 
 async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
     """Compare the configuration with the cloud; Misconfigured when nothing can be done with it.

@@ -5,21 +5,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from contextlib import closing
 from typing import Any, NamedTuple
 
 from cliff.lister import Lister
 
 from handlers import image_volume, reclaim
 from worker.cli import Worker
-from worker.cli.assembly import build_clouds, build_parts
+from worker.cli.assembly import opened
 from worker.cli.preflight import check_cloud
 from worker.cli.table import Table
 from worker.core.cloud import Cloud, Location, Volume
 from worker.core.errors import Blocked, Misconfigured, NotFound
 from worker.engine.packed import Packed
 from worker.engine.resync import by_image
-from worker.observe.metrics import Metrics
 from worker.settings import Settings
 
 POLL = 1.0
@@ -96,20 +94,19 @@ class _Watch:
 
 
 async def _reclaim(settings: Settings, *, confirm: bool, locations: bool) -> list[Row]:
-    metrics = Metrics()
-    with closing(build_clouds(settings, metrics)) as clouds:
-        await check_cloud(clouds.common, settings)
-        handler = reclaim.Reclaim(build_parts(settings, clouds, metrics))
-        volumes = await by_image(clouds.common.list_volumes(), image_volume.image_of)
+    with opened(settings) as (cloud, parts, _):
+        await check_cloud(cloud, settings)
+        handler = reclaim.Reclaim(parts)
+        volumes = await by_image(cloud.list_volumes(), image_volume.image_of)
         await handler.prepare(volumes)
-        missing, rows = await _missing(clouds.common, handler, volumes)
+        missing, rows = await _missing(cloud, handler, volumes)
         if locations:
             rows = [await _confirmed(handler, row) for row in rows]
         for image_id, left in missing:
             if confirm:
                 await handler.confirm(image_id, _Watch())
             for volume in left:
-                gone = confirm and await _is_gone(clouds.common, volume.id)
+                gone = confirm and await _is_gone(cloud, volume.id)
                 why = "confirmed" if gone else handler.kept_because(volume)
                 rows.append(Row(image_id, volume.id, volume.size, "yes" if gone else "no", why))
         return rows

@@ -19,14 +19,13 @@ from worker.capture import owned, replay
 from worker.capture.read import STDIN, Source, sources
 from worker.capture.replay import Checkpoint, Filters, Tally
 from worker.cli import Worker, ending, progress, values
-from worker.cli.assembly import build_clouds, build_handlers, build_parts
+from worker.cli.assembly import build_handlers, opened
 from worker.cli.handover import Handover
 from worker.cli.preflight import check_cloud
 from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
 from worker.core.job import Job
 from worker.engine.router import Router
 from worker.observe.creations import Creations
-from worker.observe.metrics import Metrics
 from worker.settings import Settings
 
 
@@ -107,8 +106,6 @@ class Replay(ShowOne):
 async def _replay(
     settings: Settings, found: list[Source], options: argparse.Namespace, checkpoint: Checkpoint
 ) -> Tally:
-    metrics = Metrics()
-    clouds = build_clouds(settings, metrics)
     filters = Filters(
         since=options.since,
         until=options.until,
@@ -116,11 +113,10 @@ async def _replay(
         image_ids=frozenset(options.image_id),
     )
     with ExitStack() as stack:
-        stack.callback(clouds.close)
-        parts = build_parts(settings, clouds, metrics)
+        cloud, parts, metrics = stack.enter_context(opened(settings))
         unknown = ""
         try:
-            parts.uses.know((await check_cloud(clouds.common, settings)).targets)
+            parts.uses.know((await check_cloud(cloud, settings)).targets)
         except (Temporary, Blocked, NotFound, Malformed, Misconfigured) as error:
             if not options.dry_run:
                 raise

@@ -6,22 +6,20 @@ import argparse
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from cliff.lister import Lister
 
 from handlers import image_volume
 from worker.cli import Worker, names, progress
-from worker.cli.assembly import build_clouds, build_handlers, build_parts
-from worker.cli.handover import Handover
+from worker.cli.assembly import build_handlers, opened
+from worker.cli.handover import hand_over
 from worker.cli.preflight import check_cloud
 from worker.cli.table import Table
 from worker.core.handler import Handler, Kind, Missing
 from worker.core.job import OPERATOR
 from worker.diagnose import explain
 from worker.engine.resync import Census, compare, compare_images, job_of
-from worker.observe.metrics import Metrics
 from worker.settings import Settings
 
 if TYPE_CHECKING:
@@ -71,12 +69,9 @@ class Resync(Table, Lister):
 async def _resync(
     settings: Settings, options: argparse.Namespace, told: Callable[[str], None]
 ) -> list[Missing]:
-    metrics = Metrics()
-    with closing(build_clouds(settings, metrics)) as clouds:
-        cloud = clouds.common
-        for name, why in (await check_cloud(cloud, settings)).unusable.items():
-            told(f"target {name} can't be used: {why}")
-        parts = build_parts(settings, clouds, metrics)
+    with opened(settings) as (cloud, parts, metrics):
+        for warning in (await check_cloud(cloud, settings)).warnings:
+            told(warning)
         handlers = build_handlers(settings, parts)
         image_ids = [await names.image_id(cloud, image) for image in options.image_id]
         missing = await _compared(settings, cloud, handlers.values(), image_ids)
@@ -87,15 +82,9 @@ async def _resync(
             for kind, count in others.items():
                 told(f"{count} {LOOKED_AT[kind]}")
         if found and not options.dry_run:
-            local = settings.in_memory
-            async with Handover(
-                settings, handlers, metrics=metrics, parts=parts, local=local
-            ) as handover:
-                await handover.submit(job_of(one, cause=OPERATOR) for one in found)
-                async with progress.shown(lambda: handover.done, unit=" jobs", total=len(found)):
-                    await handover.settled()
-                for warning in await handover.warnings():
-                    told(warning)
+            jobs = [job_of(one, cause=OPERATOR) for one in found]
+            for warning in await hand_over(settings, handlers, jobs, metrics=metrics, parts=parts):
+                told(warning)
         return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Set
-from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from handlers.prewarm import Prewarm
 from worker.broker.dead_letters import DeadQueue
 from worker.broker.inspect import Depth, look_at_lanes
 from worker.cli import names, pauses
-from worker.cli.assembly import build_clouds, build_handlers, build_parts
+from worker.cli.assembly import build_handlers, opened
 from worker.cli.preflight import check_cloud
 from worker.core.errors import NotFound, Temporary
 from worker.core.job import Job, Key
@@ -21,7 +20,6 @@ from worker.diagnose.status import Row, Summary
 from worker.observe import live
 from worker.observe.address import shown
 from worker.observe.live import Live
-from worker.observe.metrics import Metrics
 from worker.settings import Settings
 
 
@@ -75,14 +73,8 @@ def read(settings: Settings, image_id: str, *, lanes_only: bool, summary_only: b
 async def _look_at_cloud(
     settings: Settings, image_id: str, seen: Readings, given_up: dict[Key, Job]
 ) -> None:
-    metrics = Metrics()
-    with closing(build_clouds(settings, metrics)) as clouds:
-        cloud = clouds.common
-        found = await check_cloud(cloud, settings)
-        seen.notes += (
-            f"target {name} can't be used: {why}" for name, why in found.unusable.items()
-        )
-        parts = build_parts(settings, clouds, metrics)
+    with opened(settings) as (cloud, parts, _):
+        seen.notes += (await check_cloud(cloud, settings)).warnings
         if seen.live:
             parts.learned.take_over(seen.live.cloned_from, now=parts.now())
         prewarm = Prewarm(parts)

@@ -7,15 +7,14 @@ import asyncio
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import closing
 from typing import Any
 
 from cliff.lister import Lister
 
 from handlers.prewarm import Prewarm, Warmth
-from worker.cli import Worker, names, pauses, progress
-from worker.cli.assembly import build_clouds, build_handlers, build_parts
-from worker.cli.handover import Handover
+from worker.cli import Worker, names, pauses
+from worker.cli.assembly import build_handlers, opened
+from worker.cli.handover import hand_over
 from worker.cli.preflight import check_cloud
 from worker.cli.table import Table
 from worker.core.errors import Misconfigured, Temporary
@@ -23,7 +22,6 @@ from worker.core.job import EVICTING, OPERATOR, Job, Key
 from worker.core.state import State
 from worker.core.wishes import Wish
 from worker.diagnose import explain
-from worker.observe.metrics import Metrics
 from worker.settings import Settings
 
 PROJECT = "an operator"
@@ -61,17 +59,11 @@ class _Wishing(Table, Lister):
     async def _ask(
         self, settings: Settings, text: str, target: str
     ) -> tuple[list[tuple[str, ...]], list[str]]:
-        metrics = Metrics()
-        with closing(build_clouds(settings, metrics)) as clouds:
-            cloud = clouds.common
-            warnings = [
-                f"target {name} can't be used: {why}"
-                for name, why in (await check_cloud(cloud, settings)).unusable.items()
-            ]
+        with opened(settings) as (cloud, parts, metrics):
+            warnings = (await check_cloud(cloud, settings)).warnings
             image = await cloud.get_image(await names.image_id(cloud, text))
             if image.status != "active":
                 raise Temporary(f"image {image.id} is {image.status}, not active")
-            parts = build_parts(settings, clouds, metrics)
             handlers = build_handlers(settings, parts)
             prewarm = Prewarm(parts)
             await prewarm.prepare(await explain.lying(cloud, settings.targets))
@@ -100,15 +92,8 @@ class _Wishing(Table, Lister):
                 for name in sorted(paused & {job.key.target for job in jobs})
             ]
             if jobs:
-                local = settings.in_memory
-                async with Handover(
-                    settings, handlers, metrics=metrics, parts=parts, local=local
-                ) as handover:
-                    await handover.submit(jobs)
-                    async with progress.shown(lambda: handover.done, unit=" jobs", total=len(jobs)):
-                        await handover.settled()
-                    warnings += await handover.warnings()
-                if local:
+                warnings += await hand_over(settings, handlers, jobs, metrics=metrics, parts=parts)
+                if settings.in_memory:
                     warnings.append(
                         "done by this command: a worker whose jobs wait in memory hears nothing of it"
                     )
