@@ -14,7 +14,7 @@ import pytest
 from tests.broker.hands import until
 from tests.broker.rabbitmq import RabbitMQ
 from worker.broker import pauses
-from worker.broker.pauses import PauseWatch, pause, read_pauses, resume
+from worker.broker.pauses import PauseWatch, read_pauses, set_paused
 from worker.core.errors import Temporary
 
 TARGETS = ("fast", "slow")
@@ -48,16 +48,16 @@ async def test_all_workers_hear_of_it_and_those_that_start_later(
     url = rabbitmq.url
     async with watching(rabbitmq, queue) as one, watching(rabbitmq, queue) as two:
         assert (one, two) == ([set()], [set()])
-        pause(url, queue=queue, target="fast")
+        set_paused(url, queue=queue, target="fast", paused=True)
         await until(lambda: one[-1] == two[-1] == {"fast"})
-        pause(url, queue=queue, target="slow")
+        set_paused(url, queue=queue, target="slow", paused=True)
         # Of another configuration
-        pause(url, queue=queue, target="tape")
+        set_paused(url, queue=queue, target="tape", paused=True)
         assert read_pauses(url, queue=queue, targets=TARGETS) == {"fast", "slow"}
         async with watching(rabbitmq, queue) as late:
             assert late == [{"fast", "slow"}]
-        resume(url, queue=queue, target="fast")
-        resume(url, queue=queue, target="fast")
+        set_paused(url, queue=queue, target="fast", paused=False)
+        set_paused(url, queue=queue, target="fast", paused=False)
         await until(lambda: one[-1] == two[-1] == {"slow"})
         # Each change once, however often it was asked for
         assert one[0] == set()
@@ -69,7 +69,7 @@ async def test_a_restart_of_the_broker_changes_nothing(
     rabbitmq: RabbitMQ, queue: str, kill: bool
 ) -> None:
     async with watching(rabbitmq, queue) as told:
-        pause(rabbitmq.url, queue=queue, target="fast")
+        set_paused(rabbitmq.url, queue=queue, target="fast", paused=True)
         await until(lambda: told[-1] == {"fast"})
         if kill:
             # RabbitMQ has bindings on its disk after a moment only
@@ -82,7 +82,7 @@ async def test_a_restart_of_the_broker_changes_nothing(
         def slow_too() -> bool:
             # For a moment the queue has no leader
             with contextlib.suppress(Temporary):
-                pause(rabbitmq.url, queue=queue, target="slow")
+                set_paused(rabbitmq.url, queue=queue, target="slow", paused=True)
             return told[-1] == {"fast", "slow"}
 
         await until(slow_too)
@@ -102,7 +102,7 @@ async def test_asking_again_and_again_fills_nothing_and_no_log(
 ) -> None:
     monkeypatch.setattr(pauses, "EVERY", 0.01)
     async with watching(rabbitmq, queue):
-        pause(rabbitmq.url, queue=queue, target="fast")
+        set_paused(rabbitmq.url, queue=queue, target="fast", paused=True)
         await asyncio.sleep(2)
         assert (rabbitmq.depth(f"{queue}.paused") or 0) <= 1
         assert not [line for line in rabbitmq.errors() if queue in line]
@@ -114,11 +114,11 @@ async def test_a_queue_that_refuses_more_is_of_a_paused_target(
     rule = '{"overflow": "reject-publish", "max-length": 1}'
     rabbitmq.ctl("set_policy", queue, f"^{queue}", rule, "--apply-to", "queues")
     try:
-        pause(rabbitmq.url, queue=queue, target="fast")
+        set_paused(rabbitmq.url, queue=queue, target="fast", paused=True)
         async with watching(rabbitmq, queue) as told:
             await asyncio.sleep(1)
             assert told == [{"fast"}]
-            resume(rabbitmq.url, queue=queue, target="fast")
+            set_paused(rabbitmq.url, queue=queue, target="fast", paused=False)
             await until(lambda: told[-1] == set())
     finally:
         rabbitmq.ctl("clear_policy", queue)
@@ -144,7 +144,7 @@ async def test_a_worker_that_may_not_ask_works_on_and_says_so(
         assert "access" in (watch.problem or "")
         # Until somebody lets it
         rabbitmq.ctl("set_permissions", queue, ".*", ".*", ".*")
-        pause(rabbitmq.url, queue=queue, target="fast")
+        set_paused(rabbitmq.url, queue=queue, target="fast", paused=True)
         await until(lambda: told[-1] == {"fast"})
         assert watch.problem is None
     finally:

@@ -156,23 +156,15 @@ def read_pauses(url: str, *, queue: str, targets: Iterable[str]) -> Set[str]:
         return _paused(connection.channel(), topology, tuple(targets))
 
 
-def pause(url: str, *, queue: str, target: str) -> None:
-    """Pause a target; Temporary if the broker can't be asked. Blocks."""
-    topology = Topology(prefix=queue)
-    with connected(url, name="pauses") as connection:
-        channel = connection.channel()
-        topology.declare_paused(channel)
-        channel.queue_bind(topology.paused, exchange=topology.paused, routing_key=target)
-
-
-def resume(url: str, *, queue: str, target: str) -> None:
-    """Resume a target, whether it is paused or not; Temporary if the broker can't be asked.
+def set_paused(url: str, *, queue: str, target: str, paused: bool) -> None:
+    """Pause or resume a target, in whatever state it is; Temporary if the broker can't be asked.
     Blocks."""
     topology = Topology(prefix=queue)
     with connected(url, name="pauses") as connection:
         channel = connection.channel()
         topology.declare_paused(channel)
-        channel.queue_unbind(topology.paused, exchange=topology.paused, routing_key=target)
+        change = channel.queue_bind if paused else channel.queue_unbind
+        change(topology.paused, exchange=topology.paused, routing_key=target)
 
 
 def _paused(channel: Any, topology: Topology, targets: tuple[str, ...]) -> Set[str]:

@@ -28,6 +28,7 @@ class _Pausing(Table, Lister):
     """Pauses or resumes a target, and shows which ones are paused."""
 
     app: Worker
+    paused: bool
 
     def get_parser(self, prog_name: str) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = super().get_parser(prog_name)
@@ -43,15 +44,16 @@ class _Pausing(Table, Lister):
                 "[work] url is memory://: only workers with lanes on RabbitMQ can be paused"
             )
         check_target(settings, parsed_args.target)
-        self.change(settings, parsed_args.target)
+        pauses.set_paused(
+            settings.work_url,
+            queue=settings.queue,
+            target=parsed_args.target,
+            paused=self.paused,
+        )
         found = look(settings)
         return ("Target", "State"), [
             (name, "paused" if name in found else "running") for name in names
         ]
-
-    def change(self, settings: Settings, target: str) -> None:
-        """Pause or resume the target."""
-        raise NotImplementedError
 
 
 class PauseTarget(_Pausing):
@@ -62,14 +64,10 @@ class PauseTarget(_Pausing):
     the deleting of what nobody needs, go on too. A restart of workers or brokers changes nothing.
     """
 
-    def change(self, settings: Settings, target: str) -> None:
-        """Pause the target."""
-        pauses.pause(settings.work_url, queue=settings.queue, target=target)
+    paused = True
 
 
 class ResumeTarget(_Pausing):
     """Begin jobs on a target again, on all replicas."""
 
-    def change(self, settings: Settings, target: str) -> None:
-        """Resume the target."""
-        pauses.resume(settings.work_url, queue=settings.queue, target=target)
+    paused = False
