@@ -197,13 +197,14 @@ async def test_a_type_that_goes_and_comes_back_leaves_the_worker_ready(settings:
 
 
 async def test_hidden_locations_are_a_reason_to_be_unready(tmp_path: Path) -> None:
-    cloud = Cloud(stores={"cinder-ssd": "ssd"}, hides_locations=True)
-    assert "role service" in await check_locations(cloud, load(tmp_path, GOOD))
+    settings = load(tmp_path, GOOD)
+    cloud = Cloud(types={"ssd", "hdd"}, stores={"cinder-ssd": "ssd"}, hides_locations=True)
+    assert "role service" in await check_locations(cloud, await check_cloud(cloud, settings))
     cloud.hides_locations = False
-    assert await check_locations(cloud, load(tmp_path, GOOD)) == ""
+    assert await check_locations(cloud, await check_cloud(cloud, settings)) == ""
     # Cinder's own cache needs no locations
-    cloud = Cloud(stores={}, hides_locations=True)
-    assert await check_locations(cloud, load(tmp_path, GOOD)) == ""
+    cloud = Cloud(types={"ssd", "hdd"}, stores={}, hides_locations=True)
+    assert await check_locations(cloud, await check_cloud(cloud, settings)) == ""
 
 
 def held(metrics: Metrics, target: str) -> tuple[float | None, float | None]:

@@ -80,8 +80,7 @@ class CloudWatch:
             checking.cancel()
             return
         try:
-            self._is_there(checking.result())
-            await self._look_at_locations()
+            await self._is_there(checking.result())
         except (Temporary, Blocked, NotFound, Malformed) as error:
             self._is_away(str(error))
         except Misconfigured:
@@ -102,16 +101,15 @@ class CloudWatch:
         """Look at the cloud once."""
         try:
             with request_id.bound():
-                self._is_there(await check_cloud(self._cloud, self._settings))
-                await self._look_at_locations()
+                await self._is_there(await check_cloud(self._cloud, self._settings))
         except (Misconfigured, Temporary, Blocked, NotFound, Malformed) as error:
             # At start Misconfigured ends the process; now somebody may be working on the cloud
             self._is_away(str(error))
 
-    async def _look_at_locations(self) -> None:
+    async def _look_at_locations(self, found: Found) -> None:
         """Check whether Glance shows where data lies: without that, nothing may be changed or
         deleted that is a location."""
-        blind = await check_locations(self._cloud, self._settings)
+        blind = await check_locations(self._cloud, found)
         if blind and not self._blind:
             log.warning("locations_hidden", error=blind)
         if self._blind and not blind:
@@ -120,7 +118,7 @@ class CloudWatch:
             self._want_resync("Glance shows locations again")
         self._blind = blind
 
-    def _is_there(self, found: Found) -> None:
+    async def _is_there(self, found: Found) -> None:
         if not self._known and self._fault:
             log.info("cloud_back")
         self._uses.know(found.targets)
@@ -128,6 +126,7 @@ class CloudWatch:
         self._known, self._fault = True, ""
         self._answered = time.monotonic()
         self.seen_once.set()
+        await self._look_at_locations(found)
 
     def _is_away(self, why: str) -> None:
         if self._known or not self._fault:

@@ -20,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Targets as the cloud has them: their names by volume type id, and reasons why some can't be
-    used, by name."""
+    """Targets as the cloud has them: their names by volume type id, reasons why some can't be
+    used, by name, and whether any keeps Image-Volumes that are locations."""
 
     targets: Mapping[str, str]
     unusable: Mapping[str, str]
+    needs_locations: bool
 
     @property
     def warnings(self) -> list[str]:
@@ -59,15 +60,16 @@ async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
         raise Misconfigured(*faults)
     # A store that Glance lacks today may be there tomorrow: we name it, and start
     stores = await cloud.list_stores()
+    needs_locations = False
     for target in settings.targets:
-        if target.name not in unusable:
-            try:
-                resolve(target, stores)
-            except Blocked as error:
-                unusable[target.name] = str(error)
+        try:
+            needs_locations |= resolve(target, stores).strategy != "cache"
+        except Blocked as error:
+            unusable.setdefault(target.name, str(error))
     ids = {name: type_id for type_id, name in types.items()}
     there = (target for target in settings.targets if target.volume_type in ids)
-    return Found({ids[target.volume_type]: target.name for target in there}, unusable)
+    targets = {ids[target.volume_type]: target.name for target in there}
+    return Found(targets, unusable, needs_locations)
 
 
 def _unusable(
@@ -79,22 +81,15 @@ def _unusable(
     return policy.encrypted_type(target) if encryption.get(target.volume_type) else ""
 
 
-async def check_locations(cloud: OpenStackCloud, settings: Settings) -> str:
+async def check_locations(cloud: OpenStackCloud, found: Found) -> str:
     """Return why no Image-Volume that is a location can be kept; "" if Glance shows locations, or no
     target needs them."""
-    stores = await cloud.list_stores()
-    for target in settings.targets:
-        try:
-            needed = resolve(target, stores).strategy != "cache"
-        except Blocked:
-            continue
-        if needed and not await cloud.shows_locations():
-            return (
-                "Glance does not show this login the locations of images: give it the role "
-                "service, or before Glance "
-                "2.17 set show_multiple_locations"
-            )
-    return ""
+    if not found.needs_locations or await cloud.shows_locations():
+        return ""
+    return (
+        "Glance does not show this login the locations of images: give it the role service, or "
+        "before Glance 2.17 set show_multiple_locations"
+    )
 
 
 def check_bind(settings: Settings, *, proven: Settings) -> None:
