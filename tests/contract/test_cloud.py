@@ -111,7 +111,6 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         connection=connect(name="operator", timeout=60.0, concurrency=4),
         metrics=Metrics(),
         concurrency=16,
-        admin_role="admin",
         timeout=60.0,
     )
     made: list[str] = []

@@ -339,7 +339,6 @@ class Answering(OpenStackCloud):
     def __init__(self, dice: Dice) -> None:
         self._dice = dice
         self._project_id = "p"
-        self._admin_role = "admin"
 
     async def _retried(self, service: str, call: Callable[[], Awaitable[Any]]) -> Any:
         return await call()

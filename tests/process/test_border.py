@@ -220,7 +220,6 @@ def clouds(
             connection=connection,
             metrics=Metrics(),
             concurrency=concurrency,
-            admin_role="admin",
             timeout=timeout,
             sleep=at_once,
         )

@@ -30,9 +30,6 @@ from worker.testing.fake_cloud import FakeCloud, Fault
 class Cloud(FakeCloud):
     """The fake with who we are; its types are those of the settings."""
 
-    async def has_admin_role(self) -> bool:
-        return True
-
     async def shows_locations(self) -> bool:
         return not self.hides_locations
 

@@ -79,7 +79,6 @@ class Bed:
             connection=Connection(self.proxy, self.proxy),
             metrics=self.metrics,
             concurrency=4,
-            admin_role="admin",
             timeout=30.0,
             sleep=at_once,
         )  # type: ignore[arg-type]
@@ -333,7 +332,6 @@ async def test_urgent_requests_do_not_wait_behind_others() -> None:
             connection=connection,
             metrics=Metrics(),
             concurrency=2,
-            admin_role="admin",
             timeout=30.0,
         )
         for _ in range(2)

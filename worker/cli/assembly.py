@@ -92,7 +92,6 @@ def build_clouds(settings: Settings, metrics: Metrics) -> Clouds:
             connection=connection,
             metrics=metrics,
             concurrency=concurrency,
-            admin_role=settings.admin_role,
             timeout=settings.api_timeout,
         )
 

@@ -120,7 +120,6 @@ async def _read(name: str, options: argparse.Namespace, exchanges: list[str]) ->
         connection=connection,
         metrics=metrics,
         concurrency=RESERVED,
-        admin_role="admin",
         timeout=TIMEOUT,
     )
     try:

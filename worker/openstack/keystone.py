@@ -18,15 +18,9 @@ from worker.openstack.survey import Clock, Identity, Login
 
 
 class Keystone(Session):
-    """The questions about the login, which carry a token that is fetched if there is none.
+    """The questions about the login, which carry a token that is fetched if there is none."""
 
-    `admin_role` is the role that makes Glance and Cinder show what belongs to others.
-    """
-
-    def __init__(self, *, admin_role: str, **fields: Any) -> None:
-        super().__init__(**fields)
-        self._admin_role = admin_role
-        self._project_id = ""
+    _project_id = ""
 
     async def identity(self) -> Identity:
         """Return our project and roles, by a token that is fetched if there is none."""
@@ -38,14 +32,6 @@ class Keystone(Session):
             )
 
         return await self._retried("keystone", lambda: self._guarded("keystone", "POST", ask))
-
-    async def has_admin_role(self) -> bool:
-        """Whether our token carries the configured admin role.
-
-        No proof that we see what belongs to others: Glance's policy decides that, see
-        `find_witness`.
-        """
-        return self._admin_role in (await self.identity()).roles
 
     async def find_project(self, name: str) -> str:
         """Return the id of the project with this name or id; NotFound if there is none, Blocked if

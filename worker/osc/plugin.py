@@ -35,7 +35,6 @@ def make_client(instance: Any) -> OpenStackCloud:
         connection=instance.sdk_connection,
         metrics=Metrics(),
         concurrency=4,
-        admin_role="admin",
         timeout=TIMEOUT,
     )
 
