@@ -786,7 +786,7 @@ async def test_a_location_that_the_stores_login_can_not_see_fails_and_only_the_t
 
 
 async def test_volume_types_and_whether_they_encrypt(bed: Bed) -> None:
-    types = {name: type_id for type_id, name in (await bed.cloud.list_volume_types()).items()}
+    types = {one.name: one.id for one in await bed.cloud.describe_volume_types()}
     assert {"local-1", "local-2"} <= types.keys()
     assert await bed.cloud.encrypts(types["local-1"]) is False
 

@@ -386,7 +386,6 @@ VERBS: tuple[Callable[[Answering], Awaitable[Any]], ...] = (
     lambda cloud: cloud.list_members(ID),
     lambda cloud: cloud.list_stores(),
     lambda cloud: cloud.import_methods(),
-    lambda cloud: cloud.list_volume_types(),
     lambda cloud: cloud.get_volume(ID),
     lambda cloud: cloud.find_volumes("image-" + ID),
     lambda cloud: every(cloud.list_volumes(TAG)),

@@ -234,7 +234,7 @@ def clouds(
 QUESTIONS = {
     "identity": lambda cloud: cloud.identity(),
     "image": lambda cloud: cloud.get_image(IMAGE_ID),
-    "volume": lambda cloud: cloud.list_volume_types(),
+    "volume": lambda cloud: cloud.describe_volume_types(),
 }
 VERSIONS: dict[str, object] = {
     "a list": [],
@@ -373,9 +373,9 @@ async def test_an_answer_that_is_too_large_is_not_kept(
     services.strange["/volume/v3/types"] = (200, *given)
     cloud = clouds()
     with pytest.raises(Temporary, match="more than 1 MiB"):
-        await cloud.list_volume_types()
+        await cloud.describe_volume_types()
     del services.strange["/volume/v3/types"]
-    assert await cloud.list_volume_types() == {"t1": "fast"}
+    assert [one.name for one in await cloud.describe_volume_types()] == ["fast"]
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,7 @@ async def test_an_answer_may_lead_to_another_place_on_its_host(
         {"volume_types": [{"id": "t1", "name": "moved"}]},
         {},
     )
-    assert await clouds().list_volume_types() == {"t1": "moved"}
+    assert [one.name for one in await clouds().describe_volume_types()] == ["moved"]
 
 
 async def test_pages_that_never_end(
@@ -531,7 +531,7 @@ async def test_leaving_does_not_wait_for_an_answer(
         slow(handler)
 
     services.strange["/volume/v3/types"] = answer
-    asking = asyncio.create_task(cloud.list_volume_types())
+    asking = asyncio.create_task(cloud.describe_volume_types())
     await asyncio.to_thread(asked.wait)
     used = tuple(cloud._threads._threads)
     assert used
@@ -565,7 +565,7 @@ async def test_all_requests_of_a_job_carry_its_request_id(
     cloud = clouds()
     with request_id.bound():
         one = request_id.current()
-        await asyncio.gather(cloud.get_image(IMAGE_ID), cloud.list_volume_types())
+        await asyncio.gather(cloud.get_image(IMAGE_ID), cloud.describe_volume_types())
     # The token and the versions too
     assert {path for path, _ in services.request_ids} >= {
         "/v3/auth/tokens",

@@ -129,7 +129,7 @@ async def test_a_first_look_that_fails_unlike_anything_known_does_not_end_the_da
     daemon = Daemon(settings=settings, metrics=Metrics())
     cloud = Cloud(types={"ssd", "hdd"})
     let_see(daemon, cloud)
-    monkeypatch.setattr(cloud, "list_volume_types", Mock(side_effect=KeyError("of a library")))
+    monkeypatch.setattr(cloud, "describe_volume_types", Mock(side_effect=KeyError("of a library")))
     leave = asyncio.Event()
     running = asyncio.create_task(daemon.run(leave))
     while not running.done() and "of a library" not in daemon._unready()["cloud"]:

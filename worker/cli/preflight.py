@@ -47,7 +47,7 @@ async def check_cloud(cloud: OpenStackCloud, settings: Settings) -> Found:
         faults.append(
             f"[cloud] the login has no role {settings.admin_role} in project {identity.project_id}"
         )
-    types = await cloud.list_volume_types()
+    types = {one.id: one.name for one in await cloud.describe_volume_types()}
     wanted = [target.volume_type for target in settings.targets]
     encryption = await read_encryption(cloud, types, wanted)
     unusable = {

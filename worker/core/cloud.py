@@ -268,9 +268,6 @@ class Cloud(Protocol):
     async def list_stores(self) -> tuple[Store, ...]:
         """Glance's stores; empty without multi-store."""
 
-    async def list_volume_types(self) -> Mapping[str, str]:
-        """Names of the volume types by id."""
-
     async def describe_volume_types(self) -> tuple[VolumeType, ...]:
         """The volume types, with as much of their extra specs as we may see."""
 

@@ -100,8 +100,8 @@ def lanes(look: Look, waiting: Mapping[str, Depth]) -> Check:
 
 async def _targets(cloud: OpenStackCloud, settings: Settings) -> list[Check]:
     """Whether the cloud still has what the targets name."""
-    types, stores = await asyncio.gather(cloud.list_volume_types(), cloud.list_stores())
-    return list(targets(settings, types.values(), stores))
+    types, stores = await asyncio.gather(cloud.describe_volume_types(), cloud.list_stores())
+    return list(targets(settings, (one.name for one in types), stores))
 
 
 def targets(settings: Settings, types: Iterable[str], stores: Iterable[Store]) -> Iterator[Check]:

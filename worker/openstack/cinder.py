@@ -145,16 +145,6 @@ class Cinder(Keystone):
 
         return await self._read("block-storage", f"/os-quota-sets/{project_id}?usage=True", limits)
 
-    async def list_volume_types(self) -> Mapping[str, str]:
-        """Return the names of the volume types by id."""
-        return await self._read(
-            "block-storage",
-            "/types?is_public=None",
-            lambda answer: {
-                str(row["id"]): str(row["name"]) for row in parse.rows(answer, "volume_types")
-            },
-        )
-
     async def describe_volume_types(self) -> tuple[VolumeType, ...]:
         return await self._read(
             "block-storage",

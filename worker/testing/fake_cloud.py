@@ -603,10 +603,6 @@ class FakeCloud:
             rbd = (Store(id=store, type="rbd") for store in sorted(self.rbd_stores))
             return (Store(id="file", type="file"), *rbd, *cinder)
 
-    async def list_volume_types(self) -> Mapping[str, str]:
-        async with self._call("list_volume_types"):
-            return {name: name for name in (*self.types, *self.private_types)}
-
     async def describe_volume_types(self) -> tuple[VolumeType, ...]:
         async with self._call("describe_volume_types"):
             public = {
