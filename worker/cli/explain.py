@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import re
 import time
 from collections.abc import AsyncIterator, Set
 from contextlib import ExitStack
@@ -26,12 +25,11 @@ from worker.diagnose.check import FAILED, Check
 from worker.diagnose.explain import probe
 from worker.observe import live
 from worker.settings import Settings
+from worker.settings.faults import PROJECT_ID
 from worker.settings.subscription import subscription_of
 
 if TYPE_CHECKING:
     from worker.openstack.cloud import OpenStackCloud
-
-PROJECT_ID = re.compile(r"[0-9a-f]{32}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class Explain(Table, Lister):
@@ -117,11 +115,7 @@ async def _explain(
         with contextlib.suppress(Temporary):
             # Without the broker the rest is true all the same
             paused = await asyncio.to_thread(pauses.look, settings)
-            checks += [
-                check
-                for check in doctor.paused(paused)
-                if options.target in ("", check.name.split()[1])
-            ]
+            checks += doctor.paused(paused & {options.target} if options.target else paused)
         if told:
             checks += explain.work_checks(
                 image_id, told.jobs, now=time.time(), paused=paused, cold=cold
