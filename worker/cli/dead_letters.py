@@ -177,13 +177,13 @@ class _Taking(_Selecting, Table, Lister):
             raise NotFound("no such dead letter")
         return ("Id", "Lane", "Image", "Tries", "Given up", "Reason"), rows
 
-    def hindrance(self, settings: Settings, kept: Kept) -> str:
-        """Return why a letter has to stay; "" if it can be taken."""
-        raise NotImplementedError
+    def hindrance(self, settings: Settings, kept: Kept) -> str:  # noqa: ARG002
+        """Return why a letter has to stay; "" if it can be taken, as all can be unless a command
+        says otherwise."""
+        return ""
 
     def deal(self, settings: Settings, batch: list[Kept]) -> None:
-        """Act on a batch of letters, which is taken away afterwards."""
-        raise NotImplementedError
+        """Act on a batch of letters, which is taken away afterwards; does nothing by itself."""
 
 
 class Replay(_Taking):
@@ -230,13 +230,6 @@ class Replay(_Taking):
 
 class Drop(_Taking):
     """Delete jobs that were given up and messages that nobody can read, for good."""
-
-    def hindrance(self, settings: Settings, kept: Kept) -> str:  # noqa: ARG002
-        """None has to stay."""
-        return ""
-
-    def deal(self, settings: Settings, batch: list[Kept]) -> None:
-        """Nothing."""
 
 
 async def _publish(settings: Settings, jobs: list[Job]) -> None:
