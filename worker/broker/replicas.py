@@ -12,8 +12,7 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 from amqp import Message
@@ -43,18 +42,11 @@ MOST = 64
 GONE = "gone"
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """The last part that another replica has told, and how many seconds ago."""
 
     document: Mapping[str, Any]
     age: float
-
-
-@dataclass(slots=True)
-class _Heard:
-    document: Mapping[str, Any]
-    at: float
 
 
 class Replicas:
@@ -79,7 +71,7 @@ class Replicas:
         self._link: Link | None = None
         self._due = self._echo = 0.0
         self._lock = threading.Lock()
-        self._heard: dict[str, _Heard] = {}
+        self._heard: dict[str, tuple[Mapping[str, Any], float]] = {}
 
     async def run(self) -> None:
         """Tell and hear, for as long as the task runs."""
@@ -96,9 +88,9 @@ class Replicas:
         May be called on any thread."""
         now = time.monotonic()
         with self._lock:
-            for replica in [one for one, it in self._heard.items() if now - it.at > FORGOTTEN]:
+            for replica in [one for one, (_, at) in self._heard.items() if now - at > FORGOTTEN]:
                 del self._heard[replica]
-            return [Part(one.document, now - one.at) for one in self._heard.values()]
+            return [Part(document, now - at) for document, at in self._heard.values()]
 
     def opened(self, connection: Any) -> None:
         """Declare and consume; the link calls this and what follows on its thread."""
@@ -170,7 +162,6 @@ class Replicas:
             if told.get(GONE):
                 self._heard.pop(replica, None)
             elif isinstance(document := told.get("document"), dict):
-                known = self._heard.setdefault(replica, _Heard(document, 0.0))
-                known.document, known.at = document, time.monotonic()
+                self._heard[replica] = document, time.monotonic()
                 while len(self._heard) > MOST:
-                    del self._heard[min(self._heard, key=lambda one: self._heard[one].at)]
+                    del self._heard[min(self._heard, key=lambda one: self._heard[one][1])]

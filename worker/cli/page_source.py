@@ -56,8 +56,7 @@ class PageSource:
 
     def status(self, most: float) -> Mapping[str, Any]:
         """Return the document of /status.json, with at most so many jobs, of all replicas."""
-        others = [(part.document, part.age) for part in self.others()]
-        return joint(self._own(most), others, most=most)
+        return joint(self._own(most), self.others(), most=most)
 
     def part(self) -> Mapping[str, Any]:
         """Return what the other replicas are told of this one."""
