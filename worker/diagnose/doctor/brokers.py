@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from worker.broker.inspect import Depth, Look
-from worker.diagnose.check import Check
+from worker.diagnose.check import Check, Verdict
 from worker.diagnose.doctor.broker_rules import LANES, managed
 from worker.diagnose.doctor.management import Managed, Rules
 from worker.diagnose.doctor.untold import Untold
@@ -94,12 +94,7 @@ def _own_queue(name: str, look: Look, settings: Settings) -> Check:
             _refusal(look.refused, "[notifications]"),
         )
     if queue.problem:
-        return Check(
-            name,
-            "fail",
-            queue.problem,
-            "bring back the node that holds the queue: rabbitmq-queues status",
-        )
+        return _down(name, queue.problem, "fail")
     detail = f"{settings.queue}: {queue.messages} messages, {queue.consumers} consumers"
     if not queue.consumers:
         return Check(
@@ -122,12 +117,7 @@ def drained(name: str, queue: Depth, rules: Rules | None = None) -> Check:
     """A queue that publishers make by themselves: it grows for ever where nobody reads it, and no
     policy bounds it."""
     if queue.problem:
-        return Check(
-            name,
-            "warn",
-            queue.problem,
-            "bring back the node that holds the queue: rabbitmq-queues status",
-        )
+        return _down(name, queue.problem, "warn")
     detail = f"{queue.messages} messages, {queue.consumers} consumers"
     if rules and rules.losing:
         return Check(name, "ok", f"{detail}, bounded by policy {', '.join(rules.policies)}")
@@ -236,12 +226,7 @@ def dead_letters(queue: Depth | None) -> Check:
     if queue is None:
         return Check(name, "ok", "none")
     if queue.problem:
-        return Check(
-            name,
-            "fail",
-            queue.problem,
-            "bring back the node that holds the queue: rabbitmq-queues status",
-        )
+        return _down(name, queue.problem, "fail")
     if queue.messages:
         return Check(
             name,
@@ -250,6 +235,11 @@ def dead_letters(queue: Depth | None) -> Check:
             "image-volume-worker dead-letters list shows them; then replay or drop",
         )
     return Check(name, "ok", "none")
+
+
+def _down(name: str, problem: str, verdict: Verdict) -> Check:
+    advice = "bring back the node that holds the queue: rabbitmq-queues status"
+    return Check(name, verdict, problem, advice)
 
 
 def _refusal(said: str, group: str) -> str:
