@@ -91,6 +91,13 @@ def connected(url: str, *, name: str) -> Iterator[Connection]:
             connection.close()
 
 
+def bytes_channel(connection: Any) -> Any:
+    """Return a new channel that gives bytes, even of a message that claims to be text."""
+    channel = connection.channel()
+    channel.auto_decode = False
+    return channel
+
+
 def content(message: Any) -> tuple[bytes, str]:
     """Return the bytes of a delivered message and its `compression` header, "" if it has none."""
     body = message.body

@@ -13,7 +13,7 @@ import structlog
 from amqp import spec
 from amqp.exceptions import ChannelError, PreconditionFailed
 
-from worker.broker.connection import content, declared_otherwise_pause, words
+from worker.broker.connection import bytes_channel, content, declared_otherwise_pause, words
 from worker.broker.consumed_lane import ConsumedLane, RabbitDelivery
 from worker.broker.inspect import queue_depth
 from worker.broker.link import Link
@@ -196,9 +196,7 @@ class Consumer:
 
     def _open_lane(self, lane: ConsumedLane) -> None:
         self._opening = lane
-        channel = self._connection.channel()
-        # We want bytes, even if a message claims to be text
-        channel.auto_decode = False
+        channel = bytes_channel(self._connection)
         try:
             if lane is self._stray:
                 self._topology.declare_stray(channel)

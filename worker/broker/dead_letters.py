@@ -11,7 +11,7 @@ from typing import Any
 
 from amqp.exceptions import ResourceLocked
 
-from worker.broker.connection import CLASSIC, connected, content
+from worker.broker.connection import CLASSIC, bytes_channel, connected, content
 from worker.broker.inspect import queue_depth
 from worker.broker.topology import Topology
 from worker.core.dead_letter import DeadLetter
@@ -53,9 +53,7 @@ class DeadQueue:
             raise Temporary(
                 "somebody else is looking at the dead letters: try again when that has ended"
             ) from error
-        self._connection, self._channel = connection, connection.channel()
-        # We want bytes, even if a message claims to be text
-        self._channel.auto_decode = False
+        self._connection, self._channel = connection, bytes_channel(connection)
         return self
 
     def __exit__(

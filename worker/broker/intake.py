@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from worker.broker.connection import content
+from worker.broker.connection import bytes_channel, content
 from worker.broker.exchanges import LOOK_EVERY, Exchanges
 from worker.broker.link import Link
 from worker.broker.pulse import Pulse
@@ -147,9 +147,7 @@ class _Feed:
         self._connection = connection
         created = self._subscription.declare(connection)
         self._bind(tell=False)
-        self._channel = connection.channel()
-        # We want bytes, even if a message claims to be text
-        self._channel.auto_decode = False
+        self._channel = bytes_channel(connection)
         self._channel.basic_qos(prefetch_size=0, prefetch_count=self._prefetch, a_global=False)
         # Without `on_cancel` the deletion of our queue ends this session, and the next one makes
         # the queue again.

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
-from worker.broker.connection import CLASSIC, connected, content
+from worker.broker.connection import CLASSIC, bytes_channel, connected, content
 from worker.broker.subscription import Subscription
 from worker.core.errors import Malformed
 from worker.core.notification import decode
@@ -43,9 +43,7 @@ def tap(
 @contextmanager
 def _queue(url: str, subscription: Subscription) -> Iterator[tuple[Any, Any, str]]:
     with connected(url, name="probe") as connection:
-        channel = connection.channel()
-        # We want bytes, even if a message claims to be text
-        channel.auto_decode = False
+        channel = bytes_channel(connection)
         name = channel.queue_declare("", exclusive=True, auto_delete=True, arguments=CLASSIC).queue
         for exchange in subscription.exchanges:
             replace(subscription, queue=name).bind(connection, exchange)
