@@ -25,7 +25,7 @@ from worker.core.cloud import Image
 from worker.core.creation import NO_REASON, Way
 from worker.core.state import State
 from worker.engine.runner import OUTCOMES
-from worker.observe.http import Probes
+from worker.observe.http import Page, Probes
 from worker.observe.metrics import LABELS, Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,8 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def url(metrics: Metrics) -> Iterator[str]:
-    probes = Probes(registry=metrics.registry, sick=dict, unready=dict)
+    page = Page(status=lambda most: {}, images=lambda choice: {})
+    probes = Probes(registry=metrics.registry, sick=dict, unready=dict, page=page)
     yield f"http://127.0.0.1:{probes.start('127.0.0.1', 0)}"
     probes.stop()
 

@@ -25,6 +25,8 @@ from worker.observe.http import Page, Probes
 from worker.observe.metrics import Metrics
 from worker.observe.order import Choice
 
+PAGE = Page(status=lambda most: {"jobs": []}, images=lambda choice: {"images": []})
+
 
 @pytest.fixture
 def problems() -> dict[str, str]:
@@ -33,7 +35,9 @@ def problems() -> dict[str, str]:
 
 @pytest.fixture
 def url(problems: dict[str, str]) -> Iterator[str]:
-    probes = Probes(registry=Metrics().registry, sick=dict, unready=lambda: problems)
+    probes = Probes(
+        registry=Metrics().registry, sick=dict, unready=lambda: problems, page=PAGE, hidden=True
+    )
     yield f"http://127.0.0.1:{probes.start('127.0.0.1', 0)}"
     probes.stop()
 
@@ -85,7 +89,7 @@ def test_other_sites_in_a_browser_can_read_nothing(paged: str, path: str) -> Non
 
 def test_a_port_that_is_taken_is_an_error(url: str) -> None:
     with pytest.raises(OSError, match="in use"):
-        Probes(registry=Metrics().registry, sick=dict, unready=dict).start(
+        Probes(registry=Metrics().registry, sick=dict, unready=dict, page=PAGE).start(
             "127.0.0.1", int(url.rpartition(":")[2])
         )
 
@@ -114,13 +118,12 @@ def paged(problems: dict[str, str], asked: list[float], chosen: list[Choice]) ->
 
 
 def test_without_a_page_there_is_nothing_for_people(url: str) -> None:
-    for path in (*FILES, "/status.json", "/images.json", "/image.json?id=i1", "/page.html"):
+    for path in (*FILES, "/images.json", "/image.json?id=i1", "/page.html"):
         assert get(f"{url}{path}")[0] == 404
 
 
 def test_without_a_page_the_commands_on_this_host_are_told_how_jobs_stand() -> None:
-    page = Page(status=lambda most: {"jobs": []}, images=lambda choice: {"images": []})
-    probes = Probes(registry=Metrics().registry, sick=dict, unready=dict, page=page, hidden=True)
+    probes = Probes(registry=Metrics().registry, sick=dict, unready=dict, page=PAGE, hidden=True)
     port = probes.start("0.0.0.0", 0)
     try:
         assert get(f"http://127.0.0.1:{port}/status.json")[0] == 200

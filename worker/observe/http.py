@@ -15,7 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from worker.observe.activity import JOBS
 from worker.observe.assets import asset
 from worker.observe.order import IMAGES, Choice
-from worker.observe.web import Answer, Bounds, Request, Server
+from worker.observe.web import Answer, Request, Server
 
 Problems = Callable[[], Mapping[str, str]]
 # Items of a list that are written as JSON in one go
@@ -24,6 +24,8 @@ PART = 500
 CHOICE = ("text", "state", "target", "project", "reason", "sort")
 # What the commands on this host ask for, also where there is no page
 COMMANDS = ("/status.json", "/volume.json")
+
+NOT_FOUND = Answer(status=404, body=b"/metrics /healthz /readyz\n")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,8 +42,7 @@ class Page:
 class Probes:
     """The answers. `sick` and `unready` return problems by part, nothing when all is well.
 
-    Without `page` there is no page. With `hidden` there is none either, but commands on this host
-    still get the state of jobs.
+    With `hidden` there is no page, but commands on this host still get the state of jobs.
     """
 
     def __init__(
@@ -50,15 +51,14 @@ class Probes:
         registry: CollectorRegistry,
         sick: Problems,
         unready: Problems,
-        page: Page | None = None,
+        page: Page,
         hidden: bool = False,
-        bounds: Bounds | None = None,
     ) -> None:
         self._page = page
         self._hidden = hidden
         self._registry = registry
         self._problems: Mapping[str, Problems] = {"/healthz": sick, "/readyz": unready}
-        self._server = Server(quick=self._quick, handle=self._handle, bounds=bounds)
+        self._server = Server(quick=self._quick, handle=self._handle)
 
     def start(self, host: str, port: int) -> int:
         """Begin to serve; return the port, chosen by the system if 0. OSError if the address
@@ -80,22 +80,24 @@ class Probes:
     def _handle(self, request: Request) -> Answer:
         if request.path == "/metrics":
             return self._metrics(request)
-        told = request.path in COMMANDS and request.local
-        match request.path, None if self._hidden and not told else self._page:
-            case path, Page() if answer := asset(path):
-                return answer
-            case "/status.json", Page() as page:
+        if self._hidden and not (request.local and request.path in COMMANDS):
+            return NOT_FOUND
+        if answer := asset(request.path):
+            return answer
+        page = self._page
+        match request.path:
+            case "/status.json":
                 asked = _most(_parameter(request, "jobs"))
                 return _json({**page.status(asked), "problems": self._problems["/readyz"]()})
             # It names projects and pools
-            case "/volume.json", Page() as page if request.local:
+            case "/volume.json" if request.local:
                 return _json(page.volume(_parameter(request, "id")))
-            case "/images.json", Page() as page:
+            case "/images.json":
                 return _json(page.images(_choice(request)))
-            case "/image.json", Page() as page:
+            case "/image.json":
                 found = page.image(_parameter(request, "id"))
                 return _json(found, status=200 if found else 404)
-        return Answer(status=404, body=b"/metrics /healthz /readyz\n")
+        return NOT_FOUND
 
     def _metrics(self, request: Request) -> Answer:
         try:
