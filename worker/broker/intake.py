@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections import deque
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import structlog
@@ -47,27 +48,22 @@ class RabbitIntake:
         `prefetch`: messages taken at once; `group`: how many of them are read before they are
         settled; `grace`: seconds that a cancelled `run` waits for the sink; `look_every`: seconds
         between two looks at the exchanges that are there."""
-        self._broker = parse(url)
         self._subscription = subscription
-        self._prefetch = prefetch
-        self._group = group
         self._grace = grace
-        self._look_every = look_every
         self._feed: _Feed | None = None
+        self._make_feed = partial(
+            _Feed,
+            broker=parse(url),
+            subscription=subscription,
+            prefetch=prefetch,
+            group=group,
+            look_every=look_every,
+        )
 
     async def run(self, sink: Sink) -> None:
         """Consume until cancelled."""
-        feed = _Feed(
-            broker=self._broker,
-            subscription=self._subscription,
-            prefetch=self._prefetch,
-            group=self._group,
-            look_every=self._look_every,
-            sink=sink,
-            loop=asyncio.get_running_loop(),
-        )
-        self._feed = feed
-        feed.start()
+        feed = self._feed = self._make_feed(sink=sink, loop=asyncio.get_running_loop())
+        feed.link.start()
         try:
             await asyncio.get_running_loop().create_future()
         finally:
@@ -77,12 +73,12 @@ class RabbitIntake:
     def problem(self) -> str | None:
         """None while the intake consumes, else the problem. A missing exchange is none: see
         `unbound`."""
-        return "the intake is not running" if self._feed is None else self._feed.problem
+        return "the intake is not running" if self._feed is None else self._feed.link.problem
 
     def unbound(self) -> tuple[str, ...]:
         """The exchanges that are not bound now, most likely because no service has published to
         them yet."""
-        return self._subscription.exchanges if self._feed is None else self._feed.unbound
+        return self._subscription.exchanges if self._feed is None else self._feed.exchanges.unbound
 
 
 class _Feed:
@@ -100,7 +96,7 @@ class _Feed:
         sink: Sink,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        self._link = Link(
+        self.link = Link(
             broker=broker, session=self, name=f"{subscription.queue} intake", burst=group
         )
         self._subscription = subscription
@@ -119,28 +115,14 @@ class _Feed:
         self._starved = 0
         # Groups that the sink has, with the last tag of each, the oldest first
         self._offers: deque[tuple[Future[None], int]] = deque()
-        self._exchanges = Exchanges(subscription.exchanges, every=look_every)
+        self.exchanges = Exchanges(subscription.exchanges, every=look_every)
         self._pulse = Pulse(queue=subscription.queue, receive=self._found)
-
-    @property
-    def problem(self) -> str | None:
-        """None while it consumes, else why not."""
-        return self._link.problem
-
-    @property
-    def unbound(self) -> tuple[str, ...]:
-        """The exchanges that are not bound."""
-        return self._exchanges.unbound
-
-    def start(self) -> None:
-        """Begin to connect; returns at once."""
-        self._link.start()
 
     def stop(self, *, grace: float) -> None:
         """Take nothing more, wait up to `grace` seconds for the sink, let go of the broker.
         Blocks."""
         self._ending = True
-        self._link.stop(grace=grace)
+        self.link.stop(grace=grace)
 
     def opened(self, connection: Any) -> None:
         """Declare, bind and consume."""
@@ -153,7 +135,7 @@ class _Feed:
         # the queue again.
         self._tag = self._channel.basic_consume(self._subscription.queue, callback=self._deliver)
         self._pulse.opened(connection, self._channel)
-        log.info("intake_opened", queue=self._subscription.queue, unbound=self.unbound)
+        log.info("intake_opened", queue=self._subscription.queue, unbound=self.exchanges.unbound)
         # The bindings may be younger than the notifications that they have missed
         reason = (
             "the queue was made" if created else "connected again" if self._again else "connected"
@@ -176,7 +158,7 @@ class _Feed:
         if self._newest and len(self._offers) < MOST_OFFERS:
             self._settle()
         self._bind(tell=True)
-        return min(self._pulse.turn(), self._exchanges.next_look - time.monotonic())
+        return min(self._pulse.turn(), self.exchanges.next_look - time.monotonic())
 
     def lost(self) -> None:
         """Forget the messages that the broker delivers again."""
@@ -189,7 +171,7 @@ class _Feed:
         self._routed = []
         self._newest = self._delivered = self._acked = self._starved = 0
         self._pulse.lost()
-        self._exchanges.disconnected()
+        self.exchanges.disconnected()
 
     def finished(self) -> bool:
         """Whether the sink has nothing of ours any more."""
@@ -221,7 +203,7 @@ class _Feed:
         meanwhile the next group comes in."""
         if self._routed:
             offer = asyncio.run_coroutine_threadsafe(self._sink.accept(self._routed), self._loop)
-            offer.add_done_callback(lambda _offer: self._link.wake())
+            offer.add_done_callback(lambda _offer: self.link.wake())
             self._offers.append((offer, self._newest))
         elif self._offers:
             # An ack is for all before it, too
@@ -244,11 +226,11 @@ class _Feed:
     def _bind(self, *, tell: bool) -> None:
         """Bind the exchanges that are due, also bound ones: they may have been deleted and made
         again since."""
-        for exchange in self._exchanges.due(time.monotonic()):
+        for exchange in self.exchanges.due(time.monotonic()):
             reason = self._subscription.bind(self._connection, exchange)
             if reason is not None:
-                if self._exchanges.missing(exchange, reason, time.monotonic()):
+                if self.exchanges.missing(exchange, reason, time.monotonic()):
                     log.info("exchange_not_bound", exchange=exchange, reason=reason)
-            elif self._exchanges.found(exchange, time.monotonic()) and tell:
+            elif self.exchanges.found(exchange, time.monotonic()) and tell:
                 log.info("exchange_bound", exchange=exchange)
                 self._sink.gap(f"exchange {exchange} was bound")
