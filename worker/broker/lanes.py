@@ -4,9 +4,7 @@ returns."""
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
 
 from worker.broker.consumed_lane import RabbitDelivery
 from worker.broker.consumer import Consumer
@@ -19,8 +17,7 @@ from worker.core.dead_letter import DeadLetter
 from worker.core.errors import Temporary
 from worker.core.job import Job, Key
 from worker.core.lanes import Delivery, ignore
-
-T = TypeVar("T")
+from worker.engine.threads import call_on
 
 BURY_WITHIN = 120.0
 """Seconds that the queue of dead letters may take none, as where a policy limits its length and
@@ -82,10 +79,10 @@ class RabbitLanes:
             topology=self._topology,
             name=f"{self._name} lanes",
             prefetch=prefetch,
-            deliver=lambda delivery: _call(loop, arrive, delivery),
+            deliver=lambda delivery: call_on(loop, arrive, delivery),
             bury=bury,
             bring_back=bring_back,
-            lost=lambda lane: _call(loop, lose, lane),
+            lost=lambda lane: call_on(loop, lose, lane),
         )
         self._known = known = PublishedKeys(
             activation=consumer.activation, empty_at=consumer.empty_at
@@ -180,7 +177,7 @@ class RabbitLanes:
         self._pending.add(confirmed)
         confirmed.add_done_callback(self._pending.discard)
         withdraw = self._started_publisher().submit(
-            messages, after=after, done=lambda: _call(loop, _resolve, confirmed)
+            messages, after=after, done=lambda: call_on(loop, _resolve, confirmed)
         )
         try:
             await confirmed
@@ -195,10 +192,3 @@ def _resolve(confirmed: asyncio.Future[None]) -> None:
     # The caller may have been cancelled
     if not confirmed.done():
         confirmed.set_result(None)
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[[T], None], argument: T) -> None:
-    """Call `function` on the event loop from a link's thread."""
-    # Nobody waits on a closed loop
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(function, argument)

@@ -30,6 +30,7 @@ from worker.broker.inspect import exchange_is_there
 from worker.broker.link import Link
 from worker.broker.topology import Topology
 from worker.broker.url import parse
+from worker.engine.threads import call_on
 
 log = structlog.get_logger(__name__)
 
@@ -137,9 +138,7 @@ class PauseWatch:
 
     def _tell(self, paused: Set[str]) -> None:
         if self._loop is not None:
-            # Nobody waits on a closed loop
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._set, paused)
+            call_on(self._loop, self._set, paused)
 
     def _set(self, paused: Set[str]) -> None:
         self._changed(paused)

@@ -1,4 +1,4 @@
-"""Threads that a process need not wait for: for calls that may block for ever."""
+"""Threads beside the event loop: calls that may block for ever, and calls back onto the loop."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TypeVar, TypeVarTuple
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 
 async def on_daemon_thread(function: Callable[[], T], *, name: str) -> T:
@@ -27,14 +28,18 @@ async def on_daemon_thread(function: Callable[[], T], *, name: str) -> T:
         except Exception as error:
             # Raised where it is awaited
             caught = error
-            tell(lambda: done.set_exception(caught))
+            call_on(loop, settle, lambda: done.set_exception(caught))
         else:
-            tell(lambda: done.set_result(result))
-
-    def tell(set_it: Callable[[], None]) -> None:
-        # Nobody waits on a closed loop
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(settle, set_it)
+            call_on(loop, settle, lambda: done.set_result(result))
 
     threading.Thread(target=run, name=name, daemon=True).start()
     return await done
+
+
+def call_on(
+    loop: asyncio.AbstractEventLoop, function: Callable[[*Ts], object], *arguments: *Ts
+) -> None:
+    """Call a function on the event loop, from another thread."""
+    # Nobody waits on a closed loop
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *arguments)
