@@ -1,13 +1,10 @@
-"""Consumed lane: a lane on the current connection, and the deliveries from it."""
+"""Consumed lane: a lane on the current connection."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
-
-from worker.core.job import Job
 
 DEAF_AFTER = 15.0
 """Seconds for which jobs wait in a lane and none comes, before the lane is opened again; longer
@@ -15,19 +12,6 @@ each time in a row. When the node that leads a quorum queue dies, RabbitMQ (seen
 what it delivers and take it to be with us. To a worker that only stands by for the lane it looks
 the same, and does not matter."""
 LONGEST_DEAF = 320.0
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class RabbitDelivery:
-    """A job, and the way to settle it."""
-
-    job: Job
-    _ack: Callable[[], None]
-
-    def ack(self) -> None:
-        """Let the broker forget the job. Without effect if its connection is gone, and the job
-        back in its queue."""
-        self._ack()
 
 
 @dataclass(slots=True, eq=False)

@@ -14,7 +14,7 @@ from amqp import spec
 from amqp.exceptions import ChannelError, PreconditionFailed
 
 from worker.broker.connection import bytes_channel, content, declared_otherwise_pause, words
-from worker.broker.consumed_lane import ConsumedLane, RabbitDelivery
+from worker.broker.consumed_lane import ConsumedLane
 from worker.broker.inspect import queue_depth
 from worker.broker.link import Link
 from worker.broker.pulse import Pulse
@@ -23,6 +23,7 @@ from worker.broker.url import Broker
 from worker.core.dead_letter import MOST_BODY, DeadLetter
 from worker.core.errors import Malformed
 from worker.core.job import Job
+from worker.core.lanes import Delivery
 from worker.core.masking import masked_bytes
 
 log = structlog.get_logger(__name__)
@@ -51,7 +52,7 @@ class Consumer:
         topology: Topology,
         name: str,
         prefetch: Mapping[str, int],
-        deliver: Callable[[RabbitDelivery], None],
+        deliver: Callable[[Delivery], None],
         bury: Callable[[DeadLetter, Callable[[], None]], None],
         bring_back: Callable[[Job, Callable[[], None]], None],
         lost: Callable[[str], None],
@@ -257,7 +258,7 @@ class Consumer:
             self._bury(letter, ack)
         else:
             if lane is not self._stray:
-                self._deliver(RabbitDelivery(job, ack))
+                self._deliver(Delivery(job, ack))
             elif job.key.lane in self._named:
                 log.info("stray_job_brought_back", lane=job.key.lane, key=job.key)
                 self._bring_back(job, ack)

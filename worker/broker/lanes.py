@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 
-from worker.broker.consumed_lane import RabbitDelivery
 from worker.broker.consumer import Consumer
 from worker.broker.outgoing import Written
 from worker.broker.published_keys import PublishedKeys
@@ -57,7 +56,7 @@ class RabbitLanes:
         loop = asyncio.get_running_loop()
         publisher = self._started_publisher()
 
-        def arrive(delivery: RabbitDelivery) -> None:
+        def arrive(delivery: Delivery) -> None:
             # Between the thread and here the lanes may have been closed; then the job is the
             # broker's again.
             if self._consumer is consumer:

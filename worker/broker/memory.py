@@ -12,23 +12,13 @@ from worker.core.job import Job, Key
 from worker.core.lanes import Delivery, ignore
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Delivery:
-    job: Job
-    _ack: Callable[[_Delivery], None]
-
-    def ack(self) -> None:
-        """Forget the job; without effect if its lane has taken it back."""
-        self._ack(self)
-
-
 @dataclass(slots=True)
 class _Lane:
     """Waiting and handed-out jobs, oldest first, and how many of each key wait."""
 
     waiting: deque[Job] = field(default_factory=deque)
     keys: Counter[Key] = field(default_factory=Counter)
-    unacked: dict[_Delivery, None] = field(default_factory=dict)
+    unacked: dict[Delivery, None] = field(default_factory=dict)
 
 
 class MemoryLanes:
@@ -115,7 +105,7 @@ class MemoryLanes:
     def _hand_out(self, name: str) -> None:
         lane, limit = self._lanes[name], self._prefetch.get(name, 0)
         while self._deliver is not None and lane.waiting and len(lane.unacked) < limit:
-            delivery = _Delivery(lane.waiting.popleft(), self._ack)
+            delivery = self._delivery(lane.waiting.popleft())
             lane.unacked[delivery] = None
             lane.keys[delivery.job.key] -= 1
             if not lane.keys[delivery.job.key]:
@@ -124,11 +114,16 @@ class MemoryLanes:
             # in the middle
             asyncio.get_running_loop().call_soon(self._arrive, delivery)
 
-    def _arrive(self, delivery: _Delivery) -> None:
+    def _delivery(self, job: Job) -> Delivery:
+        """Return the delivery of a job, which acks itself."""
+        delivery = Delivery(job, lambda: self._ack(delivery))
+        return delivery
+
+    def _arrive(self, delivery: Delivery) -> None:
         if self._deliver is not None and delivery in self._lanes[delivery.job.key.lane].unacked:
             self._deliver(delivery)
 
-    def _ack(self, delivery: _Delivery) -> None:
+    def _ack(self, delivery: Delivery) -> None:
         name = delivery.job.key.lane
         if delivery in self._lanes[name].unacked:
             del self._lanes[name].unacked[delivery]

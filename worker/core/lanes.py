@@ -4,23 +4,24 @@ memory."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from worker.core.dead_letter import DeadLetter
 from worker.core.job import Job, Key
 
 
-class Delivery(Protocol):
+@dataclass(frozen=True, slots=True, eq=False)
+class Delivery:
     """A job handed out by a lane. It stays the lane's until `ack`: a process that dies gives it
-    back."""
+    back.
 
-    @property
-    def job(self) -> Job:
-        """The job."""
+    `ack` lets the lane forget the job. It returns at once, and is without effect if the lane has
+    taken the job back already.
+    """
 
-    def ack(self) -> None:
-        """Let the lane forget the job. Returns at once; without effect if the lane has taken it
-        back already."""
+    job: Job
+    ack: Callable[[], None]
 
 
 def ignore(_lane: str) -> None:
