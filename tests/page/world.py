@@ -20,6 +20,7 @@ from worker.observe.activity import Activity
 from worker.observe.http import Page, Probes
 from worker.observe.image_volumes import ImageVolumes
 from worker.observe.joint import FORMAT, joint
+from worker.observe.status_document import Services
 
 EVIL = "<script>document.title='evil'</script><b>bold</b>"
 TARGETS = ("fast", "slow")
@@ -143,13 +144,13 @@ class Served:
     def document(self, shown: Activity, host: str, most: float = 200) -> dict[str, Any]:
         """What one replica knows; only the first one serves most lanes."""
         first = host == "controller-1"
-        status = shown.status(
+        services = Services(
             targets=PLACES,
             lanes=LANES,
             depths=self.depths,
-            most=most,
             serves=lambda lane: (lane != "prewarm.slow") is first,
         )
+        status = shown.status(services, most=most)
         words = {"no_location": {"sentence": "a sentence", "advice": "an advice"}}
         named = {"format": FORMAT, "version": "1.2.3", "host": host, "reasons": words}
         return {**named, **status, "held_back": [], "cache_full": {}, "cloned_from": {}}

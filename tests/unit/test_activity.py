@@ -28,6 +28,7 @@ from worker.observe.history import FAILURES, TIMES
 from worker.observe.job_records import OVERDUE
 from worker.observe.metrics import Metrics
 from worker.observe.order import MOST_IMAGES, Choice
+from worker.observe.status_document import Services
 from worker.testing.fake_cloud import FakeCloud
 from worker.testing.rig import FAST, SLOW, STORES, Rig
 
@@ -62,9 +63,8 @@ def creation(number: int = 1, **fields: Any) -> Creation:
 
 
 def status(activity: Activity, *, most: float = 200) -> dict[str, Any]:
-    document = activity.status(
-        targets=(FAST, SLOW), lanes=LANES, depths={"prewarm.fast": 3}, most=most
-    )
+    services = Services(targets=(FAST, SLOW), lanes=LANES, depths={"prewarm.fast": 3})
+    document = activity.status(services, most=most)
     json.dumps(document)
     return document
 

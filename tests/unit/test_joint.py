@@ -16,6 +16,7 @@ from worker.core.outcome import Again, Done, Park
 from worker.core.target import Target
 from worker.observe.activity import Activity
 from worker.observe.joint import FORMAT, SILENT, joint
+from worker.observe.status_document import Services
 
 LANES = {"upload": 8, "prewarm.fast": 2}
 FAST = Target(name="fast", volume_type="ssd", glance_store="cinder-fast")
@@ -26,12 +27,13 @@ def job(image: str, handler: str = "prewarm", target: str = "fast") -> Job:
 
 
 def document(activity: Activity, host: str, serves: tuple[str, ...], **more: Any) -> dict[str, Any]:
-    status = activity.status(
+    services = Services(
         targets=[FAST],
         lanes=LANES,
         depths={"prewarm.fast": 3, "dead": 2},
         serves=serves.__contains__,
     )
+    status = activity.status(services)
     status |= {
         "format": FORMAT,
         "version": "1",

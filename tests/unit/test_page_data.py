@@ -24,7 +24,7 @@ from worker.observe.activity import Activity
 from worker.observe.history import HOUR, HOURS, UPLOADS, History
 from worker.observe.image_volumes import ImageVolumes, KeptVolume
 from worker.observe.order import Choice
-from worker.observe.status_document import MOST
+from worker.observe.status_document import MOST, Services
 from worker.testing.fake_cloud import FakeCloud
 from worker.testing.rig import FAST, SLOW, STORES, Rig
 
@@ -61,7 +61,7 @@ def creation(**fields: Any) -> Creation:
 
 def status(activity: Activity, **fields: Any) -> dict[str, Any]:
     defaults: dict[str, Any] = {"targets": (FAST, SLOW), "lanes": LANES, "depths": {}}
-    document = activity.status(**(defaults | fields))
+    document = activity.status(Services(**(defaults | fields)))
     json.dumps(document)
     return document
 

@@ -24,6 +24,7 @@ from worker.observe.assets import FILES
 from worker.observe.http import Page, Probes
 from worker.observe.metrics import Metrics
 from worker.observe.order import Choice
+from worker.observe.status_document import Services
 
 PAGE = Page(status=lambda most: {"jobs": []}, images=lambda choice: {"images": []})
 
@@ -206,10 +207,9 @@ def test_commands_are_told_of_as_many_jobs_as_they_want_on_any_address(
         pytest.skip("this machine has no IPv6")
     activity = Activity()
     activity.held(Job(key=Key("prewarm", "i1", "fast"), cause="x", first_at=5.0))
+    services = Services(targets=(), lanes={"prewarm.fast": 2}, depths={})
     page = Page(
-        status=lambda most: activity.status(
-            targets=(), lanes={"prewarm.fast": 2}, depths={}, most=most
-        ),
+        status=lambda most: activity.status(services, most=most),
         images=lambda choice: {},
     )
     probes = Probes(registry=Metrics().registry, sick=dict, unready=dict, page=page, hidden=True)

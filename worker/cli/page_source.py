@@ -21,6 +21,7 @@ from worker.engine.queue import Queue
 from worker.observe.activity import JOBS, Activity
 from worker.observe.joint import FORMAT, joint
 from worker.observe.order import Choice
+from worker.observe.status_document import Services
 from worker.settings import Settings
 
 TOLD = 1000
@@ -68,14 +69,14 @@ class PageSource:
         targeted = self.targeted
         decided = {target.name: target for handler in targeted for target in handler.resolved}
         unusable = {name: why for handler in targeted for name, why in handler.unusable.items()}
-        status = self._activity.status(
+        services = Services(
             targets=(decided.get(one.name, one) for one in self._settings.targets),
             lanes=self._queue.lanes,
             depths=self._lanes.depths(),
-            most=most,
             unusable={**unusable, **self._watch.unusable},
             serves=self._lanes.serves,
         )
+        status = self._activity.status(services, most=most)
         for row in status["targets"]:
             row["paused"] = row["name"] in self._wishes.paused
         full = {name: why for handler in targeted for name, why in handler.full().items()}

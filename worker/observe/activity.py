@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,6 @@ from worker.core.creation import Creation, Made
 from worker.core.job import Job, Key
 from worker.core.outcome import Again, Done, Outcome, Park
 from worker.core.state import State
-from worker.core.target import Target
 from worker.observe.grid import Grid, cell_at, cell_of, overlay_of
 from worker.observe.history import History
 from worker.observe.image_volumes import ImageVolumes
@@ -171,24 +170,8 @@ class Activity:
 
     # Documents
 
-    def status(
-        self,
-        *,
-        targets: Iterable[Target],
-        lanes: Mapping[str, int],
-        depths: Mapping[str, int],
-        most: float = JOBS,
-        unusable: Mapping[str, str] | None = None,
-        serves: Callable[[str], bool] = lambda _: True,
-    ) -> dict[str, Any]:
-        """Return targets, lanes, jobs, failures, uploads, dead letters and times.
-
-        `lanes` gives their widths, `depths` the jobs on the broker, `unusable` why targets can't be
-        used, `serves` whether this worker has the jobs of a lane.
-        """
-        services = Services(
-            targets=targets, lanes=lanes, depths=depths, unusable=unusable or {}, serves=serves
-        )
+    def status(self, services: Services, *, most: float = JOBS) -> dict[str, Any]:
+        """Return targets, lanes, jobs, failures, uploads, dead letters and times."""
         return status_document(self._known(time.time()), services, most=most)
 
     def _known(self, now: float) -> Known:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from worker.core.creation import Way
@@ -36,8 +36,8 @@ class Services:
     targets: Iterable[Target]
     lanes: Mapping[str, int]
     depths: Mapping[str, int]
-    unusable: Mapping[str, str]
-    serves: Callable[[str], bool]
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    serves: Callable[[str], bool] = lambda _: True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
