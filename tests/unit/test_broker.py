@@ -173,6 +173,6 @@ def test_a_routing_key_that_is_no_text_is_made_one(method: bytes, read: list[obj
 def test_any_number_of_seconds_is_a_delay_or_none(after: float, delayed: bool) -> None:
     """A handler may say what it likes: what raised in the publisher would come again with each
     connection."""
-    address = Topology(prefix="p").address("p.lane", after=after)
-    assert bool(address.exchange) is delayed
-    assert address.routing_key.endswith("p.lane")
+    exchange, routing_key = Topology(prefix="p").address("p.lane", after=after)
+    assert bool(exchange) is delayed
+    assert routing_key.endswith("p.lane")

@@ -224,7 +224,7 @@ class Publisher:
         queue.declared, queue.broken = True, 0
 
     def _publish(self, queue: OutgoingQueue, outgoing: Outgoing) -> None:
-        address = self._topology.address(queue.name, after=outgoing.after)
+        exchange, routing_key = self._topology.address(queue.name, after=outgoing.after)
         # Before it is sent: sending also reads, maybe the confirm of this message
         self._tag += 1
         self._unconfirmed[self._tag] = (queue, outgoing)
@@ -237,8 +237,8 @@ class Publisher:
                 delivery_mode=2,
                 message_id=str(self._tag),
             ),
-            exchange=address.exchange,
-            routing_key=address.routing_key,
+            exchange=exchange,
+            routing_key=routing_key,
             mandatory=True,
         )
 

@@ -24,14 +24,6 @@ def broken_pause(times: int) -> float:
     return min(LONGEST_BROKEN_PAUSE, 2.0 ** min(times, 16))
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
-    """The exchange and routing key to publish to."""
-
-    exchange: str
-    routing_key: str
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
     """The queues whose names begin with `prefix`: `<prefix>.<lane>`, `.dead`, `.stray`, `.pulse`,
@@ -54,14 +46,14 @@ class Topology:
         """Return the queue of a lane."""
         return f"{self.prefix}.{lane}"
 
-    def address(self, queue: str, *, after: float) -> Address:
-        """Return the address of a message that is to reach `queue` in `after` seconds: whole
-        seconds, rounded up, never too early."""
+    def address(self, queue: str, *, after: float) -> tuple[str, str]:
+        """Return the exchange and routing key of a message that is to reach `queue` in `after`
+        seconds: whole seconds, rounded up, never too early."""
         if not after > 0:
             # NaN is no time to wait for
-            return Address("", queue)
+            return "", queue
         delay = math.ceil(min(after, delays.LONGEST))
-        return Address(delays.entrance(self.prefix), delays.routing_key(delay, queue))
+        return delays.entrance(self.prefix), delays.routing_key(delay, queue)
 
     @property
     def stray(self) -> str:

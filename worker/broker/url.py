@@ -13,16 +13,7 @@ from worker.core.errors import Misconfigured
 
 _SCHEMES = {"rabbit": False, "kombu": False, "amqp": False, "pyamqp": False, "amqps": True}
 _HOST = re.compile(r"(?:\[(?P<literal>[^]]+)]|(?P<name>[^:[\]]+))(?::(?P<port>\d{1,5}))?")
-_WORDS = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "on": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "off": False,
-}
+_ON, _OFF = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,9 +115,9 @@ def _hosts(netloc: str, *, port: int) -> Iterator[Host]:
 
 
 def _flag(options: Mapping[str, str], name: str, *, default: bool) -> bool:
-    word = options.get(name)
-    if word is None:
+    if name not in options:
         return default
-    if word.lower() not in _WORDS:
+    word = options[name].lower()
+    if word not in (*_ON, *_OFF):
         raise Misconfigured(f"{name}: expected 1 or 0")
-    return _WORDS[word.lower()]
+    return word in _ON
