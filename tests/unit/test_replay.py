@@ -113,7 +113,9 @@ async def test_bad_lines_are_told_with_their_number_and_kept(tmp_path: Path) -> 
     told: list[str] = []
     rejects = io.StringIO()
     file = file_of(tmp_path, deleted(1), b"garbage", b'{"half": ', deleted(2))
-    tally = await replaying(Taken(), told=told.append, rejects=rejects).run(sources([str(file)]))
+    tally = await replaying(Taken(), told=told.append, rejects=rejects.write).run(
+        sources([str(file)])
+    )
     assert (tally.routed, tally.malformed) == (2, 2)
     assert [line.split(": ")[0] for line in told] == [f"{file}:2", f"{file}:3"]
     assert rejects.getvalue() == 'garbage\n{"half":\n'

@@ -10,13 +10,13 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Protocol
 
 from worker.capture import owned
 from worker.capture.forms import decoded
 from worker.capture.read import Message, Source
 from worker.core.errors import Malformed, Misconfigured, Temporary
 from worker.core.job import Job, Key
+from worker.core.newest import Newest
 from worker.core.notification import Notification
 from worker.engine.router import Router
 
@@ -29,13 +29,6 @@ TOLD = 20
 HEAD = 4096
 
 Submit = Callable[[Iterable[Job]], Awaitable[None]]
-
-
-class Writable(Protocol):
-    """Where lines of text go."""
-
-    def write(self, text: str, /) -> object:
-        """Write a whole line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,12 +173,12 @@ class Replay:
     filters: Filters
     checkpoint: Checkpoint
     told: Callable[[str], None]
-    rejects: Writable | None = None
+    rejects: Callable[[str], object] | None = None
     rate: float = 0.0
     advanced: Callable[[Source, int], None] = lambda _source, _count: None
     tally: Tally = field(default_factory=Tally)
     stopping: bool = False
-    _asked: dict[Key, None] = field(default_factory=dict)
+    _asked: Newest[Key, None] = field(default_factory=lambda: Newest(REMEMBERED))
     _jobs: list[Job] = field(default_factory=list)
     _began: float = field(default_factory=time.monotonic)
 
@@ -269,12 +262,9 @@ class Replay:
             self._jobs.append(job)
 
     def _remember(self, key: Key) -> None:
-        if key in self._asked:
-            return
-        self.tally.keys += 1
-        self._asked[key] = None
-        if len(self._asked) > REMEMBERED:
-            del self._asked[next(iter(self._asked))]
+        if key not in self._asked:
+            self.tally.keys += 1
+            self._asked[key] = None
 
     def _reject(self, message: Message, source: Source, why: str) -> None:
         self.tally.malformed += 1
@@ -283,4 +273,4 @@ class Replay:
         elif self.tally.malformed == TOLD + 1:
             self.told("more of these are counted, and kept with --rejects")
         if self.rejects:
-            self.rejects.write(message.body.decode(errors="replace").rstrip("\n") + "\n")
+            self.rejects(message.body.decode(errors="replace").rstrip("\n") + "\n")

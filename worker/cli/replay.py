@@ -131,7 +131,7 @@ async def _replay(
         rejects = None
         if options.rejects:
             try:
-                rejects = stack.enter_context(closing(_Rejects(options.rejects)))
+                rejects = stack.enter_context(closing(_Rejects(options.rejects))).write
             except OSError as error:
                 raise Misconfigured(f"--rejects {options.rejects}: {error.strerror}") from error
         bar = stack.enter_context(_bar(found))
