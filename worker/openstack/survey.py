@@ -9,7 +9,6 @@ from typing import Any
 
 from worker.openstack.parse import epoch
 
-UNLIMITED = -1
 LOCATION_API = (2, 17)
 """Glance's first API version with POST /v2/images/{id}/locations."""
 
@@ -97,7 +96,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limit:
-    """One limit of a quota and its use; `limit` is UNLIMITED where there is none."""
+    """One limit of a quota and its use; `limit` is -1 where there is none."""
 
     limit: int
     used: int

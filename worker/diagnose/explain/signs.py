@@ -15,8 +15,6 @@ from worker.diagnose.check import Check
 
 NO_CLONE = "no clone"
 """A verdict about a download begins with this."""
-"""Cinder writes this when it has downloaded an image (cinder/volume/flows/manager/create_volume.py)
-."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
