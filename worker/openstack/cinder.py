@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -129,11 +130,15 @@ class Cinder(Keystone):
         await self._write("block-storage", "POST", f"/volumes/{volume_id}/action", body)
 
     async def get_quota(self, volume_type: str) -> Quota:
-        project_id = await self._own_project()
-        path = f"/os-quota-sets/{project_id}?usage=True"
-        return await self._read(
-            "block-storage", path, lambda answer: parse.quota(answer, volume_type)
-        )
+        limits = await self.limits()
+
+        def left(name: str) -> int | None:
+            # A type has limits of its own besides those of the project
+            given = (limits[one].left for one in (name, f"{name}_{volume_type}") if one in limits)
+            least = min(given, default=math.inf)
+            return None if least == math.inf else int(least)
+
+        return Quota(volumes=left("volumes"), gigabytes=left("gigabytes"))
 
     async def limits(self) -> Mapping[str, Limit]:
         """Return the internal project's limits by name: `volumes`, `gigabytes_<type>` and so on."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from worker.core.cloud import Image, ImageTask, Location, Quota, Store, Volume, own
+from worker.core.cloud import Image, ImageTask, Location, Store, Volume, own
 from worker.core.errors import Temporary
 
 # Fields of every image that are no properties of its own; a hash and two links a listed image would
@@ -172,22 +172,6 @@ def whole_volume(fields: Mapping[str, Any]) -> Volume:
     which may be large."""
     kept = fields.get("volume_image_metadata") or {}
     return replace(volume(fields), image_properties={name: _text(kept, name) for name in kept})
-
-
-def quota(answer: Mapping[str, Any], volume_type: str) -> Quota:
-    """Return the rest of a quota for a volume type: the smaller one of project and type."""
-    quotas = answer["quota_set"]
-
-    def left(name: str) -> int | None:
-        # A type has limits of its own besides those of the project; -1 is none
-        given = [quotas[one] for one in (name, f"{name}_{volume_type}") if one in quotas]
-        limited = [row for row in given if int(row["limit"]) >= 0]
-        return min(
-            (int(row["limit"]) - int(row["in_use"]) - int(row["reserved"]) for row in limited),
-            default=None,
-        )
-
-    return Quota(volumes=left("volumes"), gigabytes=left("gigabytes"))
 
 
 def zones(answer: Any) -> dict[str, str]:
