@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from typing import Any
 
 from cliff.command import Command
 from cliff.lister import Lister
@@ -26,7 +25,6 @@ from worker.openstack.cloud import OpenStackCloud
 from worker.osc import plugin
 from worker.osc.explain import TOLD, explained_for, image_and_volumes, types_of
 
-T = TypeVar("T")
 WANTED = Policy().property
 NOBODY = "this login may not see it"
 
@@ -35,14 +33,6 @@ class _Asking(Command):
     """A command that asks the cloud of the client's login."""
 
     app: Any
-
-    def ask(self, answer: Awaitable[T]) -> T:
-        """Return the answer, which may be several requests."""
-
-        async def whole() -> T:
-            return await answer
-
-        return asyncio.run(whole())
 
     @property
     def cloud(self) -> OpenStackCloud:
@@ -74,7 +64,7 @@ class ListImages(_Asking, Lister):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
-        images = self.ask(_images(self.cloud, everybodys=parsed_args.all_projects))
+        images = asyncio.run(_images(self.cloud, everybodys=parsed_args.all_projects))
         rows = [
             (
                 image.id,
@@ -100,8 +90,8 @@ class ShowImage(_Asking, ShowOne):
         self, parsed_args: argparse.Namespace
     ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """The image, and a field for each Image-Volume."""
-        image, volumes = self.ask(image_and_volumes(self.cloud, parsed_args.image))
-        locations = self.ask(self.cloud.get_locations(image.id))
+        image, volumes = asyncio.run(image_and_volumes(self.cloud, parsed_args.image))
+        locations = asyncio.run(self.cloud.get_locations(image.id))
         shown: dict[str, Any] = {
             "id": image.id,
             "name": plain(image.name),
@@ -143,7 +133,7 @@ class Explain(_Judging):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
-        rows = self.ask(explained_for(self.cloud, parsed_args.image, parsed_args.type))
+        rows = asyncio.run(explained_for(self.cloud, parsed_args.image, parsed_args.type))
         self._failed = any(row[2] == "download" for row in rows)
         return ("Volume type", "Pool", "Volume is a", "Why", "What to do"), rows
 
@@ -160,10 +150,10 @@ class Warm(_Asking):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> None:
-        image_id = self.ask(names.image_id(self.cloud, parsed_args.image))
+        image_id = asyncio.run(names.image_id(self.cloud, parsed_args.image))
         # With the image's id it is not meant for the images that inherit it
         value = "no" if parsed_args.no else f"yes/{image_id}"
-        self.ask(self.cloud.set_properties(image_id, {WANTED: value}))
+        asyncio.run(self.cloud.set_properties(image_id, {WANTED: value}))
         self.app.stdout.write(f"{WANTED} = {value}\n")
 
 
@@ -180,7 +170,7 @@ class Probe(_Judging):
         return parser
 
     def take_action(self, parsed_args: argparse.Namespace) -> tuple[tuple[str, ...], list[Any]]:
-        check = self.ask(_probed(self.cloud, parsed_args))
+        check = asyncio.run(_probed(self.cloud, parsed_args))
         self._failed = check[1] == "fail"
         return ("Probe", "Result", "Detail", "What to do"), [check]
 
