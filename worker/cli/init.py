@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cliff.command import Command
 
 from handlers import image_volume
+from handlers.target_store import read_encryption
 from worker.broker.inspect import look
 from worker.cli import Worker
 from worker.cli.assembly import RESERVED
@@ -130,12 +131,7 @@ async def _read(name: str, options: argparse.Namespace, exchanges: list[str]) ->
             for one in await cloud.describe_volume_types()
             if not one.name.startswith(image_volume.PLACING)
         ]
-        encrypted: dict[str, bool | None] = {}
-        for one in types:
-            try:
-                encrypted[one.name] = await cloud.encrypts(one.id)
-            except (Blocked, NotFound):
-                encrypted[one.name] = None
+        ids = {one.id: one.name for one in types}
         try:
             pools = await cloud.list_pools()
         except (Blocked, NotFound):
@@ -148,7 +144,7 @@ async def _read(name: str, options: argparse.Namespace, exchanges: list[str]) ->
             work_url=options.work_url,
             exchanges=exchanges,
             types=types,
-            encrypted=encrypted,
+            encrypted=await read_encryption(cloud, ids, ids.values()),
             pools=pools,
             stores=stores,
             own=await _own(cloud, stores),
