@@ -21,6 +21,7 @@ from worker.broker.subscription import Subscription
 from worker.core.compression import METHODS, plain
 from worker.core.errors import Malformed, Misconfigured
 from worker.core.intake import Routed, Sink
+from worker.core.notification import FIELDS
 from worker.engine.threads import on_daemon_thread
 
 with warnings.catch_warnings():
@@ -42,16 +43,6 @@ THREAD = "oslo intake"
 NOT_RUNNING = "the intake is not running"
 # The field that replaces a notification we can't read; it has the reason
 UNREADABLE = "unreadable"
-# The fields of a notification, without its context
-FIELDS = (
-    "message_id",
-    "publisher_id",
-    "event_type",
-    "priority",
-    "payload",
-    "timestamp",
-    UNREADABLE,
-)
 
 
 class OsloIntake:
@@ -235,7 +226,8 @@ def wire(message: object) -> bytes:
     try:
         if isinstance(message, Mapping):
             return json.dumps(
-                {name: message[name] for name in FIELDS if name in message}, default=str
+                {name: message[name] for name in (*FIELDS, UNREADABLE) if name in message},
+                default=str,
             ).encode()
         return json.dumps(f"a notification is an object, not {type(message).__name__}").encode()
     except (TypeError, ValueError, RecursionError) as error:

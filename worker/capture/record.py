@@ -24,12 +24,10 @@ from worker.capture import owned
 from worker.core.errors import Malformed
 from worker.core.intake import Routed
 from worker.core.masking import masked
-from worker.core.notification import decode
+from worker.core.notification import FIELDS, decode
 
 log = structlog.get_logger(__name__)
 
-# What a notification is made of; its context, which can hold a live token, is none of it
-FIELDS = ("message_id", "publisher_id", "event_type", "priority", "timestamp", "payload")
 STDOUT = "-"
 
 

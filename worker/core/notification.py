@@ -21,6 +21,9 @@ from worker.core.target import TAG
 IMAGE_ID = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 IMAGE_VOLUME_NAME = re.compile(rf"(?:image|warm)-({IMAGE_ID.pattern})")
 
+FIELDS = ("message_id", "publisher_id", "event_type", "priority", "timestamp", "payload")
+"""What a notification is made of; its context, which can hold a live token, is none of it."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notification:
