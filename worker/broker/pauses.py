@@ -48,13 +48,10 @@ EVERY = 3.0
 class PauseWatch:
     """Tells which targets are paused: at the start, and with each change."""
 
-    def __init__(
-        self, *, url: str, queue: str, targets: Iterable[str], name: str = "image-volume-worker"
-    ) -> None:
+    def __init__(self, *, url: str, queue: str, targets: Iterable[str]) -> None:
         """Misconfigured if `url` names no RabbitMQ. `queue` begins the names on the broker."""
         self._topology = Topology(prefix=queue)
         self._targets = tuple(targets)
-        self._name = name
         self._url = url
         self._changed: Callable[[Set[str]], None] = lambda _: None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -70,7 +67,9 @@ class PauseWatch:
         """Call `changed` on the event loop with the names of the paused targets, for as long as the
         task runs."""
         self._changed, self._loop, self._told = changed, asyncio.get_running_loop(), None
-        self._link = link = Link(broker=parse(self._url), session=self, name=f"{self._name} pauses")
+        self._link = link = Link(
+            broker=parse(self._url), session=self, name="image-volume-worker pauses"
+        )
         link.start()
         try:
             await asyncio.get_running_loop().create_future()

@@ -52,21 +52,13 @@ class Part(NamedTuple):
 class Replicas:
     """The other replicas of this worker, as far as they are heard of."""
 
-    def __init__(
-        self,
-        *,
-        url: str,
-        queue: str,
-        document: Callable[[], Mapping[str, Any]],
-        name: str = "image-volume-worker",
-    ) -> None:
+    def __init__(self, *, url: str, queue: str, document: Callable[[], Mapping[str, Any]]) -> None:
         """Misconfigured if `url` names no RabbitMQ. `queue` begins the names on the broker,
         `document` makes this replica's part, on the link's thread."""
         self._id = uuid.uuid4().hex
         self._topology = Topology(prefix=queue)
         self._url = url
         self._document = document
-        self._name = name
         self._channel: Any = None
         self._link: Link | None = None
         self._due = self._echo = 0.0
@@ -75,7 +67,7 @@ class Replicas:
 
     async def run(self) -> None:
         """Tell and hear, for as long as the task runs."""
-        link = Link(broker=parse(self._url), session=self, name=f"{self._name} replicas")
+        link = Link(broker=parse(self._url), session=self, name="image-volume-worker replicas")
         link.start()
         self._link = link
         try:
