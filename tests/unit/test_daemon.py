@@ -299,7 +299,7 @@ async def test_the_page_says_whose_it_is_and_which_lanes_that_worker_serves(
     assert document["host"] == socket.gethostname()
     assert [one["served"] for one in document["lanes"]] == [False] * len(document["lanes"])
     lanes = MemoryLanes()
-    daemon._page._lanes = lanes
+    daemon._page.lanes = lanes
     await lanes.open({"prewarm.fast": 1}, lambda _: None)
     served = {one["lane"]: one["served"] for one in daemon._page.status(200)["lanes"]}
     assert [lane for lane, here in served.items() if here] == ["prewarm.fast"]
@@ -316,7 +316,7 @@ async def test_the_page_shows_image_volumes_with_the_last_use_that_is_known(
     await daemon._comparisons.take_census()
     (volume,) = daemon._page.image(made.id)["volumes"]
     assert (volume["target"], volume["used"]) == ("fast", 0.0)
-    daemon._page._uses.note(made.id, "fast", 3000.0)
+    daemon._page.uses.note(made.id, "fast", 3000.0)
     assert daemon._page.image(made.id)["volumes"][0]["used"] == 3000.0
     assert daemon._page.image("no such image") == {}
 

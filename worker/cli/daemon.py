@@ -24,6 +24,7 @@ from worker.cli.cloud_watch import CloudWatch
 from worker.cli.comparisons import CENSUS, START, Comparisons
 from worker.cli.page_source import PageSource
 from worker.cli.preflight import not_bound
+from worker.core.handler import Targeted
 from worker.core.job import Key
 from worker.engine.creations import find_ways
 from worker.engine.dispatcher import Dispatcher
@@ -103,7 +104,7 @@ class Daemon:
         self._page = PageSource(
             settings=settings,
             activity=metrics.activity,
-            handlers=self._handlers.values(),
+            targeted=[one for one in self._handlers.values() if isinstance(one, Targeted)],
             queue=self._queue,
             lanes=self._lanes,
             watch=self._watch,

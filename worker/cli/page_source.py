@@ -6,13 +6,14 @@ No service is asked.
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from handlers.reasons import WORDS, Reason
 from worker.broker.replicas import Part
 from worker.cli.cloud_watch import CloudWatch
-from worker.core.handler import Handler, Targeted
+from worker.core.handler import Targeted
 from worker.core.lanes import Lanes
 from worker.core.release import release
 from worker.core.uses import Uses
@@ -28,32 +29,19 @@ TOLD = 1000
 """Images that are held back, of which other replicas are told."""
 
 
+@dataclass(slots=True, kw_only=True)
 class PageSource:
-    """The documents of the page."""
+    """The documents of the page. `others` returns the last part that each other replica has told."""
 
-    def __init__(
-        self,
-        *,
-        settings: Settings,
-        activity: Activity,
-        handlers: Iterable[Handler],
-        queue: Queue,
-        lanes: Lanes,
-        watch: CloudWatch,
-        uses: Uses,
-        wishes: Wishes,
-    ) -> None:
-        self._settings = settings
-        self._activity = activity
-        self.targeted = [one for one in handlers if isinstance(one, Targeted)]
-        self._queue = queue
-        self._lanes = lanes
-        self._watch = watch
-        self._uses = uses
-        self._wishes = wishes
-        self._host = socket.gethostname()
-        self.others: Callable[[], Iterable[Part]] = tuple
-        """The last part that each other replica has told."""
+    settings: Settings
+    activity: Activity
+    targeted: Sequence[Targeted]
+    queue: Queue
+    lanes: Lanes
+    watch: CloudWatch
+    uses: Uses
+    wishes: Wishes
+    others: Callable[[], Iterable[Part]] = tuple
 
     def status(self, most: float) -> Mapping[str, Any]:
         """Return the document of /status.json, with at most so many jobs, of all replicas."""
@@ -70,21 +58,21 @@ class PageSource:
         decided = {target.name: target for handler in targeted for target in handler.resolved}
         unusable = {name: why for handler in targeted for name, why in handler.unusable.items()}
         services = Services(
-            targets=(decided.get(one.name, one) for one in self._settings.targets),
-            lanes=self._queue.lanes,
-            depths=self._lanes.depths(),
-            unusable={**unusable, **self._watch.unusable},
-            serves=self._lanes.serves,
+            targets=(decided.get(one.name, one) for one in self.settings.targets),
+            lanes=self.queue.lanes,
+            depths=self.lanes.depths(),
+            unusable={**unusable, **self.watch.unusable},
+            serves=self.lanes.serves,
         )
-        status = self._activity.status(services, most=most)
+        status = self.activity.status(services, most=most)
         for row in status["targets"]:
-            row["paused"] = row["name"] in self._wishes.paused
+            row["paused"] = row["name"] in self.wishes.paused
         full = {name: why for handler in targeted for name, why in handler.full().items()}
         learned = {name: sets for handler in targeted for name, sets in handler.learned().items()}
         return {
             "format": FORMAT,
             "version": release(),
-            "host": self._host,
+            "host": socket.gethostname(),
             **status,
             "held_back": [one for handler in targeted for one in handler.held_back()],
             "cache_full": full,
@@ -94,16 +82,16 @@ class PageSource:
 
     def images(self, choice: Choice) -> Mapping[str, Any]:
         """Return the document of /images.json."""
-        return self._activity.images((target.name for target in self._settings.targets), choice)
+        return self.activity.images((target.name for target in self.settings.targets), choice)
 
     def image(self, image_id: str) -> Mapping[str, Any]:
         """Return the document of /image.json; empty if the image is not known.
 
         The last use is the one that Cinder has, or a later one that this worker has heard of.
         """
-        document = self._activity.image(image_id, [one.name for one in self._settings.targets])
+        document = self.activity.image(image_id, [one.name for one in self.settings.targets])
         for volume in document.get("volumes", ()):
-            volume["used"] = max(volume["used"], self._uses.last(image_id, volume["target"]))
+            volume["used"] = max(volume["used"], self.uses.last(image_id, volume["target"]))
         return document
 
 
