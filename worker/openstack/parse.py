@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from worker.core.cloud import Image, ImageTask, Location, Store, Volume, own
+from worker.core.creation import NOTE
 from worker.core.errors import Temporary
 
 # Fields of every image that are no properties of its own; a hash and two links a listed image would
@@ -161,7 +162,7 @@ def volume(fields: Mapping[str, Any]) -> Volume:
         encrypted=bool(fields.get("encrypted")),
         # Written when the image's data has come (_create_from_image_cache_or_download), not when it
         # was cloned
-        downloaded="signature_verified" in (fields.get("volume_image_metadata") or {}),
+        downloaded=NOTE in (fields.get("volume_image_metadata") or {}),
         metadata={name: _text(metadata, name) for name in metadata},
     )
     return own(shown)

@@ -109,15 +109,9 @@ def with_message(signs: Signs, message: Mapping[str, Any], image: Image) -> Sign
                 replace(signs, sent=signs.sent + sent) if ours and isinstance(sent, int) else signs
             )
         case "image_volume_cache.hit":
-            ours = image.id in str(payload.get("image_id", "")) and payload.get("host") in (
-                None,
-                "",
-                volume.host,
-            )
+            ours = said.image_id == image.id and said.host in ("", volume.host)
             return replace(signs, hit=True) if ours else signs
         case "volume.create.end" if said.volume_id == volume.id:
-            rows = payload.get("glance_metadata") or ()
-            verified = any(isinstance(row, dict) and row.get("key") == NOTE for row in rows)
-            return replace(signs, heard=True, verified=signs.verified or verified)
+            return replace(signs, heard=True, verified=signs.verified or said.downloaded)
         case _:
             return signs
