@@ -146,7 +146,7 @@ class Cinder(Keystone):
 
         def limits(answer: Any) -> Mapping[str, Limit]:
             rows = answer["quota_set"].items()
-            return {name: Limit.from_api(row) for name, row in rows if isinstance(row, dict)}
+            return {name: Limit.from_api(row) for name, row in rows if name != "id"}
 
         return await self._read("block-storage", f"/os-quota-sets/{project_id}?usage=True", limits)
 
