@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 import structlog
@@ -376,6 +377,34 @@ async def test_an_answer_that_is_too_large_is_not_kept(
         await cloud.describe_volume_types()
     del services.strange["/volume/v3/types"]
     assert [one.name for one in await cloud.describe_volume_types()] == ["fast"]
+
+
+async def test_a_page_has_a_bound_of_its_own(
+    services: Services, clouds: Callable[..., OpenStackCloud], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of several rows that is larger is asked for with fewer, so that memory stays small."""
+    monkeypatch.setattr(session, "LARGEST_PAGE", 1 << 20)
+    rows = [{"id": str(n), "status": "active", "p": "x" * (1 << 18)} for n in range(9)]
+    asked: list[tuple[int, int]] = []
+
+    def answer(handler: BaseHTTPRequestHandler) -> None:
+        query = dict(parse_qsl(urlsplit(handler.path).query))
+        limit, first = int(query["limit"]), int(query.get("marker", -1)) + 1
+        shown = rows[first : first + limit] if query["os_hidden"] == "false" else []
+        asked.append((limit, len(shown)))
+        page: dict[str, object] = {"images": shown}
+        if len(shown) == limit:
+            page["next"] = f"/v2/images?{urlencode({**query, 'marker': shown[-1]['id']})}"
+        raw = json.dumps(page).encode()
+        with contextlib.suppress(OSError):
+            handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(raw) + raw)
+
+    services.strange["/image/v2/images"] = answer
+    assert len([image async for image in clouds().list_images()]) == 9
+    # Four rows are just too large
+    assert asked == [
+        (1000, 9), (100, 9), (10, 9), (1, 1), (2, 2), (4, 4), (1, 1), (2, 2), (4, 3), (1000, 0),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,12 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import keystoneauth1.exceptions as ksa
 import pytest
 import requests
+import structlog
 
 from worker.core.cloud import Location, NewVolume
 from worker.core.errors import (
@@ -21,9 +23,10 @@ from worker.core.errors import (
     NotFound,
     SpelledOtherwise,
     Temporary,
+    TooLarge,
 )
 from worker.observe.metrics import Metrics
-from worker.openstack import answers, login
+from worker.openstack import answers, login, parse
 from worker.openstack.cloud import OpenStackCloud
 
 IMAGE_ID = "f8195267-dc43-443b-86bf-8a5200144f25"
@@ -357,3 +360,125 @@ def test_a_clouds_yaml_of_another_shape_is_one_message(
     monkeypatch.setattr(login, "CONFIG_FILES", [str(file)])
     with pytest.raises(Misconfigured, match=r"\[cloud\]"):
         login.connect(name="odd", timeout=1.0, concurrency=1)
+
+
+MIB = 1 << 20
+
+
+class Listing(Proxy):
+    """Lists rows of these sizes, in bytes, as Glance and Cinder do; answers that are too large are
+    refused as our adapter does."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__([])
+        self.sizes = sizes
+        self.fails = 0
+
+    def request(self, url: str, method: str, **options: Any) -> requests.Response:
+        self.asked.append((method, url, None))
+        if self.fails:
+            self.fails -= 1
+            raise ksa.ConnectTimeout("late")
+        query = dict(parse_qsl(urlsplit(url).query))
+        limit, first = int(query["limit"]), int(query.get("marker", -1)) + 1
+        numbers = range(len(self.sizes))[first : first + limit]
+        weight = sum(self.sizes[number] for number in numbers)
+        if "/volumes?" not in url and weight > (8 * MIB if limit > 1 else 64 * MIB):
+            raise TooLarge("an answer of more than 64 MiB")
+        rows = [{"id": str(number), **ROW} for number in numbers]
+        if len(rows) < limit:
+            return answer(200, {"images": rows, "volumes": rows})
+        following = f"{url.partition('?')[0]}?{urlencode({**query, 'marker': numbers[-1]})}"
+        links = [{"rel": "next", "href": f"http://elsewhere{following}"}]
+        return answer(
+            200, {"images": rows, "next": following, "volumes": rows, "volumes_links": links}
+        )
+
+    def limits(self) -> list[int]:
+        """The numbers of rows that it was asked for."""
+        return [int(dict(parse_qsl(urlsplit(url).query))["limit"]) for _, url, _ in self.asked]
+
+
+ROW = {
+    "status": "active",
+    "size": 1,
+    "owner": "bob",
+    "visibility": "private",
+    "os-vol-tenant-attr:tenant_id": "bob",
+    "volume_image_metadata": {"signature_verified": "False"},
+}
+
+
+def listing(*sizes: int) -> tuple[Listing, OpenStackCloud]:
+    proxy, bed = Listing(*sizes), Bed()
+    bed.cloud._connection = Connection(proxy, proxy)  # type: ignore[assignment]
+    bed.cloud._project_id = "ours"
+    return proxy, bed.cloud
+
+
+async def test_large_rows_are_listed_in_small_pages() -> None:
+    """A user may give an image 128 properties of 64 KiB: 50 MiB if JSON escapes each character."""
+    sizes = [4000] * 1500
+    sizes[20:29] = [8 * MIB] * 9
+    sizes[700] = sizes[1499] = 50 * MIB
+    proxy, cloud = listing(*sizes)
+    listed = [image.id async for image in cloud._images({}, parse.image)]
+    assert listed == [str(number) for number in range(1500)]
+    assert len(proxy.asked) < 80
+
+
+async def test_ordinary_rows_need_no_more_requests() -> None:
+    proxy, cloud = listing(*[4000] * 2500)
+    assert len([volume async for volume in cloud.list_volumes()]) == 2500
+    assert proxy.limits() == [1000, 1000, 1000]
+
+
+async def test_a_page_that_takes_too_long_is_asked_for_with_fewer_rows() -> None:
+    """A page of a hundred large rows is not made in time."""
+    proxy, cloud = listing(*[4000] * 30)
+    proxy.fails = 3
+    assert len([volume async for volume in cloud.list_volumes()]) == 30
+    assert proxy.limits() == [1000, 100, 10, 1, 2, 4, 8, 16]
+
+
+@pytest.mark.parametrize("size", [8 * MIB, 50 * MIB])
+async def test_large_rows_hide_no_witness(size: int) -> None:
+    _, cloud = listing(*[size] * 9)
+    assert await cloud.find_witness() == "0"
+    assert await cloud.find_volume_witness() == "0"
+    assert not await cloud.notes_downloads()
+    assert len(await cloud.newest_images(limit=5)) == 5
+
+
+async def test_a_volume_that_is_too_large_alone_is_left_out_of_listings() -> None:
+    """Cinder does not limit the number of image metadata that a user sets on a volume."""
+    _, cloud = listing(4000, 70 * MIB, 4000, 70 * MIB)
+    with structlog.testing.capture_logs() as lines:
+        assert [volume.id async for volume in cloud.list_volumes()] == ["0", "2"]
+    assert [line["id"] for line in lines if line["event"] == "row_left_out"] == ["1", "3"]
+    assert await cloud.find_volume_witness() == "0"
+    # Else another one would be made
+    with pytest.raises(TooLarge, match="one of the volumes, the next after 0"):
+        await cloud.find_volumes("image-x")
+
+
+async def test_an_image_that_is_too_large_alone_is_named() -> None:
+    """An operator may allow more properties than Glance does by default."""
+    proxy, cloud = listing(4000, 70 * MIB)
+    with pytest.raises(TooLarge, match="one of the images, the next after 0"):
+        _ = [image async for image in cloud.list_images()]
+    # The same answer again would help nobody
+    assert proxy.limits() == [1000, 100, 10, 1, 2, 1]
+
+
+async def test_an_image_that_is_too_large_is_no_cloud_that_is_away() -> None:
+    proxy, cloud = listing(70 * MIB)
+    assert await cloud.shows_locations()
+    assert proxy.limits() == [1]
+
+
+async def test_an_object_that_is_too_large_is_not_asked_for_again() -> None:
+    bed = Bed(TooLarge("an answer of more than 64 MiB"))
+    with pytest.raises(TooLarge, match="image: an answer of more"):
+        await bed.cloud.get_image(IMAGE_ID)
+    assert bed.count("api_requests_total", service="image", method="GET", status="none") == 1

@@ -15,6 +15,11 @@ class Conflict(Temporary):
     """Somebody else is at it, or the thing is in the wrong state for now (409, 400 on a state)."""
 
 
+class TooLarge(Temporary):
+    """The answer is larger than what we read: that is one object's fault, and no sign that the
+    service is away. Asking again at once gets the same answer."""
+
+
 class Blocked(Exception):
     """An operator has to act (401, 403, quota, no backend): the job tries again, but rarely."""
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import tenacity
 
-from worker.core.errors import Conflict, Temporary
+from worker.core.errors import Conflict, Temporary, TooLarge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,11 +65,11 @@ def reading(
         on_retry(type(error).__name__)
 
     def again(error: BaseException) -> bool:
-        # A conflict is an answer, and a service that asks for minutes gets a job that waits, not a
-        # held slot
+        # A conflict and a large object are answers, and a service that asks for minutes gets a job
+        # that waits, not a held slot
         return (
             isinstance(error, Temporary)
-            and not isinstance(error, Conflict)
+            and not isinstance(error, Conflict | TooLarge)
             and (error.after or 0.0) <= 10.0
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
@@ -17,11 +17,11 @@ from worker.core.pool import Pool, VolumeType
 from worker.core.target import TAG
 from worker.openstack import parse
 from worker.openstack.keystone import Keystone
+from worker.openstack.paging import PAGE, first
 from worker.openstack.survey import Limit, Service
 
 log = structlog.get_logger(__name__)
 
-PAGE = 1000
 WITH_CLUSTER = "3.61"
 """The microversion of volumes that tells an administrator their cluster (Ussuri)."""
 
@@ -53,35 +53,28 @@ class Cinder(Keystone):
 
     def list_volumes(self, tag: str = "", *, key: str = TAG) -> AsyncIterator[Volume]:
         # Cinder reads a literal of Python's here (cinder/api/v3/volumes.py)
-        return self._volumes({"limit": str(PAGE)} | ({"metadata": str({key: tag})} if tag else {}))
+        return self._volumes({"metadata": str({key: tag})} if tag else {}, past=self._past)
 
     async def find_volume_witness(self) -> str:
         project_id = await self._own_project()
         # Without the right to see all, Cinder passes `all_tenants` over in silence. Some hundred of
         # the newest may all be ours, and then some of the oldest are not
         for order in ("desc", "asc"):
-            query = urlencode({"all_tenants": 1, "limit": 100, "sort": f"created_at:{order}"})
-            rows = await self._read(
-                "block-storage",
-                f"/volumes/detail?{query}",
-                lambda answer: [parse.volume(row) for row in answer["volumes"]],
-            )
-            for volume in rows:
+            async for volume in self._seen(100, parse.volume, order):
                 if volume.project_id and volume.project_id != project_id:
                     return volume.id
         return ""
 
     async def notes_downloads(self) -> bool:
         # The newest of all projects, as far as this login sees them
-        query = urlencode({"all_tenants": 1, "limit": 500, "sort": "created_at:desc"})
-        rows = await self._read(
-            "block-storage",
-            f"/volumes/detail?{query}",
-            lambda answer: [parse.whole_volume(row) for row in answer["volumes"]],
-        )
         # One image could have the property by itself: Cinder copies it to all volumes of it
-        noted = (volume for volume in rows if volume.downloaded)
-        return len({volume.image_properties.get("image_id") for volume in noted}) > 1
+        noted = set[str | None]()
+        async for volume in self._seen(500, parse.whole_volume, "desc"):
+            if volume.downloaded:
+                noted.add(volume.image_properties.get("image_id"))
+            if len(noted) > 1:
+                return True
+        return False
 
     async def create_volume(self, new: NewVolume) -> Volume:
         body: dict[str, object] = {
@@ -215,31 +208,49 @@ class Cinder(Keystone):
 
         return await self._guarded("block-storage", "GET", ask)
 
+    def _seen(
+        self, number: int, as_volume: Callable[[Mapping[str, Any]], Volume], order: str
+    ) -> AsyncIterator[Volume]:
+        """Yield this many volumes of all projects, as far as this login sees them: the newest with
+        `desc`, the oldest with `asc`."""
+        query = {"all_tenants": "1", "sort": f"created_at:{order}"}
+        return first(number, self._volumes(query, as_volume, most=number, past=self._past))
+
     def _volumes(
         self,
         query: Mapping[str, str],
         as_volume: Callable[[Mapping[str, Any]], Volume] = parse.volume,
+        *,
+        most: int = PAGE,
+        past: Callable[[str], Awaitable[str | None]] | None = None,
     ) -> AsyncIterator[Volume]:
         """Yield the volumes of our own project; even for the role admin Cinder lists others only
         on request."""
-
-        def following(page: Any) -> str | None:
-            links = [
-                link["href"] for link in page.get("volumes_links", ()) if link.get("rel") == "next"
-            ]
-            # Cinder's link may name an endpoint that only it knows (public_endpoint): keep ours,
-            # take its query
-            return (
-                f"/volumes/detail?{urlencode(parse_qsl(urlsplit(links[0]).query))}"
-                if links
-                else None
-            )
-
         return self._pages(
             "block-storage",
             f"/volumes/detail?{urlencode(query)}",
             "volumes",
             as_volume,
-            following,
+            _following,
+            most=most,
+            past=past,
             microversion=WITH_CLUSTER,
         )
+
+    async def _past(self, url: str) -> str | None:
+        """Return the next page after this one of one volume, which is too large: Cinder limits
+        neither the number of a volume's image metadata nor their size together.
+
+        Without details it is small. Only for listings that may lack a volume: a search by name
+        would find nothing, and things are made for not being there.
+        """
+        brief = url.replace("/volumes/detail?", "/volumes?", 1)
+        return await self._read("block-storage", brief, lambda page: parse.link(_following(page)))
+
+
+def _following(page: Any) -> str | None:
+    """Return the next page of volumes."""
+    links = [link["href"] for link in page.get("volumes_links", ()) if link.get("rel") == "next"]
+    # Cinder's link may name an endpoint that only it knows (public_endpoint): keep ours, take its
+    # query
+    return f"/volumes/detail?{urlencode(parse_qsl(urlsplit(links[0]).query))}" if links else None

@@ -20,8 +20,11 @@ import requests.exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
+from worker.core.errors import TooLarge
+
 LARGEST = 64 << 20
-"""Bytes of an answer, decompressed; a page of a thousand rows has a few million."""
+"""Bytes of an answer, decompressed. An image may have 128 properties of 64 KiB by Glance's defaults:
+48 MiB if JSON escapes each character."""
 _PIECE = 65_536
 
 _CURRENT: contextvars.ContextVar[Deadline | None] = contextvars.ContextVar("deadline", default=None)
@@ -32,10 +35,12 @@ class Deadline:
     is over.
 
     The thread waits in a read of the kernel then, which only the end of the connection ends.
+    `largest` is its own bound for an answer, if not LARGEST.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, largest: int | None = None) -> None:
         self.over = False
+        self.largest = largest
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
 
@@ -106,14 +111,14 @@ class _TlsPool(HTTPSConnectionPool):
 
 
 def _content(response: requests.Response) -> bytes:
-    """Return the bytes of an answer, decompressed; RequestException if there are too many."""
+    """Return the bytes of an answer, decompressed; TooLarge if there are too many."""
+    deadline = _CURRENT.get()
+    largest = (deadline and deadline.largest) or LARGEST
     content = bytearray()
     for piece in response.iter_content(_PIECE):
         content += piece
-        if len(content) > LARGEST:
-            raise requests.exceptions.RequestException(
-                f"an answer of more than {LARGEST >> 20} MiB"
-            )
+        if len(content) > largest:
+            raise TooLarge(f"an answer of more than {largest >> 20} MiB")
     return bytes(content)
 
 
@@ -147,7 +152,7 @@ class Adapter(requests.adapters.HTTPAdapter):
         *args: Any,
         **options: Any,
     ) -> requests.Response:
-        """See requests; RequestException for an answer that is too large, or that leads astray."""
+        """See requests; TooLarge, or RequestException for an answer that leads astray."""
         response = super().send(request, True, *args, **options)
         try:
             _stay(request.url or "", response)

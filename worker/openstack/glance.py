@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 from worker.core.cloud import LISTED, Image, ImageTask, Location, Store
-from worker.core.errors import Blocked, NotFound, SpelledOtherwise
+from worker.core.errors import Blocked, NotFound, SpelledOtherwise, TooLarge
 from worker.openstack import parse
 from worker.openstack.keystone import Keystone
+from worker.openstack.paging import PAGE, first
 from worker.openstack.survey import LOCATION_API, Shown
 
-PAGE = 1000
 PATCH_TYPE = "application/openstack-images-v2.1-json-patch"
+T = TypeVar("T")
 
 
 class Glance(Keystone):
@@ -30,7 +31,7 @@ class Glance(Keystone):
         # Glance lists either hidden images or the others, never both
         for hidden in ("false", "true"):
             query = {"status": f"in:{','.join(LISTED)}", "visibility": "all", "os_hidden": hidden}
-            async for image in self._images(query, limit=PAGE):
+            async for image in self._images(query, parse.image):
                 yield image
 
     async def find_images(self, name: str) -> tuple[Image, ...]:
@@ -40,13 +41,13 @@ class Glance(Keystone):
             # Glance reads a name that begins with in: as a list of names, unless it is quoted
             asked = f'in:"{name}"' if name.startswith("in:") else name
             query = {"name": asked, "visibility": "all", "os_hidden": hidden}
-            async for image in self._images(query, limit=PAGE):
+            async for image in self._images(query, parse.image):
                 found[image.id] = image
         return tuple(image for image in found.values() if image.name == name)
 
     async def find_witness(self) -> str:
         project_id = await self._own_project()
-        async for image in self._images({"visibility": "private"}, limit=100):
+        async for image in self._images({"visibility": "private"}, parse.image, most=100):
             if image.owner and image.owner != project_id:
                 return image.id
         return ""
@@ -70,13 +71,16 @@ class Glance(Keystone):
     async def shows_locations(self) -> bool:
         """Whether Glance lets us read the locations of images; True while there is no image to
         ask about."""
-        for image in await self.newest_images(limit=5, status="active"):
-            with contextlib.suppress(NotFound):
-                if await self.get_locations(image.id) is not None:
-                    return True
-                # Empty while an image is being deleted: one that is still active settles it
-                if (await self.get_image(image.id)).status == "active":
-                    return False
+        # An image that is too large to be read says nothing about Glance
+        with contextlib.suppress(TooLarge):
+            # One by one: most often the first settles it
+            async for image in first(5, self._newest("active", most=1)):
+                with contextlib.suppress(NotFound, TooLarge):
+                    if await self.get_locations(image.id) is not None:
+                        return True
+                    # Empty while an image is being deleted: one that is still active settles it
+                    if (await self.get_image(image.id)).status == "active":
+                        return False
         return True
 
     async def copy_image(self, image_id: str, stores: Iterable[str]) -> None:
@@ -157,14 +161,23 @@ class Glance(Keystone):
 
     async def newest_images(self, *, limit: int = 100, status: str = "") -> tuple[Shown, ...]:
         """Return some images of any project, the newest first; with `status` only those in it."""
-        query = {"limit": limit, "visibility": "all"} | ({"status": status} if status else {})
-        return await self._read(
-            "image", f"/v2/images?{urlencode(query)}", parse.each("images", Shown.from_api)
-        )
+        return tuple([image async for image in first(limit, self._newest(status, most=limit))])
 
-    def _images(self, query: Mapping[str, str], *, limit: int) -> AsyncIterator[Image]:
-        url = f"/v2/images?{urlencode({**query, 'limit': limit})}"
-        return self._pages("image", url, "images", parse.image, lambda page: page.get("next"))
+    def _newest(self, status: str, *, most: int) -> AsyncIterator[Shown]:
+        query = {"visibility": "all"} | ({"status": status} if status else {})
+        return self._images(query, Shown.from_api, most=most)
+
+    def _images(
+        self,
+        query: Mapping[str, str],
+        as_image: Callable[[Mapping[str, Any]], T],
+        *,
+        most: int = PAGE,
+    ) -> AsyncIterator[T]:
+        url = f"/v2/images?{urlencode(query)}"
+        return self._pages(
+            "image", url, "images", as_image, lambda page: page.get("next"), most=most
+        )
 
 
 def _change(name: str, value: str) -> dict[str, str]:

@@ -18,12 +18,13 @@ import requests
 import structlog
 from openstack.connection import Connection
 
-from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
+from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary, TooLarge
 from worker.engine.retry import reading
 from worker.observe import tracing
 from worker.observe.metrics import Metrics
 from worker.openstack.answers import one_line, read
 from worker.openstack.deadline import Deadline
+from worker.openstack.paging import LARGEST_PAGE, PAGE, PageSize, marker, with_limit
 from worker.openstack.parse import each, link, parsed
 
 # Of a listing: ten million rows. One with more never ends
@@ -80,23 +81,81 @@ class Session:
         parse: Callable[[Any], T],
         following: Callable[[Any], str | None],
         *,
+        most: int = PAGE,
+        past: Callable[[str], Awaitable[str | None]] | None = None,
         microversion: str = "",
     ) -> AsyncIterator[T]:
-        """Yield the rows of a listing, page by page; `following` finds the next page."""
+        """Yield the rows of a listing, page by page, up to `most` a page; `following` finds the
+        next page.
+
+        `past` finds the page after a row that is too large alone, which is left out then. TooLarge
+        if there is no `past`.
+        """
         next_url: str | None = url
         seen = set[str]()
+        size = PageSize(most)
         while next_url:
-            if next_url in seen or len(seen) == MOST_PAGES:
+            place = with_limit(next_url, most)
+            if place in seen or len(seen) == MOST_PAGES:
                 raise Temporary(f"{service}: the pages of {name} go round in circles")
-            seen.add(next_url)
-            rows, next_url = await self._read(
-                service,
-                next_url,
-                lambda page: (each(name, parse)(page), link(following(page))),
-                microversion=microversion,
-            )
+            seen.add(place)
+            try:
+                rows, next_url = await self._page(
+                    service,
+                    place,
+                    lambda page: (each(name, parse)(page), link(following(page))),
+                    size=size,
+                    microversion=microversion,
+                )
+            except TooLarge as error:
+                found = f"{error}: one of the {name}, the next after {marker(place) or 'none'}"
+                if past is None:
+                    raise TooLarge(found) from error
+                rows, next_url = (), await past(with_limit(place, 1))
+                left_out = marker(next_url or "")
+                log.warning("row_left_out", service=service, id=left_out, error=found)
             for row in rows:
                 yield row
+
+    async def _page(
+        self,
+        service: str,
+        url: str,
+        parse: Callable[[Any], T],
+        *,
+        size: PageSize,
+        microversion: str,
+    ) -> T:
+        """Return a page as `parse` reads it; TooLarge if one row alone is too large.
+
+        After each try that failed it asks for fewer rows: a page may be too large to be read, or to
+        be made in time, and then our last try is for one row.
+        """
+
+        async def ask() -> T:
+            while True:
+                asked = size.rows
+                try:
+                    answer = await self._request(
+                        service,
+                        "GET",
+                        with_limit(url, asked),
+                        microversion=microversion,
+                        largest=LARGEST_PAGE if asked > 1 else None,
+                    )
+                    page = parsed(service, parse, answer)
+                except TooLarge:
+                    if asked == 1:
+                        raise
+                    size.shrink()
+                except Temporary:
+                    size.shrink()
+                    raise
+                else:
+                    size.grow()
+                    return page
+
+        return await self._retried(service, ask)
 
     async def _read(
         self,
@@ -149,8 +208,9 @@ class Session:
         content_type: str = "application/json",
         certain: str = "",
         microversion: str = "",
+        largest: int | None = None,
     ) -> Any:
-        """Return the answer's JSON; see `read` for `certain`."""
+        """Return the answer's JSON; see `read` for `certain`, `Deadline` for `largest`."""
 
         def ask() -> Any:
             proxy = self._connection.image if service == "image" else self._connection.block_storage
@@ -188,25 +248,32 @@ class Session:
             )
             return read(service, method, response, certain)
 
-        return await self._guarded(service, method, ask)
+        return await self._guarded(service, method, ask, largest=largest)
 
-    async def _guarded(self, service: str, method: str, ask: Callable[[], T]) -> T:
+    async def _guarded(
+        self, service: str, method: str, ask: Callable[[], T], *, largest: int | None = None
+    ) -> T:
         """Run a request in a span of its own; see `_translated`."""
         with tracing.span(f"{method} {service}", {"http.request.method": method}):
-            return await self._translated(service, method, ask)
+            return await self._translated(service, method, ask, largest)
 
-    async def _translated(self, service: str, method: str, ask: Callable[[], T]) -> T:
+    async def _translated(
+        self, service: str, method: str, ask: Callable[[], T], largest: int | None
+    ) -> T:
         """Run a request on a thread, and translate libraries' errors into ours; nothing else does.
 
         An error that we do not know is Temporary: a file that is being replaced, an answer that a
         library stumbles over, no free thread.
         """
         began = time.monotonic()
-        context, deadline = contextvars.copy_context(), Deadline()
+        context, deadline = contextvars.copy_context(), Deadline(largest)
         try:
             return await asyncio.get_running_loop().run_in_executor(
                 self._threads, context.run, self._within, deadline, asyncio.get_running_loop(), ask
             )
+        except TooLarge as error:
+            self._metrics.api_requests.labels(service, method, "none").inc()
+            raise TooLarge(f"{service}: {error}") from error
         except OURS:
             raise
         except (ksa.Unauthorized, ksa.Forbidden) as error:
