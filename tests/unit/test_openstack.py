@@ -482,3 +482,10 @@ async def test_an_object_that_is_too_large_is_not_asked_for_again() -> None:
     with pytest.raises(TooLarge, match="image: an answer of more"):
         await bed.cloud.get_image(IMAGE_ID)
     assert bed.count("api_requests_total", service="image", method="GET", status="none") == 1
+
+
+def test_of_a_long_property_the_beginning_is_kept() -> None:
+    """Jobs hold images for long, and one user may have many with 8 MiB of properties."""
+    image = parse.image({"id": IMAGE_ID, "status": "active", "p": "x" * 65_000, "os_type": "linux"})
+    assert len(image.properties["p"]) == parse.LONGEST
+    assert image.properties["os_type"] == "linux"

@@ -17,6 +17,9 @@ BASE = frozenset({
     "id", "name", "status", "owner", "disk_format", "container_format", "visibility", "created_at", "updated_at",
     "checksum", "os_hash_algo", "os_hash_value", "self", "file", "schema", "stores", "direct_url",
 })  # fmt: skip
+LONGEST = 4096
+"""Characters that are kept of a property. None that we read is longer, and users may write 64 KiB
+into each of 128."""
 T = TypeVar("T")
 
 
@@ -104,7 +107,7 @@ def image(fields: Mapping[str, Any]) -> Image:
         failed=_names(_text(fields, "os_glance_failed_import")),
         import_locked="os_glance_import_task" in fields,
         properties={
-            key: value
+            key: value[:LONGEST]
             for key, value in fields.items()
             if isinstance(value, str) and key not in BASE
         },
