@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from handlers.reasons import WORDS, Reason
 from worker.core.cloud import Image, Location, Volume
 
@@ -140,7 +140,7 @@ def _by_location(
         return None, Reason.OWNER
     # Cinder takes the newest (volume_get_all sorts so), and looks at neither status nor encryption
     newest = max(own, key=lambda volume: (volume.created_at, volume.id))
-    if not image_volume.is_usable(newest):
+    if not volume_status.is_usable(newest):
         return None, Reason.NOT_AVAILABLE
     if newest.encrypted:
         return None, Reason.ENCRYPTED
@@ -161,7 +161,7 @@ def _by_cache(image: Image, pool: Pool, evidence: Evidence) -> tuple[Volume | No
         if volume.name == name
         and volume.id not in located
         and image_volume.is_entry(volume)
-        and image_volume.is_usable(volume)
+        and volume_status.is_usable(volume)
         and pool.has(volume)
     ]
     # The newest one is what Cinder uses: an older one is stale and about to be evicted

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from handlers import volume_status
 from worker.core.age import SKEW
 from worker.core.cloud import GIB, Image, NewVolume, Volume
 from worker.core.notification import IMAGE_VOLUME_NAME
@@ -19,26 +20,12 @@ ORIGIN = f"{TAG}_origin"
 PREWARM = "prewarm"
 # Begins the names of the private volume types by which a pool is chosen
 PLACING = "image-volume-worker:"
-# Seconds after which a volume that Cinder is still making counts as lost
-STALLED_AFTER = 21_600.0
-# A scheduler takes seconds. A RabbitMQ that restarts forgets what Cinder's API has told the
-# scheduler
-UNSCHEDULED_AFTER = 300.0
 # For how long one of several volumes of an image on a target is left alone, in seconds
 FRESH_FOR = 120.0
-# Cinder's DELETE refuses every other status (cinder/volume/api.py, delete), error_deleting too
-DELETABLE = frozenset(
-    {"available", "error", "error_restoring", "error_extending", "error_managing"}
-)
 HIDDEN = (
     "Glance shows no locations of the image to this login (give it the role service), or "
     "the image is being deleted"
 )
-# Glance that reads a volume attaches it, and one that is killed leaves it so for ever: its data is
-# whole, and Cinder clones it all the same
-ATTACHED = frozenset({"in-use", "reserved", "attaching", "detaching"})
-USABLE = ATTACHED | {"available"}
-MAKING = frozenset({"creating", "downloading"})
 
 
 def name_of(image_id: str) -> str:
@@ -155,7 +142,7 @@ def made_at(volume: Volume) -> float:
     """
     if not volume.source_volid or UPLOADED_BY in volume.metadata:
         return volume.created_epoch
-    if volume.status in MAKING:
+    if volume.status in volume_status.MAKING:
         return math.inf
     return max(volume.created_epoch, volume.updated_epoch)
 
@@ -244,19 +231,6 @@ def may_be_location(volume: Volume) -> bool:
     return not (is_throw_away(volume) or (is_entry(volume) and volume.source_volid))
 
 
-def may_be_deleted(volume: Volume, now: float) -> bool:
-    """Whether Cinder deletes it; not while a host is making it, while it is attached, or in
-    error_deleting."""
-    lost = is_stalled(volume, now) and not volume.scheduled
-    return lost or volume.status in DELETABLE
-
-
-def is_stalled(volume: Volume, now: float) -> bool:
-    """Whether Cinder will never make it any more."""
-    patience = STALLED_AFTER if volume.scheduled else UNSCHEDULED_AFTER
-    return volume.status in MAKING and now - volume.created_epoch > patience
-
-
 def is_fresh(volume: Volume, now: float) -> bool:
     """Whether another worker may have made it just now, and be about to make a location of it.
 
@@ -264,48 +238,3 @@ def is_fresh(volume: Volume, now: float) -> bool:
     each removed what the other has made, none of it would stay.
     """
     return now - made_at(volume) < FRESH_FOR
-
-
-def is_broken(volume: Volume) -> bool:
-    """Whether it will never serve."""
-    return volume.status.startswith("error")
-
-
-def is_leaving(volume: Volume) -> bool:
-    """Whether it is on its way out, or stuck on it: nothing is to be made of it any more."""
-    return volume.status == "deleting" or is_stuck(volume)
-
-
-def is_stuck(volume: Volume) -> bool:
-    """Whether Cinder refuses to delete it before an administrator has acted, as in
-    error_deleting."""
-    return is_broken(volume) and volume.status not in DELETABLE
-
-
-def is_usable(volume: Volume) -> bool:
-    """Whether Cinder can clone it now, by a location or as an entry of its cache."""
-    return volume.status in USABLE
-
-
-def needs_administrator(volume: Volume) -> bool:
-    """Whether it is in an error that may leave its data whole, or that nobody can end: all but
-    plain `error`."""
-    return is_broken(volume) and volume.status != "error"
-
-
-def stuck_advice(volume: Volume, *, located: bool) -> str:
-    """The command with which an administrator helps a volume that Cinder does not let go of.
-
-    `located`: it is, or may be, a location of its image, and must not be deleted on our word.
-    """
-    if located:
-        command = f"openstack volume set --state available {volume.id}"
-        return (
-            f"volume {volume.id} is {volume.status}; if its data is whole: {command}, else "
-            f"see docs/upkeep.md"
-        )
-    if is_stuck(volume):
-        command = f"openstack volume delete --force {volume.id}"
-    else:
-        command = f"openstack volume set --state error --detached {volume.id}"
-    return f"Cinder keeps it {volume.status}; to have it deleted: {command}"

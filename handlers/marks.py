@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from worker.core.cloud import Image, Volume
 from worker.core.target import TAG, UPLOAD, Target
 
@@ -81,7 +81,7 @@ def is_prewarmed(volume: Volume, target: Target) -> bool:
     named = volume.name == image_volume.name_of(image_id) and image_volume.is_kept_for(
         volume, image_id
     )
-    return made and named and not image_volume.is_leaving(volume)
+    return made and named and not volume_status.is_leaving(volume)
 
 
 def is_unmarked_copy(volume: Volume) -> bool:
@@ -109,7 +109,7 @@ def may_go(volume: Volume, image: Image, target: Target) -> bool:
     if is_prewarmed(volume, target):
         return True
     settled = (
-        (image_volume.is_usable(volume) or image_volume.is_broken(volume))
+        (volume_status.is_usable(volume) or volume_status.is_broken(volume))
         and image_volume.is_of(volume, image)
         and volume.name == image_volume.name_of(image.id)
     )
@@ -140,5 +140,5 @@ def is_left_of_import(volume: Volume, image: Image) -> bool:
         and over
         and image_volume.is_of(volume, image)
         and volume.name == image_volume.name_of(image.id)
-        and not image_volume.is_leaving(volume)
+        and not volume_status.is_leaving(volume)
     )

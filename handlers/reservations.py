@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import structlog
 
-from handlers import budget, image_volume
+from handlers import budget, image_volume, volume_status
 from handlers.deletion import Deletion
 from worker.core.age import age, lasts
 from worker.core.cloud import Image, Quota, Volume
@@ -127,7 +127,7 @@ class Reservations:
         """Return a volume that does not go, although its deletion was asked for; else None."""
         for _ in range(LOOKS):
             volume = await self._look(volume_id)
-            if volume is None or not image_volume.is_leaving(volume):
+            if volume is None or not volume_status.is_leaving(volume):
                 return volume
             await watch.changed()
         return None

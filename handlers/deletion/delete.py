@@ -8,7 +8,7 @@ from typing import Literal
 
 import structlog
 
-from handlers import image_volume, import_lock, marks
+from handlers import image_volume, import_lock, marks, volume_status
 from handlers.deletion.brake import Brake
 from handlers.deletion.last_copy import LastCopy, store_of
 from handlers.deletion.proof import NotProven, Proof
@@ -71,7 +71,7 @@ class Deletion:
     ) -> Outcome:
         """Delete volumes of the internal project that no image needs, and wait until Cinder has."""
         left = {volume.id: volume for volume in volumes if not volume.foreign}
-        for volume in [volume for volume in left.values() if image_volume.is_stuck(volume)]:
+        for volume in [volume for volume in left.values() if volume_status.is_stuck(volume)]:
             report_stuck(left.pop(volume.id), located=False)
         if left and (refusal := self._refusal(left.values(), why)):
             return Skip(refusal)
@@ -80,7 +80,7 @@ class Deletion:
         for _ in range(LOOKS):
             for volume in left.values():
                 # Once: Cinder gives it back when its driver says that it is busy (VolumeIsBusy)
-                if volume.id in asked or image_volume.is_leaving(volume):
+                if volume.id in asked or volume_status.is_leaving(volume):
                     continue
                 try:
                     await self._cloud.delete_volume(volume.id)
@@ -92,7 +92,7 @@ class Deletion:
                 log.info("image_volume_deleted", volume_id=volume.id, size=volume.size, why=why)
                 asked.add(volume.id)
             left = {seen.id: seen for one in left if (seen := await self.last_copy.look(one))}
-            if all(one.id in asked and not image_volume.is_leaving(one) for one in left.values()):
+            if all(one.id in asked and not volume_status.is_leaving(one) for one in left.values()):
                 break
             await watch.changed()
         gone = len(asked - left.keys())
@@ -147,7 +147,7 @@ class Deletion:
     ) -> None:
         """Raise unless an image that has data can do without a volume that is no location, and
         `[reclaim]` lets it be deleted."""
-        broken = image_volume.is_broken(volume)
+        broken = volume_status.is_broken(volume)
         # A broken one is made again, which [reclaim] need not be enabled for
         if (self._rules.dry_run or not broken) and (refusal := self._refusal([volume], why)):
             raise Blocked(f"Image-Volume {volume.id} stays: {refusal}")
@@ -193,11 +193,11 @@ class Deletion:
                     f"more"
                 )
             volume = await self.last_copy.look(volume_id)
-            if volume is not None and image_volume.needs_administrator(volume):
+            if volume is not None and volume_status.needs_administrator(volume):
                 report_stuck(volume, located=True)
-                advice = image_volume.stuck_advice(volume, located=True)
+                advice = volume_status.stuck_advice(volume, located=True)
                 raise Blocked(f"the location in store {store} stays: {advice}")
-            sound = volume is not None and not image_volume.is_broken(volume)
+            sound = volume is not None and not volume_status.is_broken(volume)
             if volume is not None and sound:
                 await self._check_sound(volume, image, locations, whole=whole)
             elif not await self.last_copy.is_elsewhere(volume_id, image, locations):

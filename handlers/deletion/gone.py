@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from handlers.deletion.delete import Deletion
 from handlers.marks import is_free, is_known
 from worker.core import absence
@@ -50,7 +50,7 @@ class Gone:
                 free, watch, why=self._evidence(image_id), reason="gone"
             )
         waiting = [
-            volume for volume in left if volume not in free and not image_volume.is_leaving(volume)
+            volume for volume in left if volume not in free and not volume_status.is_leaving(volume)
         ]
         if not waiting:
             return outcome

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers import image_volume, marks
+from handlers import image_volume, marks, volume_status
 from handlers.target_store import TargetStores
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import NotFound
@@ -26,7 +26,7 @@ class LastCopy:
             return image_volume.HIDDEN if image_volume.may_be_location(volume) else ""
         if all(location.volume_id != volume.id for location in locations):
             # An entry of Cinder's cache may have outlived every location
-            if image_volume.is_broken(volume) or await self.has_whole(image, locations):
+            if volume_status.is_broken(volume) or await self.has_whole(image, locations):
                 return ""
             return NO_WHOLE
         store = store_of(volume, locations)
@@ -83,7 +83,7 @@ class LastCopy:
         volume = await self.look(location.volume_id)
         return (
             volume is not None
-            and image_volume.is_usable(volume)
+            and volume_status.is_usable(volume)
             and image_volume.is_of(volume, image)
         )
 
@@ -92,7 +92,7 @@ class LastCopy:
         if not location.volume_id:
             return await self._is_served(location)
         volume = await self.look(location.volume_id)
-        if volume is None or not image_volume.is_usable(volume):
+        if volume is None or not volume_status.is_usable(volume):
             return False
         return image_volume.is_of(volume, image) and not marks.may_be_ours(volume)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import structlog
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from handlers.actions import SetMetadata
 from handlers.deletion.brake import CONFIRM_LOCATIONS, Brake
 from handlers.marks import is_ours, why_not_ours
@@ -110,8 +110,8 @@ class Proof:
         """Return why a volume of an image that is not found is kept, by its note and as of the last
         count."""
         noted = absence.absence_of(volume)
-        if image_volume.is_stuck(volume):
-            return image_volume.stuck_advice(volume, located=True)
+        if volume_status.is_stuck(volume):
+            return volume_status.stuck_advice(volume, located=True)
         if noted.pending:
             return str(noted)
         if not image_volume.is_kept_for(volume, image_volume.image_of(volume)):

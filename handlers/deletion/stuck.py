@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import structlog
 
-from handlers import image_volume
+from handlers import volume_status
 from worker.core.cloud import Volume
 
 # Seconds after which a volume that is in use is reported: a Glance that was killed while it read
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 def report_stuck(volume: Volume, *, located: bool) -> None:
     """Log a volume that Cinder does not delete before an administrator has acted; `located` if it
     is a location."""
-    advice = image_volume.stuck_advice(volume, located=located)
+    advice = volume_status.stuck_advice(volume, located=located)
     log.warning("volume_stuck", volume_id=volume.id, status=volume.status, advice=advice)
 
 
@@ -37,7 +37,7 @@ class Attached:
         now = self._now()
         for volume in left:
             if (
-                volume.status in image_volume.ATTACHED
+                volume.status in volume_status.ATTACHED
                 and now - self._since.setdefault(volume.id, now) >= ATTACHED_FOR
             ):
                 report_stuck(volume, located=False)

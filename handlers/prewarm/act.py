@@ -7,7 +7,7 @@ from typing import assert_never
 
 import structlog
 
-from handlers import image_volume, marks, policy
+from handlers import marks, policy, volume_status
 from handlers.actions import AddLocation, SetMetadata, SetReadonly
 from handlers.deletion import Deletion
 from handlers.prewarm.actions import (
@@ -107,7 +107,7 @@ class Actor:
         volumes = seen.volumes or ()
         known = next(v for v in (*volumes, *(seen.warming or ())) if v.id == change.volume_id)
         await self._deletion.discard(seen.image.id, known, why=change.why)
-        if known in volumes and image_volume.is_broken(known):
+        if known in volumes and volume_status.is_broken(known):
             # Nobody else has undone it
             self._held_back.forget(seen.image.id, target.place)
         if change.encrypted:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import structlog
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from handlers.prewarm.actions import Finish
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import cache
@@ -154,7 +154,7 @@ class HeldBack:
                 for one in volumes
                 if image_volume.is_entry(one)
                 and image_volume.is_on(one, target)
-                and image_volume.is_usable(one)
+                and volume_status.is_usable(one)
             ),
             default=0,
         )

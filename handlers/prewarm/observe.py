@@ -7,7 +7,7 @@ from typing import assert_never
 
 import structlog
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from handlers.actions import AwaitImage, LookAtLocations
 from handlers.deletion import Deletion
 from handlers.prewarm.actions import (
@@ -132,12 +132,12 @@ class Observer:
         seen = replace(with_volume(volume, seen), downloaded=seen.downloaded or downloading)
         if downloading:
             self._probes.note(seen, target, native=False)
-        if image_volume.is_broken(volume):
+        if volume_status.is_broken(volume):
             seen = replace(
                 seen,
                 failed=f"{COULD_NOT_MAKE} {volume_id} from the image (status {volume.status})",
             )
-        if image_volume.is_usable(volume) or image_volume.is_broken(volume):
+        if volume_status.is_usable(volume) or volume_status.is_broken(volume):
             # That took its time: the image may not be wanted any more, and there may be a cache
             # entry by now
             fresh = (

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 import structlog
 
-from handlers import ROUTES, image_volume, marks, policy
+from handlers import ROUTES, marks, policy, volume_status
 from handlers.deletion import Deletion, Gone, NotProven, Unwanted, report_stuck
 from handlers.reclaim.left_over import is_abandoned, left_of_imports
 from handlers.reclaim.listed import Listed, left_out
@@ -62,7 +62,7 @@ class Reclaim:
         kept = await self._gone.left_of(key.image_id)
         back = await self._deletion.proof.withdraw(key.image_id, kept)
         await self._report_stuck(
-            [volume for volume in kept if image_volume.is_stuck(volume)], image
+            [volume for volume in kept if volume_status.is_stuck(volume)], image
         )
         if left := [volume for volume in kept if is_abandoned(volume, self._now())]:
             return await self._deletion.delete(
@@ -72,7 +72,7 @@ class Reclaim:
         if left := await left_of_imports(
             self._cloud, self._stores, image, kept, last_copy=last_copy
         ):
-            free = [volume for volume in left if image_volume.may_be_deleted(volume, self._now())]
+            free = [volume for volume in left if volume_status.may_be_deleted(volume, self._now())]
             for volume in left:
                 if volume not in free:
                     report_stuck(volume, located=False)

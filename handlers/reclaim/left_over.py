@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from handlers import image_volume, marks
+from handlers import image_volume, marks, volume_status
 from handlers.deletion.last_copy import LastCopy
 from handlers.target_store import TargetStores
 from handlers.upload.sources import UNDER_WAY
@@ -19,7 +19,7 @@ ABANDONED_AFTER = 21_600.0
 def is_abandoned(volume: Volume, now: float) -> bool:
     """Whether a throw-away volume has outlived the worker that made it. Pure."""
     old = now - volume.created_epoch > ABANDONED_AFTER
-    return image_volume.is_throw_away(volume) and old and not image_volume.is_leaving(volume)
+    return image_volume.is_throw_away(volume) and old and not volume_status.is_leaving(volume)
 
 
 def looks_left(
@@ -33,7 +33,7 @@ def looks_left(
         target.strategy != "cache"
         and image_volume.is_on(volume, target)
         and any(
-            image_volume.is_ours(other, target) and image_volume.is_usable(other)
+            image_volume.is_ours(other, target) and volume_status.is_usable(other)
             for other in volumes
         )
         for target in targets

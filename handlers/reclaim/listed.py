@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from handlers import budget, image_volume, marks, policy
+from handlers import budget, image_volume, marks, policy, volume_status
 from handlers.marks import is_ours
 from handlers.reclaim.left_over import is_abandoned, looks_left
 from handlers.serving import served
@@ -69,7 +69,7 @@ class Listed:
                     f"location there"
                 )
         for volume in volumes:
-            if image_volume.is_stuck(volume):
+            if volume_status.is_stuck(volume):
                 if is_ours(volume, self._targets):
                     yield (
                         f"Cinder does not delete it, see volume_stuck in the log: "
@@ -79,8 +79,8 @@ class Listed:
                 if is_abandoned(volume, self._now()):
                     yield f"a throw-away volume was left behind: {_text([volume])}"
             elif looks_left(volume, image, volumes, self._resolved):
-                advice = image_volume.stuck_advice(volume, located=False)
-                stuck = "" if image_volume.may_be_deleted(volume, self._now()) else f", {advice}"
+                advice = volume_status.stuck_advice(volume, located=False)
+                stuck = "" if volume_status.may_be_deleted(volume, self._now()) else f", {advice}"
                 yield f"an import of Glance's has left it behind: {_text([volume])}{stuck}"
             else:
                 yield from self._unwanted(volume, image, targets)

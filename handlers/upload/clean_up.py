@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers import image_volume
+from handlers import volume_status
 from handlers.actions import LookAtLocations
 from handlers.import_lock import until_others_end
 from handlers.upload.actions import Action, DeleteClone, Finish, LookAtClones, LookAtTasks
@@ -62,7 +62,7 @@ def plan(seen: Seen, rules: Uploads) -> Action:
     ):
         return LookAtTasks()
     for clone in seen.clones:
-        settled = image_volume.is_usable(clone) or image_volume.is_broken(clone)
+        settled = volume_status.is_usable(clone) or volume_status.is_broken(clone)
         # One of Cinder's may be an entry of its cache with what a user has written on the volume
         if clone.id not in located and settled and is_ours(clone):
             return DeleteClone(clone.id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from handlers import image_volume, marks
+from handlers import image_volume, marks, volume_status
 from handlers.upload.sources import source_named
 from worker.core.cloud import GIB, Image, Volume
 from worker.core.target import TAG, UPLOAD, UPLOADED_BY, Uploads
@@ -45,7 +45,7 @@ def clones_of(image: Image, volumes: Iterable[Volume], rules: Uploads) -> tuple[
     clones = (
         v if asked and (image.status == "queued" or v.source_volid == asked) else _unclaimed(v)
         for v in named
-        if not image_volume.is_leaving(v)
+        if not volume_status.is_leaving(v)
     )
     return tuple(
         v for v in clones if not marks.is_prewarming(v) and (image.status != "active" or is_ours(v))
@@ -71,5 +71,5 @@ def older_of(image: Image, volumes: Iterable[Volume]) -> tuple[Volume, ...]:
         if v.source_volid
         and v.metadata.get(TAG) == UPLOAD
         and image_volume.is_kept_for(v, image.id)
-        and not (image_volume.is_of(v, image) or image_volume.is_leaving(v))
+        and not (image_volume.is_of(v, image) or volume_status.is_leaving(v))
     )

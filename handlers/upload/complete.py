@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from handlers.actions import AddLocation, AwaitImage, SetMetadata, SetReadonly
 from handlers.upload import kept_properties
 from handlers.upload.actions import (
@@ -44,7 +44,7 @@ DELETED_EARLY = (
 def complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
     """Plan the way from a clone in the internal project to a location of the image."""
     if not is_ours(clone) and not is_still(clone, seen, rules):
-        being_made = clone.status in image_volume.MAKING
+        being_made = clone.status in volume_status.MAKING
         since = 0.0 if being_made else age(image_volume.made_at(clone), seen.now)
         left = rules.grace - since
         return Finish(
@@ -53,7 +53,7 @@ def complete(clone: Volume, seen: Seen, rules: Uploads, targets: tuple[Target, .
     if is_ours(clone) and clone.inherited:
         # Its marks count only beside its id, which nobody knew when it was asked for
         return SetMetadata.of(clone, marks_of(seen.image))
-    if not image_volume.is_usable(clone):
+    if not volume_status.is_usable(clone):
         return _await(clone, seen)
     if not seen.sure:
         return LookAgain(clone.source_volid)
@@ -133,7 +133,7 @@ def _await(clone: Volume, seen: Seen) -> Action:
         if clone.source_volid in seen.missing and is_ours(clone):
             # Our request may have come a moment too late, and Cinder leaves the clone as it is
             return DeleteClone(clone.id, because="the volume was deleted before it was cloned")
-        if is_ours(clone) and not ours_now and image_volume.is_stalled(clone, seen.now):
+        if is_ours(clone) and not ours_now and volume_status.is_stalled(clone, seen.now):
             return DeleteClone(clone.id, because="Cinder has lost the request for the clone")
         reason = "the volume is being cloned"
         return Finish(
@@ -180,6 +180,6 @@ def judge_answer(seen: Seen) -> Action:
 def is_still(clone: Volume, seen: Seen, rules: Uploads) -> bool:
     """Whether a clone that Cinder made has not changed for the grace period."""
     return (
-        clone.status not in image_volume.MAKING
+        clone.status not in volume_status.MAKING
         and age(image_volume.made_at(clone), seen.now) >= rules.grace
     )

@@ -5,7 +5,7 @@ Nothing is done to an image that Cinder's own upload is working on, or that Glan
 
 from __future__ import annotations
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from handlers.actions import AddLocation, AwaitImage, SetMetadata, SetReadonly
 from handlers.import_lock import may_be_dead, until_others_end
 from handlers.upload import clean_up
@@ -86,9 +86,9 @@ def _begin(seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
         return LookAtClones(named if IMAGE_ID.fullmatch(named) else "")
     if action := _failed(seen, rules) or _of_another(named, seen):
         return action
-    clones = [clone for clone in seen.clones if not image_volume.is_broken(clone)]
+    clones = [clone for clone in seen.clones if not volume_status.is_broken(clone)]
     if clones:
-        usable = [clone for clone in clones if image_volume.is_usable(clone)]
+        usable = [clone for clone in clones if volume_status.is_usable(clone)]
         return complete((usable or clones)[0], seen, rules, targets)
     if named:
         return _clone_of(named, seen, rules, targets)
@@ -125,7 +125,7 @@ def _failed(seen: Seen, rules: Uploads) -> DeleteClone | Finish | None:
     """Delete a clone that Cinder could not make, or end this try after one was deleted; None if
     none has failed."""
     for clone in seen.clones or ():
-        if image_volume.is_broken(clone) and (is_ours(clone) or is_still(clone, seen, rules)):
+        if volume_status.is_broken(clone) and (is_ours(clone) or is_still(clone, seen, rules)):
             return DeleteClone(
                 clone.id, because=f"Cinder could not clone volume {clone.source_volid}"
             )
@@ -142,7 +142,7 @@ def _of_another(named: str, seen: Seen) -> DeleteClone | Finish | None:
     others = [
         clone
         for clone in seen.clones or ()
-        if named and clone.source_volid != named and not image_volume.is_broken(clone)
+        if named and clone.source_volid != named and not volume_status.is_broken(clone)
     ]
     if any(not is_ours(clone) for clone in others):
         return Finish(

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from tests.unit.rigs import rig_of
 from worker.core.cloud import GIB, Image, Location, Volume
 from worker.core.errors import Blocked, Temporary
@@ -370,7 +370,7 @@ async def test_a_broken_cache_entry_is_made_anew(cloud: FakeCloud) -> None:
         assert isinstance(await rig.run(image.id), Done)
         (anew,) = cloud.of(image.id)
         assert anew.id != entry.id
-        assert image_volume.is_usable(anew)
+        assert volume_status.is_usable(anew)
 
 
 # Cinder lets go of it as long as no host has taken it; one that no scheduler has heard of is lost

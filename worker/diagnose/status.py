@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
 
-from handlers import image_volume, last_use
+from handlers import image_volume, last_use, volume_status
 from handlers.prewarm import Prewarm, Warmth
 from handlers.prewarm.actions import Finish
 from handlers.prewarm.seen import Seen
@@ -217,10 +217,10 @@ def _of_target(image: Image, one: Warmth, volumes: tuple[Volume, ...]) -> Row:
             and one.target.glance_store in image.importing
             and image.import_locked
         )
-        if copying or any(volume.status in image_volume.MAKING for volume in here):
+        if copying or any(volume.status in volume_status.MAKING for volume in here):
             row = replace(row, state=State.MAKING)
     # The one that serves; if none does, the one that should
-    here.sort(key=lambda volume: (not image_volume.is_usable(volume), volume.created_at))
+    here.sort(key=lambda volume: (not volume_status.is_usable(volume), volume.created_at))
     return _with(row, here[0]) if here else row
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from worker.core.cloud import (
     GIB,
     LISTED,
@@ -702,7 +702,9 @@ class FakeCloud:
     def _undeletable(self, volume_id: str) -> bool:
         """Whether Cinder refuses to delete it (cinder/volume/api.py, delete)."""
         volume = self.volumes.get(volume_id)
-        refused = volume is not None and volume.host and volume.status not in image_volume.DELETABLE
+        refused = (
+            volume is not None and volume.host and volume.status not in volume_status.DELETABLE
+        )
         return bool(refused) or volume_id in self.depended_on
 
     def _shows(self, image: Image) -> bool:

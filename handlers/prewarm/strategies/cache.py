@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from handlers import image_volume, marks
+from handlers import image_volume, marks, volume_status
 from handlers.actions import LookAtLocations, SetMetadata
 from handlers.prewarm.actions import (
     Action,
@@ -70,7 +70,7 @@ def entry_of(entries: Iterable[Volume], target: Target, *, host: str = "") -> Vo
     entries = [
         volume
         for volume in entries
-        if image_volume.is_usable(volume)
+        if volume_status.is_usable(volume)
         and image_volume.serves(volume, target)
         and (image_volume.is_on(volume, target) or (host and volume.host == host))
     ]
@@ -96,13 +96,13 @@ def plan(seen: Seen, target: Target) -> Action:
     warming = [
         v
         for v in seen.warming
-        if image_volume.is_warming_for(v, target) and not image_volume.is_leaving(v)
+        if image_volume.is_warming_for(v, target) and not volume_status.is_leaving(v)
     ]
     entries = entries_of(seen)
     here = (
         one
         for one in entries
-        if image_volume.is_on(one, target) and not image_volume.is_leaving(one)
+        if image_volume.is_on(one, target) and not volume_status.is_leaving(one)
     )
     if action := _unusable((*warming, *here)):
         return action
@@ -119,9 +119,9 @@ def plan(seen: Seen, target: Target) -> Action:
 def _unusable(volumes: Iterable[Volume]) -> DeleteVolume | None:
     """Return the deletion of a volume that will never serve; None if there is none."""
     for volume in volumes:
-        if image_volume.is_broken(volume):
+        if volume_status.is_broken(volume):
             return DeleteVolume(volume.id, why=f"it is {volume.status}")
-        if volume.encrypted and image_volume.is_usable(volume):
+        if volume.encrypted and volume_status.is_usable(volume):
             return DeleteVolume(volume.id, why="it is encrypted", encrypted=True)
     return None
 
@@ -176,7 +176,7 @@ def _of_glance(volumes: tuple[Volume, ...], target: Target) -> Volume | None:
     and makes no entry."""
     for volume in volumes:
         unknown = image_volume.is_claimed(volume) and not image_volume.is_entry(volume)
-        if unknown and image_volume.is_usable(volume) and image_volume.is_on(volume, target):
+        if unknown and volume_status.is_usable(volume) and image_volume.is_on(volume, target):
             return volume
     return None
 
@@ -199,7 +199,7 @@ def _kept_by_glance(seen: Seen, target: Target) -> Action | None:
 
 def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -> Action:
     """Plan the steps after the throw-away volume was asked for."""
-    if not image_volume.is_usable(warming):
+    if not volume_status.is_usable(warming):
         return registered.await_or_give_up(warming, seen)
     if target.pool and not image_volume.serves(warming, target):
         return DeleteVolume(

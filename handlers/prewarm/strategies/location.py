@@ -6,7 +6,7 @@ Needs Glance's show_multiple_locations, which lets every reader of an image see 
 
 from __future__ import annotations
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from handlers.actions import AddLocation
 from handlers.prewarm.actions import Action, CreateVolume, DeleteVolume, Finish, LookAtVolumes
 from handlers.prewarm.seen import Seen
@@ -26,16 +26,16 @@ def plan(seen: Seen, target: Target) -> Action:
         v
         for v in seen.volumes
         # An entry of Cinder's cache, which Cinder may evict, is a clone
-        if image_volume.is_ours(v, target) and not (v.source_volid or image_volume.is_leaving(v))
+        if image_volume.is_ours(v, target) and not (v.source_volid or volume_status.is_leaving(v))
     ]
     for volume in ours:
-        if image_volume.is_broken(volume):
+        if volume_status.is_broken(volume):
             return DeleteVolume(volume.id, why=f"it is {volume.status}")
-        if volume.encrypted and image_volume.is_usable(volume):
+        if volume.encrypted and volume_status.is_usable(volume):
             return DeleteVolume(volume.id, why="it is encrypted", encrypted=True)
     if seen.failed:
         return lost(seen) or Finish(Again(seen.failed))
-    usable = [volume for volume in ours if image_volume.is_usable(volume)]
+    usable = [volume for volume in ours if volume_status.is_usable(volume)]
     if usable:
         # The oldest, as every worker finds
         keep, *others = usable

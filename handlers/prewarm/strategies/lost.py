@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers import image_volume
+from handlers import volume_status
 from handlers.actions import LookAtLocations
 from handlers.prewarm.actions import Action, Finish, LookAtVolume, LookAtVolumes
 from handlers.prewarm.seen import Seen
@@ -29,7 +29,7 @@ def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
     known = {volume.id: volume for volume in seen.volumes}
     for location in seen.locations:
         volume = known.get(location.volume_id)
-        if not location.volume_id or (volume and not image_volume.is_broken(volume)):
+        if not location.volume_id or (volume and not volume_status.is_broken(volume)):
             return None
         if location.store not in seen.stores and not (volume or entry):
             return None

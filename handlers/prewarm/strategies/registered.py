@@ -5,7 +5,7 @@ For both strategies that end in a location.
 
 from __future__ import annotations
 
-from handlers import image_volume, import_lock, last_use, marks
+from handlers import image_volume, import_lock, last_use, marks, volume_status
 from handlers.actions import AwaitImage, LookAtLocations, SetMetadata, SetReadonly
 from handlers.prewarm.actions import (
     Action,
@@ -43,12 +43,12 @@ def plan(seen: Seen, target: Target) -> Action:
     if action := _unclonable(serving, seen, target):
         return action
     first = known.get(mine[0])
-    if first and image_volume.is_usable(first) and first.volume_type != target.volume_type:
+    if first and volume_status.is_usable(first) and first.volume_type != target.volume_type:
         return _leave(first, seen, target)
     usable = [
-        v for v in serving if image_volume.is_usable(v) and v.volume_type == target.volume_type
+        v for v in serving if volume_status.is_usable(v) and v.volume_type == target.volume_type
     ]
-    busy = [volume for volume in serving if not image_volume.is_broken(volume)]
+    busy = [volume for volume in serving if not volume_status.is_broken(volume)]
     if busy and not usable:
         return _await_located(busy[0])
     if first not in usable and (repair := lost(seen)):
@@ -56,7 +56,7 @@ def plan(seen: Seen, target: Target) -> Action:
     if first not in usable or _is_one_too_many(first, usable, seen, target):
         # Glance writes whole lists: an import that ends now would bring the location back
         return _await_import(seen) or RemoveLocation(
-            target.glance_store, mine[0], whole=bool(first and not image_volume.is_broken(first))
+            target.glance_store, mine[0], whole=bool(first and not volume_status.is_broken(first))
         )
     return (
         put_right(usable[0], seen, target)
@@ -123,9 +123,9 @@ def _unclonable(
         if not image_volume.is_of(volume, seen.image):
             return Finish(Skip(f"{where} is volume {volume.id}, which is not this image's"))
     for volume in serving:
-        if image_volume.needs_administrator(volume):
+        if volume_status.needs_administrator(volume):
             # The data may be whole. If Cinder does not delete the volume, Glance can't either
-            advice = image_volume.stuck_advice(volume, located=True)
+            advice = volume_status.stuck_advice(volume, located=True)
             return Finish(
                 Again(
                     f"its Image-Volume is no clone's source: {advice}",
@@ -202,10 +202,10 @@ def _encrypted(
 
 def await_or_give_up(volume: Volume, seen: Seen) -> Action:
     """Wait for a volume that Cinder makes for us; delete it after too long."""
-    if image_volume.is_stalled(volume, seen.now) and volume.id not in seen.made:
+    if volume_status.is_stalled(volume, seen.now) and volume.id not in seen.made:
         late = f"volume {volume.id} was {volume.status} for too long"
         return DeleteVolume(volume.id, why="it was made for too long", because=late)
-    if volume.status in image_volume.MAKING:
+    if volume.status in volume_status.MAKING:
         return AwaitVolume(volume.id)
     return _await_located(volume)
 
@@ -213,7 +213,7 @@ def await_or_give_up(volume: Volume, seen: Seen) -> Action:
 def _await_located(volume: Volume) -> Action:
     """Wait for a volume that somebody works on; without a slot of the lane unless Cinder makes
     it."""
-    if volume.status in image_volume.MAKING:
+    if volume.status in volume_status.MAKING:
         return AwaitVolume(volume.id)
     return Finish(
         Again(
@@ -233,7 +233,7 @@ def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
         # It serves another pool, even if Cinder does not report that pool at the moment
         return False
     old = image_volume.is_entry(volume) or not image_volume.is_fresh(volume, seen.now)
-    return ours and old and image_volume.may_be_deleted(volume, seen.now)
+    return ours and old and volume_status.may_be_deleted(volume, seen.now)
 
 
 def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
@@ -286,7 +286,7 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
         return "Image-Volume can be written to"
     if len(mine) > 1:
         return "several Image-Volumes"
-    if not image_volume.is_usable(mine[0]):
+    if not volume_status.is_usable(mine[0]):
         return f"Image-Volume is {mine[0].status}"
     if mine[0].encrypted:
         return "Image-Volume is encrypted"

@@ -13,7 +13,7 @@ from worker.core.errors import Blocked
 from worker.core.job import Key
 from worker.core.target import Target
 from worker.diagnose.check import Check
-from worker.diagnose.explain import clone, upload
+from worker.diagnose.explain import clone, leftovers, upload
 from worker.engine.resync import by_image
 from worker.observe.live import LiveJob
 from worker.settings import Settings
@@ -67,9 +67,9 @@ async def explain(
                     unusable=prewarm.unusable.get(one.name, ""),
                 ):
                     yield check
-        async for check in clone.dangling(cloud, locations, volumes):
+        async for check in leftovers.dangling(cloud, locations, volumes):
             yield check
-        async for check in clone.left_behind(cloud, image):
+        async for check in leftovers.left_behind(cloud, image):
             yield check
     elif image.status == "deactivated":
         advice = "an administrator reactivates it; what is warm of it stays until then"

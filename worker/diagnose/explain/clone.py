@@ -6,16 +6,15 @@ Source: cinder/volume/flows/manager/create_volume.py, _clone_image_volume.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from handlers.clone_path import CacheClone, Download, ImageVolumeClone, Path
 from handlers.prewarm import Warmth
 from handlers.prewarm.strategies import cache
 from handlers.reasons import WORDS
 from handlers.upload import sources
-from worker.core.cloud import Cloud, Image, Location, Volume
-from worker.core.errors import Blocked, NotFound
+from worker.core.cloud import Image, Location, Volume
 from worker.core.state import State
 from worker.core.target import TAG, Target
 from worker.diagnose.check import Check
@@ -161,48 +160,6 @@ def target_checks(
             yield _owned(target.name, volume, image, project_id)
 
 
-async def dangling(
-    cloud: Cloud, locations: tuple[Location, ...] | None, volumes: tuple[Volume, ...]
-) -> AsyncIterator[Check]:
-    """Locations whose volume is gone, which Cinder may try to clone all the same."""
-    known = {volume.id for volume in volumes}
-    for location in locations or ():
-        if location.volume_id and location.volume_id not in known:
-            try:
-                await cloud.get_volume(location.volume_id)
-            except NotFound:
-                text = (
-                    f"{location.url} is a volume that is gone: volumes made of the image may "
-                    f"end in error"
-                )
-                yield Check(
-                    "location",
-                    "fail",
-                    text,
-                    "the next resync has it removed, if there is other data",
-                )
-
-
-async def left_behind(cloud: Cloud, image: Image) -> AsyncIterator[Check]:
-    """Clones that Cinder made in the owner's project for an upload that Glance did not take from
-    there."""
-    try:
-        tasks = await cloud.list_tasks(image.id)
-    except (Blocked, NotFound):
-        return
-    for volume_id in sources.stranded_volumes(tasks):
-        try:
-            volume = await cloud.get_volume(volume_id)
-        except NotFound:
-            continue
-        if volume.foreign:
-            text = (
-                f"clone {volume_id} of Cinder's, {volume.size} GiB, is left in project "
-                f"{volume.project_id}"
-            )
-            yield Check("left behind", "warn", text, "nobody needs it; it is the owner's to delete")
-
-
 def _warm(one: Warmth) -> Check:
     name = f"target {one.target.name}"
     if one.state is State.WARM:
@@ -245,11 +202,11 @@ def _serves(target: str, volume: Volume) -> Check:
     text = (
         f"{volume.id} of {volume.size} GiB on {volume.host or 'an unknown host'} is {volume.status}"
     )
-    if image_volume.needs_administrator(volume):
-        return Check(name, "fail", text, image_volume.stuck_advice(volume, located=True))
-    if image_volume.is_broken(volume):
+    if volume_status.needs_administrator(volume):
+        return Check(name, "fail", text, volume_status.stuck_advice(volume, located=True))
+    if volume_status.is_broken(volume):
         return Check(name, "fail", text, "the worker makes it again with the next resync")
-    if not image_volume.is_usable(volume):
+    if not volume_status.is_usable(volume):
         return Check(name, "warn", text, "wait until it is available")
     if volume.encrypted:
         return Check(

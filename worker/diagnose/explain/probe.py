@@ -13,7 +13,7 @@ from typing import Any
 
 import structlog
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from worker.core.cloud import Cloud, Image, NewVolume, Volume
 from worker.core.creation import NOTE
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
@@ -97,7 +97,7 @@ async def _volume(cloud: Cloud, new: NewVolume) -> AsyncIterator[Volume]:
     for left in await cloud.find_volumes(NAME):
         # By its token, and old enough not to be that of a probe that runs now
         ours = TOKEN in left.metadata and time.time() - left.created_epoch > ABANDONED
-        if ours and (image_volume.is_usable(left) or image_volume.is_broken(left)):
+        if ours and (volume_status.is_usable(left) or volume_status.is_broken(left)):
             with contextlib.suppress(NotFound, Conflict):
                 await cloud.delete_volume(left.id)
     # Cinder may have heard of it although its answer was not waited for, or got lost: its token
@@ -139,7 +139,7 @@ async def _removed(cloud: Cloud, creating: asyncio.Task[Volume], token: str) -> 
                 until = time.monotonic() + LEAVE if volume_id else until
             else:
                 volume = await cloud.get_volume(volume_id)
-                if not image_volume.is_leaving(volume):
+                if not volume_status.is_leaving(volume):
                     await cloud.delete_volume(volume_id)
         except NotFound:
             return
@@ -164,7 +164,7 @@ async def _watched(
     began = time.monotonic()
     signs = Signs(volume=made, seconds=0.0)
     async with asyncio.timeout(within):
-        while not (image_volume.is_usable(signs.volume) or image_volume.is_broken(signs.volume)):
+        while not (volume_status.is_usable(signs.volume) or volume_status.is_broken(signs.volume)):
             volume = await cloud.get_volume(made.id)
             signs = replace(
                 signs,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from handlers.upload import sources
 from worker.core.cloud import GIB, Image, Volume
 from worker.core.creation import NOTE
@@ -45,7 +45,7 @@ class Signs:
 def judged(name: str, image: Image, signs: Signs, lying: tuple[Volume, ...] | None) -> Check:
     """Judge the signs. Pure."""
     volume = signs.volume
-    if image_volume.is_broken(volume):
+    if volume_status.is_broken(volume):
         advice = (
             "cinder-volume's log has the reason; a location whose volume is gone is one, see resync"
         )
@@ -77,7 +77,7 @@ def _advice(image: Image, volume: Volume, lying: tuple[Volume, ...] | None) -> s
         )
     if lying is None:
         return "ask for it with: openstack image volume warm; the operator can tell more"
-    usable = [one for one in lying if image_volume.is_usable(one)]
+    usable = [one for one in lying if volume_status.is_usable(one)]
     if not usable:
         return "there is no Image-Volume here yet, see above"
     hosts = sorted({one.host for one in usable if one.host})

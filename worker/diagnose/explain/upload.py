@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from handlers import actions, image_volume
+from handlers import actions, image_volume, volume_status
 from handlers.upload import sources
 from handlers.upload.actions import Finish
 from handlers.upload.clones import clones_of, is_ours
@@ -216,7 +216,7 @@ def _source(seen: Seen, settings: Settings) -> Iterator[Check]:
 def _clone(clone: Volume) -> Check:
     maker = "of ours" if is_ours(clone) else "of Cinder's"
     text = f"{clone.id} {maker} is {clone.status}"
-    if image_volume.is_broken(clone):
+    if volume_status.is_broken(clone):
         return Check(
             "clone",
             "fail",
