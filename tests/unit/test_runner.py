@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from handlers.image_volume import STALLED_AFTER
+from handlers.volume_status import STALLED_AFTER
 from worker.broker.memory import MemoryLanes
 from worker.core.dead_letter import DeadLetter
 from worker.core.deletions import Deletions
