@@ -193,11 +193,10 @@ class Reservations:
             for image_id, one in self._wasted[target.name].items()
             if age(one.since, self._now()) < WASTED_FOR
         }
-        in_vain = [
-            one for image_id, one in wasted.items() if image_id not in kept and image_id != image.id
-        ]
         there = [volume async for volume in self._cloud.list_volumes(target.name)]
         lying = budget.held(there, target, self._uses)
+        counted = {image.id, *kept, *(one.image_id for one in lying)}
+        in_vain = [one for image_id, one in wasted.items() if image_id not in counted]
         since = budget.since(image, target, self._uses)
         going = await self._able(
             lambda staying: budget.Shelf(

@@ -107,7 +107,7 @@ class HeldBack:
         if not past and (spent := self._undone.spent(seen.image.id, target.place)):
             since, reason = (
                 spent,
-                "it was made a short while ago, and nothing came of it, or not for long",
+                "it was made not long ago, and has been deleted or came to nothing",
             )
         # A clock that was ahead for a moment has noted a time that is yet to come
         if (wait := self._rewarm_interval - age(since, now)) > 0:
