@@ -153,6 +153,7 @@ class HeldBack:
                 one.size
                 for one in volumes
                 if image_volume.is_entry(one)
+                and not image_volume.is_throw_away(one)
                 and image_volume.is_on(one, target)
                 and volume_status.is_usable(one)
             ),

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from handlers import budget
+from handlers import budget, image_volume
 from handlers.resolve import resolve
 from tests.unit.rigs import rig_of
 from worker.core.cloud import GIB, Image, Location, Store
@@ -16,7 +16,7 @@ from worker.core.errors import Blocked, Conflict, Temporary
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Skip
 from worker.core.target import TAG, UPLOAD, Policy
-from worker.testing.fake_cloud import FakeCloud, Fault, notification
+from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 
 QUICK = Policy(settle=0.0, rewarm_interval=0.0)
@@ -191,6 +191,19 @@ async def test_images_that_are_too_large_switch_no_cache_off(owners: str) -> Non
         async with asyncio.timeout(30):
             while not all(cloud.of(image.id) for image in later):
                 await asyncio.sleep(0.01)
+
+
+async def test_what_cinder_was_to_make_an_entry_from_is_no_entry() -> None:
+    cloud = FakeCloud(stores=dict(STORES), cached=frozenset({"fast"}))
+    async with Rig(cloud, targets=using("cache", FAST), policy=QUICK) as rig:
+        image = cloud.upload(size=2 * GIB)
+        await rig.run(image.id)
+        throw_away = cloud.volume_of(
+            PROJECT, name=f"warm-{image.id}", size=200, volume_type="fast",
+            metadata={TAG: "fast", image_volume.FRESH: "then"},
+        )  # fmt: skip
+        assert image_volume.is_entry(throw_away)
+        assert await rig.prewarm._held_back._largest_entry(using("cache", FAST)[0]) == 2
 
 
 # The brake
