@@ -26,7 +26,7 @@ KEPT_FOR = 3600.0
 WASTED_FOR = 86_400.0
 # Looks at what was evicted while it is being deleted, and at the quota after it
 LOOKS = 20
-# Volumes that could not be looked at, before the fault is not theirs
+# Volumes that could not be looked at or deleted, before the fault is not theirs
 FAILURES = 3
 # For how many seconds a volume that could not be deleted is not chosen again
 STUCK_FOR = 900.0
@@ -62,6 +62,7 @@ class Reservations:
         """
         size = image_volume.size_on(image, target)
         coming = self._as_coming(image, target)
+        failures = 0
         async with self._locks[target.name]:
             while True:
                 going = await self._victims(image, target)
@@ -75,6 +76,10 @@ class Reservations:
                     self._wasted[target.name][image.id] = coming
                 if await self._evicted(going, watch, target=target, why=why):
                     break
+                failures += 1
+                if failures >= FAILURES:
+                    # Not everybody's copy for one: what was answered with an error may still happen
+                    self._halted[target.name] = self._now()
             self._coming[target.name][image.id] = coming
         for _ in range(LOOKS if _shortage(quota, size * volumes, volumes) else 0):
             await watch.changed()
@@ -119,8 +124,8 @@ class Reservations:
         since = self._halted.get(target.name)
         if since is not None and age(since, self._now()) < STUCK_FOR:
             raise budget.NoRoom(
-                f"target {target.name} is full, and Cinder has kept a volume that was to make room: no "
-                "other image loses its own for a while"
+                f"target {target.name} is full, and what was to make room has not gone: no other image "
+                "loses its own for a while"
             )
 
     async def _after_deletion(self, volume_id: str, watch: Watch) -> Volume | None:

@@ -52,18 +52,18 @@ class Observer:
 
     async def begin(self, image: Image, target: Target) -> Seen:
         """Return what is known about an image on a target before the first observation."""
+        stores = await self._stores.stores()
         return Seen(
             image=image,
             now=self._now(),
             stores=frozenset(one.glance_store for one in await self._stores.all()) - {""},
+            known=frozenset(one.id for one in stores),
             may_delete=self._may_delete,
             settle=self._rules.settle,
             rewarm_interval=self._rules.rewarm_interval,
             asked=self._copies.asked(image.id),
             used=self._uses.last(image.id, target.name),
-            unproven=unproven(
-                image, target, self._learned, await self._stores.stores(), now=self._now()
-            ),
+            unproven=unproven(image, target, self._learned, stores, now=self._now()),
         )
 
     async def observe(

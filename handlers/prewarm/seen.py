@@ -26,6 +26,8 @@ class Seen:
     # Facts that were read before the first action
     stores: frozenset[str] = frozenset()
     """Glance's stores on all our targets."""
+    known: frozenset[str] = frozenset()
+    """All of Glance's stores, as far as it tells them."""
     may_delete: bool = True
     """`[reclaim]` lets left-over volumes be deleted."""
     settle: float = 0.0

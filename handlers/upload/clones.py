@@ -18,6 +18,12 @@ def is_ours(clone: Volume) -> bool:
     return TAG in clone.metadata
 
 
+def is_unproven(clone: Volume) -> bool:
+    """Whether only a claim says that it is ours: we have not marked it yet, or Cinder made it of a
+    volume on which a user has written our mark."""
+    return is_ours(clone) and bool(clone.inherited)
+
+
 def metadata_of(image: Image, size: int) -> dict[str, str]:
     """Return the metadata that makes a clone of `size` GiB the image's data, and lets Cinder clone
     it for others."""
@@ -32,8 +38,9 @@ def marks_of(image: Image) -> dict[str, str]:
 def clones_of(image: Image, volumes: Iterable[Volume], rules: Uploads) -> tuple[Volume, ...]:
     """Return the volumes of the internal project that are clones for an upload of the image.
 
-    That one without its own mark is ours is believed only of an image that we may have cloned a
-    volume for: else a user who writes our mark on a volume has us delete what Cinder clones from it.
+    Of an active one that is not marked by its own id only that of the volume that the image names
+    is believed to be ours: else a user who writes our mark on a volume has us delete what Cinder
+    clones from it.
     A volume that Glance fills, or that we make from an image, has no source. An entry of Cinder's
     cache is a clone as well: if the image has data, a clone that is not ours counts as an entry.
     """
@@ -43,7 +50,7 @@ def clones_of(image: Image, volumes: Iterable[Volume], rules: Uploads) -> tuple[
     )
     asked = source_named(image, rules)
     clones = (
-        v if asked and (image.status == "queued" or v.source_volid == asked) else _unclaimed(v)
+        v if image.status != "active" or v.source_volid == asked else _unclaimed(v)
         for v in named
         if not volume_status.is_leaving(v)
     )

@@ -17,7 +17,7 @@ from handlers.upload.clones import clones_of, is_ours
 from handlers.upload.observe import Observer
 from handlers.upload.owner import Owner
 from handlers.upload.plan import plan
-from handlers.upload.seen import Seen, unlocated
+from handlers.upload.seen import Seen
 from handlers.upload.sources import source_named
 from worker.core.cloud import Image, Store, Volume
 from worker.core.errors import Blocked, NotFound
@@ -107,7 +107,7 @@ class Upload:
                     return Again(str(error), after=after, counted=False, wake_on_notification=True)
                 raise
         except NotFound:
-            mine = set() if told else unlocated(seen)
+            mine = set() if told or seen is None else await self._observer.copies(seen)
             return await self._gone.find_out(key.image_id, watch, mine)
         return await self._settle(action, seen, watch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 from typing import assert_never
@@ -20,7 +21,7 @@ from handlers.upload.actions import (
     Observation,
 )
 from handlers.upload.clones import clones_of, older_of
-from handlers.upload.seen import Seen, with_clone, without
+from handlers.upload.seen import Seen, unlocated, with_clone, without
 from worker.core.cloud import Cloud, Image
 from worker.core.errors import NotFound
 from worker.core.handler import Watch
@@ -83,6 +84,17 @@ class Observer:
                 )
             case never:
                 assert_never(never)
+
+    async def copies(self, seen: Seen) -> set[str]:
+        """Return our clones that can't be a location, and whose source is there: a 404 of the image
+        is enough to delete them, as they hold nobody's only data."""
+        kept = set[str]()
+        mine = unlocated(seen)
+        for clone in seen.clones or ():
+            with contextlib.suppress(NotFound):
+                if clone.id in mine and await self._cloud.get_volume(clone.source_volid):
+                    kept.add(clone.id)
+        return kept
 
     async def _look_at_source(self, volume_id: str, seen: Seen) -> Seen:
         try:

@@ -20,7 +20,7 @@ from handlers.upload.actions import (
     LookAtUsage,
     Observation,
 )
-from handlers.upload.clones import is_ours, marks_of, metadata_of
+from handlers.upload.clones import is_ours, is_unproven, marks_of, metadata_of
 from handlers.upload.complete import complete, is_still, judge_answer, to_keep
 from handlers.upload.seen import Seen
 from handlers.upload.sources import (
@@ -38,11 +38,12 @@ from handlers.upload.sources import (
     wait_to_change,
 )
 from worker.core.age import age
-from worker.core.cloud import NewVolume
+from worker.core.cloud import NewVolume, Volume
 from worker.core.notification import IMAGE_ID
 from worker.core.outcome import Again, Skip
 from worker.core.target import Target, Uploads
 
+UNPROVEN = "no property names a source volume; whether this worker or Cinder has made the clone is not known"
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
 
 
@@ -84,12 +85,13 @@ def _begin(seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
         return not_yet
     if seen.clones is None:
         return LookAtClones(named if IMAGE_ID.fullmatch(named) else "")
-    if action := _failed(seen, rules) or _of_another(named, seen):
+    if action := _failed(named, seen, rules) or _of_another(named, seen):
         return action
     clones = [clone for clone in seen.clones if not volume_status.is_broken(clone)]
     if clones:
         usable = [clone for clone in clones if volume_status.is_usable(clone)]
-        return complete((usable or clones)[0], seen, rules, targets)
+        clone = (usable or clones)[0]
+        return _nobody_asks(clone, named, seen) or complete(clone, seen, rules, targets)
     if named:
         return _clone_of(named, seen, rules, targets)
     if seen.tasks is None:
@@ -121,11 +123,26 @@ def _not_yet(named: str, seen: Seen, rules: Uploads) -> Finish | None:
     return None
 
 
-def _failed(seen: Seen, rules: Uploads) -> DeleteClone | Finish | None:
+def _nobody_asks(clone: Volume, named: str, seen: Seen) -> Action | None:
+    """Leave a clone alone that may be ours or Cinder's, if neither a property nor Glance's record of
+    a location that it could not add asks for it; None if there is no doubt, or one asks.
+
+    Ours was to be for whoever owned the volume when it was asked for; Cinder may be at work on its
+    own.
+    """
+    if named or not is_unproven(clone) or clone.id in seen.made:
+        return None
+    if seen.tasks is None:
+        return LookAtTasks()
+    return None if clone.source_volid in stranded_volumes(seen.tasks) else Finish(Skip(UNPROVEN))
+
+
+def _failed(named: str, seen: Seen, rules: Uploads) -> DeleteClone | Finish | None:
     """Delete a clone that Cinder could not make, or end this try after one was deleted; None if
     none has failed."""
     for clone in seen.clones or ():
-        if volume_status.is_broken(clone) and (is_ours(clone) or is_still(clone, seen, rules)):
+        ours = is_ours(clone) and (named or not is_unproven(clone))
+        if volume_status.is_broken(clone) and (ours or is_still(clone, seen, rules)):
             return DeleteClone(
                 clone.id, because=f"Cinder could not clone volume {clone.source_volid}"
             )

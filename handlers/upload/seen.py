@@ -63,10 +63,10 @@ class Seen:
     """Glance did not give away the lock that an import has on the image."""
 
 
-def unlocated(seen: Seen | None) -> set[str]:
+def unlocated(seen: Seen) -> set[str]:
     """Return our clones that can't be a location: the image was queued when last read, and Glance
     was not asked."""
-    if seen is None or seen.image.status != "queued" or seen.image.import_locked or seen.asked:
+    if seen.image.status != "queued" or seen.image.import_locked or seen.asked:
         return set()
     return {clone.id for clone in seen.clones or () if is_ours(clone)}
 

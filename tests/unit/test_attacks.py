@@ -10,6 +10,7 @@ import pytest
 
 from handlers import budget, image_volume
 from handlers.resolve import resolve
+from handlers.upload.plan import UNPROVEN
 from tests.unit.rigs import rig_of
 from worker.core.cloud import GIB, Image, Location, Store
 from worker.core.errors import Blocked, Conflict, Temporary
@@ -281,7 +282,7 @@ async def test_a_clone_that_cinder_is_at_work_on_stays(cloud: FakeCloud) -> None
         cloud.ahead += 100.0
         clone = cloud.cinder_clones(source.id, image.id, metadata=planted)
         cloud.ahead += 100.0
-        assert await rig.complete(image.id) == Again("Cinder's own upload is at work")
+        assert await rig.complete(image.id) == Skip(UNPROVEN)
         assert clone.id in cloud.volumes
 
 
@@ -489,3 +490,105 @@ async def test_who_claims_others_images_does_not_have_them_wait(cloud: FakeCloud
         ]
         assert len(warm_by_then) < 5
         await rig.crash()
+
+
+# A clone that only claims to be ours
+
+
+@pytest.mark.parametrize("then", ["transferred", "deleted", "kept"])
+async def test_a_clone_that_was_not_marked_yet_is_nobodys_once_nobody_asks(
+    cloud: FakeCloud, then: str
+) -> None:
+    async with Rig(cloud, targets=using("store", FAST)) as rig:
+        source = cloud.volume_of("mallory")
+        wish = {"image_volume_source": source.id}
+        image = cloud.queue(owner="mallory", visibility="private", properties=wish)
+        cloud.ahead += 100.0
+        # Cinder makes the clone, and its answer is lost
+        cloud.faults["create_volume"] = Fault(Temporary("no answer"), done=True)
+        with pytest.raises(Temporary):
+            await rig.complete(image.id)
+        await cloud.quiet()
+        cloud.touch(image.id, properties={})
+        if then == "transferred":
+            # Who has it now may write on it before Cinder copies it
+            cloud.volumes[source.id] = replace(source, project_id="bob")
+        elif then == "deleted":
+            del cloud.volumes[source.id]
+        for _ in range(3):
+            cloud.ahead += 100.0
+            assert await rig.complete(image.id) == Skip(UNPROVEN)
+        assert len(cloud.of(image.id)) == 1
+        # The owner asks for it again
+        cloud.touch(image.id, properties=wish)
+        if then == "kept":
+            assert isinstance(await rig.complete(image.id), Done)
+        else:
+            assert isinstance(await rig.complete(image.id), Skip | Again)
+        assert (cloud.images[image.id].status == "active") == (then == "kept")
+
+
+async def test_a_404_of_a_moment_costs_no_clone_that_is_all_there_is(cloud: FakeCloud) -> None:
+    cloud.seconds = 0.1
+    async with Rig(cloud, targets=using("store", FAST)) as rig:
+        source = cloud.volume_of("alice")
+        wish = {"image_volume_source": source.id}
+        image = cloud.queue(owner="alice", visibility="private", properties=wish)
+        cloud.ahead += 100.0
+        at_work = asyncio.create_task(rig.complete(image.id))
+        while not any(one.status == "available" for one in cloud.of(image.id)):
+            await asyncio.sleep(0.0005)
+        cloud.remove_volume(source.id)
+        cloud.sees_all = False
+        assert isinstance(await at_work, Skip)
+        assert len(cloud.of(image.id)) == 1
+
+
+# A Glance that is slow
+
+
+async def test_removals_without_an_answer_do_not_cost_everybody_a_copy() -> None:
+    class Slow(FakeCloud):
+        async def remove_from_store(self, image_id: str, store: str) -> None:
+            self._spawn(self._later(image_id, store))
+            raise Temporary("504")
+
+        async def _later(self, image_id: str, store: str) -> None:
+            await asyncio.sleep(0.3)
+            await super().remove_from_store(image_id, store)
+
+    cloud = Slow(stores=dict(STORES))
+    target = replace(FAST, max_count=10)
+    async with Rig(cloud, targets=using("store", target), policy=QUICK) as rig:
+        others = await fill(cloud, rig, 10)
+        image = cloud.upload(owner="mallory", visibility="private")
+        cloud.ahead += 10.0
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Skip)
+        assert "what was to make room has not gone" in outcome.reason
+        await cloud.quiet()
+        assert warm(cloud, others) == 7
+
+
+# The last copy
+
+
+async def test_an_entry_is_not_made_anew_once_glance_has_lost_the_store_of_the_data() -> None:
+    cloud = Shrinking(stores={"cinder-slow": "slow"}, cached=frozenset({"fast"}))
+    async with Rig(cloud, targets=using("cache", FAST), policy=QUICK) as rig:
+        image = cloud.upload(owner="alice", visibility="private")
+        await rig.run(image.id)
+        cloud.has_file = False
+        # By which Cinder's entry is out of date: it deletes it before it downloads the image
+        cloud.ahead += 7200.0
+        cloud.set_by_user(image.id, x="1")
+        before = cloud.calls["create_volume"]
+        cloud.ahead += 7200.0
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Again)
+        assert outcome.reason.startswith("nobody can repair it")
+        assert cloud.calls["create_volume"] == before
+
+
+def test_a_location_names_its_volume_whatever_the_letters() -> None:
+    assert Location.from_url("cinder://fast/ABC-1").volume_id == "abc-1"

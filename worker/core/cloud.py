@@ -61,7 +61,9 @@ class Location:
         if parts.scheme != "cinder":
             return cls(url=url)
         path = parts.path.strip("/")
-        return cls(url=url, store=parts.netloc if path else "", volume_id=path or parts.netloc)
+        # Cinder on MySQL finds a volume by its id in capitals, too
+        volume_id = (path or parts.netloc).lower()
+        return cls(url=url, store=parts.netloc if path else "", volume_id=volume_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

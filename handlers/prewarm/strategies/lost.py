@@ -6,7 +6,7 @@ from handlers import volume_status
 from handlers.actions import LookAtLocations
 from handlers.prewarm.actions import Action, Finish, LookAtVolume, LookAtVolumes
 from handlers.prewarm.seen import Seen
-from worker.core.cloud import Volume
+from worker.core.cloud import Location, Volume
 from worker.core.outcome import Again, Park
 
 
@@ -15,7 +15,7 @@ def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
     be somewhere.
 
     `entry` is the image's entry in Cinder's cache. It may be the last copy of the data, so with it a
-    location counts only if its volume was found.
+    location counts only if its volume was found, or if Glance has its store.
 
     A location in a store that lies on none of our targets is unknown: its volume may be in another
     region.
@@ -29,13 +29,15 @@ def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
     known = {volume.id: volume for volume in seen.volumes}
     for location in seen.locations:
         volume = known.get(location.volume_id)
+        if not location.volume_id and entry and _is_without_store(location, seen):
+            continue
         if not location.volume_id or (volume and not volume_status.is_broken(volume)):
             return None
         if location.store not in seen.stores and not (volume or entry):
             return None
         if volume is None and location.volume_id not in seen.gone:
             return LookAtVolume(location.volume_id)
-    broken = ", ".join(location.volume_id for location in seen.locations)
+    broken = ", ".join(location.volume_id or location.url for location in seen.locations)
     reason = (
         f"nobody can repair it: every volume with the image's data is gone or in error "
         f"({broken}). If Cinder can "
@@ -55,3 +57,8 @@ def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
     # Glance's deletion of an image removes the volumes first: for some time the image looks like
     # this too
     return Finish(Again(reason, wake_on_notification=True), lost=True)
+
+
+def _is_without_store(location: Location, seen: Seen) -> bool:
+    """Whether Glance no longer has the store of a location."""
+    return bool(seen.known and location.store) and location.store not in seen.known
