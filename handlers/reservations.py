@@ -62,7 +62,7 @@ class Reservations:
         """
         size = image_volume.size_on(image, target)
         coming = self._as_coming(image, target)
-        failures = 0
+        failures, before = 0, dict(self._stuck)
         async with self._locks[target.name]:
             while True:
                 going = await self._victims(image, target)
@@ -78,7 +78,10 @@ class Reservations:
                     break
                 failures += 1
                 if failures >= FAILURES:
-                    # Not everybody's copy for one: what was answered with an error may still happen
+                    # Not everybody's copy for one: what was answered with an error may still happen.
+                    # The next one chooses others
+                    stuck = [one for one, until in self._stuck.items() if before.get(one) != until]
+                    self._lost |= dict.fromkeys(stuck, self._now())
                     self._halted[target.name] = self._now()
             self._coming[target.name][image.id] = coming
         for _ in range(LOOKS if _shortage(quota, size * volumes, volumes) else 0):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from handlers import image_volume
 from handlers.upload.clean_up import DATA_UPLOADED, TASKS_KEPT
+from handlers.upload.clones import is_unproven
 from handlers.upload.sources import REFUSED, binding, saving_for, source_named, store_of
 from worker.core.cloud import Image, Store, Volume
 from worker.core.handler import Kind
@@ -41,7 +42,8 @@ def lack(
         why = "queued, and a property names its source volume"
         return (f"{why}; {answered}" if answered else why), (Kind.REFUSED if refused else Kind.WORK)
     if clones:
-        return "queued, and its clone is there", Kind.WORK
+        unproven = all(is_unproven(clone) for clone in clones)
+        return "queued, and its clone is there", Kind.LOOK if unproven else Kind.WORK
     age = now - image.created_epoch
     if image_volume.is_raw(image) and rules.grace < age < REMEMBERED:
         # Most of these wait for data that somebody is going to send

@@ -570,6 +570,25 @@ async def test_removals_without_an_answer_do_not_cost_everybody_a_copy() -> None
         assert warm(cloud, others) == 7
 
 
+@pytest.mark.parametrize("why", ["depended_on", "held_by_backend"])
+async def test_copies_that_cannot_go_do_not_keep_a_target_full(why: str) -> None:
+    """As many as stop the search for room: the next ones choose others."""
+    cloud = caching() if why == "held_by_backend" else FakeCloud(stores=dict(STORES))
+    target = replace(FAST, max_count=10)
+    strategy = "cache" if why == "held_by_backend" else "store"
+    async with rig_of(cloud, strategy, target, policy=QUICK) as rig:
+        others = await fill(cloud, rig, 10)
+        for image in others[:3]:
+            getattr(cloud, why).add(cloud.of(image.id)[0].id)
+        outcomes = []
+        for number in range(4):
+            image = cloud.upload(owner=f"bob{number}", visibility="private")
+            cloud.ahead += 10.0
+            outcomes.append(type(await rig.run(image.id)))
+            cloud.ahead += 900.0
+        assert outcomes == [Skip, Done, Done, Done]
+
+
 # The last copy
 
 
@@ -587,6 +606,8 @@ async def test_an_entry_is_not_made_anew_once_glance_has_lost_the_store_of_the_d
         outcome = await rig.run(image.id)
         assert isinstance(outcome, Again)
         assert outcome.reason.startswith("nobody can repair it")
+        # By its store: a URL may have a password
+        assert "(store file)" in outcome.reason
         assert cloud.calls["create_volume"] == before
 
 

@@ -37,7 +37,9 @@ def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
             return None
         if volume is None and location.volume_id not in seen.gone:
             return LookAtVolume(location.volume_id)
-    broken = ", ".join(location.volume_id or location.url for location in seen.locations)
+    broken = ", ".join(
+        location.volume_id or f"store {location.store}" for location in seen.locations
+    )
     reason = (
         f"nobody can repair it: every volume with the image's data is gone or in error "
         f"({broken}). If Cinder can "
