@@ -134,17 +134,11 @@ class Reservations:
     async def _after_deletion(self, volume_id: str, watch: Watch) -> Volume | None:
         """Return a volume that does not go, although its deletion was asked for; else None."""
         for _ in range(LOOKS):
-            volume = await self._look(volume_id)
+            volume = await self._deletion.last_copy.look(volume_id)
             if volume is None or not volume_status.is_leaving(volume):
                 return volume
             await watch.changed()
         return None
-
-    async def _look(self, volume_id: str) -> Volume | None:
-        try:
-            return await self._cloud.get_volume(volume_id)
-        except NotFound:
-            return None
 
     async def has_spare(self, image: Image, target: Target, *, besides: int) -> bool:
         """Whether the image has room on the target without anything being evicted; if so, it is

@@ -192,6 +192,7 @@ async def test_images_that_are_too_large_switch_no_cache_off(owners: str) -> Non
         async with asyncio.timeout(30):
             while not all(cloud.of(image.id) for image in later):
                 await asyncio.sleep(0.01)
+        assert not rig.prewarm.full()
 
 
 async def test_what_cinder_was_to_make_an_entry_from_is_no_entry() -> None:
