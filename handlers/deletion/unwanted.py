@@ -48,6 +48,16 @@ class Unwanted:
             return Done(why, changed=True, state=State.UNWANTED)
         return Skip(why)
 
+    async def made_after(self, moment: float, image: Image, target: Target) -> bool:
+        """Whether something that `delete` would delete was made after the moment (epoch
+        seconds)."""
+        volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
+        return any(
+            volume.created_epoch > moment
+            for volume in volumes
+            if marks.may_go(volume, image, target)
+        )
+
     async def _remove_dangling(self, image: Image, target: Target) -> bool:
         """Whether a location on the target was removed whose volume is gone; another one of the
         image's is whole."""

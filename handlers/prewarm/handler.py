@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
@@ -37,6 +38,7 @@ from worker.core.wishes import EVICTED, Wish
 # The status of images that have data. Glance announces that one is deactivated or reactivated as an
 # image.update
 WITH_DATA = ("active", "deactivated")
+MADE_SINCE = "it was made again after this evict was asked for; ask again if it has to go"
 
 
 class Prewarm:
@@ -160,6 +162,10 @@ class Prewarm:
             return Skip(
                 "Cinder's driver clones it by itself: nothing was made that could be evicted"
             )
+        until = self._wishes.counts_until(key)
+        if asked and until < math.inf and await self._unwanted.made_after(until, image, known):
+            self._wishes.drop(key)
+            return Skip(MADE_SINCE)
         outcome = await self._unwanted.delete(image, known, why=EVICTED, by_operator=True)
         if isinstance(outcome, Again):
             return outcome

@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -46,9 +47,10 @@ def test_the_last_wish_holds_for_a_day() -> None:
 
 
 def test_a_wish_travels_in_its_job() -> None:
-    job = Job(key=KEY, cause=OPERATOR, first_at=1.0, wish=Wish.EVICT, wish_id="x")
+    job = Job(key=KEY, cause=OPERATOR, first_at=1.0, wish=Wish.EVICT, wish_id="x", wished_at=2.0)
     found = Job.from_bytes(job.to_bytes())
-    assert (found.wish, found.wish_id) == ("evict", "x")
+    assert (found.wish, found.wish_id, found.wished_at) == ("evict", "x", 2.0)
+    assert Job(key=KEY, cause="", first_at=1.0).joined(found).wished_at == 2.0
     # Of a worker that knows no wishes
     fields = json.loads(job.to_bytes())
     del fields["wish"]
@@ -64,6 +66,7 @@ def asked(image: Image, wish: Wish, target: str = "fast", *, project: str = "an 
         project=project,
         wish=wish,
         wish_id=uuid.uuid4().hex,
+        wished_at=time.time(),
     )
 
 
@@ -101,6 +104,29 @@ async def test_what_an_operator_evicts_is_deleted_and_not_made_again(enabled: bo
         await wish(rig, image, Wish.WARM)
         assert states(rig, image)["fast"] is State.WARM
         assert not list(rig.prewarm.held_back())
+
+
+async def test_an_evict_that_another_worker_left_does_not_undo_a_later_warm() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        image = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        [volume] = cloud.of(image.id)
+        made = volume.created_epoch
+        # A worker put it off, and was restarted after it had heard a `warm`
+        left = replace(asked(image, Wish.EVICT), wished_at=made - 5.0, due=made)
+        await rig.lanes.publish([left])
+        await rig.quiet()
+        assert cloud.of(image.id) == [volume]
+        assert states(rig, image)["fast"] is State.WARM
+        assert not list(rig.prewarm.held_back())
+        # What was there when it was asked for goes, whoever tries it first
+        left = replace(asked(image, Wish.EVICT), wished_at=made + 5.0, due=made)
+        await rig.lanes.publish([left])
+        await rig.quiet()
+        assert not cloud.of(image.id)
+        assert states(rig, image)["fast"] is State.HELD_BACK
 
 
 async def test_the_last_copy_of_an_images_data_stays() -> None:

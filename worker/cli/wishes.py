@@ -100,14 +100,16 @@ class _Wishing(Table, Lister):
             return rows, warnings
 
     def _jobs(self, image_id: str, targets: list[str]) -> Iterator[Job]:
+        now = time.time()
         for name in targets:
             yield Job(
                 key=Key("prewarm", image_id, name),
                 cause=OPERATOR if self.wish == Wish.WARM else EVICTING,
-                first_at=time.time(),
+                first_at=now,
                 project=PROJECT,
                 wish=self.wish,
                 wish_id=uuid.uuid4().hex,
+                wished_at=now,
             )
 
 

@@ -52,7 +52,8 @@ class Job:
     `deleted` or `pending_delete`; else "". `deleted_volume` is the id in the volume.delete.end that
     led to it; else "". `project` is whose doing it is, "" if nobody knows: projects take turns in a
     lane. `wish` is what an operator asks for (`worker.core.wishes`), else "". Texts that are too
-    long are cut. `wish_id` tells one wish from another, however often its job is tried. `trace` is
+    long are cut. `wish_id` tells one wish from another, however often its job is tried, and
+    `wished_at` is when it was made. `trace` is
     the span of what led to the job, "" where nobody traces. `failed_at` is when its last try failed,
     0 if none has, and `failure` why: `reason` may be another wait since.
     """
@@ -70,9 +71,15 @@ class Job:
     project: str = ""
     wish: str = ""
     wish_id: str = ""
+    wished_at: float = 0.0
     trace: str = ""
     failed_at: float = 0.0
     failure: str = ""
+
+    @property
+    def was_tried(self) -> bool:
+        """Whether a worker has tried it before, and put it off."""
+        return self.attempt > 0 or self.due > 0
 
     @property
     def is_urgent(self) -> bool:
@@ -94,6 +101,7 @@ class Job:
             cause=other.cause,
             wish=other.wish or self.wish,
             wish_id=other.wish_id or self.wish_id,
+            wished_at=other.wished_at or self.wished_at,
         )
 
     def failed(self, reason: str, *, now: float) -> Job:
@@ -129,6 +137,7 @@ class Job:
                 project=_text(fields.get("project", "")),
                 wish=_part(fields.get("wish", "")),
                 wish_id=_part(fields.get("wish_id", "")),
+                wished_at=_within(fields.get("wished_at", 0.0), LATEST),
                 trace=_part(fields.get("trace", "")),
                 failed_at=_within(fields.get("failed_at", 0.0), LATEST),
                 failure=_text(fields.get("failure", "")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Set
 from enum import StrEnum
@@ -36,16 +37,20 @@ class Wishes:
     def __init__(self) -> None:
         self.paused: Set[str] = frozenset()
         self._evicted: Newest[Key, float] = Newest(KEEP)
+        self._inherited: Newest[Key, float] = Newest(KEEP)
         self._known: Newest[str, None] = Newest(KEEP)
         self._last: Newest[Key, str] = Newest(KEEP)
         # Lanes deliver on threads of their own
         self._lock = threading.Lock()
 
-    def note(self, key: Key, wish: str, wish_id: str, *, now: float) -> bool:
+    def note(
+        self, key: Key, wish: str, wish_id: str, *, now: float, inherited: float = 0.0
+    ) -> bool:
         """Remember a wish; whether it is a new one.
 
         `wish_id` tells it from others: its job comes again with each of its tries, also after that
-        of a later wish.
+        of a later wish. `inherited`: when it was made (epoch seconds), if another process has tried
+        its job: this one does not know what was asked for since.
         """
         with self._lock:
             if wish not in (Wish.WARM, Wish.EVICT) or wish_id in self._known:
@@ -54,6 +59,7 @@ class Wishes:
             self._last[key] = wish_id
             if wish == Wish.EVICT:
                 self._evicted[key] = now + HOLD_FOR
+                self._inherited[key] = inherited or math.inf
             else:
                 self._evicted.pop(key, None)
             return True
@@ -66,6 +72,18 @@ class Wishes:
         """Begin the day for which an image is not made again: what was made of it is deleted."""
         with self._lock:
             self._evicted[key] = now + HOLD_FOR
+
+    def counts_until(self, key: Key) -> float:
+        """When a volume has to be made (epoch seconds) so that the evict may have meant it.
+
+        A worker that died may have made the image warm again, as a later wish asked for.
+        """
+        return self._inherited.get(key, math.inf)
+
+    def drop(self, key: Key) -> None:
+        """Forget that the image was evicted: it was asked for again since."""
+        with self._lock:
+            self._evicted.pop(key, None)
 
     def is_evicted(self, key: Key, *, now: float) -> bool:
         """Whether an operator has evicted the image from the target lately."""

@@ -200,7 +200,13 @@ class Queue:
             self._deletions.note(job.key.image_id, job.deleted)
         if job.deleted_volume:
             self._deletions.note_volume(job.deleted_volume)
-        if job.wish and self._wishes.note(job.key, job.wish, job.wish_id, now=time.time()):
+        if job.wish and self._wishes.note(
+            job.key,
+            job.wish,
+            job.wish_id,
+            now=time.time(),
+            inherited=job.wished_at if job.was_tried else 0.0,
+        ):
             log.info(
                 "operator_wishes", wish=job.wish, image_id=job.key.image_id, target=job.key.target
             )
