@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ from worker.core.cloud import Store
 from worker.core.errors import Blocked
 from worker.core.pool import Place, Pool, VolumeType, places_of, pools_of
 from worker.core.target import Target
+
+UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
@@ -34,12 +37,21 @@ def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
             f"Glance's store {named.id}, which [target:{target.name}] glance_store names, keeps no "
             f"volumes: it is of type {named.type}"
         )
+    uses_store = target.strategy not in ("cache", "native")
+    if named and uses_store and not _may_be(named.volume_type, target.volume_type):
+        # Each copy would come out with that type, and be taken for one that somebody has retyped
+        raise Blocked(
+            f"Glance's store {named.id}, which [target:{target.name}] glance_store names, makes "
+            f"volumes of type {named.volume_type}: set volume_type = {named.volume_type} and "
+            f"volume_types = {target.volume_type} in this section, or name a store of type "
+            f"{target.volume_type}"
+        )
     found = [
         store.id
         for store in stores
         if store.type == "cinder" and store.volume_type == target.volume_type
     ]
-    if len(found) > 1 and not target.glance_store and target.strategy not in ("cache", "native"):
+    if len(found) > 1 and not target.glance_store and uses_store:
         # They may be another region's, whose volumes are not found here
         raise Blocked(
             f"Glance has several cinder stores of volume type {target.volume_type} "
@@ -65,6 +77,12 @@ def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
     return replace(
         target, strategy=strategy, glance_store=store, automatic=target.strategy == "auto"
     )
+
+
+def _may_be(store_type: str, volume_type: str) -> bool:
+    """Whether a store may make volumes of the type, as far as Glance tells: its administrator names
+    it by name or by id."""
+    return store_type in ("", volume_type) or bool(UUID.fullmatch(store_type))
 
 
 def missing_type(target: Target, types: Iterable[str]) -> str:

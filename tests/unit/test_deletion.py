@@ -3,6 +3,7 @@ what matches."""
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -598,6 +599,18 @@ async def test_two_stores_of_a_type_have_to_be_told_apart_by_the_operator() -> N
         resolve(FAST, stores)
     assert resolve(replace(FAST, glance_store="here"), stores).glance_store == "here"
     assert resolve(replace(FAST, strategy="cache"), stores).strategy == "cache"
+
+
+@pytest.mark.parametrize("kind", ["fast", "", str(uuid.uuid4())])
+async def test_a_store_of_another_type_is_no_targets(kind: str) -> None:
+    """Its copies would be taken for retyped ones, and removed."""
+    stores = tuple(Store(id=f"of-{one}", type="cinder", volume_type=one) for one in (kind, "slow"))
+    assert resolve(replace(FAST, glance_store=f"of-{kind}"), stores).strategy == "store"
+    other = replace(FAST, glance_store="of-slow")
+    for strategy in ("auto", "store", "location"):
+        with pytest.raises(Blocked, match="makes volumes of type slow: set volume_type = slow"):
+            resolve(replace(other, strategy=strategy), stores)
+    assert resolve(replace(other, strategy="cache"), stores).strategy == "cache"
 
 
 async def test_a_location_in_a_store_of_no_target_is_unknown(cloud: FakeCloud) -> None:
