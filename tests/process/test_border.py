@@ -25,7 +25,7 @@ import pytest
 import structlog
 
 from worker.core import request_id
-from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary
+from worker.core.errors import Blocked, Malformed, Misconfigured, NotFound, Temporary, TooLarge
 from worker.observe.metrics import Metrics
 from worker.openstack import deadline, login, session
 from worker.openstack.cloud import OpenStackCloud
@@ -377,6 +377,33 @@ async def test_an_answer_that_is_too_large_is_not_kept(
         await cloud.describe_volume_types()
     del services.strange["/volume/v3/types"]
     assert [one.name for one in await cloud.describe_volume_types()] == ["fast"]
+
+
+async def test_large_answers_are_read_one_at_a_time(
+    services: Services, clouds: Callable[..., OpenStackCloud], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight images of 48 MiB that were read at once took twice the memory."""
+    monkeypatch.setattr(deadline, "LARGE", 1 << 18)
+    monkeypatch.setattr(deadline, "LARGEST", 1 << 20)
+    path = f"/image/v2/images/{IMAGE_ID}"
+    image = {"id": IMAGE_ID, "status": "active"}
+    services.strange[path] = (200, image | {"p": "x" * (1 << 19)}, {})
+    cloud = clouds(timeout=1.0)
+    with deadline._TURN:
+        with pytest.raises(Temporary, match=r"no whole answer within 1 s"):
+            await cloud.get_image(IMAGE_ID)
+        # One of an ordinary size waits for nobody
+        assert await cloud.describe_volume_types()
+    for _ in range(2):
+        # Each passes the turn on, whatever becomes of it
+        assert (await cloud.get_image(IMAGE_ID)).status == "active"
+        services.strange[path] = (200, image | {"p": "x" * (1 << 21)}, {})
+        with pytest.raises(TooLarge):
+            await cloud.get_image(IMAGE_ID)
+        services.strange[path] = (200, b"x" * (1 << 19), {})
+        with pytest.raises(Temporary, match="no JSON"):
+            await cloud.get_image(IMAGE_ID)
+        services.strange[path] = (200, image | {"p": "x" * (1 << 19)}, {})
 
 
 async def test_a_page_has_a_bound_of_its_own(

@@ -25,7 +25,11 @@ from worker.core.errors import TooLarge
 LARGEST = 64 << 20
 """Bytes of an answer, decompressed. An image may have 128 properties of 64 KiB by Glance's defaults:
 48 MiB if JSON escapes each character."""
+LARGE = 4 << 20
+"""Bytes from which on an answer waits until no other one of this process is that large: to read one
+takes about four times its size in memory, and users decide how many there are."""
 _PIECE = 65_536
+_TURN = threading.Lock()
 
 _CURRENT: contextvars.ContextVar[Deadline | None] = contextvars.ContextVar("deadline", default=None)
 
@@ -41,6 +45,7 @@ class Deadline:
     def __init__(self, largest: int | None = None) -> None:
         self.over = False
         self.largest = largest
+        self._has_turn = False
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
 
@@ -55,6 +60,8 @@ class Deadline:
         at: TracebackType | None,
     ) -> None:
         _CURRENT.reset(self._token)
+        if self._has_turn:
+            _TURN.release()
         with self._lock:
             for one in self._sockets:
                 one.close()
@@ -68,6 +75,14 @@ class Deadline:
             for one in self._sockets:
                 with contextlib.suppress(OSError):
                     one.shutdown(socket.SHUT_RDWR)
+
+    def take_turn(self) -> None:
+        """Wait until this answer may be a large one, and be that until the block ends. TimeoutError
+        if the time is over before."""
+        while not self._has_turn:
+            if self.over:
+                raise TimeoutError("the time for this request is over")
+            self._has_turn = _TURN.acquire(timeout=0.1)
 
     def watch(self, connection: socket.socket) -> None:
         """Cut this connection too; if the time is over, close it and raise TimeoutError."""
@@ -119,6 +134,8 @@ def _content(response: requests.Response) -> bytes:
         content += piece
         if len(content) > largest:
             raise TooLarge(f"an answer of more than {largest >> 20} MiB")
+        if deadline and len(content) > LARGE:
+            deadline.take_turn()
     return bytes(content)
 
 
