@@ -14,7 +14,7 @@ from handlers import budget, image_volume, volume_status
 from handlers.deletion import Deletion
 from worker.core.age import age, lasts
 from worker.core.cloud import Image, Quota, Volume
-from worker.core.errors import Blocked, Malformed, NotFound, Temporary
+from worker.core.errors import Blocked, Conflict, Malformed, NotFound, Temporary
 from worker.core.handler import Parts, Watch
 from worker.core.outcome import Again, Skip
 from worker.core.target import Target
@@ -28,6 +28,8 @@ WASTED_FOR = 86_400.0
 LOOKS = 20
 # Volumes that could not be looked at or deleted, before the fault is not theirs
 FAILURES = 3
+# For how many seconds one that its image needs is not looked at again: a project may have hundreds
+NEEDED_FOR = 60.0
 # For how many seconds a volume that could not be deleted is not chosen again
 STUCK_FOR = 900.0
 # The same for one that its image has lost all the same
@@ -49,6 +51,7 @@ class Reservations:
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._stuck: dict[str, float] = {}
         self._lost: dict[str, float] = {}
+        self._needed: dict[str, float] = {}
         self._halted: dict[str, float] = {}
 
     async def reserve(
@@ -70,13 +73,11 @@ class Reservations:
                 quota = await self._quota(target)
                 if shortage := _shortage(quota, size * volumes - freed, volumes - len(going)):
                     raise Blocked(shortage)
-                why = f"room on {target.name} for image {image.id}"
-                if any(one.owner != coming.owner for one in going):
-                    # Until it is there
-                    self._wasted[target.name][image.id] = coming
-                if await self._evicted(going, watch, target=target, why=why):
+                refused = await self._evict(going, watch, target=target, image=image)
+                if refused is None:
                     break
-                failures += 1
+                # Without a request to the services there is nothing that may still happen
+                failures += not isinstance(refused, Skip)
                 if failures >= FAILURES:
                     # Not everybody's copy for one: what was answered with an error may still happen.
                     # The next one chooses others
@@ -89,15 +90,16 @@ class Reservations:
             if not _shortage(await self._quota(target), size * volumes, volumes):
                 break
 
-    async def _evicted(
-        self, going: list[budget.Held], watch: Watch, *, target: Target, why: str
-    ) -> bool:
-        """Whether all of them are gone, one after the other. The next choice leaves out what Glance
-        or Cinder does not let go of.
+    async def _evict(
+        self, going: list[budget.Held], watch: Watch, *, target: Target, image: Image
+    ) -> Again | Skip | None:
+        """Evict one after the other for the image; None if all are gone, else why one is not. The
+        next choice leaves out what Glance or Cinder does not let go of.
 
         NoRoom if a volume stays although its image has lost it: then this is not done to another
         image on the target before STUCK_FOR is over.
         """
+        why = f"room on {target.name} for image {image.id}"
         for one in going:
             self._check_halt(target)
             evicted = await self._deletion.evict(
@@ -106,7 +108,10 @@ class Reservations:
             if isinstance(evicted, Again | Skip):
                 log.warning("image_volume_not_evicted", volume_id=one.volume.id, why=evicted.reason)
                 self._stuck[one.volume.id] = self._now() + STUCK_FOR
-                return False
+                return evicted
+            if one.owner != budget.owner_of(image):
+                # Until it is there
+                self._wasted[target.name][image.id] = self._as_coming(image, target)
             volume = await self._after_deletion(one.volume.id, watch)
             if volume and image_volume.may_be_location(volume):
                 # With delayed deletion Glance has removed the location alone. Now Cinder is asked
@@ -118,10 +123,10 @@ class Reservations:
             log.warning("image_volume_handed_back", volume_id=volume.id, status=volume.status)
             if not image_volume.may_be_location(volume):
                 self._stuck[volume.id] = self._now() + STUCK_FOR
-                return False
+                return Again(f"volume {volume.id} was handed back", after=STUCK_FOR)
             self._lost[volume.id] = self._halted[target.name] = self._now()
             self._check_halt(target)
-        return True
+        return None
 
     def _check_halt(self, target: Target) -> None:
         since = self._halted.get(target.name)
@@ -222,17 +227,11 @@ class Reservations:
     async def _able(self, choose: Callable[[set[str]], list[budget.Held]]) -> list[budget.Held]:
         """Repeat the choice until every chosen volume may be deleted; all are looked at before the
         first is deleted."""
-        self._stuck = {
-            volume_id: until
-            for volume_id, until in self._stuck.items()
-            if lasts(until, self._now(), STUCK_FOR)
-        }
-        self._lost = {
-            volume_id: since
-            for volume_id, since in self._lost.items()
-            if age(since, self._now()) < LOST_FOR
-        }
-        staying = {*self._stuck, *self._lost}
+        now = self._now()
+        self._stuck = {one: at for one, at in self._stuck.items() if lasts(at, now, STUCK_FOR)}
+        self._lost = {one: at for one, at in self._lost.items() if age(at, now) < LOST_FOR}
+        self._needed = {one: at for one, at in self._needed.items() if age(at, now) < NEEDED_FOR}
+        staying = {*self._stuck, *self._lost, *self._needed}
         failures = list[Exception]()
         while True:
             try:
@@ -246,6 +245,7 @@ class Reservations:
                 try:
                     if await self._stays(one):
                         stays.add(one.volume.id)
+                        self._needed[one.volume.id] = now
                 except (Temporary, Blocked, Malformed) as error:
                     # A fault of this image alone keeps nobody else from room
                     log.warning(
@@ -263,10 +263,10 @@ class Reservations:
         try:
             locations = await self._cloud.get_locations(one.image_id)
             image = await self._cloud.get_image(one.image_id)
-        except NotFound:
-            # Its image is gone, and so will it be
+            return bool(await self._deletion.keep_reason(one.volume, image, locations))
+        except (NotFound, Conflict):
+            # Its image is gone, and so will it be; or Glance is at work on it
             return True
-        return bool(await self._deletion.last_copy.keep_reason(one.volume, image, locations))
 
     async def _quota(self, target: Target) -> Quota:
         try:

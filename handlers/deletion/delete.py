@@ -301,6 +301,23 @@ class Deletion:
             return Done(f"{deleted} deleted: {why}", changed=deleted > 0, state=State.UNWANTED)
         return Skip("; ".join([why, *stays]))
 
+    async def keep_reason(
+        self, volume: Volume, image: Image, locations: tuple[Location, ...] | None
+    ) -> str:
+        """Why a volume that prewarm made has to stay; "" if it may be evicted. Conflict while
+        Glance is at work on the image."""
+        entry = not image_volume.may_be_location(volume)
+        # Of a deactivated one Glance removes no location, but Cinder deletes its entry
+        if image.status != "active" and not (entry and image.status == "deactivated"):
+            return f"its image is {image.status}"
+        if needed := await self.last_copy.keep_reason(volume, image, locations):
+            return needed
+        settled = entry or store_of(volume, locations or ())
+        if import_lock.is_held(image, self._now()) if settled else image.import_locked:
+            # The import may be about to make a location of it
+            raise Conflict("Glance is at work on the image")
+        return ""
+
     async def _evict(self, image_id: str, volume: Volume) -> str:
         """Delete one; return why it stays, if it must.
 
@@ -311,17 +328,9 @@ class Deletion:
         locations = await self._cloud.get_locations(image_id)
         # After its locations: while an image is being deleted they are gone before it is
         image = await self._cloud.get_image(image_id)
-        entry = not image_volume.may_be_location(volume)
-        # Of a deactivated one Glance removes no location, but Cinder deletes its entry
-        if image.status != "active" and not (entry and image.status == "deactivated"):
-            return f"its image is {image.status}"
-        if needed := await self.last_copy.keep_reason(volume, image, locations):
+        if needed := await self.keep_reason(volume, image, locations):
             return needed
         store = store_of(volume, locations or ())
-        settled = store or entry
-        if import_lock.is_held(image, self._now()) if settled else image.import_locked:
-            # The import may be about to make a location of it
-            raise Conflict("Glance is at work on the image")
         if not store:
             await self._cloud.delete_volume(volume.id)
             return ""

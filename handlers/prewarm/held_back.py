@@ -89,7 +89,11 @@ class HeldBack:
         """Wait or skip if somebody else would undo what is made now; None if it may be made."""
         now = self._now()
         past = self._undone.look(
-            seen.image.id, target.place, state=_state(seen.image, target), now=now
+            seen.image.id,
+            target.place,
+            state=_state(seen.image, target),
+            now=now,
+            stale=target.strategy == "cache",
         )
         if past and past.is_held:
             return _finish(past, target)

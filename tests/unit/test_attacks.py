@@ -317,12 +317,13 @@ def caching(**limits: int) -> FakeCloud:
     return FakeCloud(stores=dict(STORES), cached=frozenset({"fast"}), **limits)  # type: ignore[arg-type]
 
 
-async def fill(cloud: FakeCloud, rig: Rig, count: int, **fields: int) -> list[Image]:
-    """Make images of as many projects warm."""
+async def fill(
+    cloud: FakeCloud, rig: Rig, count: int, owner: str = "", **fields: int
+) -> list[Image]:
+    """Make images of as many projects warm, or of one."""
     images = []
     for _ in range(count):
-        owner = f"p{len(cloud.images)}"
-        image = cloud.upload(owner=owner, visibility="private", **fields)
+        image = cloud.upload(owner=owner or f"p{len(cloud.images)}", visibility="private", **fields)
         cloud.ahead += 10.0
         assert isinstance(await rig.run(image.id), Done)
         images.append(image)
@@ -392,6 +393,36 @@ async def test_a_deactivated_images_entry_makes_room_and_its_location_is_named(
             assert f"4 GiB of it cannot be evicted: image {first.id})" in outcome.reason
 
 
+async def test_deactivated_images_keep_nobody_else_from_room(cloud: FakeCloud) -> None:
+    target = replace(FAST, max_count=20)
+    async with Rig(cloud, targets=using("store", target), policy=QUICK) as rig:
+        for image in await fill(cloud, rig, 5, owner="mallory"):
+            cloud.touch(image.id, status="deactivated")
+        await fill(cloud, rig, 15)
+        # Each of them has its room at once
+        before = cloud.calls["get_image"]
+        await fill(cloud, rig, 6)
+        assert cloud.calls["get_image"] - before < 60
+
+
+@pytest.mark.parametrize("owner", ["mallory", ""])
+async def test_for_whom_nothing_had_to_go_nothing_counts(cloud: FakeCloud, owner: str) -> None:
+    """While removals stay without an answer, nobody loses a copy; nor his share for a day."""
+    target = replace(FAST, max_count=20)
+    async with Rig(cloud, targets=using("store", target), policy=QUICK) as rig:
+        others = await fill(cloud, rig, 20)
+        cloud.faults["remove_from_store"] = Fault(Temporary("no answer"), times=99)
+        for _ in range(6):
+            image = cloud.upload(owner=owner or f"p{len(cloud.images)}", visibility="private")
+            cloud.ahead += 10.0
+            assert isinstance(await rig.run(image.id), Skip)
+        del cloud.faults["remove_from_store"]
+        cloud.ahead += 21_700.0
+        for image in await fill(cloud, rig, 5, owner=owner):
+            assert cloud.of(image.id)
+        assert warm(cloud, others) == 15
+
+
 async def test_a_victim_that_cannot_be_looked_at_keeps_nobody_from_room() -> None:
     class Sick(FakeCloud):
         sick = ""
@@ -442,6 +473,27 @@ async def test_who_takes_a_wish_back_again_and_again_gets_one_copy_an_interval(
             await rig.run(image.id)
             assert not cloud.of(image.id)
             cloud.set_by_user(image.id, image_volume_prewarm="maybe")
+        assert cloud.calls["copy_image"] + cloud.calls["create_volume"] == 1
+        cloud.ahead += 600.0
+        assert isinstance(await rig.run(image.id), Done)
+
+
+@pytest.mark.parametrize("strategy", ["store", "location"])
+async def test_who_removes_it_and_changes_the_image_gets_one_copy_an_interval(
+    strategy: str,
+) -> None:
+    cloud = FakeCloud(stores=dict(STORES), multiple_locations=True)
+    policy = Policy(settle=0.0, rewarm_interval=600.0)
+    async with rig_of(cloud, strategy, FAST, policy=policy) as rig:
+        image = cloud.upload(owner="mallory", visibility="private")
+        for number in range(10):
+            cloud.ahead += 10.0
+            await rig.run(image.id)
+            # As its owner may: DELETE /v2/stores/cinder-fast/IMAGE
+            for volume in cloud.of(image.id):
+                await cloud.remove_from_store(image.id, "cinder-fast")
+                rig.deletions.note_volume(volume.id)
+            cloud.set_by_user(image.id, x=str(number))
         assert cloud.calls["copy_image"] + cloud.calls["create_volume"] == 1
         cloud.ahead += 600.0
         assert isinstance(await rig.run(image.id), Done)

@@ -113,9 +113,11 @@ class Undone:
                 self._full[target] = Full(at + HOLD_FOR, why, refused=True)
             return past
 
-    def look(self, image_id: str, target: str, *, state: str, now: float) -> Past | None:
+    def look(
+        self, image_id: str, target: str, *, state: str, now: float, stale: bool = False
+    ) -> Past | None:
         """Count that the last one is gone, and return its fate; None if that is no reason to
-        wait."""
+        wait. `stale`: a change of the image alone makes another one necessary."""
         with self._lock:
             past = self._pasts.get((image_id, target))
             if past is None:
@@ -123,6 +125,9 @@ class Undone:
             if past.state != state or (age(past.at, now) > HOLD_FOR and not past.gone_at):
                 # It was changed, or was there for long: nobody fights over it
                 del self._pasts[image_id, target]
+                if not stale:
+                    # But an owner who deletes it and changes the image has it made without end
+                    self._spent[image_id, target] = past.at
                 return None
             if past.is_held and age(past.at, now) > HOLD_FOR:
                 # One more try, after which it is held again
