@@ -133,8 +133,10 @@ class Prewarm:
         """Make the image warm if it is wanted on the target, else delete what was made there."""
         image = await self._cloud.get_image(key.image_id)
         self._report.seen(image, {})
-        if watch.wish == Wish.EVICT or self._wishes.is_evicted(key, now=self._now()):
-            return await self._evict(image, key, target, asked=watch.wish == Wish.EVICT)
+        if watch.wish == Wish.EVICT or (
+            watch.wish != Wish.WARM and self._wishes.is_evicted(key, now=self._now())
+        ):
+            return await self._evict(image, key, target, watch)
         if refusal := policy.refusal(image, target, self._rules):
             known = await self._stores.known(target)
             return await self._unwanted.delete(image, known, why=refusal)
@@ -154,7 +156,7 @@ class Prewarm:
         outcome, _ = await self._one_place.warm(seen, target, watch, unlocated)
         return outcome
 
-    async def _evict(self, image: Image, key: Key, target: Target, *, asked: bool) -> Outcome:
+    async def _evict(self, image: Image, key: Key, target: Target, watch: Watch) -> Outcome:
         """Delete what was made of the image on the target: an operator has asked for that, now or
         before."""
         known = await self._stores.known(target)
@@ -162,14 +164,15 @@ class Prewarm:
             return Skip(
                 "Cinder's driver clones it by itself: nothing was made that could be evicted"
             )
-        until = self._wishes.counts_until(key)
-        if asked and until < math.inf and await self._unwanted.made_after(until, image, known):
+        until = self._wishes.counts_until(key) if watch.wish == Wish.EVICT else math.inf
+        if until < math.inf and await self._unwanted.made_after(until, image, known):
             self._wishes.drop(key)
             return Skip(MADE_SINCE)
         outcome = await self._unwanted.delete(image, known, why=EVICTED, by_operator=True)
         if isinstance(outcome, Again):
             return outcome
-        if asked:
+        # A later wish may have come meanwhile
+        if watch.wish == Wish.EVICT:
             self._wishes.hold(key, now=self._now())
         if isinstance(outcome, Done):
             return replace(outcome, state=State.HELD_BACK)

@@ -129,6 +129,30 @@ async def test_an_evict_that_another_worker_left_does_not_undo_a_later_warm() ->
         assert states(rig, image)["fast"] is State.HELD_BACK
 
 
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_warm_in_the_middle_of_an_evict_is_the_last_word(after: bool) -> None:
+    class Hooked(FakeCloud):
+        hooks: list[Job]
+
+        async def remove_from_store(self, image_id: str, store: str) -> None:
+            if after:
+                await super().remove_from_store(image_id, store)
+            await rig.lanes.publish(self.hooks)
+            if not after:
+                await super().remove_from_store(image_id, store)
+
+    cloud = Hooked(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST,), policy=Policy(settle=0.0)) as rig:
+        image = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        cloud.hooks = [asked(image, Wish.WARM)]
+        await wish(rig, image, Wish.EVICT)
+        assert cloud.calls["copy_image"] == 2
+        assert states(rig, image)["fast"] is State.WARM
+        assert not list(rig.prewarm.held_back())
+
+
 async def test_the_last_copy_of_an_images_data_stays() -> None:
     cloud = FakeCloud(stores=dict(STORES))
     async with Rig(cloud, targets=(FAST,)) as rig:
