@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from handlers import volume_status
 from worker.core.age import SKEW
 from worker.core.cloud import GIB, Image, NewVolume, Volume
+from worker.core.creation import NOTE
 from worker.core.notification import IMAGE_VOLUME_NAME
 from worker.core.target import TAG, UPLOAD, UPLOADED_BY, Target
 
@@ -203,6 +204,12 @@ def _lies(volume: Volume, target: Target) -> bool:
         # A volume that was asked for a moment ago is nowhere yet
         return serves(volume, target) if volume.host else volume.volume_type == target.volume_type
     return volume.volume_type in (target.volume_type, placing_type(volume.host))
+
+
+def was_downloaded(volume: Volume, image: Image) -> bool:
+    """Whether Cinder has noted that it downloaded the image for the volume. An image may have that
+    property by itself, and Cinder copies it."""
+    return volume.downloaded and NOTE not in image.properties
 
 
 def is_entry(volume: Volume) -> bool:

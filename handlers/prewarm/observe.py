@@ -25,7 +25,6 @@ from handlers.reservations import Reservations
 from handlers.serving import unproven
 from handlers.target_store import TargetStores
 from worker.core.cloud import Image, Volume
-from worker.core.creation import NOTE
 from worker.core.errors import NotFound
 from worker.core.handler import Parts, Watch
 from worker.core.target import Target
@@ -126,8 +125,7 @@ class Observer:
             volume = await self._cloud.get_volume(volume_id)
         except NotFound:
             return replace(without(volume_id, seen), image=await self._image(seen))
-        # An image may have that property by itself, and Cinder copies it
-        noted = volume.downloaded and NOTE not in seen.image.properties
+        noted = image_volume.was_downloaded(volume, seen.image)
         downloading = noted or volume.status == "downloading"
         seen = replace(with_volume(volume, seen), downloaded=seen.downloaded or downloading)
         if downloading:

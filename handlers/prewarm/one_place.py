@@ -16,7 +16,7 @@ from handlers.prewarm.placing import Placing
 from handlers.prewarm.plan import Planner
 from handlers.prewarm.probes import Probes
 from handlers.prewarm.seen import Seen, volume_ids
-from handlers.prewarm.strategies import cache, store
+from handlers.prewarm.strategies import cache, located, store
 from handlers.prewarm.suspects import Suspects
 from handlers.reservations import Reservations
 from worker.core.handler import Parts, Watch
@@ -87,7 +87,12 @@ class OnePlace:
             self._placing.note_astray(target, seen.failed)
             finish = Finish(Skip(seen.failed, state=State.PARTLY_WARM))
         if seen.failed == cache.NO_CACHE:
-            finish = await self._held_back.note_refused(seen, target, cache.NO_CACHE) or finish
+            # While it is not known whether Cinder's driver clones by itself, that may be the reason
+            other = seen.unproven is not None or located.may_be_here(seen, target)
+            refused = await self._held_back.note_refused(
+                seen, target, cache.NO_CACHE, of_image=other
+            )
+            finish = refused or finish
         if seen.failed.startswith(COULD_NOT_MAKE) and _is_unsized(seen, target):
             unsized = await self._held_back.note_refused(seen, target, UNSIZED, of_image=True)
             finish = unsized or finish

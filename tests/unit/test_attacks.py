@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,9 +14,11 @@ from handlers.resolve import resolve
 from handlers.upload.plan import UNPROVEN
 from tests.unit.rigs import rig_of
 from worker.core.cloud import GIB, Image, Location, Store
+from worker.core.creation import NOTE
 from worker.core.errors import Blocked, Conflict, Temporary
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Skip
+from worker.core.state import State
 from worker.core.target import TAG, UPLOAD, Policy
 from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
@@ -208,6 +211,73 @@ async def test_what_cinder_was_to_make_an_entry_from_is_no_entry() -> None:
         assert await rig.prewarm._held_back._largest_entry(using("cache", FAST)[0]) == 2
 
 
+class SharedPool(FakeCloud):
+    """A Cinder whose type `fast2` leads to the pool of `fast`."""
+
+    def hosts_of(self, volume_type: str) -> list[str]:
+        return super().hosts_of("fast" if volume_type == "fast2" else volume_type)
+
+
+@pytest.mark.parametrize("resyncs", [False, True])
+async def test_locations_in_the_pool_switch_no_cache_off(resyncs: bool) -> None:
+    cloud = SharedPool(stores={"cinder-fast2": "fast2"}, cached=frozenset({"fast"}))
+    async with Rig(cloud, targets=(FAST,), policy=QUICK) as rig:
+        for _ in range(3):
+            host = cloud.hosts_of("fast")[0]
+            source = cloud.volume_of("mallory", volume_type="fast2", host=host)
+            wish = {"image_volume_source": source.id}
+            image = cloud.queue(owner="mallory", visibility="private", properties=wish)
+            cloud.ahead += 100.0
+            await rig.complete(image.id)
+            cloud.ahead += 100.0
+            (clone,) = cloud.of(image.id)
+            if resyncs:
+                assert not await rig.resync()
+            # Cinder clones that one
+            assert await rig.run(image.id) == Done(clone.id, state=State.WARM)
+        assert cloud.calls["create_volume"] == 3
+        assert not rig.prewarm.full()
+        await fill(cloud, rig, 2)
+
+
+async def test_an_image_with_another_location_in_the_pool_is_no_proof_of_native_clones() -> None:
+    cloud = SharedPool(
+        stores={"cinder-fast2": "fast2"},
+        cached=frozenset({"fast"}),
+        rbd_stores=frozenset({"rbd"}),
+    )
+    async with Rig(cloud, targets=(FAST,), policy=QUICK) as rig:
+        rbd = frozenset({"rbd"})
+        image = cloud.upload(owner="mallory", visibility="private", stores=rbd)
+        cloud.user_copies(image.id, "cinder-fast2", project="mallory")
+        await cloud.quiet()
+        cloud.ahead += 10.0
+        assert isinstance(await rig.run(image.id), Done)
+        assert not rig.prewarm.learned()
+        for number in range(2):
+            image = cloud.upload(owner=f"p{number}", visibility="private", stores=rbd)
+            cloud.ahead += 10.0
+            await rig.run(image.id)
+            assert cloud.of(image.id)
+
+
+async def test_a_property_named_like_cinders_note_hides_no_native_clone() -> None:
+    rbd = frozenset({"rbd"})
+    cloud = FakeCloud(
+        stores={}, rbd_stores=rbd, native=frozenset({"fast"}), cached=frozenset({"fast"})
+    )
+    async with Rig(cloud, targets=(FAST,), policy=QUICK) as rig:
+        for _ in range(3):
+            image = cloud.upload(
+                owner="mallory", visibility="private", stores=rbd, properties={NOTE: "no"}
+            )
+            cloud.ahead += 10.0
+            assert isinstance(await rig.run(image.id), Done)
+        assert not rig.prewarm.full()
+        assert list(rig.prewarm.learned().values()) == [[["rbd"]]]
+        await fill(cloud, rig, 1, disk_format="qcow2", virtual_size=GIB, stores=rbd)
+
+
 # The brake
 
 
@@ -318,7 +388,7 @@ def caching(**limits: int) -> FakeCloud:
 
 
 async def fill(
-    cloud: FakeCloud, rig: Rig, count: int, owner: str = "", **fields: int
+    cloud: FakeCloud, rig: Rig, count: int, owner: str = "", **fields: Any
 ) -> list[Image]:
     """Make images of as many projects warm, or of one."""
     images = []

@@ -26,7 +26,9 @@ from handlers.prewarm.actions import (
 from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import cache, location, native, registered, store
 from worker.core.cloud import GIB, Image, Location, NewVolume, Volume
+from worker.core.creation import NOTE
 from worker.core.outcome import Again, Done, Skip
+from worker.core.pool import Place
 from worker.core.state import State
 from worker.core.target import Target
 
@@ -283,8 +285,12 @@ GLANCES = marked(V1, readonly=None)
         (seen(volumes=(), warming=()), CreateVolume(THROW_AWAY)),
         # The throw-away volume, then the entry, then its marks, then the throw-away volume goes
         (seen(volumes=(), warming=(BUSY,)), AwaitVolume("w1")),
-        (seen(volumes=(), warming=(WARMING,), looks=cache.LOOKS),
-         DeleteVolume("w1", why="it has served", because=cache.NO_CACHE)),
+        # Cinder makes none while it clones a location in the pool
+        (seen(volumes=(), warming=(WARMING,), looks=cache.LOOKS), LookAtLocations()),
+        *((seen(volumes=(), warming=(WARMING,), looks=cache.LOOKS, **given),
+           DeleteVolume("w1", why="it has served", because=cache.NO_CACHE))
+          for given in ({"hidden": True}, {"locations": FILE}, {"locations": FIRST, "gone": frozenset({"v1"})})),
+        (seen(volumes=(), warming=(WARMING,), looks=cache.LOOKS, locations=FIRST), LookAtVolume("v1")),
         # Nothing was downloaded: Cinder's driver may have cloned the image where Glance keeps it
         (seen(volumes=(), warming=(WARMING,)), AwaitEntry()),
         (seen(volumes=(), warming=(WARMING,), unproven=ANY), LookAtLocations()),
@@ -336,6 +342,40 @@ GLANCES = marked(V1, readonly=None)
 )  # fmt: skip
 def test_cache(given: Seen, expected: Action) -> None:
     assert cache.plan(given, CACHED) == expected
+
+
+HERE = replace(CACHED, places=(Place(("host@b#p",)),))
+BESIDE = replace(V1, volume_type="hdd", host="host@b#p")
+NATIVE_CLONE = DeleteVolume(
+    "w1", why="it has shown that Cinder clones the image itself", native=True
+)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        # A volume of another type in the same pool
+        (seen(volumes=(BESIDE,)), LookAtLocations()),
+        (seen(volumes=(BESIDE,), locations=FIRST), WARM),
+        (seen(volumes=(BESIDE,), locations=FILE), LookAtWarming()),
+        (seen(volumes=(BESIDE,), hidden=True), LookAtWarming()),
+        (seen(volumes=(marked(BESIDE, image_owner="bob"),), locations=FIRST), LookAtWarming()),
+        (seen(volumes=(replace(BESIDE, host="other@b#p"),)), LookAtWarming()),
+        # Whether Cinder's driver has cloned the image is told by nothing else than that it may have
+        *((seen(volumes=volumes, warming=(WARMING,), unproven=frozenset({"rbd"}), locations=locations), expected)
+          for volumes, locations, expected in (
+              ((), RBD, NATIVE_CLONE),
+              ((), (*RBD, *FIRST), LookAtVolume("v1")),
+              ((replace(V1, host="other@b#p", volume_type="hdd"),), (*RBD, *FIRST), NATIVE_CLONE),
+              # Which is no clone's source for its owner, but may have been a moment ago
+              ((marked(BESIDE, image_owner="bob"),), (*RBD, *FIRST), AwaitEntry()),
+          )),
+        (seen(replace(COLD, properties={NOTE: "no"}), volumes=(), warming=(replace(WARMING, downloaded=True),),
+              unproven=frozenset({"rbd"}), locations=RBD), NATIVE_CLONE),
+    ],
+)  # fmt: skip
+def test_cache_in_a_pool_that_other_types_lead_to(given: Seen, expected: Action) -> None:
+    assert cache.plan(given, HERE) == expected
 
 
 NATIVE = replace(TARGET, strategy="native", native_stores=("rbd-b", "rbd-a"))

@@ -30,6 +30,7 @@ from worker.core.cloud import (
     Volume,
     own,
 )
+from worker.core.creation import NOTE
 from worker.core.errors import Blocked, Conflict, NotFound, SpelledOtherwise, Temporary
 from worker.core.pool import Pool, VolumeType
 from worker.core.target import TAG, Target
@@ -766,10 +767,13 @@ class FakeCloud:
             )
         )
         by_entry = bool(image_id) and not cloned and bool(self._entry_for(volume, image_id))
+        image = self.images.get(image_id)
         volume = replace(
             volume,
             status="error" if broken else "available",
-            downloaded=bool(image_id) and not cloned and not by_entry,
+            # Cinder copies the properties of an image, one of the note's name too
+            downloaded=bool(image_id)
+            and ((not cloned and not by_entry) or bool(image and NOTE in image.properties)),
         )
         self.volumes[volume_id] = volume
         if broken:

@@ -21,7 +21,7 @@ from handlers.prewarm.actions import (
     LookAtWarming,
 )
 from handlers.prewarm.seen import Seen
-from handlers.prewarm.strategies import native, registered
+from handlers.prewarm.strategies import located, native, registered
 from handlers.prewarm.strategies.lost import lost
 from handlers.prewarm.strategies.waits import FIRST_QUIET
 from worker.core.age import age
@@ -48,15 +48,15 @@ def entries_of(seen: Seen) -> tuple[Volume, ...]:
     A clone that Cinder keeps read-only is one, whatever its metadata claims, if no location names
     it: Cinder hands on what users have written on the volume that it was cloned from.
     """
-    located = {one.volume_id for one in seen.locations or ()}
+    named = {one.volume_id for one in seen.locations or ()}
     return tuple(
         volume
-        for volume in seen.volumes or ()
+        for volume in located.own(seen)
         if image_volume.is_entry(volume)
         or (
             seen.locations is not None
             and volume.source_volid
-            and volume.id not in located
+            and volume.id not in named
             and image_volume.is_readonly(volume)
             # One that an upload has left is none
             and (volume.inherited or volume.metadata.get(TAG) != UPLOAD)
@@ -89,7 +89,7 @@ def plan(seen: Seen, target: Target) -> Action:
         return Finish(Done(native.CLONED, state=State.WARM))
     if seen.volumes is None:
         return LookAtVolumes()
-    if action := _kept_by_glance(seen, target):
+    if action := _kept_by_glance(seen, target) or located.kept_beside(seen, target):
         return action
     if seen.warming is None:
         return LookAtWarming()
@@ -129,7 +129,7 @@ def _unusable(volumes: Iterable[Volume]) -> DeleteVolume | None:
 def _finish(entry: Volume, warming: list[Volume], seen: Seen, target: Target) -> Action:
     """Plan the steps after a fresh entry is there: nothing else stays in its pool."""
     # An entry on another host may serve a pool that Cinder does not report at the moment
-    marked = [one for one in _marked(seen.volumes or (), target) if one.host == entry.host]
+    marked = [one for one in _marked(located.own(seen), target) if one.host == entry.host]
     for volume in (*warming, *marked):
         if volume.id != entry.id:
             why = "it has served" if volume in warming else "a newer entry is there"
@@ -183,7 +183,7 @@ def _of_glance(volumes: tuple[Volume, ...], target: Target) -> Volume | None:
 
 def _kept_by_glance(seen: Seen, target: Target) -> Action | None:
     """Plan for an image that Glance keeps on the target already; None if it does not."""
-    volume = _of_glance(seen.volumes or (), target)
+    volume = _of_glance(located.own(seen), target)
     if volume is None:
         return None
     if seen.hidden:
@@ -208,16 +208,18 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
     if warming.metadata.get(image_volume.FRESH) != seen.image.updated_at:
         return DeleteVolume(warming.id, why="the image has changed since it was begun")
     if entry is None:
-        if seen.unproven is not None and not (seen.downloaded or warming.downloaded):
-            if seen.locations is None and not seen.hidden:
-                return LookAtLocations()
-            if any(one.url.startswith(NATIVE) for one in seen.locations or ()):
+        noted = image_volume.was_downloaded(warming, seen.image)
+        if seen.unproven is not None and not (seen.downloaded or noted):
+            if look := located.look(seen):
+                return look
+            is_native = any(one.url.startswith(NATIVE) for one in seen.locations or ())
+            if is_native and not located.may_be_here(seen, target):
                 return DeleteVolume(
                     warming.id, why="it has shown that Cinder clones the image itself", native=True
                 )
         if seen.looks < LOOKS:
             return AwaitEntry()
-        return DeleteVolume(warming.id, why="it has served", because=NO_CACHE)
+        return located.look(seen) or DeleteVolume(warming.id, why="it has served", because=NO_CACHE)
     marks = image_volume.metadata_of(seen.image, target)
     marks |= {image_volume.FRESH: seen.image.updated_at, image_volume.ORIGIN: image_volume.PREWARM}
     marks |= {name: value for name, value in warming.metadata.items() if name == image_volume.ANEW}
@@ -239,6 +241,13 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
                 "the Image-Volume that Glance keeps there can be written to, or its metadata "
                 "is wrong"
             )
+    if any(
+        one.metadata.get("image_owner") == image.owner and volume_status.is_usable(one)
+        # One that we have not marked may be what an import has left
+        for one in located.beside(entries, target)
+        if TAG in one.metadata
+    ):
+        return None
     entry = entry_of((one for one in entries if image_volume.is_entry(one)), target)
     if entry is None:
         return "no entry in Cinder's image-volume cache"

@@ -15,7 +15,6 @@ import structlog
 
 from handlers import image_volume, volume_status
 from worker.core.cloud import Cloud, Image, NewVolume, Volume
-from worker.core.creation import NOTE
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.target import TAG, Target
 from worker.diagnose.check import Check
@@ -171,8 +170,7 @@ async def _watched(
                 volume=volume,
                 seconds=time.monotonic() - began,
                 downloading=signs.downloading or volume.status == "downloading",
-                # An image may have that property by itself, and Cinder copies it
-                verified=signs.verified or (volume.downloaded and NOTE not in image.properties),
+                verified=signs.verified or image_volume.was_downloaded(volume, image),
             )
             signs = await _listened(signs, image, take)
             await asyncio.sleep(EVERY)
