@@ -45,7 +45,7 @@ class Coming:
     owner: str = ""
 
 
-def held(volumes: Iterable[Volume], target: Target, uses: Uses) -> list[Held]:
+def held(volumes: Iterable[Volume], target: Target, uses: Uses, *, now: float) -> list[Held]:
     """Those of the volumes that count against the target's budget, least recently used first."""
     counted = (
         (volume, image_volume.image_of(volume))
@@ -54,7 +54,7 @@ def held(volumes: Iterable[Volume], target: Target, uses: Uses) -> list[Held]:
     )
     return sorted(
         (
-            Held(last_used(volume, image_id, target, uses), image_id, volume)
+            Held(last_used(volume, image_id, target, uses, now=now), image_id, volume)
             for volume, image_id in counted
         ),
         key=lambda one: (one.used, one.volume.id),
@@ -62,7 +62,11 @@ def held(volumes: Iterable[Volume], target: Target, uses: Uses) -> list[Held]:
 
 
 async def lying(
-    volumes: Mapping[str, tuple[Volume, ...]], targets: Iterable[Target], uses: Uses
+    volumes: Mapping[str, tuple[Volume, ...]],
+    targets: Iterable[Target],
+    uses: Uses,
+    *,
+    now: float,
 ) -> dict[str, list[Held]]:
     """Return what is `held` on each target that has a budget, by its name. Others have their turn
     in between."""
@@ -77,14 +81,14 @@ async def lying(
                 )
             if number % 1000 == 0:
                 await asyncio.sleep(0)
-    return {target.name: held(found[target.name], target, uses) for target in bounded}
+    return {target.name: held(found[target.name], target, uses, now=now) for target in bounded}
 
 
-def last_used(volume: Volume, image_id: str, target: Target, uses: Uses) -> float:
+def last_used(volume: Volume, image_id: str, target: Target, uses: Uses, *, now: float) -> float:
     """Return the time when a volume was last made of it, as far as we know, or else when it was
     made itself."""
     return max(
-        volume.created_epoch, last_use.recorded_use(volume), uses.last(image_id, target.name)
+        volume.created_epoch, last_use.recorded_use(volume, now), uses.last(image_id, target.name)
     )
 
 

@@ -201,7 +201,7 @@ class Reservations:
             if age(one.since, self._now()) < WASTED_FOR
         }
         there = [volume async for volume in self._cloud.list_volumes(target.name)]
-        lying = budget.held(there, target, self._uses)
+        lying = budget.held(there, target, self._uses, now=self._now())
         counted = {image.id, *kept, *(one.image_id for one in lying)}
         in_vain = [one for image_id, one in wasted.items() if image_id not in counted]
         since = budget.since(image, target, self._uses)
@@ -219,7 +219,7 @@ class Reservations:
     async def excess(self, target: Target) -> list[budget.Held]:
         """Return the volumes that exceed the target's budget and may be deleted."""
         there = [volume async for volume in self._cloud.list_volumes(target.name)]
-        lying = budget.held(there, target, self._uses)
+        lying = budget.held(there, target, self._uses, now=self._now())
         return await self._able(
             lambda staying: budget.Shelf(target, lying, staying=staying).excess()
         )

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import structlog
 
 from handlers import image_volume, import_lock, marks
 from handlers.deletion.delete import Deletion
 from handlers.deletion.proof import NotProven
-from worker.core.cloud import Image
+from worker.core.age import epoch
+from worker.core.cloud import Image, Volume
 from worker.core.errors import Blocked, Conflict
 from worker.core.handler import Parts
 from worker.core.outcome import Done, Outcome, Skip
 from worker.core.state import State
-from worker.core.target import Target
+from worker.core.target import WISHED, Target
 
 log = structlog.get_logger(__name__)
 
@@ -36,9 +39,7 @@ class Unwanted:
         """
         if image.status != "active" or not (self._rules.enabled or by_operator):
             return Skip(why)
-        volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
-        ours = [volume for volume in volumes if marks.may_go(volume, image, target)]
-        if ours:
+        if ours := await self._prewarmed(image, target):
             return await self._deletion.evict(
                 image.id, ours, why=why, reason="unwanted", by_operator=by_operator
             )
@@ -48,15 +49,24 @@ class Unwanted:
             return Done(why, changed=True, state=State.UNWANTED)
         return Skip(why)
 
-    async def made_after(self, moment: float, image: Image, target: Target) -> bool:
-        """Whether something that `delete` would delete was made after the moment (epoch
-        seconds)."""
-        volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
+    async def wished_after(self, moment: float, image: Image, target: Target) -> bool:
+        """Whether something that `delete` would delete was made, or wished for by an operator,
+        after the moment (epoch seconds)."""
         return any(
-            volume.created_epoch > moment
-            for volume in volumes
-            if marks.may_go(volume, image, target)
+            max(one.created_epoch, epoch(one.metadata.get(WISHED, ""))) > moment
+            for one in await self._prewarmed(image, target)
         )
+
+    async def keep(self, image: Image, target: Target) -> None:
+        """Write on what `delete` would delete that an operator wishes for it now: an older wish to
+        evict it may wait in a lane, and its worker be gone."""
+        for one in await self._prewarmed(image, target):
+            at = datetime.fromtimestamp(self._now(), UTC).isoformat(timespec="seconds")
+            await self._cloud.set_metadata(one.id, {WISHED: at})
+
+    async def _prewarmed(self, image: Image, target: Target) -> list[Volume]:
+        volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))
+        return [volume for volume in volumes if marks.may_go(volume, image, target)]
 
     async def _remove_dangling(self, image: Image, target: Target) -> bool:
         """Whether a location on the target was removed whose volume is gone; another one of the

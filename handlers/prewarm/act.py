@@ -107,8 +107,8 @@ class Actor:
         volumes = seen.volumes or ()
         known = next(v for v in (*volumes, *(seen.warming or ())) if v.id == change.volume_id)
         await self._deletion.discard(seen.image.id, known, why=change.why)
-        if known in volumes and volume_status.is_broken(known):
-            # Nobody else has undone it
+        if known in volumes and volume_status.is_broken(known) and known.id not in seen.made:
+            # It was whole, and nobody else has undone it
             self._held_back.forget(seen.image.id, target.place)
         if change.encrypted:
             raise self._encrypted(target, change.volume_id)
@@ -119,6 +119,7 @@ class Actor:
             repaired=seen.repaired or repaired,
             failed=change.because or seen.failed,
             native=change.native,
+            once=seen.once or change.once,
         )
 
     async def _remove_location(self, change: RemoveLocation, seen: Seen, target: Target) -> Seen:

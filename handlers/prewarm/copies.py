@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import replace
 
 import structlog
@@ -55,8 +55,11 @@ class Copies:
             await watch.changed()
             return replace(seen, image=await self._image(seen))
         self._beginning.add(seen.image.id)
+        asked, began = stores, frozenset[str]()
         try:
-            stores = await self._ask(stores, await self._with_others(stores, seen), seen)
+            asked = await self._with_others(stores, seen)
+            stores = await self._ask(stores, asked, seen)
+            began = frozenset(stores)
             log.info("image_copy_began", stores=stores)
             self._remember(seen.image.id, stores)
         except Conflict as error:
@@ -71,8 +74,13 @@ class Copies:
             log.info("image_copy_waits", why=str(error))
             await watch.changed()
             return replace(seen, image=await self._image(seen), refused=True)
+        except Temporary:
+            # It may have begun
+            began = frozenset(asked)
+            raise
         finally:
             self._beginning.discard(seen.image.id)
+            await self._release(seen.image.id, set(asked) - set(stores) - began)
         return replace(
             seen, image=await self._image(seen), imported=True, asked=seen.asked | set(stores)
         )
@@ -137,6 +145,13 @@ class Copies:
             ):
                 stores = (*stores, other.glance_store)
         return stores
+
+    async def _release(self, image_id: str, stores: Set[str]) -> None:
+        """Release the room that was kept for copies that were not begun."""
+        if stores:
+            for target in await self._stores.all():
+                if target.glance_store in stores:
+                    self._reservations.release(image_id, target.name)
 
     def _is_evicted(self, image: Image, target: Target) -> bool:
         return self._wishes.is_evicted(Key("prewarm", image.id, target.name), now=self._now())

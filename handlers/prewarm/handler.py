@@ -137,6 +137,8 @@ class Prewarm:
             watch.wish != Wish.WARM and self._wishes.is_evicted(key, now=self._now())
         ):
             return await self._evict(image, key, target, watch)
+        if watch.wish == Wish.WARM:
+            await self._unwanted.keep(image, await self._stores.known(target))
         if refusal := policy.refusal(image, target, self._rules):
             known = await self._stores.known(target)
             return await self._unwanted.delete(image, known, why=refusal)
@@ -165,7 +167,7 @@ class Prewarm:
                 "Cinder's driver clones it by itself: nothing was made that could be evicted"
             )
         until = self._wishes.counts_until(key) if watch.wish == Wish.EVICT else math.inf
-        if until < math.inf and await self._unwanted.made_after(until, image, known):
+        if until < math.inf and await self._unwanted.wished_after(until, image, known):
             self._wishes.drop(key)
             return Skip(MADE_SINCE)
         outcome = await self._unwanted.delete(image, known, why=EVICTED, by_operator=True)

@@ -149,6 +149,11 @@ class HeldBack:
         )
         return _finish(past, target) if past.is_held else None
 
+    def is_images_fault(self, image: Image, target: Target) -> bool:
+        """Note that Cinder could make no volume of the image; whether that is the image's fault, as
+        it makes volumes of others."""
+        return self._undone.failed(image.id, target.place, at=self._now())
+
     async def _largest_entry(self, target: Target) -> int:
         """GiB of the largest entry of Cinder's cache that stands on the target; 0 if none does."""
         volumes = [one async for one in self._cloud.list_volumes(target.name)]

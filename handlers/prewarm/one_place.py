@@ -93,9 +93,11 @@ class OnePlace:
                 seen, target, cache.NO_CACHE, of_image=other
             )
             finish = refused or finish
-        if seen.failed.startswith(COULD_NOT_MAKE) and _is_unsized(seen, target):
-            unsized = await self._held_back.note_refused(seen, target, UNSIZED, of_image=True)
-            finish = unsized or finish
+        if seen.failed.startswith(COULD_NOT_MAKE) and not finish.lost:
+            why = UNSIZED if _is_unsized(seen, target) else seen.failed
+            if self._held_back.is_images_fault(seen.image, target) or why == UNSIZED:
+                refused = await self._held_back.note_refused(seen, target, why, of_image=True)
+                finish = refused or finish
         if isinstance(finish.outcome, Again) and finish.outcome.counted and not finish.lost:
             self._suspects.add(target.name)
             if seen.imported:

@@ -13,7 +13,7 @@ from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import cache, location, native, registered, store
 from worker.core.cloud import Image, Volume
 from worker.core.handler import Parts, Watch
-from worker.core.outcome import Skip
+from worker.core.outcome import Again, Skip
 from worker.core.state import State
 from worker.core.target import Target
 from worker.core.wishes import Wish
@@ -48,6 +48,11 @@ LACKS: Mapping[str, Lacks] = {
 }
 
 
+MOST_MADE = 3
+"""Volumes that one try makes: two may be needed to find out how Cinder makes them, or as the image
+has changed meanwhile."""
+
+
 class Planner:
     """Plans by strategy, and makes nothing that is not wanted, not used or undone by others."""
 
@@ -75,6 +80,10 @@ class Planner:
         fresh = isinstance(action, CopyImage) or (
             isinstance(action, CreateVolume) and not action.anew
         )
+        if isinstance(action, CreateVolume) and len(seen.made) >= MOST_MADE:
+            return Finish(
+                Again(f"{len(seen.made)} volumes were made of it, and each was gone again")
+            )
         if fresh and not watch.by_operator and (wait := self._held_back.wait(seen, target)):
             return wait
         return action

@@ -20,6 +20,7 @@ class Popularity:
         self._cloud = parts.cloud
         self._rules = parts.policy
         self._uses = parts.uses
+        self._now = parts.now
 
     def is_lacking(self, image: Image, target: Target) -> bool:
         """Whether the image has to be used on the target before it is wanted there, and was not."""
@@ -39,4 +40,4 @@ class Popularity:
             except (NotFound, Blocked):
                 volume = None
             made = volume is not None and not volume.source_volid and not volume.snapshot_id
-            self._uses.settle(key.image_id, key.target, claim, true=made)
+            self._uses.settle(key.image_id, key.target, claim, true=made, now=self._now())

@@ -64,6 +64,8 @@ class Seen:
     """Cinder was seen to download the image for a volume of ours."""
     native: bool = False
     """Cinder has cloned the image itself."""
+    once: bool = False
+    """It looked like that once."""
 
 
 def with_volume(volume: Volume, seen: Seen) -> Seen:

@@ -58,7 +58,7 @@ class Listed:
     ) -> None:
         """Take over the targets, and the use of their budgets by all volumes that there are."""
         self._targets = targets
-        lying = await budget.lying(volumes, targets, self._uses)
+        lying = await budget.lying(volumes, targets, self._uses, now=self._now())
         self._shelves = {
             target.name: budget.Shelf(target, lying[target.name])
             for target in targets

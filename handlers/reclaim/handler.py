@@ -134,17 +134,19 @@ class Reclaim:
         """Delete what prewarm has made where the image is not wanted, or where it takes too much
         room."""
         done: list[Outcome] = []
-        for resolved in await self._stores.all() if image.status == "active" else ():
+        for resolved in await self._stores.all():
             target = served(image, resolved, self._learned, now=self._now())
-            if why := policy.refusal(image, target, self._policy):
-                done.append(await self._unwanted.delete(image, target, why=why))
-                continue
-            if outside := [volume for volume in kept if marks.is_outside(volume, image, target)]:
-                done.append(
-                    await self._deletion.evict(
-                        image.id, outside, why=left_out(target), reason="unwanted"
+            if image.status == "active":
+                if why := policy.refusal(image, target, self._policy):
+                    done.append(await self._unwanted.delete(image, target, why=why))
+                    continue
+                if outside := [one for one in kept if marks.is_outside(one, image, target)]:
+                    done.append(
+                        await self._deletion.evict(
+                            image.id, outside, why=left_out(target), reason="unwanted"
+                        )
                     )
-                )
+            # This image's own volume may have to stay, and then others' go
             if target.has_budget:
                 why = f"the budget of target {target.name} is used up"
                 excess = await self._reservations.excess(target)

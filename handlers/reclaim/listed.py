@@ -31,7 +31,7 @@ class Listed:
     ) -> None:
         """Take over the targets, and find the volumes that exceed their budgets."""
         self._resolved = resolved
-        lying = await budget.lying(volumes, resolved, self._uses)
+        lying = await budget.lying(volumes, resolved, self._uses, now=self._now())
         self._too_much = frozenset(
             one.volume.id
             for target in resolved
@@ -57,10 +57,9 @@ class Listed:
 
     def _not_needed(self, image: Image, volumes: list[Volume]) -> Iterator[str]:
         targets = [
-            served(image, target, self._learned, now=self._now())
-            for target in (self._resolved if image.status == "active" else ())
+            served(image, target, self._learned, now=self._now()) for target in self._resolved
         ]
-        for target in targets:
+        for target in targets if image.status == "active" else ():
             if _is_bare(target, image, volumes) and (
                 refusal := policy.refusal(image, target, self._rules)
             ):
@@ -89,7 +88,11 @@ class Listed:
         for target in targets:
             if not marks.may_go(volume, image, target):
                 continue
-            if refusal := policy.refusal(image, target, self._rules):
+            if image.status != "active":
+                if volume.id in self._too_much:
+                    # It may have to stay, and then another image's goes
+                    yield f"the budget of target {target.name} is used up: {_text([volume])}"
+            elif refusal := policy.refusal(image, target, self._rules):
                 only = image.stores == frozenset({target.glance_store})
                 unless = ", unless it is the image's only copy" if only else ""
                 yield f"not wanted on {target.name} any more, {refusal}: {_text([volume])}{unless}"

@@ -111,15 +111,25 @@ def _locate(
     ours = bool(seen.bound_at) and seen.image.updated_at == seen.bound_at
     bind = binding(seen.image, rules)
     if change := KeepProperties(kept, seen.at_once, bind) if kept else bind:
-        untouched = ours or wait_to_change(seen.image, rules.untouched, seen.now) <= 0
-        return change if untouched else AwaitImage()
+        wait = 0.0 if ours else wait_to_change(seen.image, rules.untouched, seen.now)
+        return change if wait <= 0 else _await_quiet(seen, wait)
     # Glance writes a whole image whenever a part of it is changed. A change that falls together
     # with a location being added undoes half of that (measured: active without a size, or with the
     # location of a volume that is gone)
     changed = seen.changed or (not ours and seen.image.updated_epoch > seen.image.created_epoch)
-    if changed and age(seen.image.updated_epoch, seen.now) < rules.quiet:
-        return AwaitImage()
+    wait = rules.quiet - age(seen.image.updated_epoch, seen.now) if changed else 0.0
+    if wait > 0:
+        return _await_quiet(seen, wait)
     return AddLocation(f"cinder://{store}/{clone.id}")
+
+
+def _await_quiet(seen: Seen, wait: float) -> Action:
+    """Wait until the image is left alone; without a slot of the lane if it is changed meanwhile:
+    somebody may change it without end."""
+    if not seen.restless:
+        return AwaitImage()
+    reason = "the image is being changed"
+    return Finish(Again(reason, after=wait, counted=False), tell="")
 
 
 def _await(clone: Volume, seen: Seen) -> Action:

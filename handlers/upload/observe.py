@@ -79,9 +79,9 @@ class Observer:
                 return replace(again, clones=seen.clones)
             case AwaitImage():
                 await watch.changed()
-                return replace(
-                    seen, image=await cloud.get_image(image_id), now=self._now(), tasks=None
-                )
+                image = await cloud.get_image(image_id)
+                restless = seen.restless or image.updated_at != seen.image.updated_at
+                return replace(seen, image=image, now=self._now(), tasks=None, restless=restless)
             case never:
                 assert_never(never)
 

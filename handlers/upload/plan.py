@@ -44,6 +44,7 @@ from worker.core.outcome import Again, Skip
 from worker.core.target import Target, Uploads
 
 UNPROVEN = "no property names a source volume; whether this worker or Cinder has made the clone is not known"
+OF_ANOTHER = "another volume is asked for now"
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
 
 
@@ -147,9 +148,9 @@ def _failed(named: str, seen: Seen, rules: Uploads) -> DeleteClone | Finish | No
                 clone.id, because=f"Cinder could not clone volume {clone.source_volid}"
             )
     if seen.failed:
-        return Finish(
-            Again(seen.failed), tell="waiting: the volume could not be cloned, it is tried again"
-        )
+        # One who changes it without end has a clone made for each try
+        why = seen.failed if seen.failed == OF_ANOTHER else "the volume could not be cloned"
+        return Finish(Again(seen.failed), tell=f"waiting: {why}, it is tried again")
     return None
 
 
@@ -165,7 +166,7 @@ def _of_another(named: str, seen: Seen) -> DeleteClone | Finish | None:
         return Finish(
             Skip("Cinder itself makes the image of another volume than the property names")
         )
-    return DeleteClone(others[0].id) if others else None
+    return DeleteClone(others[0].id, because=OF_ANOTHER) if others else None
 
 
 def _patience(reason: str, seen: Seen) -> Again:

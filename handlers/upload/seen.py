@@ -45,6 +45,8 @@ class Seen:
     """Image and source were read again since the clone was there."""
     changed: bool = False
     """The image was another one when it was read before."""
+    restless: bool = False
+    """It has changed during a wait."""
     asked: str = ""
     """The location that Glance was given."""
     bound_at: str = ""

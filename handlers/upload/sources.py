@@ -87,6 +87,9 @@ def refusal(source: Volume | None, image: Image, store: str) -> str:
         return NO_SUCH_VOLUME
     if source.encrypted:
         return "the volume is encrypted"
+    if source.oversized:
+        # Cinder copies it to the clone
+        return "the volume has too much image metadata: unset what the image need not have"
     if not store:
         return f"no store of Glance serves volumes of type {source.volume_type}"
     return ""

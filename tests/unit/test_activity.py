@@ -588,6 +588,7 @@ async def test_to_note_a_use_is_not_to_make_an_image_warm() -> None:
         labels = {"target": "fast"}
         assert rig.metrics.registry.get_sample_value(name, labels) == 1
         times = len(status(rig.metrics.activity)["times"]["time_to_warm"])
+        cloud.ahead += 3 * last_use.RECORD_EVERY
         rig.uses.note(made.id, "fast", time.time() + 2 * last_use.RECORD_EVERY)
         use = Job(key=Key("prewarm", made.id, "fast"), cause="use", first_at=time.time())
         await rig.dispatcher.submit([use])

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from handlers import budget, image_volume
+from handlers import budget, image_volume, last_use
 from handlers.resolve import resolve
+from handlers.upload.handler import WIDTH
 from handlers.upload.plan import UNPROVEN
 from tests.unit.rigs import rig_of
-from worker.core.cloud import GIB, Image, Location, Store
+from worker.core.cloud import GIB, Image, Location, NewVolume, Store, Volume
 from worker.core.creation import NOTE
 from worker.core.errors import Blocked, Conflict, Temporary
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Skip
 from worker.core.state import State
-from worker.core.target import TAG, UPLOAD, Policy
+from worker.core.target import TAG, UPLOAD, Policy, Uploads
 from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 
@@ -259,6 +262,31 @@ async def test_an_image_with_another_location_in_the_pool_is_no_proof_of_native_
             cloud.ahead += 10.0
             await rig.run(image.id)
             assert cloud.of(image.id)
+
+
+async def test_an_entry_that_goes_at_once_is_no_proof_of_native_clones() -> None:
+    class Full(FakeCloud):
+        """A Cinder whose cache is full: what was cloned from is evicted for somebody else's."""
+
+        watched = ""
+
+        async def _create(self, volume_id: str, image_id: str) -> None:
+            await super()._create(volume_id, image_id)
+            if image_id == self.watched:
+                for entry in [one for one in self.of(image_id) if one.source_volid]:
+                    del self.volumes[entry.id]
+
+    rbd = frozenset({"rbd"})
+    cloud = Full(stores={}, cached=frozenset({"fast"}), rbd_stores=rbd)
+    async with Rig(cloud, targets=(FAST,), policy=QUICK) as rig:
+        image = cloud.upload(owner="mallory", visibility="private", stores=rbd)
+        cloud.use(image.id, "fast", project="mallory")
+        cloud.watched = image.id
+        cloud.ahead += 10.0
+        await rig.run(image.id)
+        assert not any(rig.prewarm.learned().values())
+        for later in await fill(cloud, rig, 2, stores=rbd):
+            assert cloud.of(later.id)
 
 
 async def test_a_property_named_like_cinders_note_hides_no_native_clone() -> None:
@@ -521,6 +549,45 @@ async def test_victims_that_nobody_can_look_at_are_no_full_target(cloud: FakeClo
             await rig.run(later.id)
 
 
+async def test_a_smaller_budget_is_kept_in_spite_of_deactivated_images(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
+        images = await fill(cloud, rig, 5, owner="mallory")
+        others = await fill(cloud, rig, 15)
+        for image in images:
+            cloud.touch(image.id, status="deactivated")
+    fewer = using("store", replace(FAST, max_count=16))
+    async with Rig(cloud, targets=fewer, policy=QUICK) as rig:
+        for _ in range(3):
+            await rig.resync()
+            await rig.quiet()
+            cloud.ahead += 3600.0
+        assert warm(cloud, images + others) == 16
+
+
+async def test_room_on_a_target_whose_copy_was_refused_is_given_back(cloud: FakeCloud) -> None:
+    cloud.refused_stores = {"cinder-slow": Blocked("403")}
+    targets = using("store", FAST, replace(SLOW, max_count=1))
+    async with Rig(cloud, targets=targets, policy=QUICK) as rig:
+        image = cloud.upload(owner="mallory", visibility="private")
+        cloud.ahead += 10.0
+        assert isinstance(await rig.run(image.id), Done)
+        assert not rig.prewarm._reservations._coming["slow"]
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+async def test_a_use_that_is_yet_to_come_keeps_nothing_for_ever(
+    cloud: FakeCloud, ahead: bool
+) -> None:
+    year = 365 * 86_400.0
+    async with Rig(cloud, targets=using("store", replace(FAST, max_count=1)), policy=QUICK) as rig:
+        (first,) = await fill(cloud, rig, 1)
+        (volume,) = cloud.of(first.id)
+        at = datetime.fromtimestamp(cloud.now() + ahead * year, UTC).isoformat(timespec="seconds")
+        await cloud.set_metadata(volume.id, {last_use.USED: at})
+        await fill(cloud, rig, 1)
+        assert not cloud.of(first.id)
+
+
 # Copies without end
 
 
@@ -569,6 +636,58 @@ async def test_who_removes_it_and_changes_the_image_gets_one_copy_an_interval(
         assert isinstance(await rig.run(image.id), Done)
 
 
+@pytest.mark.parametrize("strategy", ["cache", "location"])
+async def test_volumes_that_somebody_deletes_at_once_are_not_made_without_end(
+    strategy: str,
+) -> None:
+    class Sweeping(FakeCloud):
+        async def _create(self, volume_id: str, image_id: str) -> None:
+            self.volumes.pop(volume_id, None)
+
+    cloud = Sweeping(stores=dict(STORES), cached=frozenset({"fast"}), multiple_locations=True)
+    async with rig_of(cloud, strategy, FAST, policy=QUICK) as rig:
+        image = cloud.upload()
+        cloud.ahead += 10.0
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Again)
+        assert outcome.counted
+        assert cloud.calls["create_volume"] <= 3
+
+
+@pytest.mark.parametrize("strategy", ["cache", "location"])
+@pytest.mark.parametrize("healthy", [True, False])
+async def test_an_image_that_cinder_cannot_make_a_volume_of_is_left_for_a_day(
+    healthy: bool, strategy: str
+) -> None:
+    """Unless it makes none of others either: then it is Cinder's fault, and may end soon."""
+
+    class Refusing(FakeCloud):
+        bad: frozenset[str] = frozenset()
+
+        async def _create(self, volume_id: str, image_id: str) -> None:
+            if image_id in self.bad:
+                self.volumes[volume_id] = replace(self.volumes[volume_id], status="error")
+            else:
+                await super()._create(volume_id, image_id)
+
+    cloud = Refusing(stores=dict(STORES), cached=frozenset({"fast"}), multiple_locations=True)
+    async with rig_of(cloud, strategy, FAST, policy=QUICK) as rig:
+        broken = cloud.upload(owner="mallory", visibility="private", virtual_size=GIB)
+        cloud.bad = frozenset({broken.id})
+        for number in range(40):
+            cloud.ahead += 900.0
+            await rig.run(broken.id)
+            if healthy and not number % 10:
+                await fill(cloud, rig, 1)
+        tries = cloud.calls["create_volume"] - 4 * healthy
+        assert tries == (3 if healthy else 40)
+        shown = {image_id: why for image_id, _, why in rig.prewarm.held_back()}
+        if healthy:
+            assert "Cinder could not make volume" in shown[broken.id]
+        else:
+            assert not shown
+
+
 async def test_who_changes_an_image_that_cinder_does_not_cache_gets_one_try_an_interval() -> None:
     cloud = caching(cache_max_gigabytes=10)
     policy = Policy(settle=0.0, rewarm_interval=600.0)
@@ -613,6 +732,55 @@ async def test_who_claims_others_images_does_not_have_them_wait(cloud: FakeCloud
         ]
         assert len(warm_by_then) < 5
         await rig.crash()
+
+
+async def test_images_that_are_changed_without_end_hold_no_slots_of_uploads(
+    cloud: FakeCloud,
+) -> None:
+    rules = Uploads(grace=60.0, quiet=0.3, untouched=0.3, tell_after=1.0)
+    async with Rig(cloud, targets=using("store", FAST), policy=QUICK, uploads=rules) as rig:
+        cloud.emit = rig.hear
+
+        def ask(owner: str) -> Image:
+            wish = {"image_volume_source": cloud.volume_of(owner).id}
+            image = cloud.queue(owner=owner, visibility="private", properties=wish)
+            cloud.announce("image.create", image.id)
+            return image
+
+        async def change(image: Image) -> None:
+            for number in itertools.count():
+                cloud.set_by_user(image.id, x=str(number))
+                await asyncio.sleep(0.1)
+
+        async with asyncio.timeout(30):
+            restless = [asyncio.create_task(change(ask("mallory"))) for _ in range(WIDTH)]
+            await asyncio.sleep(1.0)
+            asked = [ask("bob") for _ in range(3)]
+            # As long as a job may hold a slot
+            while not all(cloud.images[image.id].status == "active" for image in asked):
+                await asyncio.sleep(0.01)
+            for task in restless:
+                task.cancel()
+
+
+async def test_who_changes_the_volume_gets_a_clone_a_try() -> None:
+    class Toggling(FakeCloud):
+        async def create_volume(self, new: NewVolume) -> Volume:
+            clone = await super().create_volume(new)
+            number = self.calls["create_volume"] % 2
+            cloud.set_by_user(image.id, image_volume_source=volumes[number].id)
+            return clone
+
+    cloud = Toggling(stores=dict(STORES))
+    async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
+        volumes = [cloud.volume_of("mallory") for _ in range(2)]
+        wish = {"image_volume_source": volumes[0].id}
+        image = cloud.queue(owner="mallory", properties=wish)
+        cloud.ahead += 100.0
+        for tries in range(1, 4):
+            assert isinstance(await rig.complete(image.id), Again)
+            assert cloud.calls["create_volume"] == tries
+            cloud.ahead += 100.0
 
 
 # A clone that only claims to be ours

@@ -29,7 +29,7 @@ def lying(*sizes_and_uses: tuple[int, float], **fields: object) -> list[budget.H
         )
         for number, (size, used) in enumerate(sizes_and_uses)
     ]
-    return budget.held([replace(volume, **fields) for volume in volumes], FAST, Uses())  # type: ignore[arg-type]
+    return budget.held([replace(volume, **fields) for volume in volumes], FAST, Uses(), now=1e9)  # type: ignore[arg-type]
 
 
 def going(shelf: Shelf, size: int, *, since: float) -> list[str]:
@@ -123,13 +123,13 @@ def test_the_last_use_is_the_latest_that_anybody_knows() -> None:
     one = lying((1, 100.0))[0]
     marked = {**one.volume.metadata, "image_volume_worker_used_at": "1970-01-01T00:05:00+00:00"}
     uses = Uses()
-    assert budget.last_used(one.volume, one.image_id, FAST, uses) == 100.0
+    assert budget.last_used(one.volume, one.image_id, FAST, uses, now=1e9) == 100.0
     recorded = replace(one.volume, metadata=marked)
-    assert budget.last_used(recorded, one.image_id, FAST, uses) == 300.0
+    assert budget.last_used(recorded, one.image_id, FAST, uses, now=1e9) == 300.0
     uses.note(one.image_id, "fast", 400.0)
-    assert budget.last_used(recorded, one.image_id, FAST, uses) == 400.0
+    assert budget.last_used(recorded, one.image_id, FAST, uses, now=1e9) == 400.0
     broken = replace(one.volume, metadata={"image_volume_worker_used_at": "yesterday"})
-    assert budget.last_used(broken, "another", FAST, uses) == 100.0
+    assert budget.last_used(broken, "another", FAST, uses, now=1e9) == 100.0
 
 
 def shared(*owners_and_uses: tuple[str, float], **limits: object) -> Shelf:

@@ -165,6 +165,15 @@ def test_the_bound_of_a_project(used: int | None, expected: object) -> None:
         # Whoever may be about to send data is not disturbed; a change of our own is no such sign
         (sure(OURS, KNOWING, replace(QUEUED, created_epoch=999.0)), AwaitImage()),
         (sure(OURS, KNOWING, replace(QUEUED, updated_epoch=999.0)), AwaitImage()),
+        # One that goes on changing holds no slot
+        (sure(OURS, KNOWING, replace(QUEUED, updated_epoch=999.0), restless=True),
+         Finish(Again("the image is being changed", after=2.0, counted=False))),
+        (sure(OURS, image=replace(QUEUED, updated_epoch=999.0), restless=True),
+         Finish(Again("the image is being changed", after=1.0, counted=False))),
+        # Nothing is cloned that may be too large to be read again
+        (seen(clones=(), source=replace(VOLUME, oversized=True)), Finish(
+            Skip("the volume has too much image metadata: unset what the image need not have", State.UPLOAD),
+            tell="refused: the volume has too much image metadata: unset what the image need not have")),
         (sure(OURS, KNOWING, replace(QUEUED, updated_epoch=999.0, updated_at="t"), bound_at="t"),
          KeepProperties(UEFI)),
         # Each is offered once, and what was refused costs no upload
@@ -195,7 +204,8 @@ def test_the_bound_of_a_project(used: int | None, expected: object) -> None:
         (seen(replace(QUEUED, status="active"), clones=(OURS, replace(OURS, id="second")),
               locations=(Location(url="", store="c1", volume_id="clone"),)), DeleteClone("second")),
         # The property names another volume now, or none
-        (sure(OURS, image=replace(QUEUED, properties={"image_volume_source": OTHER})), DeleteClone("clone")),
+        (sure(OURS, image=replace(QUEUED, properties={"image_volume_source": OTHER})),
+         DeleteClone("clone", "another volume is asked for now")),
         (sure(OURS, image=replace(UNNAMED, properties={})), LookAtTasks()),
         (sure(OURS, image=UNNAMED, tasks=()), DeleteClone("clone")),
         # Cinder's own: still for the grace period, then finished; its clone in the owner's project

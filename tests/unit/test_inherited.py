@@ -16,7 +16,7 @@ from tests.unit.rigs import rig_of
 from worker.core import absence, target
 from worker.core.cloud import Image, NewVolume, Volume, own
 from worker.core.outcome import Again, Done
-from worker.core.target import OF, TAG, UPLOAD, UPLOADED_BY, Policy, Reclaiming, Uploads
+from worker.core.target import OF, TAG, UPLOAD, UPLOADED_BY, WISHED, Policy, Reclaiming, Uploads
 from worker.testing.fake_cloud import PROJECT, FakeCloud
 from worker.testing.rig import FAST, STORES, Rig, located, using
 
@@ -26,7 +26,7 @@ CLONE = Volume(
 MARKS = {TAG: "fast", image_volume.ORIGIN: "prewarm", image_volume.FRESH: "then"}
 KEYS = {
     TAG, OF, UPLOADED_BY, image_volume.ORIGIN, image_volume.FRESH, image_volume.ANEW, last_use.USED,
-    absence.MISSING,
+    absence.MISSING, WISHED,
 }  # fmt: skip
 DAY = Reclaiming(grace=86_400.0)
 

@@ -416,6 +416,18 @@ def listing(*sizes: int) -> tuple[Listing, OpenStackCloud]:
     return proxy, bed.cloud
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_of_a_volume_with_too_much_image_metadata_only_the_image_is_known(large: bool) -> None:
+    """Cinder does not limit it, and jobs hold volumes."""
+    given = {"image_id": "i", "os_type": "linux"} | {
+        f"p{n}": "x" * 65_535 for n in range(16 * large)
+    }
+    row = {"id": "v", "name": "n", "created_at": "", "volume_type": "fast", "metadata": {}}
+    volume = parse.whole_volume({**ROW, **row, "volume_image_metadata": given})
+    assert volume.oversized == large
+    assert volume.image_properties == ({"image_id": "i"} if large else given)
+
+
 async def test_large_rows_are_listed_in_small_pages() -> None:
     """A user may give an image 128 properties of 64 KiB: 50 MiB if JSON escapes each character."""
     sizes = [4000] * 1500

@@ -187,7 +187,9 @@ async def test_the_detail_of_an_image_has_its_volumes_as_last_listed() -> None:
         await rig.resync()
         await rig.quiet()
         assert activity.image("no such image", ("fast",)) == {}
-        census = Census(kept=ImageVolumes(used_of=last_use.recorded_use))
+        census = Census(
+            kept=ImageVolumes(used_of=lambda volume: last_use.recorded_use(volume, cloud.now()))
+        )
         await count(cloud, image_of=image_volume.image_of, census=census)
         assert census.kept is not None
         activity.listed(census.kept)

@@ -383,8 +383,8 @@ async def test_what_is_cloned_by_the_driver_of_one_pool_is_not_so_in_another() -
             assert isinstance(await rig.run(image.id), Done)
             assert [volume.host for volume in cloud.of(image.id)] == ["host@slow#slow"]
         assert await rig.resync() == []
-        # One to find out, and one for each image in the pool where its driver downloads
-        assert cloud.calls["create_volume"] == 3
+        # Two to find out, and one for each image in the pool where its driver downloads
+        assert cloud.calls["create_volume"] == 4
 
 
 async def test_the_image_volume_of_another_target_in_the_same_pool_serves() -> None:

@@ -92,7 +92,7 @@ def test_claims_wait_until_somebody_has_asked_and_count_only_if_they_are_true() 
     assert uses.count(IMAGE, "fast") == 0
     assert [claim.volume_id for claim in uses.claims(IMAGE, "fast")] == ["v1", "v2"]
     for claim in uses.claims(IMAGE, "fast"):
-        uses.settle(IMAGE, "fast", claim, true=claim.volume_id == "v2")
+        uses.settle(IMAGE, "fast", claim, true=claim.volume_id == "v2", now=9.0)
     assert uses.claims(IMAGE, "fast") == ()
     assert (uses.count(IMAGE, "fast"), uses.last(IMAGE, "fast")) == (1, 2.0)
 
@@ -104,7 +104,7 @@ def test_a_claim_that_was_false_takes_no_real_uses_place() -> None:
         uses.claim(IMAGE, "fast", moment, "clone")
     assert not uses.heard(use(3.0))
     for claim in uses.claims(IMAGE, "fast"):
-        uses.settle(IMAGE, "fast", claim, true=False)
+        uses.settle(IMAGE, "fast", claim, true=False, now=9.0)
     assert uses.heard(use(4.0))
 
 

@@ -129,6 +129,24 @@ async def test_an_evict_that_another_worker_left_does_not_undo_a_later_warm() ->
         assert states(rig, image)["fast"] is State.HELD_BACK
 
 
+async def test_a_warm_of_what_is_there_outlives_a_restart() -> None:
+    cloud = FakeCloud(stores=dict(STORES))
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        image = cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+        [volume] = cloud.of(image.id)
+        cloud.ahead += 100.0
+        evict = replace(asked(image, Wish.EVICT), wished_at=cloud.now(), due=cloud.now())
+        cloud.ahead += 100.0
+        await wish(rig, image, Wish.WARM)
+    async with Rig(cloud, targets=(FAST,)) as rig:
+        await rig.lanes.publish([evict])
+        await rig.quiet()
+        assert [one.id for one in cloud.of(image.id)] == [volume.id]
+        assert not rig.parts.wishes.evicted(now=cloud.now())
+
+
 @pytest.mark.parametrize("after", [False, True])
 async def test_a_warm_in_the_middle_of_an_evict_is_the_last_word(after: bool) -> None:
     class Hooked(FakeCloud):

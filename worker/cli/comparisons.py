@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -156,8 +157,9 @@ class Comparisons:
 
     def _census(self) -> Census:
         """Return an empty census. Only the page shows single Image-Volumes."""
-        kept = ImageVolumes(used_of=last_use.recorded_use) if self._settings.page else None
-        return Census(kept=kept)
+        now = time.time()
+        used_of = functools.partial(last_use.recorded_use, now=now)
+        return Census(kept=ImageVolumes(used_of=used_of) if self._settings.page else None)
 
     def _note(self, census: Census) -> None:
         self._metrics.census(census.volumes, census.sizes)

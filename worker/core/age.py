@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 
 SKEW = 60.0
 """Seconds that the clocks of a cloud may differ by."""
@@ -22,3 +23,12 @@ def lasts(until: float, now: float, span: float) -> bool:
     A moment further away was noted while the clock was ahead, and counts for nothing.
     """
     return now < until <= now + span + SKEW
+
+
+def epoch(text: str) -> float:
+    """Return the time in epoch seconds; 0 if the text is none."""
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return 0.0
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

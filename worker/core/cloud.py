@@ -87,7 +87,8 @@ class Volume:
     that it was restored from; Cinder says so, no user can. `scheduled` is False as long as no
     scheduler has found a place for it, if we may see that. `image_properties` is what Cinder keeps
     of the image that the volume was made from (`volume_image_metadata`). Users may write anything
-    there; `list_volumes` leaves it out. `downloaded` tells that Cinder has noted a download of the
+    there; `list_volumes` leaves it out, and of a volume that is `oversized` only the image's id is
+    read. `downloaded` tells that Cinder has noted a download of the
     image that it was made from; where Cinder verifies no signatures (`verify_glance_signatures =
     disabled`) it notes none. `metadata` of a clone is without the marks that it may have from its
     source (see `own`); `inherited` are the keys of those.
@@ -112,6 +113,7 @@ class Volume:
     metadata: Mapping[str, str] = field(default_factory=dict)
     inherited: frozenset[str] = frozenset()
     image_properties: Mapping[str, str] = field(default_factory=dict)
+    oversized: bool = False
 
 
 def own(volume: Volume) -> Volume:

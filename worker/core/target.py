@@ -15,6 +15,8 @@ TAG = "image_volume_worker"
 UPLOAD = "upload"
 # The key for the project whose upload the volume was made for. It stays when a target takes it over
 UPLOADED_BY = f"{TAG}_upload"
+# When an operator last wished for an image, on what was made of it before
+WISHED = f"{TAG}_wished_at"
 # The key for the id of the clone whose metadata it is: see `worker.core.cloud.own`
 OF = f"{TAG}_of"
 # The key for the looks for an image that were in vain, or this: see `worker.core.absence`
@@ -27,6 +29,7 @@ MARKS = frozenset(
         UPLOADED_BY,
         OF,
         MISSING,
+        WISHED,
         *(f"{TAG}_{name}" for name in ("origin", "updated_at", "anew", "used_at")),
     }
 )

@@ -65,6 +65,8 @@ class Undone:
         self._full: dict[str, Full] = {}
         self._refusals: dict[str, dict[str, str]] = {}
         self._spent: Newest[tuple[str, str], float] = Newest(KEEP)
+        self._failed: Newest[tuple[str, str], float] = Newest(KEEP)
+        self._made_at: dict[str, float] = {}
         self._lock = threading.Lock()
 
     def made(self, image_id: str, target: str, *, state: str, volume_id: str, at: float) -> None:
@@ -73,6 +75,8 @@ class Undone:
             past = self._pasts.pop((image_id, target), None)
             times = past.times if past and past.state == state else 0
             self._pasts[image_id, target] = Past(at, state, volume_id, times)
+            self._failed.pop((image_id, target), None)
+            self._made_at[target] = at
 
     def cached(self, target: str) -> None:
         """Cinder made a cache entry on the target: it does not refuse all images any more."""
@@ -112,6 +116,13 @@ class Undone:
             if several and not self.full(target, now=at):
                 self._full[target] = Full(at + HOLD_FOR, why, refused=True)
             return past
+
+    def failed(self, image_id: str, target: str, *, at: float) -> bool:
+        """Note that Cinder could make no volume of the image; whether it has made one of another
+        image since this one failed first: then the fault is the image's."""
+        with self._lock:
+            first = self._failed.setdefault((image_id, target), at)
+            return self._made_at.get(target, 0.0) > first
 
     def look(
         self, image_id: str, target: str, *, state: str, now: float, stale: bool = False

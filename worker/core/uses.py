@@ -109,11 +109,12 @@ class Uses:
         """The claims that nobody has decided yet, the newest last."""
         return tuple(self._claims.get((image_id, target), ()))
 
-    def settle(self, image_id: str, target: str, claim: Claim, *, true: bool) -> None:
+    def settle(self, image_id: str, target: str, claim: Claim, *, true: bool, now: float) -> None:
         """Count a claim if it is true, and forget it; in the place of a false one the next use is
         worth a job."""
         if true:
-            self.note(image_id, target, claim.at)
+            # The sender's clock may be ahead
+            self.note(image_id, target, min(claim.at, now))
         with self._lock:
             heard = self._heard.get((image_id, target))
             if heard and not true and heard.refunds < REFUNDS:

@@ -3,6 +3,7 @@ Reads only."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Set
 from dataclasses import dataclass, field, replace
@@ -230,7 +231,7 @@ def _with(row: Row, volume: Volume) -> Row:
         volume_id=volume.id,
         size=volume.size,
         since=volume.created_epoch,
-        used=last_use.recorded_use(volume),
+        used=last_use.recorded_use(volume, time.time()),
     )
 
 

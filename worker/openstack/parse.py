@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
+from worker.core.age import epoch
 from worker.core.cloud import Image, ImageTask, Location, Store, Volume, own
 from worker.core.creation import NOTE
 from worker.core.errors import Temporary
@@ -20,6 +20,9 @@ BASE = frozenset({
 LONGEST = 4096
 """Characters that are kept of a property. None that we read is longer, and users may write 64 KiB
 into each of 128."""
+MOST_IMAGE_METADATA = 1 << 20
+"""Characters of a volume's image metadata that are kept. Cinder limits neither their number nor their
+size together; Glance takes 128 properties of an image."""
 T = TypeVar("T")
 
 
@@ -174,8 +177,12 @@ def volume(fields: Mapping[str, Any]) -> Volume:
 def whole_volume(fields: Mapping[str, Any]) -> Volume:
     """Return a volume with Cinder's copy of its image's properties, which few readers need and
     which may be large."""
-    kept = fields.get("volume_image_metadata") or {}
-    return replace(volume(fields), image_properties={name: _text(kept, name) for name in kept})
+    given = fields.get("volume_image_metadata") or {}
+    kept = {name: _text(given, name) for name in given}
+    too_much = sum(len(name) + len(value) for name, value in kept.items()) > MOST_IMAGE_METADATA
+    if too_much:
+        kept = {name: kept[name][:LONGEST] for name in ("image_id",) if name in kept}
+    return replace(volume(fields), image_properties=kept, oversized=too_much)
 
 
 def zones(answer: Any) -> dict[str, str]:
@@ -191,12 +198,3 @@ def version(fields: Mapping[str, Any]) -> tuple[int, ...]:
         if all(number.isdecimal() for number in numbers)
         else ()
     )
-
-
-def epoch(text: str) -> float:
-    """Return the time in epoch seconds; 0 if the text is none."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        return 0.0
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from worker.openstack.parse import epoch
+from worker.core.age import epoch
 
 LOCATION_API = (2, 17)
 """Glance's first API version with POST /v2/images/{id}/locations."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import time
 from typing import Any
 
 from cliff.command import Command
@@ -108,7 +109,7 @@ class ShowImage(_Asking, ShowOne):
             else "\n".join(plain(location.url) for location in locations or ()),
         }
         for volume in volumes:
-            used = last_use.recorded_use(volume)
+            used = last_use.recorded_use(volume, time.time())
             told = [
                 volume.status, f"{volume.size} GiB", f"type {plain(volume.volume_type)}",
                 f"on {plain(volume.host)}" if volume.host else "",

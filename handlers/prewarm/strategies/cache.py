@@ -214,9 +214,9 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
                 return look
             is_native = any(one.url.startswith(NATIVE) for one in seen.locations or ())
             if is_native and not located.may_be_here(seen, target):
-                return DeleteVolume(
-                    warming.id, why="it has shown that Cinder clones the image itself", native=True
-                )
+                # An entry that was there for a moment would look the same: a second volume confirms it
+                why = "it has shown that Cinder clones the image itself"
+                return DeleteVolume(warming.id, why=why, native=seen.once, once=not seen.once)
         if seen.looks < LOOKS:
             return AwaitEntry()
         return located.look(seen) or DeleteVolume(warming.id, why="it has served", because=NO_CACHE)

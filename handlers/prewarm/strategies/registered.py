@@ -121,7 +121,13 @@ def _unclonable(
         return Finish(Skip(f"{where} is a volume outside of the internal project"))
     for volume in serving:
         if not image_volume.is_of(volume, seen.image):
-            return Finish(Skip(f"{where} is volume {volume.id}, which is not this image's"))
+            why = (
+                "which is older than the image: the image has the id of an earlier one, or Cinder's "
+                "clock is behind Glance's"
+                if image_volume.is_kept_for(volume, seen.image.id)
+                else "which is not this image's"
+            )
+            return Finish(Skip(f"{where} is volume {volume.id}, {why}"))
     for volume in serving:
         if volume_status.needs_administrator(volume):
             # The data may be whole. If Cinder does not delete the volume, Glance can't either
@@ -240,7 +246,7 @@ def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
     """Add what the volume lacks for Cinder to clone it for everyone who may use the image; None if
     nothing."""
     wanted = image_volume.metadata_of(seen.image, target) | last_use.use_to_record(
-        volume, seen.used
+        volume, seen.used, seen.now
     )
     asked = target.glance_store in seen.asked and marks.is_unmarked_copy(volume)
     if asked or marks.is_copy_of_ours(volume, seen.image):
