@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from handlers import image_volume
 from scripts.cloud.people import HOME, Person
 from worker.core.cloud import Cloud, Image, NewVolume, Quota, Volume
+from worker.core.creation import NOTE
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.pool import places_of, pools_of
 from worker.core.target import TAG
@@ -60,7 +62,8 @@ async def bed(request: pytest.FixtureRequest) -> AsyncIterator[Bed]:
         async def fake_upload(mebibytes: int = 16, **fields: object) -> str:
             # A hidden image is listed like the others
             fields.pop("os_hidden", None)
-            return fake.upload(size=mebibytes << 20, **fields).id
+            note = {NOTE: str(fields.pop(NOTE))} if NOTE in fields else {}
+            return fake.upload(size=mebibytes << 20, properties=note, **fields).id
 
         async def fake_delete(image_id: str) -> None:
             fake.delete_image(image_id)
@@ -487,6 +490,23 @@ async def test_a_volume_carries_its_metadata_from_the_first_moment(bed: Bed) -> 
     assert (await bed.cloud.get_volume(volume.id)).metadata["readonly"] == "True"
     await bed.cloud.delete_volume(volume.id)
     await gone(bed, volume.id)
+
+
+@pytest.mark.parametrize("named", [False, True])
+async def test_cinder_notes_a_download_and_an_images_property_looks_like_its_note(
+    bed: Bed, named: bool
+) -> None:
+    image_id = await bed.upload(**({NOTE: "no"} if named else {}))
+    image = await copied(bed, image_id, STORE)
+    [location] = [one for one in await bed.cloud.get_locations(image_id) or () if one.volume_id]
+    await bed.cloud.set_metadata(location.volume_id, {"image_owner": image.owner})
+    made = await bed.cloud.create_volume(new_volume(image_id, f"warm-{image_id}"))
+    # Cinder clones the location
+    volume = await available(bed, made.id)
+    assert volume.downloaded is named
+    assert not image_volume.was_downloaded(volume, image)
+    await bed.cloud.delete_volume(made.id)
+    await gone(bed, made.id)
 
 
 async def test_volumes_of_a_name_come_oldest_first(bed: Bed) -> None:
