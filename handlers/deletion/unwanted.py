@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 
 import structlog
@@ -11,7 +12,7 @@ from handlers.deletion.delete import Deletion
 from handlers.deletion.proof import NotProven
 from worker.core.age import epoch
 from worker.core.cloud import Image, Volume
-from worker.core.errors import Blocked, Conflict
+from worker.core.errors import Blocked, Conflict, NotFound
 from worker.core.handler import Parts
 from worker.core.outcome import Done, Outcome, Skip
 from worker.core.state import State
@@ -60,9 +61,11 @@ class Unwanted:
     async def keep(self, image: Image, target: Target) -> None:
         """Write on what `delete` would delete that an operator wishes for it now: an older wish to
         evict it may wait in a lane, and its worker be gone."""
+        at = datetime.fromtimestamp(self._now(), UTC).isoformat(timespec="seconds")
         for one in await self._prewarmed(image, target):
-            at = datetime.fromtimestamp(self._now(), UTC).isoformat(timespec="seconds")
-            await self._cloud.set_metadata(one.id, {WISHED: at})
+            # No reason not to make the image warm
+            with contextlib.suppress(Conflict, Blocked, NotFound):
+                await self._cloud.set_metadata(one.id, {WISHED: at})
 
     async def _prewarmed(self, image: Image, target: Target) -> list[Volume]:
         volumes = await self._cloud.find_volumes(image_volume.name_of(image.id))

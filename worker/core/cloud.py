@@ -88,9 +88,9 @@ class Volume:
     scheduler has found a place for it, if we may see that. `image_properties` is what Cinder keeps
     of the image that the volume was made from (`volume_image_metadata`). Users may write anything
     there; `list_volumes` leaves it out, and of a volume that is `oversized` only the image's id is
-    read. `downloaded` tells that Cinder has noted a download of the
-    image that it was made from; where Cinder verifies no signatures (`verify_glance_signatures =
-    disabled`) it notes none. `metadata` of a clone is without the marks that it may have from its
+    read. `downloaded` tells that Cinder has noted a download of the image that it was made from;
+    where Cinder verifies no signatures (`verify_glance_signatures = disabled`) it notes none.
+    `metadata` of a clone is without the marks that it may have from its
     source (see `own`); `inherited` are the keys of those.
     """
 

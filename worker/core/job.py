@@ -53,9 +53,9 @@ class Job:
     led to it; else "". `project` is whose doing it is, "" if nobody knows: projects take turns in a
     lane. `wish` is what an operator asks for (`worker.core.wishes`), else "". Texts that are too
     long are cut. `wish_id` tells one wish from another, however often its job is tried, and
-    `wished_at` is when it was made. `trace` is
-    the span of what led to the job, "" where nobody traces. `failed_at` is when its last try failed,
-    0 if none has, and `failure` why: `reason` may be another wait since.
+    `wished_at` is when it was made. `trace` is the span of what led to the job, "" where nobody
+    traces. `failed_at` is when its last try failed, 0 if none has, and `failure` why: `reason` may be
+    another wait since.
     """
 
     key: Key
