@@ -3,14 +3,16 @@ reason."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 import structlog
 
 from handlers import image_volume, import_lock, marks, volume_status
 from handlers.deletion.brake import Brake
-from handlers.deletion.last_copy import LastCopy, store_of
+from handlers.deletion.last_copy import NO_WHOLE, LastCopy, store_of
 from handlers.deletion.proof import NotProven, Proof
 from handlers.deletion.stuck import Attached, report_stuck
 from handlers.target_store import TargetStores
@@ -83,7 +85,8 @@ class Deletion:
                 if volume.id in asked or volume_status.is_leaving(volume):
                     continue
                 try:
-                    await self._cloud.delete_volume(volume.id)
+                    with _told(volume.id, why):
+                        await self._cloud.delete_volume(volume.id)
                 except NotFound:
                     continue
                 except Conflict as error:
@@ -107,8 +110,22 @@ class Deletion:
             f"{gone} deleted", changed=gone > 0, state=State.GONE if reason == "gone" else None
         )
 
-    async def discard(self, image_id: str, volume: Volume, *, why: str) -> None:
+    async def needed_reason(self, image_id: str, volume: Volume) -> str:
+        """Why a throw-away volume has to stay: it may have the last copy of the image's data; "" if
+        it may go. NotFound without the image."""
+        if not volume_status.is_usable(volume):
+            return ""
+        locations = await self._cloud.get_locations(image_id)
+        image = await self._cloud.get_image(image_id)
+        if locations is None or await self.last_copy.has_whole(image, locations):
+            return ""
+        return NO_WHOLE
+
+    async def discard(
+        self, image_id: str, volume: Volume, *, why: str, spare: bool = False
+    ) -> None:
         """Delete a volume of ours that no location names: throw-away, broken, or one too many.
+        `spare`: an entry of Cinder's cache has the same data.
 
         Blocked if Glance does not show whether it is a location, Conflict if it is one or is not
         ours.
@@ -120,7 +137,10 @@ class Deletion:
                 f"volume {volume.id} is not ours to delete: its name or its metadata is another "
                 f"image's"
             )
-        if not image_volume.is_throw_away(volume):
+        if image_volume.is_throw_away(volume):
+            if not spare and (reason := await self.needed_reason(image_id, volume)):
+                raise Conflict(f"volume {volume.id} stays: {reason}")
+        else:
             async with self._locks.of(image_id):
                 locations = await self._cloud.get_locations(image_id)
                 # After its locations: while an image is being deleted they are gone before it is
@@ -158,7 +178,8 @@ class Deletion:
 
     async def _ask_to_delete(self, volume: Volume, why: str) -> None:
         try:
-            await self._cloud.delete_volume(volume.id)
+            with _told(volume.id, why):
+                await self._cloud.delete_volume(volume.id)
         except NotFound:
             return
         log.info("volume_deleted", volume_id=volume.id, size=volume.size, why=why)
@@ -213,13 +234,14 @@ class Deletion:
                 raise Blocked(
                     f"the location in store {store} stays: [reclaim] does not let it be removed"
                 )
-            await self._remove_from_store(image_id, store, volume_id)
+            was = "gone" if volume is None else volume.status
+            await self._remove_from_store(image_id, store, volume_id, why=f"it is {was}")
             event = "location_removed" if sound else "broken_location_removed"
             log.warning(
                 event,
                 store=store,
                 volume_id=volume_id,
-                was="gone" if volume is None else volume.status,
+                was=was,
             )
 
     async def _check_sound(
@@ -237,10 +259,13 @@ class Deletion:
                 f"Image-Volume {volume.id} stays: {reason if ours else 'we did not make it'}"
             )
 
-    async def _remove_from_store(self, image_id: str, store: str, volume_id: str) -> None:
+    async def _remove_from_store(
+        self, image_id: str, store: str, volume_id: str, *, why: str
+    ) -> None:
         """Have Glance remove a location with its volume, and note that the volume was deleted: the
         location may come back."""
-        await self._cloud.remove_from_store(image_id, store)
+        with _told(volume_id, why):
+            await self._cloud.remove_from_store(image_id, store)
         self._deletions.note_volume(volume_id)
 
     async def bare_locations(self, image: Image, targets: Iterable[Target]) -> list[Location]:
@@ -276,7 +301,7 @@ class Deletion:
                 continue
             try:
                 async with self._locks.of(image_id):
-                    needed = await self._evict(image_id, volume)
+                    needed = await self._evict(image_id, volume, why)
             except NotFound:
                 # Somebody else has deleted the image or the volume
                 continue
@@ -318,7 +343,7 @@ class Deletion:
             raise Conflict("Glance is at work on the image")
         return ""
 
-    async def _evict(self, image_id: str, volume: Volume) -> str:
+    async def _evict(self, image_id: str, volume: Volume, why: str) -> str:
         """Delete one; return why it stays, if it must.
 
         Glance writes an image's whole list of locations: of two removals at once, or of one beside
@@ -332,15 +357,28 @@ class Deletion:
             return needed
         store = store_of(volume, locations or ())
         if not store:
-            await self._cloud.delete_volume(volume.id)
+            with _told(volume.id, why):
+                await self._cloud.delete_volume(volume.id)
             return ""
         for _ in range(TRIES):
-            await self._remove_from_store(image_id, store, volume.id)
+            await self._remove_from_store(image_id, store, volume.id, why=why)
             left = await self._cloud.get_locations(image_id) or ()
             # Glance removes the first one in the store: once more only if it is this one again
             if next((one.volume_id for one in left if one.store == store), "") != volume.id:
                 break
         return ""
+
+
+@contextlib.contextmanager
+def _told(volume_id: str, why: str) -> Iterator[None]:
+    """Log a deletion whose answer does not come: it may have happened, and the next try finds
+    nothing to delete."""
+    try:
+        yield
+    except (Temporary, asyncio.CancelledError) as error:
+        if not isinstance(error, Conflict):
+            log.warning("deletion_unanswered", volume_id=volume_id, why=why, error=str(error))
+        raise
 
 
 def _waiting(left: Iterable[Volume], asked: set[str], refusals: Mapping[str, str]) -> Again:

@@ -7,7 +7,7 @@ from typing import assert_never
 
 import structlog
 
-from handlers import marks, policy, volume_status
+from handlers import image_volume, marks, policy, volume_status
 from handlers.actions import AddLocation, SetMetadata, SetReadonly
 from handlers.deletion import Deletion
 from handlers.prewarm.actions import (
@@ -106,7 +106,8 @@ class Actor:
             self._probes.note(seen, target, native=True)
         volumes = seen.volumes or ()
         known = next(v for v in (*volumes, *(seen.warming or ())) if v.id == change.volume_id)
-        await self._deletion.discard(seen.image.id, known, why=change.why)
+        spare = any(image_volume.is_entry(one) and volume_status.is_usable(one) for one in volumes)
+        await self._deletion.discard(seen.image.id, known, why=change.why, spare=spare)
         if known in volumes and volume_status.is_broken(known) and known.id not in seen.made:
             # It was whole, and nobody else has undone it
             self._held_back.forget(seen.image.id, target.place)

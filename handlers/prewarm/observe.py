@@ -20,7 +20,7 @@ from handlers.prewarm.actions import (
 )
 from handlers.prewarm.copies import Copies
 from handlers.prewarm.probes import Probes
-from handlers.prewarm.seen import Seen, with_volume, without
+from handlers.prewarm.seen import Seen, located, with_volume, without
 from handlers.reservations import Reservations
 from handlers.serving import unproven
 from handlers.target_store import TargetStores
@@ -40,6 +40,7 @@ class Observer:
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
         self._rules = parts.policy
+        self._names = frozenset(target.name for target in parts.targets)
         self._uses = parts.uses
         self._learned = parts.learned
         self._now = parts.now
@@ -57,6 +58,7 @@ class Observer:
             now=self._now(),
             stores=frozenset(one.glance_store for one in await self._stores.all()) - {""},
             known=frozenset(one.id for one in stores),
+            targets=self._names,
             may_delete=self._may_delete,
             settle=self._rules.settle,
             rewarm_interval=self._rules.rewarm_interval,
@@ -106,7 +108,8 @@ class Observer:
 
     async def _look_at(self, volume_id: str, seen: Seen) -> Seen:
         try:
-            return with_volume(await self._cloud.get_volume(volume_id), seen)
+            # Whatever its name is: a location may name any volume
+            return located(await self._cloud.get_volume(volume_id), seen)
         except NotFound:
             return replace(seen, gone=seen.gone | {volume_id})
 

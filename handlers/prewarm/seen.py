@@ -28,6 +28,8 @@ class Seen:
     """Glance's stores on all our targets."""
     known: frozenset[str] = frozenset()
     """All of Glance's stores, as far as it tells them."""
+    targets: frozenset[str] = frozenset()
+    """The names of all targets that are configured."""
     may_delete: bool = True
     """`[reclaim]` lets left-over volumes be deleted."""
     settle: float = 0.0
@@ -72,6 +74,11 @@ def with_volume(volume: Volume, seen: Seen) -> Seen:
     """Replace a volume that was read again, or add it."""
     if volume.name == image_volume.warming_name_of(seen.image.id):
         return replace(seen, warming=_replaced(volume, seen.warming or ()))
+    return replace(seen, volumes=_replaced(volume, seen.volumes or ()))
+
+
+def located(volume: Volume, seen: Seen) -> Seen:
+    """Add the volume of a location, or replace it."""
     return replace(seen, volumes=_replaced(volume, seen.volumes or ()))
 
 

@@ -64,7 +64,12 @@ class Reclaim:
         await self._report_stuck(
             [volume for volume in kept if volume_status.is_stuck(volume)], image
         )
-        if left := [volume for volume in kept if is_abandoned(volume, self._now())]:
+        left = [volume for volume in kept if is_abandoned(volume, self._now())]
+        for volume in tuple(left):
+            if reason := await self._deletion.needed_reason(image.id, volume):
+                log.warning("throw_away_volume_stays", volume_id=volume.id, why=reason)
+                left.remove(volume)
+        if left:
             return await self._deletion.delete(
                 left, watch, why="nobody uses it any more", reason="left-over"
             )

@@ -8,12 +8,15 @@ from handlers import image_volume, marks, volume_status
 from handlers.deletion.last_copy import LastCopy
 from handlers.target_store import TargetStores
 from handlers.upload.sources import UNDER_WAY
-from worker.core.cloud import Cloud, Image, Volume
+from worker.core.age import SKEW
+from worker.core.cloud import Cloud, Image, ImageTask, Volume
 from worker.core.errors import Blocked, NotFound
 from worker.core.target import Target
 
 # Making a volume of a large image takes its time; in seconds
 ABANDONED_AFTER = 21_600.0
+# The type of Glance's tasks that copy images into stores
+IMPORT = "api_image_import"
 
 
 def is_abandoned(volume: Volume, now: float) -> bool:
@@ -72,5 +75,17 @@ async def left_of_imports(
     return [
         volume
         for volume in left
-        if volume.id not in located and any(image_volume.is_on(volume, target) for target in stored)
+        if volume.id not in located
+        and any(image_volume.is_on(volume, target) for target in stored)
+        and any(_is_made_by(task, volume) for task in tasks)
     ]
+
+
+def _is_made_by(task: ImageTask, volume: Volume) -> bool:
+    """Whether the volume was made while the task ran.
+
+    A Glance whose database was restored from a backup, or another one with the same images, knows
+    neither the location that the volume may be the data of, nor its import.
+    """
+    began, ended = task.created_epoch - SKEW, task.updated_epoch + SKEW
+    return task.type == IMPORT and began <= volume.created_epoch <= ended

@@ -39,8 +39,8 @@ def clones_of(image: Image, volumes: Iterable[Volume], rules: Uploads) -> tuple[
     """Return the volumes of the internal project that are clones for an upload of the image.
 
     Of an active one that is not marked by its own id only that of the volume that the image names
-    is believed to be ours: else a user who writes our mark on a volume has us delete what Cinder
-    clones from it.
+    is believed to be ours, unless it is read-only, which ours is not before it is marked: else a user
+    who writes our mark on a volume has us delete what Cinder clones from it for its cache.
     A volume that Glance fills, or that we make from an image, has no source. An entry of Cinder's
     cache is a clone as well: if the image has data, a clone that is not ours counts as an entry.
     """
@@ -50,7 +50,9 @@ def clones_of(image: Image, volumes: Iterable[Volume], rules: Uploads) -> tuple[
     )
     asked = source_named(image, rules)
     clones = (
-        v if image.status != "active" or v.source_volid == asked else _unclaimed(v)
+        v
+        if image.status != "active" or (v.source_volid == asked and not image_volume.is_readonly(v))
+        else _unclaimed(v)
         for v in named
         if not volume_status.is_leaving(v)
     )

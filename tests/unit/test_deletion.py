@@ -3,6 +3,8 @@ what matches."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,12 +17,13 @@ from handlers.deletion import NotProven
 from handlers.deletion.stuck import ATTACHED_FOR
 from handlers.resolve import resolve
 from worker.core import absence
-from worker.core.cloud import GIB, Image, Location, Store, Volume
-from worker.core.errors import Blocked, Conflict
+from worker.core.cloud import GIB, Image, ImageTask, Location, Store, Volume
+from worker.core.errors import Blocked, Conflict, Temporary
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Outcome, Skip
-from worker.core.target import Policy, Reclaiming, Target
-from worker.testing.fake_cloud import PROJECT, FakeCloud
+from worker.core.pool import VolumeType
+from worker.core.target import TAG, Policy, Reclaiming, Strategy, Target
+from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault
 from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 
 STRATEGIES = ["store", "location", "cache"]
@@ -1015,6 +1018,190 @@ async def test_a_change_of_an_image_that_cannot_be_read_keeps_its_entry(cloud: F
         assert entry.id in cloud.volumes
 
 
+@pytest.mark.parametrize("stays", [True, False])
+async def test_a_throw_away_volume_that_is_the_last_copy_stays(
+    cloud: FakeCloud, stays: bool
+) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = uploaded(cloud, "cinder-slow")
+        left = cloud.volume_of(
+            PROJECT,
+            name=image_volume.warming_name_of(image.id),
+            volume_type="fast",
+            metadata={TAG: "fast", image_volume.FRESH: image.updated_at},
+            created_epoch=cloud.now(),
+        )
+        cloud.cached = frozenset()
+        if stays:
+            broken(cloud, image.id)
+        # By the one that made it, by another one, and by a comparison once it is old
+        for ahead in (10.0, 600.0, 30_000.0):
+            cloud.ahead += ahead
+            with contextlib.suppress(Conflict):
+                await rig.run(image.id)
+            await rig.resync()
+            await rig.quiet()
+        assert (left.id in cloud.volumes) == stays
+
+
+async def test_an_entry_of_another_type_in_the_pool_may_be_the_last_copy(cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = uploaded(cloud, "cinder-slow")
+        host = cloud.hosts_of("fast")[0]
+        theirs = cloud.volume_of("bob", name="disk", volume_type="gold", host=host)
+        entry = cloud._cinder_clones(
+            theirs,
+            image_volume.name_of(image.id),
+            {"readonly": "True", "_cached_for": image.updated_at},
+        )
+        broken(cloud, image.id)
+        cloud.ahead += 600.0
+        cloud.set_by_user(image.id, os_distro="debian")
+        cloud.ahead += 600.0
+        outcome = await rig.run(image.id)
+        assert isinstance(outcome, Again)
+        assert f"Volume {entry.id} has the data" in outcome.reason
+        assert cloud.calls["create_volume"] == 0
+
+
+async def test_a_renamed_target_keeps_its_entries(cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        (entry,) = cloud.of(image.id)
+    cloud.ahead += 600.0
+    async with rig_of(cloud, "cache", replace(FAST, name="renamed")) as rig:
+        cloud.calls.clear()
+        for _ in range(3):
+            assert isinstance(await rig.run(image.id, "renamed"), Done)
+        assert cloud.calls["create_volume"] <= 1
+        (kept,) = cloud.of(image.id)
+        assert (kept.id, kept.metadata[TAG]) == (entry.id, "renamed")
+        assert not await rig.resync()
+
+
+async def test_two_targets_in_a_pool_share_an_entry_and_do_not_fight(cloud: FakeCloud) -> None:
+    class SharedPool(FakeCloud):
+        def hosts_of(self, volume_type: str) -> list[str]:
+            return super().hosts_of("fast")
+
+        async def describe_volume_types(self) -> tuple[VolumeType, ...]:
+            specs = {"volume_backend_name": "fast"}
+            return tuple(VolumeType(id=name, name=name, specs=specs) for name in sorted(self.types))
+
+    cloud = SharedPool(cached=frozenset({"fast"}), types={"fast", "slow"})
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST, SLOW) as rig:
+        image = cloud.upload()
+        for _ in range(3):
+            for target in ("fast", "slow"):
+                assert isinstance(await rig.run(image.id, target), Done)
+        assert cloud.calls["create_volume"] == 1
+        (kept,) = cloud.of(image.id)
+        assert kept.metadata[TAG] == "fast"
+        assert not await rig.resync()
+
+
+@pytest.mark.parametrize("strategy", ["store", "cache"])
+async def test_a_location_may_have_any_name(cloud: FakeCloud, strategy: Strategy) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, strategy, FAST) as rig:
+        image = cloud.upload()
+        name = image_volume.warming_name_of(image.id)
+        cloud.locate(image.id, "cinder-fast", cloud.volume_of("mallory", name=name).id)
+        cloud.touch(image.id, stores=frozenset({"file", "cinder-fast"}))
+        cloud.cached = frozenset()
+        async with asyncio.timeout(10):
+            await rig.run(image.id)
+        assert cloud.calls["get_volume"] < 20
+
+
+@pytest.mark.parametrize(
+    ("strategy", "verb", "way"),
+    [
+        ("cache", "delete_volume", "gone"),
+        ("cache", "delete_volume", "evict"),
+        ("store", "remove_from_store", "evict"),
+        ("store", "remove_from_store", "broken"),
+    ],
+)
+async def test_a_deletion_whose_answer_is_lost_is_told(
+    cloud: FakeCloud, strategy: Strategy, verb: str, way: str
+) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, strategy, FAST) as rig:
+        image = cloud.upload(visibility="private")
+        cloud.upload(visibility="private")
+        await rig.run(image.id)
+        (volume,) = cloud.of(image.id)
+        cloud.faults[verb] = Fault(Temporary("no answer"), done=True)
+        with structlog.testing.capture_logs() as lines, contextlib.suppress(Temporary):
+            if way == "evict":
+                cloud.set_by_user(image.id, image_volume_prewarm="no")
+                await rig.run(image.id)
+            elif way == "gone":
+                cloud.delete_image(image.id)
+                rig.parts.deletions.note(image.id, "deleted")
+                await look(rig, image.id)
+            else:
+                cloud.volumes[volume.id] = replace(volume, status="error")
+                await rig.run(image.id)
+        told = [line for line in lines if line["event"] == "deletion_unanswered"]
+        assert [line["volume_id"] for line in told] == [volume.id]
+        assert told[0]["why"]
+
+
+async def test_a_volume_that_came_back_is_not_gone_by_what_was_announced_before(
+    cloud: FakeCloud,
+) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        (volume,) = cloud.of(image.id)
+        rig.deletions.note_volume(volume.id)
+        # An administrator has restored it under its id
+        await rig.resync()
+        await rig.quiet()
+        cloud.elsewhere.add(volume.id)
+        await rig.run(image.id)
+        assert volume.id in cloud.volumes
+        assert volume.id in located(cloud, image.id)
+
+
+def during(cloud: FakeCloud, volume: Volume) -> None:
+    """Have Glance list the import that made a volume; it has failed."""
+    image_id, began = image_volume.image_of(volume), volume.created_epoch
+    task = ImageTask(
+        id="import", type="api_image_import", status="failure",
+        created_epoch=began - 5.0, updated_epoch=began + 5.0,
+    )  # fmt: skip
+    cloud.image_tasks[image_id] = [task]
+
+
+async def test_what_no_import_of_this_glance_has_made_stays(cloud: FakeCloud) -> None:
+    """Its database was restored from a backup: it knows the location no more that the data is."""
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload()
+        left = cloud.volume_of(
+            PROJECT,
+            name=image_volume.name_of(image.id),
+            volume_type="fast",
+            metadata={"glance_image_id": image.id, "image_size": "1", "image_owner": PROJECT},
+            created_epoch=cloud.now(),
+        )
+        for task in (None, replace(left, created_epoch=left.created_epoch - 3600.0), left):
+            assert left.id in cloud.volumes
+            if task:
+                during(cloud, task)
+            await look(rig, image.id)
+        assert left.id not in cloud.volumes
+
+
 async def test_what_an_import_left_stays_while_no_location_is_whole(cloud: FakeCloud) -> None:
     cloud.emit = lambda _: None
     async with rig_of(cloud, "store", FAST) as rig:
@@ -1026,6 +1213,7 @@ async def test_what_an_import_left_stays_while_no_location_is_whole(cloud: FakeC
             metadata={"glance_image_id": image.id, "image_size": "1", "image_owner": PROJECT},
             created_epoch=image.created_epoch,
         )
+        during(cloud, left)
         broken(cloud, image.id)
         await look(rig, image.id)
         assert left.id in cloud.volumes

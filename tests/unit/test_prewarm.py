@@ -731,7 +731,11 @@ async def test_what_a_failed_import_left_behind_is_deleted_once_the_import_is_ov
         ImageTask(id="import", type="api_image_import", status="processing")
     ]
     assert await stays()
-    cloud.image_tasks.clear()
+    ended = ImageTask(
+        id="import", type="api_image_import", status="failure",
+        created_epoch=old.created_epoch - 5.0, updated_epoch=old.created_epoch + 5.0,
+    )  # fmt: skip
+    cloud.image_tasks[image.id] = [ended]
     cloud.hides_locations = True
     assert await stays()
     cloud.hides_locations = False

@@ -97,6 +97,17 @@ async def test_each_key_is_asked_for_once(tmp_path: Path) -> None:
     )
 
 
+async def test_what_was_recorded_announces_no_deletion(tmp_path: Path) -> None:
+    """What is not found may have been restored since, with a deletion that is pending now."""
+    taken = Taken()
+    gone = notification(
+        "volume.delete.end", {"volume_id": image_id(9), "display_name": f"image-{image_id(2)}"}
+    )
+    await replaying(taken).run(sources([str(file_of(tmp_path, deleted(1), gone))]))
+    assert {job.key.image_id for job in taken.jobs} == {image_id(1), image_id(2)}
+    assert not any(job.deleted or job.deleted_volume for job in taken.jobs)
+
+
 async def test_recorded_notifications_give_the_keys_of_live_ones() -> None:
     taken = Taken()
     one = replaying(taken)

@@ -17,7 +17,7 @@ from worker.core import absence
 from worker.core.cloud import GIB, Image, ImageTask, Location, Volume
 from worker.core.errors import Blocked, Conflict, Temporary
 from worker.core.outcome import Again, Done, Skip
-from worker.core.target import UPLOADED_BY, Policy, Reclaiming, Uploads
+from worker.core.target import OF, UPLOADED_BY, Policy, Reclaiming, Uploads
 from worker.engine.retry import Backoff
 from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from worker.testing.rig import FAST, LIMITS, SLOW, STORES, Rig, located
@@ -563,7 +563,10 @@ async def test_an_image_that_has_its_data_waits_for_nobody(
         image = asked(cloud, cloud.volume_of("alice"))
         assert isinstance(await rig.complete(image.id), Done)
         (clone,) = cloud.of(image.id)
-        second = replace(clone, id=str(uuid.uuid4()))
+        claims = {
+            name: text for name, text in clone.metadata.items() if name not in ("readonly", OF)
+        }
+        second = replace(clone, id=str(uuid.uuid4()), metadata=claims)
         cloud.volumes[second.id] = second
         with structlog.testing.capture_logs() as lines:
             assert isinstance(await rig.complete(image.id), Done)

@@ -8,7 +8,7 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from worker.capture import owned
@@ -248,7 +248,11 @@ class Replay:
         if not self.filters.take(notification):
             self.tally.filtered += 1
             return
-        jobs = self.router.jobs(notification, now=time.time())
+        # Nothing was announced: the image or the volume may have been restored since
+        jobs = [
+            replace(job, deleted="", deleted_volume="")
+            for job in self.router.jobs(notification, now=time.time())
+        ]
         if not jobs:
             self.tally.ignored += 1
             return

@@ -65,10 +65,11 @@ class Deletions:
             return noted
 
     def found_volume(self, volume_id: str) -> None:
-        """Take back the looks for a volume: it is there."""
-        if volume_id in self._missing:
+        """Take back the looks for a volume, and that its deletion was announced: it is there."""
+        if volume_id in self._missing or volume_id in self._volumes:
             with self._lock:
                 self._missing.pop(volume_id, None)
+                self._volumes.pop(volume_id, None)
 
     def missing_volumes(self, *, now: float) -> int:
         """How many volumes Cinder has not found lately, though it did not announce their

@@ -143,6 +143,8 @@ def task(fields: Mapping[str, Any]) -> ImageTask:
         status=_word(fields, "status"),
         message=_text(fields, "message"),
         url=_text(given, "loc_url") if isinstance(given, dict) else "",
+        created_epoch=epoch(_text(fields, "created_at")),
+        updated_epoch=epoch(_text(fields, "updated_at")),
     )
 
 

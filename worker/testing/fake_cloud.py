@@ -237,7 +237,7 @@ class FakeCloud:
     def user_copies(self, image_id: str, store: str, *, project: str = "alice") -> None:
         """Have a user copy an image into a store by Glance."""
         self.touch(image_id, import_locked=True, importing=frozenset({store}), failed=frozenset())
-        self._spawn(self._import(image_id, (store,), project))
+        self._spawn(self._run_import(image_id, (store,), project))
 
     def locate(self, image_id: str, store: str, volume_id: str) -> None:
         """Have a user add a volume to an image as a location (show_multiple_locations lets
@@ -421,7 +421,7 @@ class FakeCloud:
                 image_id, import_locked=True, importing=frozenset(wanted), failed=frozenset()
             )
             self.announce("image.update", image_id)
-            self._spawn(self._import(image_id, wanted))
+            self._spawn(self._run_import(image_id, wanted, PROJECT))
 
     async def add_location(self, image_id: str, url: str) -> None:
         async with self._call("add_location"):
@@ -885,7 +885,22 @@ class FakeCloud:
         self.emit(notification("image_volume_cache.evict", payload, at=self.now()))
         self._announce_volume("volume.delete.end", entry)
 
-    async def _import(self, image_id: str, stores: tuple[str, ...], project: str = PROJECT) -> None:
+    async def _run_import(self, image_id: str, stores: tuple[str, ...], project: str) -> None:
+        """Import into stores, with Glance's task of it."""
+        now = self.now()
+        task = ImageTask(
+            id=new_id(), type="api_image_import", status="processing", created_epoch=now
+        )
+        self.image_tasks.setdefault(image_id, []).insert(0, task)
+        await self._import(image_id, stores, project)
+        self._end(image_id, replace(task, status="success", updated_epoch=self.now()))
+
+    def _end(self, image_id: str, task: ImageTask) -> None:
+        """Replace a task by what became of it."""
+        tasks = self.image_tasks[image_id]
+        self.image_tasks[image_id] = [task if one.id == task.id else one for one in tasks]
+
+    async def _import(self, image_id: str, stores: tuple[str, ...], project: str) -> None:
         for store in () if self.spoiling_stores & set(stores) else stores:
             image = self.images.get(image_id)
             if image is None:
@@ -956,9 +971,7 @@ class FakeCloud:
         done = replace(
             task, status="success" if seen else "failure", message="" if seen else "Internal Error"
         )
-        self.image_tasks[image_id] = [
-            done if one.id == task.id else one for one in self.image_tasks[image_id]
-        ]
+        self._end(image_id, done)
         if image_id not in self.images:
             return
         if volume and seen:

@@ -65,14 +65,19 @@ def entries_of(seen: Seen) -> tuple[Volume, ...]:
 
 
 def entry_of(entries: Iterable[Volume], target: Target, *, host: str = "") -> Volume | None:
-    """Return the entry of Cinder's cache on the target: by our tag, the host it must be on, or
+    """Return the entry of Cinder's cache on the target: by the host it must be on, our tag, or
     type."""
+    pool = located.pool_of(target)
     entries = [
         volume
         for volume in entries
         if volume_status.is_usable(volume)
         and image_volume.serves(volume, target)
-        and (image_volume.is_on(volume, target) or (host and volume.host == host))
+        and (
+            image_volume.is_on(volume, target)
+            or volume.host in pool.hosts
+            or (host and volume.host == host)
+        )
     ]
     # Cinder uses the newest one: an older one is stale, and Cinder is about to evict it
     return max(entries, key=lambda volume: volume.created_at, default=None)
@@ -128,13 +133,17 @@ def _unusable(volumes: Iterable[Volume]) -> DeleteVolume | None:
 
 def _finish(entry: Volume, warming: list[Volume], seen: Seen, target: Target) -> Action:
     """Plan the steps after a fresh entry is there: nothing else stays in its pool."""
+    others = entry.metadata.get(TAG, target.name) in seen.targets - {target.name}
+    # Before what it was made with goes: without its marks it is not found again
+    if not others and (action := registered.put_right(entry, seen, target)):
+        return action
     # An entry on another host may serve a pool that Cinder does not report at the moment
     marked = [one for one in _marked(located.own(seen), target) if one.host == entry.host]
     for volume in (*warming, *marked):
         if volume.id != entry.id:
             why = "it has served" if volume in warming else "a newer entry is there"
             return DeleteVolume(volume.id, why=why)
-    return registered.put_right(entry, seen, target) or Finish(Done(entry.id, state=State.WARM))
+    return Finish(Done(entry.id, state=State.WARM))
 
 
 def _begin(entry: Volume | None, seen: Seen, target: Target) -> Action:
@@ -150,8 +159,10 @@ def _begin(entry: Volume | None, seen: Seen, target: Target) -> Action:
     if entry and again and (wait := seen.rewarm_interval - age(entry.created_epoch, seen.now)) > 0:
         reason = "the image has changed again soon after it was made warm"
         return Finish(Again(reason, after=wait, counted=False), held_back=True)
-    # Cinder deletes a stale entry before it downloads the image: it may be the last copy by then
-    if stale and entry and (action := lost(seen, entry)):
+    # Cinder deletes a stale entry before it downloads the image, whatever its type: it may be the last
+    # copy by then
+    last = entry or located.entry_beside(seen, target)
+    if last and (stale or not entry) and (action := lost(seen, last)):
         return action
     # Nothing that an Image-Volume has besides: Cinder hands it on to its entry
     new = image_volume.new_volume(
@@ -257,6 +268,9 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
         return "the entry is not known to be fresh"
     if entry.encrypted:
         return "the entry is encrypted"
+    if entry.metadata.get(TAG) and not image_volume.is_on(entry, target):
+        # Another target's in the same pool
+        del marks[TAG]
     if not image_volume.is_readonly(entry) or image_volume.lacking(entry, marks):
         return "the entry can be written to, or its metadata is wrong"
     return None

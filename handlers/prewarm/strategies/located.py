@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from handlers import image_volume
+from handlers import image_volume, volume_status
 from handlers.actions import LookAtLocations
 from handlers.clone_path import Evidence, ImageVolumeClone, Pool, clone_path
 from handlers.prewarm.actions import Action, Finish, LookAtVolume
@@ -38,7 +38,7 @@ def look(seen: Seen) -> Action | None:
 def beside(volumes: Iterable[Volume], target: Target) -> list[Volume]:
     """Return the volumes of other types that may be locations of the image, and lie where the
     target's come to lie: Cinder clones those too."""
-    hosts = _pool(target).hosts
+    hosts = pool_of(target).hosts
     return [
         one
         for one in volumes
@@ -63,7 +63,7 @@ def kept_beside(seen: Seen, target: Target) -> Action | None:
 def _cloned_by_location(seen: Seen, target: Target) -> Volume | None:
     """Return the volume that Cinder clones here by a location; None if there is none."""
     evidence = Evidence(locations=seen.locations, volumes=own(seen))
-    path = clone_path(seen.image, _pool(target), evidence)
+    path = clone_path(seen.image, pool_of(target), evidence)
     return path.volume if isinstance(path, ImageVolumeClone) else None
 
 
@@ -71,10 +71,19 @@ def may_be_here(seen: Seen, target: Target) -> bool:
     """Whether a volume that a location of the image names lies where the target's come to lie, or
     may: then it says nothing about Cinder's cache that no entry was made."""
     named = {one.volume_id for one in seen.locations or () if one.volume_id}
-    known, pool = {volume.id: volume for volume in seen.volumes or ()}, _pool(target)
+    known, pool = {volume.id: volume for volume in seen.volumes or ()}, pool_of(target)
     return any(one not in known or pool.has(known[one]) for one in named - seen.gone)
 
 
-def _pool(target: Target) -> Pool:
+def entry_beside(seen: Seen, target: Target) -> Volume | None:
+    """Return a clone of the image's data of another type or tag, where the target's volumes come to
+    lie: it may be Cinder's entry there."""
+    pool = pool_of(target)
+    found = (one for one in own(seen) if one.source_volid and volume_status.is_usable(one))
+    return next((one for one in found if pool.has(one)), None)
+
+
+def pool_of(target: Target) -> Pool:
+    """Return where the target's volumes come to lie, as far as that is known."""
     hosts = frozenset(host for place in target.places for host in place.hosts)
     return Pool(hosts=hosts, types=frozenset({target.volume_type}))

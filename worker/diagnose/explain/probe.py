@@ -59,6 +59,14 @@ async def probe(
     missing.
     """
     name = f"probe {target.name}"
+    if await _is_last_copy(cloud, image):
+        return Check(
+            name,
+            "fail",
+            "no volume was made: none of the image's locations is whole, and Cinder would delete its "
+            "cache entry, which may have the last copy of the data",
+            "make an image of that entry first: `image-volume-worker status` names it",
+        )
     new = NewVolume(
         name=NAME,
         size=image_volume.size_for(image),
@@ -88,6 +96,26 @@ async def probe(
         advice = "cinder-scheduler's and cinder-volume's logs say what became of it"
         return Check(name, "fail", f"no volume after {within:.0f} s", advice)
     return judged(name, image, signs, None if lying is None else tuple(lying))
+
+
+async def _is_last_copy(cloud: Cloud, image: Image) -> bool:
+    """Whether a clone of the image's data may be all that is left of it: Cinder deletes a stale entry
+    of its cache before it downloads the image."""
+    try:
+        found = await cloud.find_volumes(image_volume.name_of(image.id))
+        if not any(one.source_volid for one in found):
+            return False
+        locations = await cloud.get_locations(image.id)
+        for location in locations or ():
+            if not location.volume_id:
+                return False
+            with contextlib.suppress(NotFound):
+                if volume_status.is_usable(await cloud.get_volume(location.volume_id)):
+                    return False
+    except (Blocked, NotFound, Temporary):
+        # What this login may not see it cannot tell
+        return False
+    return locations is not None
 
 
 @contextlib.asynccontextmanager
