@@ -12,7 +12,7 @@ import structlog
 
 from handlers import image_volume
 from handlers.resolve import arrays_of, find_places, missing_type, resolve
-from worker.core.age import lasts
+from worker.core.age import age, lasts
 from worker.core.cloud import Cloud, Store
 from worker.core.errors import Blocked, NotFound, Temporary
 from worker.core.handler import Parts
@@ -84,9 +84,9 @@ class TargetStores:
         self._found_encrypted: dict[str, float] = {}
         self._looking = asyncio.Lock()
 
-    async def stores(self) -> tuple[Store, ...]:
-        """Glance's stores."""
-        await self._refresh_stores()
+    async def stores(self, *, within: float = KEEP) -> tuple[Store, ...]:
+        """Glance's stores, as it told them so many seconds ago at most."""
+        await self._refresh_stores(afresh=age(self._until - KEEP, self._now()) > within)
         return self._stores
 
     async def resolve(self, target: Target) -> Target:

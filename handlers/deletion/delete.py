@@ -227,7 +227,7 @@ class Deletion:
                     f"image is whole"
                 )
             if volume is None:
-                await self.proof.of_volume(volume_id, confirmed=confirmed)
+                await self.proof.of_volume(volume_id, store, confirmed=confirmed)
             if not self.may_delete:
                 if self._rules.dry_run:
                     log.info("location_would_be_removed", store=store, volume_id=volume_id)

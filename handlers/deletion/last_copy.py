@@ -7,6 +7,8 @@ from handlers.target_store import TargetStores
 from worker.core.cloud import Cloud, Image, Location, Volume
 from worker.core.errors import NotFound
 
+# Seconds for which Glance's list of stores counts, where a deletion rests on it
+LATELY = 10.0
 NO_WHOLE = "no location of the image is whole, so it may hold the last copy of its data"
 
 
@@ -98,7 +100,8 @@ class LastCopy:
 
     async def _is_served(self, location: Location) -> bool:
         """Whether Glance has the store of a location, as far as it tells its stores."""
-        stores = {store.id for store in await self._stores.stores()}
+        # An administrator may have taken it out a moment ago
+        stores = {store.id for store in await self._stores.stores(within=LATELY)}
         return not stores or not location.store or location.store in stores
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections import Counter
 from collections.abc import Iterable
 
 import structlog
@@ -30,6 +32,8 @@ NO_WITNESS = (
 VOLUME_GRACE = 600.0
 # Seconds until another look where only an operator or another project can change anything
 LATER = 900.0
+# Image-Volumes of a type that are looked at for one that is a location in a store
+OF_A_TYPE = 5
 
 log = structlog.get_logger(__name__)
 
@@ -136,13 +140,13 @@ class Proof:
             log.info("image_is_back", volume_id=volume.id)
         return bool(noted)
 
-    async def of_volume(self, volume_id: str, *, confirmed: bool) -> None:
+    async def of_volume(self, volume_id: str, store: str, *, confirmed: bool) -> None:
         """NotProven unless a volume that Cinder does not find is gone: announced, or not found for
         long enough.
 
-        The proof that Cinder shows us its volumes is another Image-Volume, and a volume of another
-        project. Glance deletes the volume of a location that it removes: in a wrong region or
-        project it would delete a volume that is there.
+        The proof that Cinder shows us the volumes of this store of Glance is another one of them,
+        and a volume of another project. Glance deletes the volume of a location that it removes: in
+        a wrong region or project it would delete a volume that is there.
         """
         if self._deletions.is_volume_deleted(volume_id):
             return
@@ -164,6 +168,13 @@ class Proof:
             raise NotProven(f"volume {volume_id} of a location may be gone: {noted}", after=wait)
         if brake := self._brake.count_locations(shown):
             raise NotProven(brake, after=LATER)
+        if not await self._shows(store):
+            raise NotProven(
+                f"Cinder does not find volume {volume_id} of a location in store {store}, nor shows "
+                f"it any other volume of that store: it may be another region's. If they are "
+                f"deleted: {CONFIRM_LOCATIONS}",
+                after=LATER,
+            )
         if not await self._cloud.find_volume_witness():
             raise NotProven(
                 f"Cinder does not find volume {volume_id} of a location, nor shows it this login "
@@ -171,6 +182,23 @@ class Proof:
                 f"project, where it may be; doctor tells more. If it is deleted: {CONFIRM_LOCATIONS}",
                 after=LATER,
             )
+
+    async def _shows(self, store: str) -> bool:
+        """Whether Cinder shows us a volume that is a location in this store of Glance."""
+        looked = Counter[str]()
+        async for volume in self._cloud.list_volumes():
+            image_id = image_volume.image_of(volume)
+            # One store has volumes of one type
+            if not image_id or looked[volume.volume_type] >= OF_A_TYPE:
+                continue
+            looked[volume.volume_type] += 1
+            with contextlib.suppress(NotFound):
+                locations = await self._cloud.get_locations(image_id)
+                if any(
+                    one.store == store and one.volume_id == volume.id for one in locations or ()
+                ):
+                    return True
+        return False
 
     def _is_pending(self, volume: Volume, image_id: str) -> bool:
         return self._deletions.status(image_id) == PENDING and image_volume.may_be_location(volume)

@@ -98,6 +98,18 @@ async def test_a_store_that_glance_has_no_more_keeps_no_copy() -> None:
         assert located(cloud, image.id), "all that Glance can read of it"
 
 
+async def test_nor_in_the_minutes_in_which_the_list_of_stores_is_remembered() -> None:
+    cloud = Shrinking(stores=dict(STORES))
+    async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
+        image = cloud.upload(owner="alice", visibility="private")
+        assert isinstance(await rig.run(image.id), Done)
+        cloud.has_file = False
+        cloud.ahead += 60.0
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        assert isinstance(await rig.run(image.id), Skip)
+        assert located(cloud, image.id), "all that Glance can read of it"
+
+
 # A volume that goes to another project while it is cloned
 
 

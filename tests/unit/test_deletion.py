@@ -1154,6 +1154,26 @@ async def test_a_deletion_whose_answer_is_lost_is_told(
         assert told[0]["why"]
 
 
+async def test_a_store_of_which_cinder_shows_nothing_may_be_another_regions(
+    cloud: FakeCloud,
+) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "store", FAST) as rig:
+        for _ in range(3):
+            await rig.run(cloud.upload().id)
+    async with rig_of(cloud, "store", FAST, SLOW) as rig:
+        images = [uploaded(cloud, "cinder-slow", "file") for _ in range(2)]
+        theirs = [volume for image in images for volume in cloud.of(image.id)]
+        cloud.elsewhere |= {volume.id for volume in theirs}
+        outcome: Outcome = Done()
+        for _ in range(absence.LOOKS + 1):
+            for image in images:
+                outcome = await rig.run(image.id, "slow")
+            cloud.ahead += 200.0
+        assert isinstance(outcome, Again)
+        assert all(volume.id in cloud.volumes for volume in theirs)
+
+
 async def test_a_volume_that_came_back_is_not_gone_by_what_was_announced_before(
     cloud: FakeCloud,
 ) -> None:
