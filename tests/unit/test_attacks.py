@@ -22,7 +22,7 @@ from worker.core.errors import Blocked, Conflict, Temporary
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Skip
 from worker.core.state import State
-from worker.core.target import TAG, UPLOAD, Policy, Uploads
+from worker.core.target import TAG, UPLOAD, UPLOADED_BY, Policy, Uploads
 from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault, notification
 from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 
@@ -381,6 +381,22 @@ async def test_an_entry_of_cinders_with_a_users_marks_stays(
         await rig.resync()
         await rig.quiet()
         assert cloud.of(image.id) == [entry]
+
+
+async def test_an_entry_stays_also_if_its_volume_is_asked_for(cloud: FakeCloud) -> None:
+    """Of an active image, which has all its data."""
+    cloud.cached = frozenset({"slow"})
+    async with Rig(cloud, targets=(), policy=QUICK) as rig:
+        image = cloud.upload(owner="mallory", visibility="private")
+        planted = {TAG: UPLOAD, UPLOADED_BY: "mallory"}
+        volume = cloud.use(image.id, "slow", project="mallory", metadata=planted)
+        (entry,) = cloud.of(image.id)
+        cloud.set_by_user(image.id, image_volume_source=volume.id)
+        cloud.ahead += 100.0
+        await rig.complete(image.id)
+        await rig.resync()
+        await rig.quiet()
+        assert [one.id for one in cloud.of(image.id)] == [entry.id]
 
 
 async def test_a_clone_that_cinder_is_at_work_on_stays(cloud: FakeCloud) -> None:

@@ -513,6 +513,21 @@ def probes(cloud: FakeCloud) -> list[Volume]:
     return [volume for volume in cloud.volumes.values() if volume.name == probe.NAME]
 
 
+@pytest.mark.parametrize("whole", [False, True])
+async def test_a_probe_does_not_cost_the_last_copy(cloud: FakeCloud, whole: bool) -> None:
+    """Cinder deletes a stale entry before it downloads the image."""
+    image = cloud.upload(stores=frozenset())
+    cloud.locations[image.id] = ()
+    volume = cloud.volume_of(PROJECT, name=f"image-{image.id}")
+    cloud.volumes[volume.id] = replace(volume, status="available" if whole else "error")
+    cloud.locate(image.id, "cinder-fast", volume.id)
+    entry = cloud.volume_of(PROJECT, name=f"image-{image.id}", source_volid="a user's")
+    check = await probed(cloud, cloud.images[image.id])
+    assert entry.id in cloud.volumes
+    assert cloud.calls["create_volume"] == whole
+    assert ("may have the last copy" in check.detail) != whole
+
+
 async def test_a_probe_leaves_nothing(cloud: FakeCloud, warm: Image) -> None:
     token, old = {probe.TOKEN: "x"}, time.time() - 2 * probe.ABANDONED
     left = cloud.volume_of(PROJECT, name=probe.NAME, metadata=token, created_epoch=old)
