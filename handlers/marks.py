@@ -126,6 +126,8 @@ def is_outside(volume: Volume, image: Image, target: Target) -> bool:
 def is_left_of_import(volume: Volume, image: Image) -> bool:
     """Whether an import that has ended left it behind, provided that it is no location.
 
+    Glance makes it read-only before it becomes a location: one that is may have been one, whose data
+    an administrator may still want. It is left over only if it was made for the internal project.
     An import holds its lock from before its first volume is made until its last one is a location.
     A Glance that was killed may drop the lock while its task goes on: who deletes the volume looks
     at the tasks too.
@@ -134,9 +136,11 @@ def is_left_of_import(volume: Volume, image: Image) -> bool:
         volume.metadata.get("glance_image_id") == image.id and "image_size" in volume.metadata
     )
     unknown = made_by_glance and not volume.source_volid and TAG not in volume.metadata
+    unfinished = not image_volume.is_readonly(volume) or is_unmarked_copy(volume)
     over = image.status == "active" and not image.import_locked
     return (
         unknown
+        and unfinished
         and over
         and image_volume.is_of(volume, image)
         and volume.name == image_volume.name_of(image.id)

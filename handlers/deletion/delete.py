@@ -171,7 +171,7 @@ class Deletion:
         # A broken one is made again, which [reclaim] need not be enabled for
         if (self._rules.dry_run or not broken) and (refusal := self._refusal([volume], why)):
             raise Blocked(f"Image-Volume {volume.id} stays: {refusal}")
-        if broken:
+        if broken and not volume_status.needs_administrator(volume):
             return
         if reason := await self.last_copy.keep_reason(volume, image, locations):
             raise Conflict(f"Image-Volume {volume.id} stays: {reason}")

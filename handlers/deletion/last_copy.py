@@ -28,7 +28,10 @@ class LastCopy:
             return image_volume.HIDDEN if image_volume.may_be_location(volume) else ""
         if all(location.volume_id != volume.id for location in locations):
             # An entry of Cinder's cache may have outlived every location
-            if volume_status.is_broken(volume) or await self.has_whole(image, locations):
+            broken = volume_status.is_broken(volume)
+            if broken and not volume_status.needs_administrator(volume):
+                return ""
+            if await self.has_whole(image, locations):
                 return ""
             return NO_WHOLE
         store = store_of(volume, locations)

@@ -34,7 +34,7 @@ from worker.core.target import Target, Uploads
 # Seconds for which a job waits for a clone that is being made, and for a clone whose source is gone
 PATIENCE = 60.0
 # Nobody is given a volume, writes to it and deletes it within so many seconds
-OWNED_FOR = 15.0
+OWNED_FOR = 5.0
 DELETED_EARLY = (
     "the volume was deleted before the image was made of it; the cloud's operator may still have its "
     "data"

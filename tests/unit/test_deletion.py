@@ -1222,6 +1222,45 @@ async def test_what_no_import_of_this_glance_has_made_stays(cloud: FakeCloud) ->
         assert left.id not in cloud.volumes
 
 
+@pytest.mark.parametrize("owner", ["alice", PROJECT])
+@pytest.mark.parametrize("finished", [False, True])
+async def test_what_may_have_been_somebodys_location_is_not_left_over(
+    cloud: FakeCloud, owner: str, finished: bool
+) -> None:
+    """With delayed_delete Glance keeps the data of a location that was removed."""
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload()
+        metadata = {"glance_image_id": image.id, "image_size": "1", "image_owner": owner}
+        left = cloud.volume_of(
+            PROJECT,
+            name=image_volume.name_of(image.id),
+            volume_type="fast",
+            metadata=metadata | ({"readonly": "True"} if finished else {}),
+            created_epoch=cloud.now(),
+        )
+        during(cloud, left)
+        await look(rig, image.id)
+        assert (left.id in cloud.volumes) == (finished and owner == "alice")
+
+
+@pytest.mark.parametrize("status", ["error", "error_extending"])
+async def test_an_entry_whose_data_may_be_whole_is_not_broken(
+    cloud: FakeCloud, status: str
+) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image, entry = await with_entry(rig, cloud)
+        broken(cloud, image.id)
+        cloud.volumes[entry.id] = replace(cloud.volumes[entry.id], status=status)
+        for _ in range(2):
+            with contextlib.suppress(Conflict):
+                await rig.run(image.id)
+            cloud.ahead += 600.0
+            cloud.set_by_user(image.id, x=str(cloud.ahead))
+        assert (entry.id in cloud.volumes) == (status != "error")
+
+
 async def test_what_an_import_left_stays_while_no_location_is_whole(cloud: FakeCloud) -> None:
     cloud.emit = lambda _: None
     async with rig_of(cloud, "store", FAST) as rig:

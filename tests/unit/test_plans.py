@@ -161,7 +161,9 @@ def again(reason: str, after: float | None = None, *, wake: bool = False) -> Fin
         (at(replace(V1, status="error"), V2, locations=BOTH), RemoveLocation("c1", "v1")),
         (at(V2, locations=BOTH, gone=frozenset({"v1"})), RemoveLocation("c1", "v1")),
         # Volumes of ours that no location names
-        (at(V1, V2), DeleteVolume("v2", why="no location names it, and another volume serves")),
+        (at(V1, marked(V2, **OURS)), DeleteVolume("v2", why="no location names it, and another volume serves")),
+        # nor of what we only have marked: it was an owner's, whose location may be restored
+        (at(V1, V2), WARM),
         (at(V1, V2, may_delete=False), WARM),
         (at(V1, replace(V2, created_epoch=MOMENT)), WARM),
         (at(V1, marked(V2, image_volume_worker="slow")), WARM),

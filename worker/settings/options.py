@@ -172,7 +172,8 @@ TABLE: tuple[Option, ...] = (
                 "longer wanted or do not fit into a target's budget. If false, a target with a full budget "
                 "gets no new images."),
     Option("reclaim", "dry_run", field="reclaiming.dry_run",
-           help="Delete nothing, and log what would be deleted."),
+           help="Delete nothing that anybody may want, and log what would be deleted. Throw-away volumes "
+                "of Cinder's cache go, and clones for uploads whose owners have changed their minds."),
     Option("reclaim", "grace", field="reclaiming.grace", unit=SECONDS, least=0.0,
            help="Seconds over which Glance must answer five times that an image does not exist, before an "
                 "image whose deletion was not announced counts as deleted. If Glance uses delayed_delete, set "

@@ -162,7 +162,7 @@ def _begin(entry: Volume | None, seen: Seen, target: Target) -> Action:
     # Cinder deletes a stale entry before it downloads the image, whatever its type: it may be the last
     # copy by then
     last = entry or located.entry_beside(seen, target)
-    if last and (stale or not entry) and (action := lost(seen, last)):
+    if last and (action := lost(seen, last)):
         return action
     # Nothing that an Image-Volume has besides: Cinder hands it on to its entry
     new = image_volume.new_volume(

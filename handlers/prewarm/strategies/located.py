@@ -79,7 +79,12 @@ def entry_beside(seen: Seen, target: Target) -> Volume | None:
     """Return a clone of the image's data of another type or tag, where the target's volumes come to
     lie: it may be Cinder's entry there."""
     pool = pool_of(target)
-    found = (one for one in own(seen) if one.source_volid and volume_status.is_usable(one))
+    found = (
+        one
+        for one in own(seen)
+        if one.source_volid
+        and (volume_status.is_usable(one) or volume_status.needs_administrator(one))
+    )
     return next((one for one in found if pool.has(one)), None)
 
 

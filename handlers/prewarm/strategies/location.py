@@ -10,7 +10,7 @@ from handlers import image_volume, volume_status
 from handlers.actions import AddLocation
 from handlers.prewarm.actions import Action, CreateVolume, DeleteVolume, Finish, LookAtVolumes
 from handlers.prewarm.seen import Seen
-from handlers.prewarm.strategies import registered
+from handlers.prewarm.strategies import located, registered
 from handlers.prewarm.strategies.lost import lost
 from worker.core.outcome import Again
 from worker.core.target import Target
@@ -51,6 +51,9 @@ def plan(seen: Seen, target: Target) -> Action:
         )
     if ours:
         return registered.await_or_give_up(ours[0], seen)
+    # Cinder deletes a stale entry of its cache before it downloads the image: it may be the last copy
+    if (entry := located.entry_beside(seen, target)) and (action := lost(seen, entry)):
+        return action
     return CreateVolume(
         image_volume.new_volume(
             seen.image,

@@ -234,7 +234,11 @@ def _await_located(volume: Volume) -> Action:
 def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
     """Whether a volume of ours that is no location of the image stayed behind."""
     # An entry of Cinder's cache too, from when the target had that strategy
-    ours = image_volume.is_of(volume, seen.image) and image_volume.is_ours(volume, target)
+    ours = (
+        image_volume.is_of(volume, seen.image)
+        and image_volume.is_ours(volume, target)
+        and marks.is_prewarming(volume)
+    )
     if image_volume.is_entry(volume) and (target.is_spread or image_volume.is_placed(volume)):
         # It serves another pool, even if Cinder does not report that pool at the moment
         return False
