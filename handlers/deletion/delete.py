@@ -6,13 +6,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Literal
 
 import structlog
 
 from handlers import image_volume, import_lock, marks, volume_status
 from handlers.deletion.brake import Brake
-from handlers.deletion.last_copy import NO_WHOLE, LastCopy, store_of
+from handlers.deletion.last_copy import LATELY, NO_WHOLE, LastCopy, store_of
 from handlers.deletion.proof import NotProven, Proof
 from handlers.deletion.stuck import Attached, report_stuck
 from handlers.target_store import TargetStores
@@ -50,7 +51,10 @@ class Deletion:
         self._attached = Attached(parts.now)
         self.brake = Brake(parts)
         self.proof = Proof(parts, self.brake)
-        self.last_copy = LastCopy(cloud=parts.cloud, stores=parts.shared(TargetStores))
+        self._stores = parts.shared(TargetStores)
+        self.last_copy = LastCopy(
+            cloud=parts.cloud, stores=partial(self._stores.stores, within=LATELY)
+        )
 
     @property
     def may_delete(self) -> bool:
@@ -113,13 +117,16 @@ class Deletion:
     async def needed_reason(self, image_id: str, volume: Volume) -> str:
         """Why a throw-away volume has to stay: it may have the last copy of the image's data; "" if
         it may go. NotFound without the image."""
-        if not volume_status.is_usable(volume):
+        if not (volume_status.is_usable(volume) or volume_status.needs_administrator(volume)):
             return ""
         locations = await self._cloud.get_locations(image_id)
         image = await self._cloud.get_image(image_id)
-        if locations is None or await self.last_copy.has_whole(image, locations):
-            return ""
-        return NO_WHOLE
+        if locations is None:
+            hidden = await self.last_copy.shows_locations(image_id)
+            return image_volume.HIDDEN if hidden else ""
+        own = {target.glance_store for target in await self._stores.all()}
+        readable = await self.last_copy.may_be_readable(locations, own)
+        return "" if readable or image.status != "active" else NO_WHOLE
 
     async def discard(
         self, image_id: str, volume: Volume, *, why: str, spare: bool = False

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable, Set
+
 from handlers import image_volume, marks, volume_status
-from handlers.target_store import TargetStores
-from worker.core.cloud import Cloud, Image, Location, Volume
+from worker.core.cloud import Cloud, Image, Location, Store, Volume
 from worker.core.errors import NotFound
 
-# Seconds for which Glance's list of stores counts, where a deletion rests on it
+# Seconds for which Glance's list of stores counts where a deletion rests on it: an administrator may
+# take one out
 LATELY = 10.0
 NO_WHOLE = "no location of the image is whole, so it may hold the last copy of its data"
 
@@ -15,7 +17,9 @@ NO_WHOLE = "no location of the image is whole, so it may hold the last copy of i
 class LastCopy:
     """Finds out whether an image can do without a volume."""
 
-    def __init__(self, *, cloud: Cloud, stores: TargetStores) -> None:
+    def __init__(self, *, cloud: Cloud, stores: Callable[[], Awaitable[tuple[Store, ...]]]) -> None:
+        """`stores` gives Glance's stores, as of `LATELY` seconds ago at most."""
+        self._shown = False
         self._cloud = cloud
         self._stores = stores
 
@@ -25,7 +29,9 @@ class LastCopy:
         """Return why a volume must stay for its image, which has these locations; "" if it may be
         deleted."""
         if locations is None:
-            return image_volume.HIDDEN if image_volume.may_be_location(volume) else ""
+            hidden = image_volume.may_be_location(volume) or await self.shows_locations(image.id)
+            return image_volume.HIDDEN if hidden else ""
+        self._shown = True
         if all(location.volume_id != volume.id for location in locations):
             # An entry of Cinder's cache may have outlived every location
             broken = volume_status.is_broken(volume)
@@ -55,6 +61,12 @@ class LastCopy:
             else "the image has no other location that would stay"
         )
 
+    async def shows_locations(self, image_id: str) -> bool:
+        """Whether Glance shows this login locations: ever, or of this image now. For a moment it may
+        show none of an image that is being changed."""
+        self._shown = self._shown or await self._cloud.get_locations(image_id) is not None
+        return self._shown
+
     async def is_elsewhere(
         self, volume_id: str, image: Image, locations: tuple[Location, ...]
     ) -> bool:
@@ -67,6 +79,20 @@ class LastCopy:
         # One outside of Cinder first: it costs no request
         for location in sorted(locations, key=lambda one: bool(one.volume_id)):
             if await self._is_whole(location, image):
+                return True
+        return False
+
+    async def may_be_readable(self, locations: tuple[Location, ...], own: Set[str]) -> bool:
+        """Whether the image's data may be had from any location, whoever's its volume is. One in a
+        store of none of our targets may be in another region, where this Cinder does not find it;
+        `own` are the stores of our targets."""
+        for location in locations:
+            if not location.volume_id:
+                if await self._is_served(location):
+                    return True
+                continue
+            volume = await self.look(location.volume_id)
+            if location.store not in own if volume is None else not volume_status.is_broken(volume):
                 return True
         return False
 
@@ -103,8 +129,7 @@ class LastCopy:
 
     async def _is_served(self, location: Location) -> bool:
         """Whether Glance has the store of a location, as far as it tells its stores."""
-        # An administrator may have taken it out a moment ago
-        stores = {store.id for store in await self._stores.stores(within=LATELY)}
+        stores = {store.id for store in await self._stores()}
         return not stores or not location.store or location.store in stores
 
 

@@ -33,7 +33,7 @@ VOLUME_GRACE = 600.0
 # Seconds until another look where only an operator or another project can change anything
 LATER = 900.0
 # Image-Volumes of a type that are looked at for one that is a location in a store
-OF_A_TYPE = 5
+OF_A_TYPE = 20
 
 log = structlog.get_logger(__name__)
 
@@ -188,16 +188,17 @@ class Proof:
         looked = Counter[str]()
         async for volume in self._cloud.list_volumes():
             image_id = image_volume.image_of(volume)
+            maybe = image_volume.is_readonly(volume) and image_volume.may_be_location(volume)
             # One store has volumes of one type
-            if not image_id or looked[volume.volume_type] >= OF_A_TYPE:
+            if not image_id or not maybe or looked[volume.volume_type] >= OF_A_TYPE:
                 continue
-            looked[volume.volume_type] += 1
             with contextlib.suppress(NotFound):
                 locations = await self._cloud.get_locations(image_id)
                 if any(
                     one.store == store and one.volume_id == volume.id for one in locations or ()
                 ):
                     return True
+                looked[volume.volume_type] += 1
         return False
 
     def _is_pending(self, volume: Volume, image_id: str) -> bool:

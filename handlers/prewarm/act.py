@@ -10,6 +10,7 @@ import structlog
 from handlers import image_volume, marks, policy, volume_status
 from handlers.actions import AddLocation, SetMetadata, SetReadonly
 from handlers.deletion import Deletion
+from handlers.deletion.last_copy import LATELY
 from handlers.prewarm.actions import (
     Change,
     CopyImage,
@@ -75,9 +76,13 @@ class Actor:
         """Begin to make a volume, unless another image's volume shows first that Cinder needs
         none."""
         image, new = seen.image, change.new
+        known = frozenset(one.id for one in await self._stores.stores(within=LATELY))
+        if known != seen.known:
+            # Cinder deletes a stale entry before it downloads the image: from a store that is there
+            return replace(seen, known=known)
         if seen.unproven is not None:
-            if (known := self._probes.with_findings(seen, target)) is not seen:
-                return known
+            if (shown := self._probes.with_findings(seen, target)) is not seen:
+                return shown
             if not self._probes.try_begin(seen, target):
                 await watch.changed()
                 return self._probes.with_findings(seen, target)

@@ -17,7 +17,7 @@ from worker.core.cloud import Image, Location, Volume
 from worker.core.handler import Parts
 from worker.core.job import Key
 from worker.core.state import State
-from worker.core.target import Target
+from worker.core.target import TAG, UPLOAD, Target
 from worker.core.wishes import EVICTED
 
 # The places where an image is not warm: a state and the reason, by the name of the place
@@ -50,6 +50,7 @@ class Listed:
         self._held_back = parts.shared(HeldBack)
         self._placing = parts.shared(Placing)
         self._paths = parts.shared(Paths)
+        self._names = frozenset(target.name for target in parts.targets)
         self._targets: tuple[Target, ...] = ()
         self._shelves: dict[str, budget.Shelf] = {}
 
@@ -87,6 +88,9 @@ class Listed:
     def _on(self, image: Image, volumes: tuple[Volume, ...], target: Target) -> Warmth:
         """The state of an image on a target that has one place."""
         why = LACKS[target.strategy](image, volumes, target)
+        if not why and (name := self._of_gone_target(volumes, target)):
+            why = f"it is marked for target {name}, which is not configured any more"
+            return Warmth(target, State.COLD, why)
         if not why:
             return Warmth(target, State.WARM)
         if _is_there(image, volumes, target):
@@ -98,6 +102,16 @@ class Listed:
         if full := self._held_back.full(target) or self._no_room(image, target):
             return Warmth(target, State.FULL, full)
         return Warmth(target, State.COLD, why)
+
+    def _of_gone_target(self, volumes: tuple[Volume, ...], target: Target) -> str:
+        """The name of a target that is gone, for which something of the target's type is marked; it
+        is in no budget until the target takes it over. "" if there is none."""
+        names = (
+            volume.metadata.get(TAG, UPLOAD)
+            for volume in volumes
+            if volume.volume_type == target.volume_type and image_volume.is_entry(volume)
+        )
+        return next((name for name in names if name not in {UPLOAD, *self._names}), "")
 
     def _in_places(self, image: Image, volumes: tuple[Volume, ...], target: Target) -> Warmth:
         """The state of an image on a target that has several places."""

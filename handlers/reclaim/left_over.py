@@ -82,10 +82,12 @@ async def left_of_imports(
 
 
 def _is_made_by(task: ImageTask, volume: Volume) -> bool:
-    """Whether the volume was made while the task ran.
+    """Whether the volume was made while the task ran, and did not become a location by it: Glance
+    makes it read-only before.
 
     A Glance whose database was restored from a backup, or another one with the same images, knows
     neither the location that the volume may be the data of, nor its import.
     """
     began, ended = task.created_epoch - SKEW, task.updated_epoch + SKEW
-    return task.type == IMPORT and began <= volume.created_epoch <= ended
+    failed = task.status == "failure" or not image_volume.is_readonly(volume)
+    return task.type == IMPORT and failed and began <= volume.created_epoch <= ended

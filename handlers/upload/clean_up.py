@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from handlers import volume_status
+from handlers import image_volume, volume_status
 from handlers.actions import LookAtLocations
 from handlers.import_lock import until_others_end
 from handlers.upload.actions import Action, DeleteClone, Finish, LookAtClones, LookAtTasks
 from handlers.upload.clones import is_ours
 from handlers.upload.seen import Seen
 from handlers.upload.sources import LOCATION_IMPORT, binding, source_named
-from worker.core.cloud import GIB
+from worker.core.cloud import GIB, Location, Volume
 from worker.core.outcome import Again, Done, Park
 from worker.core.target import Uploads
 
@@ -65,10 +65,27 @@ def plan(seen: Seen, rules: Uploads) -> Action:
         settled = volume_status.is_usable(clone) or volume_status.is_broken(clone)
         # One of Cinder's may be an entry of its cache with what a user has written on the volume
         if clone.id not in located and settled and is_ours(clone):
+            if image_volume.is_readonly(clone):
+                if seen.tasks is None:
+                    return LookAtTasks()
+                if _was_location(clone, seen):
+                    continue
             return DeleteClone(clone.id)
     if not any(clone.id in located for clone in seen.clones):
         return _without_clone(seen, rules)
     return Finish(Done(", ".join(clone.id for clone in seen.clones if clone.id in located)))
+
+
+def _was_location(clone: Volume, seen: Seen) -> bool:
+    """Whether a clone was a location, or may have been: ours is read-only before it becomes one. With
+    delayed_delete an administrator may still want its data."""
+    forgotten = seen.now - seen.image.created_epoch > TASKS_KEPT
+    return forgotten or any(
+        task.type == LOCATION_IMPORT
+        and task.status == "success"
+        and Location.from_url(task.url).volume_id == clone.id
+        for task in seen.tasks or ()
+    )
 
 
 def _without_clone(seen: Seen, rules: Uploads) -> Action:

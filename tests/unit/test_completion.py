@@ -202,7 +202,19 @@ def test_the_bound_of_a_project(used: int | None, expected: object) -> None:
         # Several clones: a usable one serves, the others go once the image is active
         (seen(clones=(replace(OURS, id="first", status="creating"), OURS)), LookAgain(SOURCE)),
         (seen(replace(QUEUED, status="active"), clones=(OURS, replace(OURS, id="second")),
-              locations=(Location(url="", store="c1", volume_id="clone"),)), DeleteClone("second")),
+              locations=(Location(url="", store="c1", volume_id="clone"),)), LookAtTasks()),
+        *((seen(replace(QUEUED, status="active", created_epoch=created), tasks=tasks,
+                clones=(OURS, replace(OURS, id="second", metadata=metadata)),
+                locations=(Location(url="", store="c1", volume_id="clone"),)), expected)
+          for created, tasks, metadata, expected in (
+              (900.0, (), OURS.metadata, DeleteClone("second")),
+              # One that was a location, or may have been: with delayed_delete its data is wanted
+              (900.0, (replace(FAILED, status="success", url="cinder://c1/second"),), OURS.metadata,
+               Finish(Done("clone"))),
+              (-200_000.0, (), OURS.metadata, Finish(Done("clone"))),
+              # One that was never finished
+              (-200_000.0, None, {k: v for k, v in OURS.metadata.items() if k != "readonly"}, DeleteClone("second")),
+          )),
         # The property names another volume now, or none
         (sure(OURS, image=replace(QUEUED, properties={"image_volume_source": OTHER})),
          DeleteClone("clone", "another volume is asked for now")),

@@ -22,7 +22,8 @@ from worker.core.errors import Blocked, Conflict, Temporary
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Outcome, Skip
 from worker.core.pool import VolumeType
-from worker.core.target import TAG, Policy, Reclaiming, Strategy, Target
+from worker.core.target import OF, TAG, UPLOADED_BY, Policy, Reclaiming, Strategy, Target
+from worker.diagnose.explain import probe
 from worker.testing.fake_cloud import PROJECT, FakeCloud, Fault
 from worker.testing.rig import FAST, SLOW, STORES, Polls, Rig, located, using
 
@@ -1259,6 +1260,185 @@ async def test_an_entry_whose_data_may_be_whole_is_not_broken(
             cloud.ahead += 600.0
             cloud.set_by_user(image.id, x=str(cloud.ahead))
         assert (entry.id in cloud.volumes) == (status != "error")
+
+
+async def test_a_clone_that_was_a_location_is_no_entry(cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST) as rig:
+        cloud.cached = frozenset()
+        image = cloud.upload()
+        clone = cloud.volume_of(
+            PROJECT, name=image_volume.name_of(image.id), volume_type="fast", source_volid="theirs",
+            created_epoch=cloud.now(),
+        )  # fmt: skip
+        metadata = image_volume.metadata_of(image, FAST) | {UPLOADED_BY: "alice", OF: clone.id}
+        cloud.volumes[clone.id] = replace(clone, metadata=metadata | {"readonly": "True"})
+        for way in ("yes", "no"):
+            cloud.set_by_user(image.id, image_volume_prewarm=way)
+            cloud.ahead += 600.0
+            await rig.run(image.id)
+        assert clone.id in cloud.volumes
+        assert image_volume.ORIGIN not in cloud.volumes[clone.id].metadata
+
+
+class Shrinking(FakeCloud):
+    """A Glance whose store `file` an operator takes away."""
+
+    has_file = True
+
+    async def list_stores(self) -> tuple[Store, ...]:
+        stores = await super().list_stores()
+        return tuple(store for store in stores if store.id != "file" or self.has_file)
+
+
+@pytest.mark.parametrize("by", ["the worker", "a probe"])
+async def test_an_entry_is_the_last_copy_once_the_store_is_gone(by: str) -> None:
+    cloud = Shrinking(stores=dict(STORES))
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        cloud.has_file = False
+        cloud.ahead += 60.0
+        cloud.set_by_user(image.id, os_distro="debian")
+        cloud.calls.clear()
+        if by == "a probe":
+            shown = cloud.images[image.id]
+            check = await probe.probe(cloud, shown, FAST, take=None, lying=None, within=5.0)
+            assert "may have the last copy" in check.detail
+        else:
+            assert isinstance(await rig.run(image.id), Again)
+        assert cloud.calls["create_volume"] == 0
+
+
+@pytest.mark.parametrize("verb", ["find_volumes", "get_locations", "get_volume"])
+async def test_a_probe_asks_again_where_it_got_no_answer(cloud: FakeCloud, verb: str) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image, _ = await with_entry(rig, cloud)
+        cloud.calls.clear()
+        cloud.faults[verb] = Fault(Temporary("503"))
+        check = await probe.probe(cloud, image, FAST, take=None, lying=None, within=5.0)
+        assert check.advice == "ask again"
+        assert cloud.calls["create_volume"] == 0
+
+
+@pytest.mark.parametrize("tells", [True, False])
+async def test_a_location_that_is_not_the_images_is_no_copy_of_it(
+    cloud: FakeCloud, tells: bool
+) -> None:
+    cloud.emit = lambda _: None
+    cloud.tells_pools = tells
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image, entry = await with_entry(rig, cloud)
+        broken(cloud, image.id)
+        cloud.locate(image.id, "cinder-slow", cloud.volume_of("alice", volume_type="slow").id)
+        cloud.ahead += 600.0
+        cloud.set_by_user(image.id, os_distro="debian")
+        cloud.ahead += 600.0
+        if not tells:
+            # Of a type that leads to the same pool, which is not known
+            cloud.volumes[entry.id] = replace(cloud.volumes[entry.id], volume_type="gold")
+        cloud.calls.clear()
+        assert isinstance(await rig.run(image.id), Again)
+        assert cloud.calls["create_volume"] == 0
+
+
+async def test_a_lost_location_is_repaired_however_many_entries_there_are(
+    cloud: FakeCloud,
+) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "store", FAST) as rig:
+        first, *_ = [cloud.upload() for _ in range(3)]
+        await rig.resync()
+        await rig.quiet()
+        cloud.cached = frozenset({"fast"})
+        for _ in range(30):
+            cloud.use(cloud.upload(visibility="private").id, "fast")
+        cloud.volumes = dict(reversed(cloud.volumes.items()))
+        (lost,) = cloud.of(first.id)
+        del cloud.volumes[lost.id]
+        for _ in range(absence.LOOKS + 2):
+            await rig.run(first.id)
+            cloud.ahead += 200.0
+        (made,) = cloud.of(first.id)
+        assert made.id != lost.id
+
+
+@pytest.mark.parametrize("cached", [True, False])
+async def test_an_image_in_another_region_gets_its_entry_and_leaves_nothing(
+    cloud: FakeCloud, cached: bool
+) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = uploaded(cloud, "cinder-slow")
+        cloud.elsewhere |= set(located(cloud, image.id))
+        if cached:
+            # Somebody has made a volume of it here
+            cloud.ahead += 10.0
+            cloud.use(image.id, "fast")
+        else:
+            cloud.cached = frozenset()
+        for _ in range(3):
+            cloud.ahead += 4000.0
+            outcome = await rig.run(image.id)
+        assert isinstance(outcome, Done if cached else Skip)
+        assert not [one for one in cloud.of(image.id) if image_volume.is_throw_away(one)]
+
+
+async def test_an_entry_of_another_type_goes_with_its_image(cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    cloud.types = {"fast", "slow", "gold"}
+    async with rig_of(cloud, "cache", FAST, reclaiming=Reclaiming(grace=GRACE)) as rig:
+        cloud.upload(visibility="private", owner="bob")
+        image = cloud.upload()
+        cloud.use(image.id, "gold", host=cloud.hosts_of("fast")[0])
+        (entry,) = cloud.of(image.id)
+        assert isinstance(await rig.run(image.id), Done)
+        assert image.id not in [missing.key.image_id for missing in await rig.resync()]
+        await rig.quiet()
+        assert [one.id for one in cloud.of(image.id)] == [entry.id]
+        cloud.lose(image.id)
+        for _ in range(absence.LOOKS + 1):
+            await look(rig, image.id)
+            cloud.ahead += LOOK
+        assert not cloud.of(image.id)
+
+
+async def test_one_look_that_shows_no_locations_costs_no_entry(cloud: FakeCloud) -> None:
+    class Blinking(FakeCloud):
+        blinks = 0
+
+        async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
+            found = await super().get_locations(image_id)
+            self.blinks -= 1
+            return None if self.blinks >= 0 else found
+
+    cloud = Blinking(stores=dict(STORES), multiple_locations=True)
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image, entry = await with_entry(rig, cloud)
+        broken(cloud, image.id)
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        cloud.blinks = 1
+        await rig.run(image.id)
+        assert entry.id in cloud.volumes
+
+
+async def test_entries_of_a_renamed_target_come_into_its_budget(cloud: FakeCloud) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "cache", FAST) as rig:
+        for _ in range(3):
+            cloud.upload()
+        await rig.resync()
+        await rig.quiet()
+    cloud.ahead += 600.0
+    renamed = replace(FAST, name="renamed", max_count=1)
+    async with rig_of(cloud, "cache", renamed) as rig:
+        for _ in range(2):
+            await rig.resync()
+            await rig.quiet()
+        assert len(cloud.volumes) == 1
 
 
 async def test_what_an_import_left_stays_while_no_location_is_whole(cloud: FakeCloud) -> None:

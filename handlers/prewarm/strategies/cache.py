@@ -8,6 +8,7 @@ API shows; so the entry is marked with the `updated_at` that it was made for.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from handlers import image_volume, marks, volume_status
 from handlers.actions import LookAtLocations, SetMetadata
@@ -24,11 +25,11 @@ from handlers.prewarm.seen import Seen
 from handlers.prewarm.strategies import located, native, registered
 from handlers.prewarm.strategies.lost import lost
 from handlers.prewarm.strategies.waits import FIRST_QUIET
-from worker.core.age import age
+from worker.core.age import SKEW, age
 from worker.core.cloud import Image, Volume
 from worker.core.outcome import Again, Done
 from worker.core.state import State
-from worker.core.target import TAG, UPLOAD, Target
+from worker.core.target import TAG, UPLOAD, UPLOADED_BY, Target
 
 LOOKS = 5
 # Only with RBD does a missing download show that the driver has cloned the image: with other
@@ -58,8 +59,9 @@ def entries_of(seen: Seen) -> tuple[Volume, ...]:
             and volume.source_volid
             and volume.id not in named
             and image_volume.is_readonly(volume)
-            # One that an upload has left is none
+            # One that an upload has left is none, nor one that a target has taken over since
             and (volume.inherited or volume.metadata.get(TAG) != UPLOAD)
+            and UPLOADED_BY not in volume.metadata
         )
     )
 
@@ -133,9 +135,8 @@ def _unusable(volumes: Iterable[Volume]) -> DeleteVolume | None:
 
 def _finish(entry: Volume, warming: list[Volume], seen: Seen, target: Target) -> Action:
     """Plan the steps after a fresh entry is there: nothing else stays in its pool."""
-    others = entry.metadata.get(TAG, target.name) in seen.targets - {target.name}
     # Before what it was made with goes: without its marks it is not found again
-    if not others and (action := registered.put_right(entry, seen, target)):
+    if _is_own(entry, seen, target) and (action := registered.put_right(entry, seen, target)):
         return action
     # An entry on another host may serve a pool that Cinder does not report at the moment
     marked = [one for one in _marked(located.own(seen), target) if one.host == entry.host]
@@ -144,6 +145,14 @@ def _finish(entry: Volume, warming: list[Volume], seen: Seen, target: Target) ->
             why = "it has served" if volume in warming else "a newer entry is there"
             return DeleteVolume(volume.id, why=why)
     return Finish(Done(entry.id, state=State.WARM))
+
+
+def _is_own(entry: Volume, seen: Seen, target: Target) -> bool:
+    """Whether the entry may have the target's marks: it is of its type, and not another target's in
+    the same pool. One that is marked for a target that is gone is taken over."""
+    name = entry.metadata.get(TAG, target.name)
+    tagged = name if name in seen.targets else target.name
+    return image_volume.is_on(replace(entry, metadata={**entry.metadata, TAG: tagged}), target)
 
 
 def _begin(entry: Volume | None, seen: Seen, target: Target) -> Action:
@@ -162,7 +171,8 @@ def _begin(entry: Volume | None, seen: Seen, target: Target) -> Action:
     # Cinder deletes a stale entry before it downloads the image, whatever its type: it may be the last
     # copy by then
     last = entry or located.entry_beside(seen, target)
-    if last and (action := lost(seen, last)):
+    may_be_stale = last and seen.image.updated_epoch >= last.created_epoch - SKEW
+    if last and may_be_stale and (action := lost(seen, last)):
         return action
     # Nothing that an Image-Volume has besides: Cinder hands it on to its entry
     new = image_volume.new_volume(
@@ -231,8 +241,10 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
         if seen.looks < LOOKS:
             return AwaitEntry()
         return located.look(seen) or DeleteVolume(warming.id, why="it has served", because=NO_CACHE)
-    marks = image_volume.metadata_of(seen.image, target)
-    marks |= {image_volume.FRESH: seen.image.updated_at, image_volume.ORIGIN: image_volume.PREWARM}
+    marks = {image_volume.FRESH: seen.image.updated_at}
+    if _is_own(entry, seen, target):
+        marks |= image_volume.metadata_of(seen.image, target)
+        marks[image_volume.ORIGIN] = image_volume.PREWARM
     marks |= {name: value for name, value in warming.metadata.items() if name == image_volume.ANEW}
     return SetMetadata.of(entry, image_volume.lacking(entry, marks))
 
@@ -268,9 +280,9 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
         return "the entry is not known to be fresh"
     if entry.encrypted:
         return "the entry is encrypted"
-    if entry.metadata.get(TAG) and not image_volume.is_on(entry, target):
-        # Another target's in the same pool
-        del marks[TAG]
+    if not image_volume.is_on(entry, target):
+        # Another target's or Cinder's own in the same pool, by another type
+        return None
     if not image_volume.is_readonly(entry) or image_volume.lacking(entry, marks):
         return "the entry can be written to, or its metadata is wrong"
     return None

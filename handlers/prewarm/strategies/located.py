@@ -77,7 +77,7 @@ def may_be_here(seen: Seen, target: Target) -> bool:
 
 def entry_beside(seen: Seen, target: Target) -> Volume | None:
     """Return a clone of the image's data of another type or tag, where the target's volumes come to
-    lie: it may be Cinder's entry there."""
+    lie: it may be Cinder's entry there. Any clone, where that is not known."""
     pool = pool_of(target)
     found = (
         one
@@ -85,7 +85,7 @@ def entry_beside(seen: Seen, target: Target) -> Volume | None:
         if one.source_volid
         and (volume_status.is_usable(one) or volume_status.needs_administrator(one))
     )
-    return next((one for one in found if pool.has(one)), None)
+    return next((one for one in found if not pool.hosts or pool.has(one)), None)
 
 
 def pool_of(target: Target) -> Pool:

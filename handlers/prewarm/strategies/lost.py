@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from handlers import volume_status
+from handlers import image_volume, volume_status
 from handlers.actions import LookAtLocations
 from handlers.prewarm.actions import Action, Finish, LookAtVolume, LookAtVolumes
 from handlers.prewarm.seen import Seen
@@ -18,7 +18,7 @@ def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
     location counts only if its volume was found, or if Glance has its store.
 
     A location in a store that lies on none of our targets is unknown: its volume may be in another
-    region.
+    region. Where Cinder would delete the entry for it, that is not enough.
     """
     if seen.hidden:
         return None
@@ -31,9 +31,10 @@ def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
         volume = known.get(location.volume_id)
         if not location.volume_id and entry and _is_without_store(location, seen):
             continue
-        if not location.volume_id or (volume and not volume_status.is_broken(volume)):
+        if not location.volume_id or (volume and _may_serve(volume, seen, entry)):
             return None
-        if location.store not in seen.stores and not (volume or entry):
+        unknown = location.store not in seen.stores and not volume
+        if unknown and not (entry and _is_stale(entry, seen)):
             return None
         if volume is None and location.volume_id not in seen.gone:
             return LookAtVolume(location.volume_id)
@@ -59,6 +60,19 @@ def lost(seen: Seen, entry: Volume | None = None) -> Action | None:
     # Glance's deletion of an image removes the volumes first: for some time the image looks like
     # this too
     return Finish(Again(reason, wake_on_notification=True), lost=True)
+
+
+def _is_stale(entry: Volume, seen: Seen) -> bool:
+    """Whether Cinder deletes the entry when it makes the next volume of the image."""
+    return seen.image.updated_epoch >= entry.created_epoch
+
+
+def _may_serve(volume: Volume, seen: Seen, entry: Volume | None) -> bool:
+    """Whether the volume of a location may have the image's data; beside an entry, whether it has:
+    an owner may add any volume as a location."""
+    if entry:
+        return volume_status.is_usable(volume) and image_volume.is_of(volume, seen.image)
+    return not volume_status.is_broken(volume)
 
 
 def _is_without_store(location: Location, seen: Seen) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 
 from handlers import image_volume, volume_status
+from handlers.deletion.last_copy import LastCopy
 from worker.core.cloud import Cloud, Image, NewVolume, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.target import TAG, Target
@@ -59,7 +60,13 @@ async def probe(
     missing.
     """
     name = f"probe {target.name}"
-    if await _is_last_copy(cloud, image):
+    try:
+        last = await _is_last_copy(cloud, image)
+    except Temporary as error:
+        return Check(
+            name, "fail", f"whether the image has a copy is not known: {error}", "ask again"
+        )
+    if last:
         return Check(
             name,
             "fail",
@@ -106,16 +113,12 @@ async def _is_last_copy(cloud: Cloud, image: Image) -> bool:
         if not any(one.source_volid for one in found):
             return False
         locations = await cloud.get_locations(image.id)
-        for location in locations or ():
-            if not location.volume_id:
-                return False
-            with contextlib.suppress(NotFound):
-                if volume_status.is_usable(await cloud.get_volume(location.volume_id)):
-                    return False
-    except (Blocked, NotFound, Temporary):
+        if locations is None:
+            return False
+        return not await LastCopy(cloud=cloud, stores=cloud.list_stores).has_whole(image, locations)
+    except (Blocked, NotFound):
         # What this login may not see it cannot tell
         return False
-    return locations is not None
 
 
 @contextlib.asynccontextmanager
