@@ -53,8 +53,13 @@ class Deletion:
         self.proof = Proof(parts, self.brake)
         self._stores = parts.shared(TargetStores)
         self.last_copy = LastCopy(
-            cloud=parts.cloud, stores=partial(self._stores.stores, within=LATELY)
+            cloud=parts.cloud,
+            stores=partial(self._stores.stores, within=LATELY),
+            needed=self._needs_locations,
         )
+
+    async def _needs_locations(self) -> bool:
+        return any(target.strategy in ("store", "location") for target in await self._stores.all())
 
     @property
     def may_delete(self) -> bool:

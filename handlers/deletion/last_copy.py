@@ -17,9 +17,17 @@ NO_WHOLE = "no location of the image is whole, so it may hold the last copy of i
 class LastCopy:
     """Finds out whether an image can do without a volume."""
 
-    def __init__(self, *, cloud: Cloud, stores: Callable[[], Awaitable[tuple[Store, ...]]]) -> None:
-        """`stores` gives Glance's stores, as of `LATELY` seconds ago at most."""
+    def __init__(
+        self,
+        *,
+        cloud: Cloud,
+        stores: Callable[[], Awaitable[tuple[Store, ...]]],
+        needed: Callable[[], Awaitable[bool]],
+    ) -> None:
+        """`stores` gives Glance's stores, as of `LATELY` seconds ago at most; `needed` tells whether
+        a target needs this login to be shown locations."""
         self._shown = False
+        self._needed = needed
         self._cloud = cloud
         self._stores = stores
 
@@ -62,10 +70,12 @@ class LastCopy:
         )
 
     async def shows_locations(self, image_id: str) -> bool:
-        """Whether Glance shows this login locations: ever, or of this image now. For a moment it may
-        show none of an image that is being changed."""
-        self._shown = self._shown or await self._cloud.get_locations(image_id) is not None
-        return self._shown
+        """Whether Glance shows this login locations, or has to: ever, or of this image now. For a
+        moment it may show none of an image that is being changed."""
+        if not self._shown and not await self._needed():
+            self._shown = await self._cloud.get_locations(image_id) is not None
+            return self._shown
+        return True
 
     async def is_elsewhere(
         self, volume_id: str, image: Image, locations: tuple[Location, ...]

@@ -42,6 +42,7 @@ class Observer:
         self._rules = parts.policy
         self._names = frozenset(target.name for target in parts.targets)
         self._uses = parts.uses
+        self._deletions = parts.deletions
         self._learned = parts.learned
         self._now = parts.now
         self._may_delete = parts.shared(Deletion).may_delete
@@ -118,6 +119,7 @@ class Observer:
         the same name."""
         found = await self._cloud.find_volumes(name)
         for volume in found:
+            self._deletions.found_volume(volume.id)
             if not image_volume.is_of(volume, seen.image):
                 log.warning("volume_is_not_the_images", volume_id=volume.id, name=name)
         return tuple(volume for volume in found if image_volume.is_of(volume, seen.image))

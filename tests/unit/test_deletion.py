@@ -1175,8 +1175,9 @@ async def test_a_store_of_which_cinder_shows_nothing_may_be_another_regions(
         assert all(volume.id in cloud.volumes for volume in theirs)
 
 
+@pytest.mark.parametrize("by", ["resync", "a job"])
 async def test_a_volume_that_came_back_is_not_gone_by_what_was_announced_before(
-    cloud: FakeCloud,
+    cloud: FakeCloud, by: str
 ) -> None:
     cloud.emit = lambda _: None
     async with rig_of(cloud, "store", FAST) as rig:
@@ -1185,8 +1186,11 @@ async def test_a_volume_that_came_back_is_not_gone_by_what_was_announced_before(
         (volume,) = cloud.of(image.id)
         rig.deletions.note_volume(volume.id)
         # An administrator has restored it under its id
-        await rig.resync()
-        await rig.quiet()
+        if by == "resync":
+            await rig.resync()
+            await rig.quiet()
+        else:
+            await rig.run(image.id)
         cloud.elsewhere.add(volume.id)
         await rig.run(image.id)
         assert volume.id in cloud.volumes
@@ -1423,6 +1427,31 @@ async def test_one_look_that_shows_no_locations_costs_no_entry(cloud: FakeCloud)
         cloud.blinks = 1
         await rig.run(image.id)
         assert entry.id in cloud.volumes
+
+
+@pytest.mark.parametrize("others", [(), using("store", SLOW)])
+async def test_where_locations_are_needed_a_login_that_lost_them_keeps_entries(
+    cloud: FakeCloud, others: tuple[Target, ...]
+) -> None:
+    cloud.emit = lambda _: None
+    cloud.cached = frozenset({"fast"})
+    policy = Policy(settle=0.0, rewarm_interval=0.0)
+    async with Rig(cloud, targets=using("cache", FAST), policy=policy) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        (entry,) = cloud.of(image.id)
+    cloud.hides_locations = True
+    # After a restart nobody knows that they were shown
+    async with Rig(cloud, targets=(*using("cache", FAST), *others), policy=policy) as rig:
+        cloud.ahead += 600.0
+        cloud.set_by_user(image.id, os_distro="debian")
+        cloud.ahead += 600.0
+        cloud.calls.clear()
+        await rig.run(image.id)
+        assert not (others and cloud.calls["create_volume"])
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        await rig.run(image.id)
+        assert (entry.id in cloud.volumes) == bool(others)
 
 
 async def test_entries_of_a_renamed_target_come_into_its_budget(cloud: FakeCloud) -> None:

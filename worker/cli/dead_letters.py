@@ -211,6 +211,9 @@ class Replay(_Taking):
             # A wish may be long over, and another one may have come since
             replace(
                 kept.letter.job,
+                # The image or the volume may have been restored since
+                deleted="",
+                deleted_volume="",
                 cause=OPERATOR,
                 first_at=now,
                 attempt=0,

@@ -174,6 +174,10 @@ def _begin(entry: Volume | None, seen: Seen, target: Target) -> Action:
     may_be_stale = last and seen.image.updated_epoch >= last.created_epoch - SKEW
     if last and may_be_stale and (action := lost(seen, last)):
         return action
+    if last and may_be_stale and seen.hidden and seen.stores:
+        # Other targets need this login to be shown locations: it was, and will be again
+        hidden = Again(image_volume.HIDDEN, after=registered.ASK_AGAIN, counted=False)
+        return Finish(hidden)
     # Nothing that an Image-Volume has besides: Cinder hands it on to its entry
     new = image_volume.new_volume(
         seen.image,

@@ -15,6 +15,7 @@ import structlog
 
 from handlers import image_volume, volume_status
 from handlers.deletion.last_copy import LastCopy
+from worker.core.age import SKEW
 from worker.core.cloud import Cloud, Image, NewVolume, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.target import TAG, Target
@@ -110,15 +111,21 @@ async def _is_last_copy(cloud: Cloud, image: Image) -> bool:
     of its cache before it downloads the image."""
     try:
         found = await cloud.find_volumes(image_volume.name_of(image.id))
-        if not any(one.source_volid for one in found):
+        stale = image.updated_epoch + SKEW
+        if not any(one.source_volid and one.created_epoch <= stale for one in found):
             return False
         locations = await cloud.get_locations(image.id)
         if locations is None:
             return False
-        return not await LastCopy(cloud=cloud, stores=cloud.list_stores).has_whole(image, locations)
+        copies = LastCopy(cloud=cloud, stores=cloud.list_stores, needed=_no)
+        return not await copies.has_whole(image, locations)
     except (Blocked, NotFound):
         # What this login may not see it cannot tell
         return False
+
+
+async def _no() -> bool:
+    return False
 
 
 @contextlib.asynccontextmanager
