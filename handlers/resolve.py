@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 
 from worker.core.cloud import Store
 from worker.core.errors import Blocked
+from worker.core.notification import IMAGE_ID
 from worker.core.pool import Place, Pool, VolumeType, places_of, pools_of
 from worker.core.target import Target
-
-UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
@@ -81,8 +79,8 @@ def resolve(target: Target, stores: tuple[Store, ...]) -> Target:
 
 def _may_be(store_type: str, volume_type: str) -> bool:
     """Whether a store may make volumes of the type, as far as Glance tells: its administrator names
-    it by name or by id."""
-    return store_type in ("", volume_type) or bool(UUID.fullmatch(store_type))
+    it by name or by id, which has the form of an image's."""
+    return store_type in ("", volume_type) or bool(IMAGE_ID.fullmatch(store_type))
 
 
 def missing_type(target: Target, types: Iterable[str]) -> str:

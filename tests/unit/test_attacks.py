@@ -781,12 +781,14 @@ async def test_images_that_are_changed_without_end_hold_no_slots_of_uploads(
                 await asyncio.sleep(0.1)
 
         async with asyncio.timeout(30):
-            restless = [asyncio.create_task(change(ask("mallory"))) for _ in range(WIDTH)]
+            images = [ask("mallory") for _ in range(WIDTH)]
+            restless = [asyncio.create_task(change(image)) for image in images]
             await asyncio.sleep(1.0)
             asked = [ask("bob") for _ in range(3)]
-            # As long as a job may hold a slot
             while not all(cloud.images[image.id].status == "active" for image in asked):
                 await asyncio.sleep(0.01)
+            # They went on being changed all the time
+            assert {cloud.images[image.id].status for image in images} == {"queued"}
             for task in restless:
                 task.cancel()
 
