@@ -73,20 +73,12 @@ class Reclaim:
             return await self._deletion.delete(
                 left, watch, why="nobody uses it any more", reason="left-over"
             )
-        last_copy = self._deletion.last_copy
-        if left := await left_of_imports(
-            self._cloud, self._stores, image, kept, last_copy=last_copy
-        ):
-            free = [volume for volume in left if volume_status.may_be_deleted(volume, self._now())]
-            for volume in left:
-                if volume not in free:
-                    report_stuck(volume, located=False)
-            if free:
-                why = (
-                    "an import of Glance's has left it behind: its task has ended, and no "
-                    "location names it"
-                )
-                return await self._deletion.delete(free, watch, why=why, reason="left-over")
+        if left := await self._left_of_imports(image, kept):
+            why = (
+                "an import of Glance's has left it behind: its task has ended, and no location "
+                "names it"
+            )
+            return await self._deletion.delete(left, watch, why=why, reason="left-over")
         outcome = await self._evict(image, kept)
         return (
             Done("the image is back", changed=True)
@@ -134,6 +126,22 @@ class Reclaim:
                 volume,
                 located=volume.id in located if located is not None else image.status != "queued",
             )
+
+    async def _left_of_imports(self, image: Image, kept: list[Volume]) -> list[Volume]:
+        """Return what imports have left behind and may be deleted; log what has to stay."""
+        now = self._now()
+        left = await left_of_imports(
+            self._cloud, self._stores, image, kept, last_copy=self._deletion.last_copy, now=now
+        )
+        may_go = list[Volume]()
+        for volume, stays in left:
+            if stays:
+                log.warning("left_over_stays", volume_id=volume.id, size=volume.size, why=stays)
+            elif not volume_status.may_be_deleted(volume, now):
+                report_stuck(volume, located=False)
+            else:
+                may_go.append(volume)
+        return may_go
 
     async def _evict(self, image: Image, kept: Iterable[Volume]) -> Outcome:
         """Delete what prewarm has made where the image is not wanted, or where it takes too much

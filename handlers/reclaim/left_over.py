@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from handlers import image_volume, marks, volume_status
 from handlers.deletion.last_copy import LastCopy
@@ -17,6 +18,14 @@ from worker.core.target import Target
 ABANDONED_AFTER = 21_600.0
 # The type of Glance's tasks that copy images into stores
 IMPORT = "api_image_import"
+
+
+class LeftBehind(NamedTuple):
+    """A volume that an import has left behind; `stays` is why it may not be deleted, "" if it
+    may."""
+
+    volume: Volume
+    stays: str
 
 
 def is_abandoned(volume: Volume, now: float) -> bool:
@@ -50,7 +59,8 @@ async def left_of_imports(
     volumes: list[Volume],
     *,
     last_copy: LastCopy,
-) -> list[Volume]:
+    now: float,
+) -> list[LeftBehind]:
     """Return the volumes that imports of Glance's have left behind on our targets; none while no
     location of the image is whole: one of them may have its data."""
     left = [volume for volume in volumes if marks.is_left_of_import(volume, image)]
@@ -62,7 +72,8 @@ async def left_of_imports(
     except (Blocked, NotFound):
         # Whether the import is over is not known then
         return []
-    if any(task.status in UNDER_WAY for task in tasks):
+    under_way = [task for task in tasks if task.status in UNDER_WAY]
+    if any(now - task.created_epoch < ABANDONED_AFTER for task in under_way):
         return []
     locations = await cloud.get_locations(image.id)
     # The import may have begun, or the deletion of the image, since it was read
@@ -73,21 +84,31 @@ async def left_of_imports(
         return []
     located = {location.volume_id for location in locations}
     return [
-        volume
+        LeftBehind(volume, _stays(volume, target, tasks))
         for volume in left
         if volume.id not in located
-        and any(image_volume.is_on(volume, target) for target in stored)
-        and any(_is_made_by(task, volume) for task in tasks)
+        for target in [one for one in stored if image_volume.is_on(volume, one)][:1]
     ]
 
 
-def _is_made_by(task: ImageTask, volume: Volume) -> bool:
-    """Whether the volume was made while the task ran, and did not become a location by it: Glance
-    makes it read-only before.
+def _stays(volume: Volume, target: Target, tasks: Sequence[ImageTask]) -> str:
+    for task in tasks:
+        # Glance was killed, and never ends it
+        if task.status in UNDER_WAY:
+            return f"Glance's task {task.id} is {task.status} and has not ended for hours"
+    if any(_is_made_by(task, volume, target) for task in tasks):
+        return ""
+    return "Glance lists no import, or no longer, that can have made it"
+
+
+def _is_made_by(task: ImageTask, volume: Volume, target: Target) -> bool:
+    """Whether the volume was made in the task's store while it ran, and did not become a location by
+    it: Glance makes it read-only before.
 
     A Glance whose database was restored from a backup, or another one with the same images, knows
     neither the location that the volume may be the data of, nor its import.
     """
     began, ended = task.created_epoch - SKEW, task.updated_epoch + SKEW
     failed = task.status == "failure" or not image_volume.is_readonly(volume)
-    return task.type == IMPORT and failed and began <= volume.created_epoch <= ended
+    here = task.type == IMPORT and target.glance_store in task.stores
+    return here and failed and began <= volume.created_epoch <= ended

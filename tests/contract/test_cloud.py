@@ -352,6 +352,9 @@ async def test_a_copy_becomes_a_location_and_a_volume_with_our_project_as_owner(
     assert image.stores == {"file", "cinder-1", "cinder-2"}
     assert image.importing == image.failed == frozenset()
     assert image.updated_at != before.updated_at
+    tasks = await bed.cloud.list_tasks(image_id)
+    (task,) = [task for task in tasks if "cinder-1" in task.stores]
+    assert (task.type, task.stores) == ("api_image_import", {"cinder-1", "cinder-2"})
     located = {
         location.store: location.volume_id for location in await bed.cloud.get_locations(image_id)
     }

@@ -8,6 +8,7 @@ import contextlib
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import structlog
@@ -1197,14 +1198,14 @@ async def test_a_volume_that_came_back_is_not_gone_by_what_was_announced_before(
         assert volume.id in located(cloud, image.id)
 
 
-def during(cloud: FakeCloud, volume: Volume) -> None:
+def during(cloud: FakeCloud, volume: Volume, **changes: Any) -> None:
     """Have Glance list the import that made a volume; it has failed."""
     image_id, began = image_volume.image_of(volume), volume.created_epoch
     task = ImageTask(
-        id="import", type="api_image_import", status="failure",
+        id="import", type="api_image_import", status="failure", stores=frozenset({"cinder-fast"}),
         created_epoch=began - 5.0, updated_epoch=began + 5.0,
     )  # fmt: skip
-    cloud.image_tasks[image_id] = [task]
+    cloud.image_tasks[image_id] = [replace(task, **changes)]
 
 
 async def test_what_no_import_of_this_glance_has_made_stays(cloud: FakeCloud) -> None:
@@ -1219,11 +1220,21 @@ async def test_what_no_import_of_this_glance_has_made_stays(cloud: FakeCloud) ->
             metadata={"glance_image_id": image.id, "image_size": "1", "image_owner": PROJECT},
             created_epoch=cloud.now(),
         )
-        for task in (None, replace(left, created_epoch=left.created_epoch - 3600.0), left):
+        began = left.created_epoch - 7 * 3600.0
+        for changes in (
+            {"created_epoch": began, "updated_epoch": began + 60.0},
+            {"stores": frozenset({"cinder-slow"})},
+            {"status": "processing", "created_epoch": began},
+            {"type": "location_import"},
+        ):
+            during(cloud, left, **changes)
+            with structlog.testing.capture_logs() as logs:
+                await look(rig, image.id)
+            told = [line["volume_id"] for line in logs if line["event"] == "left_over_stays"]
+            assert told == [left.id]
             assert left.id in cloud.volumes
-            if task:
-                during(cloud, task)
-            await look(rig, image.id)
+        during(cloud, left)
+        await look(rig, image.id)
         assert left.id not in cloud.volumes
 
 

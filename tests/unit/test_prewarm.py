@@ -732,7 +732,7 @@ async def test_what_a_failed_import_left_behind_is_deleted_once_the_import_is_ov
     ]
     assert await stays()
     ended = ImageTask(
-        id="import", type="api_image_import", status="failure",
+        id="import", type="api_image_import", status="failure", stores=frozenset({"cinder-fast"}),
         created_epoch=old.created_epoch - 5.0, updated_epoch=old.created_epoch + 5.0,
     )  # fmt: skip
     cloud.image_tasks[image.id] = [ended]

@@ -69,13 +69,15 @@ class Location:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageTask:
     """A task of Glance on an image, with its times in epoch seconds: `url` is the location that a
-    `location_import` adds. Glance lists it for some days after it has ended."""
+    `location_import` adds, `stores` are those that an `api_image_import` writes to. Glance lists it
+    for some days after it has ended."""
 
     id: str
     type: str
     status: str
     message: str = ""
     url: str = ""
+    stores: frozenset[str] = frozenset()
     created_epoch: float = 0.0
     updated_epoch: float = 0.0
 

@@ -137,12 +137,16 @@ def store(fields: Mapping[str, Any]) -> Store:
 def task(fields: Mapping[str, Any]) -> ImageTask:
     """Return the task of an entry of GET /v2/images/{id}/tasks."""
     given = fields.get("input") or {}
+    given = given if isinstance(given, dict) else {}
+    # Glance before 2.17 with a single store: [None]
+    stores = given.get("backend") or ()
     return ImageTask(
         id=_word(fields, "id"),
         type=_word(fields, "type"),
         status=_word(fields, "status"),
         message=_text(fields, "message"),
-        url=_text(given, "loc_url") if isinstance(given, dict) else "",
+        url=_text(given, "loc_url"),
+        stores=frozenset(map(str, stores)) if isinstance(stores, list) else frozenset(),
         created_epoch=epoch(_text(fields, "created_at")),
         updated_epoch=epoch(_text(fields, "updated_at")),
     )

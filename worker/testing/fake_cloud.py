@@ -889,7 +889,11 @@ class FakeCloud:
         """Import into stores, with Glance's task of it."""
         now = self.now()
         task = ImageTask(
-            id=new_id(), type="api_image_import", status="processing", created_epoch=now
+            id=new_id(),
+            type="api_image_import",
+            status="processing",
+            stores=frozenset(stores),
+            created_epoch=now,
         )
         self.image_tasks.setdefault(image_id, []).insert(0, task)
         await self._import(image_id, stores, project)
