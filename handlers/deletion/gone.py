@@ -8,7 +8,7 @@ from handlers import image_volume, volume_status
 from handlers.deletion.delete import Deletion
 from handlers.marks import is_free, is_known
 from worker.core import absence
-from worker.core.cloud import Volume
+from worker.core.cloud import Image, Volume
 from worker.core.deletions import DELETED
 from worker.core.handler import Parts, Watch
 from worker.core.outcome import Again, Done, Outcome, Skip
@@ -65,6 +65,15 @@ class Gone:
         if isinstance(outcome, Again) or not kept:
             return outcome
         return Skip("; ".join(dict.fromkeys(kept)))
+
+    async def find_image(self, image_id: str) -> Image:
+        """Return the image; what was announced of its deletion before is void then. NotFound
+        without it."""
+        announced = self._deletions.status(image_id)
+        image = await self._cloud.get_image(image_id)
+        if announced:
+            self._deletions.forget(image_id)
+        return image
 
     async def find_out(self, image_id: str, watch: Watch, unlocated: Iterable[str]) -> Outcome:
         """Find out whether it is the image that was not found; if so, release what was kept for

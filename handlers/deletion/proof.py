@@ -131,9 +131,9 @@ class Proof:
         )
         return f"{noted}{when}"
 
-    async def withdraw(self, image_id: str, volumes: Iterable[Volume]) -> bool:
-        """Take back what was noted of an image that is there; whether anything was."""
-        self._deletions.forget(image_id)
+    async def withdraw(self, volumes: Iterable[Volume]) -> bool:
+        """Take back what was noted on the volumes of an image that is there; whether anything
+        was."""
         noted = [volume for volume in volumes if absence.absence_of(volume).is_noted]
         for volume in noted:
             await self._note(volume, absence.Absence())

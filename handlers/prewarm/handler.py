@@ -131,7 +131,7 @@ class Prewarm:
 
     async def _warm(self, key: Key, target: Target, watch: Watch, unlocated: set[str]) -> Outcome:
         """Make the image warm if it is wanted on the target, else delete what was made there."""
-        image = await self._cloud.get_image(key.image_id)
+        image = await self._gone.find_image(key.image_id)
         self._report.seen(image, {})
         if watch.wish == Wish.EVICT or (
             watch.wish != Wish.WARM and self._wishes.is_evicted(key, now=self._now())

@@ -56,11 +56,11 @@ class Reclaim:
     async def reconcile(self, key: Key, watch: Watch) -> Outcome:
         """Delete what is not needed; all of it only once the image is proven to be gone."""
         try:
-            image = await self._cloud.get_image(key.image_id)
+            image = await self._gone.find_image(key.image_id)
         except NotFound:
             return await self._gone.release(key.image_id, watch)
         kept = await self._gone.left_of(key.image_id)
-        back = await self._deletion.proof.withdraw(key.image_id, kept)
+        back = await self._deletion.proof.withdraw(kept)
         await self._report_stuck(
             [volume for volume in kept if volume_status.is_stuck(volume)], image
         )

@@ -1516,6 +1516,21 @@ async def test_reclaim_switched_off_removes_no_broken_location(
         assert located(cloud, image.id) == before
 
 
+async def test_an_announced_deletion_is_void_once_the_image_was_found_again(
+    cloud: FakeCloud,
+) -> None:
+    """Its row in Glance's database was restored, and a moment's 404 later is nothing announced."""
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = await warmed(rig, cloud)
+        rig.deletions.note(image.id, "deleted")
+        await rig.run(image.id)
+        (entry,) = cloud.of(image.id)
+        cloud.emit = lambda _: None
+        cloud.lose(image.id)
+        assert isinstance(await look(rig, image.id), Skip)
+        assert entry.id in cloud.volumes
+
+
 async def test_a_clone_that_an_operator_has_made_stays(cloud: FakeCloud) -> None:
     cloud.emit = lambda _: None
     async with rig_of(cloud, "store", FAST) as rig:
