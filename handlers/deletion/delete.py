@@ -94,7 +94,7 @@ class Deletion:
                 if volume.id in asked or volume_status.is_leaving(volume):
                     continue
                 try:
-                    with _told(volume.id, why):
+                    with _log_if_unanswered(volume.id, why):
                         await self._cloud.delete_volume(volume.id)
                 except NotFound:
                     continue
@@ -190,7 +190,7 @@ class Deletion:
 
     async def _ask_to_delete(self, volume: Volume, why: str) -> None:
         try:
-            with _told(volume.id, why):
+            with _log_if_unanswered(volume.id, why):
                 await self._cloud.delete_volume(volume.id)
         except NotFound:
             return
@@ -276,7 +276,7 @@ class Deletion:
     ) -> None:
         """Have Glance remove a location with its volume, and note that the volume was deleted: the
         location may come back."""
-        with _told(volume_id, why):
+        with _log_if_unanswered(volume_id, why):
             await self._cloud.remove_from_store(image_id, store)
         self._deletions.note_volume(volume_id)
 
@@ -369,7 +369,7 @@ class Deletion:
             return needed
         store = store_of(volume, locations or ())
         if not store:
-            with _told(volume.id, why):
+            with _log_if_unanswered(volume.id, why):
                 await self._cloud.delete_volume(volume.id)
             return ""
         for _ in range(TRIES):
@@ -382,7 +382,7 @@ class Deletion:
 
 
 @contextlib.contextmanager
-def _told(volume_id: str, why: str) -> Iterator[None]:
+def _log_if_unanswered(volume_id: str, why: str) -> Iterator[None]:
     """Log a deletion whose answer does not come: it may have happened, and the next try finds
     nothing to delete."""
     try:

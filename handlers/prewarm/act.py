@@ -125,7 +125,7 @@ class Actor:
             repaired=seen.repaired or repaired,
             failed=change.because or seen.failed,
             native=change.native,
-            once=seen.once or change.once,
+            seems_native=seen.seems_native or change.seems_native,
         )
 
     async def _remove_location(self, change: RemoveLocation, seen: Seen, target: Target) -> Seen:

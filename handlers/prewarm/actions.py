@@ -47,8 +47,8 @@ class DeleteVolume:
     failed, if so.
 
     `encrypted`: Cinder made it encrypted, so nothing more may be made on this target. `native`:
-    Cinder's driver made it as a clone of the image where Glance keeps it. `once`: it looks as if,
-    and another one is to confirm it.
+    Cinder's driver made it as a clone of the image where Glance keeps it. `seems_native`: it looks
+    as if, and another one is to confirm it.
     """
 
     volume_id: str
@@ -56,7 +56,7 @@ class DeleteVolume:
     because: str = ""
     encrypted: bool = False
     native: bool = False
-    once: bool = False
+    seems_native: bool = False
 
 
 @dataclass(frozen=True, slots=True)

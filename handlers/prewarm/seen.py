@@ -66,8 +66,8 @@ class Seen:
     """Cinder was seen to download the image for a volume of ours."""
     native: bool = False
     """Cinder has cloned the image itself."""
-    once: bool = False
-    """It looked like that once."""
+    seems_native: bool = False
+    """One volume looked as if it had; a second one is to confirm it."""
 
 
 def with_volume(volume: Volume, seen: Seen) -> Seen:

@@ -301,8 +301,8 @@ GLANCES = marked(V1, readonly=None)
         (seen(volumes=(), warming=(WARMING,), unproven=ANY, hidden=True), AwaitEntry()),
         (seen(volumes=(), warming=(WARMING,), unproven=ANY, locations=FILE), AwaitEntry()),
         (seen(volumes=(), warming=(WARMING,), unproven=ANY, locations=RBD),
-         DeleteVolume("w1", why="it has shown that Cinder clones the image itself", once=True)),
-        (seen(volumes=(), warming=(WARMING,), unproven=ANY, once=True, locations=RBD),
+         DeleteVolume("w1", why="it has shown that Cinder clones the image itself", seems_native=True)),
+        (seen(volumes=(), warming=(WARMING,), unproven=ANY, seems_native=True, locations=RBD),
          DeleteVolume("w1", why="it has shown that Cinder clones the image itself", native=True)),
         (seen(native=True), CLONED),
         (seen(volumes=(BARE_ENTRY,), warming=(WARMING,)),
@@ -350,7 +350,9 @@ def test_cache(given: Seen, expected: Action) -> None:
 
 HERE = replace(CACHED, places=(Place(("host@b#p",)),))
 BESIDE = replace(V1, volume_type="hdd", host="host@b#p")
-NATIVE_CLONE = DeleteVolume("w1", why="it has shown that Cinder clones the image itself", once=True)
+NATIVE_CLONE = DeleteVolume(
+    "w1", why="it has shown that Cinder clones the image itself", seems_native=True
+)
 
 
 @pytest.mark.parametrize(

@@ -241,7 +241,8 @@ def _follow(warming: Volume, entry: Volume | None, seen: Seen, target: Target) -
             if is_native and not located.may_be_here(seen, target):
                 # An entry that was there for a moment would look the same: a second volume confirms it
                 why = "it has shown that Cinder clones the image itself"
-                return DeleteVolume(warming.id, why=why, native=seen.once, once=not seen.once)
+                sure = seen.seems_native
+                return DeleteVolume(warming.id, why=why, native=sure, seems_native=not sure)
         if seen.looks < LOOKS:
             return AwaitEntry()
         return located.look(seen) or DeleteVolume(warming.id, why="it has served", because=NO_CACHE)
