@@ -90,8 +90,8 @@ class Proof:
                     await self._note(volume, noted)
                 kept.append(f"volume {volume.id} stays: {noted}")
                 continue
-            final = noted.is_proven
-            if not final and self._now() < noted.next_look(self._rules.grace):
+            counts = self._now() >= noted.next_look(self._rules.grace)
+            if not (counts or noted.is_proven):
                 kept.append(f"the image may be gone: {noted}")
                 continue
             # Also before a proven one is deleted: the image may have been restored since
@@ -99,7 +99,8 @@ class Proof:
             if doubt:
                 kept.append(f"the image may be gone, no proof: {doubt}")
                 continue
-            if not final:
+            # Also of a proven one that the brake keeps: it must not lapse
+            if counts:
                 noted = noted.seen(self._now())
                 await self._note(volume, noted)
             if not noted.is_proven:
@@ -113,7 +114,7 @@ class Proof:
     def kept_because(self, volume: Volume) -> str:
         """Return why a volume of an image that is not found is kept, by its note and as of the last
         count."""
-        noted = absence.absence_of(volume)
+        noted = absence.absence_of(volume).as_of(self._now(), self._rules.grace)
         if volume_status.is_stuck(volume):
             return volume_status.stuck_advice(volume, located=True)
         if noted.pending:

@@ -282,6 +282,37 @@ async def test_looks_of_a_clock_that_was_ahead_count_for_nothing(cloud: FakeClou
         assert cloud.of(image.id) == []
 
 
+async def test_looks_that_nobody_has_followed_for_days_count_for_nothing(cloud: FakeCloud) -> None:
+    """The worker did not run, or Cinder's database was restored from a backup."""
+    async with rig_of(cloud, "store", reclaiming=DAY) as rig:
+        image = await warmed(rig, cloud)
+        cloud.upload(visibility="private")
+        cloud.lose(image.id)
+        await looks(rig, cloud, image.id, times=absence.LOOKS - 1)
+        cloud.ahead += 3 * GRACE
+        outcome = await look(rig, image.id)
+        assert isinstance(outcome, Skip)
+        assert f"1 of {absence.LOOKS}" in outcome.reason
+        assert len(cloud.of(image.id)) == 2
+
+
+async def test_what_the_brake_keeps_for_days_stays_proven(cloud: FakeCloud) -> None:
+    async with rig_of(cloud, "store", reclaiming=replace(DAY, max_at_once=1)) as rig:
+        lost = [await warmed(rig, cloud) for _ in range(3)]
+        cloud.upload(visibility="private")
+        cloud.emit = lambda _: None
+        for image in lost:
+            cloud.lose(image.id)
+        for _ in range(4 * absence.LOOKS):
+            for image in lost:
+                await look(rig, image.id)
+            cloud.ahead += GRACE
+        assert all(len(cloud.of(image.id)) == 2 for image in lost)
+        outcome = await rig.reclaim.confirm(lost[0].id, Polls())
+        assert isinstance(outcome, Done)
+        assert cloud.of(lost[0].id) == []
+
+
 async def test_an_image_that_comes_back_counts_from_the_beginning(cloud: FakeCloud) -> None:
     async with rig_of(cloud, "store", reclaiming=DAY) as rig:
         image = await warmed(rig, cloud)

@@ -16,6 +16,8 @@ from worker.core.cloud import Volume
 from worker.core.target import MISSING, PENDING
 
 LOOKS = 5
+# Seconds, at least, after which a look counts no more if no other one has followed
+LAPSES = 172_800.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +48,20 @@ class Absence:
         return self.last + grace / (LOOKS - 1) if self.looks else 0.0
 
     def as_of(self, now: float, grace: float) -> Absence:
-        """The note, or none if a clock that was far ahead wrote it: the looks then count from the
-        beginning.
+        """The note, or none if its looks count no more and begin again.
 
-        Else no look would count before that moment, which may be years ahead.
+        A clock that was far ahead may have written it: no look would count before that moment. Or
+        nobody has looked for long, and the image may have been there meanwhile: the worker did not
+        run, or Cinder's database was restored from a backup.
         """
-        return NONE if now + grace / (LOOKS - 1) < self.last else self
+        if not self.looks:
+            return self
+        ahead = now + grace / (LOOKS - 1) < self.last
+        return NONE if ahead or now - self.last > max(2 * grace, LAPSES) else self
 
     def seen(self, now: float) -> Absence:
         """The note after one more look that counts."""
-        return replace(self, looks=self.looks + 1, last=now)
+        return replace(self, looks=min(self.looks + 1, LOOKS), last=now)
 
     def to_metadata(self) -> dict[str, str]:
         """The note as metadata of a volume: "<looks> <time of the last one>", "pending_delete" for
