@@ -87,11 +87,13 @@ async def left_of_imports(
         LeftBehind(volume, _stays(volume, target, tasks))
         for volume in left
         if volume.id not in located
-        for target in [one for one in stored if image_volume.is_on(volume, one)][:1]
+        and (target := next((one for one in stored if image_volume.is_on(volume, one)), None))
     ]
 
 
 def _stays(volume: Volume, target: Target, tasks: Sequence[ImageTask]) -> str:
+    """Return why a volume that an import may have left on a target may not be deleted, by Glance's
+    tasks on its image; "" if it may."""
     for task in tasks:
         # Glance was killed, and never ends it
         if task.status in UNDER_WAY:
