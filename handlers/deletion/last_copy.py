@@ -9,8 +9,8 @@ from worker.core.cloud import Cloud, Image, Location, Store, Volume
 from worker.core.errors import NotFound
 
 # Seconds for which Glance's list of stores counts where a deletion rests on it: an administrator may
-# take one out
-LATELY = 10.0
+# take one out, and Glance is back in a few seconds
+LATELY = 1.0
 NO_WHOLE = "no location of the image is whole, so it may hold the last copy of its data"
 
 
@@ -97,10 +97,10 @@ class LastCopy:
         store of none of our targets may be in another region, where this Cinder does not find it;
         `own` are the stores of our targets."""
         for location in locations:
-            if not location.volume_id:
-                if await self._is_served(location):
-                    return True
+            if not await self._is_served(location):
                 continue
+            if not location.volume_id:
+                return True
             volume = await self.look(location.volume_id)
             if location.store not in own if volume is None else not volume_status.is_broken(volume):
                 return True
@@ -114,28 +114,30 @@ class LastCopy:
             return None
 
     async def _is_whole(self, location: Location, image: Image) -> bool:
-        """Whether the image's data can be had from a location; one outside of Cinder is taken for
-        whole while Glance has its store.
-
-        A volume that is not this image's holds other data, or is under somebody else's control.
-        """
+        """Whether Glance can read the image's data from a location; one outside of Cinder is taken
+        for whole while Glance has its store."""
         if not location.volume_id:
             return await self._is_served(location)
-        volume = await self.look(location.volume_id)
-        return (
-            volume is not None
-            and volume_status.is_usable(volume)
-            and image_volume.is_of(volume, image)
-        )
+        return await self._whole_volume(location, image) is not None
 
     async def _is_anchor(self, location: Location, image: Image) -> bool:
         """Whether a location is whole and none that we might remove as well."""
         if not location.volume_id:
             return await self._is_served(location)
+        volume = await self._whole_volume(location, image)
+        return volume is not None and not marks.may_be_ours(volume)
+
+    async def _whole_volume(self, location: Location, image: Image) -> Volume | None:
+        """Return the volume of a location if it is whole and Glance has its store, else None.
+
+        A volume that is not this image's holds other data, or is under somebody else's control.
+        """
+        if not await self._is_served(location):
+            return None
         volume = await self.look(location.volume_id)
         if volume is None or not volume_status.is_usable(volume):
-            return False
-        return image_volume.is_of(volume, image) and not marks.may_be_ours(volume)
+            return None
+        return volume if image_volume.is_of(volume, image) else None
 
     async def _is_served(self, location: Location) -> bool:
         """Whether Glance has the store of a location, as far as it tells its stores."""

@@ -75,8 +75,8 @@ class Reclaim:
             )
         if left := await self._left_of_imports(image, kept):
             why = (
-                "an import of Glance's has left it behind: its task has ended, and no location "
-                "names it"
+                "an import of Glance's has left it behind: the import has ended, and the volume is "
+                "no location of the image"
             )
             return await self._deletion.delete(left, watch, why=why, reason="left-over")
         outcome = await self._evict(image, kept)

@@ -80,7 +80,7 @@ class Listed:
             elif looks_left(volume, image, volumes, self._resolved):
                 advice = volume_status.stuck_advice(volume, located=False)
                 stuck = "" if volume_status.may_be_deleted(volume, self._now()) else f", {advice}"
-                yield f"an import of Glance's has left it behind: {_text([volume])}{stuck}"
+                yield f"an import of Glance's may have left it behind: {_text([volume])}{stuck}"
             else:
                 yield from self._unwanted(volume, image, targets)
 

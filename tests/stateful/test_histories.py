@@ -35,6 +35,7 @@ from hypothesis.stateful import (
 
 from tests.stateful.clock import START, Clock, Loop
 from tests.stateful.judge import FRESH, ORIGIN, TAG, Judge, Setup
+from worker.core import absence
 from worker.core.cloud import GIB, Image, Location, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.target import MISSING, Policy, Reclaiming, Uploads
@@ -629,8 +630,9 @@ class Histories(RuleBasedStateMachine):
             # Parked jobs are looked at again only then, and what was left behind is old enough to
             # go
             self.clock.now += 6.1 * HOUR
-            # What the brake keeps is looked at for ever: the time of its last look says nothing
-            now = ([_untimed(one) for one in cloud.volumes.values()], dict(cloud.locations))
+            # The looks for what the brake keeps are renewed for ever: only their time changes
+            volumes = {one.id: _untimed(one) for one in cloud.volumes.values()}
+            now = (volumes, dict(cloud.locations))
             if now == before:
                 break
             before = now
@@ -723,8 +725,11 @@ class Histories(RuleBasedStateMachine):
 
 
 def _untimed(volume: Volume) -> Volume:
-    noted = volume.metadata.get(MISSING, "").partition(" ")[0]
-    return replace(volume, metadata={**volume.metadata, MISSING: noted}, updated_epoch=0.0)
+    """The volume without the time of the last look, if its image is proven to be gone."""
+    if not absence.absence_of(volume).is_proven:
+        return volume
+    proven = {**volume.metadata, MISSING: "proven"}
+    return replace(volume, metadata=proven, updated_epoch=0.0)
 
 
 def pick(things: list, which: int):

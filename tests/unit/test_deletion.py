@@ -1252,13 +1252,16 @@ async def test_what_no_import_of_this_glance_has_made_stays(cloud: FakeCloud) ->
             created_epoch=cloud.now(),
         )
         began = left.created_epoch - 7 * 3600.0
+        assert not cloud.image_tasks.get(image.id)
         for changes in (
+            None,
             {"created_epoch": began, "updated_epoch": began + 60.0},
             {"stores": frozenset({"cinder-slow"})},
             {"status": "processing", "created_epoch": began},
             {"type": "location_import"},
         ):
-            during(cloud, left, **changes)
+            if changes is not None:
+                during(cloud, left, **changes)
             with structlog.testing.capture_logs() as logs:
                 await look(rig, image.id)
             told = [line["volume_id"] for line in logs if line["event"] == "left_over_stays"]
@@ -1328,13 +1331,12 @@ async def test_a_clone_that_was_a_location_is_no_entry(cloud: FakeCloud) -> None
 
 
 class Shrinking(FakeCloud):
-    """A Glance whose store `file` an operator takes away."""
+    """A Glance whose store `without` an operator takes away."""
 
-    has_file = True
+    without = ""
 
     async def list_stores(self) -> tuple[Store, ...]:
-        stores = await super().list_stores()
-        return tuple(store for store in stores if store.id != "file" or self.has_file)
+        return tuple(store for store in await super().list_stores() if store.id != self.without)
 
 
 @pytest.mark.parametrize("by", ["the worker", "a probe"])
@@ -1344,7 +1346,7 @@ async def test_an_entry_is_the_last_copy_once_the_store_is_gone(by: str) -> None
     async with rig_of(cloud, "cache", FAST) as rig:
         image = cloud.upload()
         await rig.run(image.id)
-        cloud.has_file = False
+        cloud.without = "file"
         cloud.ahead += 60.0
         cloud.set_by_user(image.id, os_distro="debian")
         cloud.calls.clear()
@@ -1355,6 +1357,29 @@ async def test_an_entry_is_the_last_copy_once_the_store_is_gone(by: str) -> None
         else:
             assert isinstance(await rig.run(image.id), Again)
         assert cloud.calls["create_volume"] == 0
+
+
+@pytest.mark.parametrize("store", ["file", "cinder-slow"])
+async def test_a_copy_is_the_last_one_once_the_store_of_the_other_is_gone(store: str) -> None:
+    """Glance was started without it a moment ago. A volume that Cinder has is of no use to it."""
+    cloud = Shrinking(stores=dict(STORES))
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "store", FAST) as rig:
+        image = cloud.upload() if store == "file" else uploaded(cloud, store)
+        await rig.run(image.id)
+        await rig.quiet()
+        (copy,) = [one for one in cloud.of(image.id) if one.volume_type == "fast"]
+        cloud.without = store
+        cloud.ahead += 3.0
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        await rig.run(image.id)
+        await look(rig, image.id)
+        assert copy.id in cloud.volumes
+        # The store is back
+        cloud.without = ""
+        cloud.ahead += 3.0
+        await rig.run(image.id)
+        assert copy.id not in cloud.volumes
 
 
 @pytest.mark.parametrize("verb", ["find_volumes", "get_locations", "get_volume"])

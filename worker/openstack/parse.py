@@ -138,15 +138,15 @@ def task(fields: Mapping[str, Any]) -> ImageTask:
     """Return the task of an entry of GET /v2/images/{id}/tasks."""
     given = fields.get("input") or {}
     given = given if isinstance(given, dict) else {}
-    # Glance before 2.17 with a single store: [None]
-    stores = given.get("backend") or ()
+    stores = given.get("backend")
     return ImageTask(
         id=_word(fields, "id"),
         type=_word(fields, "type"),
         status=_word(fields, "status"),
         message=_text(fields, "message"),
         url=_text(given, "loc_url"),
-        stores=frozenset(map(str, stores)) if isinstance(stores, list) else frozenset(),
+        # [None] where Glance has no enabled_backends
+        stores=frozenset(map(str, filter(None, stores if isinstance(stores, list) else ()))),
         created_epoch=epoch(_text(fields, "created_at")),
         updated_epoch=epoch(_text(fields, "updated_at")),
     )

@@ -184,8 +184,8 @@ TABLE: tuple[Option, ...] = (
                 "because Glance may have lost its database. A share of all Image-Volumes (at least 5), or a "
                 "number."),
     Option("resync", "interval", field="resync_interval", default=3600.0, unit=SECONDS, least=10.0,
-           help="Seconds between two resyncs. If it is more than two days, no image whose deletion was not announced "
-                "ever counts as deleted, unless [reclaim] grace is longer too."),
+           help="Seconds between two resyncs. More than two days is too long (or twice [reclaim] grace, if that is "
+                "longer): no image then counts as deleted unless Glance announced it."),
     Option("resync", "on_start", field="resync_on_start", default=True,
            help="Also run a resync at start. Needed with memory://."),
     Option("probes", "bind", field="", default="127.0.0.1:9417",
