@@ -308,9 +308,6 @@ class Deletion:
                 "size": volume.size,
                 "why": why,
             }
-            if self._rules.dry_run:
-                log.info("volume_would_be_deleted", **about)
-                continue
             try:
                 async with self._locks.of(image_id):
                     needed = await self._evict(image_id, volume, why)
@@ -329,6 +326,9 @@ class Deletion:
                 )
             if needed:
                 stays.append(f"Image-Volume {volume.id} stays: {needed}")
+                continue
+            if self._rules.dry_run:
+                log.info("volume_would_be_deleted", **about)
                 continue
             self._undone.gave_up(image_id, volume.metadata.get(TAG, ""))
             log.info("image_volume_evicted", **about)
@@ -356,7 +356,7 @@ class Deletion:
         return ""
 
     async def _evict(self, image_id: str, volume: Volume, why: str) -> str:
-        """Delete one; return why it stays, if it must.
+        """Delete one, unless it is a dry run; return why it stays, if it must.
 
         Glance writes an image's whole list of locations: of two removals at once, or of one beside
         an import, a location can come back whose volume is gone. So here one at a time; and it is
@@ -365,7 +365,8 @@ class Deletion:
         locations = await self._cloud.get_locations(image_id)
         # After its locations: while an image is being deleted they are gone before it is
         image = await self._cloud.get_image(image_id)
-        if needed := await self.keep_reason(volume, image, locations):
+        needed = await self.keep_reason(volume, image, locations)
+        if needed or self._rules.dry_run:
             return needed
         store = store_of(volume, locations or ())
         if not store:

@@ -1382,6 +1382,26 @@ async def test_a_copy_is_the_last_one_once_the_store_of_the_other_is_gone(store:
         assert copy.id not in cloud.volumes
 
 
+@pytest.mark.parametrize("last", [True, False])
+async def test_a_dry_run_tells_of_no_last_copy(cloud: FakeCloud, last: bool) -> None:
+    cloud.emit = lambda _: None
+    async with rig_of(cloud, "store", FAST, reclaiming=Reclaiming(dry_run=True)) as rig:
+        image = uploaded(cloud, "cinder-slow")
+        await rig.run(image.id)
+        await rig.quiet()
+        (copy,) = [one for one in cloud.of(image.id) if one.volume_type == "fast"]
+        if last:
+            (original,) = [one for one in cloud.of(image.id) if one.volume_type == "slow"]
+            cloud.volumes[original.id] = replace(original, status="error")
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        with structlog.testing.capture_logs() as logs:
+            await rig.run(image.id)
+            await look(rig, image.id)
+        told = {line["volume_id"] for line in logs if line["event"] == "volume_would_be_deleted"}
+        assert told == (set() if last else {copy.id})
+        assert copy.id in cloud.volumes
+
+
 @pytest.mark.parametrize("verb", ["find_volumes", "get_locations", "get_volume"])
 async def test_a_probe_asks_again_where_it_got_no_answer(cloud: FakeCloud, verb: str) -> None:
     cloud.emit = lambda _: None
