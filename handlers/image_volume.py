@@ -19,6 +19,9 @@ ANEW = f"{TAG}_anew"
 # Set on what pre-warming has made, and on nothing else: only that may go while its image stays
 ORIGIN = f"{TAG}_origin"
 PREWARM = "prewarm"
+# Set on a volume that Glance knew as a location. One that it does not know any more is none again:
+# Glance may have deleted it, and Cinder's database been restored, which shows it without its data
+LOCATED = f"{TAG}_located"
 # Begins the names of the private volume types by which a pool is chosen
 PLACING = "image-volume-worker:"
 # For how long one of several volumes of an image on a target is left alone, in seconds

@@ -25,6 +25,9 @@ log = structlog.get_logger(__name__)
 # Glance reads its stores from a file at start; an operator who adds one should not have to restart
 # us, in seconds
 KEEP = 600.0
+# Seconds for which Glance's list of stores counts where a deletion or a refusal rests on it: an
+# administrator may take a store out or put it back, and Glance is up again in a few seconds
+LATELY = 1.0
 # Other volume types that are looked at; more of them have no uses
 MOST_TYPES = 200
 
@@ -93,7 +96,11 @@ class TargetStores:
         """The target with its strategy and store decided; Blocked as `resolve` says, and without
         its volume type."""
         await self._refresh()
-        return self._resolve(target)
+        try:
+            return self._resolve(target)
+        except Blocked:
+            await self.stores(within=LATELY)
+            return self._resolve(target)
 
     async def known(self, target: Target) -> Target:
         """The target with as much decided as can be: as it is where the cloud has not what it

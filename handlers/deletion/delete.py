@@ -13,10 +13,10 @@ import structlog
 
 from handlers import image_volume, import_lock, marks, volume_status
 from handlers.deletion.brake import Brake
-from handlers.deletion.last_copy import LATELY, NO_WHOLE, LastCopy, store_of
+from handlers.deletion.last_copy import NO_WHOLE, LastCopy, store_of
 from handlers.deletion.proof import NotProven, Proof
 from handlers.deletion.stuck import Attached, report_stuck
-from handlers.target_store import TargetStores
+from handlers.target_store import LATELY, TargetStores
 from worker.core.cloud import Image, Location, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.handler import Parts, Watch
@@ -31,6 +31,11 @@ TRIES = 3
 # Seconds until another try when a volume is in use, and when its backend does not let go of it
 BUSY = 30.0
 DEPENDED_ON = 900.0
+
+LOST = (
+    "no location of the image is whole: if a volume of it can be restored, do that, else have its "
+    "owner upload it anew"
+)
 
 Reason = Literal["gone", "unwanted", "budget", "left-over"]
 
@@ -129,9 +134,13 @@ class Deletion:
         if locations is None:
             hidden = await self.last_copy.shows_locations(image_id)
             return image_volume.HIDDEN if hidden else ""
-        own = {target.glance_store for target in await self._stores.all()}
-        readable = await self.last_copy.may_be_readable(locations, own)
+        readable = await self.may_be_readable(locations)
         return "" if readable or image.status != "active" else NO_WHOLE
+
+    async def may_be_readable(self, locations: tuple[Location, ...]) -> bool:
+        """Whether an image's data may be had from any of its locations."""
+        own = {target.glance_store for target in await self._stores.all()}
+        return await self.last_copy.may_be_readable(locations, own)
 
     async def discard(
         self, image_id: str, volume: Volume, *, why: str, spare: bool = False
@@ -375,10 +384,13 @@ class Deletion:
             return ""
         for _ in range(TRIES):
             await self._remove_from_store(image_id, store, volume.id, why=why)
-            left = await self._cloud.get_locations(image_id) or ()
+            left = await self._cloud.get_locations(image_id)
             # Glance removes the first one in the store: once more only if it is this one again
-            if next((one.volume_id for one in left if one.store == store), "") != volume.id:
+            if next((one.volume_id for one in left or () if one.store == store), "") != volume.id:
                 break
+        if left is not None and not await self.may_be_readable(left):
+            # Somebody has removed the others in the same moment
+            log.error("no_whole_location", of_image_id=image_id, advice=LOST)
         return ""
 
 

@@ -8,9 +8,6 @@ from handlers import image_volume, marks, volume_status
 from worker.core.cloud import Cloud, Image, Location, Store, Volume
 from worker.core.errors import NotFound
 
-# Seconds for which Glance's list of stores counts where a deletion rests on it: an administrator may
-# take one out, and Glance is back in a few seconds
-LATELY = 1.0
 NO_WHOLE = "no location of the image is whole, so it may hold the last copy of its data"
 
 
@@ -24,8 +21,8 @@ class LastCopy:
         stores: Callable[[], Awaitable[tuple[Store, ...]]],
         needed: Callable[[], Awaitable[bool]],
     ) -> None:
-        """`stores` gives Glance's stores, as of `LATELY` seconds ago at most; `needed` tells whether
-        a target needs this login to be shown locations."""
+        """`stores` gives Glance's stores as of a moment ago; `needed` tells whether a target needs
+        this login to be shown locations."""
         self._shown = False
         self._needed = needed
         self._cloud = cloud

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import structlog
 
 from handlers import image_volume, import_lock, marks
-from handlers.deletion.delete import Deletion
+from handlers.deletion.delete import LOST, Deletion
 from handlers.deletion.proof import NotProven
 from worker.core.age import epoch
 from worker.core.cloud import Image, Volume
@@ -29,6 +29,7 @@ class Unwanted:
         self._cloud = parts.cloud
         self._rules = parts.reclaiming
         self._now = parts.now
+        self._report = parts.report
         self._deletion = parts.shared(Deletion)
 
     async def delete(
@@ -74,16 +75,17 @@ class Unwanted:
     async def _remove_dangling(self, image: Image, target: Target) -> bool:
         """Whether a location on the target was removed whose volume is gone; another one of the
         image's is whole."""
-        locations = await self._cloud.get_locations(image.id)
-        here = [
-            one for one in locations or () if one.store == target.glance_store and one.volume_id
-        ]
-        if (
-            import_lock.is_held(image, self._now())
-            or not here
-            or not self._deletion.may_delete
-            or await self._deletion.last_copy.look(here[0].volume_id)
-        ):
+        locations = await self._cloud.get_locations(image.id) or ()
+        here = [one for one in locations if one.store == target.glance_store and one.volume_id]
+        if import_lock.is_held(image, self._now()) or not here:
+            return False
+        found = await self._deletion.last_copy.look(here[0].volume_id)
+        readable = bool(found) or await self._deletion.may_be_readable(locations)
+        self._report.repair(image.id, target.name, possible=readable)
+        if not readable:
+            # Unless Glance is deleting it, and removes its volumes first
+            log.warning("no_whole_location", advice=LOST)
+        if found or not (readable and self._deletion.may_delete):
             return False
         try:
             await self._deletion.remove_location(image.id, target.glance_store, here[0].volume_id)

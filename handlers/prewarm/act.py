@@ -10,7 +10,6 @@ import structlog
 from handlers import image_volume, marks, policy, volume_status
 from handlers.actions import AddLocation, SetMetadata, SetReadonly
 from handlers.deletion import Deletion
-from handlers.deletion.last_copy import LATELY
 from handlers.prewarm.actions import (
     Change,
     CopyImage,
@@ -24,7 +23,7 @@ from handlers.prewarm.placing import Placing
 from handlers.prewarm.probes import Probes
 from handlers.prewarm.seen import Seen, believed, with_volume, without
 from handlers.reservations import Reservations
-from handlers.target_store import TargetStores
+from handlers.target_store import LATELY, TargetStores
 from worker.core.cloud import Image
 from worker.core.errors import Blocked, Conflict, NotFound
 from worker.core.handler import Parts, Watch

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from worker.core.target import TAG
+
 # Cinder's glance_core_properties: they describe the data of the earlier image
 CORE = frozenset({
     "checksum", "container_format", "disk_format", "image_id", "image_name", "min_disk", "min_ram", "name", "size",
@@ -24,8 +26,8 @@ FIELDS = frozenset({
 })  # fmt: skip
 # Beginnings of names. Glance keeps the first for itself, Cinder leaves out the next two: a
 # signature is of other data. The key of an encrypted image is of no use to one made of a plain
-# volume, and Glance would delete it with the image
-RESERVED = ("os_glance", "img_signature", "signature_verified", "cinder_encryption_key")
+# volume, and Glance would delete it with the image. Our marks are a volume's
+RESERVED = ("os_glance", "img_signature", "signature_verified", "cinder_encryption_key", TAG)
 
 
 def missing(

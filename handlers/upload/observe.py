@@ -10,7 +10,7 @@ from typing import assert_never
 
 from handlers import image_volume
 from handlers.actions import AwaitImage, LookAtLocations
-from handlers.target_store import TargetStores
+from handlers.target_store import LATELY, TargetStores
 from handlers.upload.actions import (
     AwaitClone,
     LookAgain,
@@ -43,7 +43,7 @@ class Observer:
         """Read the image, and Glance's stores if it is queued."""
         seen = Seen(image=await self._cloud.get_image(image_id), now=self._now())
         if seen.image.status == "queued":
-            seen = replace(seen, stores=await self._stores.stores())
+            seen = replace(seen, stores=await self._stores.stores(within=LATELY))
         return seen
 
     async def observe(self, observation: Observation, seen: Seen, watch: Watch) -> Seen:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from scripts.cloud.operate import TARGETS, groups, is_warm, of_image, switched, until
+from scripts.cloud.operate import TARGETS, groups, is_warm, of_image, sql, switched, until
 from scripts.cloud.people import CINDER_LOG, Person
 from tests.worker_process import WorkerProcess
 
@@ -69,6 +69,55 @@ def test_location_killed_and_deleted_in_the_middle(
     until(lambda: is_warm(operator, alice, kept), what="warm")
     until(lambda: not of_image(operator, deleted), what="gone")
     assert process.stop() == 0
+
+
+@pytest.mark.usefixtures("old_locations")
+def test_what_a_restored_database_of_cinders_shows_again_is_no_location_again(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
+    looking = {"reclaim": {"grace": 4}, "resync": {"interval": 10}}
+    with worker(groups(strategy="location", **looking)) as process:
+        process.wait_ready()
+        # The proof that Cinder shows everything: other volumes of these stores, and somebody's
+        beside, image_id = images(), images()
+        witness = alice.blank(volume_type="local-1")
+        for one in (beside, image_id):
+            until(lambda one=one: is_warm(operator, alice, one), what="warm")
+        deleted = ids(operator, image_id)
+        alice.property(image_id, "image_volume_prewarm", "no")
+        until(lambda: not of_image(operator, image_id), what="evicted")
+        alice.property(image_id, "image_volume_prewarm", "yes")
+        until(lambda: is_warm(operator, alice, image_id), what="warm again")
+        until(lambda: is_idle(operator, image_id), what="nobody reads them")
+        made_since = ids(operator, image_id)
+        show(deleted, status="available", deleted=0)
+        show(made_since, status="deleted", deleted=1)
+        alice.property(image_id, "anything", "changed")
+
+        def repaired() -> bool:
+            found = ids_of_locations(operator, image_id)
+            return len(found) == len(TARGETS) and not found & (deleted | made_since)
+
+        until(repaired, what=lambda: str(ids_of_locations(operator, image_id)))
+        alice.delete_volume(witness)
+        for volume_id in deleted:
+            operator.delete_volume(volume_id)
+        alice.delete_image(image_id)
+        until(lambda: not of_image(operator, image_id), what="gone")
+
+
+def show(volume_ids: set[str], *, status: str, deleted: int) -> None:
+    """Have Cinder's database show volumes, or not, as a restored one would."""
+    listed = ", ".join(f"'{one}'" for one in volume_ids)
+    sql("cinder", f"update volumes set status='{status}', deleted={deleted} where id in ({listed})")
+    for table in ("volume_metadata", "volume_admin_metadata"):
+        sql("cinder", f"update {table} set deleted={deleted} where volume_id in ({listed})")
+
+
+def ids_of_locations(operator: Person, image_id: str) -> set[str]:
+    """The volumes that are the image's locations."""
+    urls = (row["url"] for row in operator.locations(image_id))
+    return {url.rpartition("/")[2] for url in urls if url.startswith("cinder://")}
 
 
 @pytest.mark.usefixtures("old_locations")

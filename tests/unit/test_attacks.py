@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from handlers import budget, image_volume, last_use
 from handlers.resolve import resolve
@@ -934,3 +935,105 @@ async def test_an_entry_is_not_made_anew_once_glance_has_lost_the_store_of_the_d
 
 def test_a_location_names_its_volume_whatever_the_letters() -> None:
     assert Location.from_url("cinder://fast/ABC-1").volume_id == "abc-1"
+
+
+# What a service tells again after it had gone
+
+
+async def test_a_volume_that_was_a_location_before_is_none_again(cloud: FakeCloud) -> None:
+    """As of a database of Cinder's that was restored: the volume has no data any more."""
+    cloud.multiple_locations = True
+    async with Rig(cloud, targets=using("location", FAST), policy=QUICK) as rig:
+        image = cloud.upload()
+        assert isinstance(await rig.run(image.id), Done)
+        (first,) = cloud.of(image.id)
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        await rig.run(image.id)
+        cloud.set_by_user(image.id, image_volume_prewarm="yes")
+        assert isinstance(await rig.run(image.id), Done)
+        (second,) = cloud.of(image.id)
+    async with Rig(cloud, targets=using("location", FAST), policy=QUICK) as rig:
+        rig.lose(second.id)
+        cloud.volumes[first.id] = first
+        cloud.ahead += image_volume.FRESH_FOR
+        assert isinstance(await rig.run(image.id), Done)
+        (third,) = cloud.of(image.id)
+        assert located(cloud, image.id) == [third.id]
+        assert third.id not in (first.id, second.id)
+
+
+async def test_a_store_that_is_back_takes_uploads_and_copies_at_once(cloud: FakeCloud) -> None:
+    fast = cloud.stores
+    async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
+        image = cloud.upload()
+        volume = cloud.volume_of("alice", volume_type="fast")
+        wish = cloud.queue(owner="alice", properties={"image_volume_source": volume.id})
+        cloud.stores = {"cinder-slow": "slow"}
+        with pytest.raises(Blocked, match="has no store cinder-fast"):
+            await rig.run(image.id)
+        assert isinstance(await rig.complete(wish.id), Skip)
+        cloud.stores = fast
+        cloud.ahead += 10.0
+        assert isinstance(await rig.complete(wish.id), Done)
+        assert isinstance(await rig.run(image.id), Done)
+        assert cloud.images[wish.id].status == "active"
+
+
+# What is lost is told
+
+
+class Draining(FakeCloud):
+    """A Glance of which an administrator removes the original at the moment in which we remove the
+    copy: it lets both go."""
+
+    drains = False
+
+    async def remove_from_store(self, image_id: str, store: str) -> None:
+        await super().remove_from_store(image_id, store)
+        if self.drains:
+            for location in self.locations[image_id]:
+                self.volumes.pop(location.volume_id, None)
+
+
+async def test_an_image_that_lost_its_data_meanwhile_is_named() -> None:
+    cloud = Draining(stores=dict(STORES))
+    async with Rig(cloud, targets=using("store", FAST, SLOW), policy=QUICK) as rig:
+        image = cloud.upload()
+        cloud.user_copies(image.id, "cinder-slow")
+        await rig.quiet()
+        cloud.locations[image.id] = cloud.locations[image.id][1:]
+        cloud.touch(image.id, stores=frozenset({"cinder-slow"}))
+        (original,) = cloud.of(image.id)
+        assert isinstance(await rig.run(image.id), Done)
+        cloud.drains = True
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        with capture_logs() as logs:
+            await rig.run(image.id)
+        assert [one["log_level"] for one in logs if one["event"] == "no_whole_location"] == [
+            "error"
+        ]
+        assert located(cloud, image.id) == [original.id]
+        assert not cloud.of(image.id)
+
+
+async def test_nor_is_it_forgotten_at_the_next_resync(cloud: FakeCloud) -> None:
+    async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
+        image = cloud.upload(properties={"image_volume_prewarm": "no"})
+        cloud.user_copies(image.id, "cinder-fast")
+        await rig.quiet()
+        file, copy = cloud.locations[image.id]
+        lost = cloud.volumes.pop(copy.volume_id)
+        cloud.locations[image.id] = (copy,)
+        cloud.touch(image.id, stores=frozenset({"cinder-fast"}))
+        with capture_logs() as logs:
+            await rig.resync()
+            await rig.quiet()
+        assert "no_whole_location" in {one["event"] for one in logs}
+        assert rig.count("images_beyond_repair") == 1
+        cloud.volumes[lost.id] = lost
+        await rig.run(image.id)
+        await rig.resync()
+        await rig.quiet()
+        assert rig.count("images_beyond_repair") == 0
+        assert cloud.locations[image.id] == (copy,)
+        assert file.store == "file"

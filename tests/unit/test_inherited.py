@@ -26,7 +26,7 @@ CLONE = Volume(
 MARKS = {TAG: "fast", image_volume.ORIGIN: "prewarm", image_volume.FRESH: "then"}
 KEYS = {
     TAG, OF, UPLOADED_BY, image_volume.ORIGIN, image_volume.FRESH, image_volume.ANEW, last_use.USED,
-    absence.MISSING, WISHED,
+    absence.MISSING, WISHED, image_volume.LOCATED,
 }  # fmt: skip
 DAY = Reclaiming(grace=86_400.0)
 

@@ -90,7 +90,11 @@ def seen(image: Image = COLD, **more: Any) -> Seen:
 def at(
     *volumes: Volume, image: Image = LOCATED, locations: tuple[Location, ...] = FIRST, **more: Any
 ) -> Seen:
-    """An image with a location in the target's store."""
+    """An image with a location in the target's store, and the volumes that were seen to be one."""
+    ids = {one.volume_id for one in locations}
+    volumes = tuple(
+        marked(one, image_volume_worker_located="true") if one.id in ids else one for one in volumes
+    )
     return seen(image, volumes=volumes, locations=locations, **more)
 
 
@@ -124,6 +128,7 @@ def again(reason: str, after: float | None = None, *, wake: bool = False) -> Fin
         # What the volume lacks for everybody to get a clone
         (at(marked(V1, image_owner="internal")), SetMetadata("v1", {"image_owner": "alice"})),
         (at(marked(V1, readonly=None)), SetReadonly("v1")),
+        (seen(LOCATED, volumes=(V1,), locations=FIRST), SetMetadata("v1", {"image_volume_worker_located": "true"})),
         # A use is written down, at most once an hour
         (at(V1, used=OLD), SetMetadata("v1", {"image_volume_worker_used_at": "1970-01-01T01:23:20+00:00"})),
         # It is busy for a moment, or for longer
@@ -258,6 +263,8 @@ def test_store(given: Seen, expected: Action) -> None:
         (seen(volumes=(replace(V1, status="deleting"),)), CreateVolume(NEW)),
         (seen(volumes=(replace(V1, status="error_deleting"),)), CreateVolume(NEW)),
         (seen(volumes=(marked(V1, image_volume_worker="slow"),)), CreateVolume(NEW)),
+        # It was a location: Glance may have deleted its data
+        (seen(volumes=(marked(V1, image_volume_worker_located="true"),)), CreateVolume(NEW)),
     ],
 )  # fmt: skip
 def test_location(given: Seen, expected: Action) -> None:

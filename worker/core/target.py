@@ -30,7 +30,7 @@ MARKS = frozenset(
         OF,
         MISSING,
         WISHED,
-        *(f"{TAG}_{name}" for name in ("origin", "updated_at", "anew", "used_at")),
+        *(f"{TAG}_{name}" for name in ("origin", "updated_at", "anew", "used_at", "located")),
     }
 )
 

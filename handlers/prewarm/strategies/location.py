@@ -26,7 +26,9 @@ def plan(seen: Seen, target: Target) -> Action:
         v
         for v in seen.volumes
         # An entry of Cinder's cache, which Cinder may evict, is a clone
-        if image_volume.is_ours(v, target) and not (v.source_volid or volume_status.is_leaving(v))
+        if image_volume.is_ours(v, target)
+        and not (v.source_volid or volume_status.is_leaving(v))
+        and image_volume.LOCATED not in v.metadata
     ]
     for volume in ours:
         if volume_status.is_broken(volume):

@@ -59,7 +59,7 @@ def plan(seen: Seen, target: Target) -> Action:
             target.glance_store, mine[0], whole=bool(first and not volume_status.is_broken(first))
         )
     return (
-        put_right(usable[0], seen, target)
+        put_right(usable[0], seen, target, located=True)
         or _tidy(seen, target)
         or Finish(Done(usable[0].id, state=State.WARM))
     )
@@ -246,15 +246,19 @@ def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
     return ours and old and volume_status.may_be_deleted(volume, seen.now)
 
 
-def put_right(volume: Volume, seen: Seen, target: Target) -> Action | None:
+def put_right(
+    volume: Volume, seen: Seen, target: Target, *, located: bool = False
+) -> Action | None:
     """Add what the volume lacks for Cinder to clone it for everyone who may use the image; None if
-    nothing."""
+    nothing. `located`: it is a location of the image."""
     wanted = image_volume.metadata_of(seen.image, target) | last_use.use_to_record(
         volume, seen.used, seen.now
     )
     asked = target.glance_store in seen.asked and marks.is_unmarked_copy(volume)
     if asked or marks.is_copy_of_ours(volume, seen.image):
         wanted[image_volume.ORIGIN] = image_volume.PREWARM
+    if located:
+        wanted[image_volume.LOCATED] = "true"
     if UPLOADED_BY in volume.inherited:
         wanted[UPLOADED_BY] = seen.image.owner
     if missing := image_volume.lacking(volume, wanted):
