@@ -104,15 +104,15 @@ def may_be_ours(volume: Volume) -> bool:
 
 
 def may_go(volume: Volume, image: Image, target: Target) -> bool:
-    """Whether pre-warming has made it for this target, and it is still to go, marked or not marked
-    yet."""
+    """Whether pre-warming has made it of this image for this target, and it is still to go, marked
+    or not marked yet."""
+    if not image_volume.is_of(volume, image):
+        return False
     if is_prewarmed(volume, target):
         return True
     settled = (
-        (volume_status.is_usable(volume) or volume_status.is_broken(volume))
-        and image_volume.is_of(volume, image)
-        and volume.name == image_volume.name_of(image.id)
-    )
+        volume_status.is_usable(volume) or volume_status.is_broken(volume)
+    ) and volume.name == image_volume.name_of(image.id)
     return settled and is_copy_of_ours(volume, image) and image_volume.is_on(volume, target)
 
 

@@ -352,6 +352,8 @@ class Deletion:
     ) -> str:
         """Why a volume that prewarm made has to stay; "" if it may be evicted. Conflict while
         Glance is at work on the image."""
+        if not image_volume.is_of(volume, image):
+            return "it is not this image's, or is older than the image"
         entry = not image_volume.may_be_location(volume)
         # Of a deactivated one Glance removes no location, but Cinder deletes its entry
         if image.status != "active" and not (entry and image.status == "deactivated"):

@@ -1037,3 +1037,59 @@ async def test_nor_is_it_forgotten_at_the_next_resync(cloud: FakeCloud) -> None:
         assert rig.count("images_beyond_repair") == 0
         assert cloud.locations[image.id] == (copy,)
         assert file.store == "file"
+
+
+# Another image's volume is never this image's
+
+
+@pytest.mark.parametrize("budget", [False, True])
+async def test_a_copy_of_an_earlier_image_with_the_same_id_stays(
+    cloud: FakeCloud, budget: bool
+) -> None:
+    """As of a database of Glance's that was restored, in which somebody uses the id again."""
+    target = replace(FAST, max_count=1) if budget else FAST
+    async with Rig(cloud, targets=using("store", target), policy=QUICK) as rig:
+        earlier = cloud.upload(owner="alice")
+        assert isinstance(await rig.run(earlier.id), Done)
+        (copy,) = cloud.of(earlier.id)
+        cloud.lose(earlier.id)
+        cloud.ahead += 1000.0
+        image = cloud.upload(id=earlier.id, owner="bob")
+        if budget:
+            cloud.ahead += 10.0
+            assert isinstance(await rig.run(cloud.upload().id), Skip)
+        else:
+            cloud.set_by_user(image.id, image_volume_prewarm="no")
+            await rig.run(image.id)
+        await rig.resync()
+        await rig.quiet()
+        assert copy.id in cloud.volumes
+
+
+class Unfiltered(FakeCloud):
+    """A Cinder behind a proxy that drops the query, or answers with what it was asked before."""
+
+    drops = False
+
+    async def find_volumes(self, name: str) -> tuple[Volume, ...]:
+        found = await super().find_volumes(name)
+        return tuple(self.volumes.values()) if self.drops else found
+
+
+@pytest.mark.parametrize("strategy", ["store", "location", "cache"])
+async def test_an_answer_with_volumes_of_others_costs_them_nothing(strategy: Any) -> None:
+    cloud = Unfiltered(stores=dict(STORES), multiple_locations=True)
+    async with rig_of(cloud, strategy, FAST) as rig:
+        images = [cloud.upload() for _ in range(3)]
+        for image in images:
+            assert isinstance(await rig.run(image.id), Done)
+    cloud.drops = True
+    async with rig_of(cloud, strategy, FAST) as rig:
+        cloud.set_by_user(images[0].id, image_volume_prewarm="no")
+        await rig.run(images[0].id)
+        cloud.delete_image(images[1].id)
+        key = Key("reclaim", images[1].id)
+        rig.deletions.note(images[1].id, "deleted")
+        await rig.reclaim.reconcile(key, Polls())
+        assert len(cloud.of(images[2].id)) == 1
+        assert not cloud.torn

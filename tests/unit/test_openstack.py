@@ -199,6 +199,20 @@ async def test_nor_is_one_that_is_not_cinders_own() -> None:
         await Bed(*[answer(404, {"message": "no route"})] * 9).cloud.get_volume(IMAGE_ID)
 
 
+async def test_an_answer_about_something_else_is_not_believed() -> None:
+    other = IMAGE_ID.replace("8", "9", 1)
+    assert other != IMAGE_ID
+    image = {"id": other, "status": "active"}
+    with pytest.raises(Temporary, match="makes no sense"):
+        await Bed(*[answer(200, image)] * 9).cloud.get_image(IMAGE_ID)
+    volume = {"id": other, "name": "image-x", "status": "available", "size": 1}
+    with pytest.raises(Temporary, match="makes no sense"):
+        await Bed(*[answer(200, {"volume": volume})] * 9).cloud.get_volume(IMAGE_ID)
+    # A proxy that drops the query
+    found = await Bed(answer(200, {"volumes": [volume]})).cloud.find_volumes("image-y")
+    assert found == ()
+
+
 @pytest.mark.parametrize("body", [{}, {"images": None}, [], {"error": "?"}])
 async def test_an_answer_without_a_list_is_no_empty_list(body: object) -> None:
     with pytest.raises(Temporary):
@@ -326,9 +340,9 @@ async def test_urgent_requests_do_not_wait_behind_others() -> None:
         def request(self, url: str, method: str, **options: Any) -> requests.Response:
             if "slow" in url:
                 held.wait(10)
-            return super().request(url, method, **options)
+            return answer(200, {"id": url.rpartition("/")[2], "status": "queued"})
 
-    proxy = Slow([answer(200, {"id": IMAGE_ID, "status": "queued"}) for _ in range(9)])
+    proxy = Slow([])
     connection: Any = Connection(proxy, proxy)
     common, urgent = (
         OpenStackCloud(

@@ -33,7 +33,7 @@ class Cinder(Keystone):
         volume = await self._read(
             "block-storage",
             f"/volumes/{volume_id}",
-            lambda answer: parse.whole_volume(answer["volume"]),
+            lambda answer: parse.asked_for(volume_id, parse.whole_volume(answer["volume"])),
             certain=volume_id,
             microversion=WITH_CLUSTER,
         )
@@ -42,13 +42,14 @@ class Cinder(Keystone):
 
     async def find_volumes(self, name: str) -> tuple[Volume, ...]:
         found = [volume async for volume in self._volumes({"name": name}, parse.whole_volume)]
-        return tuple(sorted(found, key=lambda volume: (volume.created_at, volume.id)))
+        # The database may not tell upper case from lower case, and a proxy may drop the query
+        named = (volume for volume in found if volume.name == name)
+        return tuple(sorted(named, key=lambda volume: (volume.created_at, volume.id)))
 
     async def find_all_volumes(self, name: str) -> tuple[Volume, ...]:
         """The volumes of this name, of all projects as far as this login may see them."""
         query = {"name": name, "all_tenants": "1"}
         found = [volume async for volume in self._volumes(query, parse.whole_volume)]
-        # The database may not tell upper case from lower case
         return tuple(volume for volume in found if volume.name == name)
 
     def list_volumes(self, tag: str = "", *, key: str = TAG) -> AsyncIterator[Volume]:

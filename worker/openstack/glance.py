@@ -22,8 +22,13 @@ class Glance(Keystone):
     """Verbs of the image API."""
 
     async def get_image(self, image_id: str) -> Image:
-        image = await self._read("image", f"/v2/images/{image_id}", parse.image, certain=image_id)
-        if image.id != image_id and image.id.lower() == image_id.lower():
+        image = await self._read(
+            "image",
+            f"/v2/images/{image_id}",
+            lambda answer: parse.asked_for(image_id, parse.image(answer)),
+            certain=image_id,
+        )
+        if image.id != image_id:
             raise SpelledOtherwise(image.id)
         return image
 

@@ -24,6 +24,7 @@ MOST_IMAGE_METADATA = 1 << 20
 """Characters of a volume's image metadata that are kept. Cinder limits neither their number nor their
 size together; Glance takes 128 properties of an image."""
 T = TypeVar("T")
+One = TypeVar("One", Image, Volume)
 
 
 def rows(page: Any, name: str) -> list[Any]:
@@ -42,6 +43,14 @@ def parsed(service: str, parse: Callable[[Any], T], answer: Any) -> T:
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         # Most likely it is not the service's own: a proxy's, or cut short where it is still JSON
         raise Temporary(f"{service}: an answer that makes no sense: {error!r}"[:300]) from error
+
+
+def asked_for(wanted: str, one: One) -> One:
+    """Return an image or a volume that has the id that was asked for, whatever its letters' case;
+    ValueError if it is another one: a proxy may answer with what it was asked before."""
+    if one.id.lower() != wanted.lower():
+        raise ValueError(f"{wanted} was asked for, and the answer is about {one.id}")
+    return one
 
 
 def each(name: str, parse: Callable[[Any], T]) -> Callable[[Any], tuple[T, ...]]:
