@@ -218,7 +218,19 @@ def was_downloaded(volume: Volume, image: Image) -> bool:
 def is_entry(volume: Volume) -> bool:
     """Whether it is an entry of Cinder's cache: marked by us, or with just the read-only flag that
     Cinder sets."""
+    if is_restored(volume):
+        return False
     return FRESH in volume.metadata or (is_readonly(volume) and not is_claimed(volume))
+
+
+def is_restored(volume: Volume) -> bool:
+    """Whether Cinder has restored a backup into it: somebody wants what it holds.
+
+    It has the name and the metadata of the volume that was backed up, without the read-only flag
+    (cinder/backup/manager.py, restore_backup; cinder/backup/driver.py, put_metadata). A clone has
+    its source's metadata, in which users write what they like.
+    """
+    return "src_backup_id" in volume.metadata and not volume.source_volid
 
 
 def is_claimed(volume: Volume) -> bool:

@@ -49,7 +49,11 @@ def is_known(volume: Volume, image_id: str) -> bool:
     """Whether it was kept for this image: by us or Glance (metadata), or by Cinder, for its cache
     or an upload."""
     claimed = "glance_image_id" in volume.metadata or TAG in volume.metadata
-    return image_volume.is_kept_for(volume, image_id) and (claimed or is_cinders_clone(volume))
+    return (
+        image_volume.is_kept_for(volume, image_id)
+        and (claimed or is_cinders_clone(volume))
+        and not image_volume.is_restored(volume)
+    )
 
 
 def is_free(volume: Volume, unlocated: frozenset[str], *, heard: bool) -> bool:
@@ -81,7 +85,8 @@ def is_prewarmed(volume: Volume, target: Target) -> bool:
     named = volume.name == image_volume.name_of(image_id) and image_volume.is_kept_for(
         volume, image_id
     )
-    return made and named and not volume_status.is_leaving(volume)
+    gone = volume_status.is_leaving(volume) or image_volume.is_restored(volume)
+    return made and named and not gone
 
 
 def is_unmarked_copy(volume: Volume) -> bool:
@@ -106,7 +111,7 @@ def may_be_ours(volume: Volume) -> bool:
 def may_go(volume: Volume, image: Image, target: Target) -> bool:
     """Whether pre-warming has made it of this image for this target, and it is still to go, marked
     or not marked yet."""
-    if not image_volume.is_of(volume, image):
+    if not image_volume.is_of(volume, image) or image_volume.is_restored(volume):
         return False
     if is_prewarmed(volume, target):
         return True
@@ -135,7 +140,8 @@ def is_left_of_import(volume: Volume, image: Image) -> bool:
     made_by_glance = (
         volume.metadata.get("glance_image_id") == image.id and "image_size" in volume.metadata
     )
-    unknown = made_by_glance and not volume.source_volid and TAG not in volume.metadata
+    marked = TAG in volume.metadata or image_volume.is_restored(volume)
+    unknown = made_by_glance and not volume.source_volid and not marked
     unfinished = not image_volume.is_readonly(volume) or is_unmarked_copy(volume)
     over = image.status == "active" and not image.import_locked
     return (

@@ -71,7 +71,9 @@ class Reservations:
                 going = await self._victims(image, target)
                 freed = sum(one.size for one in going)
                 quota = await self._quota(target)
-                if shortage := _shortage(quota, size * volumes - freed, volumes - len(going)):
+                if shortage := _too_large(quota, size) or _shortage(
+                    quota, size * volumes - freed, volumes - len(going)
+                ):
                     raise Blocked(shortage)
                 refused = await self._evict(going, watch, target=target, image=image)
                 if refused is None:
@@ -152,7 +154,8 @@ class Reservations:
         `besides` is how many Image-Volumes of it are to be made at the same time.
         """
         size = image_volume.size_on(image, target)
-        if _shortage(await self._quota(target), size * (1 + besides), 1 + besides):
+        quota = await self._quota(target)
+        if _too_large(quota, size) or _shortage(quota, size * (1 + besides), 1 + besides):
             return False
         if not target.has_budget:
             return True
@@ -275,6 +278,16 @@ class Reservations:
             # Cinder's policy may keep it from us; then Cinder itself refuses what is too much
             log.debug("quota_unknown", error=str(error))
             return Quota()
+
+
+def _too_large(quota: Quota, size: int) -> str:
+    """Return why the quota allows no volume of `size` GiB; "" if it does. Pure."""
+    if quota.per_volume is not None and quota.per_volume < size:
+        return (
+            f"the internal project's quota allows volumes of {quota.per_volume} GiB, {size} are "
+            f"needed: raise per_volume_gigabytes"
+        )
+    return ""
 
 
 def _shortage(quota: Quota, gigabytes: int, volumes: int) -> str:

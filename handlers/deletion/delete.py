@@ -37,6 +37,8 @@ LOST = (
     "owner upload it anew"
 )
 
+RESTORED = "Cinder has restored a backup into it"
+
 Reason = Literal["gone", "unwanted", "budget", "left-over"]
 
 log = structlog.get_logger(__name__)
@@ -158,6 +160,8 @@ class Deletion:
                 f"volume {volume.id} is not ours to delete: its name or its metadata is another "
                 f"image's"
             )
+        if image_volume.is_restored(volume):
+            raise Conflict(f"volume {volume.id} stays: {RESTORED}")
         if image_volume.is_throw_away(volume):
             if not spare and (reason := await self.needed_reason(image_id, volume)):
                 raise Conflict(f"volume {volume.id} stays: {reason}")
@@ -354,6 +358,8 @@ class Deletion:
         Glance is at work on the image."""
         if not image_volume.is_of(volume, image):
             return "it is not this image's, or is older than the image"
+        if image_volume.is_restored(volume):
+            return RESTORED
         entry = not image_volume.may_be_location(volume)
         # Of a deactivated one Glance removes no location, but Cinder deletes its entry
         if image.status != "active" and not (entry and image.status == "deactivated"):
@@ -399,9 +405,12 @@ class Deletion:
 @contextlib.contextmanager
 def _log_if_unanswered(volume_id: str, why: str) -> Iterator[None]:
     """Log a deletion whose answer does not come: it may have happened, and the next try finds
-    nothing to delete."""
+    nothing to delete. So may one that is answered with 404: a proxy may have asked twice."""
     try:
         yield
+    except NotFound as error:
+        log.info("already_deleted", volume_id=volume_id, why=why, error=str(error))
+        raise
     except (Temporary, asyncio.CancelledError) as error:
         if not isinstance(error, Conflict):
             log.warning("deletion_unanswered", volume_id=volume_id, why=why, error=str(error))

@@ -37,6 +37,8 @@ class LastCopy:
             hidden = image_volume.may_be_location(volume) or await self.shows_locations(image.id)
             return image_volume.HIDDEN if hidden else ""
         self._shown = True
+        if _lacks_store(locations, image):
+            return "the image is in a store of which Glance shows no location: it is being changed"
         if all(location.volume_id != volume.id for location in locations):
             # An entry of Cinder's cache may have outlived every location
             broken = volume_status.is_broken(volume)
@@ -140,6 +142,13 @@ class LastCopy:
         """Whether Glance has the store of a location, as far as it tells its stores."""
         stores = {store.id for store in await self._stores()}
         return not stores or not location.store or location.store in stores
+
+
+def _lacks_store(locations: tuple[Location, ...], image: Image) -> bool:
+    """Whether the list of locations is older than the image that was read after it, or a stale
+    answer."""
+    shown = {location.store for location in locations}
+    return "" not in shown and not (image.stores or frozenset()) <= shown
 
 
 def store_of(volume: Volume, locations: tuple[Location, ...]) -> str:

@@ -119,6 +119,8 @@ class Proof:
             return volume_status.stuck_advice(volume, located=True)
         if noted.pending:
             return str(noted)
+        if image_volume.is_restored(volume):
+            return "Cinder has restored a backup into it: the worker never deletes it"
         if not image_volume.is_kept_for(volume, image_volume.image_of(volume)):
             return "its metadata names another image than its name: the worker never deletes it"
         if not is_ours(volume, self._targets):

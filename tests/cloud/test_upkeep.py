@@ -710,6 +710,24 @@ def test_a_quota_that_is_used_up_is_named_and_nothing_is_begun(
         warmed(operator, alice, image_id)
 
 
+def test_an_image_that_is_larger_than_the_quota_of_one_volume_evicts_nothing(
+    worker: Worker, images: Images, operator: Person, no_limit: Callable[..., None]
+) -> None:
+    no_limit(1, "per_volume_gigabytes")
+    with worker(settings(targets=("local-1",), each={"max_count": 1})) as process:
+        process.wait_ready()
+        small = images()
+        before = warmed_on(operator, small)
+        large = images(mebibytes=1025)
+        soon(
+            lambda: "raise per_volume_gigabytes" in reasons(process, "job_again", large),
+            what="the quota is named",
+        )
+        assert on(operator, small) == before
+        assert not of_image(operator, large)
+        assert not told(process, "image_volume_evicted", small)
+
+
 def test_a_quota_with_room_for_one_is_filled_with_one(
     worker: Worker, images: Images, alice: Person, operator: Person, no_limit: Callable[..., None]
 ) -> None:

@@ -19,7 +19,7 @@ from handlers.upload.plan import UNPROVEN
 from tests.unit.rigs import rig_of
 from worker.core.cloud import GIB, Image, Location, NewVolume, Store, Volume
 from worker.core.creation import NOTE
-from worker.core.errors import Blocked, Conflict, Temporary
+from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.job import Key
 from worker.core.outcome import Again, Done, Skip
 from worker.core.state import State
@@ -1093,3 +1093,115 @@ async def test_an_answer_with_volumes_of_others_costs_them_nothing(strategy: Any
         await rig.reclaim.reconcile(key, Polls())
         assert len(cloud.of(images[2].id)) == 1
         assert not cloud.torn
+
+
+async def test_what_is_larger_than_the_quota_of_one_volume_evicts_nothing(
+    cloud: FakeCloud,
+) -> None:
+    target = replace(FAST, max_count=2)
+    async with Rig(cloud, targets=using("store", target), policy=QUICK) as rig:
+        small = [cloud.upload() for _ in range(2)]
+        for image in small:
+            assert isinstance(await rig.run(image.id), Done)
+        cloud.per_volume_quota = 1
+        cloud.ahead += 10.0
+        with pytest.raises(Blocked, match="raise per_volume_gigabytes"):
+            await rig.run(cloud.upload(size=2 * GIB).id)
+        assert all(located(cloud, image.id) for image in small)
+        # In the place of one of them
+        assert isinstance(await rig.run(cloud.upload().id), Done)
+
+
+# What an operator has restored
+
+
+def restored(volume: Volume, cloud: FakeCloud) -> Volume:
+    """A volume into which Cinder has restored a backup of this one: its name and its metadata come
+    back, its read-only flag does not."""
+    kept = {name: text for name, text in volume.metadata.items() if name != "readonly"}
+    return replace(
+        volume,
+        id=volume.id[:-4] + "0000",
+        status="available",
+        created_epoch=cloud.now(),
+        updated_epoch=cloud.now(),
+        metadata={**kept, "src_backup_id": "b1"},
+    )
+
+
+@pytest.mark.parametrize("strategy", ["store", "location"])
+@pytest.mark.parametrize("found", [True, False])
+async def test_what_an_operator_has_restored_from_a_backup_stays(
+    strategy: Any, found: bool
+) -> None:
+    cloud = FakeCloud(stores=dict(STORES), multiple_locations=True)
+    async with rig_of(cloud, strategy, FAST) as rig:
+        cloud.emit = rig.hear
+        cloud.upload(owner="bob", visibility="private", properties={"image_volume_prewarm": "no"})
+        image = cloud.upload(owner="alice")
+        await rig.quiet()
+        (copy,) = cloud.of(image.id)
+        if not found:
+            cloud.delete_image(image.id)
+            await rig.quiet()
+            assert not cloud.of(image.id)
+        back = restored(copy, cloud)
+        cloud.volumes[back.id] = back
+        for _ in range(8):
+            cloud.ahead += 21_600.0
+            await rig.resync()
+            await rig.quiet()
+        if found:
+            assert located(cloud, image.id) == [copy.id]
+            cloud.set_by_user(image.id, image_volume_prewarm="no")
+            await rig.quiet()
+            assert not located(cloud, image.id)
+        assert cloud.volumes[back.id] == back
+
+
+# Answers that a proxy keeps
+
+
+class Stale(FakeCloud):
+    """A Glance behind a proxy that answers with the locations of a moment ago."""
+
+    remembered: tuple[Location, ...] | None = None
+
+    async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
+        return self.remembered or await super().get_locations(image_id)
+
+
+async def test_a_stale_list_of_locations_deletes_no_location() -> None:
+    cloud = Stale(stores=dict(STORES))
+    async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
+        image = cloud.upload()
+        before = cloud.locations[image.id]
+        assert isinstance(await rig.run(image.id), Done)
+        (copy,) = cloud.of(image.id)
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        cloud.remembered = before
+        await rig.run(image.id)
+        assert cloud.of(image.id) == [copy]
+        cloud.remembered = None
+        await rig.run(image.id)
+        assert not cloud.of(image.id)
+        assert cloud.locations[image.id] == before
+        assert not cloud.torn
+
+
+async def test_a_deletion_that_is_answered_with_404_is_told() -> None:
+    class Twice(FakeCloud):
+        async def remove_from_store(self, image_id: str, store: str) -> None:
+            await super().remove_from_store(image_id, store)
+            raise NotFound("a proxy has asked twice")
+
+    cloud = Twice(stores=dict(STORES))
+    async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
+        image = cloud.upload()
+        assert isinstance(await rig.run(image.id), Done)
+        (copy,) = cloud.of(image.id)
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        with capture_logs() as logs:
+            await rig.run(image.id)
+        told = [one["volume_id"] for one in logs if one["event"] == "already_deleted"]
+        assert told == [copy.id]

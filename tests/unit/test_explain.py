@@ -347,6 +347,8 @@ async def test_the_quota_of_an_upload(cloud: FakeCloud, settings: Settings) -> N
         "fail",
         "the internal project has 0 GiB left, the clone needs 1 GiB",
     )
+    small = upload.quota_check(replace(volume, size=2), Quota(per_volume=1))
+    assert (small.verdict, small.advice) == ("fail", "raise its per_volume_gigabytes")
     assert upload.quota_check(volume, Quota(volumes=0, gigabytes=5)).detail.startswith(
         "the internal project has 0 vol"
     )

@@ -170,10 +170,14 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The rest of the internal project's quota for a volume type; None where there is no limit."""
+    """The rest of the internal project's quota for a volume type; None where there is no limit.
+
+    `per_volume` is the GiB that one volume may have.
+    """
 
     volumes: int | None = None
     gigabytes: int | None = None
+    per_volume: int | None = None
 
 
 class Cloud(Protocol):

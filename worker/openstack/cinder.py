@@ -132,7 +132,11 @@ class Cinder(Keystone):
             least = min(given, default=math.inf)
             return None if least == math.inf else int(least)
 
-        return Quota(volumes=left("volumes"), gigabytes=left("gigabytes"))
+        return Quota(
+            volumes=left("volumes"),
+            gigabytes=left("gigabytes"),
+            per_volume=left("per_volume_gigabytes"),
+        )
 
     async def limits(self) -> Mapping[str, Limit]:
         """Return the internal project's limits by name: `volumes`, `gigabytes_<type>` and so on."""

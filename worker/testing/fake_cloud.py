@@ -78,7 +78,7 @@ class FakeCloud:
       location of an image.
     - Cinder: `types`, and `encrypted_types` of them. `cached` are types with its image-volume cache,
       whose entries on a type `cache_max_count` and `cache_max_gigabytes` bound, 0 for no limit. A
-      volume is `creating` for `seconds`. `quota`: of the internal project. `held_by_backend` are
+      volume is `creating` for `seconds`. `quota` and `per_volume_quota`: of the internal project. `held_by_backend` are
       volumes whose deletion comes to nothing, `depended_on` those that Cinder does not delete (a
       snapshot, an attachment, a group), `refusing` those that the backend makes no more clones of,
       `elsewhere` ids of volumes in another region. `asked_by`
@@ -110,6 +110,7 @@ class FakeCloud:
     ahead: float = 0.0
     amnesiac: bool = False
     quota: int | None = None
+    per_volume_quota: int | None = None
     held_by_backend: set[str] = field(default_factory=set)
     depended_on: set[str] = field(default_factory=set)
     refusing: set[str] = field(default_factory=set)
@@ -368,7 +369,7 @@ class FakeCloud:
 
     async def list_images(self) -> AsyncIterator[Image]:
         shown = [image for image in self.images.values() if image.status in LISTED]
-        shown = [image for image in shown if self._shows(image)]
+        shown = [self._with_stores(image) for image in shown if self._shows(image)]
         async for image in self._pages("list_images", [] if self.amnesiac else shown):
             yield image
 
@@ -531,11 +532,13 @@ class FakeCloud:
 
     async def get_quota(self, volume_type: str) -> Quota:
         async with self._call("get_quota"):
-            return Quota(gigabytes=self._left())
+            return Quota(gigabytes=self._left(), per_volume=self.per_volume_quota)
 
     async def create_volume(self, new: NewVolume) -> Volume:
         async with self._call("create_volume"):
             source = self._volume(new.source_volid) if new.source_volid else None
+            if self.per_volume_quota is not None and self.per_volume_quota < new.size:
+                raise Blocked(f"VolumeSizeExceedsLimit: {self.per_volume_quota} GiB a volume")
             if (left := self._left()) is not None and left < new.size:
                 raise Blocked(f"VolumeSizeExceedsAvailableQuota: {left} GiB left")
             if source and source.status not in ("available", "in-use"):
@@ -695,7 +698,14 @@ class FakeCloud:
     def _image(self, image_id: str) -> Image:
         if image_id not in self.images or not self._shows(self.images[image_id]):
             raise NotFound(f"No image found with ID {image_id}")
-        return self.images[image_id]
+        return self._with_stores(self.images[image_id])
+
+    def _with_stores(self, image: Image) -> Image:
+        """The image in the stores that its locations name, as Glance tells them."""
+        if image.stores is None:
+            return image
+        named = (one.store for one in self.locations[image.id] if one.store)
+        return replace(image, stores=frozenset(named))
 
     def _is_listed(self, volume: Volume) -> bool:
         return not volume.foreign and volume.id not in self.elsewhere

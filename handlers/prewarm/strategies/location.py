@@ -29,6 +29,7 @@ def plan(seen: Seen, target: Target) -> Action:
         if image_volume.is_ours(v, target)
         and not (v.source_volid or volume_status.is_leaving(v))
         and image_volume.LOCATED not in v.metadata
+        and not image_volume.is_restored(v)
     ]
     for volume in ours:
         if volume_status.is_broken(volume):

@@ -238,6 +238,7 @@ def _is_left_over(volume: Volume, seen: Seen, target: Target) -> bool:
         image_volume.is_of(volume, seen.image)
         and image_volume.is_ours(volume, target)
         and marks.is_prewarming(volume)
+        and not image_volume.is_restored(volume)
     )
     if image_volume.is_entry(volume) and (target.is_spread or image_volume.is_placed(volume)):
         # It serves another pool, even if Cinder does not report that pool at the moment
@@ -296,6 +297,7 @@ def lacks(image: Image, volumes: tuple[Volume, ...], target: Target) -> str | No
         )
     if not mine:
         return "no Image-Volume of ours"
+    mine = [volume for volume in mine if not image_volume.is_restored(volume)] or mine
     if not image_volume.is_readonly(mine[0]):
         return "Image-Volume can be written to"
     if len(mine) > 1:

@@ -107,6 +107,12 @@ def quota_check(source: Volume, quota: Quota) -> Check:
     """Whether the internal project has room for a clone of the source. Pure."""
     left = (("volumes", quota.volumes, 1), ("GiB", quota.gigabytes, source.size))
     short = [f"{room} {unit}" for unit, room, need in left if room is not None and room < need]
+    if quota.per_volume is not None and quota.per_volume < source.size:
+        text = (
+            f"the internal project may have volumes of {quota.per_volume} GiB, the clone needs "
+            f"{source.size} GiB"
+        )
+        return Check("quota", "fail", text, "raise its per_volume_gigabytes")
     if short:
         text = (
             f"the internal project has {' and '.join(short)} left, the clone needs "
