@@ -540,6 +540,7 @@ def test_another_images_volume_is_not_made_ours(
 def test_a_volume_older_than_its_image_is_another_images(
     worker: Worker, alice: Person, operator: Person, images: Images
 ) -> None:
+    """Neither adopted nor evicted: as after somebody has used the id of a lost image again."""
     image_id = str(uuid.uuid4())
     marks = {
         "glance_image_id": image_id,
@@ -559,3 +560,7 @@ def test_a_volume_older_than_its_image_is_another_images(
         assert old not in locations(operator, image_id)
         assert status(operator, old) == "available"
         assert process.events("volume_is_not_the_images")
+        alice.property(image_id, "image_volume_prewarm", "no")
+        soon(lambda: not locations(operator, image_id), what="what was made of it goes")
+        look_again(process)
+        assert status(operator, old) == "available"

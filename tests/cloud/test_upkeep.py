@@ -9,6 +9,7 @@ import json
 import logging
 import signal
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -499,9 +500,18 @@ def test_an_image_deleted_takes_its_image_volumes_along(
         process.wait_ready()
         image_id = images()
         warmed(operator, alice, image_id)
+        metadata = dict(kept(operator, image_id)["local-1"]["metadata"])
         alice.delete_image(image_id)
         log.info("store: everything gone after %.1f s", seconds_until_gone(operator, image_id))
         assert process.events("job_parked") == []
+        # What an operator then restores from a backup, as Cinder writes it
+        del metadata["readonly"]
+        marks = metadata | {"src_backup_id": str(uuid.uuid4())}
+        restored = operator.blank("local-1", name=f"image-{image_id}", metadata=marks)
+        look_again(process)
+        time.sleep(2)
+        assert status(operator, restored) == "available"
+        assert not deleted(process, image_id) & {restored}
 
 
 def seconds_until_gone(operator: Person, image_id: str) -> float:
