@@ -69,6 +69,14 @@ async def read_pools(cloud: Cloud) -> tuple[Pool, ...] | None:
         return None
 
 
+async def read_down(cloud: Cloud) -> frozenset[str]:
+    """The backends (host@backend) that are down; empty where Cinder does not tell us."""
+    try:
+        return await cloud.list_down()
+    except (Blocked, NotFound):
+        return frozenset()
+
+
 class TargetStores:
     """The targets as Glance's list of stores and Cinder's of volume types decide them, looked up
     now and then."""
@@ -85,12 +93,23 @@ class TargetStores:
         self._types_until = 0.0
         self._sharing = TypeMap()
         self._found_encrypted: dict[str, float] = {}
+        self._down: tuple[float, frozenset[str]] = (0.0, frozenset())
         self._looking = asyncio.Lock()
 
     async def stores(self, *, within: float = KEEP) -> tuple[Store, ...]:
         """Glance's stores, as it told them so many seconds ago at most."""
         await self._refresh_stores(afresh=age(self._until - KEEP, self._now()) > within)
         return self._stores
+
+    async def down(self) -> frozenset[str]:
+        """The backends (host@backend) that are down, as Cinder told a moment ago; empty where it
+        does not tell us."""
+        async with self._looking:
+            at, down = self._down
+            if age(at, self._now()) > LATELY:
+                down = await read_down(self._cloud)
+                self._down = self._now(), down
+            return down
 
     async def resolve(self, target: Target) -> Target:
         """The target with its strategy and store decided; Blocked as `resolve` says, and without

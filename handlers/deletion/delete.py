@@ -62,6 +62,7 @@ class Deletion:
         self.last_copy = LastCopy(
             cloud=parts.cloud,
             stores=partial(self._stores.stores, within=LATELY),
+            down=self._stores.down,
             needed=self._needs_locations,
         )
 

@@ -19,14 +19,17 @@ class LastCopy:
         *,
         cloud: Cloud,
         stores: Callable[[], Awaitable[tuple[Store, ...]]],
+        down: Callable[[], Awaitable[frozenset[str]]],
         needed: Callable[[], Awaitable[bool]],
     ) -> None:
-        """`stores` gives Glance's stores as of a moment ago; `needed` tells whether a target needs
-        this login to be shown locations."""
+        """`stores` gives Glance's stores and `down` Cinder's backends (host@backend) that are down,
+        as of a moment ago; `needed` tells whether a target needs this login to be shown
+        locations."""
         self._shown = False
         self._needed = needed
         self._cloud = cloud
         self._stores = stores
+        self._down = down
 
     async def keep_reason(
         self, volume: Volume, image: Image, locations: tuple[Location, ...] | None
@@ -127,7 +130,8 @@ class LastCopy:
         return volume is not None and not marks.may_be_ours(volume)
 
     async def _whole_volume(self, location: Location, image: Image) -> Volume | None:
-        """Return the volume of a location if it is whole and Glance has its store, else None.
+        """Return the volume of a location if it is whole, Glance has its store and its backend is
+        not down, else None.
 
         A volume that is not this image's holds other data, or is under somebody else's control.
         """
@@ -135,6 +139,8 @@ class LastCopy:
             return None
         volume = await self.look(location.volume_id)
         if volume is None or not volume_status.is_usable(volume):
+            return None
+        if volume.host and volume.host.partition("#")[0] in await self._down():
             return None
         return volume if image_volume.is_of(volume, image) else None
 

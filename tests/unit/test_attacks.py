@@ -1205,3 +1205,22 @@ async def test_a_deletion_that_is_answered_with_404_is_told() -> None:
             await rig.run(image.id)
         told = [one["volume_id"] for one in logs if one["event"] == "already_deleted"]
         assert told == [copy.id]
+
+
+async def test_a_copy_is_the_last_one_while_the_backend_of_the_other_is_down(
+    cloud: FakeCloud,
+) -> None:
+    async with Rig(cloud, targets=using("store", FAST, SLOW), policy=QUICK) as rig:
+        image = cloud.upload()
+        cloud.user_copies(image.id, "cinder-slow")
+        await rig.quiet()
+        cloud.locations[image.id] = cloud.locations[image.id][1:]
+        assert isinstance(await rig.run(image.id), Done)
+        cloud.down = {"host@slow"}
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        await rig.run(image.id)
+        assert len(located(cloud, image.id)) == 2
+        cloud.down = set()
+        cloud.ahead += 10.0
+        await rig.run(image.id)
+        assert len(located(cloud, image.id)) == 1

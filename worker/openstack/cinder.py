@@ -194,6 +194,14 @@ class Cinder(Keystone):
             "block-storage", "/os-services", parse.each("services", Service.from_api)
         )
 
+    async def list_down(self) -> frozenset[str]:
+        services = await self._read(
+            "block-storage",
+            "/os-services?binary=cinder-volume",
+            parse.each("services", Service.from_api),
+        )
+        return frozenset(one.host for one in services if not one.up)
+
     async def list_zones(self) -> frozenset[str]:
         """Return the availability zones for volumes that are available."""
 

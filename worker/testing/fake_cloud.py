@@ -81,7 +81,8 @@ class FakeCloud:
       volume is `creating` for `seconds`. `quota` and `per_volume_quota`: of the internal project. `held_by_backend` are
       volumes whose deletion comes to nothing, `depended_on` those that Cinder does not delete (a
       snapshot, an attachment, a group), `refusing` those that the backend makes no more clones of,
-      `elsewhere` ids of volumes in another region. `asked_by`
+      `elsewhere` ids of volumes in another region, `down` backends (host@backend) whose
+      cinder-volume does not answer. `asked_by`
       is who asked for a volume that the services made: a project, or `cinder` for its cache.
     - Pools: `pools` is how many each type leads to, one if it is not named; volumes go round them,
       those of a private type into the pool that it names. Pools of types in `across` clone across.
@@ -115,6 +116,7 @@ class FakeCloud:
     depended_on: set[str] = field(default_factory=set)
     refusing: set[str] = field(default_factory=set)
     elsewhere: set[str] = field(default_factory=set)
+    down: set[str] = field(default_factory=set)
     emptied: set[str] = field(default_factory=set)
     pending: dict[str, Image] = field(default_factory=dict)
     lost: dict[str, tuple[Image, tuple[Location, ...]]] = field(default_factory=dict)
@@ -630,6 +632,12 @@ class FakeCloud:
                 for name in sorted(self.types)
                 for host in self._own_hosts(name)
             )
+
+    async def list_down(self) -> frozenset[str]:
+        async with self._call("list_down"):
+            if not self.tells_pools:
+                raise Blocked("Policy doesn't allow volume_extension:services:index")
+            return frozenset(self.down)
 
     async def create_private_type(self, name: str, specs: Mapping[str, str]) -> None:
         async with self._call("create_private_type"):

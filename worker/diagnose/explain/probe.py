@@ -9,12 +9,14 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import structlog
 
 from handlers import image_volume, volume_status
 from handlers.deletion.last_copy import LastCopy
+from handlers.target_store import read_down
 from worker.core.age import SKEW
 from worker.core.cloud import Cloud, Image, NewVolume, Volume
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
@@ -117,7 +119,9 @@ async def _is_last_copy(cloud: Cloud, image: Image) -> bool:
         locations = await cloud.get_locations(image.id)
         if locations is None:
             return False
-        copies = LastCopy(cloud=cloud, stores=cloud.list_stores, needed=_no)
+        copies = LastCopy(
+            cloud=cloud, stores=cloud.list_stores, down=partial(read_down, cloud), needed=_no
+        )
         return not await copies.has_whole(image, locations)
     except (Blocked, NotFound):
         # What this login may not see it cannot tell
