@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from scripts.cloud.operate import of_image, sql, switched
+from scripts.cloud.operate import devcloud, of_image, sql, switched
 from scripts.cloud.people import Person
 from tests.cloud.test_upkeep import (  # noqa: F401  fixtures
     ORIGIN,
@@ -283,6 +283,33 @@ def test_a_database_that_lost_volumes_costs_no_location_before_an_operator_confi
             assert located()[3] == as_it_was[3]
         for volume_id in missing:
             operator.delete_volume(volume_id)
+
+
+def test_a_copy_stays_while_the_backend_of_the_original_is_down(
+    worker: Worker, images: Images, alice: Person, operator: Person
+) -> None:
+    with worker(settings()) as process:
+        process.wait_ready()
+        image_id = images(store="cinder-1")
+        before = warmed(operator, alice, image_id)
+        devcloud("stop", "cinder-volume")
+        try:
+            # Else Cinder notices it after a minute
+            beat = "updated_at = updated_at - interval 1 hour"
+            sql("cinder", f"update services set {beat} where host like '%@local-1'")
+            alice.property(image_id, "image_volume_prewarm", "no")
+            soon(
+                lambda: "no other location" in reasons(process, "job_skipped", image_id),
+                what="the copy stays",
+            )
+            assert locations(operator, image_id) == set(before.values())
+        finally:
+            devcloud("start", "cinder-volume")
+        look_again(process)
+        soon(
+            lambda: locations(operator, image_id) == {before["local-1"]},
+            what="once it is up again, the copy goes",
+        )
 
 
 def test_hidden_images_are_images(

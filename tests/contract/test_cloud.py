@@ -816,6 +816,7 @@ async def test_volume_types_and_whether_they_encrypt(bed: Bed) -> None:
 
 async def test_a_private_type_leads_to_one_pool(bed: Bed) -> None:
     pools = await bed.cloud.list_pools()
+    assert await bed.cloud.list_down() == frozenset()
     named = {one.name: one for one in await bed.cloud.describe_volume_types()}
     leading = pools_of(named[TYPE], pools)
     place = places_of(leading, pools)[0]

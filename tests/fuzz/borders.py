@@ -395,6 +395,7 @@ VERBS: tuple[Callable[[Answering], Awaitable[Any]], ...] = (
     lambda cloud: cloud.encrypts(ID),
     lambda cloud: cloud.list_pools(),
     lambda cloud: cloud.list_services(),
+    lambda cloud: cloud.list_down(),
     lambda cloud: cloud.list_zones(),
     lambda cloud: cloud.limits(),
 )
