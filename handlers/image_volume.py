@@ -26,6 +26,7 @@ LOCATED = f"{TAG}_located"
 PLACING = "image-volume-worker:"
 # For how long one of several volumes of an image on a target is left alone, in seconds
 FRESH_FOR = 120.0
+RESTORED = "Cinder has restored a backup into it"
 HIDDEN = (
     "Glance shows no locations of the image to this login (give it the role service), or "
     "the image is being deleted"

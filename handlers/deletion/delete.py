@@ -37,8 +37,6 @@ LOST = (
     "owner upload it anew"
 )
 
-RESTORED = "Cinder has restored a backup into it"
-
 Reason = Literal["gone", "unwanted", "budget", "left-over"]
 
 log = structlog.get_logger(__name__)
@@ -162,7 +160,7 @@ class Deletion:
                 f"image's"
             )
         if image_volume.is_restored(volume):
-            raise Conflict(f"volume {volume.id} stays: {RESTORED}")
+            raise Conflict(f"volume {volume.id} stays: {image_volume.RESTORED}")
         if image_volume.is_throw_away(volume):
             if not spare and (reason := await self.needed_reason(image_id, volume)):
                 raise Conflict(f"volume {volume.id} stays: {reason}")
@@ -360,7 +358,7 @@ class Deletion:
         if not image_volume.is_of(volume, image):
             return "it is not this image's, or is older than the image"
         if image_volume.is_restored(volume):
-            return RESTORED
+            return image_volume.RESTORED
         entry = not image_volume.may_be_location(volume)
         # Of a deactivated one Glance removes no location, but Cinder deletes its entry
         if image.status != "active" and not (entry and image.status == "deactivated"):

@@ -120,7 +120,7 @@ class Proof:
         if noted.pending:
             return str(noted)
         if image_volume.is_restored(volume):
-            return "Cinder has restored a backup into it: the worker never deletes it"
+            return f"{image_volume.RESTORED}: the worker never deletes it"
         if not image_volume.is_kept_for(volume, image_volume.image_of(volume)):
             return "its metadata names another image than its name: the worker never deletes it"
         if not is_ours(volume, self._targets):
