@@ -391,13 +391,16 @@ class Deletion:
             return ""
         for _ in range(TRIES):
             await self._remove_from_store(image_id, store, volume.id, why=why)
-            left = await self._cloud.get_locations(image_id)
+            left = None
+            # It is done, whatever the answer to this look is
+            with contextlib.suppress(NotFound, Blocked, Temporary):
+                left = await self._cloud.get_locations(image_id)
+                if left is not None and not await self.may_be_readable(left):
+                    # Somebody has removed the others in the same moment
+                    log.error("no_whole_location", of_image_id=image_id, advice=LOST)
             # Glance removes the first one in the store: once more only if it is this one again
             if next((one.volume_id for one in left or () if one.store == store), "") != volume.id:
                 break
-        if left is not None and not await self.may_be_readable(left):
-            # Somebody has removed the others in the same moment
-            log.error("no_whole_location", of_image_id=image_id, advice=LOST)
         return ""
 
 

@@ -1224,3 +1224,29 @@ async def test_a_copy_is_the_last_one_while_the_backend_of_the_other_is_down(
         cloud.ahead += 10.0
         await rig.run(image.id)
         assert len(located(cloud, image.id)) == 1
+
+
+@pytest.mark.parametrize("error", [Temporary("503"), NotFound("gone"), Blocked("403")])
+async def test_an_eviction_is_told_whatever_comes_after_it(error: Exception) -> None:
+    class Away(FakeCloud):
+        is_away = False
+
+        async def remove_from_store(self, image_id: str, store: str) -> None:
+            await super().remove_from_store(image_id, store)
+            self.is_away = True
+
+        async def get_locations(self, image_id: str) -> tuple[Location, ...] | None:
+            if self.is_away:
+                raise error
+            return await super().get_locations(image_id)
+
+    cloud = Away(stores=dict(STORES))
+    async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
+        image = cloud.upload()
+        assert isinstance(await rig.run(image.id), Done)
+        (copy,) = cloud.of(image.id)
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        with capture_logs() as logs:
+            await rig.run(image.id)
+        told = [one["volume_id"] for one in logs if one["event"] == "image_volume_evicted"]
+        assert told == [copy.id]
