@@ -37,6 +37,8 @@ class Proxy:
     def __init__(self, url: str) -> None:
         self._upstream = urlsplit(url).netloc
         self.fault: Callable[[str, str], Fault] = lambda method, path: None
+        # What the service is asked for, by what the client asks for
+        self.rewrite: Callable[[str], str] = lambda path: path
         self.delay = 3.0
         # Seconds between two bytes, and how many come that way before the rest follows at once
         self.drip, self.drops = 0.1, 600
@@ -103,7 +105,8 @@ class Proxy:
         headers = {
             name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP
         }
-        connection.request(request.command, request.path, body=body or None, headers=headers)
+        path = self.rewrite(request.path)
+        connection.request(request.command, path, body=body or None, headers=headers)
         answer = connection.getresponse()
         content = answer.read()
         self.answers[answer.status] += 1

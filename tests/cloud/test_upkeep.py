@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import re
 import signal
 import time
 import uuid
@@ -820,6 +821,29 @@ def test_the_only_data_of_an_image_stays_where_it_is(
         assert locations(operator, image_id) == {before["local-1"]}
         soon(lambda: ids(operator, image_id) == {before["local-1"]}, what="and its volume")
         assert alice.sha256(image_id) == hashlib.sha256(data(16).read_bytes()).hexdigest()
+
+
+def test_a_proxy_that_drops_the_query_costs_other_images_nothing(
+    tmp_path: Path, images: Images, alice: Person, operator: Person
+) -> None:
+    clouds = yaml.safe_load((HOME / "clouds.yaml").read_text())
+    with Proxy("http://127.0.0.1:8776") as cinder:
+        url = f"{cinder.url}/v3/{operator.project_id}"
+        clouds["clouds"]["operator"]["block_storage_endpoint_override"] = url
+        file = tmp_path / "clouds.yaml"
+        file.write_text(yaml.safe_dump(clouds))
+        with WorkerProcess(tmp_path, settings(), clouds=file, forked=FORKED) as process:
+            process.wait_ready()
+            unwanted, other = images(store="cinder-1"), images(store="cinder-1")
+            for image_id in (unwanted, other):
+                warmed(operator, alice, image_id)
+            before = ids(operator, other)
+            cinder.rewrite = lambda path: re.sub("name=[^&]*&?", "", path)
+            alice.property(unwanted, "image_volume_prewarm", "no")
+            soon(lambda: stores(alice, unwanted) == {"cinder-1"}, what="its own copy goes")
+            look_again(process)
+            assert ids(operator, other) == before
+            assert locations(operator, other) == before
 
 
 def test_an_answer_that_may_not_be_glances_is_not_believed(
