@@ -216,6 +216,11 @@ def was_downloaded(volume: Volume, image: Image) -> bool:
     return volume.downloaded and NOTE not in image.properties
 
 
+def was_location(volume: Volume) -> bool:
+    """Whether it is noted that Glance knew the volume as a location."""
+    return LOCATED in volume.metadata
+
+
 def is_entry(volume: Volume) -> bool:
     """Whether it is an entry of Cinder's cache: marked by us, or with just the read-only flag that
     Cinder sets."""

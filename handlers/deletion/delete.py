@@ -178,6 +178,10 @@ class Deletion:
                     and image_volume.may_be_location(volume)
                 ):
                     raise Blocked(f"Image-Volume {volume.id} stays: {image_volume.HIDDEN}")
+                if image.status == "queued" and image_volume.was_location(volume):
+                    raise Conflict(
+                        f"Image-Volume {volume.id} stays: it was the image's data before"
+                    )
                 if any(one.volume_id == volume.id for one in locations or ()):
                     raise Conflict(f"Image-Volume {volume.id} stays: it is a location of the image")
                 if image.status != "queued":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from handlers import image_volume, volume_status
-from handlers.actions import LookAtLocations
+from handlers.actions import LookAtLocations, SetMetadata
 from handlers.import_lock import until_others_end
 from handlers.upload.actions import Action, DeleteClone, Finish, LookAtClones, LookAtTasks
 from handlers.upload.clones import is_ours
@@ -65,6 +65,8 @@ def plan(seen: Seen, rules: Uploads) -> Action:
         settled = volume_status.is_usable(clone) or volume_status.is_broken(clone)
         # One of Cinder's may be an entry of its cache with what a user has written on the volume
         if clone.id not in located and settled and is_ours(clone):
+            if image_volume.was_location(clone):
+                continue
             if image_volume.is_readonly(clone):
                 if seen.tasks is None:
                     return LookAtTasks()
@@ -72,7 +74,11 @@ def plan(seen: Seen, rules: Uploads) -> Action:
                     continue
             return DeleteClone(clone.id)
     if not any(clone.id in located for clone in seen.clones):
-        return _without_clone(seen, rules)
+        known = any(image_volume.was_location(clone) for clone in seen.clones)
+        return Finish(Done()) if known else _without_clone(seen, rules)
+    for clone in seen.clones:
+        if clone.id in located and is_ours(clone) and not image_volume.was_location(clone):
+            return SetMetadata.of(clone, {image_volume.LOCATED: "true"})
     return Finish(Done(", ".join(clone.id for clone in seen.clones if clone.id in located)))
 
 

@@ -45,11 +45,24 @@ from worker.core.target import Target, Uploads
 
 UNPROVEN = "no property names a source volume; whether this worker or Cinder has made the clone is not known"
 OF_ANOTHER = "another volume is asked for now"
+WAS_ITS_DATA = (
+    "clone {} stays: it was the image's data before, so Glance's database may have been restored; if "
+    "nobody needs it, delete it"
+)
 NOBODY_ASKED = "no property names a source volume, and Cinder has made no clone"
 
 
 def plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...] = ()) -> Action:
-    """The next action for an image."""
+    """The next action for an image. What was its data before stays."""
+    action = _plan(seen, rules, targets)
+    if isinstance(action, DeleteClone):
+        clones = seen.clones or ()
+        if any(one.id == action.volume_id and image_volume.was_location(one) for one in clones):
+            return Finish(Skip(WAS_ITS_DATA.format(action.volume_id)))
+    return action
+
+
+def _plan(seen: Seen, rules: Uploads, targets: tuple[Target, ...]) -> Action:
     image = seen.image
     if image.status == "active":
         return clean_up.plan(seen, rules)

@@ -1250,3 +1250,30 @@ async def test_an_eviction_is_told_whatever_comes_after_it(error: Exception) -> 
             await rig.run(image.id)
         told = [one["volume_id"] for one in logs if one["event"] == "image_volume_evicted"]
         assert told == [copy.id]
+
+
+async def test_an_uploads_clone_that_was_the_images_data_stays(cloud: FakeCloud) -> None:
+    """As of a database of Glance's that was restored: the image waits for its data again."""
+    async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
+        volume = cloud.volume_of("alice", volume_type="fast")
+        image = cloud.queue(owner="alice")
+        wish = {"image_volume_source": volume.id}
+        cloud.set_by_user(image.id, **wish)
+        cloud.ahead += 10.0
+        assert isinstance(await rig.complete(image.id), Done)
+        (clone,) = cloud.of(image.id)
+        assert located(cloud, image.id) == [clone.id]
+        del cloud.volumes[volume.id]
+        cloud.images[image.id] = image
+        cloud.locations[image.id] = ()
+        cloud.ahead += 1000.0
+        outcome = await rig.complete(image.id)
+        assert isinstance(outcome, Skip)
+        assert "it was the image's data before" in outcome.reason
+        await rig.resync()
+        await rig.quiet()
+        assert [one.id for one in cloud.of(image.id)] == [clone.id]
+        cloud.set_by_user(image.id, **wish)
+        cloud.ahead += 10.0
+        assert isinstance(await rig.complete(image.id), Done)
+        assert located(cloud, image.id) == [clone.id]

@@ -47,6 +47,7 @@ PLAIN = Image(
     properties={"image_volume_source": SOURCE},
 )
 QUEUED = replace(PLAIN, properties={"image_volume_source": f"{SOURCE}/{IMAGE}"})
+ACTIVE = replace(QUEUED, status="active", size=2 * GIB)
 UNNAMED = replace(QUEUED, properties={}, created_epoch=100.0)
 VOLUME = Volume(
     id=SOURCE,
@@ -72,6 +73,8 @@ OURS = Volume(
     updated_epoch=996.0,
     metadata={**METADATA, "image_volume_worker": "upload", "readonly": "True"},
 )
+ITS_DATA = replace(OURS, metadata={**OURS.metadata, "image_volume_worker_located": "true"})
+NOTED = SetMetadata("clone", {"image_volume_worker_located": "true", **OWN})
 CINDERS = replace(OURS, created_epoch=100.0, updated_epoch=101.0,
                   metadata={"image_owner": "alice", "readonly": "True"})  # fmt: skip
 HANDED_ON = replace(UNNAMED, properties={"image_volume_source": f"{SOURCE}/{OTHER}"})
@@ -209,12 +212,20 @@ def test_the_bound_of_a_project(used: int | None, expected: object) -> None:
           for created, tasks, metadata, expected in (
               (900.0, (), OURS.metadata, DeleteClone("second")),
               # One that was a location, or may have been: with delayed_delete its data is wanted
-              (900.0, (replace(FAILED, status="success", url="cinder://c1/second"),), OURS.metadata,
-               Finish(Done("clone"))),
-              (-200_000.0, (), OURS.metadata, Finish(Done("clone"))),
+              (900.0, (replace(FAILED, status="success", url="cinder://c1/second"),), OURS.metadata, NOTED),
+              (-200_000.0, (), OURS.metadata, NOTED),
+              (900.0, (), OURS.metadata | {"image_volume_worker_located": "true"}, NOTED),
               # One that was never finished
               (-200_000.0, None, {k: v for k, v in OURS.metadata.items() if k != "readonly"}, DeleteClone("second")),
           )),
+        (seen(replace(QUEUED, status="active"), clones=(ITS_DATA,),
+              locations=(Location(url="", store="c1", volume_id="clone"),)), Finish(Done("clone"))),
+        # It was the image's data: Glance's database may have been restored
+        (seen(ACTIVE, clones=(ITS_DATA,), locations=(), tasks=()), Finish(Done())),
+        (sure(ITS_DATA, image=UNNAMED, tasks=()), Finish(Skip(plan.WAS_ITS_DATA.format("clone")))),
+        (sure(ITS_DATA, image=replace(QUEUED, properties={"image_volume_source": OTHER})),
+         Finish(Skip(plan.WAS_ITS_DATA.format("clone")))),
+        (sure(ITS_DATA), AddLocation(URL)),
         # The property names another volume now, or none
         (sure(OURS, image=replace(QUEUED, properties={"image_volume_source": OTHER})),
          DeleteClone("clone", "another volume is asked for now")),
@@ -415,7 +426,6 @@ def test_the_store_is_glances_word_or_the_configurations() -> None:
     assert sources.store_of("x", untold, targets) == ""
 
 
-ACTIVE = replace(QUEUED, status="active", size=2 * GIB)
 LOCATED = replace(FAILED, status="success", url=URL)
 TOLD = clean_up.DATA_UPLOADED
 
@@ -432,7 +442,7 @@ TOLD = clean_up.DATA_UPLOADED
         # Its clone was moved or replaced since, or it was data: Glance has forgotten which
         (seen(ACTIVE, clones=(), tasks=(), now=NOW + clean_up.TASKS_KEPT), ""),
         (seen(replace(ACTIVE, properties=HANDED_ON.properties), clones=()), ""),
-        (seen(ACTIVE, clones=(OURS,), locations=(Location.from_url(URL),)), ""),
+        (seen(ACTIVE, clones=(ITS_DATA,), locations=(Location.from_url(URL),)), ""),
     ],
 )
 def test_an_owner_is_told_that_data_was_uploaded(given: Seen, tell: str) -> None:

@@ -28,7 +28,7 @@ def plan(seen: Seen, target: Target) -> Action:
         # An entry of Cinder's cache, which Cinder may evict, is a clone
         if image_volume.is_ours(v, target)
         and not (v.source_volid or volume_status.is_leaving(v))
-        and image_volume.LOCATED not in v.metadata
+        and not image_volume.was_location(v)
         and not image_volume.is_restored(v)
     ]
     for volume in ours:
