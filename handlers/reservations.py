@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import structlog
 
-from handlers import budget, image_volume, volume_status
+from handlers import budget, image_volume, quotas, volume_status
 from handlers.deletion import Deletion
 from worker.core.age import age, lasts
 from worker.core.cloud import Image, Quota, Volume
@@ -71,7 +71,7 @@ class Reservations:
                 going = await self._victims(image, target)
                 freed = sum(one.size for one in going)
                 quota = await self._quota(target)
-                if shortage := _too_large(quota, size) or _shortage(
+                if shortage := quotas.too_large(quota, size) or quotas.shortage(
                     quota, size * volumes - freed, volumes - len(going)
                 ):
                     raise Blocked(shortage)
@@ -87,9 +87,9 @@ class Reservations:
                     self._lost |= dict.fromkeys(stuck, self._now())
                     self._halted[target.name] = self._now()
             self._coming[target.name][image.id] = coming
-        for _ in range(LOOKS if _shortage(quota, size * volumes, volumes) else 0):
+        for _ in range(LOOKS if quotas.shortage(quota, size * volumes, volumes) else 0):
             await watch.changed()
-            if not _shortage(await self._quota(target), size * volumes, volumes):
+            if not quotas.shortage(await self._quota(target), size * volumes, volumes):
                 break
 
     async def _evict(
@@ -155,7 +155,9 @@ class Reservations:
         """
         size = image_volume.size_on(image, target)
         quota = await self._quota(target)
-        if _too_large(quota, size) or _shortage(quota, size * (1 + besides), 1 + besides):
+        if quotas.too_large(quota, size) or quotas.shortage(
+            quota, size * (1 + besides), 1 + besides
+        ):
             return False
         if not target.has_budget:
             return True
@@ -278,28 +280,3 @@ class Reservations:
             # Cinder's policy may keep it from us; then Cinder itself refuses what is too much
             log.debug("quota_unknown", error=str(error))
             return Quota()
-
-
-def _too_large(quota: Quota, size: int) -> str:
-    """Return why the quota allows no volume of `size` GiB; "" if it does. Pure."""
-    if quota.per_volume is not None and quota.per_volume < size:
-        return (
-            f"the internal project's quota allows volumes of {quota.per_volume} GiB, {size} are "
-            f"needed: raise per_volume_gigabytes"
-        )
-    return ""
-
-
-def _shortage(quota: Quota, gigabytes: int, volumes: int) -> str:
-    """Return why the quota is not enough; "" if it is. Pure."""
-    if quota.gigabytes is not None and quota.gigabytes < gigabytes:
-        return (
-            f"the internal project's quota has {quota.gigabytes} GiB left, {gigabytes} are "
-            f"needed: raise gigabytes"
-        )
-    if quota.volumes is not None and quota.volumes < volumes:
-        return (
-            f"the internal project's quota has {quota.volumes} volumes left, {volumes} are "
-            f"needed: raise volumes"
-        )
-    return ""

@@ -10,7 +10,7 @@ from handlers.prewarm.actions import Action, CopyImage, CreateVolume, Finish, Lo
 from handlers.prewarm.held_back import HeldBack
 from handlers.prewarm.popularity import Popularity
 from handlers.prewarm.seen import Seen
-from handlers.prewarm.strategies import cache, location, native, registered, store
+from handlers.prewarm.strategies import cache, listed, location, native, store
 from worker.core.cloud import Image, Volume
 from worker.core.handler import Parts, Watch
 from worker.core.outcome import Again, Skip
@@ -41,8 +41,8 @@ PLANS: Mapping[str, Plan] = {
     "native": native.plan,
 }
 LACKS: Mapping[str, Lacks] = {
-    "store": registered.lacks,
-    "location": registered.lacks,
+    "store": listed.lacks,
+    "location": listed.lacks,
     "cache": cache.lacks,
     "native": native.lacks,
 }

@@ -170,10 +170,8 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """The rest of the internal project's quota for a volume type; None where there is no limit.
-
-    `per_volume` is the GiB that one volume may have.
-    """
+    """The rest of the internal project's quota for a volume type, and the GiB that one volume may
+    have; None where there is no limit."""
 
     volumes: int | None = None
     gigabytes: int | None = None
