@@ -10,6 +10,7 @@ from worker.core.age import SKEW
 from worker.core.cloud import GIB, Image, NewVolume, Volume
 from worker.core.creation import NOTE
 from worker.core.notification import IMAGE_VOLUME_NAME
+from worker.core.pool import BACKEND, TELLING, VolumeType
 from worker.core.target import TAG, UPLOAD, UPLOADED_BY, Target
 
 # The image's updated_at that an entry of Cinder's cache was made for
@@ -163,6 +164,19 @@ def placing_type(pool: str) -> str:
     """The name of the private volume type that leads to this pool, host@backend#pool, and to no
     other."""
     return f"{PLACING}{pool}"
+
+
+def is_placing(volume_type: VolumeType) -> bool:
+    """Whether the worker has made the volume type: private, for a pool, and with no extra specs but
+    those that choose one."""
+    pool = volume_type.name.removeprefix(PLACING)
+    return (
+        volume_type.name.startswith(PLACING)
+        and not volume_type.public
+        and "@" in pool
+        and "#" in pool
+        and volume_type.specs.keys() <= {BACKEND, *TELLING}
+    )
 
 
 def is_placed(volume: Volume) -> bool:

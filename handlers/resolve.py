@@ -110,6 +110,12 @@ def find_places(
     )
 
 
+def is_narrowed(target: Target, types: Iterable[VolumeType], pools: tuple[Pool, ...]) -> bool:
+    """Whether the target's volume type leads to pools that the target does not take. Pure."""
+    found = next((one for one in types if one.name == target.volume_type), None)
+    return any(not target.takes(pool.name) for pool in (pools_of(found, pools) if found else ()))
+
+
 def arrays_of(target: Target) -> frozenset[str]:
     """The arrays that the target leads to which clone across their pools."""
     return frozenset(place.array for place in target.places) - {""}

@@ -35,6 +35,7 @@ def at(target: Target, place: Place) -> Target:
         availability_zone=place.zone or target.availability_zone,
         places=(place,),
         pool=place.name,
+        narrowed=False,
         whole=target,
     )
 

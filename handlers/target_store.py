@@ -11,8 +11,8 @@ from dataclasses import replace
 import structlog
 
 from handlers import image_volume
-from handlers.resolve import arrays_of, find_places, missing_type, resolve
-from worker.core.age import age, lasts
+from handlers.resolve import arrays_of, find_places, is_narrowed, missing_type, resolve
+from worker.core.age import is_recent, lasts
 from worker.core.cloud import Cloud, Store
 from worker.core.errors import Blocked, NotFound, Temporary
 from worker.core.handler import Parts
@@ -89,6 +89,8 @@ class TargetStores:
         self._until = 0.0
         self._types: Mapping[str, str] = {}
         self._places: Mapping[str, tuple[Place, ...]] = {}
+        self._narrowed: frozenset[str] = frozenset()
+        self._placing: Mapping[str, str] = {}
         self._encryption: Types = {}
         self._types_until = 0.0
         self._sharing = TypeMap()
@@ -98,15 +100,16 @@ class TargetStores:
 
     async def stores(self, *, within: float = KEEP) -> tuple[Store, ...]:
         """Glance's stores, as it told them so many seconds ago at most."""
-        await self._refresh_stores(afresh=age(self._until - KEEP, self._now()) > within)
+        recent = is_recent(self._until - KEEP, self._now(), within)
+        await self._refresh_stores(afresh=not recent)
         return self._stores
 
     async def down(self) -> frozenset[str]:
-        """The backends (host@backend) that are down, as Cinder told a moment ago; empty where it
-        does not tell us."""
+        """The backends (host@backend, or cluster@backend) that are down, as Cinder told a moment
+        ago; empty where it does not tell us."""
         async with self._looking:
             at, down = self._down
-            if age(at, self._now()) > LATELY:
+            if not is_recent(at, self._now(), LATELY):
                 down = await read_down(self._cloud)
                 self._down = self._now(), down
             return down
@@ -166,7 +169,12 @@ class TargetStores:
         found = lasts(self._found_encrypted.get(target.name, 0.0), self._now(), KEEP)
         encrypted = found or self._encryption.get(target.volume_type) is True
         places = self._places.get(target.name, ())
-        resolved = replace(resolve(target, self._stores), encrypted=encrypted, places=places)
+        resolved = replace(
+            resolve(target, self._stores),
+            encrypted=encrypted,
+            places=places,
+            narrowed=target.name in self._narrowed,
+        )
         # Cinder takes any of an image's locations that lie on arrays which clone across pools, also
         # on another array
         if resolved.automatic and resolved.strategy == "store" and not self._may_locate(resolved):
@@ -193,6 +201,12 @@ class TargetStores:
         return self._types
 
     @property
+    def placing(self) -> Mapping[str, str]:
+        """Names by id of the volume types that the worker has made to choose a pool; as of the last
+        look at the services."""
+        return self._placing
+
+    @property
     def sharing(self) -> TypeMap:
         """Which other types are served by what is kept warm on a target; as of the last look."""
         return self._sharing
@@ -204,6 +218,7 @@ class TargetStores:
                 return
             described = await self._cloud.describe_volume_types()
             types = {one.id: one.name for one in described}
+            self._placing = {one.id: one.name for one in described if image_volume.is_placing(one)}
             wanted = [target.volume_type for target in self._targets]
             self._encryption = await read_encryption(self._cloud, types, wanted)
             pools = await read_pools(self._cloud)
@@ -211,6 +226,9 @@ class TargetStores:
                 self._places = {
                     one.name: find_places(one, described, pools) for one in self._targets
                 }
+                self._narrowed = frozenset(
+                    one.name for one in self._targets if is_narrowed(one, described, pools)
+                )
             self._sharing = await self._read_sharing(described, pools or ())
             self._types, self._types_until = types, self._now() + KEEP
 

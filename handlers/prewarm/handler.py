@@ -191,7 +191,7 @@ class Prewarm:
         await self._listed.prepare(self._resolved, volumes)
         if self._keeps_order and self._may_delete:
             used = {volume.volume_type for own in volumes.values() for volume in own}
-            await self._placing.tidy(self._stores.types, used)
+            await self._placing.tidy(self._stores.placing, used)
 
     def incomplete(
         self, image_id: str, image: Image | None, volumes: tuple[Volume, ...]

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 
 import structlog
 
-from handlers.image_volume import PLACING
 from worker.core.age import lasts
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.handler import Parts
@@ -102,19 +101,17 @@ class Placing:
     async def tidy(self, types: Mapping[str, str], used: Iterable[str]) -> None:
         """Delete the private types that no volume is of, the second time that they are seen so.
 
-        `types` are names by id, `used` names of types of volumes. A job may have made one and not
-        its volume yet.
+        `types` are their names by id, `used` names of types of volumes. A job may have made one and
+        not its volume yet.
         """
-        in_use, before = frozenset(used), self._unused
-        self._unused = (
-            frozenset(name for name in types.values() if name.startswith(PLACING)) - in_use
-        )
+        before = self._unused
+        self._unused = frozenset(types.values()) - frozenset(used)
         for type_id, name in types.items():
             if name in self._unused & before:
                 self._there.discard(name)
                 try:
                     await self._cloud.delete_volume_type(type_id)
-                    log.info("volume_type_deleted", volume_type=name)
+                    log.info("volume_type_deleted", volume_type=name, why="no volume is of it")
                 except (Blocked, Conflict, NotFound, Temporary) as error:
                     # Of a volume that is being made, say
                     log.info("volume_type_stays", volume_type=name, why=str(error))

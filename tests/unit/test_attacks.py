@@ -1277,3 +1277,26 @@ async def test_an_uploads_clone_that_was_the_images_data_stays(cloud: FakeCloud)
         cloud.ahead += 10.0
         assert isinstance(await rig.complete(image.id), Done)
         assert located(cloud, image.id) == [clone.id]
+
+
+@pytest.mark.parametrize("what", ["store", "backend"])
+async def test_a_clock_that_was_set_back_keeps_no_old_answer(what: str) -> None:
+    cloud = Shrinking(stores=dict(STORES))
+    async with Rig(cloud, targets=using("store", FAST, SLOW), policy=QUICK) as rig:
+        images = [cloud.upload(owner="alice") for _ in range(2)]
+        for image in images:
+            assert isinstance(await rig.run(image.id, "slow"), Done)
+            if what == "backend":
+                # What others have made
+                (other,) = [one for one in cloud.of(image.id) if one.volume_type == "slow"]
+                marks = {k: v for k, v in other.metadata.items() if k != image_volume.ORIGIN}
+                cloud.volumes[other.id] = replace(other, metadata=marks | {"image_owner": "alice"})
+                cloud.locations[image.id] = cloud.locations[image.id][1:]
+            assert isinstance(await rig.run(image.id), Done)
+            cloud.set_by_user(image.id, image_volume_prewarm="no")
+        await rig.run(images[0].id)
+        assert "fast" not in {one.volume_type for one in cloud.of(images[0].id)}
+        cloud.ahead -= 50.0
+        cloud.has_file, cloud.down = what != "store", {"host@slow"} if what == "backend" else set()
+        await rig.run(images[1].id)
+        assert "fast" in {one.volume_type for one in cloud.of(images[1].id)}

@@ -213,6 +213,19 @@ async def test_an_answer_about_something_else_is_not_believed() -> None:
     assert found == ()
 
 
+async def test_a_cluster_is_down_when_all_of_its_services_are() -> None:
+    def service(host: str, state: str, cluster: str | None = None) -> dict[str, object]:
+        words = {"binary": "cinder-volume", "status": "enabled", "cluster": cluster}
+        return {"host": host, "state": state, **words}
+
+    rows = [
+        service("h1@a", "up"), service("h1@b", "down"), service("h2@c", "down", "one@c"),
+        service("h3@c", "up", "one@c"), service("h2@d", "down", "one@d"), service("h3@d", "down", "one@d"),
+    ]  # fmt: skip
+    bed = Bed(answer(200, {"services": rows}))
+    assert await bed.cloud.list_down() == {"h1@b", "one@d"}
+
+
 @pytest.mark.parametrize("body", [{}, {"images": None}, [], {"error": "?"}])
 async def test_an_answer_without_a_list_is_no_empty_list(body: object) -> None:
     with pytest.raises(Temporary):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from handlers import image_volume
 from handlers.clone_path import CacheClone, Evidence, ImageVolumeClone, Pool, clone_path
 from handlers.marks import is_ours
 from handlers.prewarm import Prewarm
@@ -613,3 +614,38 @@ def test_a_volume_lies_in_the_pool_of_its_cluster() -> None:
     # Not placed yet
     unplaced = parse.volume({**fields, "os-vol-host-attr:host": None, "cluster_name": None})
     assert (unplaced.host, unplaced.scheduled) == ("", False)
+
+
+@pytest.mark.parametrize("chosen", [("*#fast",), ("*#fastb",)])
+async def test_of_a_type_with_several_pools_only_the_one_that_a_target_takes_is_used(
+    chosen: tuple[str, ...],
+) -> None:
+    cloud = spread()
+    target = replace(FAST, pools=chosen)
+    async with Rig(cloud, targets=[target], policy=Policy(settle=0.0)) as rig:
+        images = [cloud.upload(disk_format="qcow2") for _ in range(3)]
+        await rig.resync()
+        await rig.quiet()
+        for image in images:
+            assert [one.host for one in cloud.of(image.id)] == [f"host@fast{chosen[0][1:]}"]
+            assert warmth(rig, image) == (State.WARM, "")
+        assert await rig.resync() == []
+
+
+async def test_what_is_called_like_a_placing_type_and_is_none_stays() -> None:
+    """A public type, or one with extra specs that the worker does not write."""
+    cloud = spread()
+    async with Rig(cloud, targets=[FAST], policy=Policy(settle=0.0)) as rig:
+        specs = {"volume_backend_name": "fast", "pool_name": "fast"}
+        names = [image_volume.placing_type(name) for name in ("host@fast#fast", "finance", "h@b#p")]
+        cloud.private_types = {names[0]: specs, names[1]: specs, names[2]: specs | {"x": "y"}}
+        cloud.public_types = {names[0]}
+        for _ in range(3):
+            await rig.resync()
+            await rig.quiet()
+        assert set(cloud.private_types) == set(names)
+        cloud.public_types = set()
+        for _ in range(3):
+            await rig.resync()
+            await rig.quiet()
+        assert set(cloud.private_types) == set(names[1:])

@@ -17,6 +17,12 @@ def age(moment: float, now: float) -> float:
     return math.inf if moment > now + SKEW else now - moment
 
 
+def is_recent(moment: float, now: float, within: float) -> bool:
+    """Whether a moment of our own clock was so many seconds ago at most. One that is yet to come is
+    not: the clock was set back since, and nobody knows how long ago it was."""
+    return 0.0 <= now - moment <= within
+
+
 def lasts(until: float, now: float, span: float) -> bool:
     """Whether something that lasts for `span` seconds is not over yet.
 

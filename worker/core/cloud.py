@@ -286,8 +286,8 @@ class Cloud(Protocol):
         """The pools that Cinder's scheduler knows; Blocked where only an administrator may ask."""
 
     async def list_down(self) -> frozenset[str]:
-        """The backends (host@backend) whose cinder-volume is down, as far as Cinder has noticed;
-        Blocked where only an administrator may ask."""
+        """The backends (host@backend, or cluster@backend) whose cinder-volume is down, as far as
+        Cinder has noticed; Blocked where only an administrator may ask."""
 
     async def create_private_type(self, name: str, specs: Mapping[str, str]) -> None:
         """Create a volume type that no project sees; Conflict if there is one of this name."""

@@ -61,7 +61,7 @@ class Target:
     of Glance from which Cinder's driver clones raw images by itself, the one to copy into first.
     With no `disk_formats` those are kept warm that the strategy can serve. `automatic` is no option
     either: it tells that the strategy was `auto`, and may be another one for an image of another
-    format.
+    format. `narrowed` is none: the type leads to pools that the target does not take.
     """
 
     name: str
@@ -82,6 +82,7 @@ class Target:
     pool: str = ""
     encrypted: bool = False
     automatic: bool = False
+    narrowed: bool = False
     whole: Target | None = None
 
     @property
@@ -108,9 +109,9 @@ class Target:
 
     @property
     def is_spread(self) -> bool:
-        """Whether its volumes come to lie in several places, so that one Image-Volume does not
-        serve all of them."""
-        return len(self.places) > 1
+        """Whether the places of its volumes have to be chosen: one Image-Volume does not serve all
+        of them, or Cinder's scheduler may choose a pool that it does not take."""
+        return len(self.places) > 1 or (self.narrowed and bool(self.places))
 
     @property
     def place(self) -> str:

@@ -23,7 +23,7 @@ from worker.openstack.survey import Limit, Service
 log = structlog.get_logger(__name__)
 
 WITH_CLUSTER = "3.61"
-"""The microversion of volumes that tells an administrator their cluster (Ussuri)."""
+"""The microversion of volumes and services that tells an administrator their cluster (Ussuri)."""
 
 
 class Cinder(Keystone):
@@ -199,8 +199,12 @@ class Cinder(Keystone):
             "block-storage",
             "/os-services?binary=cinder-volume",
             parse.each("services", Service.from_api),
+            microversion=WITH_CLUSTER,
         )
-        return frozenset(one.host for one in services if not one.up)
+        # Volumes of an active-active service have its cluster's name, and any of its hosts serves
+        # them
+        up = {one.cluster or one.host for one in services if one.up}
+        return frozenset(one.cluster or one.host for one in services) - up
 
     async def list_zones(self) -> frozenset[str]:
         """Return the availability zones for volumes that are available."""

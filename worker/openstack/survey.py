@@ -76,12 +76,14 @@ class Shown:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A service of Cinder; `host` is `host@backend` of a cinder-volume."""
+    """A service of Cinder; `host` is `host@backend` of a cinder-volume, `cluster` the
+    `cluster@backend` of an active-active one, "" if it is none or Cinder was not asked for it."""
 
     binary: str
     host: str
     up: bool
     enabled: bool
+    cluster: str = ""
 
     @classmethod
     def from_api(cls, fields: Mapping[str, Any]) -> Service:
@@ -89,6 +91,7 @@ class Service:
         return cls(
             binary=fields["binary"],
             host=fields["host"],
+            cluster=fields.get("cluster") or "",
             up=fields.get("state") == "up",
             enabled=fields.get("status") == "enabled",
         )

@@ -100,6 +100,7 @@ class FakeCloud:
     named_pools: bool = True
     tells_pools: bool = True
     makes_types: bool = True
+    public_types: set[str] = field(default_factory=set)
     private_types: dict[str, Mapping[str, str]] = field(default_factory=dict)
     sees_all: bool = True
     sees_foreign: bool = True
@@ -617,7 +618,10 @@ class FakeCloud:
             }
             described = {**public, **self.private_types}
             return tuple(
-                VolumeType(id=name, name=name, specs=specs) for name, specs in described.items()
+                VolumeType(
+                    id=name, name=name, specs=specs, public=name in self.types | self.public_types
+                )
+                for name, specs in described.items()
             )
 
     async def list_pools(self) -> tuple[Pool, ...]:
