@@ -103,8 +103,9 @@ def _without_clone(seen: Seen, rules: Uploads) -> Action:
         return Finish(Done(), tell=DATA_UPLOADED)
     if seen.tasks is None:
         return LookAtTasks()
-    if seen.now - seen.image.created_epoch > TASKS_KEPT:
-        # Glance has forgotten the task that gave it its data
+    by_task = rules.location_api != "old" or not seen.image.size
+    if not by_task or seen.now - seen.image.created_epoch > TASKS_KEPT:
+        # No task gave it its data, or Glance has forgotten it
         return Finish(Done(), tell=seen.image.properties.get(rules.status_property, ""))
     located = any(task.type == LOCATION_IMPORT and task.status == "success" for task in seen.tasks)
     return Finish(Done(), tell="" if located or seen.asked else DATA_UPLOADED)
