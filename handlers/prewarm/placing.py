@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 import structlog
 
-from worker.core.age import lasts
+from worker.core.age import age, lasts
 from worker.core.errors import Blocked, Conflict, NotFound, Temporary
 from worker.core.handler import Parts
 from worker.core.target import Target
@@ -23,6 +23,8 @@ log = structlog.get_logger(__name__)
 ASK_AGAIN = 3600.0
 # Each try downloads the image, in seconds
 TRY_AGAIN = 86_400.0
+# For so many seconds, or `rewarm_interval`, no volume is of a private type before it is deleted
+UNUSED_FOR = 30.0
 NO_WAY = (
     "Cinder offers no way to choose this pool (it reports no pool_name, or several pools have "
     "the same names): the "
@@ -46,8 +48,10 @@ class Placing:
     def __init__(self, parts: Parts) -> None:
         self._cloud = parts.cloud
         self._now = parts.now
+        self._rules = parts.policy
         self._there: set[str] = set()
-        self._unused: frozenset[str] = frozenset()
+        self._unused: dict[str, float] = {}
+        self._wanted: dict[str, float] = {}
         self._refused_until = 0.0
         self._astray: dict[str, tuple[float, str]] = {}
 
@@ -72,6 +76,7 @@ class Placing:
         CannotPlace if not allowed."""
         if why := self.obstacle(target):
             raise CannotPlace(why)
+        self._wanted[target.volume_type] = self._now()
         if target.volume_type in self._there:
             return
         try:
@@ -99,15 +104,21 @@ class Placing:
         self._there.clear()
 
     async def tidy(self, types: Mapping[str, str], used: Iterable[str]) -> None:
-        """Delete the private types that no volume is of, the second time that they are seen so.
+        """Delete the private types that no volume is of, once that was seen for long enough.
 
-        `types` are their names by id, `used` names of types of volumes. A job may have made one and
-        not its volume yet.
+        `types` are their names by id, `used` names of types of volumes. A job, another worker's too,
+        may be about to make a volume of one: without its type Cinder would list no volumes at all.
         """
-        before = self._unused
-        self._unused = frozenset(types.values()) - frozenset(used)
-        for type_id, name in types.items():
-            if name in self._unused & before:
+        now, in_use = self._now(), frozenset(used)
+        self._unused = {
+            type_id: self._unused.get(type_id, now)
+            for type_id, name in types.items()
+            if name not in in_use
+        }
+        for type_id, seen_at in self._unused.items():
+            name = types[type_id]
+            since = max(seen_at, self._wanted.get(name, 0.0))
+            if age(since, now) >= max(UNUSED_FOR, self._rules.rewarm_interval):
                 self._there.discard(name)
                 try:
                     await self._cloud.delete_volume_type(type_id)

@@ -1300,3 +1300,23 @@ async def test_a_clock_that_was_set_back_keeps_no_old_answer(what: str) -> None:
         cloud.has_file, cloud.down = what != "store", {"host@slow"} if what == "backend" else set()
         await rig.run(images[1].id)
         assert "fast" in {one.volume_type for one in cloud.of(images[1].id)}
+
+
+async def test_a_users_marks_of_an_upload_hide_no_entry_of_cinders() -> None:
+    cloud = caching()
+    async with rig_of(cloud, "cache", FAST) as rig:
+        image = cloud.upload(owner="alice", disk_format="qcow2", virtual_size=GIB)
+        marks = {
+            TAG: UPLOAD,
+            UPLOADED_BY: "alice",
+            "glance_image_id": image.id,
+            "image_owner": "alice",
+        }
+        cloud.use(image.id, "fast", project="mallory", metadata=marks)
+        (entry,) = cloud.of(image.id)
+        assert entry.inherited or TAG in entry.metadata
+        for _ in range(3):
+            assert isinstance(await rig.run(image.id), Done)
+            cloud.ahead += 700.0
+        assert [one.id for one in cloud.of(image.id)] == [entry.id]
+        assert cloud.calls["create_volume"] <= 1

@@ -18,7 +18,7 @@ from worker.core.outcome import Again, Done, Skip
 from worker.core.state import State
 from worker.core.target import Policy, Target
 from worker.openstack import parse
-from worker.testing.fake_cloud import FakeCloud
+from worker.testing.fake_cloud import FakeCloud, Fault
 from worker.testing.rig import FAST, SLOW, STORES, Rig
 
 
@@ -190,10 +190,33 @@ async def test_an_unwanted_image_leaves_no_entry_and_no_type() -> None:
         await rig.resync()
         await rig.quiet()
         assert cloud.of(image.id) == []
-        await rig.resync()
-        assert len(cloud.private_types) == 4, "a job may be about to use them"
+        for _ in range(3):
+            await rig.resync()
+            assert len(cloud.private_types) == 4, "a job may be about to use them"
+        cloud.ahead += 600.0
         await rig.resync()
         assert cloud.private_types == {}
+
+
+async def test_a_type_that_was_made_again_meanwhile_counts_anew() -> None:
+    """Somebody may be making a volume of it: without its type Cinder would list no volumes."""
+    cloud = spread()
+    async with Rig(cloud, targets=[FAST], policy=Policy(settle=0.0)) as rig:
+        image = cloud.upload()
+        await rig.run(image.id)
+        cloud.set_by_user(image.id, image_volume_prewarm="no")
+        await rig.resync()
+        await rig.quiet()
+        await rig.resync()
+        assert not cloud.of(image.id)
+        cloud.ahead += 600.0
+        # A job is about to make volumes, and Cinder has no room at the moment
+        cloud.set_by_user(image.id, image_volume_prewarm="yes")
+        cloud.faults["create_volume"] = Fault(Temporary("503"), times=8)
+        with pytest.raises(Temporary):
+            await rig.run(image.id)
+        await rig.resync()
+        assert cloud.private_types
 
 
 async def test_commands_that_look_delete_no_type() -> None:
@@ -646,6 +669,7 @@ async def test_what_is_called_like_a_placing_type_and_is_none_stays() -> None:
         assert set(cloud.private_types) == set(names)
         cloud.public_types = set()
         for _ in range(3):
+            cloud.ahead += 600.0
             await rig.resync()
             await rig.quiet()
         assert set(cloud.private_types) == set(names[1:])

@@ -59,9 +59,13 @@ def entries_of(seen: Seen) -> tuple[Volume, ...]:
             and volume.source_volid
             and volume.id not in named
             and image_volume.is_readonly(volume)
-            # One that an upload has left is none, nor one that a target has taken over since
-            and (volume.inherited or volume.metadata.get(TAG) != UPLOAD)
-            and UPLOADED_BY not in volume.metadata
+            # One that an upload has left is none, nor one that a target has taken over since. Marks
+            # that it may have from a user's volume say nothing: before ours is read-only it has its
+            # own
+            and (
+                volume.inherited
+                or (volume.metadata.get(TAG) != UPLOAD and UPLOADED_BY not in volume.metadata)
+            )
         )
     )
 
