@@ -396,7 +396,7 @@ class Deletion:
         for _ in range(TRIES):
             await self._remove_from_store(image_id, store, volume.id, why=why)
             left = None
-            # It is done, whatever the answer to this look is
+            # The volume is deleted, also if this look fails
             with contextlib.suppress(NotFound, Blocked, Temporary):
                 left = await self._cloud.get_locations(image_id)
                 if left is not None and not await self.may_be_readable(left):

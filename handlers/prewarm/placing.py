@@ -23,7 +23,7 @@ log = structlog.get_logger(__name__)
 ASK_AGAIN = 3600.0
 # Each try downloads the image, in seconds
 TRY_AGAIN = 86_400.0
-# For so many seconds, or `rewarm_interval`, no volume is of a private type before it is deleted
+# Seconds without a volume after which a private type is deleted; not before `rewarm_interval`
 UNUSED_FOR = 30.0
 NO_WAY = (
     "Cinder offers no way to choose this pool (it reports no pool_name, or several pools have "

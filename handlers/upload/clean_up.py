@@ -70,7 +70,7 @@ def plan(seen: Seen, rules: Uploads) -> Action:
             if image_volume.is_readonly(clone):
                 if seen.tasks is None:
                     return LookAtTasks()
-                if _was_location(clone, seen):
+                if _may_have_been_location(clone, seen):
                     continue
             return DeleteClone(clone.id)
     if not any(clone.id in located for clone in seen.clones):
@@ -82,7 +82,7 @@ def plan(seen: Seen, rules: Uploads) -> Action:
     return Finish(Done(", ".join(clone.id for clone in seen.clones if clone.id in located)))
 
 
-def _was_location(clone: Volume, seen: Seen) -> bool:
+def _may_have_been_location(clone: Volume, seen: Seen) -> bool:
     """Whether a clone was a location, or may have been: ours is read-only before it becomes one. With
     delayed_delete an administrator may still want its data."""
     forgotten = seen.now - seen.image.created_epoch > TASKS_KEPT

@@ -37,7 +37,7 @@ class Proxy:
     def __init__(self, url: str) -> None:
         self._upstream = urlsplit(url).netloc
         self.fault: Callable[[str, str], Fault] = lambda method, path: None
-        # What the service is asked for, by what the client asks for
+        # Changes the path that the service is asked for
         self.rewrite: Callable[[str], str] = lambda path: path
         self.delay = 3.0
         # Seconds between two bytes, and how many come that way before the rest follows at once

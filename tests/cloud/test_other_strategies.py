@@ -8,6 +8,7 @@ import pytest
 
 from scripts.cloud.operate import TARGETS, groups, is_warm, of_image, sql, switched, until
 from scripts.cloud.people import CINDER_LOG, Person
+from tests.cloud.test_upkeep import locations
 from tests.worker_process import WorkerProcess
 
 Images = Callable[..., str]
@@ -94,11 +95,9 @@ def test_what_a_restored_database_of_cinders_shows_again_is_no_location_again(
         show(made_since, status="deleted", deleted=1)
         alice.property(image_id, "anything", "changed")
 
-        def repaired() -> bool:
-            found = ids_of_locations(operator, image_id)
-            return len(found) == len(TARGETS) and not found & (deleted | made_since)
-
-        until(repaired, what=lambda: str(ids_of_locations(operator, image_id)))
+        old = deleted | made_since
+        until(lambda: len(locations(operator, image_id) - old) == len(TARGETS), what="made anew")
+        assert not locations(operator, image_id) & old
         alice.delete_volume(witness)
         for volume_id in deleted:
             operator.delete_volume(volume_id)
@@ -112,12 +111,6 @@ def show(volume_ids: set[str], *, status: str, deleted: int) -> None:
     sql("cinder", f"update volumes set status='{status}', deleted={deleted} where id in ({listed})")
     for table in ("volume_metadata", "volume_admin_metadata"):
         sql("cinder", f"update {table} set deleted={deleted} where volume_id in ({listed})")
-
-
-def ids_of_locations(operator: Person, image_id: str) -> set[str]:
-    """The volumes that are the image's locations."""
-    urls = (row["url"] for row in operator.locations(image_id))
-    return {url.rpartition("/")[2] for url in urls if url.startswith("cinder://")}
 
 
 @pytest.mark.usefixtures("old_locations")

@@ -505,7 +505,7 @@ def test_an_image_deleted_takes_its_image_volumes_along(
         alice.delete_image(image_id)
         log.info("store: everything gone after %.1f s", seconds_until_gone(operator, image_id))
         assert process.events("job_parked") == []
-        # What an operator then restores from a backup, as Cinder writes it
+        # A volume as Cinder restores it from a backup
         del metadata["readonly"]
         marks = metadata | {"src_backup_id": str(uuid.uuid4())}
         restored = operator.blank("local-1", name=f"image-{image_id}", metadata=marks)

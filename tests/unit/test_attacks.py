@@ -937,11 +937,11 @@ def test_a_location_names_its_volume_whatever_the_letters() -> None:
     assert Location.from_url("cinder://fast/ABC-1").volume_id == "abc-1"
 
 
-# What a service tells again after it had gone
+# Restored databases
 
 
 async def test_a_volume_that_was_a_location_before_is_none_again(cloud: FakeCloud) -> None:
-    """As of a database of Cinder's that was restored: the volume has no data any more."""
+    """As after a restore of Cinder's database: the volume has no data any more."""
     cloud.multiple_locations = True
     async with Rig(cloud, targets=using("location", FAST), policy=QUICK) as rig:
         image = cloud.upload()
@@ -979,7 +979,7 @@ async def test_a_store_that_is_back_takes_uploads_and_copies_at_once(cloud: Fake
         assert cloud.images[wish.id].status == "active"
 
 
-# What is lost is told
+# Lost data is reported
 
 
 class Draining(FakeCloud):
@@ -1046,7 +1046,7 @@ async def test_nor_is_it_forgotten_at_the_next_resync(cloud: FakeCloud) -> None:
 async def test_a_copy_of_an_earlier_image_with_the_same_id_stays(
     cloud: FakeCloud, budget: bool
 ) -> None:
-    """As of a database of Glance's that was restored, in which somebody uses the id again."""
+    """As after a restore of Glance's database: somebody uses the id again."""
     target = replace(FAST, max_count=1) if budget else FAST
     async with Rig(cloud, targets=using("store", target), policy=QUICK) as rig:
         earlier = cloud.upload(owner="alice")
@@ -1112,7 +1112,7 @@ async def test_what_is_larger_than_the_quota_of_one_volume_evicts_nothing(
         assert isinstance(await rig.run(cloud.upload().id), Done)
 
 
-# What an operator has restored
+# Restored backups
 
 
 def restored(volume: Volume, cloud: FakeCloud) -> Volume:
@@ -1195,7 +1195,12 @@ async def test_a_deletion_that_is_answered_with_404_is_told() -> None:
             await super().remove_from_store(image_id, store)
             raise NotFound("a proxy has asked twice")
 
-    cloud = Twice(stores=dict(STORES))
+    copy, told = await evicted(Twice(stores=dict(STORES)))
+    assert told["already_deleted"] == [copy]
+
+
+async def evicted(cloud: FakeCloud) -> tuple[str, dict[str, list[str]]]:
+    """A copy that was to be evicted, and the volumes that the log names by event."""
     async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
         image = cloud.upload()
         assert isinstance(await rig.run(image.id), Done)
@@ -1203,8 +1208,10 @@ async def test_a_deletion_that_is_answered_with_404_is_told() -> None:
         cloud.set_by_user(image.id, image_volume_prewarm="no")
         with capture_logs() as logs:
             await rig.run(image.id)
-        told = [one["volume_id"] for one in logs if one["event"] == "already_deleted"]
-        assert told == [copy.id]
+    told: dict[str, list[str]] = {}
+    for one in logs:
+        told.setdefault(one["event"], []).append(one.get("volume_id", ""))
+    return copy.id, told
 
 
 async def test_a_copy_is_the_last_one_while_the_backend_of_the_other_is_down(
@@ -1240,20 +1247,12 @@ async def test_an_eviction_is_told_whatever_comes_after_it(error: Exception) -> 
                 raise error
             return await super().get_locations(image_id)
 
-    cloud = Away(stores=dict(STORES))
-    async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
-        image = cloud.upload()
-        assert isinstance(await rig.run(image.id), Done)
-        (copy,) = cloud.of(image.id)
-        cloud.set_by_user(image.id, image_volume_prewarm="no")
-        with capture_logs() as logs:
-            await rig.run(image.id)
-        told = [one["volume_id"] for one in logs if one["event"] == "image_volume_evicted"]
-        assert told == [copy.id]
+    copy, told = await evicted(Away(stores=dict(STORES)))
+    assert told["image_volume_evicted"] == [copy]
 
 
 async def test_an_uploads_clone_that_was_the_images_data_stays(cloud: FakeCloud) -> None:
-    """As of a database of Glance's that was restored: the image waits for its data again."""
+    """As after a restore of Glance's database: the image waits for its data again."""
     async with Rig(cloud, targets=using("store", FAST), policy=QUICK) as rig:
         volume = cloud.volume_of("alice", volume_type="fast")
         image = cloud.queue(owner="alice")
